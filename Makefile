@@ -1,0 +1,44 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+STAMP := $(VENV)/.installed
+
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: install demo test check clean
+
+install: $(STAMP)  ## set up .venv with everything that development needs
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune]' --group dev
+	touch $@
+
+demo: install  ## phantoms → data set → training → figures → predictions, in $(DEMO)
+	rm -rf $(DEMO)
+	$(BIN)/mtil phantom $(DEMO)/images --num-images 240 --seed 0
+	$(BIN)/mtil prepare $(DEMO)/images --layout busi --to $(DEMO)/data --image-size 96
+	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
+	$(BIN)/mtil evaluate --run $(DEMO)/run
+	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
+	@echo
+	@echo "Metrics:      $(DEMO)/run/evaluation.json"
+	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"
+	@echo "Predictions:  $(DEMO)/predictions/predictions.csv"
+	@echo "Overlays:     $(DEMO)/predictions/overlays"
+
+check: install  ## style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check  ## what CI runs
+	$(BIN)/python -m pytest -m "not integration and not e2e" -q
+	$(BIN)/python -m pytest -m "integration or e2e" -q
+
+clean:
+	rm -rf $(DEMO)

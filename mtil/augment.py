@@ -1,0 +1,106 @@
+"""Random changes to a training batch, on the batch's own device.
+
+All random numbers come from torch's global generator, and every image draws its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from kornia.filters import gaussian_blur2d
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from torch import Tensor
+
+from mtil.config import AugmentConfig, PriorConfig
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+
+ROUGHEN_SHARE = 0.02
+"""Radius of the prior map's roughening as a share of the side."""
+
+
+class Augment:
+    """Moves image, mask and prior map together, changes the image's look, degrades the prior map.
+
+    The prior map is dropped or roughened so that the network neither relies on it nor learns
+    that it is as good as maps of training images tend to be.
+    """
+
+    def __init__(self, config: AugmentConfig, prior: PriorConfig) -> None:
+        self.config = config
+        self.prior = prior
+
+    def __call__(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        mask: Float[Tensor, "b 1 h w"],
+        prior: Float[Tensor, "b 1 h w"] | None,
+    ) -> Batch:
+        """Return the changed batch.
+
+        Args:
+            image: gray values in [0, 1].
+            mask: 1 in the lesion, 0 elsewhere; stays so.
+            prior: the previous round's probability of lesion.
+        """
+        if not self.config.enabled:
+            return image, mask, prior
+        matrix = random_affine(self.config, image)
+        image, mask, prior = move(matrix, image, mask, prior)
+        image = change_look(self.config, image)
+        if prior is not None:
+            prior = degrade(self.prior, prior)
+        return image, mask, prior
+
+
+def random_affine(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 3"]:
+    """Draw each image's matrix from source to target pixels: flips, scale, rotation, shift."""
+    size, height, width = len(image), *image.shape[-2:]
+    draw = torch.rand(6, size, device=image.device)
+    signed = 2 * draw - 1
+    flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
+    scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.float())
+    angle = config.rotation * signed[3]
+    sides = torch.tensor([width, height], device=image.device)
+    shift = config.translation * signed[4:].T * sides
+    centre = ((sides - 1) / 2).expand(size, 2)
+    matrix: Tensor = get_affine_matrix2d(shift, centre, scale, angle)
+    return matrix[:, :2]
+
+
+def move(
+    matrix: Float[Tensor, "b 2 3"],
+    image: Float[Tensor, "b 1 h w"],
+    mask: Float[Tensor, "b 1 h w"],
+    prior: Float[Tensor, "b 1 h w"] | None,
+) -> Batch:
+    """Apply one geometric transform; what comes from outside is black and no lesion."""
+    height, width = image.shape[-2:]
+    soft = image if prior is None else torch.cat([image, prior], dim=1)
+    soft = warp_affine(soft, matrix, (height, width), mode="bilinear")
+    mask = warp_affine(mask, matrix, (height, width), mode="nearest")
+    return soft[:, :1], mask, None if prior is None else soft[:, 1:]
+
+
+def change_look(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Change contrast (about the image's mean), brightness and gamma, then multiply with speckle."""
+    draw = torch.rand(4, len(image), 1, 1, 1, device=image.device)
+    signed = 2 * draw - 1
+    mean = image.mean(dim=(1, 2, 3), keepdim=True)
+    image = mean + (image - mean) * (1 + config.contrast * signed[0])
+    image = (image + config.brightness * signed[1]).clamp(0, 1)
+    image = image ** (1 + config.gamma * signed[2])
+    noise = torch.randn_like(image)
+    return (image * (1 + config.speckle * draw[3] * noise)).clamp(0, 1)
+
+
+def degrade(config: PriorConfig, prior: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Erode, dilate or blur some maps and drop others; a map is left as it is otherwise."""
+    drop, rough, kind = torch.rand(3, len(prior), 1, 1, 1, device=prior.device)
+    radius = max(1, round(ROUGHEN_SHARE * prior.shape[-1]))
+    kernel = 2 * radius + 1
+    dilated = F.max_pool2d(prior, kernel, stride=1, padding=radius)
+    eroded = -F.max_pool2d(-prior, kernel, stride=1, padding=radius)
+    blurred = gaussian_blur2d(prior, (kernel, kernel), (radius / 2, radius / 2))
+    changed = torch.where(kind < 1 / 3, eroded, torch.where(kind < 2 / 3, dilated, blurred))
+    prior = torch.where(rough < config.roughen, changed, prior)
+    return torch.where(drop < config.dropout, torch.zeros_like(prior), prior)

@@ -1,0 +1,48 @@
+"""Batches of stored rows to tensors on a device, at the network's input size."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtil.data.rows import Batch
+
+
+class TensorBatch(NamedTuple):
+    """What a training step takes."""
+
+    image: Float[Tensor, "b 1 s s"]
+    """Gray in [0, 1]."""
+    mask: Float[Tensor, "b 1 s s"]
+    """0 or 1."""
+    label: Int[Tensor, " b"]
+
+
+def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
+    """Move a batch to a device as bytes, and make it floating point and of the wanted size there."""
+    stored = batch.image.shape[-1]
+    image = torch.from_numpy(np.array(batch.image)).to(device, non_blocking=True)
+    bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)
+    mask = torch.from_numpy(bits).to(device, non_blocking=True)
+    label = torch.from_numpy(batch.label).to(device, non_blocking=True)
+    return TensorBatch(
+        image=resize_images(image[:, None], image_size),
+        mask=(_resize(mask[:, None].float(), image_size) >= 0.5).float(),
+        label=label,
+    )
+
+
+def resize_images(image: Tensor, image_size: int) -> Float[Tensor, "b 1 s s"]:
+    """Turn stored gray bytes (b, 1, h, w) into [0, 1] at the network's input size."""
+    return _resize(image.float() / 255, image_size).clamp(0, 1)
+
+
+def _resize(image: Tensor, image_size: int) -> Tensor:
+    if image.shape[-2:] == (image_size, image_size):
+        return image
+    return F.interpolate(
+        image, (image_size, image_size), mode="bilinear", align_corners=False, antialias=True
+    )

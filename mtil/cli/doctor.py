@@ -1,0 +1,26 @@
+"""`mtil doctor`."""
+
+import argparse
+from dataclasses import asdict
+
+from mtil.cli.console import Output
+from mtil.doctor import doctor
+from mtil.errors import UserError
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print what this installation can do.
+
+    Raises:
+        UserError: if a check failed.
+    """
+    output = Output(as_json=options.json)
+    checks = doctor(options.to)
+    for check in checks:
+        mark = "ok " if check.ok else "NO "
+        hint = f" → {check.hint}" if check.hint else ""
+        output.line(f"{mark} {check.name}: {check.detail}{hint}")
+    failed = [check.name for check in checks if not check.ok]
+    output.result({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    if failed:
+        raise UserError(f"{', '.join(failed)} must work, but did not; see above for the way out.")

@@ -1,0 +1,88 @@
+"""`mtil evaluate`."""
+
+import argparse
+import json
+from typing import Any
+
+from mtil.cli.console import Output
+from mtil.config import with_overrides
+from mtil.data import manifest as manifests
+from mtil.data.selection import parse_folds
+from mtil.errors import ConfigError, DataError
+from mtil.evaluation import evaluate
+from mtil.run import Run
+from mtil.storage import open_store
+
+_MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the test folds that the options name and print the figures."""
+    output = Output(as_json=options.json)
+    record = Run.open(options.run)
+    if options.data is not None:
+        record.data_uri = options.data
+    manifest = manifests.load(open_store(record.data_uri))
+    record.check_data(manifest, record.data_uri)
+    folds = (
+        parse_folds(options.fold, manifest.num_folds)
+        if options.fold is not None
+        else record.trained_folds(manifest.num_folds)
+    )
+    if not folds:
+        raise DataError(
+            f"A run must have a trained fold, but {record.uri} has none; "
+            f"run `mtil train --run {options.run}`."
+        )
+    num_workers, gpus = _resources(record, options)
+
+    from mtil.distributed import cluster, inference
+
+    with cluster.connected(verbose=options.verbose), output.progress() as bar:
+        predictions = inference.predict_folds(
+            record,
+            folds,
+            num_workers=num_workers,
+            gpus_per_worker=gpus,
+            listen=lambda line: bar.show("scoring", line["images"], line["of"]),
+        )
+    figures = evaluate(predictions, run_uri=options.run, folds=folds)
+    record.store.write("evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
+    _print(figures, output)
+    output.line(f"Per image: {record.uri}/rounds/0/fold-*/predictions.parquet")
+    output.result(figures)
+
+
+def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, float]:
+    for key in options.overrides:
+        if key.replace("-", "_") not in _MAY_CHANGE:
+            raise ConfigError(
+                f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change after training, "
+                f"but got `{key}`; train another run."
+            )
+    changed = {key.replace("-", "_") for key in options.overrides}
+    train = with_overrides(record.config, {"train.batch_size": "5040", **options.overrides}).train
+    workers = options.num_workers
+    if workers is None and "train.num_workers" in changed:
+        workers = train.num_workers
+    if workers is not None and workers < 1:
+        raise ConfigError(f"`--num-workers` must be at least 1, but got {workers}.")
+    return workers, train.gpus_per_worker
+
+
+def _print(figures: dict[str, Any], output: Output) -> None:
+    output.line(
+        f"{figures['num_images']} test images of folds {', '.join(map(str, figures['folds']))}; "
+        "95 % intervals by bootstrap over groups"
+    )
+    output.table(
+        ["metric", "value", "low", "high"],
+        [
+            [name, *(_number(interval[key]) for key in ("value", "low", "high"))]
+            for name, interval in figures["metrics"].items()
+        ],
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

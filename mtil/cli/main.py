@@ -1,0 +1,164 @@
+"""Commands, their flags, and what an error becomes: one sentence and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from mtil import __version__
+from mtil.errors import ConfigError, MtilError, UserError
+
+_EXTRAS = {"ray": "ray", "optuna": "tune", "transformers": "hf"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 wrong input, 1 anything else."""
+    try:
+        options, rest = _parser().parse_known_args(arguments)
+        options.overrides = _overrides(rest) if options.configurable else _nothing(options, rest)
+        command = import_module(f"mtil.cli.{options.module}")
+        command.run(options)
+    except UserError as error:
+        return _say(str(error), 2)
+    except MtilError as error:
+        return _say(str(error), 1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _say(f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`.", 2)
+    except KeyboardInterrupt:
+        return _say("Interrupted; the same command goes on where it was.", 130)
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"mtil: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"An override must look like `--train.num-epochs 5`, but got {word!r}.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise ConfigError(f"`--{key}` must be followed by a value, but nothing follows.")
+            value = following
+        found[key] = value
+    return found
+
+
+def _nothing(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
+    if rest:
+        raise UserError(f"`mtil {options.command}` has no option {rest[0]!r}; see its `--help`.")
+    return {}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mtil",
+        description="Train one network that outlines breast tumours and tells benign from malignant.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mtil {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_phantom, _prepare, _train, _evaluate, _predict, _doctor):
+        add(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse names its type no other way
+
+
+def _command(
+    commands: "_Commands[_Parser]", name: str, text: str, *, module: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(module=module or name, configurable=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _on_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show what Ray says")
+
+
+def _phantom(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "phantom", "make synthetic images in the BUSI layout", module="data")
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument("--num-images", type=int, default=240, help="how many (240)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (0)")
+
+
+def _prepare(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "prepare", "turn a collection into a data set of shards", module="data")
+    parser.add_argument("source", metavar="SOURCE", help="folder, table or s3:// prefix to read")
+    parser.add_argument("--layout", required=True, choices=("busi", "table"), help="how it is laid out")
+    parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
+    parser.add_argument("--groups", metavar="FILE", help="CSV of images that belong together")
+    parser.add_argument("--image-size", type=int, default=256, help="side of the stored images (256)")
+    parser.add_argument("--num-folds", type=int, default=5, help="folds (5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the folds (0)")
+
+
+def _train(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "train", "train a fold, or all of them")
+    parser.set_defaults(configurable=True)
+    parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
+    parser.add_argument("--run", required=True, metavar="URI", help="where results go")
+    parser.add_argument("--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file")
+    parser.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
+    parser.epilog = "Any configuration key can follow, such as --train.num-epochs 5; `mtil train --keys` lists them."
+    parser.add_argument("--keys", action=_Keys, help="list the configuration keys and leave")
+    _on_ray(parser)
+
+
+def _evaluate(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "evaluate", "score the test folds of a run")
+    parser.set_defaults(configurable=True)
+    parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
+    parser.add_argument("--data", metavar="URI", help="the data set, if it has moved since")
+    parser.add_argument("--fold", "--folds", help="`0`, `0,2` or `all` (all that are trained)")
+    parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+    _on_ray(parser)
+
+
+def _predict(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "predict", "outline and classify ordinary images")
+    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="a run, or one model.pt")
+    parser.add_argument("input", metavar="INPUT", help="an image, a folder or an s3:// prefix")
+    parser.add_argument("out", metavar="OUT", help="folder or s3:// prefix for masks, overlays and CSV")
+
+
+def _doctor(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "doctor", "say what this installation can do")
+    parser.add_argument("--to", metavar="URI", help="also write, read and delete a small object here")
+
+
+class _Keys(argparse.Action):
+    def __init__(self, **options: object) -> None:
+        super().__init__(nargs=0, **options)  # type: ignore[arg-type]
+
+    def __call__(self, *_: object) -> None:
+        from mtil.config import documented
+
+        for name, kind, value in documented():
+            print(f"{name:38} {value!s:24} {kind}")  # noqa: T201
+        sys.exit(0)

@@ -1,0 +1,68 @@
+"""`mtil train`."""
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from mtil import presets
+from mtil.cli.console import Bar, Output
+from mtil.config import with_overrides
+from mtil.data import manifest as manifests
+from mtil.data.selection import parse_folds
+from mtil.run import FoldResult
+from mtil.storage import open_store
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the folds that the options name and print what came of it."""
+    output = Output(as_json=options.json)
+    config = with_overrides(presets.load(options.config), options.overrides)
+    manifest = manifests.load(open_store(options.data))
+    folds = parse_folds(options.fold, manifest.num_folds)
+
+    from mtil.distributed import cluster, trainer
+
+    with cluster.connected(verbose=options.verbose), output.progress() as bar:
+        results = trainer.train(
+            options.data,
+            options.run,
+            config,
+            folds,
+            lambda line: _show(line, config.train.num_epochs, bar, output),
+        )
+    for result in results:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+        output.line(
+            f"fold {result.fold}: best epoch {result.best_epoch}, {figures} (inner validation), "
+            f"{result.seconds:.0f} s"
+        )
+    output.line(f"Run in {options.run}; next: mtil evaluate --run {options.run}")
+    described = [_described(result, options.run) for result in results]
+    output.result(described[0] if len(results) == 1 else {"run": options.run, "folds": described})
+
+
+def _described(result: FoldResult, uri: str) -> dict[str, Any]:
+    names = ("fold", "best_epoch", "num_epochs", "seconds", "metrics", "model_sha256", "fingerprint")
+    values = asdict(result)
+    return {"run": uri} | {name: values[name] for name in names}
+
+
+def _show(line: dict[str, Any], num_epochs: int, bar: Bar, output: Output) -> None:
+    if line["kind"] == "step":
+        bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"])
+    elif line["kind"] == "epoch":
+        losses = " ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}"
+            for name, value in line.items()
+            if name.startswith("loss_")
+        )
+        figures = " ".join(
+            f"{name.removeprefix('validation_')} {value:.3f}"
+            for name, value in line.items()
+            if name.startswith("validation_")
+        )
+        output.line(
+            f"fold {line['fold']} epoch {line['epoch'] + 1}/{num_epochs}  loss {losses}  "
+            f"validation {figures}  {line['images_per_second']:.1f} images/s, "
+            f"waiting {line['data_wait_share']:.1%}"
+        )

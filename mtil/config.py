@@ -1,0 +1,377 @@
+"""The configuration of a run: frozen dataclasses that refuse nonsense when they are made.
+
+One mechanism serves YAML files, command-line overrides, stored runs and search trials: a tree of
+plain values is laid over a base configuration and validated, key by key.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mtil.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """How rows become batches."""
+
+    image_size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
+    """Side of the network's square input in pixels; stored images of another size are resized."""
+    mode: Literal["auto", "resident", "streaming"] = "auto"
+    """Keep the training rows in memory, stream them from storage, or decide by their size."""
+    resident_gib: Positive = 4.0
+    """With `auto`: the most memory that one worker's training rows may take, in GiB."""
+    shuffle_shards: Count = 4
+    """How many shards are shuffled together."""
+    normals: bool = True
+    """Whether images without a lesion are trained on."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentConfig:
+    """Random changes to a training image; one geometric transform serves image, mask and prior map."""
+
+    enabled: bool = True
+    """Whether anything is changed at all."""
+    horizontal_flip: Share = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: Share = 0.0
+    """Probability of an up-down flip; off, since the acoustic shadow has a direction."""
+    rotation: NonNegative = 20.0
+    """Largest rotation in degrees."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of scale."""
+    translation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Largest shift as a share of the side."""
+    brightness: NonNegative = 0.1
+    """Largest additive change of brightness, images being in [0, 1]."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of contrast."""
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of gamma."""
+    speckle: NonNegative = 0.1
+    """Largest standard deviation of the multiplicative noise."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncoderConfig:
+    """The shared encoder."""
+
+    name: str = "efficientnet_lite0"
+    """`efficientnet_lite0`, `resnet18`, `resnet34`, or `hf:NAME-or-path` (extra `mtil[hf]`)."""
+    pretrained: bool = True
+    """Start from ImageNet weights, where the encoder has some."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AttentionConfig:
+    """Attention within and between the tasks."""
+
+    kind: Literal["self", "cross", "both", "none"] = "both"
+    """Self-task attention, cross-task attention, or both."""
+    form: Literal["location", "semantic", "both"] = "both"
+    """Attention over positions, over channels, or both."""
+    direction: Literal["both", "seg_to_cls", "cls_to_seg"] = "both"
+    """Which task's features reach the other."""
+    levels: tuple[Literal[8, 16, 32], ...] = (32, 16)
+    """Strides at which the tasks interact."""
+    fusion: Literal["gate", "concat", "sum"] = "gate"
+    """How self- and cross-task messages are joined: by a gate predicted per sample, or plainly."""
+    num_heads: Count = 4
+    """Attention heads; must divide `width`."""
+    width: Count = 128
+    """Channels of the attention's tokens."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"`model.attention.num_heads` must divide `model.attention.width`, but got "
+                f"{self.num_heads} heads for a width of {self.width}."
+            )
+        if len(set(self.levels)) < len(self.levels):
+            raise ConfigError(
+                f"`model.attention.levels` must not repeat, but got {list(self.levels)}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AggregationConfig:
+    """The feature aggregation block on each skip connection."""
+
+    kind: Literal["fab", "se", "eca", "concat"] = "fab"
+    """Channel weights over both sources, squeeze-and-excitation, ECA, or a plain concatenation."""
+    reduction: Count = 8
+    """Factor by which the channel attention narrows its hidden layer."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PriorConfig:
+    """The previous round's segmentation map as an input; a zero map means that there is none."""
+
+    stem: bool = True
+    """Enter as an extra channel of the stem."""
+    aggregation: bool = True
+    """Enter the gates of the aggregation blocks."""
+    attention: bool = True
+    """Enter as a bias on the keys of the location attention."""
+    dropout: Share = 0.3
+    """Probability that a training image's map is replaced by zeros."""
+    roughen: Share = 0.5
+    """Probability that a training image's map is eroded, dilated or blurred."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HeadConfig:
+    """The classification head."""
+
+    pooling: Literal["mask", "plain"] = "mask"
+    """Pool the lesion, its ring and the background apart, or everything together."""
+    detach_mask: bool = True
+    """Keep the classification loss from changing the mask through the pooling."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Dropout before the last layer."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """The two-task network."""
+
+    baseline: bool = False
+    """Hard sharing only: same encoder and decoder, plain skips, plain pooling, no interaction."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder_channels: tuple[Count, Count, Count, Count] = (128, 64, 48, 32)
+    """Channels of the segmentation decoder at strides 16, 8, 4 and 2."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossConfig:
+    """The loss terms and their weights."""
+
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """Fixed weights, or weights learned from each task's uncertainty."""
+    segmentation: NonNegative = 1.0
+    """Weight of the segmentation task."""
+    classification: NonNegative = 0.5
+    """Weight of the classification task."""
+    dice: Share = 0.5
+    """Share of Dice in the segmentation term; the rest is binary cross-entropy."""
+    boundary: NonNegative = 0.0
+    """Weight of the boundary term inside the segmentation task."""
+    deep_supervision: NonNegative = 0.4
+    """Weight of the coarsest side output relative to the final one; finer ones lie between."""
+    classification_kind: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """The classification term."""
+    focal_gamma: NonNegative = 2.0
+    """Exponent of the focal loss."""
+    class_balance: bool = True
+    """Weigh the classes by their inverse frequency in the training rows."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    """How far the labels are moved towards one half."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """Optimisation and resources."""
+
+    num_epochs: Count = 100
+    """Passes over the training rows."""
+    batch_size: Count = 16
+    """Images in an optimiser step, over all workers together."""
+    learning_rate: Positive = 1e-3
+    """Peak rate of everything but the encoder."""
+    encoder_learning_rate: Positive = 3e-4
+    """Peak rate of the encoder."""
+    weight_decay: NonNegative = 1e-2
+    """AdamW's weight decay; none on biases and normalisation."""
+    warmup_epochs: NonNegative = 2.0
+    """Epochs over which the rates rise from zero; they fall along a cosine afterwards."""
+    clip_norm: Positive = 1.0
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the averaged weights a step; 0 evaluates the plain weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 autocast on GPUs that have it, else fp32."""
+    channels_last: bool = True
+    """Memory layout of activations."""
+    compile: bool = False
+    """Run the network through `torch.compile`."""
+    dice_weight: Share = 0.5
+    """The score that picks the epoch: this share of Dice and the rest of AUC, inner validation."""
+    patience: Whole = 0
+    """Stop after so many epochs without a better score; 0 never stops early."""
+    num_workers: Count = 1
+    """Training processes."""
+    cpus_per_worker: Positive | None = None
+    """CPUs that each worker reserves; by default an even share that leaves room for Ray Data."""
+    gpus_per_worker: NonNegative = 0.0
+    """GPUs that each worker reserves."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """How often the workers are started again after a failure; -1 means always."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.num_workers:
+            raise ConfigError(
+                f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
+                f"{self.batch_size} for {self.num_workers} workers."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """Everything that decides a run's result, and the resources that it runs on."""
+
+    seed: Whole = 0
+    """Seed of weights, order and augmentation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain nested values that JSON and YAML can hold."""
+    values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return values
+
+
+def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
+    """Lay nested values over a base configuration (the defaults if none) and validate.
+
+    Raises:
+        ConfigError: naming the first key that is unknown or whose value is not allowed.
+    """
+    tree = to_dict(base or Config())
+    _merge(tree, values, prefix="")
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
+            raise cause from None
+        key = ".".join(str(part) for part in first["loc"] if part != "function-after")
+        rule = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"`{key}` is wrong: {rule}, but got {first['input']!r}.") from None
+
+
+def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
+    """Lay dotted command-line overrides over a configuration.
+
+    Args:
+        base: the configuration to start from.
+        overrides: `{"model.attention.num-heads": "4"}`; values are read as YAML.
+    """
+    tree: dict[str, Any] = {}
+    for key, text in overrides.items():
+        *parents, leaf = key.replace("-", "_").split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = _scalar(key, text)
+    return from_dict(tree, base)
+
+
+def from_yaml(text: str, base: Config | None = None, *, source: str) -> Config:
+    """Read a YAML configuration; `source` names it in errors."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"A configuration must be YAML, but {source} is not: {line}.") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"A configuration must be a mapping of keys, but {source} holds {values!r}.")
+    return from_dict(values, base)
+
+
+def digest(config: Config) -> str:
+    """Return the sha256 of the configuration's canonical JSON, in hex."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def keys() -> Sequence[str]:
+    """Return every dotted key, in the order of the dataclasses."""
+    return list(_leaves(to_dict(Config()), ""))
+
+
+def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
+    """Return (dotted key, type, value) of every key, for help texts."""
+    rows: list[tuple[str, str, Any]] = []
+
+    def visit(node: Any, prefix: str) -> None:
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            name = f"{prefix}{item.name}"
+            if dataclasses.is_dataclass(value):
+                visit(value, f"{name}.")
+            else:
+                rows.append((name, str(item.type), value))
+
+    visit(base or Config(), "")
+    return rows
+
+
+def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in tree:
+            raise ConfigError(f"`{name}` is not a configuration key{_suggestion(name)}.")
+        if isinstance(tree[key], dict):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"`{name}` must be a group of keys, but got {value!r}.")
+            _merge(tree[key], value, f"{name}.")
+        else:
+            tree[key] = value
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, keys(), n=1)
+    return f"; did you mean `{close[0]}`?"[:-1] if close else "; `mtil train --help` lists them"
+
+
+def _scalar(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"`{key}` must be a plain value, but got {text!r}.") from None
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            return value
+    return value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Sequence[str]:
+    names: list[str] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            names.extend(_leaves(value, f"{prefix}{key}."))
+        else:
+            names.append(f"{prefix}{key}")
+    return names

@@ -1,0 +1,1 @@
+"""Images on disk to prepared shards, and shards to rows. No Ray."""

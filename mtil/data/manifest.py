@@ -1,0 +1,111 @@
+"""`dataset.json`: what a prepared data set holds. It is written last: without it there is none."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mtil.errors import DataError, NotFoundError
+from mtil.storage import Store
+
+FILE_NAME = "dataset.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """How many rows of a shard share a fold, an inner part and a label."""
+
+    fold: int
+    part: int
+    label: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file of rows."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """An image that was read but not kept."""
+
+    sample_id: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared data set.
+
+    Folds split groups for testing. Inside each fold, `part` splits its groups again: fold k's
+    inner validation rows are those of the other folds whose part is k modulo `num_parts`.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    licence: str
+    citation: str
+    image_size: int
+    fold_rule: str
+    num_folds: int
+    num_parts: int
+    seed: int
+    num_groups: int
+    read: int
+    kept: dict[str, int]
+    folds: dict[str, dict[str, int]]
+    dropped: tuple[Dropped, ...] = field(default=())
+    shards: tuple[Shard, ...]
+    fingerprint: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """Return the text of `dataset.json`."""
+    values: Mapping[str, Any] = _ADAPTER.dump_python(manifest, mode="json")
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def load(store: Store) -> Manifest:
+    """Read the manifest of the data set at a store.
+
+    Raises:
+        DataError: if there is no data set, or not one of this schema version.
+    """
+    try:
+        values = json.loads(store.read(FILE_NAME))
+    except NotFoundError:
+        raise DataError(
+            f"A data set must have a {FILE_NAME}, but {store.uri} has none; make one with `mtil prepare`."
+        ) from None
+    except ValueError:
+        raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; prepare the data again.") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has {version!r}; "
+            "prepare the data again."
+        )
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise DataError(f"{store.uri}/{FILE_NAME} is wrong at `{where}`; prepare the data again.") from None

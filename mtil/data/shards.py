@@ -1,0 +1,87 @@
+"""One shard: a Parquet file of pre-sized rows, verified against its sha256 when it is read.
+
+Pixels are fixed-size binary, since Parquet stores 8-bit integers in four bytes each; reading a
+shard is then a copy, not a decode.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtil.data.manifest import Shard
+from mtil.errors import DataError, NotFoundError
+from mtil.storage import Store
+
+ROW_GROUP_ROWS = 256
+
+LABELS = ("benign", "malignant", "normal")
+"""Class names by label: 0 benign, 1 malignant, 2 normal."""
+
+
+def schema(image_size: int) -> pa.Schema:
+    """Return the columns of a shard whose images are `image_size` pixels square."""
+    return pa.schema(
+        [
+            pa.field("sample_id", pa.string(), nullable=False),
+            pa.field("image", pa.binary(image_size**2), nullable=False),
+            pa.field("mask", pa.binary(image_size**2 // 8), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            pa.field("group", pa.string(), nullable=False),
+            pa.field("fold", pa.int8(), nullable=False),
+            pa.field("part", pa.int8(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("mask_png", pa.binary(), nullable=False),
+            pa.field("sha256", pa.binary(32), nullable=False),
+        ]
+    )
+
+
+def encode(table: pa.Table) -> bytes:
+    """Return the Parquet file of a table of rows; the same rows give the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression={name: "none" if name in ("image", "mask", "mask_png") else "zstd"
+                     for name in table.schema.names},
+        use_dictionary=["label", "group", "fold", "part"],
+        write_statistics=["sample_id", "label", "fold", "part"],
+    )
+    return sink.getvalue()
+
+
+def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard's rows and verify its bytes.
+
+    Raises:
+        DataError: naming the shard, if it is missing or not the one that the manifest names.
+    """
+    try:
+        data = store.read(shard.path)
+    except NotFoundError:
+        raise DataError(f"Shard {shard.path} of {store.uri} is missing; prepare the data again.") from None
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise DataError(
+            f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
+            f"{shard.sha256[:12]}…, but its {len(data)} bytes differ; prepare the data again."
+        )
+    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns),
+                         use_threads=False)
+
+
+def pixels(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint8]:
+    """View a fixed-size binary column as a read-only array (rows, bytes)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # an empty column has no chunk
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    width = array.type.byte_width
+    flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    start = array.offset * width
+    return flat[start : start + len(array) * width].reshape(len(array), width)

@@ -1,0 +1,82 @@
+"""Connecting to Ray, quietly."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from mtil.distributed.preflight import Node
+from mtil.errors import MtilError, ResourceError
+
+_QUIET_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def connected(*, verbose: bool = False) -> Iterator[None]:
+    """Use the cluster of `RAY_ADDRESS`, or one that lives as long as this block.
+
+    Raises:
+        ResourceError: if the cluster of `RAY_ADDRESS` does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    level = logging.INFO if verbose else logging.ERROR
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default" if verbose else "ignore")
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=verbose,
+                logging_level=level,
+                configure_logging=True,
+            )
+    except (ConnectionError, RuntimeError) as error:
+        if not address:
+            raise
+        raise ResourceError(
+            f"The cluster of RAY_ADDRESS={address} does not answer ({str(error).splitlines()[0]}); "
+            "unset RAY_ADDRESS to run on this machine."
+        ) from error
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """Return what the live nodes of the cluster offer in all."""
+    return [
+        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def cause(error: BaseException) -> MtilError | None:
+    """Find the error of ours that Ray has wrapped, if there is one."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
+            return current
+        waiting += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        waiting += list(getattr(current, "worker_failures", {}).values())
+    return None

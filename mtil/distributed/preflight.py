@@ -1,0 +1,73 @@
+"""Resource plans that would hang are refused before anything starts, with the numbers. No Ray."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mtil.errors import ResourceError
+
+DATA_TASK_CPUS = 0.5
+"""CPUs that a task of Ray Data reserves; a cluster must have this much to spare."""
+
+_PREFERRED_SPARE_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster offers in all."""
+
+    cpus: float
+    gpus: float
+
+
+def cpus_per_worker(
+    nodes: Sequence[Node], *, num_workers: int, cpus: float | None, gpus: float
+) -> float:
+    """Return the CPUs that each worker reserves.
+
+    Args:
+        nodes: the cluster's nodes.
+        num_workers: workers that run side by side.
+        cpus: CPUs asked for; None takes an even share of what Ray Data leaves.
+        gpus: GPUs per worker.
+
+    Raises:
+        ResourceError: if the workers would not fit, or would leave Ray Data nothing to run on.
+    """
+    total_cpus, total_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    if gpus % 1 and num_workers > 1:
+        raise ResourceError(
+            f"Several workers must have whole GPUs, but got {num_workers} workers with {gpus:g} each; "
+            "set `train.gpus_per_worker` to 1, or to 0 for the CPU."
+        )
+    if gpus * num_workers > total_gpus:
+        raise ResourceError(
+            f"{num_workers} workers with {gpus:g} GPUs each need {gpus * num_workers:g} GPUs, but the "
+            f"cluster has {total_gpus:g}; lower `train.num_workers` or `train.gpus_per_worker`."
+        )
+    if cpus is None:
+        spare = max(total_cpus - _PREFERRED_SPARE_CPUS, total_cpus / 2)
+        cpus = min(1.0, math.floor(100 * spare / num_workers) / 100)
+        if not cpus:
+            raise ResourceError(
+                f"{num_workers} workers are too many for the cluster's {total_cpus:g} CPUs; "
+                "lower `train.num_workers`."
+            )
+    if cpus * num_workers + DATA_TASK_CPUS > total_cpus:
+        raise ResourceError(
+            f"The workers must leave {DATA_TASK_CPUS} CPUs to Ray Data, but {num_workers} workers with "
+            f"{cpus:g} CPUs each leave {total_cpus - cpus * num_workers:g} of {total_cpus:g}; "
+            "lower `train.num_workers` or `train.cpus_per_worker`."
+        )
+    room = sum(_fit(node, cpus, gpus) for node in nodes)
+    if room < num_workers:
+        raise ResourceError(
+            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the nodes, but "
+            f"there is room for {room}; lower `train.num_workers` or `train.cpus_per_worker`."
+        )
+    return cpus
+
+
+def _fit(node: Node, cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(node.cpus / cpus + 1e-9)
+    return min(by_cpu, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpu

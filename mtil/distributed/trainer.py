@@ -1,0 +1,138 @@
+"""Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from mtil.config import Config
+from mtil.data import manifest as manifests
+from mtil.data.manifest import Manifest
+from mtil.distributed import cluster, preflight
+from mtil.distributed.board import Board
+from mtil.distributed.ingest import hold
+from mtil.distributed.worker import FoldJob, train_fold
+from mtil.errors import RunError
+from mtil.run import FoldResult, Run
+from mtil.storage import open_store
+
+Listener = Callable[[dict[str, Any]], None]
+
+_POLL_S = 0.3
+
+
+def train(
+    data_uri: str, run_uri: str, config: Config, folds: Sequence[int], listen: Listener
+) -> list[FoldResult]:
+    """Train folds one after the other; a fold that has a result is not trained again.
+
+    Args:
+        data_uri: a prepared data set.
+        run_uri: where the run is, or will be made.
+        config: the run's configuration.
+        folds: which folds to hold out, one at a time.
+        listen: takes progress: `step`, `epoch` and `done` lines.
+
+    Raises:
+        UserError: if the data set, the run or the resources are not as they must be.
+        RunError: if the workers failed more often than the configuration allows.
+    """
+    store = open_store(data_uri)
+    manifest = manifests.load(store)
+    workers = config.train
+    cpus = preflight.cpus_per_worker(
+        cluster.nodes(),
+        num_workers=workers.num_workers,
+        cpus=workers.cpus_per_worker,
+        gpus=workers.gpus_per_worker,
+    )
+    run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
+    waiting = [fold for fold in folds if run.result(fold) is None]
+    held = hold_if_resident(store.uri, manifest, config) if waiting else None
+    for fold in waiting:
+        _train_fold(run, FoldJob(run.uri, store.uri, fold, held, None), cpus, listen)
+    results = [run.result(fold) for fold in folds]
+    return [result for result in results if result is not None]
+
+
+def hold_if_resident(data_uri: str, manifest: Manifest, config: Config) -> list[ray.ObjectRef] | None:
+    """Put the data set into the object store if it is to be resident there.
+
+    Raises:
+        DataError: if a shard is missing or not the one that the manifest names.
+    """
+    size_gib = sum(shard.bytes for shard in manifest.shards) / 2**30
+    mode = config.data.mode
+    if mode == "streaming" or (mode == "auto" and size_gib > config.data.resident_gib):
+        return None
+    with unwrapped():
+        return hold(data_uri, manifest)
+
+
+def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
+    workers = run.config.train
+    resources = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
+    with _board(listen) as board, tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch:
+        trainer = TorchTrainer(
+            train_fold,
+            train_loop_config={
+                "job": FoldJob(job.run_uri, job.data_uri, job.fold, job.held, board)
+            },
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=workers.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+            run_config=RunConfig(
+                name=f"fold-{job.fold}",
+                storage_path=scratch,  # checkpoints go to the run's own storage
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        with unwrapped():
+            trainer.fit()
+    listen({"kind": "done", "fold": job.fold})
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise our own error where Ray wraps one; `RunError` where training failed for another reason."""
+    try:
+        yield
+    except (TrainingFailedError, ray.exceptions.RayError) as error:
+        ours = cluster.cause(error)
+        if ours is not None:
+            raise ours from error
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RunError(f"Training failed: {lines[-1] if lines else type(error).__name__}") from error
+
+
+@contextmanager
+def _board(listen: Listener) -> Iterator[Any]:
+    board = Board.remote()
+    over = threading.Event()
+
+    def relay() -> None:
+        while True:
+            last = over.wait(_POLL_S)
+            for line in ray.get(board.take.remote()):
+                listen(line)
+            if last:
+                return
+
+    thread = threading.Thread(target=relay, name="mtil-progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        over.set()
+        thread.join(timeout=10)
+        ray.kill(board)

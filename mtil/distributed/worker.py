@@ -1,0 +1,262 @@
+"""What each training process does: one fold, epoch by epoch, from its latest checkpoint."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtil.checkpoint import Model
+from mtil.data import manifest as manifests
+from mtil.data.manifest import Manifest
+from mtil.data.order import rows_per_worker
+from mtil.data.rows import Batch, Plan
+from mtil.data.selection import Role, select, total
+from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
+from mtil.engine import Engine, Scored, Step, validation_metrics
+from mtil.errors import DataError
+from mtil.metrics import best_threshold, fit_temperature
+from mtil.run import Run
+from mtil.storage import open_store
+
+_VALIDATION_BATCH = 32
+_POST_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What a group of workers is asked to train."""
+
+    run_uri: str
+    data_uri: str
+    fold: int
+    held: list[ray.ObjectRef] | None
+    """The data set's tables in the object store, or None to stream the training rows."""
+    board: Any
+    """Actor that takes progress, see `mtil.distributed.board`."""
+
+
+def train_fold(job: dict[str, FoldJob]) -> None:
+    """Train a fold; every process of the group runs this."""
+    _Worker(job["job"]).run()
+
+
+class _Worker:
+    def __init__(self, job: FoldJob) -> None:
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        self.job = job
+        self.run_record = Run.open(job.run_uri)
+        self.config = self.run_record.config
+        self.manifest = manifests.load(open_store(job.data_uri))
+        self.run_record.check_data(self.manifest, job.data_uri)
+        self.plan = self._plan("train")
+        self.local_batch = self.config.train.batch_size // self.num_workers
+        self.steps = steps_per_epoch(self.manifest, self.plan, self.local_batch)
+
+    def run(self) -> None:
+        engine = self._engine()
+        checkpoints = self.run_record.checkpoints(self.job.fold)
+        state = checkpoints.load() or {"epoch": -1, "history": "[]", "best": None, "seconds": 0.0}
+        if "engine" in state:
+            engine.restore(state["engine"])
+        history, best = json.loads(state["history"]), state["best"]
+        first, past, start = state["epoch"] + 1, state["seconds"], time.monotonic()
+        validation = self._validation()
+        for epoch, batches in self._epochs(first):
+            if best and 0 < self.config.train.patience <= epoch - 1 - best["epoch"]:
+                break
+            record = self._train_epoch(engine, epoch, batches)
+            scored = self._gather(engine.validate(validation()))
+            figures = validation_metrics(scored, self.config.train.dice_weight)
+            history.append(record | {f"validation_{name}": value for name, value in figures.items()})
+            if best is None or figures["score"] > best["metrics"]["score"]:
+                best = {
+                    "epoch": epoch,
+                    "metrics": figures,
+                    "weights": engine.weights(),
+                    "scored": json.dumps([asdict(row) for row in scored]),
+                }
+            if self.rank == 0:
+                seconds = past + time.monotonic() - start
+                checkpoints.save(
+                    epoch,
+                    {
+                        "epoch": epoch,
+                        "engine": engine.state(),
+                        "history": json.dumps(history),
+                        "best": best,
+                        "seconds": seconds,
+                    },
+                )
+                self._write_history(history)
+                self._post({"kind": "epoch", **history[-1]})
+            ray.train.report({"epoch": epoch, **figures})
+        if self.rank == 0:
+            assert best is not None
+            self._commit(best, len(history), past + time.monotonic() - start)
+        ray.train.report({"epoch": len(history)})  # nobody leaves before the result is written
+
+    def _engine(self) -> Engine:
+        tumours = [total(self.manifest, self.plan.selection, label) for label in (0, 1)]
+        normals = total(self.manifest, self.plan.selection, 2)
+        return Engine(
+            self.config,
+            steps_per_epoch=self.steps,
+            malignant_share=tumours[1] / (sum(tumours) + normals),
+            device=self.device,
+            wrap=self._wrap,
+        )
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        if self.num_workers == 1:
+            return module
+        on_cpu = self.device.type == "cpu"
+        return DistributedDataParallel(
+            module,
+            device_ids=None if on_cpu else [self.device.index],
+            # Looking for unused parameters keeps the gradient buckets as they are built. Without
+            # it the second step orders them anew, and a resumed run would add in another order.
+            find_unused_parameters=on_cpu,
+        )
+
+    def _plan(self, role: Role) -> Plan:
+        normals = self.config.data.normals
+        return Plan(
+            manifest=self.manifest,
+            selection=select(self.manifest, self.job.fold, role, normals=normals),
+            seed=self.config.seed,
+            rank=self.rank,
+            num_workers=self.num_workers,
+            shuffle_shards=self.config.data.shuffle_shards,
+        )
+
+    def _epochs(self, first: int) -> Iterator[tuple[int, Iterator[Batch]]]:
+        epochs = range(first, self.config.train.num_epochs)
+        if self.job.held is None:
+            yield from zip(
+                epochs, streaming_epochs(self.job.data_uri, self.plan, epochs, self.local_batch), strict=True
+            )
+            return
+        rows = resident(self.job.held, self.plan)
+        for epoch in epochs:
+            yield epoch, resident_epoch(rows, self.plan, epoch, self.local_batch)
+
+    def _validation(self) -> Callable[[], Iterator[Batch]]:
+        plan = self._plan("validation")
+        if self.job.held is None:
+            return lambda: streaming_rows(self.job.data_uri, plan, _VALIDATION_BATCH)
+        rows = resident(self.job.held, plan)
+        mine = rows.everything()[self.rank :: self.num_workers]
+        return lambda: rows.batches(mine, _VALIDATION_BATCH, whole=False)
+
+    def _train_epoch(self, engine: Engine, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
+        clock = _Clock(batches)
+        steps: list[Step] = []
+        started = posted = time.monotonic()
+        for step in engine.train_epoch(
+            islice(clock, self.steps), epoch=epoch, rank=self.rank
+        ):
+            steps.append(step)
+            if self.rank == 0 and time.monotonic() - posted > _POST_EVERY_S:
+                posted = time.monotonic()
+                self._post({"kind": "step", "epoch": epoch, "step": len(steps), "steps": self.steps})
+        if len(steps) != self.steps:
+            raise DataError(f"An epoch must have {self.steps} steps, but the data gave {len(steps)}.")
+        seconds = time.monotonic() - started
+        names = steps[0].terms
+        return {
+            "epoch": epoch,
+            "fold": self.job.fold,
+            "steps": self.steps,
+            **{f"loss_{name}": float(np.mean([float(step.terms[name]) for step in steps])) for name in names},
+            "gradient_norm": float(np.mean([float(step.gradient_norm) for step in steps])),
+            **{f"learning_rate_{name}": rate for name, rate in engine.rates().items()},
+            "seconds": seconds,
+            "images_per_second": self.steps * self.local_batch * self.num_workers / seconds,
+            "data_wait_share": clock.waited / seconds,
+        }
+
+    def _gather(self, scored: list[Scored]) -> list[Scored]:
+        if self.num_workers > 1:
+            parts: list[list[Scored]] = [[] for _ in range(self.num_workers)]
+            torch.distributed.all_gather_object(parts, scored)
+            scored = [row for part in parts for row in part]
+        expected = total(self.manifest, self._plan("validation").selection)
+        if len({row.sample_id for row in scored}) != expected or len(scored) != expected:
+            raise DataError(
+                f"Validation must see each of {expected} images once, but saw {len(scored)}."
+            )
+        return sorted(scored, key=lambda row: row.sample_id)
+
+    def _commit(self, best: dict[str, Any], num_epochs: int, seconds: float) -> None:
+        rows = [Scored(**row) for row in json.loads(best["scored"]) if row["label"] < 2]
+        logits = np.array([row.logit for row in rows])
+        labels = np.array([row.label for row in rows])
+        temperature = fit_temperature(logits, labels)
+        probability = 1 / (1 + np.exp(-logits / temperature))
+        model = Model(
+            config=self.config,
+            weights=best["weights"],
+            fingerprint=self.manifest.fingerprint,
+            fold=self.job.fold,
+            source_size=self.manifest.image_size,
+            epoch=best["epoch"],
+            temperature=temperature,
+            threshold=best_threshold(probability, labels),
+        )
+        self.run_record.commit(
+            model, num_epochs=num_epochs, seconds=round(seconds, 3), metrics=best["metrics"]
+        )
+
+    def _write_history(self, history: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        name = f"{self.run_record.folder(self.job.fold)}/history.jsonl"
+        self.run_record.store.write(name, lines.encode())
+
+    def _post(self, line: dict[str, Any]) -> None:
+        self.job.board.post.remote(line)
+
+
+def steps_per_epoch(manifest: Manifest, plan: Plan, local_batch: int) -> int:
+    """Return the optimiser steps of an epoch: the same on every worker.
+
+    Raises:
+        DataError: if the rows do not fill one batch.
+    """
+    counts = [plan.selection.count(shard) for shard in manifest.shards]
+    steps = rows_per_worker(counts, plan.num_workers) // local_batch
+    if not steps:
+        raise DataError(
+            f"An epoch must fill a batch of {local_batch * plan.num_workers} images, but fold "
+            f"{plan.selection.fold} trains on {sum(counts)}; lower `train.batch_size`."
+        )
+    return steps
+
+
+class _Clock(Iterator[Batch]):
+    """Batches, and how long they were waited for."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.waited = batches, 0.0
+
+    def __next__(self) -> Batch:
+        start = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.waited += time.monotonic() - start

@@ -1,0 +1,253 @@
+"""One fold's training: network, losses and optimiser stepping through batches. No Ray.
+
+The caller supplies batches, wraps the step for several processes, saves checkpoints and reports.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mtil.augment import Augment
+from mtil.batches import TensorBatch, to_tensors
+from mtil.config import Config, TrainConfig
+from mtil.data.rows import Batch
+from mtil.losses import Objective
+from mtil.metrics import auc
+from mtil.models import TwoTaskNetwork
+
+
+class TrainingStep(nn.Module):
+    """Network and losses as one module, so that one wrapper synchronises the gradients of both."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return the named, weighted loss terms."""
+        terms: dict[str, Tensor] = self.objective(self.network(image), mask, label)
+        return terms
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step did. Its values stay on the device until somebody asks."""
+
+    index: int
+    terms: Mapping[str, Tensor]
+    gradient_norm: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One validation image: its id, label, Dice (NaN without a lesion) and malignancy logit."""
+
+    sample_id: str
+    label: int
+    dice: float
+    logit: float
+
+
+class Engine:
+    """The state of one fold's training, and what can be done with it."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        steps_per_epoch: int,
+        malignant_share: float,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        """Build network, losses, optimiser and schedule.
+
+        Args:
+            config: the run's configuration.
+            steps_per_epoch: optimiser steps of each epoch.
+            malignant_share: share of malignant images among the training rows.
+            device: where to compute.
+            wrap: makes the training step one of several processes' (DDP).
+        """
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, device
+        self._steps_per_epoch = steps_per_epoch
+        self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.network = TwoTaskNetwork(config.model).to(device, memory_format=self._layout)
+        self._objective = Objective(config.loss, malignant_share).to(device)
+        self._augment = Augment(config.augment, config.model.prior)
+        self._average = AveragedModel(
+            self.network,
+            multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay),
+            use_buffers=True,
+        )
+        self._optimizer = make_optimizer(self.network, self._objective, config.train)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer,
+            lambda step: rate_factor(
+                step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
+            ),
+        )
+        network = torch.compile(self.network) if config.train.compile else self.network
+        self._step = wrap(TrainingStep(network, self._objective))
+        self._autocast = wants_bf16(config.train, device)
+
+    def train_epoch(self, batches: Iterable[Batch], *, epoch: int, rank: int = 0) -> Iterator[Step]:
+        """Take one optimiser step per batch and yield it.
+
+        All randomness of the epoch comes from (seed, epoch, rank): an epoch that is run again
+        after a restart is the same epoch.
+        """
+        torch.manual_seed(_mix(self.config.seed, epoch, rank))
+        self._step.train()
+        for index, batch in enumerate(batches):
+            image, mask, label = self._to_device(batch)
+            image, mask, _ = self._augment(image, mask, None)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                terms = self._step(self._laid_out(image), mask, label)
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
+            self._optimizer.step()
+            self._schedule.step()
+            self._average.update_parameters(self.network)
+            yield Step(index, {name: term.detach() for name, term in terms.items()}, norm.detach())
+
+    def validate(self, batches: Iterable[Batch]) -> list[Scored]:
+        """Score images with the averaged weights, at the network's input size."""
+        network = self.averaged().eval()
+        scored = []
+        for batch in batches:
+            image, mask, _ = self._to_device(batch)
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
+            ):
+                output = network(self._laid_out(image))
+            dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
+            logits = output.malignant.float()
+            scored += [
+                Scored(*row)
+                for row in zip(
+                    batch.sample_id, batch.label.tolist(), dice.tolist(), logits.tolist(), strict=True
+                )
+            ]
+        return scored
+
+    def averaged(self) -> nn.Module:
+        """Return the network with the averaged weights, or the network itself where there are none."""
+        averaged = bool(self.config.train.ema_decay) and int(self._average.n_averaged) > 0
+        return self._average.module if averaged else self.network
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the averaged weights on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.averaged().state_dict().items()}
+
+    def rates(self) -> dict[str, float]:
+        """Return the present learning rates of encoder and rest."""
+        groups = {group["name"]: float(group["lr"]) for group in self._optimizer.param_groups}
+        return {"encoder": groups["encoder"], "rest": groups["rest"]}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later process needs to go on: tensors and plain values only."""
+        return {
+            "network": self.network.state_dict(),
+            "objective": self._objective.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": {"last_epoch": self._schedule.last_epoch},
+            "rng": {"seed": self.config.seed, "state": torch.get_rng_state()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.network.load_state_dict(state["network"])
+        self._objective.load_state_dict(state["objective"])
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = state["schedule"]["last_epoch"]
+        torch.set_rng_state(state["rng"]["state"])
+
+    def _to_device(self, batch: Batch) -> TensorBatch:
+        return to_tensors(batch, self.config.data.image_size, self.device)
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=self._layout)
+
+
+def make_optimizer(network: TwoTaskNetwork, objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW with the encoder's own rate, and no decay on vectors (biases, normalisation)."""
+    encoder = {id(parameter) for parameter in network.encoder.parameters()}
+    groups: dict[str, list[nn.Parameter]] = {
+        "encoder": [], "encoder_vectors": [], "rest": [], "rest_vectors": []
+    }  # fmt: skip
+    for parameter in [*network.parameters(), *objective.parameters()]:
+        part = "encoder" if id(parameter) in encoder else "rest"
+        groups[part if parameter.ndim > 1 else f"{part}_vectors"].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "name": name,
+                "params": parameters,
+                "lr": config.encoder_learning_rate if name.startswith("encoder") else config.learning_rate,
+                "weight_decay": 0.0 if name.endswith("vectors") else config.weight_decay,
+            }
+            for name, parameters in groups.items()
+            if parameters
+        ],
+        foreach=True,
+    )
+
+
+def rate_factor(epochs: float, warmup: float, total: int) -> float:
+    """Return the share of the peak rate after so many epochs: a linear rise, then a cosine fall."""
+    if epochs < warmup:
+        return (epochs + 1e-3) / (warmup + 1e-3)
+    progress = min((epochs - warmup) / max(total - warmup, 1e-9), 1.0)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def wants_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Say whether to compute in bf16 under autocast."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16"
+
+
+def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return each image's Dice (b,) from boolean masks (b, 1, h, w); NaN where the target is empty."""
+    overlap = (prediction & target).sum(dim=(1, 2, 3))
+    total = prediction.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+    dice = 2 * overlap / total.clamp_min(1)
+    return torch.where(target.flatten(1).any(dim=1), dice, torch.nan)
+
+
+def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str, float]:
+    """Return Dice and AUC over the tumour images, and the score that picks the epoch.
+
+    A figure that the rows do not define (no tumour image, one class only) is left out, and the
+    score is then the other one alone.
+    """
+    rows = [row for row in scored if row.label < 2]
+    figures = {}
+    if rows:
+        figures["dice"] = float(np.mean([row.dice for row in rows]))
+        area = auc(np.array([row.logit for row in rows]), np.array([row.label for row in rows]))
+        if not math.isnan(area):
+            figures["auc"] = area
+    weights = {"dice": dice_weight, "auc": 1 - dice_weight}
+    total = sum(weights[name] for name in figures)
+    figures["score"] = (
+        sum(weights[name] * value for name, value in figures.items()) / total if total else 0.0
+    )
+    return figures
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

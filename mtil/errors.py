@@ -1,0 +1,51 @@
+"""Errors that mtil raises on purpose.
+
+MtilError
+├── UserError            the user's input is wrong: one sentence, exit code 2
+│   ├── ConfigError      a configuration key or value
+│   ├── DataError        an image, a mask, a table, a data set
+│   ├── StorageError     a path or bucket that cannot be read or written
+│   │   └── NotFoundError
+│   ├── CheckpointError  a model file that does not fit
+│   └── ResourceError    a plan that the cluster cannot run
+└── RunError             a run that failed on the way: exit code 1
+
+A message is one sentence for the user: the rule, the value, the way out. Every error has that
+message as its only argument, so that it survives pickling between Ray processes.
+"""
+
+
+class MtilError(Exception):
+    """Base of all errors that mtil raises on purpose."""
+
+
+class UserError(MtilError, ValueError):
+    """The user's input is wrong; the message says what to do about it."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(UserError):
+    """An image, a mask, a table or a data set is wrong."""
+
+
+class StorageError(UserError):
+    """A path or bucket cannot be read or written."""
+
+
+class NotFoundError(StorageError):
+    """A path or object does not exist."""
+
+
+class CheckpointError(UserError):
+    """A model file does not fit what it is used for."""
+
+
+class ResourceError(UserError):
+    """The cluster cannot run the plan."""
+
+
+class RunError(MtilError, RuntimeError):
+    """A run failed on the way."""

@@ -1,0 +1,131 @@
+"""Test rows to scores per image, and scores to figures. No Ray."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtil.checkpoint import Model
+from mtil.config import digest
+from mtil.data.images import decode_mask_png
+from mtil.data.shards import pixels
+from mtil.errors import DataError
+from mtil.inference import MASK_THRESHOLD, Predictor, at_size
+from mtil.metrics import Results, by_class, score_mask, summarise
+
+EVALUATION_COLUMNS = (
+    "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png",
+)  # fmt: skip
+
+_BATCH = 32
+
+PREDICTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("group", pa.string()),
+        ("label", pa.int8()),
+        ("fold", pa.int8()),
+        ("pass", pa.int8()),
+        ("logit", pa.float64()),
+        ("probability", pa.float64()),
+        ("predicted", pa.bool_()),
+        ("tp", pa.int64()),
+        ("fp", pa.int64()),
+        ("fn", pa.int64()),
+        ("dice", pa.float64()),
+        ("iou", pa.float64()),
+        ("hd95", pa.float64()),
+        ("assd", pa.float64()),
+        ("missed", pa.bool_()),
+        ("false_positive_area", pa.float64()),
+        ("model_sha256", pa.string()),
+        ("fingerprint", pa.string()),
+        ("config_digest", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+"""A row per image and pass; distances are in pixels of the original image."""
+
+
+def score(rows: pa.Table, predictor: Predictor) -> pa.Table:
+    """Predict the rows of a shard and score them at their original size.
+
+    Batches are cut from the given rows alone, so that the same rows give the same figures
+    whoever computes them.
+    """
+    scored: list[dict[str, Any]] = []
+    for start in range(0, rows.num_rows, _BATCH):
+        scored += _score_batch(rows.slice(start, _BATCH), predictor)
+    return pa.Table.from_pylist(scored, schema=PREDICTIONS)
+
+
+def _score_batch(rows: pa.Table, predictor: Predictor) -> list[dict[str, Any]]:
+    images = pixels(rows.column("image"))
+    side = int(images.shape[1] ** 0.5)
+    said = predictor(images.reshape(-1, side, side))
+    plain = rows.drop_columns(["image", "mask_png", "height", "width", "part"]).to_pylist()
+    sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
+    scored = []
+    for index, (row, (height, width)) in enumerate(zip(plain, sizes, strict=True)):
+        target = decode_mask_png(rows.column("mask_png")[index].as_py())
+        scores = score_mask(at_size(said.lesion[index], height, width) >= MASK_THRESHOLD, target)
+        row |= {
+            "pass": 0,
+            "logit": float(said.logit[index]),
+            "probability": float(said.malignant[index]),
+            "predicted": bool(said.malignant[index] >= predictor.model.threshold),
+        }
+        row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
+        scored.append(row | lineage(predictor.model))
+    return scored
+
+
+def lineage(model: Model) -> dict[str, str]:
+    """Return what a model's predictions name as their origin."""
+    return {
+        "model_sha256": model.digest,
+        "fingerprint": model.fingerprint,
+        "config_digest": digest(model.config),
+        "version": model.version,
+    }
+
+
+def to_results(predictions: pa.Table) -> Results:
+    """Turn predictions of one pass into the columns that the metrics take, ordered by id."""
+    columns = {field.name: predictions.column(field.name).to_numpy() for field in fields(Results)}
+    columns["sample_id"] = np.array(predictions.column("sample_id").to_pylist())
+    columns["group"] = np.array(predictions.column("group").to_pylist())
+    return Results(**columns).sorted()
+
+
+def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> dict[str, Any]:
+    """Return the figures of a run's pooled test predictions, as `mtil evaluate --json` prints them."""
+    passes = sorted(set(predictions.column("pass").to_pylist()))
+    by_pass = []
+    for number in passes:
+        results = to_results(predictions.filter(pa.compute.equal(predictions["pass"], number)))
+        by_pass.append({"pass": number, "metrics": summarise(results)})
+    return {
+        "run": run_uri,
+        "folds": list(folds),
+        "num_images": len(results.sample_id),
+        "metrics": by_pass[-1]["metrics"],
+        "by_class": by_class(results),
+        "by_pass": by_pass,
+    }
+
+
+def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:
+    """Assert that a fold's test images were each seen once.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    ids = predictions.column("sample_id").to_pylist()
+    if len(ids) != expected or len(set(ids)) != expected:
+        raise DataError(
+            f"Evaluation of fold {fold} must see each of its {expected} images once, but saw "
+            f"{len(ids)} rows of {len(set(ids))} images."
+        )

@@ -1,0 +1,76 @@
+"""A trained model applied to images. No Ray."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from mtil.batches import resize_images
+from mtil.checkpoint import Model
+from mtil.engine import wants_bf16
+
+MASK_THRESHOLD = 0.5
+"""Probability from which a pixel belongs to the lesion."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a batch of images."""
+
+    lesion: npt.NDArray[np.float32]
+    """(b, n, n) probability that a pixel is lesion, at the network's input size."""
+    logit: npt.NDArray[np.float32]
+    """(b,) uncalibrated logit of malignant."""
+    malignant: npt.NDArray[np.float32]
+    """(b,) calibrated probability of malignant."""
+
+
+class Predictor:
+    """A model on a device."""
+
+    def __init__(self, model: Model, device: torch.device | None = None) -> None:
+        """Build the network.
+
+        Raises:
+            CheckpointError: if the weights do not fit the architecture.
+        """
+        self.model = model
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = model.network().to(self.device)
+        self._autocast = wants_bf16(model.config.train, self.device)
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Prediction:
+        """Predict gray images (b, s, s) of the size that data sets are prepared at."""
+        stored = torch.from_numpy(np.array(images)).to(self.device)
+        image = resize_images(stored[:, None], self.model.config.data.image_size)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
+        ):
+            output = self._network(image)
+        logit = output.malignant.float().cpu().numpy()
+        return Prediction(
+            lesion=output.mask.float().sigmoid()[:, 0].cpu().numpy(),
+            logit=logit,
+            malignant=calibrated(logit, self.model.temperature),
+        )
+
+
+def calibrated(logit: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
+    """Return the calibrated probabilities of logits."""
+    probability: npt.NDArray[np.float32] = torch.from_numpy(logit / temperature).sigmoid().numpy()
+    return probability
+
+
+def at_size(lesion: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """Resize one map of probabilities (n, n) to an image's own size (height, width)."""
+    resized: npt.NDArray[np.float32] = F.interpolate(
+        torch.from_numpy(lesion)[None, None],
+        (height, width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )[0, 0].numpy()
+    return resized

@@ -1,0 +1,183 @@
+"""The training objective: named terms, weighed in one place."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mtil.config import LossConfig
+from mtil.models.layers import shrink_to
+from mtil.models.network import Output
+
+MALIGNANT, NORMAL = 1, 2
+SMOOTH = 1e-5
+BOUNDARY_TOLERANCE = 5
+"""Width in pixels of the band in which an outline counts as found."""
+
+
+class Objective(nn.Module):
+    """Both tasks' losses of a batch, each under its name and weighed; their sum is the loss.
+
+    With `weighting: uncertainty` each task's weight is learned (Kendall et al. 2018; as in ACSNet):
+    weight * (exp(-s) * loss + s / 2), where s is the task's log-variance and starts at zero, so
+    that training starts from the fixed weights.
+    """
+
+    malignant_weight: Tensor
+    other_weight: Tensor
+
+    def __init__(self, config: LossConfig, malignant_share: float = 0.5) -> None:
+        """Build the objective.
+
+        Args:
+            config: terms and weights.
+            malignant_share: share of malignant images among the training rows; with only one
+                class there is nothing to balance.
+        """
+        super().__init__()
+        self.config = config
+        malignant, other = class_weights(malignant_share) if config.class_balance else (1.0, 1.0)
+        self.register_buffer("malignant_weight", torch.tensor(malignant), persistent=False)
+        self.register_buffer("other_weight", torch.tensor(other), persistent=False)
+        self.log_variance = nn.ParameterDict()
+        if config.weighting == "uncertainty":
+            for name in ("segmentation", "classification"):
+                self.log_variance[name] = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, output: Output, mask: Float[Tensor, "b 1 h w"], label: Int[Tensor, "b"]
+    ) -> dict[str, Tensor]:
+        """Return the weighed terms.
+
+        Args:
+            output: what the network said.
+            mask: 1 in the lesion, 0 elsewhere.
+            label: 0 benign, 1 malignant, 2 normal.
+        """
+        config = self.config
+        terms = {
+            "segmentation": self.segmentation(output, mask, tumour=label != NORMAL),
+            "classification": self.classification(output.malignant.float(), label == MALIGNANT),
+        }
+        weights = {"segmentation": config.segmentation, "classification": config.classification}
+        return {name: weights[name] * self.tempered(name, term) for name, term in terms.items()}
+
+    def tempered(self, name: str, term: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Return the term at its learned uncertainty, or unchanged if weights are fixed."""
+        if name not in self.log_variance:
+            return term
+        log_variance: Tensor = self.log_variance[name]
+        return torch.exp(-log_variance) * term + log_variance / 2
+
+    def segmentation(
+        self, output: Output, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
+    ) -> Float[Tensor, ""]:
+        """Return Dice and cross-entropy over all outputs, and the boundary term of the final one."""
+        config = self.config
+        logits = (output.mask, *reversed(output.side))  # finest first
+        weights = supervision_weights(len(logits), config.deep_supervision)
+        total = mask.new_zeros(())
+        for weight, level in zip(weights, logits, strict=True):
+            target = shrink_to(mask, level.shape[-2])
+            total = total + weight * region_loss(level.float(), target, tumour, config.dice)
+        if config.boundary > 0:
+            boundary = boundary_loss(output.mask.float(), mask)
+            total = total + config.boundary * mean_over(boundary, tumour)
+        return total
+
+    def classification(self, logits: Float[Tensor, "b"], malignant: Tensor) -> Float[Tensor, ""]:
+        """Return the balanced classification loss; a normal image is not malignant."""
+        config = self.config
+        gamma = config.focal_gamma if config.classification_kind == "focal" else 0.0
+        loss = binary_loss(logits, malignant, smoothing=config.label_smoothing, gamma=gamma)
+        weight = torch.where(malignant, self.malignant_weight, self.other_weight)
+        return (weight * loss).mean()
+
+
+def class_weights(malignant_share: float) -> tuple[float, float]:
+    """Return the weights of malignant and of the rest, by inverse frequency, one on average."""
+    if not 0 < malignant_share < 1:
+        return 1.0, 1.0
+    return 0.5 / malignant_share, 0.5 / (1 - malignant_share)
+
+
+def supervision_weights(count: int, coarsest: float) -> list[float]:
+    """Return the outputs' weights, finest first: evenly from 1 down to `coarsest`, normalised."""
+    weights = torch.linspace(1, coarsest, count, dtype=torch.float64)
+    return [float(weight) for weight in weights / weights.sum()]
+
+
+def region_loss(
+    logits: Float[Tensor, "b 1 h w"],
+    target: Float[Tensor, "b 1 h w"],
+    tumour: Tensor,
+    dice_share: float,
+) -> Float[Tensor, ""]:
+    """Mix Dice over the tumour images with cross-entropy over all images."""
+    dice = mean_over(dice_loss(logits, target), tumour)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+    return dice_share * dice + (1 - dice_share) * cross_entropy
+
+
+def dice_loss(
+    logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b"]:
+    """Return one minus each image's soft Dice score."""
+    prob, target = logits.sigmoid().flatten(1), target.flatten(1)
+    overlap = (prob * target).sum(dim=1)
+    total = prob.sum(dim=1) + target.sum(dim=1)
+    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
+
+
+def boundary_loss(
+    logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b"]:
+    """Return one minus each image's soft F1 score of the outline (Bokhovkin & Burnaev 2019).
+
+    Outlines are morphological gradients, found by max-pooling; a pixel of one outline is right if
+    the other outline passes within the tolerance.
+    """
+    ours, theirs = outline(logits.sigmoid()), outline(target)
+    precision = share_within(ours, theirs)
+    recall = share_within(theirs, ours)
+    return 1 - (2 * precision * recall + SMOOTH) / (precision + recall + SMOOTH)
+
+
+def outline(prob: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Return the inner edge of a soft mask: the mask minus its erosion."""
+    outside = 1 - prob
+    return F.max_pool2d(outside, 3, stride=1, padding=1) - outside
+
+
+def share_within(
+    line: Float[Tensor, "b 1 h w"], other: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b"]:
+    """Return the share of a line that lies within the tolerance of another."""
+    band = F.max_pool2d(other, BOUNDARY_TOLERANCE, stride=1, padding=BOUNDARY_TOLERANCE // 2)
+    hits, total = (line * band).flatten(1).sum(dim=1), line.flatten(1).sum(dim=1)
+    return (hits + SMOOTH) / (total + SMOOTH)
+
+
+def binary_loss(
+    logits: Float[Tensor, "b"], positive: Tensor, *, smoothing: float, gamma: float
+) -> Float[Tensor, "b"]:
+    """Return each image's cross-entropy; a `gamma` above zero makes it focal (Lin et al. 2017).
+
+    Args:
+        logits: of the positive class.
+        positive: whether the image is of the positive class.
+        smoothing: how far the target is moved towards one half.
+        gamma: exponent of the probability that was missed.
+    """
+    target = positive.to(logits.dtype)
+    smoothed = target * (1 - 2 * smoothing) + smoothing
+    loss = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
+    if gamma > 0:
+        missed = torch.sigmoid(torch.where(positive, -logits, logits))
+        loss = loss * missed**gamma
+    return loss
+
+
+def mean_over(values: Float[Tensor, "b"], chosen: Tensor) -> Float[Tensor, ""]:
+    """Average over the chosen images; zero if there are none."""
+    return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)

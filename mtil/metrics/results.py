@@ -1,0 +1,141 @@
+"""The table that every report starts from: one row per image, whoever computed it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from mtil.errors import DataError
+
+
+class Label(IntEnum):
+    """Classes of images, as the data set numbers them."""
+
+    BENIGN = 0
+    MALIGNANT = 1
+    NORMAL = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Results:
+    """Columns of equal length, a row per image; lists and other types of numbers are converted.
+
+    `tp` to `false_positive_area` are the fields of `MaskScores`.
+
+    Raises:
+        DataError: a column's length or a value breaks a rule below.
+    """
+
+    sample_id: npt.NDArray[np.str_]
+    """The collection's own name of the image."""
+    group: npt.NDArray[np.str_]
+    """Images that are not independent share it, such as those of one patient."""
+    label: npt.NDArray[np.int64]
+    """0 benign, 1 malignant, 2 normal."""
+    fold: npt.NDArray[np.int64]
+    """The fold that held the image out."""
+    probability: npt.NDArray[np.float64]
+    """Calibrated, of being malignant, in [0, 1]."""
+    predicted: npt.NDArray[np.bool_]
+    """Called malignant, at the threshold of its own fold."""
+    tp: npt.NDArray[np.int64]
+    fp: npt.NDArray[np.int64]
+    fn: npt.NDArray[np.int64]
+    dice: npt.NDArray[np.float64]
+    iou: npt.NDArray[np.float64]
+    hd95: npt.NDArray[np.float64]
+    assd: npt.NDArray[np.float64]
+    missed: npt.NDArray[np.bool_]
+    false_positive_area: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            column: npt.NDArray[np.generic] = np.asarray(getattr(self, name), kind)
+            object.__setattr__(self, name, column)
+            if column.shape != (len(self.sample_id),):
+                raise DataError(
+                    f"Columns must have one value per image, but `{name}` has shape {column.shape} "
+                    f"and there are {len(self.sample_id)} images; pass the rows of one table."
+                )
+        self._refuse(~np.isin(self.label, tuple(Label)), "must be labelled 0, 1 or 2", self.label)
+        self._refuse(
+            ~((self.probability >= 0) & (self.probability <= 1)),
+            "must have a probability in [0, 1]",
+            self.probability,
+        )
+        lesion = self.tp + self.fn
+        self._refuse(self.tumour & (lesion == 0), "of a tumour must have a lesion", lesion)
+        self._refuse(~self.tumour & (lesion > 0), "without a tumour must have no lesion", lesion)
+        distances = self.dice + self.iou + self.hd95 + self.assd
+        self._refuse(
+            self.tumour & ~np.isfinite(distances), "of a tumour must be fully scored", distances
+        )
+
+    def _refuse(
+        self, wrong: npt.NDArray[np.bool_], rule: str, column: npt.NDArray[np.generic]
+    ) -> None:
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"An image {rule}, but `{self.sample_id[row]}` has {column[row]}; "
+                "correct its row or score its mask again with `score_mask`."
+            )
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    @property
+    def tumour(self) -> npt.NDArray[np.bool_]:
+        """Whether each image shows a tumour."""
+        return np.not_equal(self.label, Label.NORMAL)
+
+    def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> "Results":
+        """Return some rows, by flags or by indices."""
+        return Results(**{name: getattr(self, name)[rows] for name in _KINDS})
+
+    def sorted(self) -> "Results":
+        """Return the rows by `sample_id`: the same table, however it was split and shuffled.
+
+        Raises:
+            DataError: an image is there twice.
+        """
+        table = self.select(np.argsort(self.sample_id, kind="stable"))
+        twice = table.sample_id[1:] == table.sample_id[:-1]
+        if twice.any():
+            raise DataError(
+                f"Every image must be scored once, but `{table.sample_id[1:][twice][0]}` is there "
+                "more than once; drop the surplus rows or evaluate again."
+            )
+        return table
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Results"]) -> "Results":
+        """Return the rows of several tables, such as those of workers or folds."""
+        return cls(
+            **{
+                name: np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
+                for name, kind in _KINDS.items()
+            }
+        )
+
+
+_KINDS: dict[str, type[np.generic]] = {
+    "sample_id": np.str_,
+    "group": np.str_,
+    "label": np.int64,
+    "fold": np.int64,
+    "probability": np.float64,
+    "predicted": np.bool_,
+    "tp": np.int64,
+    "fp": np.int64,
+    "fn": np.int64,
+    "dice": np.float64,
+    "iou": np.float64,
+    "hd95": np.float64,
+    "assd": np.float64,
+    "missed": np.bool_,
+    "false_positive_area": np.float64,
+}
+"""Every column and its type."""

@@ -1,0 +1,98 @@
+"""The figures of a table, for many resamples at once.
+
+A resample is a row of weights: how often it holds each case. Every function takes weights
+(resamples, n) and returns (resamples,), equal to the plain figure of the cases so repeated. Sums
+are numpy's own, not BLAS's, so that they do not depend on the number of threads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mtil.metrics.classification import NUM_BINS, Array, Confusion, ratio
+
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+def total(values: Array | Counts | Flags, weights: Array) -> Array:
+    """Return the weighted sums of values (n,)."""
+    sums: Array = np.einsum("rn,n->r", weights, np.asarray(values, np.float64))
+    return sums
+
+
+def mean(values: Array | Flags, weights: Array) -> Array:
+    """Return the weighted means of values (n,); NaN for a resample without a case."""
+    return ratio(total(values, weights), weights.sum(axis=1))
+
+
+def confusion(called: Flags, malignant: Flags, weights: Array) -> Confusion:
+    """Count cases by decision (n,) and class (n,)."""
+    return Confusion(
+        tp=total(called & malignant, weights),
+        fp=total(called & ~malignant, weights),
+        fn=total(~called & malignant, weights),
+        tn=total(~called & ~malignant, weights),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The resamples' cases by distinct probability, ascending. Counts are exact in float64."""
+
+    probability: Array
+    """(distinct,)"""
+    malignant: Array
+    """(resamples, distinct): malignant cases of this probability."""
+    benign: Array
+    """(resamples, distinct): benign cases of this probability."""
+
+    @classmethod
+    def of(cls, probability: Array, malignant: Flags, weights: Array) -> "Ranking":
+        """Rank cases by probability (n,), given their class (n,) and weights (resamples, n)."""
+        order = np.argsort(probability, kind="stable")
+        distinct, start = np.unique(probability[order], return_index=True)
+        if len(distinct) == 0:
+            return cls(distinct, weights[:, :0], weights[:, :0])
+        ranked, found = weights[:, order], malignant[order]
+        positive = np.add.reduceat(ranked * found, start, axis=1)
+        return cls(distinct, positive, np.add.reduceat(ranked * ~found, start, axis=1))
+
+    def auc(self) -> Array:
+        """Return the area under the ROC curve: the share of pairs in the right order."""
+        below = np.cumsum(self.benign, axis=1) - self.benign / 2
+        pairs = self.malignant.sum(axis=1) * self.benign.sum(axis=1)
+        return ratio((self.malignant * below).sum(axis=1), pairs)
+
+    def average_precision(self) -> Array:
+        """Return the precision at each threshold, weighted by the step in recall."""
+        tp, fp = _from_each_on(self.malignant), _from_each_on(self.benign)
+        precision = ratio(tp, np.maximum(tp + fp, 1))
+        figure = ratio((self.malignant * precision).sum(axis=1), self.malignant.sum(axis=1))
+        return np.where(self.benign.sum(axis=1) > 0, figure, np.nan)
+
+    def sensitivity_at_90_specificity(self) -> Array:
+        """Return the highest sensitivity of any threshold whose specificity is at least 0.9."""
+        tp, fp = _from_each_on(self.malignant), _from_each_on(self.benign)
+        num_benign = self.benign.sum(axis=1)
+        found = np.where(10 * fp <= num_benign[:, None], tp, 0).max(axis=1, initial=0)
+        figure = ratio(found, self.malignant.sum(axis=1))
+        return np.where(num_benign > 0, figure, np.nan)
+
+    def ece(self) -> Array:
+        """Return the expected calibration error over bins of equal mass."""
+        mass = self.malignant + self.benign
+        whole = mass.sum(axis=1)
+        twice_rank = 2 * np.cumsum(mass, axis=1) - mass
+        bins = NUM_BINS * twice_rank // np.maximum(2 * whole, 1)[:, None]
+        bins = np.minimum(bins, NUM_BINS - 1).astype(np.int64)  # above it lies only mass 0
+        bins += NUM_BINS * np.arange(len(mass))[:, None]
+        gap = mass * self.probability - self.malignant
+        gaps = np.bincount(bins.ravel(), weights=gap.ravel(), minlength=NUM_BINS * len(mass))
+        return ratio(np.abs(gaps.reshape(-1, NUM_BINS)).sum(axis=1), whole)
+
+
+def _from_each_on(counts: Array) -> Array:
+    """Return the counts at or above each distinct probability."""
+    return counts[:, ::-1].cumsum(axis=1)[:, ::-1]

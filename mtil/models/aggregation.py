@@ -1,0 +1,131 @@
+"""The feature aggregation block: joins encoder and decoder features on a skip connection."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtil.config import AggregationConfig
+from mtil.models.layers import ConvNorm, double, shrink_to
+
+ECA_KERNEL = 5
+Pair = tuple[Tensor, Tensor]
+
+
+class ChannelGate(nn.Module):
+    """Predicts a logit for every channel of the two sources.
+
+    `fab` sees the average and the maximum of both sources, `se` and `eca` the average; `eca` mixes
+    neighbouring channels only. A prior map adds the features averaged under it. Everything that
+    leads to the logits starts at zero.
+    """
+
+    def __init__(self, config: AggregationConfig, channels: int, *, prior: bool) -> None:
+        super().__init__()
+        self.kind = config.kind
+        if config.kind == "eca":
+            self.mix = nn.Conv1d(1, 1, ECA_KERNEL, padding=ECA_KERNEL // 2)
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
+        else:
+            statistics = channels * (4 if config.kind == "fab" else 2)
+            hidden = max(8, 2 * channels // config.reduction)
+            self.squeeze = nn.Linear(statistics, hidden)
+            self.excite = nn.Linear(hidden, 2 * channels)
+            nn.init.zeros_(self.excite.weight)
+            nn.init.zeros_(self.excite.bias)
+        self.from_prior = nn.Linear(channels, 2 * channels, bias=False) if prior else None
+        if self.from_prior is not None:
+            nn.init.zeros_(self.from_prior.weight)
+
+    def forward(
+        self,
+        encoder: Float[Tensor, "b c h w"],
+        decoder: Float[Tensor, "b c h2 w2"],
+        prior: Float[Tensor, "b 1 h3 w3"],
+    ) -> Float[Tensor, "b 2 c"]:
+        """Return the logits of the encoder's and the decoder's channels."""
+        statistics = [x.mean(dim=(2, 3)) for x in (encoder, decoder)]
+        if self.kind == "fab":
+            statistics += [x.amax(dim=(2, 3)) for x in (encoder, decoder)]
+        pooled = torch.cat(statistics, dim=1)
+        if self.kind == "eca":
+            logits = self.mix(pooled[:, None])[:, 0]
+        else:
+            logits = self.excite(F.relu(self.squeeze(pooled)))
+        if self.from_prior is not None:
+            logits = logits + self.from_prior(pool_under(prior, decoder))
+        return logits.unflatten(1, (2, -1))
+
+
+class Aggregation(nn.Module):
+    """Joins a skip connection with the decoder's features, then refines them.
+
+    Both sources are projected to the same width; the decoder's before it is upsampled, where that
+    costs a quarter and gives the same. Then, by `kind`: `fab` weighs each channel between the two
+    sources and adds them, `se` and `eca` scale the channels of both, `concat` takes them as they
+    are. Two convolutions follow, with the sum of the sources as their shortcut.
+    """
+
+    def __init__(
+        self,
+        config: AggregationConfig,
+        encoder_channels: int,
+        decoder_channels: int,
+        channels: int,
+        *,
+        prior: bool,
+    ) -> None:
+        super().__init__()
+        self.kind = config.kind
+        self.from_encoder = nn.Conv2d(encoder_channels, channels, 1)
+        self.from_decoder = nn.Conv2d(decoder_channels, channels, 1)
+        self.gate: ChannelGate | None = None
+        if config.kind != "concat":
+            self.gate = ChannelGate(config, channels, prior=prior)
+        joined = channels if config.kind == "fab" else 2 * channels
+        self.refine = nn.Sequential(
+            ConvNorm(joined, channels), ConvNorm(channels, channels, activation=False)
+        )
+
+    def forward(
+        self,
+        encoder: Float[Tensor, "b c h w"],
+        decoder: Float[Tensor, "b d h2 w2"],
+        prior: Float[Tensor, "b 1 h3 w3"],
+    ) -> Float[Tensor, "b e h w"]:
+        """Return the joined features at the encoder map's size, twice the decoder map's."""
+        ours, theirs = self.from_encoder(encoder), self.from_decoder(decoder)
+        if self.gate is not None:
+            ours, theirs = weigh(self.kind, self.gate(ours, theirs, prior), ours, theirs)
+        theirs = double(theirs)
+        total = ours + theirs
+        joined = total if self.kind == "fab" else torch.cat([ours, theirs], dim=1)
+        return F.relu(total + self.refine(joined), inplace=True)
+
+
+def weigh(
+    kind: str,
+    logits: Float[Tensor, "b 2 c"],
+    encoder: Float[Tensor, "b c h w"],
+    decoder: Float[Tensor, "b c h2 w2"],
+) -> Pair:
+    """Scale both sources; logits of zero leave them as they are.
+
+    The two weights of a channel add up to two with `fab` (a softmax over the sources) and lie
+    between zero and two each otherwise.
+    """
+    weights = logits.softmax(dim=1) if kind == "fab" else logits.sigmoid()
+    first, second = (2 * weights)[..., None, None].to(encoder.dtype).unbind(dim=1)
+    return encoder * first, decoder * second
+
+
+def pool_under(
+    prior: Float[Tensor, "b 1 h w"], x: Float[Tensor, "b c h2 w2"]
+) -> Float[Tensor, "b c"]:
+    """Average a map under the prior map; zero where the prior map is empty.
+
+    The divisor is at least one cell, so that a faint prior map has a faint effect.
+    """
+    weight = shrink_to(prior, x.shape[-2])
+    return (weight * x).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1)

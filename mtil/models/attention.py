@@ -1,0 +1,70 @@
+"""Attention over positions and over channels, as functions of queries, keys and values.
+
+Tokens are laid out (batch, heads, positions, channels of a head).
+"""
+
+import math
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mtil.models.layers import shrink_to
+
+PRIOR_FLOOR = 0.01
+"""The prior probability below which all pixels count as equally unlikely."""
+
+
+def split_heads(tokens: Float[Tensor, "b n c"], num_heads: int) -> Float[Tensor, "b m n d"]:
+    """Lay a token's channels out as heads."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(tokens: Float[Tensor, "b m n d"]) -> Float[Tensor, "b n c"]:
+    """Lay all heads out as a token's channels."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def location_attention(
+    query: Float[Tensor, "b m n d"],
+    key: Float[Tensor, "b m k d"],
+    value: Float[Tensor, "b m k d"],
+    bias: Float[Tensor, "b m 1 k"] | None = None,
+) -> Float[Tensor, "b m n d"]:
+    """Let every position gather values from the positions whose keys resemble its query.
+
+    Args:
+        query: of the task that receives.
+        key: of the task that gives; its positions carry the location information.
+        value: of the task that gives.
+        bias: added to the logits of the keys.
+    """
+    mask = None if bias is None else bias.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def semantic_attention(
+    query: Float[Tensor, "b m n d"],
+    key: Float[Tensor, "b m n d"],
+    value: Float[Tensor, "b m n d"],
+    temperature: Float[Tensor, "m 1 1"],
+) -> Float[Tensor, "b m n d"]:
+    """Let every channel gather the channels whose keys resemble its query over all positions.
+
+    Cross-covariance attention (El-Nouby et al. 2021): channels are compared by their cosine, so
+    that the result does not depend on the number of positions.
+    """
+    query, key = F.normalize(query, dim=-2), F.normalize(key, dim=-2)
+    weight = (query.transpose(-2, -1) @ key * temperature).softmax(dim=-1)  # (b, m, d, d)
+    return value @ weight.to(value.dtype).transpose(-2, -1)
+
+
+def prior_log_bias(prior: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 1 1 k"]:
+    """Return each position's log-odds of being lesion over the floor, from 0 (none) to 1 (sure).
+
+    Args:
+        prior: the previous round's map.
+        height: rows of the map that attends; its positions are the keys.
+    """
+    cells = shrink_to(prior, height).flatten(1)[:, None, None]
+    return (cells / PRIOR_FLOOR).log1p() / math.log1p(1 / PRIOR_FLOOR)

@@ -1,0 +1,86 @@
+"""The classification stream and its head."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtil.config import HeadConfig
+from mtil.models.layers import ConvNorm, double, shrink_to
+
+RING_RADIUS = 3
+"""How far the ring reaches beyond the lesion, in pixels at stride 4."""
+SHRINKAGE = 0.1
+"""Weight, in cells, of the plain average in a region's: it takes over where the region is empty."""
+
+
+class StreamStage(nn.Module):
+    """One level of the classification stream: encoder features plus the coarser level."""
+
+    def __init__(self, encoder_channels: int, channels: int) -> None:
+        super().__init__()
+        self.lateral = ConvNorm(encoder_channels, channels)
+
+    def forward(
+        self, encoder: Float[Tensor, "b c h w"], coarser: Float[Tensor, "b d h2 w2"] | None
+    ) -> Float[Tensor, "b d h w"]:
+        """Return the level's map."""
+        x: Tensor = self.lateral(encoder)
+        return x if coarser is None else x + double(coarser)
+
+
+class ClassificationHead(nn.Module):
+    """Pools the stream and says how malignant the image looks."""
+
+    def __init__(self, config: HeadConfig, channels: int, num_levels: int) -> None:
+        super().__init__()
+        self.by_region = config.pooling == "mask"
+        self.detach_mask = config.detach_mask
+        num_pools = num_levels + 3 * self.by_region
+        self.hidden = nn.Linear(num_pools * channels, channels)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(channels, 1)
+        nn.init.normal_(self.output.weight, std=0.01)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self, levels: Sequence[Tensor], mask: Float[Tensor, "b 1 h w"]
+    ) -> Float[Tensor, "b"]:
+        """Return the logit of malignant.
+
+        Args:
+            levels: the stream's maps, coarsest first.
+            mask: logits of the lesion at stride 2.
+        """
+        pools = [level.mean(dim=(2, 3)) for level in levels]
+        if self.by_region:
+            logits = mask.detach() if self.detach_mask else mask
+            weights = regions(logits.sigmoid(), levels[-1].shape[-2])
+            pools.append(pool_regions(levels[-1], weights).flatten(1))
+        hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
+        malignant: Tensor = self.output(self.dropout(hidden))
+        return malignant[:, 0]
+
+
+def regions(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:
+    """Return how much of each cell is lesion, ring around it, and background; they add up to one.
+
+    Args:
+        prob: probability of lesion at stride 2.
+        height: rows of the map whose cells are meant.
+    """
+    lesion = F.avg_pool2d(prob, 2)
+    dilated = F.max_pool2d(lesion, 2 * RING_RADIUS + 1, stride=1, padding=RING_RADIUS)
+    return shrink_to(torch.cat([lesion, dilated - lesion, 1 - dilated], dim=1), height)
+
+
+def pool_regions(
+    x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b r h w"]
+) -> Float[Tensor, "b r c"]:
+    """Average a map over soft regions; an empty region gets the map's plain average."""
+    values = x.flatten(2).transpose(1, 2)  # (b, h*w, c)
+    sums = weights.flatten(2).to(x.dtype) @ values  # (b, r, c)
+    area = weights.sum(dim=(2, 3))[..., None]
+    return (sums + SHRINKAGE * values.mean(dim=1, keepdim=True)) / (area + SHRINKAGE)

@@ -1,0 +1,30 @@
+"""Encoders behind one interface: a gray image becomes five maps at strides 2 to 32."""
+
+from mtil.config import EncoderConfig
+from mtil.errors import ConfigError
+from mtil.models.encoders.base import STRIDES, Encoder
+from mtil.models.encoders.efficientnet import EfficientNetLite0
+from mtil.models.encoders.huggingface import HuggingFaceBackbone
+from mtil.models.encoders.resnet import DEPTHS, ResNet
+
+__all__ = ["STRIDES", "Encoder", "build_encoder"]
+
+HUGGING_FACE = "hf:"
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """Build the encoder that the configuration names.
+
+    Raises:
+        ConfigError: if there is no such encoder, or no weights for it.
+        CheckpointError: if the packaged weights are damaged.
+    """
+    if config.name == "efficientnet_lite0":
+        return EfficientNetLite0(pretrained=config.pretrained)
+    if config.name in DEPTHS:
+        return ResNet(config.name, pretrained=config.pretrained)
+    if config.name.startswith(HUGGING_FACE):
+        name = config.name.removeprefix(HUGGING_FACE)
+        return HuggingFaceBackbone(name, pretrained=config.pretrained)
+    names = ", ".join(["efficientnet_lite0", *DEPTHS, "hf:NAME"])
+    raise ConfigError(f"`model.encoder.name` must be one of {names}, but got {config.name!r}.")

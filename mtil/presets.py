@@ -1,0 +1,60 @@
+"""Named configurations: `--config demo|cpu|base`."""
+
+from mtil.config import Config, from_dict, from_yaml
+from mtil.errors import ConfigError, NotFoundError
+from mtil.storage import open_store, split_uri
+
+
+def demo() -> Config:
+    """About a minute on a laptop: shows that everything works, trains nothing worth having."""
+    return from_dict(
+        {
+            "data": {"image_size": 96},
+            "train": {
+                "num_epochs": 6,
+                "batch_size": 8,
+                "warmup_epochs": 0.5,
+                "ema_decay": 0.9,
+            },
+        }
+    )
+
+
+def cpu() -> Config:
+    """Minutes a fold on two CPU cores, at 160 pixels."""
+    return from_dict(
+        {
+            "data": {"image_size": 160},
+            "train": {"num_epochs": 24, "batch_size": 16, "num_workers": 2, "warmup_epochs": 1.0},
+        }
+    )
+
+
+def base() -> Config:
+    """The reference: 256 pixels, for a GPU."""
+    return from_dict({"train": {"num_epochs": 100, "gpus_per_worker": 1.0}})
+
+
+PRESETS = {"demo": demo, "cpu": cpu, "base": base}
+
+
+def load(name: str) -> Config:
+    """Return a preset by its name, or the configuration of a YAML file laid over the defaults.
+
+    Raises:
+        ConfigError: if the name is neither, or the file holds a wrong key or value.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    if not name.endswith((".yaml", ".yml", ".json")):
+        raise ConfigError(
+            f"`--config` must be one of {', '.join(PRESETS)} or a YAML file, but got {name!r}."
+        )
+    folder, file = split_uri(name)
+    try:
+        text = open_store(folder).read(file).decode()
+    except NotFoundError:
+        raise ConfigError(f"The configuration file {name} does not exist.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"A configuration must be YAML text, but {name} is not text.") from None
+    return from_yaml(text, source=name)

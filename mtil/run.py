@@ -1,0 +1,177 @@
+"""A run's folder: what it was asked to do, and where its folds keep what they made."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mtil import __version__
+from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
+from mtil.config import Config, digest, from_dict, to_dict
+from mtil.data.manifest import Manifest
+from mtil.errors import ConfigError, DataError, NotFoundError, RunError
+from mtil.storage import Store, open_store
+
+FILE_NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """What one fold's training came to, by its inner validation rows."""
+
+    fold: int
+    best_epoch: int
+    num_epochs: int
+    seconds: float
+    metrics: dict[str, float]
+    model_sha256: str
+    fingerprint: str
+    config_digest: str
+    version: str = __version__
+
+
+class Run:
+    """A run at a URI. Everything that a fold's training commits is named by its `result.json`."""
+
+    def __init__(self, store: Store, values: dict[str, Any]) -> None:
+        self.store = store
+        self.config: Config = from_dict(values["config"])
+        self.data_uri: str = values["data"]
+        self.fingerprint: str = values["fingerprint"]
+
+    @property
+    def uri(self) -> str:
+        """Where the run is."""
+        return self.store.uri
+
+    @classmethod
+    def create(cls, uri: str, config: Config, data_uri: str, fingerprint: str) -> "Run":
+        """Make a run, or take up the one that is there if it was asked to do the same.
+
+        Raises:
+            ConfigError: if the run at the URI has another configuration.
+            DataError: if it was trained on another data set.
+        """
+        values = {
+            "version": __version__,
+            "config": to_dict(config),
+            "config_digest": digest(config),
+            "data": data_uri,
+            "fingerprint": fingerprint,
+        }
+        store = open_store(uri)
+        if store.create(FILE_NAME, (json.dumps(values, indent=1) + "\n").encode()):
+            return cls(store, values)
+        run = cls.open(uri)
+        if run.fingerprint != fingerprint:
+            raise DataError(
+                f"A run must stay with its data set, but {run.uri} was made with fingerprint "
+                f"{run.fingerprint[:12]}… and {data_uri} has {fingerprint[:12]}…; "
+                "name another --run."
+            )
+        if digest(run.config) != digest(config):
+            old, new = _flat(to_dict(run.config)), _flat(values["config"])
+            key = next(key for key in new if old.get(key) != new[key])
+            raise ConfigError(
+                f"A run must keep its configuration, but {run.uri} has `{key}` = {old.get(key)!r} "
+                f"and {new[key]!r} was asked for; name another --run."
+            )
+        return run
+
+    @classmethod
+    def open(cls, uri: str) -> "Run":
+        """Open the run at a URI.
+
+        Raises:
+            DataError: if there is none.
+        """
+        store = open_store(uri)
+        try:
+            values = json.loads(store.read(FILE_NAME))
+        except NotFoundError:
+            raise DataError(
+                f"A run must have a {FILE_NAME}, but {store.uri} has none; make one with `mtil train`."
+            ) from None
+        except ValueError:
+            raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; name another --run.") from None
+        return cls(store, values)
+
+    def check_data(self, manifest: Manifest, data_uri: str) -> None:
+        """Refuse a data set that this run was not trained on.
+
+        Raises:
+            DataError: naming both fingerprints.
+        """
+        if manifest.fingerprint != self.fingerprint:
+            raise DataError(
+                f"A run must stay with its data set, but {self.uri} was made with fingerprint "
+                f"{self.fingerprint[:12]}… and {data_uri} has {manifest.fingerprint[:12]}…; "
+                "name the data set it was trained on."
+            )
+
+    def folder(self, fold: int) -> str:
+        """Return the folder of a fold's first round."""
+        return f"rounds/0/fold-{fold}"
+
+    def checkpoints(self, fold: int) -> TrainingCheckpoints:
+        """Return the training checkpoints of a fold."""
+        return TrainingCheckpoints(self.store, f"{self.folder(fold)}/checkpoints")
+
+    def commit(self, model: Model, **figures: Any) -> FoldResult:
+        """Write a fold's model and then the result that names it."""
+        import hashlib
+
+        data = model_to_bytes(model)
+        result = FoldResult(
+            fold=model.fold,
+            best_epoch=model.epoch,
+            model_sha256=hashlib.sha256(data).hexdigest(),
+            fingerprint=self.fingerprint,
+            config_digest=digest(self.config),
+            **figures,
+        )
+        folder = self.folder(model.fold)
+        self.store.write(f"{folder}/model.pt", data)
+        self.store.write(f"{folder}/result.json", (json.dumps(asdict(result)) + "\n").encode())
+        self.checkpoints(model.fold).clear()
+        return result
+
+    def result(self, fold: int) -> FoldResult | None:
+        """Return a fold's committed result, if its training has ended."""
+        try:
+            values = json.loads(self.store.read(f"{self.folder(fold)}/result.json"))
+        except NotFoundError:
+            return None
+        return FoldResult(**values)
+
+    def trained_folds(self, num_folds: int) -> list[int]:
+        """Return the folds whose training has ended."""
+        return [fold for fold in range(num_folds) if self.result(fold) is not None]
+
+    def model(self, fold: int) -> Model:
+        """Read a fold's model.
+
+        Raises:
+            DataError: if the fold's training has not ended.
+            RunError: if the file is not the one that the result names.
+        """
+        result = self.result(fold)
+        if result is None:
+            raise DataError(
+                f"Fold {fold} of {self.uri} must be trained first, but has no result; "
+                f"run `mtil train --fold {fold}`."
+            )
+        name = f"{self.folder(fold)}/model.pt"
+        model = model_from_bytes(self.store.read(name), f"{self.uri}/{name}")
+        if model.digest != result.model_sha256:
+            raise RunError(f"{self.uri}/{name} is not the file that its result.json names.")
+        return model
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,284 @@
+"""Bytes in and out of a local folder or an S3 bucket, each object whole or not at all.
+
+One S3 client per process, never across a fork: an inherited connection answers with another
+process's bytes.
+"""
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+
+from mtil.errors import NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_PARTIAL = ".partial-"
+
+
+class Store(Protocol):
+    """A tree of named byte strings below a URI. Names are relative, with forward slashes."""
+
+    @property
+    def uri(self) -> str:
+        """The root, as the user would write it."""
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes; `NotFoundError` if there is none."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object whole, replacing another of that name."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object whole unless one of that name exists; say whether it was written."""
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is an object of that name."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of all objects below a folder."""
+
+    def delete(self, name: str) -> None:
+        """Delete an object; a missing one is no error."""
+
+
+def open_store(uri: str) -> Store:
+    """Return the store at a local path, a `file://` URI or an `s3://bucket/prefix` URI.
+
+    Nothing is read or made yet. Raises `StorageError` for another scheme.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(uri)
+    if scheme == "file":
+        return LocalStore(rest)
+    if scheme == "s3":
+        return S3Store(rest)
+    raise StorageError(f"A location must be a path, file:// or s3://, but got {uri!r}.")
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split a URI into its parent and its last name."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return (parent or ("/" if uri.startswith("/") else "."), name)
+
+
+class LocalStore:
+    """A folder on a local or shared disk."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self.root)
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        path = self._path(name)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise NotFoundError(f"{path} does not exist.") from None
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store.write`."""
+        path = self._path(name)
+        try:
+            partial = _write_partial(path, data)
+            partial.replace(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}.") from None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        path = self._path(name)
+        try:
+            partial = _write_partial(path, data)
+            try:
+                path.hardlink_to(partial)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}.") from None
+        return True
+
+    def exists(self, name: str) -> bool:
+        """See `Store.exists`."""
+        return self._path(name).is_file()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See `Store.names`."""
+        found = []
+        for folder, _, files in os.walk(self._path(prefix) if prefix else self.root):
+            found += [
+                (Path(folder) / file).relative_to(self.root).as_posix()
+                for file in files
+                if not file.startswith(_PARTIAL)
+            ]
+        return sorted(found)
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.root / _checked(name)
+
+
+class S3Store:
+    """A prefix of a bucket; endpoint, region and credentials by the standard AWS environment."""
+
+    def __init__(self, location: str) -> None:
+        self.bucket, _, prefix = location.partition("/")
+        self.prefix = prefix.strip("/")
+        if not self.bucket:
+            raise StorageError(f"An s3:// location must name a bucket, but got 's3://{location}'.")
+
+    @property
+    def uri(self) -> str:
+        """The bucket and prefix."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        with _S3Errors(self.bucket, self._key(name)):
+            answer = _s3(os.getpid()).get_object(Bucket=self.bucket, Key=self._key(name))
+            return answer["Body"].read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store.write`."""
+        with _S3Errors(self.bucket, self._key(name)):
+            _s3(os.getpid()).put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`; needs a server that honours `If-None-Match` on writes."""
+        from botocore.exceptions import ClientError
+
+        key = self._key(name)
+        with _S3Errors(self.bucket, key):
+            try:
+                _s3(os.getpid()).put_object(
+                    Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
+                    return False
+                raise
+        return True
+
+    def exists(self, name: str) -> bool:
+        """See `Store.exists`."""
+        try:
+            with _S3Errors(self.bucket, self._key(name)):
+                _s3(os.getpid()).head_object(Bucket=self.bucket, Key=self._key(name))
+        except NotFoundError:
+            return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See `Store.names`."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        start = f"{self._key(prefix)}/" if prefix else root
+        found = []
+        with _S3Errors(self.bucket, start):
+            pages = _s3(os.getpid()).get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+                found += [item["Key"][len(root) :] for item in page.get("Contents", [])]
+        return sorted(name for name in found if not name.endswith("/"))
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        with _S3Errors(self.bucket, self._key(name)):
+            _s3(os.getpid()).delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{_checked(name)}".lstrip("/")
+
+
+def _checked(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise StorageError(f"A name must stay inside its folder, but got {name!r}.")
+    return str(path)
+
+
+def _write_partial(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(partial).unlink()
+        raise
+    Path(partial).chmod(0o666 & ~_umask())
+    return Path(partial)
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@cache
+def _s3(pid: int) -> "S3Client":  # noqa: ARG001 - the process id is the cache's key
+    import boto3
+    from botocore.config import Config
+
+    return boto3.session.Session().client(
+        "s3",
+        config=Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 5},
+            max_pool_connections=32,
+        ),
+    )
+
+
+class _S3Errors:
+    """Turn botocore's errors into one sentence."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        self.bucket, self.key = bucket, key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, ClientError):
+            raise self._answer(error.response["Error"].get("Code", "unknown")) from error
+        if isinstance(error, BotoCoreError):
+            endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default endpoint")
+            raise StorageError(
+                f"Bucket {self.bucket!r} is out of reach at {endpoint}: "
+                f"{' '.join(str(error).split()).rstrip('.')}."
+            ) from error
+
+    def _answer(self, code: str) -> StorageError:
+        if code in ("NoSuchKey", "404"):
+            return NotFoundError(f"s3://{self.bucket}/{self.key} does not exist.")
+        if code == "NoSuchBucket":
+            return StorageError(f"Bucket {self.bucket!r} does not exist; make it first.")
+        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            return StorageError(
+                f"Access to s3://{self.bucket}/{self.key} is refused ({code}); "
+                "check the AWS credentials in the environment."
+            )
+        return StorageError(f"s3://{self.bucket}/{self.key} failed with {code}.")
