@@ -22,7 +22,7 @@ class TensorBatch(NamedTuple):
 
 
 def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
-    """Move a batch to a device as bytes, and make it floating point and of the wanted size there."""
+    """Move a batch to a device as bytes, and make it floats of the wanted size there."""
     stored = batch.image.shape[-1]
     image = torch.from_numpy(np.array(batch.image)).to(device, non_blocking=True)
     bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)

@@ -85,7 +85,7 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     """Read a model file; `source` names it in errors.
 
     Raises:
-        CheckpointError: if it is not a model file, damaged, or of an architecture this version lacks.
+        CheckpointError: if it is not a model file, damaged, or unknown to this version.
     """
     values = _from_bytes(data, source)
     if values.get("kind") != _MODEL_KIND:
@@ -170,7 +170,9 @@ def _from_bytes(data: bytes, source: str) -> dict[str, Any]:
     try:
         values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise CheckpointError(f"{source} is not a file that mtil wrote, or it is damaged.") from None
+        raise CheckpointError(
+            f"{source} is not a file that mtil wrote, or it is damaged."
+        ) from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{source} is not a file that mtil wrote.")
     return values

@@ -45,7 +45,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """Random changes to a training image; one geometric transform serves image, mask and prior map."""
+    """Random changes to a training image; image, mask and prior map move together."""
 
     enabled: bool = True
     """Whether anything is changed at all."""
@@ -304,7 +304,9 @@ def from_yaml(text: str, base: Config | None = None, *, source: str) -> Config:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"A configuration must be a mapping of keys, but {source} holds {values!r}.")
+        raise ConfigError(
+            f"A configuration must be a mapping of keys, but {source} holds {values!r}."
+        )
     return from_dict(values, base)
 
 
@@ -351,7 +353,7 @@ def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None
 
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, keys(), n=1)
-    return f"; did you mean `{close[0]}`?"[:-1] if close else "; `mtil train --help` lists them"
+    return f"; did you mean `{close[0]}`" if close else "; `mtil train --keys` lists them"
 
 
 def _scalar(key: str, text: str) -> Any:

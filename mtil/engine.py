@@ -6,7 +6,7 @@ The caller supplies batches, wraps the step for several processes, saves checkpo
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,13 +78,16 @@ class Engine:
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
         self._steps_per_epoch = steps_per_epoch
-        self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.network = TwoTaskNetwork(config.model).to(device, memory_format=self._layout)
+        self._layout = (
+            torch.channels_last if config.train.channels_last else torch.contiguous_format
+        )
+        self.network = TwoTaskNetwork(config.model).to(device)
+        self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._objective = Objective(config.loss, malignant_share).to(device)
         self._augment = Augment(config.augment, config.model.prior)
         self._average = AveragedModel(
             self.network,
-            multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay),
+            multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay),  # type: ignore[no-untyped-call]
             use_buffers=True,
         )
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
@@ -94,7 +97,9 @@ class Engine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
-        network = torch.compile(self.network) if config.train.compile else self.network
+        network: nn.Module = self.network
+        if config.train.compile:
+            network = cast(nn.Module, torch.compile(network))
         self._step = wrap(TrainingStep(network, self._objective))
         self._autocast = wants_bf16(config.train, device)
 
@@ -112,7 +117,7 @@ class Engine:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 terms = self._step(self._laid_out(image), mask, label)
             self._optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
@@ -135,19 +140,26 @@ class Engine:
             scored += [
                 Scored(*row)
                 for row in zip(
-                    batch.sample_id, batch.label.tolist(), dice.tolist(), logits.tolist(), strict=True
+                    batch.sample_id,
+                    batch.label.tolist(),
+                    dice.tolist(),
+                    logits.tolist(),
+                    strict=True,
                 )
             ]
         return scored
 
     def averaged(self) -> nn.Module:
-        """Return the network with the averaged weights, or the network itself where there are none."""
+        """Return the network with the averaged weights, or itself where there are none."""
         averaged = bool(self.config.train.ema_decay) and int(self._average.n_averaged) > 0
         return self._average.module if averaged else self.network
 
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the averaged weights on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.averaged().state_dict().items()}
+        return {
+            name: value.detach().cpu().clone()
+            for name, value in self.averaged().state_dict().items()
+        }
 
     def rates(self) -> dict[str, float]:
         """Return the present learning rates of encoder and rest."""
@@ -181,7 +193,9 @@ class Engine:
         return image.contiguous(memory_format=self._layout)
 
 
-def make_optimizer(network: TwoTaskNetwork, objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    network: TwoTaskNetwork, objective: nn.Module, config: TrainConfig
+) -> torch.optim.AdamW:
     """Return AdamW with the encoder's own rate, and no decay on vectors (biases, normalisation)."""
     encoder = {id(parameter) for parameter in network.encoder.parameters()}
     groups: dict[str, list[nn.Parameter]] = {
@@ -195,7 +209,9 @@ def make_optimizer(network: TwoTaskNetwork, objective: nn.Module, config: TrainC
             {
                 "name": name,
                 "params": parameters,
-                "lr": config.encoder_learning_rate if name.startswith("encoder") else config.learning_rate,
+                "lr": config.encoder_learning_rate
+                if name.startswith("encoder")
+                else config.learning_rate,
                 "weight_decay": 0.0 if name.endswith("vectors") else config.weight_decay,
             }
             for name, parameters in groups.items()
@@ -221,7 +237,7 @@ def wants_bf16(config: TrainConfig, device: torch.device) -> bool:
 
 
 def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return each image's Dice (b,) from boolean masks (b, 1, h, w); NaN where the target is empty."""
+    """Return Dice (b,) of boolean masks (b, 1, h, w); NaN where the target is empty."""
     overlap = (prediction & target).sum(dim=(1, 2, 3))
     total = prediction.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
     dice = 2 * overlap / total.clamp_min(1)

@@ -72,7 +72,7 @@ class Objective(nn.Module):
     def segmentation(
         self, output: Output, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
     ) -> Float[Tensor, ""]:
-        """Return Dice and cross-entropy over all outputs, and the boundary term of the final one."""
+        """Return Dice and cross-entropy over all outputs, and the final one's boundary term."""
         config = self.config
         logits = (output.mask, *reversed(output.side))  # finest first
         weights = supervision_weights(len(logits), config.deep_supervision)

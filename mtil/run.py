@@ -1,6 +1,8 @@
 """A run's folder: what it was asked to do, and where its folds keep what they made."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,7 +53,7 @@ class Run:
             ConfigError: if the run at the URI has another configuration.
             DataError: if it was trained on another data set.
         """
-        values = {
+        values: dict[str, Any] = {
             "version": __version__,
             "config": to_dict(config),
             "config_digest": digest(config),
@@ -89,7 +91,8 @@ class Run:
             values = json.loads(store.read(FILE_NAME))
         except NotFoundError:
             raise DataError(
-                f"A run must have a {FILE_NAME}, but {store.uri} has none; make one with `mtil train`."
+                f"A run must have a {FILE_NAME}, but {store.uri} has none; "
+                "make one with `mtil train`."
             ) from None
         except ValueError:
             raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; name another --run.") from None
@@ -118,8 +121,6 @@ class Run:
 
     def commit(self, model: Model, **figures: Any) -> FoldResult:
         """Write a fold's model and then the result that names it."""
-        import hashlib
-
         data = model_to_bytes(model)
         result = FoldResult(
             fold=model.fold,
@@ -167,8 +168,8 @@ class Run:
         return model
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -165,9 +165,7 @@ class S3Store:
         key = self._key(name)
         with _S3Errors(self.bucket, key):
             try:
-                _s3(os.getpid()).put_object(
-                    Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"
-                )
+                _s3(os.getpid()).put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
                     return False
@@ -233,7 +231,7 @@ def _umask() -> int:
 
 
 @cache
-def _s3(pid: int) -> "S3Client":  # noqa: ARG001 - the process id is the cache's key
+def _s3(pid: int) -> "S3Client":
     import boto3
     from botocore.config import Config
 

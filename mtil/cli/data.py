@@ -17,9 +17,7 @@ def run(options: argparse.Namespace) -> None:
         output.result({"out": options.out, "num_images": options.num_images, "seed": options.seed})
         return
     if options.groups is None:
-        output.line(
-            "No --groups file: every image is taken to be unrelated to the others, unless it has a patient."
-        )
+        output.line("No --groups file: images count as unrelated unless they share a patient.")
     with output.progress() as bar:
         manifest = prepare.prepare(
             options.source,

@@ -57,7 +57,7 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
     for key in options.overrides:
         if key.replace("-", "_") not in _MAY_CHANGE:
             raise ConfigError(
-                f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change after training, "
+                f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change now, "
                 f"but got `{key}`; train another run."
             )
     changed = {key.replace("-", "_") for key in options.overrides}
@@ -85,4 +85,4 @@ def _print(figures: dict[str, Any], output: Output) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "n/a" if value is None else f"{value:.4f}"

@@ -48,7 +48,9 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     words = iter(rest)
     for word in words:
         if not word.startswith("--"):
-            raise ConfigError(f"An override must look like `--train.num-epochs 5`, but got {word!r}.")
+            raise ConfigError(
+                f"An override must look like `--train.num-epochs 5`, but got {word!r}."
+            )
         key, equals, value = word[2:].partition("=")
         if not equals:
             following = next(words, None)
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse names its type no other way
+_Commands = argparse._SubParsersAction
 
 
 def _command(
@@ -101,19 +103,29 @@ def _on_ray(parser: argparse.ArgumentParser) -> None:
 
 
 def _phantom(commands: "_Commands[_Parser]") -> None:
-    parser = _command(commands, "phantom", "make synthetic images in the BUSI layout", module="data")
+    parser = _command(
+        commands, "phantom", "make synthetic images in the BUSI layout", module="data"
+    )
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument("--num-images", type=int, default=240, help="how many (240)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same bytes (0)"
+    )
 
 
 def _prepare(commands: "_Commands[_Parser]") -> None:
-    parser = _command(commands, "prepare", "turn a collection into a data set of shards", module="data")
+    parser = _command(
+        commands, "prepare", "turn a collection into a data set of shards", module="data"
+    )
     parser.add_argument("source", metavar="SOURCE", help="folder, table or s3:// prefix to read")
-    parser.add_argument("--layout", required=True, choices=("busi", "table"), help="how it is laid out")
+    parser.add_argument(
+        "--layout", required=True, choices=("busi", "table"), help="how it is laid out"
+    )
     parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
     parser.add_argument("--groups", metavar="FILE", help="CSV of images that belong together")
-    parser.add_argument("--image-size", type=int, default=256, help="side of the stored images (256)")
+    parser.add_argument(
+        "--image-size", type=int, default=256, help="side of the stored images (256)"
+    )
     parser.add_argument("--num-folds", type=int, default=5, help="folds (5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the folds (0)")
 
@@ -123,9 +135,14 @@ def _train(commands: "_Commands[_Parser]") -> None:
     parser.set_defaults(configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--run", required=True, metavar="URI", help="where results go")
-    parser.add_argument("--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file")
+    parser.add_argument(
+        "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"
+    )
     parser.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
-    parser.epilog = "Any configuration key can follow, such as --train.num-epochs 5; `mtil train --keys` lists them."
+    parser.epilog = (
+        "Any configuration key can follow, such as --train.num-epochs 5; "
+        "`mtil train --keys` lists them."
+    )
     parser.add_argument("--keys", action=_Keys, help="list the configuration keys and leave")
     _on_ray(parser)
 
@@ -144,12 +161,16 @@ def _predict(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "predict", "outline and classify ordinary images")
     parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="a run, or one model.pt")
     parser.add_argument("input", metavar="INPUT", help="an image, a folder or an s3:// prefix")
-    parser.add_argument("out", metavar="OUT", help="folder or s3:// prefix for masks, overlays and CSV")
+    parser.add_argument(
+        "out", metavar="OUT", help="folder or s3:// prefix for masks, overlays and CSV"
+    )
 
 
 def _doctor(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "doctor", "say what this installation can do")
-    parser.add_argument("--to", metavar="URI", help="also write, read and delete a small object here")
+    parser.add_argument(
+        "--to", metavar="URI", help="also write, read and delete a small object here"
+    )
 
 
 class _Keys(argparse.Action):

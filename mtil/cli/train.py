@@ -42,7 +42,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _described(result: FoldResult, uri: str) -> dict[str, Any]:
-    names = ("fold", "best_epoch", "num_epochs", "seconds", "metrics", "model_sha256", "fingerprint")
+    names = (
+        "fold",
+        "best_epoch",
+        "num_epochs",
+        "seconds",
+        "metrics",
+        "model_sha256",
+        "fingerprint",
+    )
     values = asdict(result)
     return {"run": uri} | {name: values[name] for name in names}
 

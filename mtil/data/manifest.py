@@ -94,18 +94,19 @@ def load(store: Store) -> Manifest:
         values = json.loads(store.read(FILE_NAME))
     except NotFoundError:
         raise DataError(
-            f"A data set must have a {FILE_NAME}, but {store.uri} has none; make one with `mtil prepare`."
+            f"A data set must have a {FILE_NAME}, but {store.uri} has none; "
+            "make one with `mtil prepare`."
         ) from None
     except ValueError:
         raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; prepare the data again.") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has {version!r}; "
-            "prepare the data again."
+            f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has "
+            f"{version!r}; prepare the data again."
         )
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise DataError(f"{store.uri}/{FILE_NAME} is wrong at `{where}`; prepare the data again.") from None
+        raise DataError(f"{store.uri}/{FILE_NAME} is wrong at `{where}`; prepare again.") from None

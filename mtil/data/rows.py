@@ -57,7 +57,7 @@ class Plan:
 
 
 def to_batch(table: pa.Table) -> Batch:
-    """Turn a table with the training columns into arrays; pixel arrays are views where they can be."""
+    """Turn a table with the training columns into arrays, views where they can be."""
     image = pixels(table.column("image"))
     side = int(image.shape[1] ** 0.5)
     return Batch(
@@ -105,7 +105,7 @@ class Resident:
     """The selected rows of a data set, held in memory as views of its shards' tables."""
 
     def __init__(self, tables: Sequence[pa.Table], selection: Selection) -> None:
-        """Take the tables of all shards, in the manifest's order, with role and training columns."""
+        """Take the tables of all shards, in order, with role and training columns."""
         self._ids = [table.column("sample_id").to_pylist() for table in tables]
         self._images = [pixels(table.column("image")) for table in tables]
         self._masks = [pixels(table.column("mask")) for table in tables]
@@ -116,7 +116,10 @@ class Resident:
     def everything(self) -> "npt.NDArray[np.int64]":
         """Return (rows, 2): shard and row of every selected row, in the shards' order."""
         return np.concatenate(
-            [np.stack([np.full(len(rows), shard), rows], axis=1) for shard, rows in enumerate(self._rows)]
+            [
+                np.stack([np.full(len(rows), shard), rows], axis=1)
+                for shard, rows in enumerate(self._rows)
+            ]
         )
 
     def ordered(self, windows: Sequence[Window]) -> npt.NDArray[np.int64]:
@@ -125,7 +128,10 @@ class Resident:
         for window in windows:
             shards = np.array(window.shards)[window.picks[:, 0]]
             rows = np.array(
-                [self._rows[shard][pick] for shard, pick in zip(shards, window.picks[:, 1], strict=True)],
+                [
+                    self._rows[shard][pick]
+                    for shard, pick in zip(shards, window.picks[:, 1], strict=True)
+                ],
                 np.int64,
             )
             found.append(np.stack([shards, rows], axis=1))
@@ -144,7 +150,9 @@ class Resident:
             ids.append(self._ids[shard][row])
         return Batch(ids, image.reshape(-1, self._side, self._side), mask, label)
 
-    def batches(self, where: npt.NDArray[np.int64], batch_size: int, *, whole: bool) -> Iterator[Batch]:
+    def batches(
+        self, where: npt.NDArray[np.int64], batch_size: int, *, whole: bool
+    ) -> Iterator[Batch]:
         """Yield batches of the rows at these positions; with `whole`, drop a short last one."""
         stop = len(where) - batch_size + 1 if whole else len(where)
         for start in range(0, stop, batch_size):

@@ -27,12 +27,16 @@ class Selection:
     def _keeps(
         self, fold: npt.NDArray[np.int8], part: npt.NDArray[np.int8], label: npt.NDArray[np.int8]
     ) -> npt.NDArray[np.bool_]:
-        tested = fold == self.fold
+        tested: npt.NDArray[np.bool_] = fold == self.fold
         if self.role == "test":
             return tested
         validated = part == self.fold % self.num_parts
-        kept = ~tested & (validated if self.role == "validation" else ~validated)
-        return kept if self.normals else kept & (label != NORMAL)
+        kept: npt.NDArray[np.bool_] = ~tested & (
+            validated if self.role == "validation" else ~validated
+        )
+        if not self.normals:
+            kept &= label != NORMAL
+        return kept
 
     def rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
         """Return the positions of this role's rows in a shard's table."""

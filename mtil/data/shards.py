@@ -49,8 +49,10 @@ def encode(table: pa.Table) -> bytes:
         table,
         sink,
         row_group_size=ROW_GROUP_ROWS,
-        compression={name: "none" if name in ("image", "mask", "mask_png") else "zstd"
-                     for name in table.schema.names},
+        compression={
+            name: "none" if name in ("image", "mask", "mask_png") else "zstd"
+            for name in table.schema.names
+        },
         use_dictionary=["label", "group", "fold", "part"],
         write_statistics=["sample_id", "label", "fold", "part"],
     )
@@ -66,14 +68,17 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
     try:
         data = store.read(shard.path)
     except NotFoundError:
-        raise DataError(f"Shard {shard.path} of {store.uri} is missing; prepare the data again.") from None
+        raise DataError(
+            f"Shard {shard.path} of {store.uri} is missing; prepare the data again."
+        ) from None
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise DataError(
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
             f"{shard.sha256[:12]}…, but its {len(data)} bytes differ; prepare the data again."
         )
-    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns),
-                         use_threads=False)
+    return pq.read_table(
+        pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False
+    )
 
 
 def pixels(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint8]:

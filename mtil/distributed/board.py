@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import ray
 
-
-@ray.remote(num_cpus=0)
 class Board:
-    """Keeps lines in the order in which they came."""
+    """An actor that keeps lines in the order in which they came."""
 
     def __init__(self) -> None:
         self._lines: list[dict[str, Any]] = []

@@ -61,7 +61,7 @@ def nodes() -> list[Node]:
     """Return what the live nodes of the cluster offer in all."""
     return [
         Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
 

@@ -74,7 +74,9 @@ def predict_folds(
         run.model(fold)  # a fold that is missing or damaged is an error before anything starts
     units = _units(manifest, folds)
     nodes = cluster.nodes()
-    wanted = num_workers or max(1, int(sum(node.cpus for node in nodes)) if not gpus_per_worker else 1)
+    wanted = num_workers or max(
+        1, int(sum(node.cpus for node in nodes)) if not gpus_per_worker else 1
+    )
     wanted = wanted if num_workers else min(wanted, len(units))
     cpus = preflight.cpus_per_worker(nodes, num_workers=wanted, cpus=None, gpus=gpus_per_worker)
     DataContext.get_current().enable_progress_bars = False
@@ -89,11 +91,15 @@ def predict_folds(
             num_cpus=cpus,
             num_gpus=gpus_per_worker,
         )
-        tables = []
+        tables: list[pa.Table] = []
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table)
-            listen({"kind": "scored", "images": sum(t.num_rows for t in tables), "of": _count(units)})
-    predictions = pa.concat_tables(tables).sort_by([("fold", "ascending"), ("sample_id", "ascending")])
+            listen(
+                {"kind": "scored", "images": sum(t.num_rows for t in tables), "of": _count(units)}
+            )
+    predictions = pa.concat_tables(tables).sort_by(
+        [("fold", "ascending"), ("sample_id", "ascending")]
+    )
     for fold in folds:
         of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
         check_complete(of_fold, total(manifest, _test_rows(manifest, fold)), fold)

@@ -43,7 +43,9 @@ class ReadShard:
         """Read the one shard that the block names."""
         (number,) = block.column("id").to_pylist()
         columns = (*TRAINING_COLUMNS, *ROLE_COLUMNS)
-        return read(open_store(self.data_uri), self.manifest.shards[number], columns).combine_chunks()
+        return read(
+            open_store(self.data_uri), self.manifest.shards[number], columns
+        ).combine_chunks()
 
 
 class ReadSelected:
@@ -63,7 +65,9 @@ class ReadSelected:
 class ReadWindow:
     """A task of Ray Data: number of a window in, its rows in order out."""
 
-    def __init__(self, data_uri: str, plan: Plan, first_epoch: int, windows_per_epoch: Sequence[int]) -> None:
+    def __init__(
+        self, data_uri: str, plan: Plan, first_epoch: int, windows_per_epoch: Sequence[int]
+    ) -> None:
         self.data_uri, self.plan, self.first_epoch = data_uri, plan, first_epoch
         self.starts = [0, *itertools.accumulate(windows_per_epoch)]
 
@@ -75,17 +79,18 @@ class ReadWindow:
         return read_window(open_store(self.data_uri), self.plan, window)
 
 
-def hold(data_uri: str, manifest: Manifest) -> list[ray.ObjectRef]:
+def hold(data_uri: str, manifest: Manifest) -> list[ray.ObjectRef[Any]]:
     """Read every shard once into the object store and return references to its tables, in order.
 
     Raises:
         DataError: wrapped by Ray, if a shard is missing or not the one that the manifest names.
     """
     dataset = _one_task_each(len(manifest.shards), ReadShard(data_uri, manifest)).materialize()
-    return dataset.to_arrow_refs()
+    refs: list[ray.ObjectRef[Any]] = dataset.to_arrow_refs()
+    return refs
 
 
-def resident(refs: Sequence[ray.ObjectRef], plan: Plan) -> Resident:
+def resident(refs: Sequence[ray.ObjectRef[Any]], plan: Plan) -> Resident:
     """Look at held tables as the rows of a plan's selection, without a copy.
 
     Raises:
@@ -157,7 +162,11 @@ def _one_task_each(num_tasks: int, task: Callable[[pa.Table], pa.Table]) -> Data
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    options: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": DATA_TASK_CPUS}
+    options: dict[str, Any] = {
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "num_cpus": DATA_TASK_CPUS,
+    }
     # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.
     numbers = [{"id": number} for number in range(num_tasks)]
     return ray.data.from_items(numbers, override_num_blocks=num_tasks).map_batches(task, **options)

@@ -37,13 +37,13 @@ def cpus_per_worker(
     total_cpus, total_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if gpus % 1 and num_workers > 1:
         raise ResourceError(
-            f"Several workers must have whole GPUs, but got {num_workers} workers with {gpus:g} each; "
-            "set `train.gpus_per_worker` to 1, or to 0 for the CPU."
+            f"Several workers must have whole GPUs, but got {num_workers} workers with {gpus:g} "
+            "each; set `train.gpus_per_worker` to 1, or to 0 for the CPU."
         )
     if gpus * num_workers > total_gpus:
         raise ResourceError(
-            f"{num_workers} workers with {gpus:g} GPUs each need {gpus * num_workers:g} GPUs, but the "
-            f"cluster has {total_gpus:g}; lower `train.num_workers` or `train.gpus_per_worker`."
+            f"{num_workers} workers with {gpus:g} GPUs each need {gpus * num_workers:g} GPUs, but "
+            f"the cluster has {total_gpus:g}; lower `train.num_workers` or `train.gpus_per_worker`."
         )
     if cpus is None:
         spare = max(total_cpus - _PREFERRED_SPARE_CPUS, total_cpus / 2)
@@ -55,15 +55,15 @@ def cpus_per_worker(
             )
     if cpus * num_workers + DATA_TASK_CPUS > total_cpus:
         raise ResourceError(
-            f"The workers must leave {DATA_TASK_CPUS} CPUs to Ray Data, but {num_workers} workers with "
-            f"{cpus:g} CPUs each leave {total_cpus - cpus * num_workers:g} of {total_cpus:g}; "
+            f"The workers must leave {DATA_TASK_CPUS} CPUs to Ray Data, but {num_workers} workers "
+            f"with {cpus:g} CPUs each leave {total_cpus - cpus * num_workers:g} of {total_cpus:g}; "
             "lower `train.num_workers` or `train.cpus_per_worker`."
         )
     room = sum(_fit(node, cpus, gpus) for node in nodes)
     if room < num_workers:
         raise ResourceError(
-            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the nodes, but "
-            f"there is room for {room}; lower `train.num_workers` or `train.cpus_per_worker`."
+            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the nodes, "
+            f"but there is room for {room}; lower `train.num_workers` or `train.cpus_per_worker`."
         )
     return cpus
 

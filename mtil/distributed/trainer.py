@@ -61,7 +61,9 @@ def train(
     return [result for result in results if result is not None]
 
 
-def hold_if_resident(data_uri: str, manifest: Manifest, config: Config) -> list[ray.ObjectRef] | None:
+def hold_if_resident(
+    data_uri: str, manifest: Manifest, config: Config
+) -> list[ray.ObjectRef[Any]] | None:
     """Put the data set into the object store if it is to be resident there.
 
     Raises:
@@ -77,7 +79,9 @@ def hold_if_resident(data_uri: str, manifest: Manifest, config: Config) -> list[
 
 def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
-    resources = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
+    resources = {"CPU": cpus} | (
+        {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
+    )
     with _board(listen) as board, tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch:
         trainer = TorchTrainer(
             train_fold,
@@ -104,7 +108,7 @@ def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise our own error where Ray wraps one; `RunError` where training failed for another reason."""
+    """Raise our own error where Ray wraps one, else `RunError`."""
     try:
         yield
     except (TrainingFailedError, ray.exceptions.RayError) as error:
@@ -112,12 +116,14 @@ def unwrapped() -> Iterator[None]:
         if ours is not None:
             raise ours from error
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RunError(f"Training failed: {lines[-1] if lines else type(error).__name__}") from error
+        raise RunError(
+            f"Training failed: {lines[-1] if lines else type(error).__name__}"
+        ) from error
 
 
 @contextmanager
 def _board(listen: Listener) -> Iterator[Any]:
-    board = Board.remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     over = threading.Event()
 
     def relay() -> None:

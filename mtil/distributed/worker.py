@@ -41,7 +41,7 @@ class FoldJob:
     run_uri: str
     data_uri: str
     fold: int
-    held: list[ray.ObjectRef] | None
+    held: list[ray.ObjectRef[Any]] | None
     """The data set's tables in the object store, or None to stream the training rows."""
     board: Any
     """Actor that takes progress, see `mtil.distributed.board`."""
@@ -83,7 +83,9 @@ class _Worker:
             record = self._train_epoch(engine, epoch, batches)
             scored = self._gather(engine.validate(validation()))
             figures = validation_metrics(scored, self.config.train.dice_weight)
-            history.append(record | {f"validation_{name}": value for name, value in figures.items()})
+            history.append(
+                record | {f"validation_{name}": value for name, value in figures.items()}
+            )
             if best is None or figures["score"] > best["metrics"]["score"]:
                 best = {
                     "epoch": epoch,
@@ -149,7 +151,9 @@ class _Worker:
         epochs = range(first, self.config.train.num_epochs)
         if self.job.held is None:
             yield from zip(
-                epochs, streaming_epochs(self.job.data_uri, self.plan, epochs, self.local_batch), strict=True
+                epochs,
+                streaming_epochs(self.job.data_uri, self.plan, epochs, self.local_batch),
+                strict=True,
             )
             return
         rows = resident(self.job.held, self.plan)
@@ -168,22 +172,27 @@ class _Worker:
         clock = _Clock(batches)
         steps: list[Step] = []
         started = posted = time.monotonic()
-        for step in engine.train_epoch(
-            islice(clock, self.steps), epoch=epoch, rank=self.rank
-        ):
+        for step in engine.train_epoch(islice(clock, self.steps), epoch=epoch, rank=self.rank):
             steps.append(step)
             if self.rank == 0 and time.monotonic() - posted > _POST_EVERY_S:
                 posted = time.monotonic()
-                self._post({"kind": "step", "epoch": epoch, "step": len(steps), "steps": self.steps})
+                self._post(
+                    {"kind": "step", "epoch": epoch, "step": len(steps), "steps": self.steps}
+                )
         if len(steps) != self.steps:
-            raise DataError(f"An epoch must have {self.steps} steps, but the data gave {len(steps)}.")
+            raise DataError(
+                f"An epoch must have {self.steps} steps, but the data gave {len(steps)}."
+            )
         seconds = time.monotonic() - started
         names = steps[0].terms
         return {
             "epoch": epoch,
             "fold": self.job.fold,
             "steps": self.steps,
-            **{f"loss_{name}": float(np.mean([float(step.terms[name]) for step in steps])) for name in names},
+            **{
+                f"loss_{name}": float(np.mean([float(step.terms[name]) for step in steps]))
+                for name in names
+            },
             "gradient_norm": float(np.mean([float(step.gradient_norm) for step in steps])),
             **{f"learning_rate_{name}": rate for name, rate in engine.rates().items()},
             "seconds": seconds,

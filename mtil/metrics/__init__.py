@@ -1,7 +1,7 @@
 """Figures of outlines and diagnoses, with intervals over groups of images. No Ray, no torch."""
 
 from mtil.metrics.bootstrap import Interval, bootstrap, resample_weights
-from mtil.metrics.calibration import best_threshold, calibrate, fit_temperature
+from mtil.metrics.calibration import best_threshold, fit_temperature
 from mtil.metrics.classification import (
     accuracy,
     auc,
@@ -32,7 +32,6 @@ __all__ = [
     "brier",
     "by_class",
     "by_size",
-    "calibrate",
     "ece",
     "f1",
     "fit_temperature",

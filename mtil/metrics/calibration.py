@@ -6,7 +6,6 @@ Where the cases say nothing about one, it keeps its neutral value: temperature 1
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from mtil.metrics.classification import Array, checked
 
@@ -39,11 +38,6 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
     fit = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(fit.x))
-
-
-def calibrate(logits: npt.ArrayLike, temperature: float) -> Array:
-    """Return probabilities (n,) of being malignant from logits (n,)."""
-    return np.asarray(expit(np.asarray(logits, np.float64) / temperature), np.float64)
 
 
 def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:

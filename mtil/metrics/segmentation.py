@@ -106,7 +106,8 @@ def _outline_distances(
 
 
 def _outline_points(mask: Mask, spacing: tuple[float, float]) -> Points:
-    return np.argwhere(outline(mask)).astype(np.float64) * np.asarray(spacing)
+    pixels = np.asarray(np.argwhere(outline(mask)), np.float64)
+    return pixels * np.asarray(spacing, np.float64)
 
 
 def _check(prediction: Mask, target: Mask, spacing: tuple[float, float]) -> None:

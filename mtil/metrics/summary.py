@@ -40,7 +40,9 @@ def summarise(
 ) -> dict[str, dict[str, float | None]]:
     """Return every figure of `METRICS` with its 95 % interval over groups.
 
-    Outlines and classes are judged on tumour images, false-positive area on normal ones.
+    Outlines and classes are judged on tumour images, false-positive area on normal ones. The
+    calibration error of a resample is too large on average, as repeated cases look uncalibrated:
+    with few images its interval can lie above its value.
 
     Args:
         results: a row per image.

@@ -24,9 +24,8 @@ class ChannelGate(nn.Module):
         super().__init__()
         self.kind = config.kind
         if config.kind == "eca":
-            self.mix = nn.Conv1d(1, 1, ECA_KERNEL, padding=ECA_KERNEL // 2)
+            self.mix = nn.Conv1d(1, 1, ECA_KERNEL, padding=ECA_KERNEL // 2, bias=False)
             nn.init.zeros_(self.mix.weight)
-            nn.init.zeros_(self.mix.bias)
         else:
             statistics = channels * (4 if config.kind == "fab" else 2)
             hidden = max(8, 2 * channels // config.reduction)
@@ -55,7 +54,7 @@ class ChannelGate(nn.Module):
             logits = self.excite(F.relu(self.squeeze(pooled)))
         if self.from_prior is not None:
             logits = logits + self.from_prior(pool_under(prior, decoder))
-        return logits.unflatten(1, (2, -1))
+        return torch.stack(logits.chunk(2, dim=1), dim=1)
 
 
 class Aggregation(nn.Module):

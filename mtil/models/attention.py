@@ -17,7 +17,8 @@ PRIOR_FLOOR = 0.01
 
 def split_heads(tokens: Float[Tensor, "b n c"], num_heads: int) -> Float[Tensor, "b m n d"]:
     """Lay a token's channels out as heads."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    batch, positions, channels = tokens.shape
+    return tokens.view(batch, positions, num_heads, channels // num_heads).transpose(1, 2)
 
 
 def merge_heads(tokens: Float[Tensor, "b m n d"]) -> Float[Tensor, "b n c"]:

@@ -202,4 +202,4 @@ def to_map(
     tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
     """Return tokens as a map of the given shape."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
+    return tokens.transpose(1, 2).reshape(like.shape)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtil.config import AggregationConfig, AttentionConfig, HeadConfig, ModelConfig, PriorConfig
+from mtil.config import AggregationConfig, AttentionConfig, ModelConfig, PriorConfig
 from mtil.models.aggregation import Aggregation
 from mtil.models.classification import ClassificationHead, StreamStage
 from mtil.models.encoders import STRIDES, build_encoder
@@ -140,5 +140,5 @@ def mask_layer(channels: int) -> nn.Conv2d:
     """Return a layer that turns features into logits of lesion, starting at its usual share."""
     layer = nn.Conv2d(channels, 1, 1)
     nn.init.normal_(layer.weight, std=0.01)
-    nn.init.constant_(layer.bias, math.log(LESION_SHARE / (1 - LESION_SHARE)))
+    layer.bias = nn.Parameter(torch.full((1,), math.log(LESION_SHARE / (1 - LESION_SHARE))))
     return layer

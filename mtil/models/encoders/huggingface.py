@@ -47,7 +47,7 @@ def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
         ConfigError: if `transformers` is missing or has no such backbone.
     """
     try:
-        from transformers import AutoBackbone, AutoConfig  # noqa: PLC0415 - an optional extra
+        from transformers import AutoBackbone, AutoConfig  # an optional extra
     except ImportError:
         raise ConfigError(
             f"`model.encoder.name` hf:{name} needs the package transformers, which is not "

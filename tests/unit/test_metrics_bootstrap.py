@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+
+from mtil.errors import DataError
+from mtil.metrics import bootstrap, classification, resample_weights, weighted
+from mtil.metrics.bootstrap import CHUNK, difference
+
+
+def sample(n, seed, *, ties):
+    """Return probabilities, labels and the weights of 40 resamples over groups of 1 to 5."""
+    rng = np.random.default_rng(seed)
+    label = rng.random(n) < 0.4
+    probability = 1 / (1 + np.exp(-rng.normal(2.0 * label - 1, 1.5)))
+    groups = np.repeat(np.arange(n), rng.integers(1, 6, n))[:n]
+    weights = next(resample_weights(groups, resamples=40, seed=seed))
+    return (np.round(probability, 1) if ties else probability), label, weights
+
+
+def assert_equals_repetition(many, plain, probability, label, weights):
+    """Check that each row's figure is the plain one of the cases repeated by their weights."""
+    assert many.shape == (len(weights),)
+    for figure, row in zip(many, weights.astype(int), strict=True):
+        expected = plain(np.repeat(probability, row), np.repeat(label, row).astype(int))
+        assert figure == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("n", [2, 6, 31, 150])
+@pytest.mark.parametrize(
+    "name", ["auc", "average_precision", "sensitivity_at_90_specificity", "ece"]
+)
+def test_rankings_equal_sklearn_on_repeated_cases(name, n, ties):
+    probability, label, weights = sample(n, n, ties=ties)
+    many = getattr(weighted.Ranking.of(probability, label, weights), name)()
+    plain = getattr(classification, name)
+    assert_equals_repetition(many, plain, probability, label, weights)
+
+
+@pytest.mark.parametrize("n", [2, 6, 31, 150])
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "accuracy", "sensitivity", "specificity"])
+def test_decisions_equal_the_plain_ones_on_repeated_cases(name, n):
+    probability, label, weights = sample(n, n, ties=False)
+    many = getattr(weighted.confusion(probability >= 0.5, label, weights), name)()
+    plain = getattr(classification, name)
+    assert_equals_repetition(many, plain, probability, label, weights)
+
+
+def test_means_equal_the_plain_ones_on_repeated_cases():
+    probability, label, weights = sample(31, 1, ties=False)
+    many = weighted.mean((probability - label) ** 2, weights)
+    assert_equals_repetition(many, classification.brier, probability, label, weights)
+
+
+def test_a_resample_without_cases_is_undefined():
+    nothing = np.zeros((2, 3))
+    values, flags = np.array([0.1, 0.5, 0.9]), np.array([True, False, True])
+    ranking = weighted.Ranking.of(values, flags, nothing)
+    for name in ("auc", "average_precision", "sensitivity_at_90_specificity", "ece"):
+        assert np.isnan(getattr(ranking, name)()).all()
+    assert np.isnan(weighted.mean(values, nothing)).all()
+    empty = weighted.Ranking.of(values[:0], flags[:0], np.zeros((2, 0)))
+    for name in ("auc", "average_precision", "sensitivity_at_90_specificity", "ece"):
+        assert np.isnan(getattr(empty, name)()).all()
+
+
+def test_groups_come_and_go_together():
+    groups = np.array(["b", "a", "b", "c", "a", "b"])
+    weights = np.concatenate(list(resample_weights(groups, resamples=CHUNK + 7, seed=0)))
+    assert weights.shape == (CHUNK + 7, 6)
+    b, a, c = weights[:, [0, 2, 5]], weights[:, [1, 4]], weights[:, 3]
+    assert (b == b[:, :1]).all()
+    assert (a == a[:, :1]).all()
+    assert (b[:, 0] + a[:, 0] + c == 3).all()  # three groups are drawn
+    assert len(np.unique(weights, axis=0)) == 10  # all multisets of three out of three
+
+
+def test_the_seed_decides_the_resamples():
+    def drawn(seed):
+        return np.concatenate(list(resample_weights(np.arange(50), resamples=9, seed=seed)))
+
+    np.testing.assert_array_equal(drawn(1), drawn(1))
+    assert (drawn(1) != drawn(2)).any()
+
+
+def test_the_interval_of_a_mean_is_that_of_theory():
+    values = np.random.default_rng(0).normal(size=400)
+    found = bootstrap(np.arange(400), lambda w: {"mean": weighted.mean(values, w)})["mean"]
+    error = 1.96 * values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - error, abs=0.1 * error)
+    assert found.high == pytest.approx(values.mean() + error, abs=0.1 * error)
+
+
+def test_images_of_a_group_count_once():
+    # 400 images that are 40 patients' 10 equal ones: the interval is that of 40.
+    patient = np.random.default_rng(0).normal(size=40)
+    values, groups = np.repeat(patient, 10), np.repeat(np.arange(40), 10)
+    grouped = bootstrap(groups, lambda w: {"mean": weighted.mean(values, w)})["mean"]
+    alone = bootstrap(np.arange(40), lambda w: {"mean": weighted.mean(patient, w)})["mean"]
+    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high))
+    naive = bootstrap(np.arange(400), lambda w: {"mean": weighted.mean(values, w)})["mean"]
+    assert grouped.high - grouped.low > 2.5 * (naive.high - naive.low)
+
+
+def test_undefined_resamples_are_left_out():
+    malignant = np.array([True, False, False])
+
+    def share(weights):  # undefined without the only malignant case, else 1
+        return {"share": weighted.mean(np.ones(1), weights[:, malignant])}
+
+    found = bootstrap(np.arange(3), share, resamples=100)["share"]
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_one_group_has_no_interval():
+    found = bootstrap(["a", "a"], lambda w: {"mean": weighted.mean(np.array([1.0, 2.0]), w)})
+    assert found["mean"].as_json() == {"value": 1.5, "low": None, "high": None}
+
+
+def test_a_difference_is_paired():
+    values = np.random.default_rng(0).normal(size=100)
+
+    def better(w):
+        return {"mean": weighted.mean(values + 0.1, w)}
+
+    def worse(w):
+        return {"mean": weighted.mean(values, w)}
+
+    found = bootstrap(np.arange(100), difference(better, worse))["mean"]
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_no_resamples_are_refused():
+    with pytest.raises(DataError, match=r"resamples >= 1.*got 0"):
+        bootstrap([1, 2], lambda w: {"sum": w.sum(axis=1)}, resamples=0)
