@@ -1,10 +1,12 @@
 """A trained model applied to images. No Ray."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
 from torch.nn import functional as F
 
 from mtil.batches import resize_images
@@ -23,7 +25,7 @@ class Prediction:
     """(b, n, n) probability that a pixel is lesion, at the network's input size."""
     logit: npt.NDArray[np.float32]
     """(b,) uncalibrated logit of malignant."""
-    malignant: npt.NDArray[np.float32]
+    malignant: npt.NDArray[np.float64]
     """(b,) calibrated probability of malignant."""
 
 
@@ -58,9 +60,9 @@ class Predictor:
         )
 
 
-def calibrated(logit: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
-    """Return the calibrated probabilities of logits."""
-    probability: npt.NDArray[np.float32] = torch.from_numpy(logit / temperature).sigmoid().numpy()
+def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.NDArray[np.float64]:
+    """Return the calibrated probabilities of logits, in double precision like the threshold."""
+    probability: npt.NDArray[np.float64] = expit(np.asarray(logit, np.float64) / temperature)
     return probability
 
 

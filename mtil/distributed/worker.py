@@ -26,6 +26,7 @@ from mtil.data.selection import Role, select, total
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
+from mtil.inference import calibrated
 from mtil.metrics import best_threshold, fit_temperature
 from mtil.run import Run
 from mtil.storage import open_store
@@ -217,7 +218,6 @@ class _Worker:
         logits = np.array([row.logit for row in rows])
         labels = np.array([row.label for row in rows])
         temperature = fit_temperature(logits, labels)
-        probability = 1 / (1 + np.exp(-logits / temperature))
         model = Model(
             config=self.config,
             weights=best["weights"],
@@ -226,7 +226,7 @@ class _Worker:
             source_size=self.manifest.image_size,
             epoch=best["epoch"],
             temperature=temperature,
-            threshold=best_threshold(probability, labels),
+            threshold=best_threshold(calibrated(logits, temperature), labels),
         )
         self.run_record.commit(
             model, num_epochs=num_epochs, seconds=round(seconds, 3), metrics=best["metrics"]

@@ -48,6 +48,8 @@ VARIANTS = {
     "plain_pooling": variant(head=HeadConfig(pooling="plain")),
     "resnet18": variant(encoder=EncoderConfig(name="resnet18", pretrained=False)),
 }
+SOME = ("full", "baseline", "three_levels", "se")
+some_variants = pytest.mark.parametrize("config", [VARIANTS[name] for name in SOME], ids=SOME)
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -104,7 +106,7 @@ def test_every_parameter_gets_a_gradient(config, with_prior):
         assert idle == []
 
 
-@every_variant
+@some_variants
 def test_no_prior_is_a_zero_prior_exactly(config):
     image, _ = batch()
     model = network(config, noise=0.02).eval()
@@ -113,7 +115,7 @@ def test_no_prior_is_a_zero_prior_exactly(config):
 
 @every_variant
 def test_any_prior_is_harmless_at_initialisation(config):
-    image, prior = batch()
+    image, prior = batch(32, 32)
     model = network(config).eval()
     assert_equal(model(image, prior), model(image))
 
@@ -129,8 +131,9 @@ def test_a_trained_network_uses_the_prior_through_each_entry():
 def test_a_zero_prior_is_the_same_as_having_no_entries():
     image, prior = batch()
     model, blind = network(noise=0.02).eval(), network(variant(prior=NO_PRIOR)).eval()
-    unexpected = blind.load_state_dict(model.state_dict(), strict=False).unexpected_keys
-    assert {name.split(".")[-2 if "weight" in name else -1] for name in unexpected}
+    loaded = blind.load_state_dict(model.state_dict(), strict=False)
+    assert loaded.missing_keys == []
+    assert all("prior" in name for name in loaded.unexpected_keys)
     assert_equal(model(image), blind(image, prior), exactly=False)
 
 
@@ -166,7 +169,7 @@ def test_the_encoder_holds_none_of_the_new_layers():
     assert not any("prior" in name for name in names)
 
 
-@every_variant
+@some_variants
 def test_weights_load_strictly(config):
     image, prior = batch()
     first, second = network(config, noise=0.02).eval(), network(config).eval()
@@ -223,7 +226,7 @@ def test_a_few_steps_learn_a_bright_square():
     label = torch.tensor([1.0, 1.0, 0.0, 0.0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         output = model(image)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(output.mask, mask)
         loss += torch.nn.functional.binary_cross_entropy_with_logits(output.malignant, label)
@@ -231,4 +234,4 @@ def test_a_few_steps_learn_a_bright_square():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]

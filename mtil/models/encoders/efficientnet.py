@@ -5,6 +5,7 @@ normalisation uses an epsilon of 1e-3, and pixels enter as (value - 127) / 128.
 """
 
 import hashlib
+import math
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class SameConv(nn.Conv2d):
             groups=groups,
             bias=False,
         )
-        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+        nn.init.normal_(self.weight, std=math.sqrt(2 * groups / (kernel * kernel * out_channels)))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """Convolve."""

@@ -1,0 +1,177 @@
+import dataclasses
+
+import pytest
+import torch
+
+from mtil.augment import Augment, blur, dilate
+from mtil.config import AugmentConfig, PriorConfig
+
+STILL = AugmentConfig(
+    horizontal_flip=0, vertical_flip=0, rotation=0, scale=0, translation=0,
+    brightness=0, contrast=0, gamma=0, speckle=0,
+)  # fmt: skip
+KEEP = PriorConfig(dropout=0, roughen=0)
+
+
+def batch(size=4, height=32, width=48):
+    """Images whose lesion is brighter, with a prior map that equals the mask."""
+    torch.manual_seed(0)
+    mask = torch.zeros(size, 1, height, width)
+    mask[:, :, 8:20, 10:30] = 1
+    image = 0.2 + 0.5 * mask + 0.1 * torch.rand(size, 1, height, width)
+    return image, mask, mask.clone()
+
+
+def augment(prior=KEEP, **changes):
+    return Augment(dataclasses.replace(STILL, **changes), prior)
+
+
+def test_switched_off_it_returns_its_input():
+    image, mask, prior = batch()
+    changed = Augment(AugmentConfig(enabled=False), PriorConfig())(image, mask, prior)
+    assert all(a is b for a, b in zip(changed, (image, mask, prior), strict=True))
+
+
+def test_with_nothing_to_change_nothing_changes():
+    for got, expected in zip(augment()(*batch()), batch(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("key", "dim"), [("horizontal_flip", 3), ("vertical_flip", 2)])
+def test_a_flip_is_exact(key, dim):
+    for got, expected in zip(augment(**{key: 1.0})(*batch()), batch(), strict=True):
+        torch.testing.assert_close(got, expected.flip(dim), rtol=0, atol=1e-4)
+
+
+def test_a_shift_is_a_share_of_the_side():
+    """The lesion's centre moves by at most a tenth of each side, and is not stuck."""
+    _, mask, _ = batch(size=64)
+    _, moved, _ = augment(translation=0.1)(*batch(size=64))
+    for dim, side in ((2, 32), (3, 48)):
+        axis = torch.arange(side, dtype=torch.float32)
+        other = 5 - dim
+        weight = moved.sum(dim=other).flatten(1)
+        centre = (weight * axis).sum(dim=1) / weight.sum(dim=1)
+        start = mask[0].sum(dim=other - 1).flatten()
+        shift = centre - (start * axis).sum() / start.sum()
+        assert shift.abs().max() <= 0.1 * side + 0.5
+        assert shift.max() > 0.07 * side
+        assert shift.min() < -0.07 * side
+
+
+def test_scale_changes_the_area():
+    _, mask, _ = batch(size=64)
+    _, moved, _ = augment(scale=0.2)(*batch(size=64))
+    ratio = moved.sum(dim=(1, 2, 3)) / mask[0].sum()
+    assert 0.8**2 * 0.85 < ratio.min() < 0.75
+    assert 1.25 < ratio.max() < 1.2**2 * 1.1
+
+
+def test_one_transform_serves_image_mask_and_prior():
+    image, mask, _ = batch(size=8, height=64, width=64)
+    strong = augment(horizontal_flip=0.5, rotation=30, scale=0.2, translation=0.1)
+    image, mask, prior = strong(mask.clone(), mask, mask.clone())
+    assert torch.equal(image, prior)
+    assert ((image > 0.5).float() != mask).float().mean() < 0.005
+
+
+def test_masks_stay_binary_and_values_stay_in_range():
+    image, mask, prior = Augment(AugmentConfig(speckle=1.0, brightness=0.8), PriorConfig())(
+        *batch()
+    )
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    for values in (image, prior):
+        assert 0 <= values.min() <= values.max() <= 1 + 1e-6
+
+
+def test_every_image_draws_its_own():
+    image, mask, prior = (x[:1].expand(4, -1, -1, -1) for x in batch())
+    image, mask, _ = Augment(AugmentConfig(), KEEP)(image, mask, prior)
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(image[i], image[j])
+            assert not torch.equal(mask[i], mask[j])
+
+
+def test_the_seed_decides():
+    def run(seed):
+        args = batch()
+        torch.manual_seed(seed)
+        return Augment(AugmentConfig(), PriorConfig())(*args)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(3), run(3), strict=True))
+    assert not torch.equal(run(3)[0], run(4)[0])
+
+
+def test_a_missing_prior_stays_missing_and_draws_nothing_else():
+    image, mask, prior = batch()
+    torch.manual_seed(1)
+    with_prior = augment(rotation=20)(image, mask, prior)
+    torch.manual_seed(1)
+    without = augment(rotation=20)(image, mask, None)
+    assert without[2] is None
+    torch.testing.assert_close(without[0], with_prior[0])
+    assert torch.equal(without[1], with_prior[1])
+
+
+@pytest.mark.parametrize("key", ["brightness", "contrast", "gamma", "speckle"])
+def test_the_look_changes_on_the_image_only(key):
+    image, mask, prior = batch()
+    got = augment(**{key: 0.3})(image, mask, prior)
+    assert (got[0] - image).abs().max() > 0.02
+    torch.testing.assert_close(got[1], mask)
+    torch.testing.assert_close(got[2], prior, rtol=0, atol=1e-5)
+
+
+def test_speckle_is_multiplicative():
+    image, mask, prior = batch()
+    image[..., :16, :] = 0
+    got, _, _ = augment(speckle=0.5)(image, mask, prior)
+    assert got[..., :16, :].abs().max() < 1e-4
+    assert (got[..., 17:, :] - image[..., 17:, :]).abs().max() > 0.02
+
+
+def test_brightness_is_bounded():
+    image, mask, prior = batch(size=32)
+    difference = augment(brightness=0.1)(image, mask, prior)[0] - image
+    assert difference.abs().max() <= 0.1 + 1e-4
+    assert difference.max() > 0.05
+    assert difference.min() < -0.05
+
+
+def test_priors_are_dropped_with_their_probability():
+    image, mask, prior = batch(size=200)
+    _, _, got = augment(PriorConfig(dropout=0.3, roughen=0))(image, mask, prior)
+    dropped = (got.flatten(1).sum(dim=1) == 0).float().mean().item()
+    assert dropped == pytest.approx(0.3, abs=0.1)
+    _, _, got = augment(PriorConfig(dropout=1, roughen=1))(image, mask, prior)
+    assert not got.any()
+
+
+def test_priors_are_roughened_in_three_ways():
+    image, mask, prior = batch(size=60)
+    _, _, got = augment(PriorConfig(dropout=0, roughen=1))(image, mask, prior)
+    area, start = got.sum(dim=(1, 2, 3)), prior[0].sum()
+    grown, shrunk = area > 1.05 * start, area < 0.95 * start
+    assert grown.sum() > 8
+    assert shrunk.sum() > 8
+    assert (~grown & ~shrunk).sum() > 8
+    assert (got[grown] >= prior[grown] - 1e-5).all()
+    assert (got[shrunk] <= prior[shrunk] + 1e-5).all()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 5])
+def test_dilation_agrees_with_max_pooling(radius):
+    x = torch.rand(3, 1, 17, 24)
+    kernel = 2 * radius + 1
+    expected = torch.nn.functional.max_pool2d(x, kernel, stride=1, padding=radius)
+    assert torch.equal(dilate(x, radius), expected)
+
+
+def test_blurring_keeps_images_apart_and_their_mass():
+    x = torch.zeros(2, 1, 15, 15)
+    x[0, 0, 7, 7] = 1
+    blurred = blur(x, 3)
+    assert blurred[0].sum().item() == pytest.approx(1, abs=1e-4)
+    assert blurred[0, 0, 7, 7] < 0.2
+    assert not blurred[1].any()
