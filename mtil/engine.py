@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mtil.augment import Augment
 from mtil.batches import TensorBatch, to_tensors
@@ -87,7 +87,7 @@ class Engine:
         self._augment = Augment(config.augment, config.model.prior)
         self._average = AveragedModel(
             self.network,
-            multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay),  # type: ignore[no-untyped-call]
+            multi_avg_fn=moving_average(config.train.ema_decay),
             use_buffers=True,
         )
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
@@ -227,6 +227,26 @@ def rate_factor(epochs: float, warmup: float, total: int) -> float:
         return (epochs + 1e-3) / (warmup + 1e-3)
     progress = min((epochs - warmup) / max(total - warmup, 1e-9), 1.0)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """Return the update of exponentially averaged tensors.
+
+    The first steps forget faster, by (1 + n) / (10 + n), so that an average over a short training
+    does not remember the weights it started from. Counters are copied.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        step = int(num_averaged)
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, share)
+            return
+        for old, new in zip(averaged, current, strict=True):
+            old.copy_(new)
+
+    return update
 
 
 def wants_bf16(config: TrainConfig, device: torch.device) -> bool:

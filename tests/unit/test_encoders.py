@@ -150,7 +150,7 @@ class TestHuggingFace(EncoderContract):
 
 
 def test_the_pretrained_weights_recognise_photographs():
-    """A palace and a daisy through the packaged head: padding, epsilon and pixel scale are right."""
+    """A palace and a daisy, through the packaged head: padding, epsilon and scale are right."""
     state = load_verified(WEIGHTS)
     encoder = EfficientNetLite0(pretrained=True).eval()
 

@@ -61,13 +61,13 @@ def test_focal_agrees_with_monai(gamma):
 
 def test_smoothing_moves_the_target_towards_one_half():
     """At logit ln 4 (probability 0.8) with target 0.9: -(0.9 ln 0.8 + 0.1 ln 0.2)."""
-    got = binary_loss(torch.tensor([math.log(4)]), torch.tensor([True]), smoothing=0.1, gamma=0)
+    got = binary_loss(torch.tensor([math.log(4)]), torch.tensor([True]), smoothing=0.1, gamma=0.0)
     assert got.item() == pytest.approx(-(0.9 * math.log(0.8) + 0.1 * math.log(0.2)))
 
 
 def test_focal_worked_by_hand():
     """Probability 0.8 of the truth: (1 - 0.8)^2 * -ln 0.8."""
-    got = binary_loss(torch.tensor([-math.log(4)]), torch.tensor([False]), smoothing=0, gamma=2)
+    got = binary_loss(torch.tensor([-math.log(4)]), torch.tensor([False]), smoothing=0.0, gamma=2.0)
     assert got.item() == pytest.approx(0.04 * -math.log(0.8))
 
 

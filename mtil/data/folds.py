@@ -1,0 +1,207 @@
+"""Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed.
+
+A group holds one class (`mtil.data.groups`), so each class is dealt by itself: largest group
+first, to where that class has the fewest images.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtil.data.layouts.record import Record
+from mtil.data.shards import LABELS
+from mtil.errors import DataError
+
+NUM_PARTS = 8
+"""Inner parts of a fold; a small collection gets fewer."""
+TUMOURS = (LABELS.index("benign"), LABELS.index("malignant"))
+MAX_FOLDS = 100
+_FOLDS, _PARTS = 0, 1
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where every image belongs."""
+
+    rule: str
+    """`grouped stratified`, or `given` by the table."""
+    num_folds: int
+    num_parts: int
+    place: Mapping[str, tuple[int, int]]
+    """Fold and inner part by sample id."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    name: str
+    label: int
+    size: int
+
+
+def assign(
+    records: Sequence[Record], group: Mapping[str, str], *, num_folds: int, seed: int
+) -> Assignment:
+    """Give every image a fold and an inner part, whole groups together.
+
+    Folds that the collection gives are taken as they are. Fold k is validated on the rows of the
+    other folds whose part is k modulo the number of parts, so every such set must hold both
+    tumour classes: where eight parts are too many, there are fewer.
+
+    Args:
+        records: the images that are kept.
+        group: group by sample id.
+        num_folds: how many folds to make.
+        seed: the deal's seed.
+
+    Raises:
+        DataError: if a class has too few groups, or a group lies in two given folds.
+    """
+    groups = _groups(records, group)
+    given = any(record.fold is not None for record in records)
+    if given:
+        fold = _given(records, group)
+        num_folds = max(fold.values()) + 1
+    else:
+        _check_enough(groups, num_folds)
+        fold = _deal_folds(groups, num_folds, seed)
+    _check_folds(groups, fold, num_folds)
+    for num_parts in range(NUM_PARTS, 1, -1):
+        part = _deal_parts(groups, fold, num_folds, num_parts, seed)
+        if _serves(groups, fold, part, num_folds, num_parts):
+            break
+    else:
+        raise DataError(
+            "Every fold must leave both tumour classes for training and for inner validation, "
+            f"but {len(groups)} groups in {num_folds} folds do not; add images or use fewer folds."
+        )
+    place = {
+        record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
+        for record in records
+    }
+    rule = "given" if given else "grouped stratified"
+    return Assignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
+
+
+def _groups(records: Sequence[Record], group: Mapping[str, str]) -> list[_Group]:
+    sizes = Counter(group[record.sample_id] for record in records)
+    labels = {group[record.sample_id]: record.label for record in records}
+    return [_Group(name, labels[name], sizes[name]) for name in sorted(sizes)]
+
+
+def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
+    fold: dict[str, int] = {}
+    for record in records:
+        assert record.fold is not None  # the table gives all folds or none
+        name = group[record.sample_id]
+        if fold.setdefault(name, record.fold) != record.fold:
+            raise DataError(
+                f"A group must lie in one fold, but the group of {record.sample_id!r} lies in "
+                f"the folds {fold[name]} and {record.fold}; correct the table's folds."
+            )
+    used = sorted(set(fold.values()))
+    if used != list(range(len(used))) or not 2 <= len(used) <= MAX_FOLDS:
+        raise DataError(
+            f"Given folds must be 0, 1, … without a gap, 2 to {MAX_FOLDS} of them, but the table "
+            f"gives {', '.join(str(number) for number in used[:12])}."
+        )
+    return fold
+
+
+def _check_enough(groups: Sequence[_Group], num_folds: int) -> None:
+    for label in TUMOURS:
+        count = sum(group.label == label for group in groups)
+        if count < num_folds:
+            raise DataError(
+                f"Every fold must hold {LABELS[label]} images, but there are {count} groups of "
+                f"them for {num_folds} folds; add images or use fewer folds."
+            )
+
+
+def _check_folds(groups: Sequence[_Group], fold: Mapping[str, int], num_folds: int) -> None:
+    held = {(fold[group.name], group.label) for group in groups}
+    for number in range(num_folds):
+        for label in TUMOURS:
+            if (number, label) not in held:
+                raise DataError(
+                    f"Every fold must hold {LABELS[label]} images, but fold {number} has none; "
+                    "correct the folds or use fewer."
+                )
+
+
+def _deal_folds(groups: Sequence[_Group], num_folds: int, seed: int) -> dict[str, int]:
+    by_class: Counter[tuple[int, int]] = Counter()
+    total: Counter[int] = Counter()
+
+    def load(group: _Group, where: int) -> tuple[int, ...]:
+        return (by_class[where, group.label], total[where])
+
+    def put(group: _Group, where: int) -> None:
+        by_class[where, group.label] += group.size
+        total[where] += group.size
+
+    return _deal(groups, num_folds, np.random.default_rng((seed, _FOLDS)), load, put)
+
+
+def _deal_parts(
+    groups: Sequence[_Group], fold: Mapping[str, int], num_folds: int, num_parts: int, seed: int
+) -> dict[str, int]:
+    """Deal each fold's groups to its parts; ties go to the part that is behind over all folds."""
+    here: Counter[tuple[int, int, int]] = Counter()
+    overall: Counter[tuple[int, int]] = Counter()
+    total: Counter[tuple[int, int]] = Counter()
+    part: dict[str, int] = {}
+    inside: dict[int, list[_Group]] = defaultdict(list)
+    for group in groups:
+        inside[fold[group.name]].append(group)
+    for number in range(num_folds):
+
+        def load(group: _Group, where: int, number: int = number) -> tuple[int, ...]:
+            return (
+                here[number, where, group.label],
+                overall[where, group.label],
+                total[number, where],
+            )
+
+        def put(group: _Group, where: int, number: int = number) -> None:
+            here[number, where, group.label] += group.size
+            overall[where, group.label] += group.size
+            total[number, where] += group.size
+
+        rng = np.random.default_rng((seed, _PARTS, number))
+        part |= _deal(inside[number], num_parts, rng, load, put)
+    return part
+
+
+def _deal(
+    groups: Sequence[_Group],
+    num_places: int,
+    rng: np.random.Generator,
+    load: Callable[[_Group, int], tuple[int, ...]],
+    put: Callable[[_Group, int], None],
+) -> dict[str, int]:
+    shuffled = [groups[index] for index in rng.permutation(len(groups))]
+    place: dict[str, int] = {}
+    for group in sorted(shuffled, key=lambda group: (group.label, -group.size)):
+        where = min(range(num_places), key=lambda where: load(group, where))
+        put(group, where)
+        place[group.name] = where
+    return place
+
+
+def _serves(
+    groups: Sequence[_Group],
+    fold: Mapping[str, int],
+    part: Mapping[str, int],
+    num_folds: int,
+    num_parts: int,
+) -> bool:
+    """Say whether every fold has both tumour classes to validate on and to train on."""
+    cells = {(fold[group.name], part[group.name], group.label) for group in groups}
+    for number in range(num_folds):
+        for label in TUMOURS:
+            parts = {at for where, at, kind in cells if where != number and kind == label}
+            if number % num_parts not in parts or len(parts) < 2:
+                return False
+    return True

@@ -1,0 +1,161 @@
+"""Image files to arrays and back: gray pixels, masks, and their working size."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from mtil.errors import DataError
+
+Gray = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
+"""Formats that are tried; those that run programs, such as EPS, are not among them."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+"""How the names of image files end."""
+
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on damaged files."""
+
+
+def read_gray(data: bytes, name: str) -> Gray:
+    """Decode an image file to gray pixels (h, w).
+
+    Gray, colour, palette, 1-bit and 16-bit images are read; 16 bits are scaled to 8, and an alpha
+    channel is ignored.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: if it is damaged, too large, or of another kind.
+    """
+    image = _open(data, name)
+    if image.mode.startswith("I"):
+        return _scaled(np.asarray(image))
+    if image.mode == "F":
+        raise DataError(
+            f"An image must have integer pixels, but {name} has floating-point ones; "
+            "convert it to 8 or 16 bits."
+        )
+    if image.mode == "P":
+        image = image.convert("RGB")
+    return np.array(image.convert("L"))
+
+
+def read_mask(data: bytes, name: str) -> Mask:
+    """Decode a mask file (h, w): whatever is not black is lesion.
+
+    In JPEG files, whose edges ring, it is whatever is brighter than half.
+
+    Raises:
+        DataError: if it is damaged, too large, or no image.
+    """
+    image = _open(data, name)
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image) > 0
+    least = 128 if image.format == "JPEG" else 1
+    bands = (image if image.mode in ("1", "L") else image.convert("RGB")).split()
+    lesion = [np.asarray(band) >= least for band in bands]
+    return np.logical_or.reduce(lesion)
+
+
+def resize_image(gray: Gray, size: int) -> Gray:
+    """Resize gray pixels to a square of `size`, antialiased: what training and prediction see."""
+    return np.array(Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: Mask, size: int) -> Mask:
+    """Resize a mask to a square of `size`; a lesion too small for it keeps one pixel."""
+    soft = Image.fromarray(mask.astype(np.uint8) * 255)
+    resized = np.asarray(soft.resize((size, size), Image.Resampling.BILINEAR)) >= 128
+    if mask.any() and not resized.any():
+        row, column = (
+            int(np.median(at) * size / side)
+            for at, side in zip(np.nonzero(mask), mask.shape, strict=True)
+        )
+        resized[row, column] = True
+    return resized
+
+
+def encode_mask_png(mask: Mask) -> bytes:
+    """Return a 1-bit PNG of a mask."""
+    sink = io.BytesIO()
+    Image.fromarray(mask).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def decode_mask_png(data: bytes) -> Mask:
+    """Return the mask (h, w) of a 1-bit PNG."""
+    return np.array(Image.open(io.BytesIO(data)), dtype=np.bool_)
+
+
+def pack_mask(mask: Mask) -> bytes:
+    """Return a mask as bits, row by row, eight pixels a byte."""
+    return np.packbits(mask).tobytes()
+
+
+def unpack_mask(data: bytes, size: int) -> Mask:
+    """Return the square mask of `size` that `pack_mask` packed."""
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * size)
+    return bits.reshape(size, size).astype(np.bool_)
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, name)
+            if image.format == "PNG":
+                image.verify()  # checksums, which loading skips
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(
+            f"An image must have at most {_max_pixels():,} pixels, but {name} claims more."
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{name} cannot be read: it is none of {', '.join(FORMATS)}, or is damaged."
+        ) from None
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(f"{name} cannot be read: {_reason(error)}.") from None
+    return image
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if image.width * image.height > _max_pixels():
+        raise DataError(
+            f"An image must have at most {_max_pixels():,} pixels, but {name} has "
+            f"{image.width} x {image.height}."
+        )
+
+
+def _max_pixels() -> int:
+    return Image.MAX_IMAGE_PIXELS or 2**27
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _scaled(pixels: npt.NDArray[np.generic]) -> Gray:
+    sixteen = np.clip(pixels.astype(np.int64), 0, 65535)
+    return np.asarray((sixteen + 128) // 257, dtype=np.uint8)

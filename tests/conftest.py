@@ -1,0 +1,21 @@
+"""What all tests share: no telemetry, no token left in the home folder, real data if there is any."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real collections: `MTIL_DATA`, or shared/data beside the checkout."""
+    folder = Path(os.environ.get("MTIL_DATA", _ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("there are no real images here; set MTIL_DATA to their folder")
+    return folder

@@ -1,0 +1,73 @@
+"""A real S3 server and one local Ray for all integration tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import object_store
+from mtil.data import phantom
+from mtil.data.prepare import prepare
+
+BUCKET = "mtil-tests"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a running S3 server with an empty bucket `BUCKET`."""
+    with object_store.running(tmp_path_factory.mktemp("s3"), BUCKET) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_server: dict[str, str]) -> Iterator[str]:
+    """`s3://BUCKET`, reachable through the environment of this process and of what it starts."""
+    patch = pytest.MonkeyPatch()
+    for name, value in s3_server.items():
+        patch.setenv(name, value)
+    yield f"s3://{BUCKET}"
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def local_ray(bucket: str) -> Iterator[None]:
+    """One local Ray session with two CPUs, started with the S3 server's environment."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
+    from mtil.distributed import cluster
+
+    with cluster.connected():
+        yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 120 phantoms in the BUSI layout."""
+    folder = tmp_path_factory.mktemp("phantoms") / "images"
+    phantom.write(folder, num_images=120, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(phantoms: Path, bucket: str) -> str:
+    """The phantoms as a data set of several shards in the bucket; returns its URI."""
+    uri = f"{bucket}/phantoms"
+    prepare(
+        str(phantoms),
+        uri,
+        layout="busi",
+        groups=None,
+        image_size=64,
+        num_folds=3,
+        max_shard_bytes=120_000,
+    )
+    return uri

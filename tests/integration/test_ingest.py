@@ -1,0 +1,79 @@
+"""Batches through Ray Data, from a real S3 server: resident and streaming are the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtil.data import manifest as manifests
+from mtil.data.rows import Batch, Plan, Resident
+from mtil.data.selection import Role, select, total
+from mtil.data.shards import read
+from mtil.distributed.ingest import hold, resident, resident_epoch, streaming_epochs, streaming_rows
+from mtil.distributed.trainer import unwrapped
+from mtil.errors import DataError
+from mtil.storage import open_store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def _plan(uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train") -> Plan:
+    manifest = manifests.load(open_store(uri))
+    assert len(manifest.shards) > 3
+    return Plan(manifest, select(manifest, 0, role), 5, rank, num_workers, 2)
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    return (
+        one.sample_id == other.sample_id
+        and np.array_equal(one.image, other.image)
+        and np.array_equal(one.mask, other.mask)
+        and np.array_equal(one.label, other.label)
+    )
+
+
+@pytest.mark.parametrize(("rank", "num_workers"), [(0, 1), (1, 2)])
+def test_resident_and_streaming_give_the_same_batches(
+    dataset: str, rank: int, num_workers: int
+) -> None:
+    plan = _plan(dataset, rank, num_workers)
+    rows = resident(hold(dataset, plan.manifest), plan)
+    stream = streaming_epochs(dataset, plan, range(3), 5)
+    for epoch, streamed in enumerate(stream):
+        held = list(resident_epoch(rows, plan, epoch, 5))
+        arrived = list(streamed)
+        assert len(held) == total(plan.manifest, plan.selection) // num_workers // 5
+        assert len(arrived) == len(held)
+        assert all(_same(one, other) for one, other in zip(held, arrived, strict=True))
+
+
+def test_held_rows_are_those_of_the_shards(dataset: str) -> None:
+    plan = _plan(dataset)
+    store = open_store(dataset)
+    direct = Resident([read(store, shard) for shard in plan.manifest.shards], plan.selection)
+    held = resident(hold(dataset, plan.manifest), plan)
+    where = held.everything()
+    assert np.array_equal(where, direct.everything())
+    assert _same(held.batch(where), direct.batch(where))
+
+
+def test_streamed_validation_sees_every_row_once(dataset: str) -> None:
+    seen: list[str] = []
+    for rank in range(2):
+        plan = _plan(dataset, rank, 2, role="validation")
+        seen += [name for batch in streaming_rows(dataset, plan, 4) for name in batch.sample_id]
+    plan = _plan(dataset, role="validation")
+    assert len(seen) == len(set(seen)) == total(plan.manifest, plan.selection)
+
+
+def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
+    source, copy = open_store(dataset), open_store(str(tmp_path))
+    for name in source.names():
+        copy.write(name, source.read(name))
+    manifest = manifests.load(copy)
+    victim = manifest.shards[2].path
+    data = bytearray(copy.read(victim))
+    data[len(data) // 2] ^= 1
+    copy.write(victim, bytes(data))
+    with pytest.raises(DataError, match=victim), unwrapped():
+        hold(str(tmp_path), manifest)

@@ -1,0 +1,121 @@
+"""The S3 store against a real server: the same contract as on a disk."""
+
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pytest
+
+from mtil.errors import NotFoundError, StorageError
+from mtil.storage import LocalStore, S3Store, Store, open_store
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return LocalStore(str(tmp_path))
+    bucket = request.getfixturevalue("bucket")
+    return open_store(f"{bucket}/{tmp_path.name}")
+
+
+def test_what_was_written_is_read(store: Store) -> None:
+    store.write("a/b.bin", b"one")
+    store.write("a/b.bin", b"two")
+    assert store.read("a/b.bin") == b"two"
+    assert store.exists("a/b.bin")
+
+
+def test_a_missing_object_is_not_found(store: Store) -> None:
+    assert not store.exists("nothing")
+    with pytest.raises(NotFoundError, match="nothing"):
+        store.read("nothing")
+    store.delete("nothing")
+
+
+def test_names_are_sorted_and_below_the_folder(store: Store) -> None:
+    for name in ("x/2", "x/1", "xy/3", "z"):
+        store.write(name, b"")
+    assert store.names() == ["x/1", "x/2", "xy/3", "z"]
+    assert store.names("x") == ["x/1", "x/2"]
+    store.delete("x/1")
+    assert store.names("x") == ["x/2"]
+
+
+def test_one_of_many_creates(store: Store) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        if store.create("ledger/1", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("ledger/1") == str(won[0]).encode()
+
+
+def test_a_name_outside_is_refused(store: Store) -> None:
+    for name in ("../x", "/etc/passwd", "a/../../x"):
+        with pytest.raises(StorageError, match="stay inside"):
+            store.write(name, b"")
+
+
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        open_store("s3://no-such-bucket/x").write("a", b"")
+
+
+def test_wrong_credentials_are_forbidden(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtil.storage import _s3
+
+    _s3.cache_clear()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    try:
+        with pytest.raises(StorageError, match="refused"):
+            open_store(f"{bucket}/{tmp_path.name}").read("a")
+    finally:
+        _s3.cache_clear()
+
+
+def test_a_server_out_of_reach(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtil.storage import _s3
+
+    _s3.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    try:
+        with pytest.raises(StorageError, match="out of reach"):
+            open_store(f"{bucket}/x").read("a")
+    finally:
+        _s3.cache_clear()
+
+
+def _read_in_a_fork(
+    uri: str, names: list[str], queue: "multiprocessing.Queue[list[bytes]]"
+) -> None:
+    store = open_store(uri)
+    queue.put([store.read(name) for name in names])
+
+
+def test_a_fork_does_not_share_a_connection(bucket: str, tmp_path: Path) -> None:
+    uri = f"{bucket}/{tmp_path.name}"
+    store = open_store(uri)
+    assert isinstance(store, S3Store)
+    expected = [bytes([number]) * 200_000 for number in range(8)]
+    names = [f"object-{number}" for number in range(8)]
+    for name, data in zip(names, expected, strict=True):
+        store.write(name, data)
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    children = [fork.Process(target=_read_in_a_fork, args=(uri, names, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    answers = [queue.get(timeout=60) for _ in children]
+    answers.append([store.read(name) for name in names])
+    for child in children:
+        child.join()
+    assert all(answer == expected for answer in answers)

@@ -1,0 +1,172 @@
+"""Training and evaluation through Ray, to a real S3 server."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from mtil.config import Config, from_dict
+from mtil.data import manifest as manifests
+from mtil.data.selection import select, total
+from mtil.distributed import inference, trainer
+from mtil.errors import ConfigError, DataError, ResourceError
+from mtil.evaluation import evaluate
+from mtil.run import Run
+from mtil.storage import open_store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def _config(**train: Any) -> Config:
+    return from_dict(
+        {
+            "data": {"image_size": 64},
+            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "train": {"num_epochs": 3, "batch_size": 8, "num_workers": 2, **train},
+        }
+    )
+
+
+def _ignore(line: dict[str, Any]) -> None:
+    assert "kind" in line
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: str, bucket: str) -> Run:
+    uri = f"{bucket}/run-undisturbed"
+    trainer.train(dataset, uri, _config(), [0], _ignore)
+    return Run.open(uri)
+
+
+def test_a_run_keeps_what_the_contract_says(undisturbed: Run) -> None:
+    names = undisturbed.store.names("rounds/0/fold-0")
+    assert {"rounds/0/fold-0/history.jsonl", "rounds/0/fold-0/model.pt"} <= set(names)
+    assert not [name for name in names if "checkpoints" in name]  # cleared once committed
+    result = undisturbed.result(0)
+    assert result is not None
+    assert result.num_epochs == 3
+    assert 0 <= result.metrics["dice"] <= 1
+    assert 0 <= result.metrics["auc"] <= 1
+    lines = undisturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()
+    assert len(lines) == 3
+
+
+def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) -> None:
+    before = undisturbed.result(0)
+    lines: list[dict[str, Any]] = []
+    (after,) = trainer.train(dataset, undisturbed.uri, _config(), [0], lines.append)
+    assert after == before
+    assert lines == []
+
+
+def test_another_configuration_needs_another_run(undisturbed: Run, dataset: str) -> None:
+    with pytest.raises(ConfigError, match="num_epochs"):
+        trainer.train(dataset, undisturbed.uri, _config(num_epochs=4), [0], _ignore)
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_a_killed_worker_costs_nothing_but_time(
+    undisturbed: Run, dataset: str, bucket: str, mode: str
+) -> None:
+    """SIGKILL one of two workers in mid-epoch: the weights are those of the undisturbed run."""
+    config = _config()
+    values = {"data": {"image_size": 64, "mode": mode}} if mode == "streaming" else {}
+    config = from_dict(values, config)
+    killed: list[int] = []
+
+    def kill_in_second_epoch(line: dict[str, Any]) -> None:
+        if line["kind"] == "epoch" and line["epoch"] == 0 and not killed:
+            victim = _train_workers()[-1]
+            killed.append(victim)
+            os.kill(victim, signal.SIGKILL)
+
+    uri = f"{bucket}/run-killed-{mode}"
+    trainer.train(dataset, uri, config, [0], kill_in_second_epoch)
+    assert killed
+    disturbed = Run.open(uri)
+    lines = disturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()
+    assert len(lines) == 3
+    _assert_same_weights(disturbed, undisturbed)
+
+
+def _train_workers() -> list[int]:
+    """Processes of Ray Train's workers that descend from this test's Ray."""
+    children = psutil.Process().children(recursive=True)
+    return sorted(
+        child.pid
+        for child in children
+        if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
+    )
+
+
+def _assert_same_weights(one: Run, other: Run) -> None:
+    ours, theirs = one.model(0), other.model(0)
+    assert ours.epoch == theirs.epoch
+    assert ours.weights.keys() == theirs.weights.keys()
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+    assert ours.temperature == theirs.temperature
+    assert ours.threshold == theirs.threshold
+
+
+def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> None:
+    figures, digests = [], []
+    for num_workers in (1, 2, 3):
+        predictions = inference.predict_folds(
+            undisturbed, [0], num_workers=num_workers, listen=_ignore
+        )
+        figures.append(evaluate(predictions, run_uri=undisturbed.uri, folds=[0]))
+        written = undisturbed.store.read("rounds/0/fold-0/predictions.parquet")
+        digests.append(hashlib.sha256(written).hexdigest())
+    assert figures[0] == figures[1] == figures[2]
+    assert len(set(digests)) == 1
+    manifest = manifests.load(open_store(undisturbed.data_uri))
+    assert figures[0]["num_images"] == total(manifest, select(manifest, 0, "test"))
+
+
+def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
+    with pytest.raises(DataError, match="Fold 1 .* must be trained first"):
+        inference.predict_folds(undisturbed, [1], listen=_ignore)
+
+
+def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match="leave"):
+        trainer.train(dataset, f"{bucket}/run-big", _config(cpus_per_worker=1.0), [0], _ignore)
+    assert time.monotonic() - start < 30
+    assert open_store(f"{bucket}/run-big").names() == []
+
+
+def test_a_run_of_another_data_set_is_refused(
+    undisturbed: Run, phantoms: Path, bucket: str
+) -> None:
+    from mtil.data.prepare import prepare
+
+    other = f"{bucket}/phantoms-other"
+    prepare(str(phantoms), other, layout="busi", groups=None, image_size=32, num_folds=3)
+    with pytest.raises(DataError, match="fingerprint"):
+        trainer.train(other, undisturbed.uri, _config(), [0], _ignore)
+
+
+def test_the_listener_hears_of_epochs(dataset: str, bucket: str) -> None:
+    lines: list[dict[str, Any]] = []
+    heard = threading.Event()
+
+    def listen(line: dict[str, Any]) -> None:
+        lines.append(line)
+        heard.set()
+
+    trainer.train(dataset, f"{bucket}/run-heard", _config(num_epochs=1, num_workers=1), [1], listen)
+    assert heard.is_set()
+    kinds = [line["kind"] for line in lines]
+    assert kinds.count("epoch") == 1
+    assert kinds[-1] == "done"
+    epoch = next(line for line in lines if line["kind"] == "epoch")
+    assert epoch["fold"] == 1
+    assert {"loss_segmentation", "validation_dice", "data_wait_share"} <= epoch.keys()
