@@ -1,1 +1,1 @@
-"""Machines for mtil. Runs from a checkout on the operator's machine, and is not part of the wheel."""
+"""Machines for mtil; runs from a checkout, and is not part of the wheel."""

@@ -84,7 +84,7 @@ class AttentionConfig:
     """Attention within and between the tasks."""
 
     kind: Literal["self", "cross", "both", "none"] = "both"
-    """Self-task attention, cross-task attention, or both."""
+    """Self-task attention, cross-task attention, both, or none."""
     form: Literal["location", "semantic", "both"] = "both"
     """Attention over positions, over channels, or both."""
     direction: Literal["both", "seg_to_cls", "cls_to_seg"] = "both"
@@ -117,7 +117,7 @@ class AggregationConfig:
     kind: Literal["fab", "se", "eca", "concat"] = "fab"
     """Channel weights over both sources, squeeze-and-excitation, ECA, or a plain concatenation."""
     reduction: Count = 8
-    """Factor by which the channel attention narrows its hidden layer."""
+    """Factor by which the channel attention of `fab` and `se` narrows its hidden layer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -155,7 +155,7 @@ class ModelConfig:
     baseline: bool = False
     """Hard sharing only: same encoder and decoder, plain skips, plain pooling, no interaction."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder_channels: tuple[Count, Count, Count, Count] = (128, 64, 48, 32)
+    decoder_channels: tuple[Count, Count, Count, Count] = (128, 64, 32, 16)
     """Channels of the segmentation decoder at strides 16, 8, 4 and 2."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
@@ -178,7 +178,7 @@ class LossConfig:
     boundary: NonNegative = 0.0
     """Weight of the boundary term inside the segmentation task."""
     deep_supervision: NonNegative = 0.4
-    """Weight of the coarsest side output relative to the final one; finer ones lie between."""
+    """Weight of the coarsest side output; they fall to it evenly from the final one's 1."""
     classification_kind: Literal["cross_entropy", "focal"] = "cross_entropy"
     """The classification term."""
     focal_gamma: NonNegative = 2.0

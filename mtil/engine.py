@@ -202,6 +202,8 @@ def make_optimizer(
         "encoder": [], "encoder_vectors": [], "rest": [], "rest_vectors": []
     }  # fmt: skip
     for parameter in [*network.parameters(), *objective.parameters()]:
+        if not parameter.requires_grad:
+            continue
         part = "encoder" if id(parameter) in encoder else "rest"
         groups[part if parameter.ndim > 1 else f"{part}_vectors"].append(parameter)
     return torch.optim.AdamW(

@@ -9,6 +9,7 @@ import tempfile
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 from mtil.errors import NotFoundError, StorageError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _PARTIAL = ".partial-"
+_MKDIR_ATTEMPTS = 10
 
 
 class Store(Protocol):
@@ -53,7 +55,7 @@ def open_store(uri: str) -> Store:
     if not separator:
         return LocalStore(uri)
     if scheme == "file":
-        return LocalStore(rest)
+        return LocalStore(unquote(rest))
     if scheme == "s3":
         return S3Store(rest)
     raise StorageError(f"A location must be a path, file:// or s3://, but got {uri!r}.")
@@ -112,12 +114,17 @@ class LocalStore:
 
     def exists(self, name: str) -> bool:
         """See `Store.exists`."""
-        return self._path(name).is_file()
+        path = self._path(name)
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Store.names`."""
         found = []
-        for folder, _, files in os.walk(self._path(prefix) if prefix else self.root):
+        start = self._path(prefix) if prefix else self.root
+        for folder, _, files in os.walk(start, onerror=_refuse_unreadable):
             found += [
                 (Path(folder) / file).relative_to(self.root).as_posix()
                 for file in files
@@ -126,8 +133,19 @@ class LocalStore:
         return sorted(found)
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`."""
-        self._path(name).unlink(missing_ok=True)
+        """See `Store.delete`; folders that this empties go too, as a bucket has none."""
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be deleted: {error.strerror}.") from None
+        for folder in path.parents:
+            if folder == self.root:
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break
 
     def _path(self, name: str) -> Path:
         return self.root / _checked(name)
@@ -203,14 +221,20 @@ class S3Store:
 
 def _checked(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise StorageError(f"A name must stay inside its folder, but got {name!r}.")
     return str(path)
 
 
 def _write_partial(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+    for attempt in range(_MKDIR_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+            break
+        except FileNotFoundError:  # a delete elsewhere took the folder that was still empty
+            if attempt == _MKDIR_ATTEMPTS - 1:
+                raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -221,6 +245,11 @@ def _write_partial(path: Path, data: bytes) -> Path:
         raise
     Path(partial).chmod(0o666 & ~_umask())
     return Path(partial)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StorageError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
 @cache

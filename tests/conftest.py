@@ -1,4 +1,4 @@
-"""What all tests share: no telemetry, no token left in the home folder, real data if there is any."""
+"""What all tests share: no telemetry, no token in the home folder, real data if any."""
 
 import os
 from pathlib import Path

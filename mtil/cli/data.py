@@ -5,17 +5,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mtil.cli.console import Output
-from mtil.data import phantom, prepare
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command that the options name."""
     output = Output(as_json=options.json)
     if options.command == "phantom":
+        from mtil.data import phantom
+
         phantom.write(Path(options.out), num_images=options.num_images, seed=options.seed)
         output.line(f"{options.num_images} phantoms in {options.out}")
         output.result({"out": options.out, "num_images": options.num_images, "seed": options.seed})
         return
+
+    from mtil.data import prepare
+
     if options.groups is None:
         output.line("No --groups file: images count as unrelated unless they share a patient.")
     with output.progress() as bar:

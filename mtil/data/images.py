@@ -72,8 +72,7 @@ def read_mask(data: bytes, name: str) -> Mask:
         return np.asarray(image) > 0
     least = 128 if image.format == "JPEG" else 1
     bands = (image if image.mode in ("1", "L") else image.convert("RGB")).split()
-    lesion = [np.asarray(band) >= least for band in bands]
-    return np.logical_or.reduce(lesion)
+    return np.asarray(np.logical_or.reduce([np.asarray(band) >= least for band in bands]))
 
 
 def resize_image(gray: Gray, size: int) -> Gray:

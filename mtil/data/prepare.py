@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from mtil.data import folds as fold_rules
 from mtil.data import groups as group_rules
 from mtil.data import manifest as manifests
 from mtil.data.layouts import Record, busi, scan, table
-from mtil.data.manifest import FILE_NAME, Dropped, Manifest, Shard
+from mtil.data.manifest import FILE_NAME, Dropped, Manifest
 from mtil.data.samples import Place, read_all
 from mtil.data.shards import LABELS
 from mtil.data.writer import ShardWriter, fingerprint
@@ -19,6 +19,8 @@ from mtil.storage import Store, open_store
 MAX_SHARD_BYTES = 64 * 2**20
 SIZE_STEP = 32
 MAX_IMAGE_SIZE = 2048
+SETTINGS = ("image_size", "fold_rule", "num_folds", "num_parts", "seed", "num_groups", "kept")
+"""What must agree, beside the fingerprint, for a target to hold the same data."""
 
 Progress = Callable[[int, int], None]
 
@@ -75,6 +77,9 @@ def prepare(
     existing = _existing(target)
     collection, records = scan(source, layout)
     plan = _plan(source, layout, list(records), groups, num_folds, seed, name)
+    draft = _draft(plan, image_size, seed)
+    if existing is not None:
+        _refuse_other(target, existing, draft, SETTINGS)
     writer = ShardWriter(None if existing else target, image_size, max_shard_bytes)
     try:
         digests = []
@@ -84,9 +89,10 @@ def prepare(
             digests.append(sample.digest())
             if progress is not None:
                 progress(len(digests), len(plan.records))
-        made = _manifest(plan, image_size, seed, writer.close(), fingerprint(digests))
+        made = replace(draft, shards=writer.close(), fingerprint=fingerprint(digests))
         if existing is not None:
-            return _same(target, existing, made)
+            _refuse_other(target, existing, made, ("fingerprint",))
+            return _whole(target, existing)
         _commit(target, made)
     except BaseException:
         writer.undo()
@@ -153,9 +159,8 @@ def _plan(
     )
 
 
-def _manifest(
-    plan: _Plan, image_size: int, seed: int, shards: tuple[Shard, ...], fingerprint: str
-) -> Manifest:
+def _draft(plan: _Plan, image_size: int, seed: int) -> Manifest:
+    """Return the manifest without what the pixels will tell."""
     assignment = plan.assignment
     folds = {str(fold): dict.fromkeys(LABELS, 0) for fold in range(assignment.num_folds)}
     for record in plan.records:
@@ -177,21 +182,25 @@ def _manifest(
         kept={name: sum(fold[name] for fold in folds.values()) for name in LABELS},
         folds=folds,
         dropped=plan.dropped,
-        shards=shards,
-        fingerprint=fingerprint,
+        shards=(),
+        fingerprint="",
     )
 
 
-def _same(target: Store, existing: Manifest, made: Manifest) -> Manifest:
-    """Return the existing manifest if it describes the same data in whole shards."""
-    for setting in ("fingerprint", "image_size", "fold_rule", "num_folds", "num_parts", "seed"):
+def _refuse_other(
+    target: Store, existing: Manifest, made: Manifest, settings: tuple[str, ...]
+) -> None:
+    for setting in settings:
         old, new = getattr(existing, setting), getattr(made, setting)
         if old != new:
             raise DataError(
                 f"A target must be empty or hold the same data, but {target.uri} holds a data set "
-                f"with {setting} {str(old)[:12]!r} where this one has {str(new)[:12]!r}; "
+                f"whose {setting} is {str(old)[:60]} where this one's is {str(new)[:60]}; "
                 "choose another target."
             )
+
+
+def _whole(target: Store, existing: Manifest) -> Manifest:
     for shard in existing.shards:
         if not target.exists(shard.path):
             raise DataError(

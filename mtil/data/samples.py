@@ -79,18 +79,17 @@ def read_all(
         DataError: for the first record whose image or masks are wrong.
     """
     num_threads = max(MIN_THREADS, 2 * (os.cpu_count() or 1))
-    todo = iter(zip(records, places, strict=True))
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="prepare") as pool:
-        ahead: deque[Future[Sample]] = deque()
-        try:
-            for record, place in todo:
-                ahead.append(pool.submit(read_sample, store, record, place, image_size))
-                if len(ahead) >= 2 * num_threads:
-                    yield ahead.popleft().result()
-            while ahead:
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+    ahead: deque[Future[Sample]] = deque()
+    try:
+        for record, place in zip(records, places, strict=True):
+            ahead.append(pool.submit(read_sample, store, record, place, image_size))
+            if len(ahead) >= 2 * num_threads:
                 yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def read_sample(store: Store, record: Record, place: Place, image_size: int) -> Sample:

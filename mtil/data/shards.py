@@ -88,5 +88,6 @@ def pixels(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint8]:
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     width = array.type.byte_width
     flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    flat.flags.writeable = False
     start = array.offset * width
     return flat[start : start + len(array) * width].reshape(len(array), width)

@@ -2,14 +2,19 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import ray
 
+from mtil import errors
 from mtil.distributed.preflight import Node
 from mtil.errors import MtilError, ResourceError
+
+_QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
 
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -50,7 +55,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         ) from error
     if not verbose:
         for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
     try:
         yield
     finally:
@@ -67,7 +72,10 @@ def nodes() -> list[Node]:
 
 
 def cause(error: BaseException) -> MtilError | None:
-    """Find the error of ours that Ray has wrapped, if there is one."""
+    """Find the error of ours that Ray has wrapped, if there is one.
+
+    Ray Data passes on only the text of what its tasks raise, so that is looked at too.
+    """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -77,6 +85,9 @@ def cause(error: BaseException) -> MtilError | None:
         seen.add(id(current))
         if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
             return current
+        quoted = _QUOTED.search(str(current))
+        if quoted:
+            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
         waiting += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         waiting += list(getattr(current, "worker_failures", {}).values())
     return None

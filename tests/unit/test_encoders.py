@@ -40,21 +40,23 @@ def transformers(monkeypatch):
 
     class AutoConfig:
         @staticmethod
-        def from_pretrained(name):
+        def from_pretrained(name, out_features=("stage4",)):
             if name == "nobody/nothing":
                 raise OSError("nobody/nothing is not a local folder\nand cannot be fetched")
-            return SimpleNamespace(stage_names=["stem", "stage1", "stage2", "stage3", "stage4"])
+            stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+            return SimpleNamespace(stage_names=stages, out_features=out_features)
 
     class AutoBackbone:
         @staticmethod
-        def from_pretrained(name, out_features):
-            module.calls.append(("from_pretrained", name, out_features))
+        def from_config(config):
+            module.calls.append(("from_config", config.out_features))
             return module.backbone
 
-        @staticmethod
-        def from_config(config, out_features):
-            module.calls.append(("from_config", out_features))
-            return module.backbone
+    def from_pretrained(name, config):
+        module.calls.append(("from_pretrained", name, config.out_features))
+        return module.backbone
+
+    monkeypatch.setattr(FakeBackbone, "from_pretrained", from_pretrained, raising=False)
 
     module.AutoConfig, module.AutoBackbone = AutoConfig, AutoBackbone
     monkeypatch.setitem(sys.modules, "transformers", module)
@@ -125,12 +127,13 @@ class TestHuggingFace(EncoderContract):
         assert frozen == {"backbone.unused.weight", "backbone.unused.bias"}
 
     def test_the_last_four_stages_are_asked_for(self, transformers):
-        build("hf:some/pyramid", pretrained=True)
         build("hf:some/pyramid", pretrained=False)
+        build("hf:some/pyramid", pretrained=True)
         stages = ["stage1", "stage2", "stage3", "stage4"]
         assert transformers.calls == [
-            ("from_pretrained", "some/pyramid", stages),
             ("from_config", stages),
+            ("from_config", stages),
+            ("from_pretrained", "some/pyramid", stages),
         ]
 
     def test_a_backbone_without_a_pyramid_is_refused(self, transformers):

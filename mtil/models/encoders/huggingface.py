@@ -55,19 +55,18 @@ def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
         ) from None
     try:
         config: Any = AutoConfig.from_pretrained(name)
-        stages = list(config.stage_names)[-4:]
-        backbone: nn.Module = (
-            AutoBackbone.from_pretrained(name, out_features=stages)
-            if pretrained
-            else AutoBackbone.from_config(config, out_features=stages)
-        )
+        config = AutoConfig.from_pretrained(name, out_features=list(config.stage_names)[-4:])
+        backbone: Any = AutoBackbone.from_config(config)
+        if pretrained:  # by its own class: AutoBackbone refuses folders and asks the hub first
+            backbone = type(backbone).from_pretrained(name, config=config)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"`model.encoder.name` must name a Hugging Face backbone with stages, but hf:{name} "
             f"could not be loaded: {reason}"
         ) from error
-    return backbone
+    module: nn.Module = backbone
+    return module
 
 
 def probe(name: str, backbone: nn.Module) -> tuple[int, int, int, int]:

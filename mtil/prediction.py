@@ -1,0 +1,452 @@
+"""`mtil predict`: ordinary images of any size to masks, overlays and one table. No Ray.
+
+What is held at once is a batch of images, the list of names and a line of the table per image.
+"""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mtil import __version__, overlay
+from mtil.checkpoint import Model, model_from_bytes
+from mtil.data.images import SUFFIXES, Gray, Mask, encode_mask_png, read_gray, resize_image
+from mtil.errors import DataError, NotFoundError, StorageError
+from mtil.inference import MASK_THRESHOLD, Predictor, at_size
+from mtil.run import FILE_NAME as RUN_FILE
+from mtil.run import Run
+from mtil.storage import LocalStore, Store, open_store, split_uri
+
+Listen = Callable[[dict[str, Any]], None]
+
+TABLE = "predictions.csv"
+"""Written last: without it there is no result. It names the mask and overlay of each image."""
+MASKS, OVERLAYS = "masks", "overlays"
+COLUMNS = (
+    "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
+    "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
+    "error", "model_sha256", "mtil_version",
+)  # fmt: skip
+"""Of the table. The box is in pixels, its far corner one past the lesion; empty without a lesion.
+`seconds` is the image's own reading and writing and its share of the network's time."""
+
+_UNFINISHED = ".mtil-predict"
+_RESULT = re.compile(r"rounds/0/fold-(\d+)/result\.json")
+_MASK_NAME = re.compile(r"(?P<image>.+)_mask(_\d+)?\.png", re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUM_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images among the files that were found."""
+
+    names: list[str]
+    num_masks: int = 0
+    """Masks that lie beside their image, as in BUSI."""
+    num_ignored: int = 0
+    """Files that are hidden or no images."""
+
+
+class Ensemble:
+    """Models whose calibrated probabilities and lesion maps are averaged."""
+
+    def __init__(self, models: Sequence[Model], device: torch.device | None = None) -> None:
+        """Build the networks.
+
+        Raises:
+            CheckpointError: if a model's weights do not fit its architecture.
+        """
+        self._predictors = [Predictor(model, device) for model in models]
+        self.threshold = float(np.mean([model.threshold for model in models]))
+        self.model_sha256 = ";".join(model.digest for model in models)
+
+    def __call__(
+        self, grays: Sequence[Gray], *, at_once: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """Return lesion maps (b, n, n) and probabilities of malignant (b,) of images of any size.
+
+        An image's figures do not depend on its neighbours: on a CPU the network sees one image at
+        a time, on a GPU always `at_once`, of which the last are blank where there are fewer.
+        """
+        said = [_apply(predictor, grays, at_once) for predictor in self._predictors]
+        return (
+            np.stack([lesion for lesion, _ in said]).mean(axis=0),
+            np.stack([malignant for _, malignant in said]).mean(axis=0),
+        )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    name: str
+    gray: Gray | None
+    error: str
+    seconds: float
+
+
+def predict(
+    source: str,
+    input_uri: str,
+    out_uri: str,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 16,
+    listen: Listen,
+) -> dict[str, Any]:
+    """Predict images and write a mask, an overlay and a line of the table for each.
+
+    Args:
+        source: a run, whose trained folds vote together, or one model file.
+        input_uri: an image, or a folder or bucket prefix that is searched to its bottom.
+        out_uri: where to write; new, empty, or holding a former result of this function.
+        device: where the networks run; by default a GPU if there is one.
+        batch_size: how many images are held at once.
+        listen: told `{"kind": "predicted", "images", "of"}` after each batch, and
+            `{"kind": "skipped" | "unreadable", "text"}` about what is left out.
+
+    Returns:
+        what was read and written, in numbers and places.
+
+    Raises:
+        UserError: if the model, the input or the output is wrong, or no image can be read.
+    """
+    start = perf_counter()
+    out = open_store(out_uri)
+    check_out(out)
+    store, selection = find_images(input_uri, out)
+    models = load_models(source)
+    for text in _left_out(selection):
+        listen({"kind": "skipped", "text": text})
+    num_images = predict_images(
+        Ensemble(models, device), store, selection.names, out, batch_size=batch_size, listen=listen
+    )
+    return {
+        "out": out.uri,
+        "model": source,
+        "folds": [model.fold for model in models],
+        "num_images": num_images,
+        "num_unreadable": len(selection.names) - num_images,
+        "num_masks_skipped": selection.num_masks,
+        "num_ignored": selection.num_ignored,
+        "seconds": perf_counter() - start,
+        "predictions": f"{out.uri}/{TABLE}",
+    }
+
+
+def predict_images(
+    ensemble: Ensemble,
+    source: Store,
+    names: Sequence[str],
+    out: Store,
+    *,
+    batch_size: int,
+    listen: Listen,
+) -> int:
+    """Predict the named images of a store into another, and return how many could be read.
+
+    Raises:
+        DataError: if none could be; nothing is written then.
+    """
+    targets = output_names(names)
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    table.writeheader()
+    lineage = {"model_sha256": ensemble.model_sha256, "mtil_version": __version__}
+    num_read, first_error = 0, ""
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for start in range(0, len(names), batch_size):
+            batch = names[start : start + batch_size]
+            loaded = list(pool.map(lambda name: _load(source, name), batch))
+            for image in loaded:
+                if image.error:
+                    first_error = first_error or image.error
+                    listen({"kind": "unreadable", "image": image.name, "text": image.error})
+            num_new = sum(image.gray is not None for image in loaded)
+            if num_new and not num_read:
+                _begin(out)
+            num_read += num_new
+            for row in _predict_batch(ensemble, loaded, targets, out, batch_size, pool):
+                table.writerow({key: cell(value) for key, value in (row | lineage).items()})
+            listen({"kind": "predicted", "images": start + len(batch), "of": len(names)})
+    if not num_read:
+        raise DataError(
+            f"At least one image must be readable, but none of {len(names)} in {source.uri} is; "
+            f"the first: {first_error}"
+        )
+    out.write(TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+    out.delete(_UNFINISHED)
+    return num_read
+
+
+def load_models(source: str) -> list[Model]:
+    """Read the model file, or the models of all trained folds of the run, at a location.
+
+    Raises:
+        UserError: if it is neither, or no fold is trained.
+    """
+    file = _as_file(source)
+    if file is not None:
+        folder, name = file
+        return [model_from_bytes(folder.read(name), source)]
+    store = open_store(source)
+    if not store.exists(RUN_FILE):
+        raise DataError(
+            f"A model must be a run (a folder with {RUN_FILE}) or a model file, but {source} is "
+            "neither; `mtil train --run` makes a run."
+        )
+    run = Run.open(source)
+    found = (_RESULT.fullmatch(name) for name in store.names("rounds/0"))
+    folds = sorted(int(match[1]) for match in found if match)
+    if not folds:
+        raise DataError(
+            f"A run must have a trained fold, but {source} has none; "
+            f"run `mtil train --run {source}`."
+        )
+    return [run.model(fold) for fold in folds]
+
+
+def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
+    """Return the store and the names of the images at a location, but for those below `out`.
+
+    Raises:
+        DataError: if there are none.
+    """
+    file = _as_file(uri)
+    if file is not None:
+        return file[0], Selection([file[1]])
+    store = open_store(uri)
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise DataError(f"The input {uri} does not exist; name an image or a folder of images.")
+    inside = _relative(out, store)
+    if inside == ".":
+        raise DataError(f"Results must not go where the images are, but both are {uri}.")
+    found = store.names()
+    selection = select([name for name in found if not inside or not _below(name, inside)])
+    if not selection.names:
+        raise DataError(
+            f"An input must hold images ({', '.join(SUFFIXES)}), but {uri} has none among its "
+            f"{_count(len(found), 'file')}."
+        )
+    return store, selection
+
+
+def select(names: Sequence[str]) -> Selection:
+    """Find the images among file names: no hidden files, no masks that lie beside their image."""
+    images = [name for name in names if name.lower().endswith(SUFFIXES) and not _hidden(name)]
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
+    kept = []
+    for name in images:
+        match = _MASK_NAME.fullmatch(name)
+        if match is None or match["image"] not in stems:
+            kept.append(name)
+    return Selection(
+        names=kept, num_masks=len(images) - len(kept), num_ignored=len(names) - len(images)
+    )
+
+
+def output_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the name below `masks/` and `overlays/` of each image's results; all differ.
+
+    It is the image's name with `.png` for its suffix (`a.jpg` → `a.png`), or after its suffix
+    (`a.jpg` → `a.jpg.png`) where the former could be another image's.
+    """
+    shorts = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    uses = Counter(shorts.values())
+    return {
+        name: f"{name}.png" if uses[short] > 1 or (short in shorts and short != name)
+        else f"{short}.png"
+        for name, short in shorts.items()
+    }  # fmt: skip
+
+
+def check_out(out: Store) -> None:
+    """Refuse a place that holds anything but a former result.
+
+    Raises:
+        DataError: naming one of the files that are there.
+    """
+    if out.exists(_UNFINISHED):
+        return
+    try:
+        head = out.read(TABLE).partition(b"\n")[0]
+    except NotFoundError:
+        head = b""
+    if head == ",".join(COLUMNS).encode():
+        return
+    foreign = out.names()
+    if foreign:
+        raise DataError(
+            f"Results must go to a new or empty place, but {out.uri} holds "
+            f"{_count(len(foreign), 'other file')} ({shown(foreign[0])}); name another OUT."
+        )
+
+
+def cell(value: str) -> str:
+    """Return a table cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def shown(name: str) -> str:
+    """Return a file name fit for a message: no control characters, no broken text."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    )
+
+
+def describe(lesion: Mask) -> dict[str, str]:
+    """Return a mask's area, its share of the image, its box and its size, as table cells."""
+    height, width = lesion.shape
+    area = int(lesion.sum())
+    cells = {
+        "lesion_area_px": str(area),
+        "lesion_area_share": f"{area / lesion.size:.6f}",
+        "height": str(height),
+        "width": str(width),
+    }
+    if area:
+        rows, columns = (np.flatnonzero(lesion.any(axis=axis)) for axis in (1, 0))
+        corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        names = ("box_x0", "box_y0", "box_x1", "box_y1")
+        cells |= {name: str(corner) for name, corner in zip(names, corners, strict=True)}
+    return cells
+
+
+def _apply(
+    predictor: Predictor, grays: Sequence[Gray], at_once: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    side = predictor.model.source_size
+    step = 1 if predictor.device.type == "cpu" else at_once
+    said = []
+    for start in range(0, len(grays), step):
+        images = np.zeros((step, side, side), np.uint8)
+        for index, gray in enumerate(grays[start : start + step]):
+            images[index] = resize_image(gray, side)
+        said.append(predictor(images))
+    return (
+        np.concatenate([part.lesion for part in said])[: len(grays)],
+        np.concatenate([part.malignant for part in said])[: len(grays)],
+    )
+
+
+def _predict_batch(
+    ensemble: Ensemble,
+    loaded: Sequence[_Loaded],
+    targets: dict[str, str],
+    out: Store,
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+) -> list[dict[str, str]]:
+    start = perf_counter()
+    readable = {image.name: image.gray for image in loaded if image.gray is not None}
+    said = {}
+    if readable:
+        lesions, malignant = ensemble(list(readable.values()), at_once=batch_size)
+        said = dict(zip(readable, zip(lesions, malignant, strict=True), strict=True))
+    share = (perf_counter() - start) / max(1, len(readable))
+
+    def finish(image: _Loaded) -> dict[str, str]:
+        row = {"image": image.name, "error": image.error}
+        seconds = image.seconds
+        if image.gray is not None:
+            begin = perf_counter()
+            lesion, probability = said[image.name]
+            row |= _save(image.gray, lesion, targets[image.name], out)
+            row["malignant_probability"] = f"{probability:.6f}"
+            row["malignant"] = str(int(probability >= ensemble.threshold))
+            seconds += share + perf_counter() - begin
+        return row | {"seconds": f"{seconds:.4f}"}
+
+    return list(pool.map(finish, loaded))
+
+
+def _save(gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store) -> dict[str, str]:
+    mask = at_size(lesion, *gray.shape) >= MASK_THRESHOLD
+    names = {"mask": f"{MASKS}/{target}", "overlay": f"{OVERLAYS}/{target}"}
+    out.write(names["mask"], encode_mask_png(mask))
+    out.write(names["overlay"], overlay.encode_png(overlay.draw(gray, mask)))
+    return describe(mask) | names
+
+
+def _load(source: Store, name: str) -> _Loaded:
+    start = perf_counter()
+    gray, error = None, ""
+    try:
+        gray = read_gray(_read(source, name), shown(name))
+    except DataError as reason:
+        error = str(reason)
+    return _Loaded(name, gray, error, perf_counter() - start)
+
+
+def _read(source: Store, name: str) -> bytes:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name:
+        raise DataError(f"A name must stay inside its folder, but got {shown(name)}.")
+    try:
+        return source.read(name)
+    except NotFoundError:
+        raise DataError(f"{shown(name)} does not exist.") from None
+    except StorageError as error:
+        if isinstance(source, LocalStore):
+            raise DataError(shown(str(error))) from None
+        raise  # a bucket that stopped answering, not a bad file
+
+
+def _begin(out: Store) -> None:
+    out.write(_UNFINISHED, b"mtil predict is writing here\n")
+    out.delete(TABLE)
+
+
+def _as_file(uri: str) -> tuple[Store, str] | None:
+    """Return the folder and the name of the file at a location, if a file is there."""
+    store = open_store(uri)
+    if isinstance(store, LocalStore):
+        root = store.root
+        return (LocalStore(str(root.parent)), root.name) if root.is_file() else None
+    parent, name = split_uri(store.uri)
+    if not parent.startswith("s3://"):
+        return None  # a bare bucket
+    folder = open_store(parent)
+    return (folder, name) if folder.exists(name) else None
+
+
+def _relative(inner: Store, outer: Store) -> str:
+    """Return where a store lies in another: `.` if they are one, empty if it is not inside."""
+    if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
+        path, root = inner.root.resolve(), outer.root.resolve()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+    if inner.uri == outer.uri:
+        return "."
+    prefix = f"{outer.uri}/"
+    return inner.uri.removeprefix(prefix) if inner.uri.startswith(prefix) else ""
+
+
+def _below(name: str, folder: str) -> bool:
+    return name.startswith(f"{folder}/")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _left_out(selection: Selection) -> list[str]:
+    texts = []
+    if selection.num_masks:
+        texts.append(f"{_count(selection.num_masks, 'mask')} beside an image skipped.")
+    if selection.num_ignored:
+        texts.append(f"{_count(selection.num_ignored, 'file')} hidden or no image: ignored.")
+    return texts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

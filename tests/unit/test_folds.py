@@ -1,0 +1,159 @@
+"""Groups and folds: nothing leaks, every class everywhere, the same for the same seed."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtil.data import folds, groups
+from mtil.data.layouts import Record
+from mtil.errors import DataError
+
+
+def _record(
+    sample_id: str, label: int = 0, patient: str | None = None, fold: int | None = None
+) -> Record:
+    return Record(
+        sample_id=sample_id, label=label, image=sample_id, masks=(), patient=patient, fold=fold
+    )
+
+
+def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[str, str]]:
+    """Groups of one to six images of one class each."""
+    rng = np.random.default_rng(seed)
+    records, group = [], {}
+    for index in range(num_groups):
+        label = int(rng.choice(3, p=(0.5, 0.3, 0.2)))
+        for copy in range(int(rng.choice(6, p=(0.7, 0.14, 0.07, 0.05, 0.02, 0.02))) + 1):
+            records.append(_record(f"{index}-{copy}", label))
+            group[f"{index}-{copy}"] = f"{index}-0"
+    return records, group
+
+
+def test_images_join_through_patients_and_published_groups() -> None:
+    records = [_record("a", patient="1"), _record("b", patient="1"), _record("c"), _record("d")]
+    found = groups.group(records, {"a": "x", "b": "y", "c": "y", "d": "1"})
+    assert found.group == {"a": "a", "b": "a", "c": "a", "d": "d"}  # patient 1 is not group 1
+    assert found.dropped == ()
+
+
+def test_without_patients_and_file_every_image_is_its_own_group() -> None:
+    found = groups.group([_record("b"), _record("a")])
+    assert found.group == {"a": "a", "b": "b"}
+
+
+def test_groups_of_two_classes_are_dropped_whole_and_said() -> None:
+    records = [
+        _record("a", 0, "1"),
+        _record("b", 1, "1"),
+        _record("c", 0, "1"),
+        _record("d", 1, "2"),
+    ]
+    found = groups.group(records)
+    assert found.group == {"d": "d"}
+    assert [dropped.sample_id for dropped in found.dropped] == ["a", "b", "c"]
+    assert "benign and malignant: a, b, c" in found.dropped[0].why
+
+
+def _group_file(folder: Path, text: str) -> str:
+    (folder / "g.csv").write_text(text)
+    return str(folder / "g.csv")
+
+
+def test_a_group_file_may_say_more_than_is_needed(tmp_path: Path) -> None:
+    path = _group_file(tmp_path, "image_id,class,group\na,benign,x\nz,benign,x\nb,benign,y\n")
+    assert groups.read_file(path, [_record("a"), _record("b")]) == {"a": "x", "b": "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,group\na,x\n", "lacks 1 of 2, such as 'b'"),
+        ("image_id,group\na,x\nb,y\na,y\n", "one group, but g.csv gives 'a' the groups 'x' and"),
+        ("image_id,group\na,\nb,y\n", "Line 2 of g.csv must give"),
+        ("image,group\na,x\n", "lacks image_id"),
+    ],
+)
+def test_wrong_group_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        groups.read_file(_group_file(tmp_path, text), [_record("a"), _record("b")])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
+    records, group = _collection(seed)
+    made = folds.assign(records, group, num_folds=5, seed=seed)
+    places = {(group[record.sample_id], made.place[record.sample_id]) for record in records}
+    assert len(places) == len(set(group.values()))
+    counts = Counter((made.place[record.sample_id][0], record.label) for record in records)
+    totals = Counter(record.label for record in records)
+    for fold in range(5):
+        for label in range(3):
+            assert abs(counts[fold, label] - totals[label] / 5) <= 3
+        training = [record for record in records if made.place[record.sample_id][0] != fold]
+        validation = [record for record in training if made.place[record.sample_id][1] == fold % 8]
+        assert made.num_parts == 8
+        assert 0.08 < len(validation) / len(training) < 0.18
+        assert {record.label for record in validation} == {0, 1, 2}
+
+
+def test_the_seed_alone_decides() -> None:
+    records, group = _collection(0)
+    once = folds.assign(records, group, num_folds=5, seed=1)
+    assert once == folds.assign(records[::-1], group, num_folds=5, seed=1)
+    assert once.place != folds.assign(records, group, num_folds=5, seed=2).place
+
+
+def test_given_folds_are_taken(tmp_path: Path) -> None:
+    records = [_record(f"{i:02d}", label=i % 2, fold=(i // 2) % 3) for i in range(48)]
+    group = {record.sample_id: record.sample_id for record in records}
+    made = folds.assign(records, group, num_folds=5, seed=0)
+    assert (made.rule, made.num_folds) == ("given", 3)
+    assert all(made.place[record.sample_id][0] == record.fold for record in records)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0, 1, 0, 1, 1, 1], r"the group of .* in the folds 0 and 1"),
+        ([0, 0, 2, 2, 2, 2], "without a gap.* gives 0, 2"),
+        ([0, 0, 0, 0, 0, 0], "2 to 100 of them.* gives 0"),
+        ([0, 0, 0, 0, 1, 1], "must hold benign images, but fold 1 has none"),
+    ],
+)
+def test_wrong_given_folds_are_refused(given: list[int], message: str) -> None:
+    labels = [0, 0, 1, 1, 1, 1]
+    records = [
+        _record(f"{i}", label, fold=fold)
+        for i, (label, fold) in enumerate(zip(labels, given, strict=True))
+    ]
+    group = {"0": "0", "1": "0"} | {f"{i}": f"{i}" for i in range(2, 6)}
+    with pytest.raises(DataError, match=message):
+        folds.assign(records, group, num_folds=5, seed=0)
+
+
+def test_too_few_groups_are_refused() -> None:
+    records = [_record(f"{i}", label=int(i < 4)) for i in range(40)]
+    group = {record.sample_id: record.sample_id for record in records}
+    with pytest.raises(DataError, match=r"malignant images, but there are 4 groups .* 5 folds"):
+        folds.assign(records, group, num_folds=5, seed=0)
+    alone = records[2:6]
+    with pytest.raises(DataError, match="4 groups in 2 folds do not"):
+        folds.assign(alone, group, num_folds=2, seed=0)
+
+
+@pytest.mark.parametrize("num_groups", [12, 16, 24, 30])
+def test_small_collections_get_fewer_parts_that_serve(num_groups: int) -> None:
+    records = [_record(f"{i:02d}", label=(0, 1, 0)[i % 3]) for i in range(num_groups)]
+    group = {record.sample_id: record.sample_id for record in records}
+    made = folds.assign(records, group, num_folds=2, seed=0)
+    assert 2 <= made.num_parts <= 8
+    for fold in range(2):
+        training = [record for record in records if made.place[record.sample_id][0] != fold]
+        validated = [
+            made.place[record.sample_id][1] == fold % made.num_parts for record in training
+        ]
+        for kept in (True, False):
+            labels = {r.label for r, v in zip(training, validated, strict=True) if v == kept}
+            assert labels == {0, 1}

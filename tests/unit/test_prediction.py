@@ -1,0 +1,554 @@
+"""`mtil predict` on small images and small untrained networks."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtil import __version__, overlay
+from mtil.checkpoint import Model, model_to_bytes
+from mtil.config import Config, from_dict
+from mtil.data.images import read_gray, resize_image
+from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
+from mtil.inference import Predictor, at_size
+from mtil.models import TwoTaskNetwork
+from mtil.prediction import (
+    COLUMNS,
+    Ensemble,
+    cell,
+    describe,
+    output_names,
+    predict,
+    predict_images,
+    select,
+    shown,
+)
+from mtil.run import Run
+from mtil.storage import LocalStore
+
+SIDE = 96
+CONFIG = {
+    "data": {"image_size": 64},
+    "model": {
+        "baseline": True,
+        "encoder": {"name": "efficientnet_lite0", "pretrained": False},
+        "decoder_channels": [8, 8, 8, 8],
+    },
+}
+
+
+@cache
+def tiny_model(fold: int = 0) -> Model:
+    """An untrained model whose masks are neither empty nor full."""
+    torch.manual_seed(fold)
+    config: Config = from_dict(CONFIG)
+    network = TwoTaskNetwork(config.model).eval()
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        noise = torch.from_numpy(np.stack([speckle(number) for number in range(4)]))
+        image = torch.nn.functional.interpolate(noise[:, None] / 255, (64, 64))
+        network.logits["2"].weight *= 2 / network(image).mask.std()
+        network.logits["2"].bias -= network(image).mask.median()
+    return Model(
+        config=config,
+        weights=network.state_dict(),
+        fingerprint="f" * 64,
+        fold=fold,
+        source_size=SIDE,
+        epoch=3,
+        temperature=1.5 + fold,
+        threshold=0.3 + fold / 5,
+    )
+
+
+def speckle(seed: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(picture)
+
+
+def save(path: Path, seed: int, height: int = 70, width: int = 110) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(speckle(seed, height, width)).save(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(tiny_model()))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run with the folds 0 and 2 trained."""
+    uri = str(tmp_path / "run")
+    record = Run.create(uri, from_dict(CONFIG), "data", "f" * 64)
+    for fold in (0, 2):
+        record.commit(tiny_model(fold), num_epochs=4, seconds=1.0, metrics={"dice": 0.5})
+    return uri
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Five images of several sizes, kinds and depths of folder."""
+    folder = tmp_path / "images"
+    save(folder / "benign" / "benign (1).png", 1)
+    save(folder / "benign" / "benign (2).jpg", 2, 48, 40)
+    save(folder / "malignant" / "deep" / "x.bmp", 3, 130, 65)
+    save(folder / "y.tif", 4, 64, 64)
+    Image.fromarray(speckle(5)).convert("RGB").save(folder / "z.png")
+    return folder
+
+
+class Heard(list[dict[str, Any]]):
+    """Keeps what a prediction says."""
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self.append(line)
+
+    def texts(self, kind: str) -> list[str]:
+        return [line["text"] for line in self if line["kind"] == kind]
+
+
+def go(model: str, source: Path | str, out: Path | str, **options: Any) -> tuple[Any, Heard]:
+    heard = Heard()
+    device = torch.device("cpu")
+    return predict(model, str(source), str(out), device=device, listen=heard, **options), heard
+
+
+def table(out: Path | str) -> dict[str, dict[str, str]]:
+    with (Path(out) / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert tuple(reader.fieldnames or ()) == COLUMNS
+    assert len({row["image"] for row in rows}) == len(rows)
+    return {row["image"]: row for row in rows}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def test_each_image_gets_a_mask_an_overlay_and_a_row(
+    checkpoint: str, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    summary, heard = go(checkpoint, images, out, batch_size=2)
+    rows = table(out)
+    assert list(rows) == [
+        "benign/benign (1).png", "benign/benign (2).jpg", "malignant/deep/x.bmp", "y.tif", "z.png",
+    ]  # fmt: skip
+    lesions = 0
+    for name, row in rows.items():
+        gray = read_gray((images / name).read_bytes(), name)
+        with Image.open(out / row["mask"]) as mask_file, Image.open(out / row["overlay"]) as drawn:
+            assert mask_file.mode == "1"
+            assert set(np.unique(np.array(mask_file.convert("L")))) <= {0, 255}
+            mask, picture = np.array(mask_file), np.array(drawn)
+        assert mask.shape == gray.shape == (int(row["height"]), int(row["width"]))
+        assert row["mask"].removeprefix("masks/") == row["overlay"].removeprefix("overlays/")
+        assert picture.shape == (*gray.shape, 3)
+        edge = overlay.outline(mask)
+        assert (picture[edge] == overlay.COLOUR).all()
+        assert (picture[~edge] == gray[~edge][:, None]).all()
+        assert int(row["lesion_area_px"]) == mask.sum()
+        assert float(row["lesion_area_share"]) == pytest.approx(mask.mean(), abs=1e-6)
+        if mask.any():
+            lesions += 1
+            box = tuple(int(row[f"box_{corner}"]) for corner in ("x0", "y0", "x1", "y1"))
+            assert box == Image.fromarray(mask).getbbox()
+        assert 0 < float(row["seconds"]) < 60
+        assert row["error"] == ""
+        assert row["mtil_version"] == __version__
+    assert lesions > 0
+    assert len({row["model_sha256"] for row in rows.values()}) == 1
+    assert len(files(out)) == 11
+    assert summary["num_images"] == 5
+    assert summary["num_unreadable"] == 0
+    assert summary["folds"] == [0]
+    assert summary["predictions"] == str(out / "predictions.csv")
+    assert [line["images"] for line in heard if line["kind"] == "predicted"] == [2, 4, 5]
+
+
+def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_path: Path) -> None:
+    go(checkpoint, images, tmp_path / "out")
+    predictor = Predictor(tiny_model(), torch.device("cpu"))
+    for name, row in table(tmp_path / "out").items():
+        gray = read_gray((images / name).read_bytes(), name)
+        said = predictor(resize_image(gray, SIDE)[None])
+        assert float(row["malignant_probability"]) == pytest.approx(said.malignant[0], abs=1e-6)
+        assert row["malignant"] == str(int(said.malignant[0] >= 0.3))
+        with Image.open(tmp_path / "out" / row["mask"]) as mask:
+            assert (np.array(mask) == (at_size(said.lesion[0], *gray.shape) >= 0.5)).all()
+
+
+def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_path: Path) -> None:
+    outs = []
+    for batch_size in (1, 3, 16):
+        out = tmp_path / f"out-{batch_size}"
+        go(checkpoint, images, out, batch_size=batch_size)
+        rows = table(out)
+        for row in rows.values():
+            del row["seconds"]
+        masks = {name: (out / name).read_bytes() for name in files(out) if name.endswith(".png")}
+        outs.append((rows, masks))
+    assert outs[0] == outs[1] == outs[2]
+
+
+def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) -> None:
+    summary, _ = go(run, images, tmp_path / "both")
+    assert summary["folds"] == [0, 2]
+    singles = []
+    for fold in (0, 2):
+        path = f"{run}/rounds/0/fold-{fold}/model.pt"
+        go(path, images, tmp_path / str(fold))
+        singles.append(table(tmp_path / str(fold)))
+    both = table(tmp_path / "both")
+    for name, row in both.items():
+        parts = [float(single[name]["malignant_probability"]) for single in singles]
+        assert parts[0] != parts[1]
+        mean = sum(parts) / 2
+        assert float(row["malignant_probability"]) == pytest.approx(mean, abs=2e-6)
+        assert row["malignant"] == str(int(mean >= (0.3 + 0.7) / 2))
+        digests = [single[name]["model_sha256"] for single in singles]
+        assert row["model_sha256"] == ";".join(digests)
+        assert digests[0] != digests[1]
+
+
+def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
+    cpu = torch.device("cpu")
+    grays = [speckle(1), speckle(2, 50, 80)]
+    parts = [Ensemble([tiny_model(fold)], cpu)(grays, at_once=4) for fold in (0, 2)]
+    both = Ensemble([tiny_model(0), tiny_model(2)], cpu)
+    lesion, malignant = both(grays, at_once=4)
+    assert np.abs(parts[0][0] - parts[1][0]).max() > 0.1
+    np.testing.assert_allclose(lesion, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(malignant, (parts[0][1] + parts[1][1]) / 2, rtol=1e-12)
+    assert both.threshold == pytest.approx(0.5)
+
+
+def test_one_image(checkpoint: str, tmp_path: Path) -> None:
+    image = save(tmp_path / "in" / "benign (1)_mask.png", 1)
+    save(tmp_path / "in" / "benign (1).png", 2)
+    summary, _ = go(checkpoint, image, tmp_path / "out")
+    assert summary["num_images"] == 1
+    assert list(table(tmp_path / "out")) == ["benign (1)_mask.png"]
+
+
+def test_unreadable_images_are_reported_and_skipped(
+    checkpoint: str, images: Path, tmp_path: Path
+) -> None:
+    whole = (images / "z.png").read_bytes()
+    (images / "a.png").write_bytes(whole[: len(whole) // 2])
+    (images / "b.jpg").write_bytes(b"not an image")
+    summary, heard = go(checkpoint, images, tmp_path / "out", batch_size=2)
+    rows = table(tmp_path / "out")
+    assert (summary["num_images"], summary["num_unreadable"]) == (5, 2)
+    assert len(heard.texts("unreadable")) == 2
+    for name in ("a.png", "b.jpg"):
+        assert name in rows[name]["error"]
+        assert rows[name]["error"] in heard.texts("unreadable")
+        assert rows[name]["malignant_probability"] == rows[name]["mask"] == ""
+        assert rows[name]["model_sha256"] != ""
+    assert sum(row["error"] == "" for row in rows.values()) == 5
+
+
+def test_no_readable_image_is_an_error_and_writes_nothing(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"none of 2 in .*a\.png"):
+        go(checkpoint, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "notes.txt"])
+def test_a_folder_without_images(checkpoint: str, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if content:
+        (folder / content).write_text("none")
+    with pytest.raises(DataError, match="must hold images"):
+        go(checkpoint, folder, tmp_path / "out")
+
+
+def test_an_input_that_is_not_there(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        go(checkpoint, tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_other_files_and_masks_are_left_out(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("b (1).png", "b (1)_mask.png", "b (1)_mask_1.png", "alone_mask.png"):
+        save(folder / name, 1)
+    save(folder / ".cache" / "thumb.png", 1)
+    (folder / "notes.txt").write_text("none")
+    summary, heard = go(checkpoint, folder, tmp_path / "out")
+    assert list(table(tmp_path / "out")) == ["alone_mask.png", "b (1).png"]
+    assert (summary["num_masks_skipped"], summary["num_ignored"]) == (2, 2)
+    assert [text.split()[0] for text in heard.texts("skipped")] == ["2", "2"]
+
+
+def test_a_mask_of_another_folder_is_an_image() -> None:
+    chosen = select(["a/x.png", "b/x_mask.png", "b/y.JPG", "b/y_mask_12.png", "b/y_mask_a.png"])
+    assert chosen.names == ["a/x.png", "b/x_mask.png", "b/y.JPG", "b/y_mask_a.png"]
+    assert (chosen.num_masks, chosen.num_ignored) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.png", "b.jpg"], ["a.png", "b.png"]),
+        (["a.png", "a.jpg", "c.png"], ["a.png.png", "a.jpg.png", "c.png"]),
+        (["d/a.png", "e/a.jpg"], ["d/a.png", "e/a.png"]),
+        (["a.png", "a.jpg", "a.png.png"], ["a.png.png", "a.jpg.png", "a.png.png.png"]),
+        (["v1.2.png", "v1.3.png"], ["v1.2.png", "v1.3.png"]),
+        (["image"], ["image.png"]),
+    ],
+)
+def test_output_names(names: list[str], expected: list[str]) -> None:
+    assert list(output_names(names).values()) == expected
+
+
+def test_images_of_one_stem_keep_apart(checkpoint: str, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", 1, 40, 50)
+    save(tmp_path / "in" / "a.jpg", 2, 60, 70)
+    go(checkpoint, tmp_path / "in", tmp_path / "out")
+    for name, size in (("a.png", (50, 40)), ("a.jpg", (70, 60))):
+        row = table(tmp_path / "out")[name]
+        assert row["mask"] == f"masks/{name}.png"
+        with Image.open(tmp_path / "out" / row["mask"]) as mask:
+            assert mask.size == size
+
+
+class Bucket:
+    """A store in memory, whose names may be as hostile as a bucket's."""
+
+    uri = "s3://bucket"
+
+    def __init__(self, **objects: bytes) -> None:
+        self.objects = dict(objects)
+        self.asked: list[str] = []
+
+    def read(self, name: str) -> bytes:
+        self.asked.append(name)
+        if name not in self.objects:
+            raise NotFoundError(f"{name} does not exist.")
+        return self.objects[name]
+
+    def write(self, name: str, data: bytes) -> None:
+        self.objects[name] = data
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self.objects.setdefault(name, data) is data
+
+    def exists(self, name: str) -> bool:
+        return name in self.objects
+
+    def names(self, prefix: str = "") -> list[str]:
+        return sorted(name for name in self.objects if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        self.objects.pop(name, None)
+
+
+def test_names_that_leave_the_folder_are_not_read_or_written(tmp_path: Path) -> None:
+    good = save(tmp_path / "x.png", 1).read_bytes()
+    hostile = ["../a.png", "/b.png", "c//d.png", "./e.png", "f/../../g.png"]
+    source = Bucket(**dict.fromkeys([*hostile, "x.png"], good))
+    chosen = select(source.names())
+    assert sorted(chosen.names) == sorted([*hostile, "x.png"])
+    out = tmp_path / "deep" / "out"
+    heard = Heard()
+    ensemble = Ensemble([tiny_model()], torch.device("cpu"))
+    num_read = predict_images(
+        ensemble, source, chosen.names, LocalStore(str(out)), batch_size=4, listen=heard
+    )
+    assert num_read == 1
+    assert source.asked == ["x.png"]
+    assert files(out) == ["masks/x.png", "overlays/x.png", "predictions.csv"]
+    assert files(tmp_path) == [*(f"deep/out/{name}" for name in files(out)), "x.png"]
+    rows = table(out)
+    assert all("stay inside" in rows[name]["error"] for name in hostile)
+
+
+def test_a_file_that_vanished_is_unreadable_but_a_dead_bucket_ends_it(tmp_path: Path) -> None:
+    class Dead(Bucket):
+        def read(self, name: str) -> bytes:
+            raise StorageError("Bucket 'bucket' is out of reach.")
+
+    good = save(tmp_path / "x.png", 1).read_bytes()
+    ensemble = Ensemble([tiny_model()], torch.device("cpu"))
+    out = Bucket()
+    names = ["gone.png", "x.png"]
+    source = Bucket(**{"x.png": good})
+    assert predict_images(ensemble, source, names, out, batch_size=1, listen=Heard()) == 1
+    assert b"gone.png does not exist" in out.objects["predictions.csv"]
+    with pytest.raises(StorageError, match="out of reach"):
+        predict_images(ensemble, Dead(), names, Bucket(), batch_size=1, listen=Heard())
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(
+    checkpoint: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "y.tif":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    summary, _ = go(checkpoint, images, tmp_path / "out")
+    assert summary["num_unreadable"] == 1
+    assert "Permission denied" in table(tmp_path / "out")["y.tif"]["error"]
+
+
+def test_no_cell_is_a_formula(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    hostile = ["=cmd|' calc'!A0.png", "+1.png", "-1.png", "@x.png", "\tx.png", "\rx.png"]
+    for name in hostile:
+        save(folder / name, 1)
+    (folder / "=broken.png").write_bytes(b"nothing")
+    go(checkpoint, folder, tmp_path / "out")
+    text = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert sorted(row[0] for row in rows[1:]) == sorted(
+        f"'{name}" for name in [*hostile, "=broken.png"]
+    )
+    assert not any(
+        value.startswith(("=", "+", "-", "@", "\t", "\r")) for row in rows for value in row
+    )
+
+
+def test_cells_and_names_for_people() -> None:
+    assert cell("=1+1") == "'=1+1"
+    assert cell("0.5") == "0.5"
+    assert cell("") == ""
+    assert shown("ä b\n\x1b[31m\udcff.png") == "ä b\\n\\x1b[31m\\udcff.png"
+
+
+def test_a_name_that_is_no_text(checkpoint: str, tmp_path: Path) -> None:
+    name = b"x\xff.png".decode("utf-8", "surrogateescape")
+    try:
+        save(tmp_path / "in" / name, 1)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    go(checkpoint, tmp_path / "in", tmp_path / "out")
+    assert list(table(tmp_path / "out")) == ["x\\udcff.png"]
+
+
+def test_a_place_with_other_files_is_refused(checkpoint: str, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "masks").mkdir(parents=True)
+    (out / "masks" / "mine.png").write_bytes(b"drawn by hand")
+    with pytest.raises(DataError, match=r"1 other file \(masks/mine\.png\)"):
+        go(checkpoint, images, out)
+    (out / "predictions.csv").write_text("id,probability\n")
+    with pytest.raises(DataError, match="2 other files"):
+        go(checkpoint, images, out)
+    assert files(out) == ["masks/mine.png", "predictions.csv"]
+    with pytest.raises(DataError, match="where the images are"):
+        go(checkpoint, tmp_path / "empty", _made(tmp_path / "empty"))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_place_that_is_a_file_is_refused(checkpoint: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(StorageError, match="cannot be"):
+        go(checkpoint, images, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_former_result_is_replaced(checkpoint: str, images: Path, tmp_path: Path) -> None:
+    out = images / "out"  # below the input: its pictures are not predicted again
+    go(checkpoint, images, out)
+    first = table(out)
+    (images / "z.png").unlink()
+    summary, _ = go(checkpoint, images, out)
+    assert summary["num_images"] == 4
+    assert set(table(out)) == set(first) - {"z.png"}
+
+
+def test_a_run_that_died_is_no_result_and_can_be_repeated(
+    checkpoint: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    go(checkpoint, images, out)
+    write: Callable[..., None] = LocalStore.write
+
+    def fail(store: LocalStore, name: str, data: bytes) -> None:
+        if name == "overlays/y.png":
+            raise StorageError("The disk is full.")
+        write(store, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "write", fail)
+        with pytest.raises(StorageError, match="full"):
+            go(checkpoint, images, out, batch_size=2)
+    assert not (out / "predictions.csv").exists()
+    assert (out / "masks").is_dir()
+    go(checkpoint, images, out)
+    assert len(table(out)) == 5
+    assert not any(name.startswith(".") for name in files(out))
+
+
+def test_what_is_neither_run_nor_model(run: str, images: Path, tmp_path: Path) -> None:
+    cases: list[tuple[Path | str, type[MtilError], str]] = [
+        (tmp_path / "nowhere", DataError, "is neither"),
+        (images, DataError, "is neither"),
+        (images / "z.png", CheckpointError, "not a file that mtil wrote"),
+    ]
+    for source, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            go(str(source), images, tmp_path / "out")
+    shutil.rmtree(Path(run) / "rounds")
+    with pytest.raises(DataError, match="must have a trained fold"):
+        go(run, images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lesion_is_described() -> None:
+    lesion = np.zeros((4, 10), np.bool_)
+    assert describe(lesion) == {
+        "lesion_area_px": "0", "lesion_area_share": "0.000000", "height": "4", "width": "10",
+    }  # fmt: skip
+    lesion[1:3, 5:8] = True
+    lesion[3, 6] = True
+    assert describe(lesion) == {
+        "lesion_area_px": "7", "lesion_area_share": "0.175000", "height": "4", "width": "10",
+        "box_x0": "5", "box_y0": "1", "box_x1": "8", "box_y1": "4",
+    }  # fmt: skip
+
+
+def test_an_outline_is_the_edge_of_the_mask() -> None:
+    mask = np.zeros((6, 7), np.bool_)
+    assert not overlay.outline(mask).any()
+    mask[1:5, 0:4] = True  # reaches the border, where its edge is drawn too
+    expected = mask.copy()
+    expected[2:4, 1:3] = False
+    assert (overlay.outline(mask) == expected).all()
+    mask[0, 6] = True  # a second lesion
+    expected[0, 6] = True
+    assert (overlay.outline(mask) == expected).all()
+    thick = np.zeros((768, 800), np.bool_)
+    thick[100:200, 100:200] = True
+    assert overlay.outline(thick).sum() == 100 * 100 - 94 * 94

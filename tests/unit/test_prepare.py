@@ -1,0 +1,452 @@
+"""Collections to data sets: what is written, what is refused, and that nothing is left behind."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from mtil.data import images, manifest, phantom, shards
+from mtil.data.manifest import Manifest
+from mtil.data.prepare import prepare
+from mtil.errors import DataError, UserError
+from mtil.storage import LocalStore
+
+SIZE = 64
+REAL = Path(os.environ.get("MTIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+NUM_IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a BUSI collection that tests must not change."""
+    out = tmp_path_factory.mktemp("phantoms") / "busi"
+    phantom.write(out, num_images=NUM_IMAGES, seed=0, image_size=SIZE)
+    return out
+
+
+@pytest.fixture
+def mine(collection: Path, tmp_path: Path) -> Path:
+    """Return a BUSI collection to spoil."""
+    return Path(shutil.copytree(collection, tmp_path / "mine"))
+
+
+def _prepare(source: Path, to: Path, **options: object) -> Manifest:
+    settings = {"layout": "busi", "groups": None, "image_size": SIZE} | options
+    return prepare(str(source), str(to), **settings)  # type: ignore[arg-type]
+
+
+def _rows(to: Path) -> pa.Table:
+    store = LocalStore(str(to))
+    made = manifest.load(store)
+    return pa.concat_tables([shards.read(store, shard) for shard in made.shards])
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _refused(source: Path, to: Path, message: str, **options: object) -> None:
+    with pytest.raises(DataError, match=message):
+        _prepare(source, to, **options)
+    assert not to.exists() or not any(to.iterdir())
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    made = _prepare(
+        collection,
+        tmp_path / "out",
+        max_shard_bytes=10 * SIZE**2,
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    assert made == manifest.load(LocalStore(str(tmp_path / "out")))
+    assert (made.read, made.num_rows, made.num_groups) == (NUM_IMAGES,) * 3
+    assert made.kept == {"benign": 20, "malignant": 12, "normal": 8}
+    assert made.name == "BUSI"
+    assert "10.1016/j.dib.2019.104863" in made.citation
+    assert seen == [(done, NUM_IMAGES) for done in range(1, NUM_IMAGES + 1)]
+    assert len(made.shards) == 5
+    assert sorted(_files(tmp_path / "out")) == [
+        "dataset.json",
+        *(f"shards/part-{number:05d}.parquet" for number in range(5)),
+    ]
+    store = LocalStore(str(tmp_path / "out"))
+    counted = {str(fold): dict.fromkeys(shards.LABELS, 0) for fold in range(5)}
+    for shard in made.shards:
+        rows = shards.read(store, shard).to_pylist()
+        assert (shard.rows, shard.bytes) == (len(rows), len(store.read(shard.path)))
+        for cell in shard.cells:
+            counted[str(cell.fold)][shards.LABELS[cell.label]] += cell.rows
+            assert cell.rows == sum(
+                (row["fold"], row["part"], row["label"]) == (cell.fold, cell.part, cell.label)
+                for row in rows
+            )
+        assert sum(cell.rows for cell in shard.cells) == shard.rows
+    assert counted == made.folds
+
+
+def test_rows_are_sorted_and_hold_the_source(collection: Path, tmp_path: Path) -> None:
+    _prepare(collection, tmp_path / "out")
+    rows = _rows(tmp_path / "out").to_pylist()
+    ids = [row["sample_id"] for row in rows]
+    assert ids == sorted(ids)
+    for row in rows[:3] + rows[-3:]:
+        name = row["sample_id"].split(" ")[0]
+        gray = np.array(Image.open(collection / name / f"{row['sample_id']}.png"))
+        masks = [
+            np.array(Image.open(path))
+            for path in (collection / name).glob("*_mask*.png")
+            if path.name.startswith(f"{row['sample_id']}_mask")
+        ]
+        mask = np.logical_or.reduce(masks)
+        assert (row["height"], row["width"]) == gray.shape
+        assert row["image"] == images.resize_image(gray, SIZE).tobytes()
+        np.testing.assert_array_equal(images.decode_mask_png(row["mask_png"]), mask)
+        np.testing.assert_array_equal(
+            images.unpack_mask(row["mask"], SIZE), images.resize_mask(mask, SIZE)
+        )
+
+
+def test_several_masks_are_joined(mine: Path, tmp_path: Path) -> None:
+    path = mine / "malignant" / "malignant (3)_mask.png"
+    whole = np.array(Image.open(path))
+    left, right = whole.copy(), whole.copy()
+    middle = int(np.median(np.nonzero(whole)[1]))
+    left[:, middle:], right[:, :middle] = False, False
+    assert left.any()
+    assert right.any()
+    expected = _prepare(mine, tmp_path / "one").fingerprint
+    path.write_bytes(_png(left))
+    path.with_name("malignant (3)_mask_1.png").write_bytes(_png(right))
+    assert _prepare(mine, tmp_path / "two").fingerprint == expected
+
+
+def test_shard_size_changes_neither_rows_nor_fingerprint(collection: Path, tmp_path: Path) -> None:
+    many = _prepare(collection, tmp_path / "many", max_shard_bytes=1)
+    one = _prepare(collection, tmp_path / "one")
+    assert (len(many.shards), len(one.shards)) == (NUM_IMAGES, 1)
+    assert many.fingerprint == one.fingerprint
+    assert _rows(tmp_path / "many").equals(_rows(tmp_path / "one"))
+
+
+def test_the_same_source_gives_the_same_bytes(collection: Path, tmp_path: Path) -> None:
+    _prepare(collection, tmp_path / "a")
+    _prepare(collection.parent, tmp_path / "b")  # by its parent
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+def _change_pixel(folder: Path) -> None:
+    path = folder / "benign" / "benign (1).png"
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] ^= 1
+    path.write_bytes(_png(pixels))
+
+
+def _change_mask(folder: Path) -> None:
+    path = folder / "benign" / "benign (1)_mask.png"
+    mask = np.array(Image.open(path))
+    mask[0, 0] = True
+    path.write_bytes(_png(mask))
+
+
+def _remove_image(folder: Path) -> None:
+    (folder / "normal" / "normal (1).png").unlink()
+    (folder / "normal" / "normal (1)_mask.png").unlink()
+
+
+@pytest.mark.parametrize("change", [_change_pixel, _change_mask, _remove_image])
+def test_other_data_in_the_target_is_refused(
+    mine: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    _prepare(mine, tmp_path / "out")
+    before = _files(tmp_path / "out")
+    change(mine)
+    with pytest.raises(DataError, match="must be empty or hold the same data"):
+        _prepare(mine, tmp_path / "out")
+    assert _files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 96}, "whose image_size is 64 where this one's is 96"),
+        ({"num_folds": 4}, "whose num_folds is 5 where this one's is 4"),
+        ({"seed": 1}, "whose seed is 0 where this one's is 1"),
+    ],
+)
+def test_other_settings_in_the_target_are_refused(
+    collection: Path, tmp_path: Path, changed: dict[str, int], message: str
+) -> None:
+    _prepare(collection, tmp_path / "out")
+    before = _files(tmp_path / "out")
+    with pytest.raises(DataError, match=message):
+        _prepare(collection, tmp_path / "out", **changed)
+    assert _files(tmp_path / "out") == before
+
+
+def test_the_same_data_in_the_target_is_success_and_writes_nothing(
+    collection: Path, tmp_path: Path
+) -> None:
+    made = _prepare(collection, tmp_path / "out")
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    again = _prepare(collection, tmp_path / "out", max_shard_bytes=1)
+    assert again == made
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    (tmp_path / "out" / "shards" / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match=r"has lost shards/part-00000\.parquet"):
+        _prepare(collection, tmp_path / "out")
+
+
+def test_a_target_with_other_files_is_refused(collection: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"must be empty, but .* such as thesis\.txt"):
+        _prepare(collection, tmp_path)
+    assert _files(tmp_path) == {"thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 100}, "multiple of 32 .* got 100"),
+        ({"image_size": 0}, "multiple of 32 .* got 0"),
+        ({"num_folds": 1}, "num_folds is 1"),
+        ({"seed": -1}, "must not be negative"),
+        ({"num_folds": 13}, "malignant images, but there are 12 groups of them for 13 folds"),
+        ({"layout": "coco"}, "must be one of busi, table"),
+    ],
+)
+def test_senseless_settings_are_refused(
+    collection: Path, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    _refused(collection, tmp_path / "out", message, **changed)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _no_malignant(folder: Path) -> None:
+    _empty(folder / "malignant")
+
+
+def _no_mask(folder: Path) -> None:
+    (folder / "malignant" / "malignant (2)_mask.png").unlink()
+
+
+def _small_mask(folder: Path) -> None:
+    path = folder / "benign" / "benign (5)_mask.png"
+    path.write_bytes(_png(np.ones((10, 12), np.bool_)))
+
+
+def _black_mask(folder: Path) -> None:
+    path = folder / "benign" / "benign (5)_mask.png"
+    path.write_bytes(_png(np.zeros_like(np.array(Image.open(path)))))
+
+
+def _white_normal(folder: Path) -> None:
+    path = folder / "normal" / "normal (2)_mask.png"
+    path.write_bytes(_png(np.ones_like(np.array(Image.open(path)))))
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "normal" / "normal (3).png"
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def _no_image(folder: Path) -> None:
+    (folder / "benign" / "benign (4).png").write_text("<html>404</html>")
+
+
+def _other_class(folder: Path) -> None:
+    (folder / "normal").rename(folder / "healthy")
+    path = folder / "healthy" / "normal (1).png"
+    path.rename(path.with_name("healthy (1).png"))
+
+
+def _other_layout(folder: Path) -> None:
+    for name in ("benign", "malignant", "normal"):
+        (folder / name).rename(folder / f"images_{name}")
+
+
+def _twice(folder: Path) -> None:
+    for suffix in (".png", "_mask.png"):
+        shutil.copy(folder / "benign" / f"benign (1){suffix}", folder / "malignant")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_empty, "is empty or missing"),
+        (shutil.rmtree, "is empty or missing"),
+        (_no_malignant, "malignant images, but there are 0 groups"),
+        (_no_mask, r"A malignant image must have a mask, .* no malignant \(2\)_mask\.png"),
+        (_small_mask, r"benign \(5\)_mask\.png has 12 x 10 and benign/benign \(5\)\.png has \d+ x"),
+        (_black_mask, r"must have a lesion, but benign/benign \(5\)_mask\.png is black"),
+        (_white_normal, r"must have no lesion, but normal/normal \(2\)_mask\.png is not black"),
+        (_truncated, r"normal/normal \(3\)\.png cannot be read"),
+        (_no_image, r"benign/benign \(4\)\.png cannot be read: it is none of PNG"),
+        (_other_class, "A class must be one of benign, malignant, normal, .* healthy"),
+        (_other_layout, "must have the folders benign, malignant and normal .* images_benign"),
+        (_twice, r"'benign \(1\)' is given twice"),
+    ],
+)
+def test_bad_collections_are_refused_and_leave_nothing(
+    mine: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(mine)
+    # Shards of one row: those before the bad one were written, and must be gone.
+    _refused(mine, tmp_path / "out", message, max_shard_bytes=1)
+
+
+def test_the_first_wrong_image_is_the_one_that_is_named(mine: Path, tmp_path: Path) -> None:
+    _truncated(mine)
+    _black_mask(mine)
+    _refused(mine, tmp_path / "out", r"benign \(5\)_mask\.png is black")
+
+
+def test_an_interrupt_leaves_nothing(collection: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, of: int) -> None:
+        if done == 30:
+            assert len(_files(tmp_path / "out")) > 20
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(collection, tmp_path / "out", max_shard_bytes=1, progress=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+    _prepare(collection, tmp_path / "out")  # and nothing is in the way
+
+
+def test_a_data_set_that_appears_meanwhile_is_kept(collection: Path, tmp_path: Path) -> None:
+    def intrude(done: int, of: int) -> None:
+        if done == of:
+            (tmp_path / "out" / "dataset.json").write_text("theirs")
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="Another data set was written"):
+        _prepare(collection, tmp_path / "out", progress=intrude)
+    assert _files(tmp_path / "out") == {"dataset.json": b"theirs"}
+
+
+def _table(folder: Path, collection: Path, **columns: Callable[[int, str], str]) -> Path:
+    """Write a table of a BUSI collection, with a column for each function of line and image."""
+    path = folder / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "masks", "label", *columns])
+        found = sorted(image for image in collection.rglob("*.png") if "_mask" not in image.name)
+        for index, image in enumerate(found):
+            masks = sorted(image.parent.glob(f"{image.stem}_mask*.png"))
+            label = image.parent.name
+            writer.writerow(
+                [
+                    image.relative_to(folder).as_posix(),
+                    ""
+                    if label == "normal"
+                    else "|".join(mask.relative_to(folder).as_posix() for mask in masks),
+                    label.upper(),
+                    *(column(index, label) for column in columns.values()),
+                ]
+            )
+    return path
+
+
+def test_a_table_of_the_same_images_gives_the_same_pixels(mine: Path, tmp_path: Path) -> None:
+    made = _prepare(_table(tmp_path, mine), tmp_path / "a", layout="table")
+    _prepare(mine, tmp_path / "b")
+    assert (made.name, made.fold_rule) == ("table", "grouped stratified")
+    a, b = _rows(tmp_path / "a"), _rows(tmp_path / "b")
+    assert a["sample_id"][0].as_py() == "mine/benign/benign (1).png"
+    assert sorted(a["sha256"].to_pylist()) == sorted(b["sha256"].to_pylist())
+    assert sorted(a["mask_png"].to_pylist()) == sorted(b["mask_png"].to_pylist())
+
+
+def test_patients_and_given_folds_of_a_table_are_kept(mine: Path, tmp_path: Path) -> None:
+    table = _table(
+        tmp_path,
+        mine,
+        patient=lambda index, label: f"{label}{index // 2}",
+        fold=lambda index, _: str((index // 2) % 2),
+    )
+    made = _prepare(table, tmp_path / "out", layout="table", num_folds=5)
+    assert (made.fold_rule, made.num_folds, made.num_groups) == ("given", 2, 20)
+    for row in _rows(tmp_path / "out").to_pylist():
+        assert row["group"] <= row["sample_id"]
+    folds = _rows(tmp_path / "out")["fold"].to_pylist()
+    assert folds == [(index // 2) % 2 for index in range(NUM_IMAGES)]
+
+
+def test_a_patient_with_two_classes_is_dropped(mine: Path, tmp_path: Path) -> None:
+    table = _table(
+        tmp_path, mine, patient=lambda index, _: "x" if index in (0, 1, 25) else f"{index}"
+    )
+    made = _prepare(table, tmp_path / "out", layout="table")
+    assert (made.read, made.num_rows) == (NUM_IMAGES, NUM_IMAGES - 3)
+    assert len(made.dropped) == 3
+    assert all("benign and malignant" in dropped.why for dropped in made.dropped)
+
+
+def test_a_table_with_wrong_files_is_refused(mine: Path, tmp_path: Path) -> None:
+    table = _table(tmp_path, mine)
+    text = table.read_text()
+    for old, new, message in (
+        ("benign (1).png", "benign (99).png", r"image mine/benign/benign \(99\)\.png .* exist"),
+        ("benign (1)_mask.png", "gone.png", r"The mask mine/benign/gone\.png of .* not exist"),
+        ("mine/normal/normal (1).png", "../../etc/passwd", "below the table's folder"),
+        ("NORMAL", "cyst", "must have a label of benign, malignant, normal, but has 'cyst'"),
+    ):
+        assert old in text
+        table.write_text(text.replace(old, new, 1))
+        _refused(table, tmp_path / "out", message, layout="table")
+
+
+def test_a_group_file_that_lacks_an_image_is_refused(collection: Path, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("image_id,group\nbenign (1),b1\n")
+    _refused(collection, tmp_path / "out", "lacks 39 of 40", groups=str(tmp_path / "groups.csv"))
+    _refused(collection, tmp_path / "out", "does not exist", groups=str(tmp_path / "none.csv"))
+
+
+def test_a_target_that_cannot_be_written_is_refused(collection: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        _prepare(collection, tmp_path / "file" / "out")
+    assert _files(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.skipif(not (REAL / "busi").is_dir(), reason=f"no BUSI at {REAL}; set MTIL_DATA")
+def test_busi_with_its_published_groups(tmp_path: Path) -> None:
+    made = _prepare(
+        REAL / "busi", tmp_path / "out", groups=str(REAL / "busi" / "pawlowska_groups.csv")
+    )
+    assert made.read == 780
+    assert made.kept == {"benign": 427, "malignant": 203, "normal": 131}
+    assert made.num_groups == 579
+    assert len(made.dropped) == 19
+    rows = _rows(tmp_path / "out").select(["group", "fold", "part", "label"]).to_pylist()
+    assert len({(row["group"], row["fold"], row["part"]) for row in rows}) == 579
+    for fold in range(5):
+        training = [row for row in rows if row["fold"] != fold]
+        validation = [row for row in training if row["part"] == fold % made.num_parts]
+        assert 0.10 <= len(validation) / len(training) <= 0.15
+        assert {row["label"] for row in validation} == {0, 1, 2}

@@ -1,0 +1,149 @@
+"""The local store: objects whole or not at all, and names that stay inside."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mtil import storage
+from mtil.errors import NotFoundError, StorageError
+from mtil.storage import LocalStore, open_store, split_uri
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "root"))
+
+
+def test_what_was_written_is_read(store: LocalStore) -> None:
+    store.write("a/b (1).png", b"one")
+    store.write("a/b (1).png", b"two")
+    assert store.read("a/b (1).png") == b"two"
+    assert store.exists("a/b (1).png")
+    assert not store.exists("a")
+    assert not store.exists("c")
+
+
+def test_names_are_sorted_relative_and_below_a_folder(store: LocalStore) -> None:
+    assert store.names() == []
+    for name in ("b", "a/2", "a/10", "a/c/1", "ab/1"):
+        store.write(name, b"")
+    assert store.names() == ["a/10", "a/2", "a/c/1", "ab/1", "b"]
+    assert store.names("a") == ["a/10", "a/2", "a/c/1"]
+    assert store.names("none") == []
+
+
+def test_missing_objects_and_folders_are_not_found(store: LocalStore) -> None:
+    store.write("a/b", b"")
+    for name in ("x", "a", "a/b/c"):
+        with pytest.raises(NotFoundError, match="does not exist"):
+            store.read(name)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a\0b"])
+def test_names_stay_inside(store: LocalStore, name: str) -> None:
+    for call in (store.read, store.exists, store.delete, lambda name: store.write(name, b"")):
+        with pytest.raises(StorageError, match="must stay inside"):
+            call(name)
+
+
+def test_deleting_leaves_no_empty_folders_but_the_root(store: LocalStore) -> None:
+    store.write("a/b/c", b"")
+    store.write("a/d", b"")
+    store.delete("a/b/c")
+    assert not (store.root / "a/b").exists()
+    assert store.names() == ["a/d"]
+    store.delete("a/d")
+    store.delete("a/d")  # a missing one is no error
+    assert list(store.root.iterdir()) == []
+
+
+def test_deleting_and_writing_in_one_folder_do_not_disturb_each_other(store: LocalStore) -> None:
+    def churn(worker: int) -> None:
+        for index in range(100):
+            store.write(f"a/b/{worker}-{index}", b"x")
+            store.delete(f"a/b/{worker}-{index}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(churn, range(4)))
+    assert store.names() == []
+
+
+def test_only_one_of_many_creates_an_object(store: LocalStore) -> None:
+    def create(worker: int) -> bool:
+        return store.create("ledger/000001.json", str(worker).encode() * 10_000)
+
+    with ThreadPoolExecutor(16) as pool:
+        created = list(pool.map(create, range(10, 42)))
+    assert created.count(True) == 1
+    winner = created.index(True) + 10
+    assert store.read("ledger/000001.json") == str(winner).encode() * 10_000
+    assert os.listdir(store.root / "ledger") == ["000001.json"]  # noqa: PTH208
+
+
+def test_a_reader_sees_whole_objects_only(store: LocalStore) -> None:
+    versions = [bytes([value]) * 200_000 for value in range(20)]
+    store.write("x", versions[0])
+
+    def read(_: int) -> bool:
+        return store.read("x") in versions
+
+    with ThreadPoolExecutor(2) as pool:
+        reads = pool.map(read, range(100))
+        for version in versions:
+            store.write("x", version)
+        assert all(reads)
+
+
+@pytest.mark.parametrize("way", ["write", "create"])
+def test_a_failed_write_leaves_the_old_object_and_nothing_else(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    store.write("x", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+        getattr(store, way)("x", b"new")
+    assert [path.name for path in store.root.iterdir()] == ["x"]
+    assert store.read("x") == b"old"
+
+
+def test_half_written_objects_have_no_name(store: LocalStore) -> None:
+    store.write("a/x", b"")
+    (store.root / "a" / ".partial-abc").write_bytes(b"half")
+    assert store.names() == ["a/x"]
+
+
+def test_objects_have_ordinary_permissions(store: LocalStore) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    store.write("x", b"")
+    assert (store.root / "x").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_file_cannot_be_a_folder(store: LocalStore) -> None:
+    store.write("x", b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        store.write("x/y", b"")
+
+
+def test_locations(tmp_path: Path) -> None:
+    odd = tmp_path / "a b%20c"
+    assert open_store(str(odd)).uri == open_store(odd.as_uri()).uri == str(odd)
+    assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
+    assert open_store("s3://bucket").uri == "s3://bucket"
+    with pytest.raises(StorageError, match="path, file:// or s3://, but got 'gs://x'"):
+        open_store("gs://x")
+    with pytest.raises(StorageError, match="must name a bucket"):
+        open_store("s3:///x")
+
+
+def test_uris_are_split_into_parent_and_name() -> None:
+    assert split_uri("s3://bucket/a/t.csv") == ("s3://bucket/a", "t.csv")
+    assert split_uri("/t.csv") == ("/", "t.csv")
+    assert split_uri("t.csv") == (".", "t.csv")
+    assert split_uri("a/b/") == ("a", "b")
