@@ -275,7 +275,7 @@ def round_trip(store: Store, folder: str) -> dict[str, float]:
 
     data, other = os.urandom(PROBE_BYTES), os.urandom(16)
     probe, claim = f"{folder}/probe", f"{folder}/claim"
-    new_root = isinstance(store, LocalStore) and not store.root.exists()
+    was_there = isinstance(store, LocalStore) and store.root.exists()
     try:
         timed("write", lambda: store.write(probe, data))
         _require(timed("read", lambda: store.read(probe)) == data, "give back what was written")
@@ -290,7 +290,11 @@ def round_trip(store: Store, folder: str) -> dict[str, float]:
     finally:
         if timings or isinstance(store, LocalStore):  # else a bucket that did not answer
             with suppress(StorageError, OSError):
-                _clean(store, [probe, claim], folder, with_root=new_root)
+                store.delete(probe)
+                store.delete(claim)
+        if isinstance(store, LocalStore) and not was_there:
+            with suppress(OSError):
+                store.root.rmdir()
     return timings
 
 
@@ -346,16 +350,6 @@ def _no_gpu(built_for: str | None) -> Check:
 def _require(held: bool, rule: str) -> None:
     if not held:
         raise StorageError(f"A storage must {rule}, but this one does not; use another.")
-
-
-def _clean(store: Store, names: list[str], folder: str, *, with_root: bool) -> None:
-    for name in names:
-        store.delete(name)
-    if isinstance(store, LocalStore):
-        with suppress(OSError):
-            (store.root / folder).rmdir()
-            if with_root:
-                store.root.rmdir()
 
 
 def _text(path: Path) -> str:

@@ -101,7 +101,7 @@ def to_results(predictions: pa.Table) -> Results:
 
 
 def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> dict[str, Any]:
-    """Return the figures of a run's pooled test predictions, as `mtil evaluate --json` prints them."""
+    """Return the figures of a run's pooled test predictions."""
     passes = sorted(set(predictions.column("pass").to_pylist()))
     by_pass = []
     for number in passes:

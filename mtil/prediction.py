@@ -183,7 +183,7 @@ def predict_images(
             f"At least one image must be readable, but none of {len(names)} in {source.uri} is; "
             f"the first: {first_error}"
         )
-    out.write(TABLE, text.getvalue().encode("utf-8", "backslashreplace"))
+    out.write(TABLE, text.getvalue().encode())
     out.delete(_UNFINISHED)
     return num_read
 
@@ -292,8 +292,8 @@ def check_out(out: Store) -> None:
 
 
 def cell(value: str) -> str:
-    """Return a table cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    """Return a table cell that stays on its line and that no spreadsheet takes for a formula."""
+    return f"'{shown(value)}" if value.startswith(_FORMULA) else shown(value)
 
 
 def shown(name: str) -> str:

@@ -136,7 +136,9 @@ class LocalStore:
         """See `Store.delete`; folders that this empties go too, as a bucket has none."""
         path = self._path(name)
         try:
-            path.unlink(missing_ok=True)
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
         except OSError as error:
             raise StorageError(f"{path} cannot be deleted: {error.strerror}.") from None
         for folder in path.parents:

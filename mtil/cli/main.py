@@ -70,7 +70,7 @@ def _nothing(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mtil",
-        description="Train one network that outlines breast tumours and tells benign from malignant.",
+        description="Train one network that outlines breast tumours and says benign or malignant.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mtil {__version__}")

@@ -3,13 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 import pyarrow as pa
 
 from mtil.data import shards
 from mtil.data.manifest import Cell, Shard
 from mtil.data.samples import Sample
-from mtil.errors import DataError
+from mtil.errors import DataError, StorageError
 from mtil.storage import Store
 
 _ROW_BYTES = 128
@@ -51,10 +52,11 @@ class ShardWriter:
         return tuple(self._shards)
 
     def undo(self) -> None:
-        """Delete every shard that this writer wrote."""
+        """Delete every shard that this writer wrote, as far as the store lets it."""
         for path in self._written:
             assert self._store is not None
-            self._store.delete(path)
+            with suppress(StorageError):  # what went wrong before is what the user must hear
+                self._store.delete(path)
         self._written.clear()
 
     def _flush(self, store: Store) -> None:

@@ -62,8 +62,9 @@ def cpus_per_worker(
     room = sum(_fit(node, cpus, gpus) for node in nodes)
     if room < num_workers:
         raise ResourceError(
-            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the nodes, "
-            f"but there is room for {room}; lower `train.num_workers` or `train.cpus_per_worker`."
+            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the "
+            f"nodes, but there is room for {room}; lower `train.num_workers` or "
+            "`train.cpus_per_worker`."
         )
     return cpus
 
