@@ -1,7 +1,9 @@
 """Commands, their flags, and what an error becomes: one sentence and an exit code."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -19,6 +21,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 wrong input, 1 anything else."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         options, rest = _parser().parse_known_args(arguments)
         options.overrides = _overrides(rest) if options.configurable else _nothing(options, rest)

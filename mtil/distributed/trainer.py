@@ -1,5 +1,6 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +102,7 @@ def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
-        with unwrapped():
+        with unwrapped(), _interruptible():
             trainer.fit()
     listen({"kind": "done", "fold": job.fold})
 
@@ -122,6 +123,19 @@ def unwrapped() -> Iterator[None]:
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """Keep Ctrl-C what it is elsewhere: Ray Train takes it over, exits with 0, and keeps it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _board(listen: Listener) -> Iterator[Any]:
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     over = threading.Event()
@@ -129,7 +143,11 @@ def _board(listen: Listener) -> Iterator[Any]:
     def relay() -> None:
         while True:
             last = over.wait(_POLL_S)
-            for line in ray.get(board.take.remote()):
+            try:
+                lines = ray.get(board.take.remote())
+            except ray.exceptions.RayActorError:
+                return  # its node died: training goes on, unseen
+            for line in lines:
                 listen(line)
             if last:
                 return

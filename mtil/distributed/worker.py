@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -22,12 +22,13 @@ from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.order import rows_per_worker
 from mtil.data.rows import Batch, Plan
-from mtil.data.selection import Role, select, total
+from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import calibrated
 from mtil.metrics import best_threshold, fit_temperature
+from mtil.progress import TrainingProgress
 from mtil.run import Run
 from mtil.storage import open_store
 
@@ -65,54 +66,32 @@ class _Worker:
         self.config = self.run_record.config
         self.manifest = manifests.load(open_store(job.data_uri))
         self.run_record.check_data(self.manifest, job.data_uri)
+        self.checkpoints = self.run_record.checkpoints(job.fold)
         self.plan = self._plan("train")
         self.local_batch = self.config.train.batch_size // self.num_workers
         self.steps = steps_per_epoch(self.manifest, self.plan, self.local_batch)
 
     def run(self) -> None:
+        if self.run_record.result(self.job.fold) is not None:
+            return  # a process died after the result was written
         engine = self._engine()
-        checkpoints = self.run_record.checkpoints(self.job.fold)
-        state = checkpoints.load() or {"epoch": -1, "history": "[]", "best": None, "seconds": 0.0}
-        if "engine" in state:
-            engine.restore(state["engine"])
-        history, best = json.loads(state["history"]), state["best"]
-        first, past, start = state["epoch"] + 1, state["seconds"], time.monotonic()
+        progress = TrainingProgress.load(self.checkpoints, engine)
         validation = self._validation()
-        for epoch, batches in self._epochs(first):
-            if best and 0 < self.config.train.patience <= epoch - 1 - best["epoch"]:
+        for epoch, batches in self._epochs(progress.next_epoch):
+            if progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, epoch, batches)
             scored = self._gather(engine.validate(validation()))
             figures = validation_metrics(scored, self.config.train.dice_weight)
-            history.append(
-                record | {f"validation_{name}": value for name, value in figures.items()}
-            )
-            if best is None or figures["score"] > best["metrics"]["score"]:
-                best = {
-                    "epoch": epoch,
-                    "metrics": figures,
-                    "weights": engine.weights(),
-                    "scored": json.dumps([asdict(row) for row in scored]),
-                }
+            progress.add(record, figures, scored, engine)
             if self.rank == 0:
-                seconds = past + time.monotonic() - start
-                checkpoints.save(
-                    epoch,
-                    {
-                        "epoch": epoch,
-                        "engine": engine.state(),
-                        "history": json.dumps(history),
-                        "best": best,
-                        "seconds": seconds,
-                    },
-                )
-                self._write_history(history)
-                self._post({"kind": "epoch", **history[-1]})
+                progress.save(self.checkpoints, engine)
+                self._write_history(progress.history)
+                self._post({"kind": "epoch", **progress.history[-1]})
             ray.train.report({"epoch": epoch, **figures})
         if self.rank == 0:
-            assert best is not None
-            self._commit(best, len(history), past + time.monotonic() - start)
-        ray.train.report({"epoch": len(history)})  # nobody leaves before the result is written
+            self._commit(progress)
+        ray.train.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
 
     def _engine(self) -> Engine:
         tumours = [total(self.manifest, self.plan.selection, label) for label in (0, 1)]
@@ -213,23 +192,28 @@ class _Worker:
             )
         return sorted(scored, key=lambda row: row.sample_id)
 
-    def _commit(self, best: dict[str, Any], num_epochs: int, seconds: float) -> None:
-        rows = [Scored(**row) for row in json.loads(best["scored"]) if row["label"] < 2]
+    def _commit(self, progress: TrainingProgress) -> None:
+        best = progress.best
+        assert best is not None
+        rows = [row for row in best.scored if row.label != NORMAL]
         logits = np.array([row.logit for row in rows])
         labels = np.array([row.label for row in rows])
         temperature = fit_temperature(logits, labels)
         model = Model(
             config=self.config,
-            weights=best["weights"],
+            weights=best.weights,
             fingerprint=self.manifest.fingerprint,
             fold=self.job.fold,
             source_size=self.manifest.image_size,
-            epoch=best["epoch"],
+            epoch=best.epoch,
             temperature=temperature,
             threshold=best_threshold(calibrated(logits, temperature), labels),
         )
         self.run_record.commit(
-            model, num_epochs=num_epochs, seconds=round(seconds, 3), metrics=best["metrics"]
+            model,
+            num_epochs=len(progress.history),
+            seconds=round(progress.seconds, 3),
+            metrics=best.metrics,
         )
 
     def _write_history(self, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,90 @@
+"""How far a fold's training has come, and taking it up again. No Ray."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mtil.checkpoint import TrainingCheckpoints
+from mtil.engine import Engine, Scored
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch with the highest score so far."""
+
+    epoch: int
+    metrics: dict[str, float]
+    weights: dict[str, Tensor]
+    scored: list[Scored]
+
+
+class TrainingProgress:
+    """What a fold's training has come to: its history, its best epoch, the time it took."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.best: Best | None = None
+        self._seconds_before = 0.0
+        self._start = time.monotonic()
+
+    @classmethod
+    def load(cls, checkpoints: TrainingCheckpoints, engine: Engine) -> "TrainingProgress":
+        """Take up the latest checkpoint, if there is one, and put the engine where it was."""
+        progress = cls()
+        state = checkpoints.load()
+        if state is not None:
+            engine.restore(state["engine"])
+            progress.history = json.loads(state["history"])
+            best = state["best"]
+            rows = [Scored(**row) for row in json.loads(best.pop("scored"))]
+            progress.best = Best(**best, scored=rows)
+            progress._seconds_before = state["seconds"]
+        return progress
+
+    def save(self, checkpoints: TrainingCheckpoints, engine: Engine) -> None:
+        """Commit a checkpoint: plain values and tensors only."""
+        assert self.best is not None
+        checkpoints.save(
+            self.next_epoch - 1,
+            {
+                "engine": engine.state(),
+                "history": json.dumps(self.history),
+                "best": {
+                    "epoch": self.best.epoch,
+                    "metrics": self.best.metrics,
+                    "weights": self.best.weights,
+                    "scored": json.dumps([asdict(row) for row in self.best.scored]),
+                },
+                "seconds": self.seconds,
+            },
+        )
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that comes next, from 0."""
+        return len(self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in all processes that got as far as a checkpoint, one after the other."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    def has_stalled(self, patience: int) -> bool:
+        """Say whether the score has not risen for so many epochs; never if `patience` is 0."""
+        return bool(patience and self.best and self.next_epoch - 1 - self.best.epoch >= patience)
+
+    def add(
+        self,
+        record: dict[str, Any],
+        figures: dict[str, float],
+        scored: list[Scored],
+        engine: Engine,
+    ) -> None:
+        """Add an epoch, and keep its weights if its score is the highest."""
+        validated = {f"validation_{name}": value for name, value in figures.items()}
+        self.history.append(record | validated)
+        if self.best is None or figures["score"] > self.best.metrics["score"]:
+            self.best = Best(self.next_epoch - 1, figures, engine.weights(), scored)

@@ -1,0 +1,164 @@
+"""The main job, one command a step, as a user types it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from mtil.checkpoint import model_from_bytes
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SMALL = (
+    "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet18",
+    "--model.encoder.pretrained", "false", "--train.num-epochs", "3",
+)  # fmt: skip
+
+METRICS = {
+    "dice", "dice_pooled", "iou", "hd95", "assd", "miss_rate", "false_positive_area", "f1",
+    "macro_f1", "auc", "average_precision", "accuracy", "sensitivity", "specificity",
+    "sensitivity_at_90_specificity", "ece", "brier",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(mtil: Command, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    done = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["run"] == str(folder)
+    assert told["fold"] == 0
+    assert told["seconds"] > 0
+    assert {"dice", "auc"} <= told["metrics"].keys()
+    assert "epoch 3/3" in done.stderr
+    return folder
+
+
+def test_evaluate_prints_one_object(mtil: Command, run: Path, data: Path) -> None:
+    done = mtil("evaluate", "--run", run, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["folds"] == [0]
+    assert set(told["metrics"]) == METRICS
+    assert set(told["metrics"]["dice"]) == {"value", "low", "high"}
+    assert told["by_class"].keys() == {"benign", "malignant", "normal"}
+    assert len(told["by_pass"]) == 1
+    counts = json.loads((data / "dataset.json").read_text())["folds"]["0"]
+    assert told["num_images"] == sum(counts.values())
+
+
+def test_predict_writes_masks_overlays_and_a_table(
+    mtil: Command, run: Path, images: Path, tmp_path: Path
+) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    gray = Image.open(images / "benign" / "benign (1).png").convert("L")
+    gray.resize((150, 90)).save(inputs / "small.png")
+    gray.resize((640, 480)).save(inputs / "large.jpg")
+    (inputs / "broken.png").write_bytes((inputs / "small.png").read_bytes()[:200])
+    done = mtil("predict", run, inputs, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["num_images"], told["num_unreadable"]) == (2, 1)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"small.png", "large.jpg", "broken.png"}
+    assert rows["broken.png"]["error"]
+    for name, size in (("small.png", (150, 90)), ("large.jpg", (640, 480))):
+        row = rows[name]
+        assert 0 <= float(row["malignant_probability"]) <= 1
+        mask = Image.open(tmp_path / "out" / row["mask"])
+        assert mask.size == size
+        assert Image.open(tmp_path / "out" / row["overlay"]).size == size
+        assert int(np.count_nonzero(np.array(mask))) == int(row["lesion_area_px"])
+
+
+def test_a_driver_that_was_killed_goes_on(
+    mtil: Command, environment: dict[str, str], run: Path, data: Path, tmp_path: Path
+) -> None:
+    """SIGKILL the command and all it started after an epoch; the same command ends the same."""
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "mtil", "train", "--data", str(data), "--run", str(folder),
+        "--fold", "0", *SMALL,
+    ]  # fmt: skip
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    pointer = folder / "rounds" / "0" / "fold-0" / "checkpoints" / "latest.json"
+    deadline = time.monotonic() + 300
+    while not pointer.exists():
+        assert first.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = [
+        first.pid,
+        *(child.pid for child in psutil.Process(first.pid).children(recursive=True)),
+    ]
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    first.wait()
+    assert not (folder / "rounds" / "0" / "fold-0" / "result.json").exists()
+    again = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/3" not in again.stdout
+    ours, theirs = (
+        model_from_bytes((root / "rounds/0/fold-0/model.pt").read_bytes(), "model").weights
+        for root in (folder, run)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "--data", "{data}", "--run", "{tmp}/r", "--train.lr", "1"), "train.lr"),
+        (("train", "--data", "{tmp}/none", "--run", "{tmp}/r"), "dataset.json"),
+        (("train", "--data", "{data}", "--run", "{tmp}/r", "--fold", "7"), "fold"),
+        (("train", "--data", "{data}", "--run", "{tmp}/r", "--config", "no.yaml"), "no.yaml"),
+        (("evaluate", "--run", "{tmp}/r"), "run.json"),
+        (("predict", "{tmp}/r", "{images}", "{tmp}/out"), "{tmp}/r"),
+        (("prepare", "{tmp}", "--layout", "busi", "--to", "{tmp}/d"), "benign"),
+        (("prepare", "{images}", "--layout", "busi", "--to", "{data}"), ""),
+        (("train", "--run", "{tmp}/r"), "--data"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    mtil: Command,
+    data: Path,
+    images: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    places = {"data": str(data), "images": str(images), "tmp": str(tmp_path)}
+    done = mtil(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert says.format(**places) in done.stderr
+    assert "Traceback" not in done.stderr
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("mtil")]
+    assert len(sentences) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_doctor_knows_the_storage(mtil: Command, tmp_path: Path) -> None:
+    done = mtil("doctor", "--to", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    told = json.loads(done.stdout)
+    assert told["ok"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
