@@ -37,8 +37,8 @@ check: install  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 test: check  ## what CI runs
-	$(BIN)/python -m pytest -m "not integration and not e2e" -q
-	$(BIN)/python -m pytest -m "integration or e2e" -q
+	$(BIN)/python -m pytest -q --durations=5
+	$(BIN)/python -m pytest -q --durations=10 -m "integration or e2e"
 
 clean:
 	rm -rf $(DEMO)

@@ -19,3 +19,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("there are no real images here; set MTIL_DATA to their folder")
     return folder
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the slower tiers alone unless they are asked for: unit tests import no Ray."""
+    tier = collection_path.relative_to(_ROOT / "tests").parts[:1]
+    wanted = config.option.markexpr
+    return True if tier and f"not {tier[0]}" in wanted else None

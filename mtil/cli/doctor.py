@@ -15,7 +15,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: if a check failed.
     """
     output = Output(as_json=options.json)
-    checks = doctor(options.to)
+    checks = doctor(options.to, start_ray=_start_ray)
     for check in checks:
         mark = "ok " if check.ok else "NO "
         hint = f" → {check.hint}" if check.hint else ""
@@ -24,3 +24,12 @@ def run(options: argparse.Namespace) -> None:
     output.result({"ok": not failed, "checks": [asdict(check) for check in checks]})
     if failed:
         raise UserError(f"{', '.join(failed)} must work, but did not; see above for the way out.")
+
+
+def _start_ray() -> str:
+    from mtil.distributed import cluster
+
+    with cluster.connected():
+        nodes = cluster.nodes()
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"

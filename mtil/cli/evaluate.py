@@ -82,6 +82,25 @@ def _print(figures: dict[str, Any], output: Output) -> None:
             for name, interval in figures["metrics"].items()
         ],
     )
+    classes = figures["by_class"]
+    names = ("dice", "dice_median", "iou", "hd95", "miss_rate")
+    output.table(
+        ["by class", "images", *names],
+        [
+            [
+                label,
+                str(classes[label]["count"]),
+                *(_number(classes[label][name]) for name in names),
+            ]
+            for label in ("benign", "malignant")
+        ],
+    )
+    normal = classes["normal"]
+    if normal["count"]:
+        output.line(
+            f"{normal['count']} normal images, {_number(normal['empty_share'])} of them without a "
+            "predicted pixel"
+        )
 
 
 def _number(value: float | None) -> str:
