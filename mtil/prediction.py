@@ -6,7 +6,6 @@ What is held at once is a batch of images, the list of names and a line of the t
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ import torch
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_from_bytes
-from mtil.data.images import SUFFIXES, Gray, Mask, encode_mask_png, read_gray, resize_image
+from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
+from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
 from mtil.inference import MASK_THRESHOLD, Predictor, at_size
 from mtil.run import FILE_NAME as RUN_FILE
 from mtil.run import Run
-from mtil.storage import LocalStore, Store, open_store, split_uri
+from mtil.storage import LocalStore, Store, open_store
 
 Listen = Callable[[dict[str, Any]], None]
 
@@ -42,20 +42,8 @@ COLUMNS = (
 
 _UNFINISHED = ".mtil-predict"
 _RESULT = re.compile(r"rounds/0/fold-(\d+)/result\.json")
-_MASK_NAME = re.compile(r"(?P<image>.+)_mask(_\d+)?\.png", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The images among the files that were found."""
-
-    names: list[str]
-    num_masks: int = 0
-    """Masks that lie beside their image, as in BUSI."""
-    num_ignored: int = 0
-    """Files that are hidden or no images."""
 
 
 class Ensemble:
@@ -125,7 +113,7 @@ def predict(
     check_out(out)
     store, selection = find_images(input_uri, out)
     models = load_models(source)
-    for text in _left_out(selection):
+    for text in left_out(selection):
         listen({"kind": "skipped", "text": text})
     num_images = predict_images(
         Ensemble(models, device), store, selection.names, out, batch_size=batch_size, listen=listen
@@ -194,7 +182,7 @@ def load_models(source: str) -> list[Model]:
     Raises:
         UserError: if it is neither, or no fold is trained.
     """
-    file = _as_file(source)
+    file = as_file(source)
     if file is not None:
         folder, name = file
         return [model_from_bytes(folder.read(name), source)]
@@ -215,60 +203,6 @@ def load_models(source: str) -> list[Model]:
     return [run.model(fold) for fold in folds]
 
 
-def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
-    """Return the store and the names of the images at a location, but for those below `out`.
-
-    Raises:
-        DataError: if there are none.
-    """
-    file = _as_file(uri)
-    if file is not None:
-        return file[0], Selection([file[1]])
-    store = open_store(uri)
-    if isinstance(store, LocalStore) and not store.root.is_dir():
-        raise DataError(f"The input {uri} does not exist; name an image or a folder of images.")
-    inside = _relative(out, store)
-    if inside == ".":
-        raise DataError(f"Results must not go where the images are, but both are {uri}.")
-    found = store.names()
-    selection = select([name for name in found if not inside or not _below(name, inside)])
-    if not selection.names:
-        raise DataError(
-            f"An input must hold images ({', '.join(SUFFIXES)}), but {uri} has none among its "
-            f"{_count(len(found), 'file')}."
-        )
-    return store, selection
-
-
-def select(names: Sequence[str]) -> Selection:
-    """Find the images among file names: no hidden files, no masks that lie beside their image."""
-    images = [name for name in names if name.lower().endswith(SUFFIXES) and not _hidden(name)]
-    stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
-    kept = []
-    for name in images:
-        match = _MASK_NAME.fullmatch(name)
-        if match is None or match["image"] not in stems:
-            kept.append(name)
-    return Selection(
-        names=kept, num_masks=len(images) - len(kept), num_ignored=len(names) - len(images)
-    )
-
-
-def output_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the name below `masks/` and `overlays/` of each image's results; all differ.
-
-    It is the image's name with `.png` for its suffix (`a.jpg` → `a.png`), or after its suffix
-    (`a.jpg` → `a.jpg.png`) where the former could be another image's.
-    """
-    shorts = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    uses = Counter(shorts.values())
-    return {
-        name: f"{name}.png" if uses[short] > 1 or (short in shorts and short != name)
-        else f"{short}.png"
-        for name, short in shorts.items()
-    }  # fmt: skip
-
-
 def check_out(out: Store) -> None:
     """Refuse a place that holds anything but a former result.
 
@@ -287,21 +221,13 @@ def check_out(out: Store) -> None:
     if foreign:
         raise DataError(
             f"Results must go to a new or empty place, but {out.uri} holds "
-            f"{_count(len(foreign), 'other file')} ({shown(foreign[0])}); name another OUT."
+            f"{count(len(foreign), 'other file')} ({shown(foreign[0])}); name another OUT."
         )
 
 
 def cell(value: str) -> str:
     """Return a table cell that stays on its line and that no spreadsheet takes for a formula."""
     return f"'{shown(value)}" if value.startswith(_FORMULA) else shown(value)
-
-
-def shown(name: str) -> str:
-    """Return a file name fit for a message: no control characters, no broken text."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in name
-    )
 
 
 def describe(lesion: Mask) -> dict[str, str]:
@@ -405,48 +331,3 @@ def _read(source: Store, name: str) -> bytes:
 def _begin(out: Store) -> None:
     out.write(_UNFINISHED, b"mtil predict is writing here\n")
     out.delete(TABLE)
-
-
-def _as_file(uri: str) -> tuple[Store, str] | None:
-    """Return the folder and the name of the file at a location, if a file is there."""
-    store = open_store(uri)
-    if isinstance(store, LocalStore):
-        root = store.root
-        return (LocalStore(str(root.parent)), root.name) if root.is_file() else None
-    parent, name = split_uri(store.uri)
-    if not parent.startswith("s3://"):
-        return None  # a bare bucket
-    folder = open_store(parent)
-    return (folder, name) if folder.exists(name) else None
-
-
-def _relative(inner: Store, outer: Store) -> str:
-    """Return where a store lies in another: `.` if they are one, empty if it is not inside."""
-    if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
-        path, root = inner.root.resolve(), outer.root.resolve()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
-    if inner.uri == outer.uri:
-        return "."
-    prefix = f"{outer.uri}/"
-    return inner.uri.removeprefix(prefix) if inner.uri.startswith(prefix) else ""
-
-
-def _below(name: str, folder: str) -> bool:
-    return name.startswith(f"{folder}/")
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _left_out(selection: Selection) -> list[str]:
-    texts = []
-    if selection.num_masks:
-        texts.append(f"{_count(selection.num_masks, 'mask')} beside an image skipped.")
-    if selection.num_ignored:
-        texts.append(f"{_count(selection.num_ignored, 'file')} hidden or no image: ignored.")
-    return texts
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

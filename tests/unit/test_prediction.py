@@ -18,19 +18,10 @@ from mtil.checkpoint import Model, model_to_bytes
 from mtil.config import Config, from_dict
 from mtil.data.images import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
+from mtil.image_files import output_names, select, shown
 from mtil.inference import Predictor, at_size
 from mtil.models import TwoTaskNetwork
-from mtil.prediction import (
-    COLUMNS,
-    Ensemble,
-    cell,
-    describe,
-    output_names,
-    predict,
-    predict_images,
-    select,
-    shown,
-)
+from mtil.prediction import COLUMNS, Ensemble, cell, describe, predict, predict_images
 from mtil.run import Run
 from mtil.storage import LocalStore
 
