@@ -77,6 +77,9 @@ class EncoderConfig:
     """`efficientnet_lite0`, `resnet18`, `resnet34`, or `hf:NAME-or-path` (extra `mtil[hf]`)."""
     pretrained: bool = True
     """Start from ImageNet weights, where the encoder has some."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Probability in training that an image skips the last residual block; it falls to zero
+    towards the first (`efficientnet_lite0` only)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -19,6 +19,7 @@ _QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTI
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -32,7 +33,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET_ENVIRONMENT.items():
+    for name, value in ({} if verbose else _QUIET_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")

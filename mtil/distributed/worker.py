@@ -27,7 +27,7 @@ from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, 
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import calibrated
-from mtil.metrics import best_threshold, fit_temperature
+from mtil.metrics import fit_temperature, steady_threshold
 from mtil.progress import TrainingProgress
 from mtil.run import Run
 from mtil.storage import open_store
@@ -207,7 +207,7 @@ class _Worker:
             source_size=self.manifest.image_size,
             epoch=best.epoch,
             temperature=temperature,
-            threshold=best_threshold(calibrated(logits, temperature), labels),
+            threshold=steady_threshold(calibrated(logits, temperature), labels),
         )
         self.run_record.commit(
             model,

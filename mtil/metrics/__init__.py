@@ -1,7 +1,7 @@
 """Figures of outlines and diagnoses, with intervals over groups of images. No Ray, no torch."""
 
 from mtil.metrics.bootstrap import Interval, bootstrap, resample_weights
-from mtil.metrics.calibration import best_threshold, fit_temperature
+from mtil.metrics.calibration import best_threshold, fit_temperature, steady_threshold
 from mtil.metrics.classification import (
     accuracy,
     auc,
@@ -42,5 +42,6 @@ __all__ = [
     "sensitivity",
     "sensitivity_at_90_specificity",
     "specificity",
+    "steady_threshold",
     "summarise",
 ]

