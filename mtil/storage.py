@@ -230,11 +230,11 @@ def _checked(name: str) -> str:
 
 def _write_partial(path: Path, data: bytes) -> Path:
     for attempt in range(_MKDIR_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
             break
-        except FileNotFoundError:  # a delete elsewhere took the folder that was still empty
+        except (FileNotFoundError, FileExistsError):  # a delete elsewhere took the empty folder
             if attempt == _MKDIR_ATTEMPTS - 1:
                 raise
     try:
@@ -273,6 +273,7 @@ def _s3(pid: int) -> "S3Client":
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=32,
+            response_checksum_validation="when_required",  # readers verify sha256
         ),
     )
 

@@ -26,8 +26,8 @@ class _Stream(IntEnum):
 class Window:
     """Rows that are read together, in their final order."""
 
-    shards: tuple[int, ...]
-    """Indices of the shards to read."""
+    shards: npt.NDArray[np.int64]
+    """(shards,): indices of the shards to read."""
     picks: npt.NDArray[np.int64]
     """(rows, 2): position in `shards`, and which of that shard's selected rows."""
 
@@ -80,4 +80,4 @@ def _mix(pieces: Sequence[tuple[int, npt.NDArray[np.int64]]], seed: tuple[int, .
         ]
     )
     shuffled = np.random.default_rng(seed).permutation(picks)
-    return Window(shards=tuple(shard for shard, _ in pieces), picks=shuffled)
+    return Window(shards=np.array([shard for shard, _ in pieces]), picks=shuffled)

@@ -1,4 +1,4 @@
-"""Tables of shard rows to batches of arrays."""
+"""Tables of shard rows to batches of arrays, each row copied once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ import pyarrow as pa
 from mtil.data.manifest import Manifest
 from mtil.data.order import Window, epoch_windows
 from mtil.data.selection import Selection
-from mtil.data.shards import pixels, read
-from mtil.storage import Store
+from mtil.data.shards import pixels
 
 TRAINING_COLUMNS = ("sample_id", "image", "mask", "label")
 ROLE_COLUMNS = ("fold", "part")
@@ -56,104 +55,80 @@ class Plan:
         )
 
 
-def to_batch(table: pa.Table) -> Batch:
-    """Turn a table with the training columns into arrays, views where they can be."""
-    image = pixels(table.column("image"))
-    side = int(image.shape[1] ** 0.5)
-    return Batch(
-        sample_id=table.column("sample_id").to_pylist(),
-        image=image.reshape(-1, side, side),
-        mask=pixels(table.column("mask")),
-        label=table.column("label").to_numpy().astype(np.int64),
-    )
+class Rows:
+    """The selected rows of some tables, looked at where they lie and numbered through."""
 
+    def __init__(self, tables: Sequence[pa.Table], selection: Selection | None = None) -> None:
+        """Take tables with training columns; a selection needs the role columns as well."""
+        pieces = [piece for table in tables for piece in table.to_batches()]
+        self._starts = np.cumsum([0, *(piece.num_rows for piece in pieces)])
+        self._ids = [piece.column("sample_id") for piece in pieces]
+        self._images = [pixels(piece.column("image")) for piece in pieces]
+        self._masks = [pixels(piece.column("mask")) for piece in pieces]
+        self._labels = [piece.column("label").to_numpy() for piece in pieces]
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        chosen = [
+            start + (np.arange(table.num_rows) if selection is None else selection.rows(table))
+            for start, table in zip(starts, tables, strict=False)
+        ]
+        self._chosen = np.concatenate([np.empty(0, np.int64), *chosen])
+        self._first = np.cumsum([0, *(len(rows) for rows in chosen)])
 
-def read_window(store: Store, plan: Plan, window: Window) -> pa.Table:
-    """Read a window's shards and return its rows in order, training columns only."""
-    parts = []
-    for index, shard in enumerate(window.shards):
-        table = read(store, plan.manifest.shards[shard], (*TRAINING_COLUMNS, *ROLE_COLUMNS))
-        wanted = window.picks[window.picks[:, 0] == index, 1]
-        rows = plan.selection.rows(table)[wanted]
-        parts.append(table.select(TRAINING_COLUMNS).take(pa.array(rows)))
-    if len(parts) == 1:
-        return parts[0].combine_chunks()
-    # The rows stand shard by shard; put them where the window wants them.
-    place = np.argsort(np.argsort(window.picks[:, 0], kind="stable"), kind="stable")
-    return pa.concat_tables(parts).take(pa.array(place)).combine_chunks()
+    def everything(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of all selected rows, in the tables' order."""
+        return self._chosen
 
+    def picked(
+        self, tables: npt.NDArray[np.int64], picks: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Return the number of each table's so-manieth selected row."""
+        numbers: npt.NDArray[np.int64] = self._chosen[self._first[tables] + picks]
+        return numbers
 
-def cut(tables: Iterable[pa.Table], batch_size: int, *, whole: bool) -> Iterator[Batch]:
-    """Cut a stream of tables into batches; with `whole`, drop a short last one."""
-    held: list[pa.Table] = []
-    num_held = 0
-    for table in tables:
-        start = 0
-        while num_held + table.num_rows - start >= batch_size:
-            wanted = batch_size - num_held
-            held.append(table.slice(start, wanted))
-            yield to_batch(pa.concat_tables(held) if len(held) > 1 else held[0])
-            held, num_held, start = [], 0, start + wanted
-        if start < table.num_rows:
-            held.append(table.slice(start))
-            num_held += table.num_rows - start
-    if held and not whole:
-        yield to_batch(pa.concat_tables(held))
-
-
-class Resident:
-    """The selected rows of a data set, held in memory as views of its shards' tables."""
-
-    def __init__(self, tables: Sequence[pa.Table], selection: Selection) -> None:
-        """Take the tables of all shards, in order, with role and training columns."""
-        self._ids = [table.column("sample_id").to_pylist() for table in tables]
-        self._images = [pixels(table.column("image")) for table in tables]
-        self._masks = [pixels(table.column("mask")) for table in tables]
-        self._labels = [table.column("label").to_numpy().astype(np.int64) for table in tables]
-        self._rows = [selection.rows(table) for table in tables]
-        self._side = int(self._images[0].shape[1] ** 0.5)
-
-    def everything(self) -> "npt.NDArray[np.int64]":
-        """Return (rows, 2): shard and row of every selected row, in the shards' order."""
-        return np.concatenate(
-            [
-                np.stack([np.full(len(rows), shard), rows], axis=1)
-                for shard, rows in enumerate(self._rows)
-            ]
-        )
-
-    def ordered(self, windows: Sequence[Window]) -> npt.NDArray[np.int64]:
-        """Return (rows, 2): shard and row of the windows' rows, in order."""
-        found = []
-        for window in windows:
-            shards = np.array(window.shards)[window.picks[:, 0]]
-            rows = np.array(
-                [
-                    self._rows[shard][pick]
-                    for shard, pick in zip(shards, window.picks[:, 1], strict=True)
-                ],
-                np.int64,
-            )
-            found.append(np.stack([shards, rows], axis=1))
-        return np.concatenate(found) if found else np.empty((0, 2), np.int64)
-
-    def batch(self, where: npt.NDArray[np.int64]) -> Batch:
-        """Copy the rows at (rows, 2) positions into a batch."""
-        image = np.empty((len(where), self._side * self._side), np.uint8)
-        mask = np.empty((len(where), self._masks[0].shape[1]), np.uint8)
-        label = np.empty(len(where), np.int64)
+    def gather(self, numbers: npt.NDArray[np.int64]) -> Batch:
+        """Copy rows into a batch."""
+        image = np.empty((len(numbers), self._images[0].shape[1]), np.uint8)
+        mask = np.empty((len(numbers), self._masks[0].shape[1]), np.uint8)
+        label = np.empty(len(numbers), np.int64)
         ids = []
-        for out, (shard, row) in enumerate(where):
-            image[out] = self._images[shard][row]
-            mask[out] = self._masks[shard][row]
-            label[out] = self._labels[shard][row]
-            ids.append(self._ids[shard][row])
-        return Batch(ids, image.reshape(-1, self._side, self._side), mask, label)
+        pieces = np.searchsorted(self._starts, numbers, side="right") - 1
+        places = zip(pieces.tolist(), (numbers - self._starts[pieces]).tolist(), strict=True)
+        for out, (piece, row) in enumerate(places):
+            image[out] = self._images[piece][row]
+            mask[out] = self._masks[piece][row]
+            label[out] = self._labels[piece][row]
+            ids.append(self._ids[piece][row].as_py())
+        side = int(image.shape[1] ** 0.5)
+        return Batch(ids, image.reshape(-1, side, side), mask, label)
 
-    def batches(
-        self, where: npt.NDArray[np.int64], batch_size: int, *, whole: bool
-    ) -> Iterator[Batch]:
-        """Yield batches of the rows at these positions; with `whole`, drop a short last one."""
-        stop = len(where) - batch_size + 1 if whole else len(where)
-        for start in range(0, stop, batch_size):
-            yield self.batch(where[start : start + batch_size])
+
+Part = tuple[Rows, npt.NDArray[np.int64]]
+"""Some rows, and the numbers of those that are wanted, in order."""
+
+
+def cut(parts: Iterable[Part], batch_size: int, *, whole: bool) -> Iterator[Batch]:
+    """Cut a stream of rows into batches; with `whole`, drop a short last one."""
+    held: list[Batch] = []
+    room = batch_size
+    for rows, numbers in parts:
+        start = 0
+        while len(numbers) - start >= room:
+            held.append(rows.gather(numbers[start : start + room]))
+            yield _joined(held)
+            held, room, start = [], batch_size, start + room
+        if start < len(numbers):
+            held.append(rows.gather(numbers[start:]))
+            room -= len(held[-1])
+    if held and not whole:
+        yield _joined(held)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        sample_id=[sample_id for batch in batches for sample_id in batch.sample_id],
+        image=np.concatenate([batch.image for batch in batches]),
+        mask=np.concatenate([batch.mask for batch in batches]),
+        label=np.concatenate([batch.label for batch in batches]),
+    )

@@ -21,7 +21,7 @@ from mtil.checkpoint import Model
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.order import rows_per_worker
-from mtil.data.rows import Batch, Plan
+from mtil.data.rows import Batch, Plan, cut
 from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
@@ -146,7 +146,7 @@ class _Worker:
             return lambda: streaming_rows(self.job.data_uri, plan, _VALIDATION_BATCH)
         rows = resident(self.job.held, plan)
         mine = rows.everything()[self.rank :: self.num_workers]
-        return lambda: rows.batches(mine, _VALIDATION_BATCH, whole=False)
+        return lambda: cut([(rows, mine)], _VALIDATION_BATCH, whole=False)
 
     def _train_epoch(self, engine: Engine, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
         clock = _Clock(batches)

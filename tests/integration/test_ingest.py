@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtil.data import manifest as manifests
-from mtil.data.rows import Batch, Plan, Resident
+from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
 from mtil.distributed.ingest import hold, resident, resident_epoch, streaming_epochs, streaming_rows
@@ -50,11 +50,11 @@ def test_resident_and_streaming_give_the_same_batches(
 def test_held_rows_are_those_of_the_shards(dataset: str) -> None:
     plan = _plan(dataset)
     store = open_store(dataset)
-    direct = Resident([read(store, shard) for shard in plan.manifest.shards], plan.selection)
+    direct = Rows([read(store, shard) for shard in plan.manifest.shards], plan.selection)
     held = resident(hold(dataset, plan.manifest), plan)
     where = held.everything()
     assert np.array_equal(where, direct.everything())
-    assert _same(held.batch(where), direct.batch(where))
+    assert _same(held.gather(where), direct.gather(where))
 
 
 def test_streamed_validation_sees_every_row_once(dataset: str) -> None:

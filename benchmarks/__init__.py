@@ -1,0 +1,1 @@
+"""Programs that measure mtil beside its alternatives, in one run, and print JSON."""

@@ -1,0 +1,112 @@
+"""What the benchmarks share: images, data sets of any size, and how a result is printed."""
+
+import json
+import os
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from mtil.data import manifest as manifests
+from mtil.data import phantom, prepare, shards
+from mtil.data.manifest import Cell, Shard
+from mtil.storage import open_store
+
+_ROOT = Path(__file__).parent.parent
+_SHARD_BYTES = 64 * 2**20
+
+
+def real_data() -> Path | None:
+    """The folder of real collections, if there is one."""
+    folder = Path(os.environ.get("MTIL_DATA", _ROOT.parent / "shared" / "data"))
+    return folder if (folder / "busi").is_dir() else None
+
+
+def images(scratch: Path, num_phantoms: int = 780) -> tuple[Path, Path | None]:
+    """Return a folder of images in the BUSI layout and its group file: BUSI, or phantoms."""
+    data = real_data()
+    if data is not None:
+        return data / "busi", data / "busi" / "pawlowska_groups.csv"
+    phantom.write(scratch / "phantoms", num_images=num_phantoms, seed=0)
+    return scratch / "phantoms", None
+
+
+def prepared(folder: Path, groups: Path | None, uri: str, image_size: int) -> None:
+    """Prepare a folder of images in the BUSI layout."""
+    prepare.prepare(
+        str(folder),
+        uri,
+        layout="busi",
+        groups=None if groups is None else str(groups),
+        image_size=image_size,
+    )
+
+
+def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:
+    """Write a data set of `num_rows` rows, all in fold 0, by repeating another's under new ids."""
+    source, target = open_store(source_uri), open_store(target_uri)
+    manifest = manifests.load(source)
+    base = pa.concat_tables([shards.read(source, shard) for shard in manifest.shards])
+    row_bytes = manifest.image_size**2 * 9 // 8 + 512
+    per_shard = _SHARD_BYTES // row_bytes
+    written: list[Shard] = []
+    for start in range(0, num_rows, per_shard):
+        rows = range(start, min(start + per_shard, num_rows))
+        table = _renamed(base.take(pa.array([row % base.num_rows for row in rows])), rows)
+        data = shards.encode(table)
+        path = f"shards/part-{len(written):05d}.parquet"
+        target.write(path, data)
+        labels = Counter(table.column("label").to_pylist())
+        cells = tuple(
+            Cell(fold=0, part=0, label=label, rows=count) for label, count in sorted(labels.items())
+        )
+        written.append(
+            Shard(
+                path=path,
+                rows=len(rows),
+                bytes=len(data),
+                sha256=sha256(data).hexdigest(),
+                cells=cells,
+            )
+        )
+    whole = replace(manifest, shards=tuple(written), num_folds=1, num_parts=1)
+    target.write(manifests.FILE_NAME, manifests.to_json(whole))
+
+
+def _renamed(table: pa.Table, rows: range) -> pa.Table:
+    zeros = pa.array([0] * len(rows), pa.int8())
+    columns = {
+        "sample_id": pa.array([f"{row:08d}" for row in rows]),
+        "fold": zeros,
+        "part": zeros,
+    }
+    for name, values in columns.items():
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(index), values)
+    return table
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of repeated measurements, and their extremes."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result with what it was measured on."""
+    names = ("torch", "ray", "pyarrow", "numpy")
+    machine = {
+        "cpus": os.cpu_count(),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+    print(json.dumps({**result, "machine": machine}, indent=1))
