@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -24,7 +25,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -254,6 +255,8 @@ class Config:
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
+
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain nested values that JSON and YAML can hold."""
@@ -291,8 +294,11 @@ def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
     for key, text in overrides.items():
         *parents, leaf = key.replace("-", "_").split(".")
         node = tree
-        for parent in parents:
+        for depth, parent in enumerate(parents, start=1):
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                group = ".".join(parents[:depth])
+                raise ConfigError(f"`{group}` must be a group of keys, but got {node!r}.")
         node[leaf] = _scalar(key, text)
     return from_dict(tree, base)
 
@@ -325,7 +331,7 @@ def keys() -> Sequence[str]:
 
 
 def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
-    """Return (dotted key, type, value) of every key, for help texts."""
+    """Return (dotted key, what it takes, value) of every key, for help texts."""
     rows: list[tuple[str, str, Any]] = []
 
     def visit(node: Any, prefix: str) -> None:
@@ -335,10 +341,30 @@ def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
             if dataclasses.is_dataclass(value):
                 visit(value, f"{name}.")
             else:
-                rows.append((name, str(item.type), value))
+                rows.append((name, _kind(item.type), value))
 
     visit(base or Config(), "")
     return rows
+
+
+def _kind(hint: Any) -> str:
+    """Say in a few words which values a type takes."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "|".join(str(value) for value in arguments)
+    if origin is Annotated:
+        rules = [
+            f"{sign} {getattr(rule, name):g}"
+            for rule in arguments[1].metadata
+            for name, sign in _SIGNS.items()
+            if hasattr(rule, name)
+        ]
+        return f"{_kind(arguments[0])} {', '.join(rules)}"
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(part) for part in arguments)
+    if origin is tuple:
+        return f"list of {_kind(arguments[0])}"
+    return "null" if hint is type(None) else str(hint.__name__)
 
 
 def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:

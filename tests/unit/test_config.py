@@ -1,0 +1,315 @@
+"""Configurations: what is allowed, how they are laid over one another, and what refuses."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtil import presets
+from mtil.config import (
+    Config,
+    digest,
+    documented,
+    from_dict,
+    from_yaml,
+    keys,
+    to_dict,
+    with_overrides,
+)
+from mtil.errors import ConfigError
+from mtil.presets import PRESETS
+
+
+def test_values_are_laid_over_the_base_key_by_key() -> None:
+    base = from_dict({"seed": 3, "train": {"num_epochs": 7}})
+    made = from_dict({"train": {"batch_size": 4}, "model": {"attention": {"kind": "self"}}}, base)
+    assert (made.seed, made.train.num_epochs, made.train.batch_size) == (3, 7, 4)
+    assert made.model.attention == dataclasses.replace(base.model.attention, kind="self")
+    assert made.loss == Config().loss
+    assert base.train.batch_size == 16  # the base is as it was
+    assert from_dict({}) == Config()
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"num_epoch": 3}}, r"`train\.num_epoch` is not .*mean `train\.num_epochs`\."),
+        ({"train": {"learning-rate": 1}}, r"mean `train\.learning_rate`"),
+        ({"sed": 1}, "`sed` is not a configuration key; did you mean `seed`"),
+        ({"zzz": {"qqq": 1}}, "`zzz` is not a configuration key; `mtil train --keys` lists them"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("train.num_epochs", 0, "greater than or equal to 1"),
+        ("train.num_epochs", 2.5, "valid integer"),
+        ("train.num_epochs", "many", "valid integer"),
+        ("train.learning_rate", 0.0, "greater than 0"),
+        ("train.ema_decay", 1, "less than 1"),
+        ("train.precision", "fp16", "'auto', 'fp32' or 'bf16'"),
+        ("data.image_size", 100, "multiple of 32"),
+        ("data.normals", "perhaps", "valid boolean"),
+        ("augment.horizontal_flip", 1.5, "less than or equal to 1"),
+        ("model.decoder_channels", [8, 8], "field required"),
+        ("model.attention.kind", "other", "'self', 'cross', 'both' or 'none'"),
+        ("loss.label_smoothing", 0.5, r"less than 0\.5"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", None, "valid integer"),
+    ],
+)
+def test_a_wrong_value_is_named_with_key_and_rule(key: str, value: object, rule: str) -> None:
+    tree: object = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    with pytest.raises(ConfigError, match=rule) as caught:
+        from_dict(tree)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"`{key}")
+    if key != "model.decoder_channels":  # there the input is what is missing
+        assert f"but got {value!r}." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_in_place_of_a_group_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`model\.attention` must be a group of keys, but got 4"):
+        from_dict({"model": {"attention": 4}})
+    with pytest.raises(ConfigError, match=r"`train\.num_epochs` is wrong: .* but got {'x': 1}"):
+        from_dict({"train": {"num_epochs": {"x": 1}}})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "cpus_per_worker"])
+def test_a_number_must_be_finite(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"`train\.{key}.*finite number, but got {value}"):
+        from_dict({"train": {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model": {"attention": {"width": 100, "num_heads": 8}}},
+            r"`model\.attention\.num_heads` must divide .* 8 heads for a width of 100",
+        ),
+        (
+            {"model": {"attention": {"levels": [32, 16, 32]}}},
+            r"`model\.attention\.levels` must not repeat, but got \[32, 16, 32\]",
+        ),
+        (
+            {"train": {"batch_size": 10, "num_workers": 4}},
+            r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
+        ),
+    ],
+)
+def test_values_must_agree_with_one_another(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values)
+
+
+def test_overrides_take_dashes_for_underscores_and_read_yaml() -> None:
+    made = with_overrides(
+        Config(),
+        {
+            "model.attention.num-heads": "8",
+            "train.learning_rate": "1e-4",
+            "train.cpus-per-worker": "null",
+            "model.decoder-channels": "[4, 4, 4, 4]",
+            "data.normals": "false",
+            "train.patience": "007",
+        },
+    )
+    assert made.model.attention.num_heads == 8
+    assert made.train.learning_rate == 1e-4
+    assert made.train.cpus_per_worker is None
+    assert made.model.decoder_channels == (4, 4, 4, 4)
+    assert made.data.normals is False
+    assert made.train.patience == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("train.num-epoch", "3", r"did you mean `train\.num_epochs`"),
+        ("train", "3", "`train` must be a group of keys, but got 3"),
+        ("train.num-epochs", "many", r"`train\.num_epochs` is wrong: .*, but got 'many'"),
+        ("train.num-epochs", "", r"`train\.num_epochs` is wrong: .*, but got None"),
+        ("seed", "[1", "`seed` must be a plain value, but got '\\[1'"),
+        ("seed.x", "1", "`seed` is wrong"),
+        ("", "1", "`` is not a configuration key"),
+    ],
+)
+def test_wrong_overrides_are_refused(key: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_overrides(Config(), {key: text})
+
+
+def test_a_key_cannot_be_both_a_value_and_a_group() -> None:
+    with pytest.raises(ConfigError, match="`train` must be a group of keys"):
+        with_overrides(Config(), {"train": "3", "train.num_epochs": "4"})
+    with pytest.raises(ConfigError, match="`train` must be a group of keys"):
+        with_overrides(Config(), {"train.num_epochs": "4", "train": "3"})
+
+
+def test_yaml_is_laid_over_the_base() -> None:
+    text = "seed: 5\ntrain:\n  num_epochs: 2\n"
+    assert from_yaml(text, source="x") == from_dict({"seed": 5, "train": {"num_epochs": 2}})
+    base = from_dict({"seed": 1, "train": {"batch_size": 2}})
+    assert from_yaml(text, base, source="x").train.batch_size == 2
+    assert from_yaml("", base, source="x") == base
+    assert from_yaml("# nothing\n", source="x") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "must be YAML, but c.yaml is not: "),
+        ("- 1\n- 2\n", r"must be a mapping of keys, but c.yaml holds \[1, 2\]"),
+        ("hello", "must be a mapping of keys, but c.yaml holds 'hello'"),
+        ("!!python/object/apply:os.getcwd []", "must be YAML, but c.yaml is not"),
+        ("seeds: 1", "did you mean `seed`"),
+        ("1: 2", "`1` is not a configuration key"),
+    ],
+)
+def test_wrong_yaml_is_one_sentence(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_yaml(text, source="c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_values_make_the_same_configuration_again() -> None:
+    for config in (Config(), *(make() for make in PRESETS.values())):
+        plain = json.loads(json.dumps(to_dict(config)))
+        assert from_dict(plain, from_dict({"seed": 99})) == config
+        assert from_yaml(json.dumps(plain), source="x") == config
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 2**63),
+            "train": st.fixed_dictionaries(
+                {
+                    "learning_rate": st.floats(1e-12, 10),
+                    "num_epochs": st.integers(1, 10**6),
+                    "cpus_per_worker": st.none() | st.floats(0.01, 64),
+                }
+            ),
+            "model": st.fixed_dictionaries(
+                {"attention": st.fixed_dictionaries({"levels": st.permutations([8, 16, 32])})}
+            ),
+        }
+    )
+)
+def test_any_values_survive_json_and_keep_their_digest(values: dict[str, object]) -> None:
+    config = from_dict(values)
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config
+    assert digest(again) == digest(config)
+
+
+def test_the_digest_is_that_of_the_values() -> None:
+    assert digest(Config()) == digest(from_dict({"seed": 0})) == digest(from_dict({}))
+    assert len(digest(Config())) == 64
+    assert digest(from_dict({"train": {"weight_decay": 1}})) == digest(
+        from_dict({"train": {"weight_decay": 1.0}})
+    )
+
+
+@pytest.mark.parametrize("key", ["seed", "loss.boundary", "train.num_epochs", "model.head.dropout"])
+def test_any_other_value_gives_another_digest(key: str) -> None:
+    value = {name: value for name, _, value in documented()}[key]
+    step = 0.125 if isinstance(value, float) else 1
+    assert digest(with_overrides(Config(), {key: str(value + step)})) != digest(Config())
+
+
+def test_every_key_is_listed_with_its_type_and_value() -> None:
+    rows = documented(from_dict({"seed": 4}))
+    assert [name for name, _, _ in rows] == list(keys())
+    assert len(set(keys())) == len(keys())
+    assert {
+        ("seed", "int >= 0", 4),
+        ("data.image_size", "int >= 32, multiple of 32", 256),
+        ("data.normals", "bool", True),
+        ("model.encoder.name", "str", "efficientnet_lite0"),
+        ("model.attention.levels", "list of 8|16|32", (32, 16)),
+        ("loss.label_smoothing", "float >= 0, < 0.5", 0.05),
+        ("train.precision", "auto|fp32|bf16", "auto"),
+        ("train.cpus_per_worker", "float > 0 or null", None),
+    } <= set(rows)
+    promised = (
+        "train.num_epochs train.batch_size train.learning_rate train.num_workers "
+        "model.encoder.name model.attention.num_heads model.attention.kind loss.segmentation "
+        "loss.classification seed"
+    )
+    assert set(promised.split()) <= set(keys())
+
+
+def test_every_key_can_be_overridden_with_its_own_value() -> None:
+    for name, _, value in documented():
+        text = json.dumps(value)
+        assert with_overrides(Config(), {name.replace("_", "-"): text}) == Config()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
+    config = presets.load(name)
+    assert config == from_dict(to_dict(config))
+    assert config.data.image_size == {"demo": 96, "cpu": 160, "base": 256}[name]
+    assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "base": 1}[name]
+    assert config.loss == Config().loss
+    assert config.model == Config().model
+
+
+def test_a_file_is_laid_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {image_size: 64}\n")
+    assert presets.load(str(path)) == from_dict({"data": {"image_size": 64}})
+    assert presets.load(path.as_uri()) == presets.load(str(path))
+    path = path.with_suffix(".json")
+    path.write_text('{"seed": 7}')
+    assert presets.load(str(path)).seed == 7
+
+
+def test_a_file_in_the_working_folder_needs_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "best.yaml").write_text("seed: 8\n")
+    monkeypatch.chdir(tmp_path)
+    assert presets.load("best.yaml").seed == 8
+
+
+@pytest.mark.parametrize("name", ["Demo", "", "configs", "demo.toml"])
+def test_another_name_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"demo, cpu, base or a YAML file, but got '{name}'"):
+        presets.load(name)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, r"x\.yaml does not exist"),
+        (b"\xff\xfe\x00", r"x\.yaml is not text"),
+        (b"- 1", r"x\.yaml holds \[1\]"),
+        (b"sed: 1", "did you mean `seed`"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, data: bytes | None, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=message):
+        presets.load(str(path))
