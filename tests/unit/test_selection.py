@@ -1,0 +1,178 @@
+"""Which rows train, validate and test: nothing twice, nothing lost, no group on two sides."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mtil.data.manifest import Cell, Manifest, Shard
+from mtil.data.selection import NORMAL, Role, Selection, parse_folds, select, total
+from mtil.data.shards import read
+from mtil.errors import DataError
+from mtil.storage import LocalStore
+
+ROLES: tuple[Role, ...] = ("train", "validation", "test")
+COLUMNS = ("sample_id", "group", "fold", "part", "label")
+
+
+@pytest.fixture(scope="module")
+def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
+    store = LocalStore(data_uri)
+    return [read(store, shard, COLUMNS) for shard in manifest.shards]
+
+
+def _chosen(tables: list[pa.Table], selection: Selection) -> pa.Table:
+    return pa.concat_tables([table.take(selection.rows(table)) for table in tables])
+
+
+def _values(rows: pa.Table, name: str) -> list[Any]:
+    values: list[Any] = rows.column(name).to_pylist()
+    return values
+
+
+def test_every_row_has_one_role_in_every_fold(tables: list[pa.Table], manifest: Manifest) -> None:
+    everything = sorted(_values(pa.concat_tables(tables), "sample_id"))
+    assert manifest.num_folds == 3
+    assert len(manifest.shards) > 4
+    for fold in range(manifest.num_folds):
+        roles = {role: _chosen(tables, select(manifest, fold, role)) for role in ROLES}
+        ids = [name for rows in roles.values() for name in _values(rows, "sample_id")]
+        assert sorted(ids) == everything
+        assert set(_values(roles["test"], "fold")) == {fold}
+        assert fold not in _values(roles["train"], "fold") + _values(roles["validation"], "fold")
+        assert set(_values(roles["validation"], "part")) == {fold % manifest.num_parts}
+        assert fold % manifest.num_parts not in _values(roles["train"], "part")
+        assert {0, 1, NORMAL} == set(_values(roles["train"], "label"))
+
+
+def test_every_row_is_tested_once_over_all_folds(
+    tables: list[pa.Table], manifest: Manifest
+) -> None:
+    tested = [
+        name
+        for fold in range(manifest.num_folds)
+        for name in _values(_chosen(tables, select(manifest, fold, "test")), "sample_id")
+    ]
+    assert len(tested) == len(set(tested)) == manifest.num_rows
+
+
+def test_no_group_has_two_roles(tables: list[pa.Table], manifest: Manifest) -> None:
+    sizes = Counter(_values(pa.concat_tables(tables), "group"))
+    assert set(sizes.values()) == {2}
+    for fold in range(manifest.num_folds):
+        groups = [
+            set(_values(_chosen(tables, select(manifest, fold, role)), "group")) for role in ROLES
+        ]
+        assert sum(len(part) for part in groups) == len(set.union(*groups)) == len(sizes)
+
+
+@pytest.mark.parametrize("normals", [True, False])
+@pytest.mark.parametrize("role", ROLES)
+def test_the_manifest_counts_what_the_rows_hold(
+    tables: list[pa.Table], manifest: Manifest, role: Role, normals: bool
+) -> None:
+    for fold in range(manifest.num_folds):
+        selection = select(manifest, fold, role, normals=normals)
+        for shard, table in zip(manifest.shards, tables, strict=True):
+            labels = _values(table.take(selection.rows(table)), "label")
+            assert selection.count(shard) == len(labels)
+            for label in (0, 1, 2):
+                assert selection.count(shard, label) == labels.count(label)
+        assert total(manifest, selection) == _chosen(tables, selection).num_rows
+
+
+def test_normals_can_be_left_out_of_training_but_never_of_testing(
+    tables: list[pa.Table], manifest: Manifest
+) -> None:
+    for role in ("train", "validation"):
+        whole, tumours = (
+            _chosen(tables, select(manifest, 1, role, normals=normals)) for normals in (True, False)
+        )
+        expected = whole.filter(pa.compute.not_equal(whole["label"], NORMAL))
+        assert 0 < tumours.num_rows < whole.num_rows
+        assert tumours.equals(expected)
+    tested = [select(manifest, 1, "test", normals=normals) for normals in (True, False)]
+    assert _chosen(tables, tested[0]).equals(_chosen(tables, tested[1]))
+    assert total(manifest, tested[1], NORMAL) > 0
+
+
+def test_rows_are_positions_in_the_shard() -> None:
+    table = pa.table(
+        {
+            "fold": pa.array([0, 1, 1, 2, 0, 1], pa.int8()),
+            "part": pa.array([1, 0, 1, 1, 0, 0], pa.int8()),
+            "label": pa.array([0, 1, 2, 1, 0, 0], pa.int8()),
+        }
+    )
+
+    def rows(fold: int, role: Role, *, normals: bool = True) -> list[int]:
+        selection = Selection(fold=fold, role=role, num_parts=2, normals=normals)
+        numbers: list[int] = selection.rows(table).tolist()
+        return numbers
+
+    assert rows(0, "test") == [0, 4]
+    assert rows(0, "validation") == [1, 5]
+    assert rows(0, "train") == [2, 3]
+    assert rows(0, "train", normals=False) == [3]
+    assert rows(1, "validation") == [0, 3]  # part 1
+    assert rows(2, "validation") == [1, 4, 5]  # part 0 again: 2 modulo 2
+    assert rows(2, "train") == [0, 2]
+
+
+def test_a_shard_without_cells_counts_nothing() -> None:
+    shard = Shard(path="x", rows=0, bytes=0, sha256="", cells=())
+    assert Selection(fold=0, role="train", num_parts=2).count(shard) == 0
+
+
+def _manifest(manifest: Manifest, *cells: Cell) -> Manifest:
+    shard = Shard(path="x", rows=len(cells), bytes=0, sha256="", cells=cells)
+    return Manifest(**vars(manifest) | {"shards": (shard,), "num_folds": 3, "num_parts": 2})
+
+
+@pytest.mark.parametrize(
+    ("fold", "part", "role"), [(1, 0, "validation"), (1, 1, "train"), (0, 0, "test")]
+)
+def test_a_role_must_have_rows(manifest: Manifest, fold: int, part: int, role: Role) -> None:
+    made = _manifest(manifest, Cell(fold=1 - fold, part=part, label=0, rows=5))
+    with pytest.raises(DataError, match=f"Fold {fold} must have {role} rows, but has none"):
+        select(made, fold, role)
+
+
+def test_a_role_of_normals_only_is_empty_without_them(manifest: Manifest) -> None:
+    made = _manifest(manifest, Cell(fold=1, part=1, label=NORMAL, rows=5))
+    assert total(made, select(made, 0, "train")) == 5
+    with pytest.raises(DataError, match="Fold 0 must have train rows"):
+        select(made, 0, "train", normals=False)
+
+
+@pytest.mark.parametrize("fold", [-1, 3, 100])
+def test_a_fold_that_is_not_there_is_refused(manifest: Manifest, fold: int) -> None:
+    with pytest.raises(DataError, match=f"one of 0 to 2 in this data set, but got {fold}"):
+        select(manifest, fold, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "folds"),
+    [
+        ("all", [0, 1, 2, 3, 4]),
+        ("0", [0]),
+        ("0,2", [0, 2]),
+        ("4, 1", [1, 4]),
+        ("3,3,0", [0, 3]),
+    ],
+)
+def test_folds_are_read(text: str, folds: list[int]) -> None:
+    assert parse_folds(text, 5) == folds
+
+
+@pytest.mark.parametrize("text", ["", "ALL", "0-2", "1.0", "0,", "all,1", "one"])
+def test_nonsense_is_no_fold(text: str) -> None:
+    with pytest.raises(DataError, match=f"`all` or numbers like 0,1, but got '{text}'"):
+        parse_folds(text, 5)
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("5", 5), ("0,7", 7), ("-1", -1), ("-1,9", -1)])
+def test_folds_must_be_there(text: str, wrong: int) -> None:
+    with pytest.raises(DataError, match=f"one of 0 to 4 in this data set, but got {wrong}"):
+        parse_folds(text, 5)
