@@ -4,7 +4,12 @@ import hashlib
 import io
 import json
 import pickle
-from dataclasses import dataclass, field
+import struct
+import warnings
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,6 +24,12 @@ from mtil.storage import Store
 
 _MODEL_KIND = "mtil model"
 _LATEST = "latest.json"
+
+_UNREADABLE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file of another program, or a damaged one, raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +65,7 @@ class Model:
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split()[:24])
+            reason = " ".join(str(error).split())[:160]
             raise CheckpointError(
                 f"A model file must hold the weights of the architecture it names, but this one's "
                 f"do not fit ({reason}…); train again."
@@ -90,6 +101,12 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     values = _from_bytes(data, source)
     if values.get("kind") != _MODEL_KIND:
         raise CheckpointError(f"A model file is needed, but {source} is another kind of file.")
+    known = {item.name for item in fields(Model)} - {"digest"}
+    if differing := (values.keys() - {"kind", "config_digest"}) ^ known:
+        raise CheckpointError(
+            f"{source} was made by mtil {values.get('version')}, whose model files differ from "
+            f"this version's in {', '.join(sorted(differing))}; train again."
+        )
     try:
         config = from_dict(values["config"])
     except ConfigError as error:
@@ -100,7 +117,7 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     return Model(
         config=config,
         digest=hashlib.sha256(data).hexdigest(),
-        **{key: values[key] for key in values if key not in ("kind", "config", "config_digest")},
+        **{key: values[key] for key in known - {"config"}},
     )
 
 
@@ -157,6 +174,11 @@ class TrainingCheckpoints:
             pointer: dict[str, Any] = json.loads(self._store.read(f"{self._folder}/{_LATEST}"))
         except NotFoundError:
             return None
+        except ValueError:
+            raise CheckpointError(
+                f"{self._store.uri}/{self._folder}/{_LATEST} is not JSON; delete its folder to "
+                "train again from the start."
+            ) from None
         return pointer
 
 
@@ -167,12 +189,14 @@ def _to_bytes(values: dict[str, Any]) -> bytes:
 
 
 def _from_bytes(data: bytes, source: str) -> dict[str, Any]:
-    try:
-        values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise CheckpointError(
-            f"{source} is not a file that mtil wrote, or it is damaged."
-        ) from None
+    values = None
+    with (
+        suppress(*_UNREADABLE),
+        warnings.catch_warnings(action="ignore"),  # about files that are not ours
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
+    ):
+        if archive.testzip() is None:  # torch.load does not look at the checksums
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{source} is not a file that mtil wrote.")
+        raise CheckpointError(f"{source} is not a file that mtil wrote, or it is damaged.")
     return values

@@ -1,0 +1,348 @@
+"""Model files and training checkpoints: what comes back, and what is refused unread."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtil import __version__
+from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
+from mtil.config import Config, from_dict, to_dict
+from mtil.errors import CheckpointError
+from mtil.models import TwoTaskNetwork
+from mtil.storage import LocalStore
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def model(make_config: MakeConfig) -> Model:
+    """A network of which every weight and statistic is unlike a new one's."""
+    config = make_config()
+    torch.manual_seed(0)
+    network = TwoTaskNetwork(config.model)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.02 * torch.randn_like(value).abs())
+            else:
+                value.fill_(7)
+    return Model(
+        config=config,
+        weights=network.state_dict(),
+        fingerprint="a" * 64,
+        fold=2,
+        source_size=64,
+        epoch=11,
+        temperature=1.25,
+        threshold=0.4375,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(model: Model) -> bytes:
+    return model_to_bytes(model)
+
+
+def _saved(values: object, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    torch.save(values, sink, **options)
+    return sink.getvalue()
+
+
+def _changed(data: bytes, **changes: object) -> bytes:
+    values = torch.load(io.BytesIO(data), weights_only=True)
+    return _saved(values | changes)
+
+
+def test_a_model_comes_back_whole(model: Model, data: bytes) -> None:
+    again = model_from_bytes(data, "x.pt")
+    assert again.digest == hashlib.sha256(data).hexdigest()
+    assert again.version == __version__
+    for field in dataclasses.fields(Model):
+        if field.name not in ("weights", "digest"):
+            assert getattr(again, field.name) == getattr(model, field.name)
+    assert again.weights.keys() == model.weights.keys()
+    for name, value in model.weights.items():
+        assert again.weights[name].dtype == value.dtype
+        assert torch.equal(again.weights[name], value)
+
+
+def test_its_network_says_the_same_to_the_bit(model: Model, data: bytes) -> None:
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    direct = TwoTaskNetwork(model.config.model)
+    direct.load_state_dict(model.weights)
+    network = model_from_bytes(data, "x.pt").network()
+    assert not network.training
+    with torch.no_grad():
+        expected, got = direct.eval()(image), network(image)
+    assert torch.equal(got.mask, expected.mask)
+    assert torch.equal(got.malignant, expected.malignant)
+    assert expected.mask.std() > 0
+
+
+def test_a_network_needs_no_pretrained_weights(model: Model, make_config: MakeConfig) -> None:
+    """They would be loaded only to be overwritten, and ResNet has none to load."""
+    resnet = make_config(model={"baseline": True, "encoder": {"name": "resnet18"}})
+    weights = TwoTaskNetwork(resnet.model).state_dict()
+    pretrained = from_dict({"model": {"encoder": {"pretrained": True}}}, resnet)
+    made = dataclasses.replace(model, config=pretrained, weights=weights)
+    assert torch.equal(made.network().encoder.conv.weight, weights["encoder.conv.weight"])
+
+
+class _Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.path}'",)
+
+
+def test_code_in_a_model_file_is_refused_and_not_run(tmp_path: Path, data: bytes) -> None:
+    trap = tmp_path / "trap"
+    values = torch.load(io.BytesIO(data), weights_only=True)
+    values["weights"]["evil"] = _Malicious(trap)
+    for attack in (
+        _saved(values),
+        _saved(values, _use_new_zipfile_serialization=False),
+        pickle.dumps(_Malicious(trap)),
+    ):
+        with pytest.raises(CheckpointError, match=r"evil\.pt is not a file that mtil wrote"):
+            model_from_bytes(attack, "evil.pt")
+    assert not trap.exists()
+    torch.load(io.BytesIO(_saved(values)), weights_only=False)
+    assert trap.exists()  # the trap would have worked
+
+
+def test_code_in_a_training_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    """Even where somebody has changed the pointer's sha256 as well."""
+    store, trap = LocalStore(str(tmp_path / "run")), tmp_path / "trap"
+    data = _saved({"state": _Malicious(trap)})
+    pointer = {"file": "evil.pt", "epoch": 0, "sha256": hashlib.sha256(data).hexdigest()}
+    store.write("c/evil.pt", data)
+    store.write("c/latest.json", json.dumps(pointer).encode())
+    with pytest.raises(CheckpointError, match=r"c/evil\.pt is not a file that mtil wrote"):
+        TrainingCheckpoints(store, "c").load()
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 0.5, 0.999, -1])
+def test_a_truncated_file_is_refused(data: bytes, length: float) -> None:
+    cut = data[: int(length * len(data)) if 0 < length < 1 else int(length)]
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file that mtil wrote, or it is"):
+        model_from_bytes(cut, "x.pt")
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "data/7", "byteorder", "version"])
+def test_a_flipped_bit_is_noticed(data: bytes, member: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith(f"/{member}"))
+        start = data.index(archive.read(info), info.header_offset)
+    changed = bytearray(data)
+    changed[start + info.file_size // 2] ^= 1
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file that mtil wrote, or it is"):
+        model_from_bytes(bytes(changed), "x.pt")
+
+
+def test_no_damage_escapes_as_another_error() -> None:
+    whole = _saved({"kind": "mtil model", "weights": torch.arange(9.0), "nested": {"a": [1, "b"]}})
+    rng = random.Random(0)
+    for position in rng.sample(range(len(whole)), 300):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.randrange(8)
+        with pytest.raises(CheckpointError):
+            model_from_bytes(bytes(damaged), "x.pt")
+
+
+@pytest.mark.parametrize(
+    "other", [b"GIF89a" * 50, b"{}", b"\x80\x04K\x01.", _saved([1, 2]), _saved(torch.zeros(2))]
+)
+def test_a_file_of_another_program_is_refused(other: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file that mtil wrote"):
+        model_from_bytes(other, "x.pt")
+
+
+def test_another_kind_of_file_is_refused() -> None:
+    for other in (_saved({"weights": {}}), _saved({"kind": "mtil maps"}), _saved({})):
+        with pytest.raises(CheckpointError, match=r"needed, but x\.pt is another kind of file"):
+            model_from_bytes(other, "x.pt")
+
+
+def test_a_configuration_of_another_version_is_refused(model: Model, data: bytes) -> None:
+    values = to_dict(model.config)
+    values["model"]["novelty"] = 3
+    with pytest.raises(CheckpointError) as caught:
+        model_from_bytes(_changed(data, config=values, version="9.9"), "x.pt")
+    assert "x.pt was made by mtil 9.9 with a configuration that this version" in str(caught.value)
+    assert "`model.novelty` is not a configuration key" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["config", "fingerprint", "weights"])
+def test_a_model_file_that_lacks_something_is_refused(data: bytes, missing: str) -> None:
+    values = torch.load(io.BytesIO(data), weights_only=True)
+    del values[missing]
+    message = rf"x\.pt was made by mtil {__version__}, .* differ from this version's in {missing};"
+    with pytest.raises(CheckpointError, match=message):
+        model_from_bytes(_saved(values), "x.pt")
+
+
+def test_a_model_file_that_holds_something_unknown_is_refused(data: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.pt was made by mtil 9\.9, .* in prior;"):
+        model_from_bytes(_changed(data, prior="much", version="9.9"), "x.pt")
+
+
+def test_weights_of_another_architecture_are_one_sentence(
+    model: Model, make_config: MakeConfig
+) -> None:
+    for changes in ({"baseline": True}, {"decoder_channels": [8, 8, 8, 16]}):
+        made = dataclasses.replace(model, config=make_config(model=changes))
+        with pytest.raises(CheckpointError, match=r"do not fit \(.*\); train again") as caught:
+            made.network()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def checkpoints(store: LocalStore) -> TrainingCheckpoints:
+    return TrainingCheckpoints(store, "fold-0/checkpoints")
+
+
+def _state(number: int) -> dict[str, Any]:
+    return {
+        "weights": {"a": torch.full((3,), float(number))},
+        "history": "[]",
+        "number": number,
+        "nested": {"groups": [{"lr": 0.1 * number}], "none": None},
+    }
+
+
+def test_there_is_no_checkpoint_at_first(checkpoints: TrainingCheckpoints) -> None:
+    assert checkpoints.load() is None
+
+
+def test_the_latest_checkpoint_is_loaded_and_its_predecessor_gone(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    for epoch in range(3):
+        checkpoints.save(epoch, _state(epoch))
+        state = checkpoints.load()
+        assert state is not None
+        assert torch.equal(state.pop("weights")["a"], torch.full((3,), float(epoch)))
+        expected = _state(epoch)
+        del expected["weights"]
+        assert state == expected
+        assert store.names() == [
+            f"fold-0/checkpoints/epoch-{epoch:04d}.pt",
+            "fold-0/checkpoints/latest.json",
+        ]
+    pointer = json.loads(store.read("fold-0/checkpoints/latest.json"))
+    data = store.read(f"fold-0/checkpoints/{pointer['file']}")
+    assert pointer["epoch"] == 2
+    assert pointer["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_an_epoch_can_be_saved_again(checkpoints: TrainingCheckpoints, store: LocalStore) -> None:
+    checkpoints.save(4, _state(1))
+    checkpoints.save(4, _state(2))
+    state = checkpoints.load()
+    assert state is not None
+    assert state["number"] == 2
+    assert len(store.names()) == 2
+
+
+def test_a_half_written_newer_file_is_ignored_and_then_replaced(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    checkpoints.save(0, _state(0))
+    store.write("fold-0/checkpoints/epoch-0001.pt", b"half of a file")
+    state = checkpoints.load()
+    assert state is not None
+    assert state["number"] == 0
+    checkpoints.save(1, _state(1))
+    state = checkpoints.load()
+    assert state is not None
+    assert state["number"] == 1
+
+
+def test_a_process_that_dies_before_the_pointer_leaves_the_former_checkpoint(
+    store: LocalStore, checkpoints: TrainingCheckpoints
+) -> None:
+    class DiedError(Exception):
+        pass
+
+    class Dying(LocalStore):
+        def write(self, name: str, data: bytes) -> None:
+            if name.endswith("latest.json"):
+                raise DiedError
+            super().write(name, data)
+
+    checkpoints.save(0, _state(0))
+    with pytest.raises(DiedError):
+        TrainingCheckpoints(Dying(store.uri), "fold-0/checkpoints").save(1, _state(1))
+    assert "fold-0/checkpoints/epoch-0001.pt" in store.names()
+    state = checkpoints.load()
+    assert state is not None
+    assert state["number"] == 0
+
+
+@pytest.mark.parametrize("change", ["flipped", "shorter", "missing", "older"])
+def test_altered_bytes_are_refused_with_the_way_out(
+    checkpoints: TrainingCheckpoints, store: LocalStore, change: str
+) -> None:
+    checkpoints.save(0, _state(0))
+    older = store.read("fold-0/checkpoints/epoch-0000.pt")
+    checkpoints.save(1, _state(1))
+    name = "fold-0/checkpoints/epoch-0001.pt"
+    data = bytearray(store.read(name))
+    data[len(data) // 2] ^= 1
+    if change == "missing":
+        store.delete(name)
+    else:
+        whole = store.read(name)
+        store.write(name, {"flipped": bytes(data), "shorter": whole[:-9], "older": older}[change])
+    with pytest.raises(CheckpointError, match=r"epoch-0001\.pt must be the one .* delete ") as got:
+        checkpoints.load()
+    assert f"{store.uri}/fold-0/checkpoints" in str(got.value)
+
+
+def test_a_pointer_that_is_not_json_is_one_sentence(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    store.write("fold-0/checkpoints/latest.json", b"{")
+    with pytest.raises(CheckpointError, match=r"checkpoints/latest\.json is not JSON; delete"):
+        checkpoints.load()
+
+
+def test_cleared_checkpoints_are_gone_and_nothing_else(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    store.write("fold-0/model.pt", b"m")
+    other = TrainingCheckpoints(store, "fold-1/checkpoints")
+    other.save(0, _state(5))
+    checkpoints.save(0, _state(0))
+    store.write("fold-0/checkpoints/epoch-0001.pt", b"half")
+    checkpoints.clear()
+    assert checkpoints.load() is None
+    assert store.names() == [
+        "fold-0/model.pt",
+        "fold-1/checkpoints/epoch-0000.pt",
+        "fold-1/checkpoints/latest.json",
+    ]
+    checkpoints.clear()  # nothing is there: no error
