@@ -174,7 +174,7 @@ class TrainingCheckpoints:
             pointer: dict[str, Any] = json.loads(self._store.read(f"{self._folder}/{_LATEST}"))
         except NotFoundError:
             return None
-        except ValueError:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             raise CheckpointError(
                 f"{self._store.uri}/{self._folder}/{_LATEST} is not JSON; delete its folder to "
                 "train again from the start."

@@ -94,8 +94,12 @@ class Run:
                 f"A run must have a {FILE_NAME}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
-        except ValueError:
-            raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; name another --run.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            values = None
+        if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+            values = {}
+        if not {"config", "data", "fingerprint"} <= values.keys():
+            raise DataError(f"{store.uri}/{FILE_NAME} is not a run's; name another --run.")
         return cls(store, values)
 
     def check_data(self, manifest: Manifest, data_uri: str) -> None:
@@ -137,12 +141,20 @@ class Run:
         return result
 
     def result(self, fold: int) -> FoldResult | None:
-        """Return a fold's committed result, if its training has ended."""
+        """Return a fold's committed result, if its training has ended.
+
+        Raises:
+            RunError: if the file holds something else.
+        """
+        name = f"{self.folder(fold)}/result.json"
         try:
-            values = json.loads(self.store.read(f"{self.folder(fold)}/result.json"))
+            return FoldResult(**json.loads(self.store.read(name)))
         except NotFoundError:
             return None
-        return FoldResult(**values)
+        except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
+            raise RunError(
+                f"{self.uri}/{name} is not a result of this version; delete it to train again."
+            ) from None
 
     def trained_folds(self, num_folds: int) -> list[int]:
         """Return the folds whose training has ended."""
@@ -162,10 +174,13 @@ class Run:
                 f"run `mtil train --fold {fold}`."
             )
         name = f"{self.folder(fold)}/model.pt"
-        model = model_from_bytes(self.store.read(name), f"{self.uri}/{name}")
-        if model.digest != result.model_sha256:
-            raise RunError(f"{self.uri}/{name} is not the file that its result.json names.")
-        return model
+        data = self.store.read(name)
+        if hashlib.sha256(data).hexdigest() != result.model_sha256:
+            raise RunError(
+                f"{self.uri}/{name} is not the file that its result.json names; "
+                "delete both to train again."
+            )
+        return model_from_bytes(data, f"{self.uri}/{name}")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

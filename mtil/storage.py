@@ -6,6 +6,7 @@ process's bytes.
 
 import os
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _PARTIAL = ".partial-"
+_CHUNK_BYTES = 2**20
 _MKDIR_ATTEMPTS = 10
 
 
@@ -29,6 +31,9 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes:
         """Return an object's bytes; `NotFoundError` if there is none."""
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield an object's bytes piece by piece; `NotFoundError` if there is none."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object whole, replacing another of that name."""
@@ -83,6 +88,18 @@ class LocalStore:
         path = self._path(name)
         try:
             return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise NotFoundError(f"{path} does not exist.") from None
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See `Store.chunks`."""
+        path = self._path(name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise NotFoundError(f"{path} does not exist.") from None
         except OSError as error:
@@ -172,6 +189,12 @@ class S3Store:
         with _S3Errors(self.bucket, self._key(name)):
             answer = _s3(os.getpid()).get_object(Bucket=self.bucket, Key=self._key(name))
             return answer["Body"].read()
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See `Store.chunks`."""
+        with _S3Errors(self.bucket, self._key(name)):
+            answer = _s3(os.getpid()).get_object(Bucket=self.bucket, Key=self._key(name))
+            yield from answer["Body"].iter_chunks(_CHUNK_BYTES)
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""

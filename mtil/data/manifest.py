@@ -97,7 +97,7 @@ def load(store: Store) -> Manifest:
             f"A data set must have a {FILE_NAME}, but {store.uri} has none; "
             "make one with `mtil prepare`."
         ) from None
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise DataError(f"{store.uri}/{FILE_NAME} is not JSON; prepare the data again.") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

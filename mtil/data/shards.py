@@ -6,6 +6,7 @@ shard is then a copy, not a decode.
 
 import hashlib
 import io
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
 ROW_GROUP_ROWS = 256
+
+_thread = threading.local()
 
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
@@ -65,20 +68,36 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
     Raises:
         DataError: naming the shard, if it is missing or not the one that the manifest names.
     """
+    data = _buffer(shard.bytes)
+    found, size = hashlib.sha256(), 0
     try:
-        data = store.read(shard.path)
+        for chunk in store.chunks(shard.path):
+            found.update(chunk)
+            data[size : size + len(chunk)] = chunk[: max(shard.bytes - size, 0)]
+            size += len(chunk)
     except NotFoundError:
         raise DataError(
             f"Shard {shard.path} of {store.uri} is missing; prepare the data again."
         ) from None
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
+    if size != shard.bytes or found.hexdigest() != shard.sha256:
         raise DataError(
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
-            f"{shard.sha256[:12]}…, but its {len(data)} bytes differ; prepare the data again."
+            f"{shard.sha256[:12]}…, but its {size} bytes differ; prepare the data again."
         )
     return pq.read_table(
         pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False
     )
+
+
+def _buffer(size: int) -> memoryview:
+    """Return bytes that this thread reuses: fresh pages for each shard cost more than the copy.
+
+    Parsing copies the values out, so nothing looks at the buffer after `read` has returned.
+    """
+    held: bytearray | None = getattr(_thread, "buffer", None)
+    if held is None or len(held) < size:
+        held = _thread.buffer = bytearray(size)
+    return memoryview(held)[:size]
 
 
 def pixels(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint8]:

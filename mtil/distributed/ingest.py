@@ -24,7 +24,7 @@ from mtil.storage import open_store
 _MAX_TASKS = 2048
 """Shards that one execution of Ray Data reads, about; more follow in another."""
 
-_PREFETCHED_SHARDS = 2
+_PREFETCHED_SHARDS = 4
 
 
 class ReadShard:

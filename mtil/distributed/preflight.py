@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mtil.errors import ResourceError
 
-DATA_TASK_CPUS = 0.5
+DATA_TASK_CPUS = 0.25
 """CPUs that a task of Ray Data reserves; a cluster must have this much to spare."""
 
 _PREFERRED_SPARE_CPUS = 1.0

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mtil.checkpoint import Model
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
 from mtil.data import phantom
 from mtil.data.manifest import Manifest
 from mtil.data.prepare import prepare
 from mtil.data.rows import Batch
+from mtil.models import TwoTaskNetwork
 from mtil.storage import LocalStore
 
 torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long
@@ -69,6 +72,35 @@ def make_config() -> Callable[..., Config]:
         }
     )
     return lambda **groups: from_dict(groups, base)
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config: Callable[..., Config]) -> Callable[..., Model]:
+    """Make untrained models whose masks are neither empty nor full; the seed decides."""
+    config = make_config()
+
+    def make(seed: int = 0, **values: Any) -> Model:
+        torch.manual_seed(seed)
+        network = TwoTaskNetwork(config.model).eval()
+        with torch.no_grad():
+            for parameter in network.head.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            said = network(torch.rand(8, 1, 32, 32))
+            network.logits["2"].weight *= 2 / said.mask.std()
+            network.logits["2"].bias -= network(torch.rand(8, 1, 32, 32)).mask.median()
+        usual = {
+            "config": config,
+            "weights": network.state_dict(),
+            "fingerprint": "f" * 64,
+            "fold": 0,
+            "source_size": STORED,
+            "epoch": 3,
+            "temperature": 1.5,
+            "threshold": 0.5,
+        }
+        return Model(**usual | values)
+
+    return make
 
 
 @pytest.fixture(scope="session")
