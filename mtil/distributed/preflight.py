@@ -66,7 +66,20 @@ def cpus_per_worker(
             f"nodes, but there is room for {room}; lower `train.num_workers` or "
             "`train.cpus_per_worker`."
         )
+    if not any(_leaves_room(node, room - num_workers, cpus, gpus) for node in nodes):
+        raise ResourceError(
+            f"The workers must leave {DATA_TASK_CPUS} CPUs of one node to Ray Data, but "
+            f"{num_workers} workers with {cpus:g} CPUs each leave less on every node; "
+            "lower `train.num_workers` or `train.cpus_per_worker`."
+        )
     return cpus
+
+
+def _leaves_room(node: Node, places_to_spare: int, cpus: float, gpus: float) -> bool:
+    """Say whether a task of Ray Data on this node takes no place that a worker needs."""
+    beside = Node(cpus=max(node.cpus - DATA_TASK_CPUS, 0), gpus=node.gpus)
+    fits = node.cpus >= DATA_TASK_CPUS
+    return fits and _fit(node, cpus, gpus) - _fit(beside, cpus, gpus) <= places_to_spare
 
 
 def _fit(node: Node, cpus: float, gpus: float) -> int:

@@ -1,0 +1,154 @@
+"""Plans that a cluster cannot run are refused with the numbers, and the others get their CPUs."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtil.distributed.preflight import DATA_TASK_CPUS, Node, cpus_per_worker
+from mtil.errors import ResourceError
+
+Nodes = list[Node]
+
+
+def _nodes(*cpus: float, gpus: float = 0) -> Nodes:
+    return [Node(cpus=number, gpus=gpus) for number in cpus]
+
+
+def _plan(nodes: Nodes, num_workers: int, cpus: float | None = None, gpus: float = 0) -> float:
+    return cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
+
+
+def test_it_needs_no_ray() -> None:
+    code = "import mtil.distributed.preflight, sys; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "expected"),
+    [
+        (_nodes(2), 1, 1.0),
+        (_nodes(2), 2, 0.5),
+        (_nodes(2), 3, 0.33),  # of the one CPU that they share
+        (_nodes(1), 1, 0.5),  # half, where a whole CPU cannot be spared
+        (_nodes(1), 2, 0.25),
+        (_nodes(4), 2, 1.0),  # never more than one
+        (_nodes(64), 2, 1.0),
+        (_nodes(4), 4, 0.75),
+        (_nodes(8, 8), 15, 1.0),
+        (_nodes(8, 8), 16, 0.93),
+    ],
+)
+def test_by_default_workers_share_what_leaves_a_cpu_to_spare(
+    nodes: Nodes, num_workers: int, expected: float
+) -> None:
+    assert _plan(nodes, num_workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "cpus", "gpus"),
+    [
+        (_nodes(2), 1, 1.5, 0),
+        (_nodes(2), 2, 0.75, 0),
+        (_nodes(8, gpus=2), 2, 3, 1),
+        (_nodes(8, 8, gpus=4), 8, 1, 1),
+        (_nodes(4, gpus=1), 1, 1, 0.5),  # a single worker may share its GPU
+        (_nodes(16, gpus=8), 2, 1, 4),
+        (_nodes(2, 2, 2), 3, 1.5, 0),
+        (_nodes(3, 3), 4, 1.25, 0),
+        (_nodes(2, 2, 2), 2, 1.85, 0),  # the third node is left to Ray Data
+    ],
+)
+def test_a_plan_that_fits_is_taken_as_it_is(
+    nodes: Nodes, num_workers: int, cpus: float, gpus: float
+) -> None:
+    assert _plan(nodes, num_workers, cpus, gpus) == cpus
+
+
+def test_workers_may_fill_all_but_what_ray_data_needs() -> None:
+    most = 4 - DATA_TASK_CPUS
+    assert _plan(_nodes(4), 1, most) == most
+    with pytest.raises(ResourceError, match=rf"must leave {DATA_TASK_CPUS} CPUs to Ray Data"):
+        _plan(_nodes(4), 1, most + 0.01)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "cpus", "gpus", "message"),
+    [
+        (
+            _nodes(8, gpus=2), 3, None, 1,
+            "3 workers with 1 GPUs each need 3 GPUs, but the cluster has 2; lower "
+            "`train.num_workers` or `train.gpus_per_worker`.",
+        ),
+        (_nodes(8), 1, None, 1, "1 workers with 1 GPUs each need 1 GPUs, but the cluster has 0;"),
+        (
+            _nodes(8, gpus=4), 2, None, 0.5,
+            "Several workers must have whole GPUs, but got 2 workers with 0.5 each;",
+        ),
+        (_nodes(2), 2, 1, 0, "2 workers with 1 CPUs each leave 0 of 2;"),
+        (_nodes(2), 4, 1, 0, "4 workers with 1 CPUs each leave -2 of 2;"),
+        (_nodes(2), 300, None, 0, "300 workers are too many for the cluster's 2 CPUs;"),
+        ([], 1, None, 0, "1 workers are too many for the cluster's 0 CPUs;"),
+        (
+            _nodes(3, 3), 3, 1.75, 0,
+            "3 workers with 1.75 CPUs and 0 GPUs each must fit on the nodes, but there is room "
+            "for 2; lower `train.num_workers` or `train.cpus_per_worker`.",
+        ),
+        (
+            _nodes(2, 2), 2, 1.85, 0,
+            f"must leave {DATA_TASK_CPUS} CPUs of one node to Ray Data, but 2 workers with 1.85 "
+            "CPUs each leave less on every node; lower `train.num_workers` or "
+            "`train.cpus_per_worker`.",
+        ),
+        (
+            [Node(cpus=1, gpus=4), Node(cpus=20, gpus=0)], 4, 1, 1,
+            "4 workers with 1 CPUs and 1 GPUs each must fit on the nodes, but there is room for 1;",
+        ),
+        (
+            _nodes(8, 8, gpus=3), 3, 1, 2,
+            "3 workers with 1 CPUs and 2 GPUs each must fit on the nodes, but there is room for 2;",
+        ),
+    ],
+)  # fmt: skip
+def test_a_plan_that_would_hang_is_refused_with_its_numbers(
+    nodes: Nodes, num_workers: int, cpus: float | None, gpus: float, message: str
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        _plan(nodes, num_workers, cpus, gpus)
+    assert message in str(caught.value)
+
+
+NODES = st.lists(
+    st.builds(Node, cpus=st.integers(1, 16).map(float), gpus=st.integers(0, 4).map(float)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(NODES, st.integers(1, 12), st.none() | st.sampled_from([0.25, 0.45, 0.9, 1.0, 1.8]),
+       st.sampled_from([0.0, 1.0, 2.0]))  # fmt: skip
+def test_what_is_accepted_can_be_placed(
+    nodes: Nodes, num_workers: int, cpus: float | None, gpus: float
+) -> None:
+    """Workers are put on the nodes one after the other, and something is left for Ray Data."""
+    try:
+        each = _plan(nodes, num_workers, cpus, gpus)
+    except ResourceError:
+        return
+    assert each == cpus or (cpus is None and 0 < each <= 1)
+    left = [[node.cpus, node.gpus] for node in nodes]
+    for _ in range(num_workers):
+        node = next(node for node in left if node[0] >= each - 1e-6 and node[1] >= gpus)
+        node[0] -= each
+        node[1] -= gpus
+    assert max(cpus for cpus, _ in left) >= DATA_TASK_CPUS - 1e-6
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_the_default_fits_whenever_there_are_as_many_cpus_as_workers(
+    cpus: int, num_workers: int
+) -> None:
+    if num_workers <= cpus:
+        assert _plan(_nodes(cpus), num_workers) > 0.4
