@@ -1,0 +1,481 @@
+"""Training on small networks: it learns, it repeats itself, and it goes on as if never stopped."""
+
+import copy
+import io
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from monai.metrics import DiceMetric
+
+from mtil.config import Config, TrainConfig
+from mtil.data.rows import Batch
+from mtil.engine import (
+    Engine,
+    Scored,
+    Step,
+    TrainingStep,
+    dice_per_image,
+    make_optimizer,
+    moving_average,
+    rate_factor,
+    validation_metrics,
+    wants_bf16,
+)
+from mtil.losses import Objective
+from mtil.models import TwoTaskNetwork
+
+MakeConfig = Callable[..., Config]
+ToyBatches = Callable[..., list[Batch]]
+CPU = torch.device("cpu")
+STEPS = 2
+
+
+def _engine(config: Config, steps: int = STEPS) -> Engine:
+    return Engine(config, steps_per_epoch=steps, malignant_share=0.5, device=CPU)
+
+
+def _train(engine: Engine, batches: list[Batch], epochs: range) -> list[Step]:
+    """Each epoch takes its own batches, as from a data set."""
+    steps: list[Step] = []
+    for epoch in epochs:
+        mine = batches[STEPS * epoch : STEPS * (epoch + 1)]
+        steps += list(engine.train_epoch(mine, epoch=epoch))
+    return steps
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_learns_a_simple_task(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
+    config = make_config(
+        seed=2,
+        augment={"enabled": False},
+        model={"encoder": {"drop_path": 0.0}, "head": {"dropout": 0.0}},
+        loss={"deep_supervision": 0.0, "label_smoothing": 0.0},
+        train={"learning_rate": 0.01, "encoder_learning_rate": 0.01, "num_epochs": 14},
+    )
+    batches = toy_batches(STEPS, size=8)
+    engine = _engine(config)
+    before = validation_metrics(engine.validate(batches), 0.5)
+    losses = [
+        float(sum(step.terms.values()))
+        for epoch in range(14)
+        for step in engine.train_epoch(batches, epoch=epoch)
+    ]
+    after = validation_metrics(engine.validate(batches), 0.5)
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    assert before["dice"] < 0.2
+    assert after["dice"] > 0.6
+    assert after["auc"] > 0.9
+
+
+def test_a_step_says_what_it_did(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
+    steps = _train(_engine(make_config()), toy_batches(2), range(1))
+    assert [step.index for step in steps] == [0, 1]
+    for step in steps:
+        assert set(step.terms) == {"segmentation", "classification"}
+        for value in (*step.terms.values(), step.gradient_norm):
+            assert value.shape == ()
+            assert not value.requires_grad
+            assert float(value) > 0
+
+
+def test_the_same_seed_gives_the_same_weights(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(2)
+    first, again, other = (_engine(make_config(seed=seed)) for seed in (7, 7, 8))
+    assert _equal(first.weights(), again.weights())
+    assert not _equal(first.weights(), other.weights())
+    _train(first, batches, range(1))
+    torch.rand(5)  # what others draw meanwhile does not matter
+    _train(again, batches, range(1))
+    assert _equal(first.weights(), again.weights())
+    assert _equal(first.network.state_dict(), again.network.state_dict())
+
+
+def test_ranks_and_epochs_draw_other_augmentations(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    config, batches = make_config(), toy_batches(1)
+    losses = {
+        (epoch, rank): float(
+            next(_engine(config).train_epoch(batches, epoch=epoch, rank=rank)).terms["segmentation"]
+        )
+        for epoch, rank in ((0, 0), (0, 1), (1, 0))
+    }
+    assert len(set(losses.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("stop", "changes"),
+    [
+        (1, {}),
+        (2, {"loss": {"weighting": "uncertainty"}}),
+        (1, {"train": {"ema_decay": 0.0}, "model": {"baseline": True}}),
+        (2, {"train": {"precision": "bf16", "channels_last": False}}),
+    ],
+    ids=["usual", "uncertainty", "no average", "bf16"],
+)
+def test_a_restored_training_ends_with_the_same_bits(
+    make_config: MakeConfig, toy_batches: ToyBatches, stop: int, changes: dict[str, Any]
+) -> None:
+    config, batches = make_config(**changes), toy_batches(3 * STEPS)
+    whole = _engine(config)
+    expected = [float(step.terms["segmentation"]) for step in _train(whole, batches, range(3))]
+
+    stopped = _engine(config)
+    before = _train(stopped, batches, range(stop))
+    file = io.BytesIO()
+    torch.save(stopped.state(), file)
+    file.seek(0)
+    torch.rand(3)
+    resumed = _engine(config)
+    resumed.restore(torch.load(file, weights_only=True))
+    assert resumed.rates() == stopped.rates()
+    after = _train(resumed, batches, range(stop, 3))
+
+    assert [float(step.terms["segmentation"]) for step in before + after] == expected
+    assert _equal(resumed.weights(), whole.weights())
+    assert _equal(resumed.network.state_dict(), whole.network.state_dict())
+    assert resumed.rates() == whole.rates()
+    assert resumed.validate(batches[:1]) == whole.validate(batches[:1])
+
+
+def test_weights_are_a_copy(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
+    batches = toy_batches(2 * STEPS)
+    engine = _engine(make_config())
+    _train(engine, batches, range(1))
+    weights = engine.weights()
+    kept = copy.deepcopy(weights)
+    _train(engine, batches, range(1, 2))
+    assert _equal(weights, kept)
+    assert not _equal(engine.weights(), kept)
+
+
+def test_the_averaged_weights_are_kept_unless_they_are_switched_off(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(STEPS)
+    averaged = _engine(make_config(train={"ema_decay": 0.9}))
+    assert averaged.averaged() is averaged.network  # before the first step there is none
+    _train(averaged, batches, range(1))
+    assert not _equal(averaged.weights(), averaged.network.state_dict())
+    plain = _engine(make_config(train={"ema_decay": 0.0}))
+    _train(plain, batches, range(1))
+    assert _equal(plain.weights(), plain.network.state_dict())
+    assert _equal(plain.network.state_dict(), averaged.network.state_dict())
+
+
+def test_the_averaged_weights_follow_the_network_s(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """Against a plain loop over the networks of all steps."""
+    decay, batches = 0.25, toy_batches(5)
+    engine = _engine(make_config(train={"ema_decay": decay}), steps=5)
+    expected: dict[str, Tensor] = {}
+    for step in engine.train_epoch(batches, epoch=0):
+        now = {name: value.clone() for name, value in engine.network.state_dict().items()}
+        share = min(decay, (1 + step.index) / (10 + step.index))
+        for name, value in now.items():
+            if step.index == 0 or not value.is_floating_point():
+                expected[name] = value
+            else:
+                expected[name] = share * expected[name] + (1 - share) * value
+    weights = engine.weights()
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_average_worked_by_hand() -> None:
+    update = moving_average(0.5)
+    old, counter = [torch.tensor([1.0, 2.0]), torch.tensor([0.0])], [torch.tensor(3)]
+    update(old, [torch.tensor([3.0, 2.0]), torch.tensor([10.0])], torch.tensor(0))
+    assert old[0].tolist() == pytest.approx([2.8, 2.0])  # a tenth of the old: (1 + 0) / (10 + 0)
+    assert old[1].tolist() == pytest.approx([9.0])
+    update(old, [torch.tensor([0.0, 2.0]), torch.tensor([0.0])], torch.tensor(1000))
+    assert old[0].tolist() == pytest.approx([1.4, 2.0])  # half of the old
+    update(counter, [torch.tensor(8)], torch.tensor(1000))
+    assert counter[0].item() == 8
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "total", "expected"),
+    [
+        (0, 2, 10, 0.001 / 2.001),
+        (1, 2, 10, 1.001 / 2.001),
+        (2, 2, 10, 1.0),
+        (6, 2, 10, 0.01 + 0.99 / 2),
+        (4, 2, 10, 0.01 + 0.99 * (0.5 + math.sqrt(0.5) / 2)),
+        (10, 2, 10, 0.01),
+        (12, 2, 10, 0.01),
+        (0, 0, 4, 1.0),
+        (2, 0, 4, 0.505),
+        (5, 5, 5, 1.0),  # nothing but warm-up
+        (1, 3, 2, 1.001 / 3.001),
+    ],
+)
+def test_rates_rise_linearly_and_fall_along_a_cosine(
+    epochs: float, warmup: float, total: int, expected: float
+) -> None:
+    assert rate_factor(epochs, warmup, total) == pytest.approx(expected)
+
+
+def test_rates_never_jump() -> None:
+    factors = [rate_factor(step / 50, 1.5, 10) for step in range(500)]
+    assert max(abs(np.diff(factors))) < 0.02
+    assert max(factors) == 1
+    assert min(factors) > 0
+
+
+def test_the_schedule_moves_with_every_step(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    config = make_config(
+        train={
+            "learning_rate": 0.01,
+            "encoder_learning_rate": 0.002,
+            "warmup_epochs": 1.0,
+            "num_epochs": 2,
+        }
+    )
+    engine = _engine(config)
+    seen = [engine.rates()]
+    for batch in toy_batches(2 * STEPS):
+        list(engine.train_epoch([batch], epoch=0))
+        seen.append(engine.rates())
+    for step, rates in enumerate(seen):
+        factor = rate_factor(step / STEPS, 1.0, 2)
+        assert rates == pytest.approx({"rest": 0.01 * factor, "encoder": 0.002 * factor})
+    assert seen[STEPS] == pytest.approx({"rest": 0.01, "encoder": 0.002})
+
+
+def _network(config: Config) -> TwoTaskNetwork:
+    torch.manual_seed(0)
+    return TwoTaskNetwork(config.model)
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_every_parameter_is_in_the_group_of_its_kind(
+    make_config: MakeConfig, weighting: str
+) -> None:
+    config = make_config(
+        train={"learning_rate": 0.5, "encoder_learning_rate": 0.25, "weight_decay": 0.125},
+        loss={"weighting": weighting},
+    )
+    network, objective = _network(config), Objective(config.loss, 0.5)
+    optimizer = make_optimizer(network, objective, config.train)
+    group_of = {
+        id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
+    }
+    named = [*network.named_parameters(), *objective.named_parameters()]
+    assert len(named) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, parameter in named:
+        group = group_of[id(parameter)]
+        assert group["lr"] == (0.25 if name.startswith("encoder.") else 0.5), name
+        assert group["weight_decay"] == (0.125 if parameter.ndim > 1 else 0), name
+    assert [name for name, p in named if p.ndim <= 1 and name.endswith("weight")]  # norms
+    learned = [name for name, _ in objective.named_parameters()]
+    assert len(learned) == (2 if weighting == "uncertainty" else 0)
+
+
+def test_frozen_parameters_are_not_optimised(make_config: MakeConfig) -> None:
+    config = make_config()
+    network = _network(config)
+    network.encoder.requires_grad_(requires_grad=False)
+    optimizer = make_optimizer(network, Objective(config.loss, 0.5), config.train)
+    assert [group["name"] for group in optimizer.param_groups] == ["rest", "rest_vectors"]
+
+
+def test_learned_weights_of_the_tasks_move(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    engine = _engine(make_config(loss={"weighting": "uncertainty"}))
+    before = copy.deepcopy(engine.state()["objective"])
+    _train(engine, toy_batches(STEPS), range(1))
+    after = engine.state()["objective"]
+    assert len(before) == 2
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+class _Seen:
+    """Keeps the gradients' norm at every step of an optimiser."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.norms: list[float] = []
+        self._parameters = [*engine.network.parameters()]
+        optimizer = engine._optimizer  # the one place where clipped gradients can be seen
+        optimizer.register_step_pre_hook(lambda *_: self.norms.append(self._norm()))
+
+    def _norm(self) -> float:
+        return math.sqrt(
+            sum(
+                float(parameter.grad.double().square().sum())
+                for parameter in self._parameters
+                if parameter.grad is not None
+            )
+        )
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 1e6])
+def test_gradients_are_bounded_before_the_step(
+    make_config: MakeConfig, toy_batches: ToyBatches, clip_norm: float
+) -> None:
+    engine = _engine(make_config(train={"clip_norm": clip_norm}))
+    seen = _Seen(engine)
+    steps = _train(engine, toy_batches(STEPS), range(1))
+    for step, norm in zip(steps, seen.norms, strict=True):
+        before = float(step.gradient_norm)  # as it was before it was clipped
+        assert before > 0.01
+        assert norm == pytest.approx(min(before, clip_norm), rel=1e-3)
+
+
+def test_a_wrapper_gets_network_and_losses_as_one(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    wrapped: list[nn.Module] = []
+
+    def wrap(module: nn.Module) -> nn.Module:
+        wrapped.append(module)
+        return module
+
+    config = make_config(loss={"weighting": "uncertainty"})
+    engine = Engine(config, steps_per_epoch=1, malignant_share=0.5, device=CPU, wrap=wrap)
+    (step,) = wrapped
+    assert isinstance(step, TrainingStep)
+    optimised = {id(p) for group in engine._optimizer.param_groups for p in group["params"]}
+    assert {id(parameter) for parameter in step.parameters()} == optimised
+
+
+def test_only_the_wanted_processor_computes_in_bf16() -> None:
+    assert not wants_bf16(TrainConfig(precision="auto"), CPU)
+    assert not wants_bf16(TrainConfig(precision="fp32"), CPU)
+    assert wants_bf16(TrainConfig(precision="bf16"), CPU)
+    assert not wants_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
+
+
+def test_a_step_in_bf16_is_near_one_in_fp32(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(1)
+    told, logits = {}, {}
+    for precision in ("fp32", "bf16"):
+        engine = _engine(make_config(train={"precision": precision}))
+        kinds: set[torch.dtype] = set()
+        layer = engine.network.logits["2"]
+        layer.register_forward_hook(lambda *call, kinds=kinds: kinds.add(call[2].dtype))
+        logits[precision] = engine.validate(batches)[0].logit
+        (told[precision],) = engine.train_epoch(batches, epoch=0)
+        assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        assert {value.dtype for value in engine.weights().values()} == {torch.float32, torch.int64}
+    assert logits["bf16"] == pytest.approx(logits["fp32"], abs=0.05)
+    for name, value in told["fp32"].terms.items():
+        assert told["bf16"].terms[name].dtype == torch.float32
+        assert float(told["bf16"].terms[name]) == pytest.approx(float(value), rel=0.1)
+        assert float(told["bf16"].terms[name]) != float(value)
+
+
+def test_validation_leaves_everything_as_it_was(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(STEPS)
+    engine = _engine(make_config())
+    _train(engine, batches, range(1))
+    before = copy.deepcopy(engine.state())
+    scored = engine.validate(batches)
+    again = engine.validate(batches)
+    assert scored == again
+    after = engine.state()
+    assert _equal(before["network"], after["network"])
+    assert _equal(before["average"], after["average"])
+    assert [row.sample_id for row in scored] == [
+        name for batch in batches for name in batch.sample_id
+    ]
+    assert [row.label for row in scored] == [0, 1, 0, 1] * STEPS
+
+
+def test_validation_is_at_the_network_s_size(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """Stored images of another size are resized, as in training."""
+    engine = _engine(make_config())
+    sizes: list[tuple[int, ...]] = []
+    engine.network.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+    engine.validate(toy_batches(1, side=64))
+    assert sizes == [(4, 1, 32, 32)]
+
+
+def test_a_validation_score_is_that_of_the_image_alone(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    engine = _engine(make_config())
+    (batch,) = toy_batches(1)
+    together = engine.validate([batch])
+    for index, row in enumerate(together):
+        part = slice(index, index + 1)
+        alone = Batch(batch.sample_id[part], batch.image[part], batch.mask[part], batch.label[part])
+        (one,) = engine.validate([alone])
+        assert (one.sample_id, one.label) == (row.sample_id, row.label)
+        assert one.dice == pytest.approx(row.dice, abs=1e-3)
+        assert one.logit == pytest.approx(row.logit, abs=1e-4)
+
+
+def test_dice_is_worked_by_hand_and_undefined_without_a_lesion() -> None:
+    prediction, target = torch.zeros(4, 1, 4, 4), torch.zeros(4, 1, 4, 4)
+    prediction[0, :, :2] = 1  # 8 pixels, of which 4 are right
+    target[0, :, :, :2] = 1
+    target[1, :, 0, 0] = 1  # nothing found
+    prediction[2, :, 0] = 1  # no lesion
+    dice = dice_per_image(prediction > 0, target > 0).tolist()
+    assert dice[:2] == [0.5, 0.0]
+    assert math.isnan(dice[2])
+    assert math.isnan(dice[3])
+
+
+def test_dice_is_monai_s() -> None:
+    torch.manual_seed(0)
+    prediction, target = (torch.rand(6, 1, 16, 16) < 0.4 for _ in range(2))
+    target[3] = False
+    expected = DiceMetric(reduction="none", ignore_empty=True)(prediction, target)[:, 0]
+    torch.testing.assert_close(dice_per_image(prediction, target), expected, equal_nan=True)
+    assert expected.isnan().sum() == 1
+
+
+def _row(label: int, dice: float, logit: float) -> Scored:
+    return Scored(sample_id="x", label=label, dice=dice, logit=logit)
+
+
+def test_validation_figures_worked_by_hand() -> None:
+    rows = [
+        _row(0, 0.5, -1.0),
+        _row(0, 1.0, 2.0),
+        _row(1, 0.0, 1.0),
+        _row(1, 0.9, 3.0),
+        _row(2, math.nan, 9.0),  # a normal image counts for neither figure
+    ]
+    figures = validation_metrics(rows, 0.75)
+    assert figures == pytest.approx({"dice": 0.6, "auc": 0.75, "score": 0.75 * 0.6 + 0.25 * 0.75})
+    assert validation_metrics(iter(rows), 1.0)["score"] == pytest.approx(0.6)
+    assert validation_metrics(rows, 0.0)["score"] == pytest.approx(0.75)
+
+
+def test_with_one_class_the_score_is_dice_alone() -> None:
+    rows = [_row(1, 0.5, 0.0), _row(1, 0.7, 1.0), _row(2, math.nan, 1.0)]
+    assert validation_metrics(rows, 0.5) == pytest.approx({"dice": 0.6, "score": 0.6})
+    assert validation_metrics(rows, 0.0) == pytest.approx({"dice": 0.6, "score": 0.0})
+
+
+@pytest.mark.parametrize("rows", [[], [_row(2, math.nan, 1.0)]])
+def test_without_tumours_there_is_no_figure_but_a_score(rows: list[Scored]) -> None:
+    assert validation_metrics(rows, 0.5) == {"score": 0.0}
