@@ -1,0 +1,189 @@
+"""A training's progress: the best epoch is kept, a stall is seen, a checkpoint brings it back."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtil.checkpoint import TrainingCheckpoints
+from mtil.config import Config
+from mtil.data.rows import Batch
+from mtil.engine import Engine, Scored
+from mtil.progress import TrainingProgress
+from mtil.storage import LocalStore
+
+ToyBatches = Callable[..., list[Batch]]
+MakeEngine = Callable[[], Engine]
+
+
+@pytest.fixture
+def make_engine(make_config: Callable[..., Config]) -> MakeEngine:
+    config = make_config(model={"baseline": True})
+    return lambda: Engine(
+        config, steps_per_epoch=1, malignant_share=0.5, device=torch.device("cpu")
+    )
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> Engine:
+    return make_engine()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> TrainingCheckpoints:
+    return TrainingCheckpoints(LocalStore(str(tmp_path)), "checkpoints")
+
+
+def _scored(number: int) -> list[Scored]:
+    return [
+        Scored("é 1", 0, 0.1 * number, -1.0 / 3),
+        Scored("n", 2, math.nan, 0.25),
+    ]
+
+
+def _add(progress: TrainingProgress, engine: Engine, *scores: float) -> None:
+    for score in scores:
+        epoch = progress.next_epoch
+        record = {"epoch": epoch, "loss_segmentation": 1.5}
+        figures = {"dice": score / 2, "score": score}
+        progress.add(record, figures, _scored(epoch), engine)
+
+
+def _mark(engine: Engine, number: float) -> None:
+    """Make an engine's weights recognisable."""
+    with torch.no_grad():
+        engine.network.logits["2"].bias.fill_(number)
+
+
+def test_at_first_there_is_nothing() -> None:
+    progress = TrainingProgress()
+    assert (progress.next_epoch, progress.history, progress.best) == (0, [], None)
+    assert not progress.has_stalled(1)
+    assert 0 <= progress.seconds < 1
+
+
+def test_every_epoch_is_a_record_with_its_validation(engine: Engine) -> None:
+    progress = TrainingProgress()
+    _add(progress, engine, 0.5, 0.25)
+    assert progress.next_epoch == 2
+    assert progress.history[1] == {
+        "epoch": 1,
+        "loss_segmentation": 1.5,
+        "validation_dice": 0.125,
+        "validation_score": 0.25,
+    }
+
+
+def test_the_best_epoch_keeps_its_own_weights_and_rows(engine: Engine) -> None:
+    progress = TrainingProgress()
+    for epoch, score in enumerate([0.3, 0.6, 0.6, 0.5]):
+        _mark(engine, epoch)
+        _add(progress, engine, score)
+    assert progress.best is not None
+    assert progress.best.epoch == 1  # of equals the first
+    assert progress.best.metrics == {"dice": 0.3, "score": 0.6}
+    assert progress.best.weights["logits.2.bias"].item() == 1
+    assert progress.best.scored[0].dice == pytest.approx(0.1)
+
+
+def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: Engine) -> None:
+    progress = TrainingProgress()
+    _add(progress, engine, 0.0)
+    assert progress.best is not None
+    assert progress.best.epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "stalled"),
+    [
+        ([0.1], 1, False),
+        ([0.1, 0.2, 0.3], 1, False),
+        ([0.3, 0.2], 1, True),
+        ([0.3, 0.3], 1, True),  # as good is not better
+        ([0.3, 0.2], 2, False),
+        ([0.3, 0.2, 0.1], 2, True),
+        ([0.3, 0.2, 0.4], 2, False),
+        ([0.3] * 50, 0, False),
+    ],
+)
+def test_a_stall_is_so_many_epochs_without_a_better_score(
+    engine: Engine, scores: list[float], patience: int, stalled: bool
+) -> None:
+    progress = TrainingProgress()
+    _add(progress, engine, *scores)
+    assert progress.has_stalled(patience) is stalled
+
+
+def test_without_a_checkpoint_it_starts_afresh(
+    checkpoints: TrainingCheckpoints, engine: Engine
+) -> None:
+    before = engine.weights()
+    progress = TrainingProgress.load(checkpoints, engine)
+    assert progress.next_epoch == 0
+    assert all(torch.equal(value, before[name]) for name, value in engine.weights().items())
+
+
+def test_a_checkpoint_brings_everything_back(
+    checkpoints: TrainingCheckpoints,
+    engine: Engine,
+    make_engine: MakeEngine,
+    toy_batches: ToyBatches,
+) -> None:
+    progress = TrainingProgress()
+    batches = toy_batches(4)
+    for epoch, score in enumerate([0.2, 0.7, 0.4]):
+        list(engine.train_epoch(batches[epoch : epoch + 1], epoch=epoch))
+        _add(progress, engine, score)
+    progress.save(checkpoints, engine)
+
+    other = make_engine()
+    taken = TrainingProgress.load(checkpoints, other)
+    assert taken.history == progress.history
+    assert taken.next_epoch == 3
+    assert taken.best is not None
+    assert progress.best is not None
+    assert (taken.best.epoch, taken.best.metrics) == (1, {"dice": 0.35, "score": 0.7})
+    assert _same_rows(taken.best.scored, progress.best.scored)
+    assert _same(taken.best.weights, progress.best.weights)
+    assert _same(other.weights(), engine.weights())
+    assert not _same(other.weights(), taken.best.weights)
+
+    for one in (engine, other):  # and both go on alike
+        list(one.train_epoch(batches[3:], epoch=3))
+    assert _same(other.weights(), engine.weights())
+
+
+def test_time_adds_up_over_processes(
+    checkpoints: TrainingCheckpoints, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = TrainingProgress()
+    _add(progress, engine, 0.5)
+    now = 107.0
+    progress.save(checkpoints, engine)
+    now = 5000.0  # what comes between two processes does not count
+    taken = TrainingProgress.load(checkpoints, engine)
+    now = 5003.0
+    assert taken.seconds == 10.0
+
+
+def test_nothing_is_saved_before_the_first_epoch(
+    checkpoints: TrainingCheckpoints, engine: Engine
+) -> None:
+    with pytest.raises(AssertionError):
+        TrainingProgress().save(checkpoints, engine)
+    assert checkpoints.load() is None
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _same_rows(one: list[Scored], other: list[Scored]) -> bool:
+    """To the last digit, NaN included."""
+    return repr(one) == repr(other) and "nan" in repr(one)
