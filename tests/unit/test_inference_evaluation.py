@@ -1,0 +1,309 @@
+"""Test rows to predictions to figures: right, with lineage, the same whoever computes them."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from mtil import __version__
+from mtil.checkpoint import Model, model_from_bytes, model_to_bytes
+from mtil.config import Config, digest
+from mtil.data.manifest import Manifest
+from mtil.data.shards import read
+from mtil.errors import CheckpointError, DataError
+from mtil.evaluation import (
+    EVALUATION_COLUMNS,
+    PREDICTIONS,
+    check_complete,
+    evaluate,
+    lineage,
+    score,
+    to_results,
+)
+from mtil.inference import Predictor, at_size, calibrated
+from mtil.storage import LocalStore
+
+MakeModel = Callable[..., Model]
+CPU = torch.device("cpu")
+
+METRICS = {
+    "dice", "dice_pooled", "iou", "hd95", "assd", "miss_rate", "false_positive_area", "f1",
+    "macro_f1", "auc", "average_precision", "accuracy", "sensitivity", "specificity",
+    "sensitivity_at_90_specificity", "ece", "brier",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> Model:
+    """As it is read from a file, so that it has a digest; its threshold parts the images."""
+    return model_from_bytes(model_to_bytes(make_model()), "model.pt")
+
+
+@pytest.fixture(scope="module")
+def rows(data_uri: str, manifest: Manifest) -> pa.Table:
+    """All 60 rows of the data set."""
+    store = LocalStore(data_uri)
+    tables = [read(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
+    return pa.concat_tables(tables)
+
+
+@pytest.fixture(scope="module")
+def predictions(model: Model, rows: pa.Table) -> pa.Table:
+    return score(rows, Predictor(model, CPU))
+
+
+def _images(rows: pa.Table) -> np.ndarray:
+    side = math.isqrt(len(rows["image"][0].as_py()))
+    return np.stack([np.frombuffer(row, np.uint8) for row in rows["image"].to_pylist()]).reshape(
+        -1, side, side
+    )
+
+
+def test_a_predictor_says_what_the_network_says(model: Model, rows: pa.Table) -> None:
+    images = _images(rows)[:5]
+    said = Predictor(model, CPU)(images)
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(images / 255).float()[:, None], (32, 32), mode="bilinear", antialias=True
+    )
+    with torch.no_grad():
+        expected = model.network()(small)
+    np.testing.assert_allclose(said.lesion, expected.mask[:, 0].sigmoid(), atol=1e-5)
+    np.testing.assert_allclose(said.logit, expected.malignant, atol=1e-4)
+    np.testing.assert_allclose(
+        said.malignant, 1 / (1 + np.exp(-expected.malignant.double().numpy() / 1.5)), atol=1e-4
+    )
+    assert said.lesion.shape == (5, 32, 32)
+    assert (said.lesion.dtype, said.logit.dtype, said.malignant.dtype) == (
+        np.float32, np.float32, np.float64,
+    )  # fmt: skip
+    assert 0.05 < (said.lesion > 0.5).mean() < 0.95
+
+
+def test_a_predictor_neither_keeps_nor_changes_what_it_sees(model: Model, rows: pa.Table) -> None:
+    images = _images(rows)[:3]
+    images.flags.writeable = False
+    before = images.copy()
+    predictor = Predictor(model, CPU)
+    first = predictor(images)
+    predictor(255 - images)
+    again = predictor(images)
+    np.testing.assert_array_equal(first.lesion, again.lesion)
+    np.testing.assert_array_equal(first.malignant, again.malignant)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_a_predictor_in_bf16_answers_in_full_precision(
+    make_model: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+) -> None:
+    images = _images(rows)[:3]
+    plain = Predictor(make_model(), CPU)(images)
+    half = Predictor(make_model(config=make_config(train={"precision": "bf16"})), CPU)(images)
+    assert half.lesion.dtype == half.logit.dtype == np.float32
+    np.testing.assert_allclose(half.lesion, plain.lesion, atol=0.1)
+    assert not np.array_equal(half.lesion, plain.lesion)
+
+
+def test_a_model_whose_weights_do_not_fit_is_refused(make_model: MakeModel) -> None:
+    weights = make_model().weights
+    name = next(iter(weights))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        Predictor(make_model(weights={name: weights[name]}), CPU)
+
+
+def test_calibration_divides_the_logit() -> None:
+    logits = np.array([0.0, 2.0, -3.0, 30.0], np.float32)
+    expected = [0.5, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-15))]
+    np.testing.assert_allclose(calibrated(logits, 2.0), expected, rtol=1e-12)
+    assert calibrated(logits, 2.0).dtype == np.float64
+    assert calibrated(np.array([-1e4, 1e4]), 0.1).tolist() == [0, 1]  # and no overflow
+
+
+def test_a_map_is_resized_about_the_centres_of_its_pixels() -> None:
+    lesion = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
+    np.testing.assert_allclose(at_size(lesion, 3, 4), [[0, 0.25, 0.75, 1]] * 3)
+    np.testing.assert_array_equal(at_size(lesion, 2, 2), lesion)
+    np.testing.assert_allclose(at_size(np.full((8, 8), 0.3, np.float32), 5, 19), 0.3, rtol=1e-6)
+    grown = at_size(np.eye(32, dtype=np.float32), 70, 110)
+    assert grown.shape == (70, 110)
+    assert grown.min() >= 0
+    assert grown.max() <= 1
+
+
+def test_every_row_is_scored_at_its_original_size(
+    model: Model, rows: pa.Table, predictions: pa.Table
+) -> None:
+    """Against a plain computation with Pillow's masks."""
+    assert predictions.schema == PREDICTIONS
+    assert predictions.num_rows == rows.num_rows == 60
+    said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
+    for index, (row, told) in enumerate(
+        zip(rows.slice(0, 32).to_pylist(), predictions.to_pylist(), strict=False)
+    ):
+        for name in ("sample_id", "group", "label", "fold"):
+            assert told[name] == row[name]
+        mask = np.array(Image.open(io.BytesIO(row["mask_png"]))).astype(bool)
+        assert mask.shape == (row["height"], row["width"])
+        found = at_size(said.lesion[index], *mask.shape) >= 0.5
+        tp, fp, fn = (int(part.sum()) for part in (found & mask, found & ~mask, mask & ~found))
+        assert (told["tp"], told["fp"], told["fn"]) == (tp, fp, fn)
+        assert told["false_positive_area"] == fp / mask.size
+        if row["label"] == 2:
+            assert math.isnan(told["dice"])
+        else:
+            assert told["dice"] == 2 * tp / (2 * tp + fp + fn)
+        assert told["pass"] == 0
+        assert told["logit"] == said.logit[index]
+        assert told["probability"] == said.malignant[index]
+        assert told["predicted"] == (told["probability"] >= model.threshold)
+
+
+def test_the_threshold_decides_what_is_called_malignant(model: Model, rows: pa.Table) -> None:
+    some = rows.slice(0, 6)
+    probabilities = score(some, Predictor(model, CPU))["probability"].to_pylist()
+    at = sorted(probabilities)[2]
+    moved = Model(**vars(model) | {"threshold": at})
+    called = score(some, Predictor(moved, CPU))["predicted"].to_pylist()
+    assert called == [probability >= at for probability in probabilities]
+    assert sum(called) == 4  # the one that is at the threshold as well
+
+
+def test_the_same_rows_give_the_same_figures_whoever_has_them(
+    model: Model, rows: pa.Table, predictions: pa.Table
+) -> None:
+    """Units are shared out in any order; a slice of a larger table is as good as a copy."""
+    starts = [0, 32]  # as units of a shard are cut
+    units = [rows.slice(start, 32) for start in starts]
+    parts = [score(unit, Predictor(model, CPU)) for unit in reversed(units)]
+    assert _same(pa.concat_tables(parts), predictions)
+    copied = rows.take(pa.array(range(32, 60)))
+    assert _same(score(copied, Predictor(model, CPU)), parts[0])
+    assert not _same(parts[0], parts[1])
+
+
+def _same(one: pa.Table, other: pa.Table) -> bool:
+    """To the last digit, NaN included, whatever the order."""
+    return repr(one.sort_by("sample_id").to_pylist()) == repr(
+        other.sort_by("sample_id").to_pylist()
+    )
+
+
+def test_neighbours_change_nothing_that_matters(
+    model: Model, rows: pa.Table, predictions: pa.Table
+) -> None:
+    alone = score(rows.slice(17, 1), Predictor(model, CPU)).to_pylist()[0]
+    among = predictions.to_pylist()[17]
+    assert alone["probability"] == pytest.approx(among["probability"], abs=1e-5)
+    assert alone["sample_id"] == among["sample_id"]
+
+
+def test_no_rows_give_no_predictions(model: Model, rows: pa.Table) -> None:
+    nothing = score(rows.slice(0, 0), Predictor(model, CPU))
+    assert nothing.schema == PREDICTIONS
+    assert nothing.num_rows == 0
+
+
+def test_predictions_name_model_data_and_configuration(model: Model, predictions: pa.Table) -> None:
+    assert lineage(model) == {
+        "model_sha256": model.digest,
+        "fingerprint": "f" * 64,
+        "config_digest": digest(model.config),
+        "version": __version__,
+    }
+    assert len(model.digest) == 64
+    for name, value in lineage(model).items():
+        assert set(predictions[name].to_pylist()) == {value}
+
+
+def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
+    shuffled = predictions.take(pa.array(np.random.default_rng(0).permutation(60)))
+    results = to_results(shuffled)
+    expected = sorted(predictions.to_pylist(), key=lambda row: row["sample_id"])
+    assert results.sample_id.tolist() == [row["sample_id"] for row in expected]
+    assert results.group.tolist() == [row["group"] for row in expected]
+    assert results.probability.tolist() == [row["probability"] for row in expected]
+    assert results.tp.tolist() == [row["tp"] for row in expected]
+
+
+def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
+    figures = evaluate(predictions, run_uri="s3://bucket/run", folds=(0, 2))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures.keys() == {"run", "folds", "num_images", "metrics", "by_class", "by_pass"}
+    assert (figures["run"], figures["folds"]) == ("s3://bucket/run", [0, 2])
+    assert figures["num_images"] == 60
+    assert set(figures["metrics"]) == METRICS
+    assert all(
+        set(interval) == {"value", "low", "high"} for interval in figures["metrics"].values()
+    )
+    assert figures["by_class"].keys() == {"benign", "malignant", "normal"}
+    assert figures["by_pass"] == [{"pass": 0, "metrics": figures["metrics"]}]
+
+    tumours = [row for row in predictions.to_pylist() if row["label"] < 2]
+    assert len(tumours) == 48
+    metrics = {name: interval["value"] for name, interval in figures["metrics"].items()}
+    assert metrics["dice"] == pytest.approx(np.mean([row["dice"] for row in tumours]))
+    assert metrics["accuracy"] == np.mean([row["predicted"] == row["label"] for row in tumours])
+    overlap = sum(2 * row["tp"] for row in tumours)
+    assert metrics["dice_pooled"] == pytest.approx(
+        overlap / (overlap + sum(row["fp"] + row["fn"] for row in tumours))
+    )
+    interval = figures["metrics"]["dice"]
+    assert interval["low"] < interval["value"] < interval["high"]
+    assert [figures["by_class"][name]["count"] for name in ("benign", "malignant", "normal")] == [
+        30, 18, 12,
+    ]  # fmt: skip
+
+
+def test_figures_do_not_depend_on_the_order_of_rows(predictions: pa.Table) -> None:
+    shuffled = predictions.take(pa.array(np.random.default_rng(1).permutation(60)))
+    told = [evaluate(table, run_uri="r", folds=[0]) for table in (predictions, shuffled)]
+    assert told[0] == told[1]
+
+
+def _with(table: pa.Table, **columns: Sequence[Any]) -> pa.Table:
+    """Return a table with other values in some columns."""
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(
+            at, table.schema.field(name), pa.array(values, table.schema.field(name).type)
+        )
+    return table
+
+
+def test_passes_are_told_apart_and_the_last_one_counts(predictions: pa.Table) -> None:
+    """A second pass that outlines every tumour perfectly."""
+    dice = [1.0 if label < 2 else math.nan for label in predictions["label"].to_pylist()]
+    second = _with(predictions, **{"pass": [1] * 60, "dice": dice})
+    figures = evaluate(pa.concat_tables([second, predictions]), run_uri="r", folds=[0])
+    assert [entry["pass"] for entry in figures["by_pass"]] == [0, 1]
+    first, last = (entry["metrics"] for entry in figures["by_pass"])
+    assert first == evaluate(predictions, run_uri="r", folds=[0])["metrics"]
+    assert first["dice"]["value"] < 1
+    assert last["dice"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert figures["metrics"] == last
+    assert figures["by_class"]["benign"]["dice"] == 1
+    assert figures["num_images"] == 60
+
+
+def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> None:
+    twice = pa.concat_tables([predictions, predictions.slice(4, 1)])
+    with pytest.raises(DataError, match="must be scored once"):
+        evaluate(twice, run_uri="r", folds=[0])
+
+
+def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
+    check_complete(predictions, 60, 1)
+    with pytest.raises(DataError, match="fold 1 must see each of its 61 images once, but saw 60"):
+        check_complete(predictions, 61, 1)
+    twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
+    with pytest.raises(DataError, match=r"each of its 60 .* saw 61 rows of 60 images"):
+        check_complete(twice, 60, 0)
+    swapped = pa.concat_tables([predictions.slice(1), predictions.slice(1, 1)])
+    with pytest.raises(DataError, match=r"each of its 60 .* saw 60 rows of 59 images"):
+        check_complete(swapped, 60, 0)
