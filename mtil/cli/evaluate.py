@@ -54,20 +54,22 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, float]:
-    for key in options.overrides:
-        if key.replace("-", "_") not in _MAY_CHANGE:
+    changed = {key.replace("-", "_"): value for key, value in options.overrides.items()}
+    for key in changed:
+        if key not in _MAY_CHANGE:
             raise ConfigError(
                 f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change now, "
                 f"but got `{key}`; train another run."
             )
-    changed = {key.replace("-", "_") for key in options.overrides}
-    train = with_overrides(record.config, {"train.batch_size": "5040", **options.overrides}).train
     workers = options.num_workers
-    if workers is None and "train.num_workers" in changed:
-        workers = train.num_workers
     if workers is not None and workers < 1:
         raise ConfigError(f"`--num-workers` must be at least 1, but got {workers}.")
-    return workers, train.gpus_per_worker
+    text = changed.pop("train.num_workers", None)  # need not divide the batch size here
+    if workers is None and text is not None:
+        if not text.isdecimal() or not int(text):
+            raise ConfigError(f"`train.num_workers` must be at least 1, but got {text!r}.")
+        workers = int(text)
+    return workers, with_overrides(record.config, changed).train.gpus_per_worker
 
 
 def _print(figures: dict[str, Any], output: Output) -> None:

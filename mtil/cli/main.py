@@ -58,8 +58,9 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
         key, equals, value = word[2:].partition("=")
         if not equals:
             following = next(words, None)
-            if following is None:
-                raise ConfigError(f"`--{key}` must be followed by a value, but nothing follows.")
+            if following is None or following.startswith("--"):
+                what = "nothing" if following is None else f"`{following}`"
+                raise ConfigError(f"`--{key}` must be followed by a value, but {what} follows.")
             value = following
         found[key] = value
     return found

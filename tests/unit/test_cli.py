@@ -1,0 +1,431 @@
+"""The commands: what is understood, what is printed where, and what comes back."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtil import __version__
+from mtil.checkpoint import Model
+from mtil.cli import main
+from mtil.config import Config, documented
+from mtil.data import manifest as manifests
+from mtil.data.manifest import Manifest
+from mtil.run import Run
+from mtil.storage import LocalStore
+from tune import cli as tune_cli
+
+COMMANDS = ("phantom", "prepare", "train", "evaluate", "predict", "doctor")
+HEAVY = (
+    "torch",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "pandas",
+    "boto3",
+    "PIL",
+    "pydantic",
+)
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Put back the handler that a command sets."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that fails with an exit code, and return its one sentence."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        assert main([str(word) for word in arguments]) == code
+        told = capsys.readouterr()
+        (line,) = told.err.strip().splitlines()[-1:]
+        assert "Traceback" not in told.err
+        assert told.out == ""
+        assert line.startswith("mtil: ")
+        return line.removeprefix("mtil: ")
+
+    return run
+
+
+def _told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Run a command with `--json` and return the one object that it prints."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    told: dict[str, Any] = json.loads(out)
+    return told
+
+
+def _process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+# Help and what it costs
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    if arguments == ["--help"]:
+        assert all(f"    {name} " in out for name in COMMANDS)
+    else:
+        assert out.startswith(f"usage: mtil {arguments[0]} ")
+        assert "--json" in out
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = f"""
+import sys
+from mtil.cli import main
+for words in (["--help"], *([name, "--help"] for name in {COMMANDS})):
+    try:
+        main(words)
+    except SystemExit as ended:
+        assert not ended.code
+found = [name for name in {HEAVY} if name in sys.modules]
+sys.exit(f"imported: {{found}}" if found else 0)
+"""
+    done = _process("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_module_is_the_command() -> None:
+    done = _process("-m", "mtil", "--version")
+    assert (done.returncode, done.stdout) == (0, f"mtil {__version__}\n")
+    done = _process("-m", "mtil", "nonsense")
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_the_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--keys"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [name for name, _, _ in documented()]
+
+
+# What is not understood
+
+
+def test_a_command_is_needed_and_must_be_known(fails: Fails) -> None:
+    assert "COMMAND" in fails()
+    sentence = fails("nonsense")
+    assert "'nonsense'" in sentence
+    assert all(name in sentence for name in COMMANDS)
+    assert "COMMAND" in fails("--json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["phantom"], "required: OUT; see `mtil phantom --help`"),
+        (
+            ["phantom", "out", "--sed", "1"],
+            "`mtil phantom` has no option '--sed'; see its `--help`",
+        ),
+        (["phantom", "out", "other"], "has no option 'other'"),
+        (["phantom", "out", "--num-images", "many"], "--num-images: invalid int value: 'many'"),
+        (["prepare", "in", "--layout", "busi"], "required: --to"),
+        (["prepare", "in", "--to", "x", "--layout", "y"], "invalid choice: 'y'"),
+        (["prepare", "in", "--to", "x", "--lay", "busi"], "required: --layout"),  # no guesses
+        (["train", "--run", "r"], "required: --data"),
+        (["evaluate"], "required: --run"),
+        (["predict", "model.pt"], "required: INPUT, OUT"),
+        (["doctor", "--train.num-epochs", "3"], "has no option '--train.num-epochs'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    arguments: list[str],
+    expected: str,
+    fails: Fails,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Overrides
+
+
+@pytest.fixture
+def asked(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return what `mtil train` says of overrides; there are no data, so that it always refuses."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: fails("train", "--data", "d", "--run", "r", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seed", "-3"], "`seed` is wrong: .* but got -3."),
+        (["--seed=-3"], "`seed` is wrong: .* but got -3."),
+        (["--train.learning-rate", "-1e-3"], r"`train\.learning_rate` .* but got -0\.001\."),
+        (["--train.learning-rate=-.5"], r"`train\.learning_rate` .* but got -0\.5\."),
+        (["--train.num-epochs", "two words"], r"`train\.num_epochs` .* but got 'two words'"),
+        (["--model.encoder.name=a=b", "--sed=1"], "`sed` is not a configuration key"),
+        (["--train.num_epoch", "3"], r"did you mean `train\.num_epochs`"),
+        (["--seed", "4", "--seed", "-5"], "but got -5"),  # the last one counts
+        (["--seed", "-5", "--seed", "4", "--sed=1"], "`sed` is not"),
+        (["--train.num-workers", "3"], r"multiple of .* 16 for 3 workers"),
+        (["--config", "cpu", "--train.num-workers", "5"], r"multiple of .* 16 for 5 workers"),
+        (["--seed"], "`--seed` must be followed by a value, but nothing follows"),
+        (["--data.normals", "--seed", "3"], "`--data.normals` must be followed by a value, but"),
+        (["seed", "3"], "must look like `--train.num-epochs 5`, but got 'seed'"),
+        (["-seed", "3"], "must look like `--train.num-epochs 5`, but got '-seed'"),
+        (["--seed", "3", "4"], "must look like `--train.num-epochs 5`, but got '4'"),
+        (["--config", "nonsense"], "demo, cpu, base or a YAML file, but got 'nonsense'"),
+        (["--config", "none.yaml"], r"none\.yaml does not exist"),
+    ],
+)
+def test_overrides_are_read_as_they_are_typed(
+    words: list[str], expected: str, asked: Callable[..., str]
+) -> None:
+    assert re.search(expected, asked(*words))
+
+
+def test_good_overrides_get_as_far_as_the_data(asked: Callable[..., str]) -> None:
+    sentence = asked(
+        "--train.num-epochs", "3", "--train.learning_rate=1e-4", "--model.baseline", "true",
+        "--model.attention.levels", "[8, 16]", "--train.cpus-per-worker=null",
+    )  # fmt: skip
+    assert "must have a dataset.json, but " in sentence
+
+
+# What a command needs
+
+
+def test_without_ray_one_sentence_names_the_extra(
+    fails: Fails, data_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mtil.distributed.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sentence = fails("train", "--config", "demo", "--data", data_uri, "--run", tmp_path / "run")
+    assert sentence == "This command needs `ray`; run `pip install 'mtil[ray]'`."
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_module_of_ours_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mtil.cli.predict", None)
+    with pytest.raises(ModuleNotFoundError, match=r"mtil\.cli\.predict"):
+        main(["predict", "m", "i", "o"])
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [
+        (["--fold", "3"], "3"),
+        (["--folds", "0,9"], "9"),
+        (["--fold=-1"], "-1"),
+        (["--fold=x"], "'x'"),
+    ],
+)
+def test_folds_are_checked_before_anything_starts(
+    fails: Fails, data_uri: str, tmp_path: Path, words: list[str], got: str
+) -> None:
+    sentence = fails("train", "--data", data_uri, "--run", tmp_path / "run", *words)
+    assert re.search(f"[Ff]olds? must be .*, but got {got}", sentence)
+    assert not (tmp_path / "run").exists()
+
+
+# Commands that run without Ray
+
+
+def test_phantoms_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "images"
+    told = _told(capsys, "phantom", out, "--num-images", 3, "--seed", 5)
+    assert told == {"out": str(out), "num_images": 3, "seed": 5}
+    images = [path for path in out.rglob("*.png") if "_mask" not in path.name]
+    assert len(images) == 3
+    assert main(["phantom", str(out)]) == 2
+    assert "must be an empty or new folder" in capsys.readouterr().err
+
+
+def test_data_are_prepared(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "data"
+    command = ["prepare", phantoms, "--layout", "busi", "--to", to, "--image-size", "32"]
+    told = _told(capsys, *command, "--num-folds", 4)
+    made = manifests.load(LocalStore(str(to)))
+    assert told == {
+        "uri": str(to),
+        "fingerprint": made.fingerprint,
+        "read": 60,
+        "kept": {"benign": 30, "malignant": 18, "normal": 12},
+        "groups": 60,
+        "dropped": [],
+        "folds": told["folds"],
+    }
+    assert told["folds"].keys() == {"0", "1", "2", "3"}
+    for name, number in told["kept"].items():
+        assert sum(fold[name] for fold in told["folds"].values()) == number
+    assert main([*map(str, command), "--num-folds", "3"]) == 2
+    assert "num_folds is 4 where this one's is 3" in capsys.readouterr().err
+
+
+def test_dropped_images_are_told_with_the_reason(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stems = sorted(p.stem for p in phantoms.rglob("*.png") if "_mask" not in p.stem)
+    group = {stem: "x" if stem in ("benign (1)", "malignant (1)") else stem for stem in stems}
+    with (tmp_path / "groups.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image_id", "group"), *group.items()])
+    told = _told(
+        capsys, "prepare", phantoms, "--layout", "busi", "--to", tmp_path / "data",
+        "--image-size", "32", "--groups", tmp_path / "groups.csv",
+    )  # fmt: skip
+    assert [entry["sample_id"] for entry in told["dropped"]] == ["benign (1)", "malignant (1)"]
+    assert all("benign and malignant" in entry["why"] for entry in told["dropped"])
+    assert (told["read"], sum(told["kept"].values()), told["groups"]) == (60, 58, 58)
+
+
+def test_without_json_a_person_is_told(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "data"
+    command = ["prepare", str(phantoms), "--layout", "busi", "--to", str(to), "--image-size", "32"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "60 images read, 0 dropped; kept 30 benign, 18 malignant, 12 normal" in told.out
+    assert "No --groups file" in told.out
+    assert str(to) in told.out
+    assert "{" not in told.out
+    assert told.err == ""
+
+
+FIGURES: dict[str, Any] = {"num_epochs": 1, "seconds": 1.0, "metrics": {"dice": 0.5}}
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    data_uri: str,
+    manifest: Manifest,
+    make_config: Callable[..., Config],
+    make_model: Callable[..., Model],
+) -> Run:
+    """A run of which fold 1 is trained."""
+    run = Run.create(str(tmp_path / "run"), make_config(), data_uri, manifest.fingerprint)
+    run.commit(make_model(fold=1, fingerprint=manifest.fingerprint), **FIGURES)
+    return run
+
+
+def test_images_are_predicted(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((40, 50), 90, np.uint8)).save(tmp_path / "in" / "a.png")
+    told = _told(capsys, "predict", run.uri, tmp_path / "in", tmp_path / "out")
+    assert (told["num_images"], told["num_unreadable"], told["folds"]) == (1, 0, [1])
+    assert Path(told["predictions"]).is_file()
+
+
+def test_a_run_that_is_damaged_is_a_failure_of_its_own(
+    run: Run, tmp_path: Path, fails: Fails, make_model: Callable[..., Model]
+) -> None:
+    """Exit code 1: there is nothing wrong with what the user typed."""
+    (tmp_path / "a.png").write_bytes(b"")
+    run.store.write("rounds/0/fold-1/model.pt", b"other")
+    sentence = fails("predict", run.uri, tmp_path / "a.png", tmp_path / "out", code=1)
+    assert "is not the file that its result.json names" in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seed", "3"], "Only `train.num_workers` and `train.gpus_per_worker` may change now"),
+        (["--train.batch_size", "3"], "but got `train.batch_size`"),
+        (["--num-workers", "0"], "`--num-workers` must be at least 1, but got 0"),
+        (["--train.num-workers", "0"], "`train.num_workers` must be at least 1, but got '0'"),
+        (["--train.num-workers", "many"], "`train.num_workers` must be at least 1, but got 'many'"),
+        (["--train.gpus-per-worker", "-1"], "`train.gpus_per_worker` is wrong"),
+        (["--fold", "7"], "one of 0 to 2 in this data set, but got 7"),
+        (["--data", "nowhere"], "must have a dataset.json"),
+    ],
+)
+def test_evaluation_refuses_what_would_change_the_run(
+    run: Run, words: list[str], expected: str, fails: Fails, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails("evaluate", "--run", run.uri, *words)
+
+
+@pytest.mark.parametrize("words", [[], ["--train.num-workers", "11"], ["--num-workers", "11"]])
+def test_evaluation_takes_any_number_of_workers(
+    run: Run, words: list[str], fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as Ray, whatever the batch size of the training was."""
+    for name in [name for name in sys.modules if name.startswith("mtil.distributed.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "needs `ray`" in fails("evaluate", "--run", run.uri, *words)
+
+
+def test_evaluation_needs_a_trained_fold_and_its_own_data(
+    run: Run, fails: Fails, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    _told(capsys, "prepare", phantoms, "--layout", "busi", "--to", other, "--image-size", "64")
+    assert "must stay with its data set" in fails("evaluate", "--run", run.uri, "--data", other)
+    run.store.delete("rounds/0/fold-1/result.json")
+    assert f"run `mtil train --run {run.uri}`" in fails("evaluate", "--run", run.uri)
+    assert "must have a run.json" in fails("evaluate", "--run", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing_half_done(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "mtil", "phantom", str(tmp_path / "out"), "--num-images=99999"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.rglob("*.png")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert told == "mtil: Interrupted; the same command goes on where it was.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_search_says_that_it_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune_cli.main() == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("mtil-tune: ")
+    assert "no hyperparameter search yet" in told.err
+    assert told.err.count("\n") == 1
+    done = _process("-m", "tune", "run", "--num-trials", "3")
+    assert (done.returncode, done.stderr) == (2, told.err)
