@@ -3,9 +3,10 @@
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import ray
@@ -38,7 +39,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if verbose else _muted():
             warnings.simplefilter("default" if verbose else "ignore")
             ray.init(
                 address=address or "local",
@@ -61,6 +62,21 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what Ray's core writes to stderr, past Python's logging, from the user's screen."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(nowhere)
 
 
 def nodes() -> list[Node]:

@@ -64,7 +64,8 @@ def test_predict_writes_masks_overlays_and_a_table(
 ) -> None:
     inputs = tmp_path / "in"
     inputs.mkdir()
-    gray = Image.open(images / "benign" / "benign (1).png").convert("L")
+    with Image.open(images / "benign" / "benign (1).png") as image:
+        gray = image.convert("L")
     gray.resize((150, 90)).save(inputs / "small.png")
     gray.resize((640, 480)).save(inputs / "large.jpg")
     (inputs / "broken.png").write_bytes((inputs / "small.png").read_bytes()[:200])
@@ -79,10 +80,12 @@ def test_predict_writes_masks_overlays_and_a_table(
     for name, size in (("small.png", (150, 90)), ("large.jpg", (640, 480))):
         row = rows[name]
         assert 0 <= float(row["malignant_probability"]) <= 1
-        mask = Image.open(tmp_path / "out" / row["mask"])
-        assert mask.size == size
-        assert Image.open(tmp_path / "out" / row["overlay"]).size == size
-        assert int(np.count_nonzero(np.array(mask))) == int(row["lesion_area_px"])
+        with (
+            Image.open(tmp_path / "out" / row["mask"]) as mask,
+            Image.open(tmp_path / "out" / row["overlay"]) as overlay,
+        ):
+            assert mask.size == overlay.size == size
+            assert int(np.count_nonzero(np.array(mask))) == int(row["lesion_area_px"])
 
 
 def test_a_driver_that_was_killed_goes_on(
@@ -133,8 +136,8 @@ def test_a_driver_that_was_killed_goes_on(
         (("train", "--data", "{data}", "--run", "{tmp}/r", "--config", "no.yaml"), "no.yaml"),
         (("evaluate", "--run", "{tmp}/r"), "run.json"),
         (("predict", "{tmp}/r", "{images}", "{tmp}/out"), "{tmp}/r"),
-        (("prepare", "{tmp}", "--layout", "busi", "--to", "{tmp}/d"), "benign"),
-        (("prepare", "{images}", "--layout", "busi", "--to", "{data}"), ""),
+        (("prepare", "{tmp}", "--layout", "busi", "--to", "{tmp}/d"), "empty or missing"),
+        (("prepare", "{images}", "--layout", "busi", "--to", "{data}"), "image_size is 64"),
         (("train", "--run", "{tmp}/r"), "--data"),
     ],
 )

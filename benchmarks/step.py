@@ -1,0 +1,250 @@
+"""Seconds of a training step, by network; and an epoch through Ray beside the bare loop.
+
+    python -m benchmarks.step [--image-size 256] [--batch-size 8] [--rounds 5]
+
+The networks take turns on the same batch: mtil's, its baseline (a U-Net with a classifier on the
+same encoder) and, for scale, MONAI's FlexibleUNet with a classifier. All step through mtil's
+losses and optimiser. Then one worker trains through Ray, its rows resident and streamed from an
+S3 server, in turn with the same engine on batches that lie in memory. On a GPU everything is
+measured in fp32 and bf16, the networks also with `torch.compile`.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import images, prepared, show, spread
+from cluster import object_store
+from mtil.config import Config, from_dict
+from mtil.data import manifest as manifests
+from mtil.data.order import rows_per_worker
+from mtil.data.rows import Batch, Plan, Rows, cut
+from mtil.data.selection import select
+from mtil.data.shards import read
+from mtil.engine import Engine, TrainingStep, make_optimizer
+from mtil.losses import Objective
+from mtil.models import TwoTaskNetwork
+from mtil.models.network import Output
+from mtil.run import Run
+from mtil.storage import open_store
+
+BUCKET = "benchmark"
+DATA = f"s3://{BUCKET}/data"
+EPOCHS = 3
+STEPS_A_TURN = 3
+MALIGNANT_SHARE = 0.3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class FlexibleUNet(nn.Module):
+    """MONAI's FlexibleUNet on ResNet-18, and a linear classifier on its deepest features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from monai.networks.nets.flexible_unet import FlexibleUNet
+
+        self.network = FlexibleUNet(
+            in_channels=3, out_channels=1, backbone="resnet18", pretrained=False, spatial_dims=2
+        )
+        self.encoder = self.network.encoder
+        self.classifier = nn.Linear(512, 1)
+
+    def forward(self, image: Tensor) -> Output:
+        """Predict as mtil's networks do, without side outputs."""
+        features = self.encoder(image.expand(-1, 3, -1, -1))
+        decoded = self.network.decoder(features, self.network.skip_connect)
+        malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]
+        return Output(mask=self.network.segmentation_head(decoded), side=(), malignant=malignant)
+
+
+def stepper(
+    network: nn.Module, config: Config, batch: tuple[Tensor, Tensor, Tensor], *, bf16: bool
+) -> Callable[[], float]:
+    """Return a function that takes one training step and returns its seconds."""
+    objective = Objective(config.loss, MALIGNANT_SHARE).to(DEVICE)
+    network.to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, objective, config.train)  # type: ignore[arg-type]
+    module: nn.Module = torch.compile(network) if config.train.compile else network  # type: ignore[assignment]
+    step = TrainingStep(module, objective)
+    image, mask, label = (tensor.to(DEVICE) for tensor in batch)
+    image = image.contiguous(memory_format=torch.channels_last)
+
+    def run() -> float:
+        start = time.perf_counter()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            terms = step(image, mask, label)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(step.parameters(), config.train.clip_norm)
+        optimizer.step()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return run
+
+
+def networks(image_size: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Measure the networks' steps, in turn."""
+    generator = torch.Generator().manual_seed(0)
+    batch = (
+        torch.rand(batch_size, 1, image_size, image_size, generator=generator),
+        (torch.rand(batch_size, 1, image_size, image_size, generator=generator) > 0.9).float(),
+        torch.arange(batch_size) % 2,
+    )
+    variants = [(False, False)]
+    if DEVICE.type == "cuda":
+        variants = list(itertools.product((False, True), (False, True)))
+    steppers: dict[str, Callable[[], float]] = {}
+    parameters: dict[str, int] = {}
+    for bf16, compiled in variants:
+        name = ("bf16" if bf16 else "fp32") + ("_compiled" if compiled else "")
+        config = from_dict({"train": {"compile": compiled}})
+        baseline = from_dict({"model": {"baseline": True}}, config)
+        for kind, network in {
+            "full": TwoTaskNetwork(config.model),
+            "baseline": TwoTaskNetwork(baseline.model),
+            "monai_flexible_unet": FlexibleUNet(),
+        }.items():
+            steppers[f"{kind}_{name}"] = stepper(network, config, batch, bf16=bf16)
+            parameters[kind] = sum(parameter.numel() for parameter in network.parameters())
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    for run in steppers.values():
+        run()  # allocates, compiles
+        run()
+    for _ in range(rounds):
+        for name, run in steppers.items():
+            seconds[name] += [run() for _ in range(STEPS_A_TURN)]
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "parameters": parameters,
+        "seconds_per_step": {name: spread(values) for name, values in seconds.items()},
+        "images_per_second": {name: batch_size / value for name, value in medians.items()},
+        "goals": {
+            "full_over_baseline": {
+                "value": medians["full_fp32"] / medians["baseline_fp32"], "goal": 1.25
+            }
+        },
+    }  # fmt: skip
+
+
+def epoch_config(mode: str, precision: str) -> Config:
+    """Return what one worker trains with: the `cpu` preset's sizes, or those of `base`."""
+    on_gpu = DEVICE.type == "cuda"
+    return from_dict(
+        {
+            "data": {"image_size": 256 if on_gpu else 160, "mode": mode},
+            "train": {
+                "num_epochs": EPOCHS,
+                "num_workers": 1,
+                "batch_size": 16,
+                "gpus_per_worker": 1 if on_gpu else 0,
+                "precision": precision,
+            },
+        }
+    )
+
+
+def bare_epochs(config: Config) -> list[float]:
+    """Return the seconds of epochs of the engine on batches that lie in memory."""
+    store = open_store(DATA)
+    manifest = manifests.load(store)
+    plan = Plan(manifest, select(manifest, 0, "train"), config.seed, 0, 1, 4)
+    rows = Rows([read(store, shard) for shard in manifest.shards], plan.selection)
+    steps = rows_per_worker([len(rows.everything())], 1) // config.train.batch_size
+    engine = Engine(config, steps_per_epoch=steps, malignant_share=MALIGNANT_SHARE, device=DEVICE)
+    seconds = []
+    for epoch in range(EPOCHS):
+        parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1]))
+                 for w in plan.windows(epoch))  # fmt: skip
+        batches: list[Batch] = list(cut(parts, config.train.batch_size, whole=True))
+        start = time.perf_counter()
+        for _ in engine.train_epoch(batches, epoch=epoch):
+            pass
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
+    """Return the history of the same epochs through Ray."""
+    from mtil.distributed import cluster, trainer
+
+    with cluster.connected():
+        trainer.train(DATA, run_uri, config, [0], lambda line: None)
+    run = Run.open(run_uri)
+    lines = run.store.read(f"{run.folder(0)}/history.jsonl").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def epochs(rounds: int, ways: tuple[str, ...]) -> dict[str, Any]:
+    """Measure epochs through Ray and without, in turn; the first epoch of each is not counted."""
+    found: dict[str, Any] = {}
+    for precision in ("fp32", "bf16") if DEVICE.type == "cuda" else ("fp32",):
+        seconds: dict[str, list[float]] = {way: [] for way in ("bare", *ways)}
+        waits: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(rounds):
+            seconds["bare"] += bare_epochs(epoch_config("resident", precision))[1:]
+            for mode, shares in waits.items():
+                run_uri = f"s3://{BUCKET}/run-{precision}-{mode}-{turn}"
+                history = ray_epochs(epoch_config(mode, precision), run_uri)[1:]
+                seconds[mode] += [epoch["seconds"] for epoch in history]
+                shares += [epoch["data_wait_share"] for epoch in history]
+        bare = float(np.median(seconds["bare"]))
+        found[precision] = {
+            "seconds_per_epoch": {name: spread(values) for name, values in seconds.items()},
+            "data_wait_share": {mode: spread(shares) for mode, shares in waits.items()},
+            "goals": {
+                **{
+                    f"{mode}_over_bare": {
+                        "value": float(np.median(seconds[mode])) / bare, "goal": 1.10
+                    }
+                    for mode in waits
+                },
+                **{
+                    f"{mode}_data_wait_share": {"value": float(np.median(shares)), "goal": 0.05}
+                    for mode, shares in waits.items()
+                },
+            },
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each network")
+    parser.add_argument("--epoch-rounds", type=int, default=2, help="turns with and without Ray")
+    parser.add_argument("--no-ray", action="store_true", help="the bare loop only")
+    options = parser.parse_args()
+    steps = networks(options.image_size, options.batch_size, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
+        scratch = Path(folder)
+        with object_store.running(scratch / "s3", BUCKET) as environment:
+            os.environ.update(environment)
+            source, groups = images(scratch)
+            prepared(source, groups, DATA, 256)
+            measured_epochs = epochs(
+                options.epoch_rounds, () if options.no_ray else ("resident", "streaming")
+            )
+    show({"benchmark": "step", "images": source.name, "networks": steps, "epochs": measured_epochs})
+
+
+if __name__ == "__main__":
+    main()
