@@ -32,25 +32,7 @@ def _without_ray(code: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_everything_outside_the_ray_layer_imports_without_ray() -> None:
-    names = [
-        module.name
-        for module in pkgutil.walk_packages(mtil.__path__, "mtil.")
-        if not module.name.startswith("mtil.distributed.")
-    ]
-    assert len(names) > 40
-    assert {"mtil.engine", "mtil.cli.train", "mtil.models.encoders.huggingface"} <= set(names)
-    done = _without_ray(f"import importlib\nfor name in {names}: importlib.import_module(name)")
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_ray_layer_does_need_ray() -> None:
-    done = _without_ray("import mtil.distributed.trainer")
-    assert "ModuleNotFoundError: import of ray halted" in done.stderr
-
-
-def test_a_training_step_runs_without_ray() -> None:
-    done = _without_ray("""
+TRAINING_STEP = """
 import numpy as np
 import torch
 from mtil.config import from_dict
@@ -74,8 +56,25 @@ batch = Batch(
 )
 (step,) = engine.train_epoch([batch], epoch=0)
 print(all(bool(term > 0) for term in step.terms.values()), len(engine.validate([batch])))
-""")
+"""
+
+
+def test_the_core_imports_and_trains_without_ray() -> None:
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(mtil.__path__, "mtil.")
+        if not module.name.startswith("mtil.distributed.")
+    ]
+    assert len(names) > 40
+    assert {"mtil.engine", "mtil.cli.train", "mtil.models.encoders.huggingface"} <= set(names)
+    imports = f"import importlib\nfor name in {names}: importlib.import_module(name)\n"
+    done = _without_ray(imports + TRAINING_STEP)
     assert (done.stderr, done.stdout) == ("", "True 2\n")
+
+
+def test_the_ray_layer_does_need_ray() -> None:
+    done = _without_ray("import mtil.distributed.trainer")
+    assert "ModuleNotFoundError: import of ray halted" in done.stderr
 
 
 def test_the_commands_are_there(project: dict[str, Any]) -> None:

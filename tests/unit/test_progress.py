@@ -20,7 +20,7 @@ ToyBatches = Callable[..., list[Batch]]
 MakeEngine = Callable[[], Engine]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_engine(make_config: Callable[..., Config]) -> MakeEngine:
     config = make_config(model={"baseline": True})
     return lambda: Engine(
@@ -28,8 +28,9 @@ def make_engine(make_config: Callable[..., Config]) -> MakeEngine:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(make_engine: MakeEngine) -> Engine:
+    """An engine whose weights may be anything."""
     return make_engine()
 
 
@@ -128,12 +129,9 @@ def test_without_a_checkpoint_it_starts_afresh(
 
 
 def test_a_checkpoint_brings_everything_back(
-    checkpoints: TrainingCheckpoints,
-    engine: Engine,
-    make_engine: MakeEngine,
-    toy_batches: ToyBatches,
+    checkpoints: TrainingCheckpoints, make_engine: MakeEngine, toy_batches: ToyBatches
 ) -> None:
-    progress = TrainingProgress()
+    progress, engine = TrainingProgress(), make_engine()
     batches = toy_batches(4)
     for epoch, score in enumerate([0.2, 0.7, 0.4]):
         list(engine.train_epoch(batches[epoch : epoch + 1], epoch=epoch))
