@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from mtil.distributed.preflight import Node
 from mtil.errors import MtilError, ResourceError
 
 _QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
+
+_KNOCK_S = 10
 
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -39,6 +42,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
     try:
+        if address:
+            _knock(address)
         with warnings.catch_warnings(), nullcontext() if verbose else _muted():
             warnings.simplefilter("default" if verbose else "ignore")
             ray.init(
@@ -48,11 +53,12 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
                 logging_level=level,
                 configure_logging=True,
             )
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         if not address:
             raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
         raise ResourceError(
-            f"The cluster of RAY_ADDRESS={address} does not answer ({str(error).splitlines()[0]}); "
+            f"The cluster of RAY_ADDRESS={address} does not answer ({reason}); "
             "unset RAY_ADDRESS to run on this machine."
         ) from error
     if not verbose:
@@ -62,6 +68,13 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at `host:port`: Ray would ask for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 @contextmanager

@@ -32,10 +32,12 @@ def environment() -> dict[str, str]:
 def mtil(environment: dict[str, str]) -> Command:
     """Run `mtil` with arguments and return what it printed and its exit code."""
 
-    def run(*arguments: str | Path, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *arguments: str | Path, timeout_s: float = 600, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "mtil", *map(str, arguments)],
-            env=environment,
+            env=environment | variables,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -159,6 +159,17 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(
+    mtil: Command, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", "--data", data, "--run", tmp_path / "r", "--fold", "0")
+    done = mtil(*arguments, RAY_ADDRESS="127.0.0.1:1", timeout_s=60)
+    assert done.returncode == 2, done.stderr
+    assert "RAY_ADDRESS=127.0.0.1:1 does not answer (Connection refused)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
 def test_doctor_knows_the_storage(mtil: Command, tmp_path: Path) -> None:
     done = mtil("doctor", "--to", tmp_path, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
