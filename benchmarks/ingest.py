@@ -18,7 +18,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ DATA, TARS = f"s3://{BUCKET}/data", f"s3://{BUCKET}/tars"
 
 Epoch = Iterator[int]
 """Batch sizes, as the batches arrive."""
+Epochs = Generator[Epoch, None, None]
 
 
 class PngFolder(Dataset[tuple[Any, ...]]):
@@ -69,7 +71,7 @@ class PngFolder(Dataset[tuple[Any, ...]]):
         return torch.from_numpy(np.array(image)), torch.from_numpy(np.packbits(mask)), label
 
 
-def dataloader(folder: str) -> Iterator[Epoch]:
+def dataloader(folder: str) -> Epochs:
     """A torch DataLoader with two workers over the PNGs."""
     loader = DataLoader(
         PngFolder(folder), BATCH, shuffle=True, num_workers=2, persistent_workers=True
@@ -78,7 +80,7 @@ def dataloader(folder: str) -> Iterator[Epoch]:
         yield (len(label) for _, _, label in loader)
 
 
-def webdataset(num_workers: int) -> Iterator[Epoch]:
+def webdataset(num_workers: int) -> Epochs:
     """WebDataset over tars of raw pixels on the S3 server, fetched by curl."""
     import boto3
     import webdataset as wds
@@ -114,7 +116,7 @@ def _arrow_batches(tables: Iterator[pa.Table]) -> Epoch:
             yield len((image[part].copy(), mask[part].copy(), label[part].copy())[2])
 
 
-def pyarrow_s3() -> Iterator[Epoch]:
+def pyarrow_s3() -> Epochs:
     """Read the same shards by pyarrow's own S3 client, in order, unverified: a limit."""
     files = pa.fs.S3FileSystem(
         endpoint_override=os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), scheme="http"
@@ -128,7 +130,7 @@ def pyarrow_s3() -> Iterator[Epoch]:
         )
 
 
-def pyarrow_whole() -> Iterator[Epoch]:
+def pyarrow_whole() -> Epochs:
     """Fetch the same shards whole by boto3, parse them with pyarrow, unverified: a limit."""
     store = open_store(DATA)
     paths = [shard.path for shard in manifests.load(store).shards]
@@ -145,7 +147,7 @@ def _plan() -> Plan:
     return Plan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
 
 
-def streaming() -> Iterator[Epoch]:
+def streaming() -> Epochs:
     """Stream the shards as mtil does where a data set does not fit in memory."""
     from mtil.distributed import cluster, ingest
 
@@ -154,7 +156,7 @@ def streaming() -> Iterator[Epoch]:
             yield (len(batch) for batch in batches)
 
 
-def resident() -> Iterator[Epoch]:
+def resident() -> Epochs:
     """Hold the shards in Ray's object store as mtil does where a data set fits."""
     from mtil.distributed import cluster, ingest
 
@@ -166,7 +168,7 @@ def resident() -> Iterator[Epoch]:
             yield (len(batch) for batch in ingest.resident_epoch(rows, plan, epoch, BATCH))
 
 
-def measure(epochs: Iterator[Epoch], num_epochs: int) -> dict[str, float]:
+def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:
     """Return images per second after the first epoch, and how long that one took."""
     start = time.monotonic()
     for _ in next(epochs):
@@ -203,7 +205,7 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    ways: dict[str, tuple[Callable[[], Iterator[Epoch]], int]] = {
+    ways: dict[str, tuple[Callable[[], Epochs], int]] = {
         "dataloader_png": (partial(dataloader, options.folder), 2),
         "webdataset_s3": (partial(webdataset, 0), EPOCHS),
         "webdataset_s3_2_workers": (partial(webdataset, 2), EPOCHS),
@@ -214,7 +216,8 @@ def main() -> None:
     }
     if options.only:
         make, num_epochs = ways[options.only]
-        print(json.dumps(measure(make(), num_epochs)))
+        with closing(make()) as epochs:  # Ray stops before the interpreter does
+            print(json.dumps(measure(epochs, num_epochs)))
         return
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         scratch = Path(folder)

@@ -67,8 +67,10 @@ def open_store(uri: str) -> Store:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split a URI into its parent and its last name."""
+    """Split a URI into its parent, a URI again, and its last name as the store calls it."""
     parent, _, name = uri.rstrip("/").rpartition("/")
+    if uri.startswith("file://"):
+        name = unquote(name)
     return (parent or ("/" if uri.startswith("/") else "."), name)
 
 

@@ -1,6 +1,7 @@
 """Commands, their flags, and what an error becomes: one sentence and an exit code."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _say(f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`.", 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
+        return 1
     except KeyboardInterrupt:
         return _say("Interrupted; the same command goes on where it was.", 130)
     return 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mtil.errors import ResourceError
@@ -47,12 +48,15 @@ def cpus_per_worker(
         )
     if cpus is None:
         spare = max(total_cpus - _PREFERRED_SPARE_CPUS, total_cpus / 2)
-        cpus = min(1.0, math.floor(100 * spare / num_workers) / 100)
-        if not cpus:
+        share = min(1.0, math.floor(100 * spare / num_workers) / 100)
+        if not share:
             raise ResourceError(
                 f"{num_workers} workers are too many for the cluster's {total_cpus:g} CPUs; "
                 "lower `train.num_workers`."
             )
+        with suppress(ResourceError):
+            return cpus_per_worker(nodes, num_workers=num_workers, cpus=share, gpus=gpus)
+        cpus = min(share, 1 - DATA_TASK_CPUS)  # what is spared may lie in pieces on small nodes
     if cpus * num_workers + DATA_TASK_CPUS > total_cpus:
         raise ResourceError(
             f"The workers must leave {DATA_TASK_CPUS} CPUs to Ray Data, but {num_workers} workers "

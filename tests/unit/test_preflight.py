@@ -39,6 +39,8 @@ def test_it_needs_no_ray() -> None:
         (_nodes(4), 4, 0.75),
         (_nodes(8, 8), 15, 1.0),
         (_nodes(8, 8), 16, 0.93),
+        (_nodes(*[1] * 10), 10, 0.75),  # no node would have room for Ray Data beside 0.9
+        (_nodes(*[2] * 8), 16, 0.75),
     ],
 )
 def test_by_default_workers_share_what_leaves_a_cpu_to_spare(

@@ -147,3 +147,5 @@ def test_uris_are_split_into_parent_and_name() -> None:
     assert split_uri("/t.csv") == ("/", "t.csv")
     assert split_uri("t.csv") == (".", "t.csv")
     assert split_uri("a/b/") == ("a", "b")
+    assert split_uri("file:///a%20b/c%20d.csv") == ("file:///a%20b", "c d.csv")
+    assert split_uri("c%20d.csv") == (".", "c%20d.csv")
