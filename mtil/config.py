@@ -99,7 +99,7 @@ class AttentionConfig:
     """How self- and cross-task messages are joined: by a gate predicted per sample, or plainly."""
     num_heads: Count = 4
     """Attention heads; must divide `width`."""
-    width: Count = 128
+    width: Count = 96
     """Channels of the attention's tokens."""
 
     def __post_init__(self) -> None:

@@ -27,6 +27,10 @@ _QUIET_ENVIRONMENT = {
 }
 
 
+_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Nobody takes this machine away from a cluster that lives on it."""
+
+
 @contextmanager
 def connected(*, verbose: bool = False) -> Iterator[None]:
     """Use the cluster of `RAY_ADDRESS`, or one that lives as long as this block.
@@ -41,6 +45,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         os.environ.setdefault(name, value)
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
+    for name, value in ({} if address else _LOCAL_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
     try:
         if address:
             _knock(address)

@@ -5,11 +5,14 @@ Tokens are laid out (batch, heads, positions, channels of a head).
 
 import math
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from mtil.models.layers import shrink_to
+
+_SHORTEST = 1e-12
 
 PRIOR_FLOOR = 0.01
 """The prior probability below which all pixels count as equally unlikely."""
@@ -40,8 +43,15 @@ def location_attention(
         value: of the task that gives.
         bias: added to the logits of the keys.
     """
-    mask = None if bias is None else bias.to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    # One more channel of the keys is the bias: a mask that learns would rule out the fused kernels.
+    width = query.shape[-1]
+    biased = torch.cat([key, (bias * math.sqrt(width)).transpose(-2, -1).to(key.dtype)], dim=-1)
+    gathered: Tensor = F.scaled_dot_product_attention(
+        F.pad(query, (0, 1), value=1.0), biased, F.pad(value, (0, 1)), scale=1 / math.sqrt(width)
+    )
+    return gathered[..., :width]
 
 
 def semantic_attention(
@@ -55,8 +65,9 @@ def semantic_attention(
     Cross-covariance attention (El-Nouby et al. 2021): channels are compared by their cosine, so
     that the result does not depend on the number of positions.
     """
-    query, key = F.normalize(query, dim=-2), F.normalize(key, dim=-2)
-    weight = (query.transpose(-2, -1) @ key * temperature).softmax(dim=-1)  # (b, m, d, d)
+    lengths = [torch.linalg.vector_norm(x, dim=-2).clamp_min(_SHORTEST) for x in (query, key)]
+    cosine = query.transpose(-2, -1) @ key / (lengths[0][..., None] * lengths[1][..., None, :])
+    weight: Tensor = (cosine * temperature).softmax(dim=-1)  # (b, m, d, d)
     return value @ weight.to(value.dtype).transpose(-2, -1)
 
 
