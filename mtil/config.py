@@ -241,6 +241,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PredictConfig:
+    """How a trained network looks at an image."""
+
+    views: Literal["plain", "flip", "flip_and_scale"] = "flip_and_scale"
+    """Average what it says of the image, of its mirror image, and of both a fifth larger."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Everything that decides a run's result, and the resources that it runs on."""
 
@@ -251,6 +259,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -2,13 +2,13 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from mtil.checkpoint import TrainingCheckpoints
-from mtil.engine import Engine, Scored
+from mtil.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,6 @@ class Best:
     epoch: int
     metrics: dict[str, float]
     weights: dict[str, Tensor]
-    scored: list[Scored]
 
 
 class TrainingProgress:
@@ -38,9 +37,7 @@ class TrainingProgress:
         if state is not None:
             engine.restore(state["engine"])
             progress.history = json.loads(state["history"])
-            best = state["best"]
-            rows = [Scored(**row) for row in json.loads(best.pop("scored"))]
-            progress.best = Best(**best, scored=rows)
+            progress.best = Best(**state["best"])
             progress._seconds_before = state["seconds"]
         return progress
 
@@ -56,7 +53,6 @@ class TrainingProgress:
                     "epoch": self.best.epoch,
                     "metrics": self.best.metrics,
                     "weights": self.best.weights,
-                    "scored": json.dumps([asdict(row) for row in self.best.scored]),
                 },
                 "seconds": self.seconds,
             },
@@ -76,15 +72,9 @@ class TrainingProgress:
         """Say whether the score has not risen for so many epochs; never if `patience` is 0."""
         return bool(patience and self.best and self.next_epoch - 1 - self.best.epoch >= patience)
 
-    def add(
-        self,
-        record: dict[str, Any],
-        figures: dict[str, float],
-        scored: list[Scored],
-        engine: Engine,
-    ) -> None:
+    def add(self, record: dict[str, Any], figures: dict[str, float], engine: Engine) -> None:
         """Add an epoch, and keep its weights if its score is the highest."""
         validated = {f"validation_{name}": value for name, value in figures.items()}
         self.history.append(record | validated)
         if self.best is None or figures["score"] > self.best.metrics["score"]:
-            self.best = Best(self.next_epoch - 1, figures, engine.weights(), scored)
+            self.best = Best(self.next_epoch - 1, figures, engine.weights())

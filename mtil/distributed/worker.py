@@ -1,10 +1,11 @@
 """What each training process does: one fold, epoch by epoch, from its latest checkpoint."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -26,9 +27,9 @@ from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
-from mtil.inference import calibrated
+from mtil.inference import Predictor, calibrated
 from mtil.metrics import fit_temperature, steady_threshold
-from mtil.progress import TrainingProgress
+from mtil.progress import Best, TrainingProgress
 from mtil.run import Run
 from mtil.storage import open_store
 
@@ -83,14 +84,21 @@ class _Worker:
             record = self._train_epoch(engine, epoch, batches)
             scored = self._gather(engine.validate(validation()))
             figures = validation_metrics(scored, self.config.train.dice_weight)
-            progress.add(record, figures, scored, engine)
+            progress.add(record, figures, engine)
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
                 self._write_history(progress.history)
                 self._post({"kind": "epoch", **progress.history[-1]})
             ray.train.report({"epoch": epoch, **figures})
+        assert progress.best is not None
+        model = self._model(progress.best, validation())
         if self.rank == 0:
-            self._commit(progress)
+            self.run_record.commit(
+                model,
+                num_epochs=len(progress.history),
+                seconds=round(progress.seconds, 3),
+                metrics=progress.best.metrics,
+            )
         ray.train.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
 
     def _engine(self) -> Engine:
@@ -192,13 +200,8 @@ class _Worker:
             )
         return sorted(scored, key=lambda row: row.sample_id)
 
-    def _commit(self, progress: TrainingProgress) -> None:
-        best = progress.best
-        assert best is not None
-        rows = [row for row in best.scored if row.label != NORMAL]
-        logits = np.array([row.logit for row in rows])
-        labels = np.array([row.label for row in rows])
-        temperature = fit_temperature(logits, labels)
+    def _model(self, best: Best, batches: Iterator[Batch]) -> Model:
+        """Return the best epoch's model, calibrated on what it says of the validation rows."""
         model = Model(
             config=self.config,
             weights=best.weights,
@@ -206,15 +209,21 @@ class _Worker:
             fold=self.job.fold,
             source_size=self.manifest.image_size,
             epoch=best.epoch,
-            temperature=temperature,
-            threshold=steady_threshold(calibrated(logits, temperature), labels),
+            temperature=1.0,
+            threshold=0.5,
         )
-        self.run_record.commit(
-            model,
-            num_epochs=len(progress.history),
-            seconds=round(progress.seconds, 3),
-            metrics=best.metrics,
-        )
+        predictor = Predictor(model, self.device)
+        seen: list[Scored] = []
+        for batch in batches:
+            logits = predictor(batch.image).logit.tolist()
+            rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
+            seen += [Scored(name, label, math.nan, logit) for name, label, logit in rows]
+        tumours = [row for row in self._gather(seen) if row.label != NORMAL]
+        logit = np.array([row.logit for row in tumours])
+        label = np.array([row.label for row in tumours])
+        temperature = fit_temperature(logit, label)
+        threshold = steady_threshold(calibrated(logit, temperature), label)
+        return replace(model, temperature=temperature, threshold=threshold)
 
     def _write_history(self, history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in history)

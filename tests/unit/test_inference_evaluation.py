@@ -27,7 +27,7 @@ from mtil.evaluation import (
     score,
     to_results,
 )
-from mtil.inference import Predictor, at_size, calibrated
+from mtil.inference import Predictor, at_size, calibrated, views
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]
@@ -66,7 +66,10 @@ def _images(rows: pa.Table) -> np.ndarray:
     )
 
 
-def test_a_predictor_says_what_the_network_says(model: Model, rows: pa.Table) -> None:
+def test_a_predictor_says_what_the_network_says(
+    make_model: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+) -> None:
+    model = make_model(config=make_config(predict={"views": "plain"}))
     images = _images(rows)[:5]
     said = Predictor(model, CPU)(images)
     small = torch.nn.functional.interpolate(
@@ -84,6 +87,47 @@ def test_a_predictor_says_what_the_network_says(model: Model, rows: pa.Table) ->
         np.float32, np.float32, np.float64,
     )  # fmt: skip
     assert 0.05 < (said.lesion > 0.5).mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("plain", [(32, False)]),
+        ("flip", [(32, False), (32, True)]),
+        ("flip_and_scale", [(32, False), (32, True), (64, False), (64, True)]),
+    ],
+)
+def test_a_predictor_averages_its_views(
+    make_model: MakeModel, make_config: Callable[..., Config], rows: pa.Table,
+    name: str, looks: list[tuple[int, bool]],
+) -> None:  # fmt: skip
+    model = make_model(config=make_config(predict={"views": name}))
+    images = _images(rows)[:5]
+    logits, lesions = [], []
+    for size, mirrored in looks:
+        seen = torch.nn.functional.interpolate(
+            torch.from_numpy(images / 255).float()[:, None], (size, size), mode="bilinear",
+            antialias=True,
+        )  # fmt: skip
+        with torch.no_grad():
+            said = model.network()(torch.flip(seen, [3]) if mirrored else seen)
+        lesion = said.mask.sigmoid()
+        lesion = torch.flip(lesion, [3]) if mirrored else lesion
+        logits.append(said.malignant)
+        lesions.append(
+            torch.nn.functional.interpolate(lesion, (32, 32), mode="bilinear", antialias=True)
+        )
+    averaged = Predictor(model, CPU)(images)
+    np.testing.assert_allclose(averaged.logit, sum(logits) / len(looks), atol=1e-4)
+    np.testing.assert_allclose(averaged.lesion, sum(lesions)[:, 0] / len(looks), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "larger"), [(32, 64), (96, 128), (160, 192), (256, 320)])
+def test_the_larger_view_is_about_a_fifth_larger(
+    make_config: Callable[..., Config], size: int, larger: int
+) -> None:
+    looks = views(make_config(data={"image_size": size}))
+    assert {view.size for view in looks} == {size, larger}
 
 
 def test_a_predictor_neither_keeps_nor_changes_what_it_sees(model: Model, rows: pa.Table) -> None:

@@ -1,6 +1,5 @@
 """A training's progress: the best epoch is kept, a stall is seen, a checkpoint brings it back."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
 from mtil.data.rows import Batch
-from mtil.engine import Engine, Scored
+from mtil.engine import Engine
 from mtil.progress import TrainingProgress
 from mtil.storage import LocalStore
 
@@ -39,19 +38,12 @@ def checkpoints(tmp_path: Path) -> TrainingCheckpoints:
     return TrainingCheckpoints(LocalStore(str(tmp_path)), "checkpoints")
 
 
-def _scored(number: int) -> list[Scored]:
-    return [
-        Scored("é 1", 0, 0.1 * number, -1.0 / 3),
-        Scored("n", 2, math.nan, 0.25),
-    ]
-
-
 def _add(progress: TrainingProgress, engine: Engine, *scores: float) -> None:
     for score in scores:
         epoch = progress.next_epoch
         record = {"epoch": epoch, "loss_segmentation": 1.5}
         figures = {"dice": score / 2, "score": score}
-        progress.add(record, figures, _scored(epoch), engine)
+        progress.add(record, figures, engine)
 
 
 def _mark(engine: Engine, number: float) -> None:
@@ -79,7 +71,7 @@ def test_every_epoch_is_a_record_with_its_validation(engine: Engine) -> None:
     }
 
 
-def test_the_best_epoch_keeps_its_own_weights_and_rows(engine: Engine) -> None:
+def test_the_best_epoch_keeps_its_own_weights(engine: Engine) -> None:
     progress = TrainingProgress()
     for epoch, score in enumerate([0.3, 0.6, 0.6, 0.5]):
         _mark(engine, epoch)
@@ -88,7 +80,6 @@ def test_the_best_epoch_keeps_its_own_weights_and_rows(engine: Engine) -> None:
     assert progress.best.epoch == 1  # of equals the first
     assert progress.best.metrics == {"dice": 0.3, "score": 0.6}
     assert progress.best.weights["logits.2.bias"].item() == 1
-    assert progress.best.scored[0].dice == pytest.approx(0.1)
 
 
 def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: Engine) -> None:
@@ -145,7 +136,6 @@ def test_a_checkpoint_brings_everything_back(
     assert taken.best is not None
     assert progress.best is not None
     assert (taken.best.epoch, taken.best.metrics) == (1, {"dice": 0.35, "score": 0.7})
-    assert _same_rows(taken.best.scored, progress.best.scored)
     assert _same(taken.best.weights, progress.best.weights)
     assert _same(other.weights(), engine.weights())
     assert not _same(other.weights(), taken.best.weights)
@@ -180,8 +170,3 @@ def test_nothing_is_saved_before_the_first_epoch(
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def _same_rows(one: list[Scored], other: list[Scored]) -> bool:
-    """To the last digit, NaN included."""
-    return repr(one) == repr(other) and "nan" in repr(one)
