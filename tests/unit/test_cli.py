@@ -400,21 +400,31 @@ def test_evaluation_needs_a_trained_fold_and_its_own_data(
     assert "must have a run.json" in fails("evaluate", "--run", tmp_path / "nowhere")
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to commands in its background: they ignore Ctrl-C, and so do ours."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing_half_done(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     command = [sys.executable, "-m", "mtil", "phantom", str(tmp_path / "out"), "--num-images=99999"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not any(tmp_path.rglob("*.png")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, number)
-        _, told = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not any(tmp_path.rglob("*.png")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(process.pid, number)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert told == "mtil: Interrupted; the same command goes on where it was.\n"
     assert list(tmp_path.iterdir()) == []
