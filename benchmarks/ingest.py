@@ -151,8 +151,9 @@ def streaming() -> Epochs:
     """Stream the shards as mtil does where a data set does not fit in memory."""
     from mtil.distributed import cluster, ingest
 
-    with cluster.connected():
-        for batches in ingest.streaming_epochs(DATA, _plan(), range(100), BATCH):
+    stream = ingest.streaming_epochs(DATA, _plan(), range(100), BATCH)
+    with cluster.connected(), closing(stream):  # reading must end before Ray does
+        for batches in stream:
             yield (len(batch) for batch in batches)
 
 
@@ -216,7 +217,7 @@ def main() -> None:
     }
     if options.only:
         make, num_epochs = ways[options.only]
-        with closing(make()) as epochs:  # Ray stops before the interpreter does
+        with closing(make()) as epochs:
             print(json.dumps(measure(epochs, num_epochs)))
         return
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:

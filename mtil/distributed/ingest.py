@@ -4,7 +4,7 @@ Two ways, the same batches: *resident* keeps every shard in Ray's object store, 
 workers see it without a copy; *streaming* has Ray Data read each shard when its turn comes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -86,7 +86,7 @@ def resident_epoch(rows: Rows, plan: Plan, epoch: int, batch_size: int) -> Itera
 
 def streaming_epochs(
     data_uri: str, plan: Plan, epochs: range, batch_size: int
-) -> Iterator[Iterator[Batch]]:
+) -> Generator[Iterator[Batch], None, None]:
     """Yield, for each epoch, its batches as they arrive from storage.
 
     The shards of all epochs are one stream, so that the next epoch's are read ahead while this
