@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 import threading
@@ -39,11 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _say(f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`.", 2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
+        if not _reader_has_left():
+            raise
         return 1
     except KeyboardInterrupt:
         return _say("Interrupted; the same command goes on where it was.", 130)
     return 0
+
+
+def _reader_has_left() -> bool:
+    """Say whether stdout's reader, such as `head`, has left; if so, write to nobody from now on."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # a pipe without a reader is always in error
+    if not pipe.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _say(message: str, code: int) -> int:

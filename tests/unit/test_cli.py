@@ -430,6 +430,18 @@ def test_an_interrupted_command_leaves_nothing_half_done(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "mtil", "train", "--keys"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (1, "")
+
+
 def test_the_search_says_that_it_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune_cli.main() == 2
     told = capsys.readouterr()
