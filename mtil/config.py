@@ -95,6 +95,8 @@ class AttentionConfig:
     """Which task's features reach the other."""
     levels: tuple[Literal[8, 16, 32], ...] = (32, 16)
     """Strides at which the tasks interact."""
+    cell_stride: Literal[8, 16, 32] = 32
+    """Stride to which keys and values are averaged for attention over positions, where finer."""
     fusion: Literal["gate", "concat", "sum"] = "gate"
     """How self- and cross-task messages are joined: by a gate predicted per sample, or plainly."""
     num_heads: Count = 4

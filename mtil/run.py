@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from mtil.errors import ConfigError, DataError, NotFoundError, RunError
 from mtil.storage import Store, open_store
 
 FILE_NAME = "run.json"
+_HISTORY = "history.jsonl"
+_STEP = "step.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,31 @@ class Run:
         """Return the training checkpoints of a fold."""
         return TrainingCheckpoints(self.store, f"{self.folder(fold)}/checkpoints")
 
+    def write_history(self, fold: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a fold's history, one record an epoch."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        self.store.write(f"{self.folder(fold)}/{_HISTORY}", text.encode())
+
+    def history(self, fold: int) -> list[dict[str, Any]]:
+        """Return the records of the epochs that a fold has had."""
+        try:
+            lines = self.store.read(f"{self.folder(fold)}/{_HISTORY}").splitlines()
+        except NotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    def write_step(self, fold: int, step: Mapping[str, int]) -> None:
+        """Write how far into an epoch a fold's training is."""
+        self.store.write(f"{self.folder(fold)}/{_STEP}", json.dumps(step).encode())
+
+    def step(self, fold: int) -> dict[str, int] | None:
+        """Return how far into an epoch a fold's training is, if it has said so."""
+        try:
+            values: dict[str, int] = json.loads(self.store.read(f"{self.folder(fold)}/{_STEP}"))
+        except NotFoundError:
+            return None
+        return values
+
     def commit(self, model: Model, **figures: Any) -> FoldResult:
         """Write a fold's model and then the result that names it."""
         data = model_to_bytes(model)
@@ -138,6 +165,7 @@ class Run:
         self.store.write(f"{folder}/model.pt", data)
         self.store.write(f"{folder}/result.json", (json.dumps(asdict(result)) + "\n").encode())
         self.checkpoints(model.fold).clear()
+        self.store.delete(f"{folder}/{_STEP}")
         return result
 
     def result(self, fold: int) -> FoldResult | None:
@@ -181,6 +209,27 @@ class Run:
                 "delete both to train again."
             )
         return model_from_bytes(data, f"{self.uri}/{name}")
+
+
+class News:
+    """What a run's folder says about a fold's training that it did not say before."""
+
+    def __init__(self, run: Run, fold: int) -> None:
+        self._run, self._fold = run, fold
+        self._epochs = len(run.history(fold))
+        self._step: dict[str, int] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return new `epoch` lines and, if the training has moved on, a `step` line."""
+        history, step = self._run.history(self._fold), self._run.step(self._fold)
+        lines: list[dict[str, Any]] = [
+            {"kind": "epoch", **record} for record in history[self._epochs :]
+        ]
+        self._epochs = max(self._epochs, len(history))
+        if step is not None and step != self._step and step["epoch"] >= self._epochs:
+            self._step = step
+            lines.append({"kind": "step", **step})
+        return lines
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -52,13 +52,14 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             _knock(address)
         with warnings.catch_warnings(), nullcontext() if verbose else _muted():
             warnings.simplefilter("default" if verbose else "ignore")
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=verbose,
-                logging_level=level,
-                configure_logging=True,
-            )
+            with nullcontext() if address else _in_background():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    configure_logging=True,
+                )
     except (OSError, RuntimeError) as error:
         if not address:
             raise
@@ -74,6 +75,31 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_background() -> Iterator[None]:
+    """Start processes as batch work: when they wake, they wait for what runs.
+
+    Each of Ray's processes wakes a hundred times a second, and on a small machine each of these
+    would otherwise interrupt a thread that the training step waits for.
+    """
+    _schedule("SCHED_BATCH")
+    try:
+        yield
+    finally:
+        to_foreground()
+
+
+def to_foreground() -> None:
+    """Have this thread, and those it starts, run as ordinary work, whatever its parent was."""
+    _schedule("SCHED_OTHER")
+
+
+def _schedule(policy: str) -> None:
+    if sys.platform != "linux" or os.sched_getscheduler(0) not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        return  # what the user has chosen stays
+    os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
 
 
 def _knock(address: str) -> None:

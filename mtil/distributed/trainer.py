@@ -16,16 +16,15 @@ from mtil.config import Config
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
-from mtil.distributed.board import Board
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_fold
-from mtil.errors import RunError
-from mtil.run import FoldResult, Run
+from mtil.errors import RunError, StorageError
+from mtil.run import FoldResult, News, Run
 from mtil.storage import open_store
 
 Listener = Callable[[dict[str, Any]], None]
 
-_POLL_S = 0.5
+_POLL_S = 2.0
 
 _CPU_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -64,7 +63,7 @@ def train(
     waiting = [fold for fold in folds if run.result(fold) is None]
     held = hold_if_resident(store.uri, manifest, config) if waiting else None
     for fold in waiting:
-        _train_fold(run, FoldJob(run.uri, store.uri, fold, held, None), cpus, listen)
+        _train_fold(run, FoldJob(run.uri, store.uri, fold, held), cpus, listen)
     results = [run.result(fold) for fold in folds]
     return [result for result in results if result is not None]
 
@@ -90,12 +89,13 @@ def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     resources = {"CPU": cpus} | (
         {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     )
-    with _board(listen) as board, tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch:
+    with (
+        _relayed(run, job.fold, listen),
+        tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
+    ):
         trainer = TorchTrainer(
             train_fold,
-            train_loop_config={
-                "job": FoldJob(job.run_uri, job.data_uri, job.fold, job.held, board)
-            },
+            train_loop_config={"job": job},
             scaling_config=ScalingConfig(
                 num_workers=workers.num_workers,
                 use_gpu=workers.gpus_per_worker > 0,
@@ -146,27 +146,29 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _board(listen: Listener) -> Iterator[Any]:
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+def _relayed(run: Run, fold: int, listen: Listener) -> Iterator[None]:
+    """Tell the listener what the workers write into the run about a fold, while the block runs.
+
+    Through the run's storage, since an actor in between would take its share of the workers' CPU.
+    """
+    news = News(run, fold)
     over = threading.Event()
 
     def relay() -> None:
-        while True:
-            last = over.wait(_POLL_S)
+        while not over.wait(_POLL_S):
             try:
-                lines = ray.get(board.take.remote())
-            except ray.exceptions.RayActorError:
-                return  # its node died: training goes on, unseen
+                lines = news.lines()
+            except StorageError:
+                continue  # training goes on, unseen
             for line in lines:
                 listen(line)
-            if last:
-                return
 
     thread = threading.Thread(target=relay, name="mtil-progress", daemon=True)
     thread.start()
     try:
-        yield board
+        yield
     finally:
         over.set()
-        thread.join(timeout=10)
-        ray.kill(board)
+        thread.join()
+    for line in news.lines():
+        listen(line)

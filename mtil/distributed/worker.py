@@ -1,6 +1,5 @@
 """What each training process does: one fold, epoch by epoch, from its latest checkpoint."""
 
-import json
 import math
 import os
 import time
@@ -24,6 +23,7 @@ from mtil.data.manifest import Manifest
 from mtil.data.order import rows_per_worker
 from mtil.data.rows import Batch, Plan, cut
 from mtil.data.selection import NORMAL, Role, select, total
+from mtil.distributed.cluster import to_foreground
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
@@ -34,7 +34,7 @@ from mtil.run import Run
 from mtil.storage import open_store
 
 _VALIDATION_BATCH = 32
-_POST_EVERY_S = 0.5
+_SAY_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,6 @@ class FoldJob:
     fold: int
     held: list[ray.ObjectRef[Any]] | None
     """The data set's tables in the object store, or None to stream the training rows."""
-    board: Any
-    """Actor that takes progress, see `mtil.distributed.board`."""
 
 
 def train_fold(job: dict[str, FoldJob]) -> None:
@@ -57,6 +55,7 @@ def train_fold(job: dict[str, FoldJob]) -> None:
 
 class _Worker:
     def __init__(self, job: FoldJob) -> None:
+        to_foreground()
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -87,8 +86,7 @@ class _Worker:
             progress.add(record, figures, engine)
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
-                self._write_history(progress.history)
-                self._post({"kind": "epoch", **progress.history[-1]})
+                self.run_record.write_history(self.job.fold, progress.history)
             ray.train.report({"epoch": epoch, **figures})
         assert progress.best is not None
         model = self._model(progress.best, validation())
@@ -159,14 +157,13 @@ class _Worker:
     def _train_epoch(self, engine: Engine, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
         clock = _Clock(batches)
         steps: list[Step] = []
-        started = posted = time.monotonic()
+        started = said = time.monotonic()
         for step in engine.train_epoch(islice(clock, self.steps), epoch=epoch, rank=self.rank):
             steps.append(step)
-            if self.rank == 0 and time.monotonic() - posted > _POST_EVERY_S:
-                posted = time.monotonic()
-                self._post(
-                    {"kind": "step", "epoch": epoch, "step": len(steps), "steps": self.steps}
-                )
+            if self.rank == 0 and time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                progress = {"epoch": epoch, "step": len(steps), "steps": self.steps}
+                self.run_record.write_step(self.job.fold, progress)
         if len(steps) != self.steps:
             raise DataError(
                 f"An epoch must have {self.steps} steps, but the data gave {len(steps)}."
@@ -224,14 +221,6 @@ class _Worker:
         temperature = fit_temperature(logit, label)
         threshold = steady_threshold(calibrated(logit, temperature), label)
         return replace(model, temperature=temperature, threshold=threshold)
-
-    def _write_history(self, history: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in history)
-        name = f"{self.run_record.folder(self.job.fold)}/history.jsonl"
-        self.run_record.store.write(name, lines.encode())
-
-    def _post(self, line: dict[str, Any]) -> None:
-        self.job.board.post.remote(line)
 
 
 def steps_per_epoch(manifest: Manifest, plan: Plan, local_batch: int) -> int:

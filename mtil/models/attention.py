@@ -76,7 +76,7 @@ def prior_log_bias(prior: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor
 
     Args:
         prior: the previous round's map.
-        height: rows of the map that attends; its positions are the keys.
+        height: rows of the map whose positions are the keys.
     """
     cells = shrink_to(prior, height).flatten(1)[:, None, None]
     return (cells / PRIOR_FLOOR).log1p() / math.log1p(1 / PRIOR_FLOOR)

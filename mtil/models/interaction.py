@@ -1,8 +1,9 @@
 """Self-task and cross-task attention between the segmentation and the classification stream."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,7 +17,16 @@ from mtil.models.attention import (
 )
 
 Task = Literal["segmentation", "classification"]
-Heads = tuple[Tensor, Tensor, Tensor]
+
+
+class Source(NamedTuple):
+    """What a task offers to whoever listens."""
+
+    key: Float[Tensor, "b m n d"]
+    value: Float[Tensor, "b m n d"]
+    cell_key: Float[Tensor, "b m k d"]
+    """Keys averaged over square cells: what location attention looks at."""
+    cell_value: Float[Tensor, "b m k d"]
 
 
 class Fusion(nn.Module):
@@ -76,10 +86,10 @@ class Receiver(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n c"],
-        own: tuple[Tensor, Tensor] | None,
-        other: tuple[Tensor, Tensor] | None,
+        own: Source | None,
+        other: Source | None,
         pooled: Float[Tensor, "b p"],
-        bias: Float[Tensor, "b 1 1 n"],
+        bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b n c"]:
         """Return what is to be added to the task's features; zero at initialisation.
 
@@ -88,12 +98,11 @@ class Receiver(nn.Module):
             own: the task's own keys and values, if it listens to itself.
             other: the other task's keys and values, if it listens to them.
             pooled: both tasks' features, averaged over positions.
-            bias: the prior map as a bias on keys.
+            bias: the prior map as a bias on cells.
         """
         query = split_heads(self.query(tokens), self.num_heads)
         messages = [
-            self.attend(query, key, value, bias)
-            for key, value in (pair for pair in (own, other) if pair is not None)
+            self.attend(query, source, bias) for source in (own, other) if source is not None
         ]
         message = messages[0] if self.fusion is None else self.fusion(*messages, pooled)
         update: Tensor = self.scale * self.output(merge_heads(message))
@@ -102,17 +111,16 @@ class Receiver(nn.Module):
     def attend(
         self,
         query: Float[Tensor, "b m n d"],
-        key: Float[Tensor, "b m n d"],
-        value: Float[Tensor, "b m n d"],
-        bias: Float[Tensor, "b 1 1 n"],
+        source: Source,
+        bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b m2 n d"]:
         """Return the location and semantic messages of one source, stacked as heads."""
         parts = []
         if self.location:
             weighted = None if self.prior_weight is None else self.prior_weight * bias
-            parts.append(location_attention(query, key, value, weighted))
+            parts.append(location_attention(query, source.cell_key, source.cell_value, weighted))
         if self.semantic:
-            parts.append(semantic_attention(query, key, value, self.temperature))
+            parts.append(semantic_attention(query, source.key, source.value, self.temperature))
         return torch.cat(parts, dim=1)
 
 
@@ -120,13 +128,18 @@ class TaskInteraction(nn.Module):
     """Exchanges location and semantic information between two streams of the same size.
 
     Each task has one set of keys and values, read by itself (self-task attention) and by the other
-    task (cross-task attention). Both updates are computed from the same features and added with a
-    scale per channel that starts at zero, so that the block starts as the identity. Positions need
-    no embedding: the convolutions before have padded edges and give features that know them.
+    task (cross-task attention). Location attention looks at their averages over cells of a coarse
+    stride (spatial reduction: Wang et al. 2021), semantic attention at all of them. Both updates
+    are computed from the same features and added with a scale per channel that starts at zero, so
+    that the block starts as the identity. Positions need no embedding: the convolutions before
+    have padded edges and give features that know them.
     """
 
-    def __init__(self, config: AttentionConfig, channels: dict[Task, int], *, prior: bool) -> None:
+    def __init__(
+        self, config: AttentionConfig, channels: dict[Task, int], *, stride: int, prior: bool
+    ) -> None:
         super().__init__()
+        self.cell = max(1, config.cell_stride // stride)
         self.num_heads = config.num_heads
         self.hears = listeners(config)
         self.norm = nn.ModuleDict({task: nn.LayerNorm(width) for task, width in channels.items()})
@@ -154,28 +167,38 @@ class TaskInteraction(nn.Module):
         }
         tokens = {task: self.norm[task](to_tokens(x)) for task, x in maps.items()}
         pooled = torch.cat([x.mean(dim=1) for x in tokens.values()], dim=-1)
-        bias = prior_log_bias(prior, segmentation.shape[-2])
-        pairs = {
-            task: self.keys_and_values(task, tokens[task]) for task in maps if task in self.source
+        height, width = segmentation.shape[-2:]
+        bias = prior_log_bias(prior, height // self.cell)
+        sources = {
+            task: self.offer(task, tokens[task], height, width)
+            for task in maps
+            if task in self.source
         }
         for task, (own, other) in self.hears.items():
             if own or other:
                 update = self.receiver[task](
                     tokens[task],
-                    pairs[task] if own else None,
-                    pairs[opposite(task)] if other else None,
+                    sources[task] if own else None,
+                    sources[opposite(task)] if other else None,
                     pooled,
                     bias,
                 )
-                maps[task] = maps[task] + to_map(update, maps[task])
+                maps[task] = maps[task] + as_map(update, height, width)
         return maps["segmentation"], maps["classification"]
 
-    def keys_and_values(
-        self, task: Task, tokens: Float[Tensor, "b n c"]
-    ) -> tuple[Float[Tensor, "b m n d"], Float[Tensor, "b m n d"]]:
-        """Return what a task offers to whoever listens."""
-        key, value = self.source[task](tokens).chunk(2, dim=-1)
-        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+    def offer(self, task: Task, tokens: Float[Tensor, "b n c"], height: int, width: int) -> Source:
+        """Return a task's keys and values, each also averaged over the cells."""
+        offered = self.source[task](tokens)
+        cells = offered
+        if self.cell > 1:
+            cells = to_tokens(F.avg_pool2d(as_map(offered, height, width), self.cell))
+        return Source(
+            *(
+                split_heads(half, self.num_heads)
+                for x in (offered, cells)
+                for half in x.chunk(2, dim=-1)
+            )
+        )
 
 
 def opposite(task: Task) -> Task:
@@ -198,8 +221,7 @@ def to_tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_map(
-    tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
-    """Return tokens as a map of the given shape."""
-    return tokens.transpose(1, 2).reshape(like.shape)
+def as_map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
+    """Return tokens as a map."""
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, channels, height, width)

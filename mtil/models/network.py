@@ -67,6 +67,7 @@ class TwoTaskNetwork(nn.Module):
                 str(stride): TaskInteraction(
                     config.attention,
                     {"segmentation": segmentation[stride], "classification": STREAM_CHANNELS},
+                    stride=stride,
                     prior=config.prior.attention,
                 )
                 for stride in levels

@@ -79,16 +79,24 @@ def test_a_killed_worker_costs_nothing_but_time(
     config = _config()
     values = {"data": {"image_size": 64, "mode": mode}} if mode == "streaming" else {}
     config = from_dict(values, config)
-    killed: list[int] = []
-
-    def kill_in_second_epoch(line: dict[str, Any]) -> None:
-        if line["kind"] == "epoch" and line["epoch"] == 0 and not killed:
-            victim = _train_workers()[-1]
-            killed.append(victim)
-            os.kill(victim, signal.SIGKILL)
-
     uri = f"{bucket}/run-killed-{mode}"
-    trainer.train(dataset, uri, config, [0], kill_in_second_epoch)
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_in_second_epoch() -> None:
+        while not over.wait(0.1):
+            if open_store(uri).exists("rounds/0/fold-0/history.jsonl"):
+                killed.append(_train_workers()[-1])
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_in_second_epoch)
+    killer.start()
+    try:
+        trainer.train(dataset, uri, config, [0], _ignore)
+    finally:
+        over.set()
+        killer.join()
     assert killed
     disturbed = Run.open(uri)
     lines = disturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()

@@ -16,10 +16,11 @@ from mtil.models.interaction import Fusion, TaskInteraction
 SEG, CLS = 12, 8  # channels of the two streams
 
 
-def interaction(*, prior=True, noise=0.0, **changes):
+def interaction(*, prior=True, noise=0.0, stride=16, **changes):
     torch.manual_seed(0)
     config = AttentionConfig(**{"num_heads": 2, "width": 8, **changes})
-    block = TaskInteraction(config, {"segmentation": SEG, "classification": CLS}, prior=prior)
+    channels = {"segmentation": SEG, "classification": CLS}
+    block = TaskInteraction(config, channels, stride=stride, prior=prior)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
@@ -141,6 +142,29 @@ def test_a_zero_prior_has_no_effect_and_another_has():
     for got, expected in zip(zero, blind(seg, cls, prior), strict=True):
         torch.testing.assert_close(got, expected)
     assert not torch.allclose(zero[0], block(seg, cls, prior)[0])
+
+
+def test_positions_look_at_averages_over_cells_of_the_coarse_stride():
+    block = interaction(noise=0.3, num_heads=1, width=4)
+    tokens = torch.randn(1, 8, SEG)
+    with torch.no_grad():
+        found = block.offer("segmentation", tokens, 2, 4)
+        offered = block.source["segmentation"](tokens)
+    left, right = offered[0, [0, 1, 4, 5]].mean(dim=0), offered[0, [2, 3, 6, 7]].mean(dim=0)
+    expected = torch.stack([left, right])
+    torch.testing.assert_close(found.key[0, 0], offered[0, :, :4])
+    torch.testing.assert_close(found.value[0, 0], offered[0, :, 4:])
+    torch.testing.assert_close(found.cell_key[0, 0], expected[:, :4])
+    torch.testing.assert_close(found.cell_value[0, 0], expected[:, 4:])
+
+
+@pytest.mark.parametrize(("stride", "cell_stride"), [(32, 32), (16, 16), (32, 16)])
+def test_where_cells_would_not_be_coarser_positions_look_at_all(stride, cell_stride):
+    block = interaction(noise=0.3, stride=stride, cell_stride=cell_stride)
+    with torch.no_grad():
+        found = block.offer("classification", torch.randn(1, 8, CLS), 2, 4)
+    assert torch.equal(found.cell_key, found.key)
+    assert torch.equal(found.cell_value, found.value)
 
 
 def test_the_gate_starts_half_open_and_is_predicted_per_sample():

@@ -15,7 +15,7 @@ from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.errors import ConfigError, DataError, RunError, StorageError, UserError
-from mtil.run import FILE_NAME, Run
+from mtil.run import FILE_NAME, News, Run
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]
@@ -206,3 +206,46 @@ def test_nothing_secret_is_written(
     for name, data in written.items():
         for value in secrets.values():
             assert value.encode() not in data, name
+
+
+def epoch(number: int) -> dict[str, float]:
+    return {"epoch": number, "loss_segmentation": 0.5}
+
+
+def test_a_fold_without_history_has_none(run: Run) -> None:
+    assert run.history(0) == []
+    assert run.step(0) is None
+
+
+def test_history_and_step_are_read_as_they_were_written(run: Run, uri: str) -> None:
+    run.write_history(1, [epoch(0), epoch(1)])
+    run.write_step(1, {"epoch": 2, "step": 3, "steps": 9})
+    assert run.history(1) == [epoch(0), epoch(1)]
+    assert run.step(1) == {"epoch": 2, "step": 3, "steps": 9}
+    assert run.history(0) == []
+    lines = (Path(uri) / "rounds/0/fold-1/history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [epoch(0), epoch(1)]
+
+
+def test_news_is_what_was_not_told_before(run: Run) -> None:
+    run.write_history(0, [epoch(0)])
+    news = News(run, 0)
+    assert news.lines() == []
+    run.write_step(0, {"epoch": 1, "step": 4, "steps": 9})
+    assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9}]
+    assert news.lines() == []
+    run.write_history(0, [epoch(0), epoch(1), epoch(2)])
+    assert news.lines() == [{"kind": "epoch", **epoch(1)}, {"kind": "epoch", **epoch(2)}]
+
+
+def test_news_does_not_tell_the_step_of_an_epoch_that_is_over(run: Run) -> None:
+    news = News(run, 0)
+    run.write_history(0, [epoch(0)])
+    run.write_step(0, {"epoch": 0, "step": 4, "steps": 9})
+    assert news.lines() == [{"kind": "epoch", **epoch(0)}]
+
+
+def test_a_commit_leaves_no_step_behind(run: Run, make_model: MakeModel) -> None:
+    run.write_step(0, {"epoch": 0, "step": 4, "steps": 9})
+    run.commit(make_model(config=run.config, fold=0, fingerprint=FINGERPRINT), **FIGURES)
+    assert run.step(0) is None
