@@ -18,6 +18,7 @@ import torch
 from mtil.data import manifest as manifests
 from mtil.data import phantom, prepare, shards
 from mtil.data.manifest import Cell, Shard
+from mtil.data.sources import Source
 from mtil.storage import open_store
 
 _ROOT = Path(__file__).parent.parent
@@ -41,13 +42,8 @@ def images(scratch: Path, num_phantoms: int = 780) -> tuple[Path, Path | None]:
 
 def prepared(folder: Path, groups: Path | None, uri: str, image_size: int) -> None:
     """Prepare a folder of images in the BUSI layout."""
-    prepare.prepare(
-        str(folder),
-        uri,
-        layout="busi",
-        groups=None if groups is None else str(groups),
-        image_size=image_size,
-    )
+    source = Source(uri=str(folder), layout="busi", groups=None if groups is None else str(groups))
+    prepare.prepare([source], uri, prepare.Settings(image_size=image_size))
 
 
 def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:

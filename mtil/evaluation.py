@@ -16,7 +16,8 @@ from mtil.inference import MASK_THRESHOLD, Predictor, at_size
 from mtil.metrics import Results, by_class, score_mask, summarise
 
 EVALUATION_COLUMNS = (
-    "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png",
+    "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
+    "pixel_size",
 )  # fmt: skip
 
 _BATCH = 32
@@ -25,6 +26,7 @@ PREDICTIONS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("group", pa.string()),
+        ("source", pa.string()),
         ("label", pa.int8()),
         ("fold", pa.int8()),
         ("pass", pa.int8()),
@@ -40,13 +42,18 @@ PREDICTIONS = pa.schema(
         ("assd", pa.float64()),
         ("missed", pa.bool_()),
         ("false_positive_area", pa.float64()),
+        ("hd95_mm", pa.float64()),
+        ("assd_mm", pa.float64()),
         ("model_sha256", pa.string()),
         ("fingerprint", pa.string()),
         ("config_digest", pa.string()),
         ("version", pa.string()),
     ]
 )
-"""A row per image and pass; distances are in pixels of the original image."""
+"""A row per image and pass; distances are in pixels of the original image.
+
+In millimetres they are given where the collection says how large a pixel is.
+"""
 
 
 def score(rows: pa.Table, predictor: Predictor) -> pa.Table:
@@ -65,7 +72,9 @@ def _score_batch(rows: pa.Table, predictor: Predictor) -> list[dict[str, Any]]:
     images = pixels(rows.column("image"))
     side = int(images.shape[1] ** 0.5)
     said = predictor(images.reshape(-1, side, side))
-    plain = rows.drop_columns(["image", "mask_png", "height", "width", "part"]).to_pylist()
+    plain = rows.drop_columns(
+        ["image", "mask_png", "height", "width", "part", "pixel_size"]
+    ).to_pylist()
     sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
     scored = []
     for index, (row, (height, width)) in enumerate(zip(plain, sizes, strict=True)):
@@ -78,6 +87,9 @@ def _score_batch(rows: pa.Table, predictor: Predictor) -> list[dict[str, Any]]:
             "predicted": bool(said.malignant[index] >= predictor.model.threshold),
         }
         row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
+        pixel_size = rows.column("pixel_size")[index].as_py()
+        for name in ("hd95", "assd"):
+            row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
         scored.append(row | lineage(predictor.model))
     return scored
 
@@ -113,7 +125,34 @@ def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> di
         "num_images": len(results.sample_id),
         "metrics": by_pass[-1]["metrics"],
         "by_class": by_class(results),
+        "by_source": by_source(predictions.filter(pa.compute.equal(predictions["pass"], number))),
+        "millimetres": in_millimetres(predictions),
         "by_pass": by_pass,
+    }
+
+
+def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
+    """Return the figures of each collection of a data set that was made from several."""
+    sources = sorted(set(predictions.column("source").to_pylist()))
+    if len(sources) < 2:
+        return {}
+    parts = {
+        source: to_results(predictions.filter(pa.compute.equal(predictions["source"], source)))
+        for source in sources
+    }
+    return {
+        source: {"num_images": len(part), "metrics": summarise(part)}
+        for source, part in parts.items()
+    }
+
+
+def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
+    """Return the mean distances of outlines over the tumour images whose pixel size is known."""
+    known = predictions.filter(pa.compute.is_finite(predictions["hd95_mm"]))
+    return {
+        "count": known.num_rows,
+        "hd95": pa.compute.mean(known["hd95_mm"]).as_py(),
+        "assd": pa.compute.mean(known["assd_mm"]).as_py(),
     }
 
 

@@ -97,6 +97,25 @@ def _print(figures: dict[str, Any], output: Output) -> None:
             for label in ("benign", "malignant")
         ],
     )
+    if figures["by_source"]:
+        columns = ("dice", "miss_rate", "auc", "f1")
+        output.table(
+            ["by source", "images", *columns],
+            [
+                [
+                    name,
+                    str(part["num_images"]),
+                    *(_number(part["metrics"][column]["value"]) for column in columns),
+                ]
+                for name, part in figures["by_source"].items()
+            ],
+        )
+    millimetres = figures["millimetres"]
+    if millimetres["count"]:
+        output.line(
+            f"In millimetres, where pixel sizes are known ({millimetres['count']} images): hd95 "
+            f"{_number(millimetres['hd95'])}, assd {_number(millimetres['assd'])}"
+        )
     normal = classes["normal"]
     if normal["count"]:
         output.line(

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_phantom, _prepare, _train, _evaluate, _predict, _doctor):
+    for add in (_phantom, _download, _prepare, _inspect, _train, _evaluate, _predict, _doctor):
         add(commands)
     return parser
 
@@ -132,23 +132,107 @@ def _phantom(commands: "_Commands[_Parser]") -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same bytes (0)"
     )
+    parser.add_argument("--image-size", type=int, default=256, help="typical side (256)")
+    parser.add_argument(
+        "--num-duplicates", type=int, default=0,
+        help="near-copies to add, listed in duplicates.csv (0)",
+    )  # fmt: skip
+    parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+
+
+def _download(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "download", "fetch a published collection")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="such as bus_bra; see --list")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="an empty or new folder")
+    parser.add_argument(
+        "--accept-licence", action="store_true", help="you have read the licence and accept it"
+    )
+    parser.add_argument("--list", action="store_true", help="list the collections and leave")
 
 
 def _prepare(commands: "_Commands[_Parser]") -> None:
     parser = _command(
-        commands, "prepare", "turn a collection into a data set of shards", module="data"
+        commands, "prepare", "turn collections into a data set of shards", module="data"
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, table or s3:// prefix to read")
+    of_source = parser.add_argument_group("of the source named last")
+    of_source.add_argument(
+        "--layout", action=_OfSource, required=True,
+        choices=("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table"),
+        help="how it is laid out",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--groups", action=_OfSource, metavar="FILE", help="CSV of images that belong together"
+    )
+    of_source.add_argument(
+        "--folds", action=_OfSource, choices=("official",),
+        help="take the collection's own folds, 5 or 10 by --num-folds",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--columns", action=_OfSource, metavar="ROLE=COLUMN,…",
+        help="a table's columns, such as image=path,label=diagnosis",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--classes", action=_OfSource, metavar="WORD=CLASS,…",
+        help="a table's words for classes, such as 0=benign,1=malignant",
+    )  # fmt: skip
     parser.add_argument(
-        "--layout", required=True, choices=("busi", "table"), help="how it is laid out"
+        "--and", action=_AndSource, dest="more", metavar="SOURCE", help="another source"
     )
     parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
-    parser.add_argument("--groups", metavar="FILE", help="CSV of images that belong together")
     parser.add_argument(
         "--image-size", type=int, default=256, help="side of the stored images (256)"
     )
     parser.add_argument("--num-folds", type=int, default=5, help="folds (5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the folds (0)")
+    parser.add_argument(
+        "--protocol", choices=("grouped", "paper", "official"), default="grouped",
+        help="whole groups to folds; image by image as in most papers; or the sources' own folds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"
+    )
+    parser.add_argument("--splits", metavar="FILE", help="folds as in an earlier splits.json")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="list images that cannot be used, and go on"
+    )
+    parser.add_argument(
+        "--on-ray", action="store_true", help="share the work over the cluster of RAY_ADDRESS"
+    )
+    _on_ray(parser)
+
+
+def _inspect(commands: "_Commands[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "say what a data set holds and what its audit found",
+        module="inspection",
+    )
+    parser.add_argument("data", metavar="URI", help="a prepared data set")
+
+
+class _OfSource(argparse.Action):
+    """Keeps an option with the source that was named last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option: str | None = None,
+    ) -> None:  # fmt: skip
+        if namespace.more:
+            namespace.more[-1][self.dest] = values
+        else:
+            setattr(namespace, self.dest, values)
+
+
+class _AndSource(argparse.Action):
+    """Begins another source."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option: str | None = None,
+    ) -> None:  # fmt: skip
+        namespace.more = [*(namespace.more or []), {"source": values}]
 
 
 def _train(commands: "_Commands[_Parser]") -> None:

@@ -1,11 +1,11 @@
 """Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed.
 
-A group holds one class (`mtil.data.groups`), so each class is dealt by itself: largest group
-first, to where that class has the fewest images.
+A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it each
+tercile of lesion size: largest group first, to where its kind has the fewest images.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,10 @@ NUM_PARTS = 8
 """Inner parts of a fold; a small collection gets fewer."""
 TUMOURS = (LABELS.index("benign"), LABELS.index("malignant"))
 MAX_FOLDS = 100
-_FOLDS, _PARTS = 0, 1
+HOLDOUT = -1
+"""The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
+_FOLDS, _PARTS, _HOLDOUT = 0, 1, 2
+_TERCILES = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Assignment:
     """Where every image belongs."""
 
     rule: str
-    """`grouped stratified`, or `given` by the table."""
+    """`grouped stratified`, `given` by the collection, `image-level` or `splits file`."""
     num_folds: int
     num_parts: int
     place: Mapping[str, tuple[int, int]]
@@ -38,10 +41,19 @@ class _Group:
     name: str
     label: int
     size: int
+    tercile: int
+    """Of the class's lesion sizes."""
 
 
 def assign(
-    records: Sequence[Record], group: Mapping[str, str], *, num_folds: int, seed: int
+    records: Sequence[Record],
+    group: Mapping[str, str],
+    area: Mapping[str, float],
+    *,
+    num_folds: int,
+    seed: int,
+    holdout: Collection[str] = (),
+    rule: str = "grouped stratified",
 ) -> Assignment:
     """Give every image a fold and an inner part, whole groups together.
 
@@ -52,15 +64,22 @@ def assign(
     Args:
         records: the images that are kept.
         group: group by sample id.
+        area: the lesion's share of the image by sample id.
         num_folds: how many folds to make.
         seed: the deal's seed.
+        holdout: groups that are kept for a final test.
+        rule: what to call the rule where folds are made.
 
     Raises:
         DataError: if a class has too few groups, or a group lies in two given folds.
     """
-    groups = _groups(records, group)
+    kept_apart = frozenset(holdout)
+    held = [record for record in records if group[record.sample_id] in kept_apart]
+    records = [record for record in records if group[record.sample_id] not in kept_apart]
+    groups = _groups(records, group, area)
     given = any(record.fold is not None for record in records)
     if given:
+        rule = "given"
         fold = _given(records, group)
         num_folds = max(fold.values()) + 1
     else:
@@ -80,14 +99,58 @@ def assign(
         record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
         for record in records
     }
-    rule = "given" if given else "grouped stratified"
+    place |= {record.sample_id: (HOLDOUT, 0) for record in held}
     return Assignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
 
 
-def _groups(records: Sequence[Record], group: Mapping[str, str]) -> list[_Group]:
+def hold_out(
+    records: Sequence[Record],
+    group: Mapping[str, str],
+    area: Mapping[str, float],
+    *,
+    share: float,
+    seed: int,
+) -> set[str]:
+    """Return the groups of a final test set: about this share of each kind of image.
+
+    Raises:
+        DataError: if the share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"A holdout must be a share between 0 and 1, or a file, but got {share}.")
+    rng = np.random.default_rng((seed, _HOLDOUT))
+    groups = _groups(records, group, area)
+    total = Counter[tuple[int, int]]()
+    for item in groups:
+        total[item.label, item.tercile] += item.size
+    taken = Counter[tuple[int, int]]()
+    chosen = set()
+    for index in rng.permutation(len(groups)):
+        item = groups[index]
+        kind = (item.label, item.tercile)
+        if taken[kind] + item.size / 2 <= share * total[kind]:
+            taken[kind] += item.size
+            chosen.add(item.name)
+    return chosen
+
+
+def _groups(
+    records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float]
+) -> list[_Group]:
     sizes = Counter(group[record.sample_id] for record in records)
     labels = {group[record.sample_id]: record.label for record in records}
-    return [_Group(name, labels[name], sizes[name]) for name in sorted(sizes)]
+    areas: dict[str, float] = defaultdict(float)
+    for record in records:
+        name = group[record.sample_id]
+        areas[name] += area[record.sample_id] / sizes[name]
+    tercile: dict[str, int] = {}
+    for label in sorted(set(labels.values())):
+        ordered = sorted((name for name in sizes if labels[name] == label),
+                         key=lambda name: (areas[name], name))  # fmt: skip
+        flat = len({areas[name] for name in ordered}) == 1  # normals have no lesion
+        for rank, name in enumerate(ordered):
+            tercile[name] = 0 if flat else rank * _TERCILES // len(ordered)
+    return [_Group(name, labels[name], sizes[name], tercile[name]) for name in sorted(sizes)]
 
 
 def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
@@ -131,13 +194,19 @@ def _check_folds(groups: Sequence[_Group], fold: Mapping[str, int], num_folds: i
 
 
 def _deal_folds(groups: Sequence[_Group], num_folds: int, seed: int) -> dict[str, int]:
+    by_kind: Counter[tuple[int, int, int]] = Counter()
     by_class: Counter[tuple[int, int]] = Counter()
     total: Counter[int] = Counter()
 
     def load(group: _Group, where: int) -> tuple[int, ...]:
-        return (by_class[where, group.label], total[where])
+        return (
+            by_class[where, group.label],
+            by_kind[where, group.label, group.tercile],
+            total[where],
+        )
 
     def put(group: _Group, where: int) -> None:
+        by_kind[where, group.label, group.tercile] += group.size
         by_class[where, group.label] += group.size
         total[where] += group.size
 
@@ -183,7 +252,7 @@ def _deal(
 ) -> dict[str, int]:
     shuffled = [groups[index] for index in rng.permutation(len(groups))]
     place: dict[str, int] = {}
-    for group in sorted(shuffled, key=lambda group: (group.label, -group.size)):
+    for group in sorted(shuffled, key=lambda group: (group.label, -group.size, group.tercile)):
         where = min(range(num_places), key=lambda where: load(group, where))
         put(group, where)
         place[group.name] = where

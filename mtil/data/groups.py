@@ -19,6 +19,8 @@ class Grouping:
     group: Mapping[str, str]
     """Group by sample id; a group is called after its first image."""
     dropped: tuple[Dropped, ...]
+    family: Mapping[str, str]
+    """Group by sample id, also of those that are dropped."""
 
 
 def read_file(uri: str, records: Sequence[Record]) -> dict[str, str]:
@@ -30,9 +32,9 @@ def read_file(uri: str, records: Sequence[Record]) -> dict[str, str]:
     Raises:
         DataError: if an image is missing from it or has two groups.
     """
-    parent, name = split_uri(uri)
+    _, name = split_uri(uri)
     found: dict[str, str] = {}
-    for line, row in read_csv(open_store(parent), name, ("image_id", "group")):
+    for line, row in read_table(uri, ("image_id", "group")):
         sample_id, group = row["image_id"], row["group"]
         if not sample_id or not group:
             raise DataError(f"Line {line} of {name} must give an image_id and a group.")
@@ -50,24 +52,33 @@ def read_file(uri: str, records: Sequence[Record]) -> dict[str, str]:
     return {record.sample_id: found[record.sample_id] for record in records}
 
 
-def group(records: Sequence[Record], published: Mapping[str, str] | None = None) -> Grouping:
-    """Join images that share a patient or a published group, directly or through others.
+def read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV file that lies beside a collection into (line number, values by column).
+
+    Raises:
+        DataError: if it is missing, or lacks a column or a value.
+    """
+    parent, name = split_uri(uri)
+    return read_csv(open_store(parent), name, required)
+
+
+def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
+    """Join images that share a patient or a published group or are a pair, directly or not.
 
     Groups that hold two classes are dropped with all of their images: one lesion cannot be both,
     and nobody can say which label is wrong.
 
     Args:
         records: the collection's images.
-        published: group by sample id, from `read_file`.
+        pairs: sample ids of images that show the same.
     """
-    members = _joined(
-        (record.sample_id, _keys(record, published))
-        for record in sorted(records, key=lambda record: record.sample_id)
-    )
+    members = join(((record.sample_id, _keys(record)) for record in records), pairs)
     labels = {record.sample_id: record.label for record in records}
     kept: dict[str, str] = {}
+    family: dict[str, str] = {}
     dropped: list[Dropped] = []
     for sample_ids in members:
+        family.update(dict.fromkeys(sample_ids, sample_ids[0]))
         classes = sorted({labels[sample_id] for sample_id in sample_ids})
         if len(classes) == 1:
             kept.update(dict.fromkeys(sample_ids, sample_ids[0]))
@@ -77,20 +88,25 @@ def group(records: Sequence[Record], published: Mapping[str, str] | None = None)
             f"{' and '.join(LABELS[label] for label in classes)}: {', '.join(sample_ids[:8])}"
         )
         dropped += [Dropped(sample_id=sample_id, why=why) for sample_id in sample_ids]
-    return Grouping(kept, tuple(sorted(dropped, key=lambda item: item.sample_id)))
+    return Grouping(kept, tuple(sorted(dropped, key=lambda item: item.sample_id)), family)
 
 
-def _keys(record: Record, published: Mapping[str, str] | None) -> list[tuple[str, str]]:
+def _keys(record: Record) -> list[tuple[str, str]]:
     keys = []
     if record.patient is not None:
         keys.append(("patient", record.patient))
-    if published is not None:
-        keys.append(("group", published[record.sample_id]))
+    if record.published is not None:
+        keys.append(("group", record.published))
     return keys
 
 
-def _joined(items: Iterable[tuple[str, list[tuple[str, str]]]]) -> list[list[str]]:
-    """Return the items of each connected component, by union-find over shared keys."""
+def join(
+    items: Iterable[tuple[str, list[tuple[str, str]]]], pairs: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """Return the connected components, by union-find over shared keys and over pairs.
+
+    Components and their items are in the order of their names.
+    """
     parent: dict[str, str] = {}
     first: dict[tuple[str, str], str] = {}
 
@@ -100,11 +116,16 @@ def _joined(items: Iterable[tuple[str, list[tuple[str, str]]]]) -> list[list[str
             item = parent[item]
         return item
 
-    for item, keys in items:
+    def unite(one: str, other: str) -> None:
+        a, b = root(one), root(other)
+        parent[max(a, b)] = min(a, b)
+
+    for item, keys in sorted(items):
         parent[item] = item
         for key in keys:
-            a, b = root(item), root(first.setdefault(key, item))
-            parent[max(a, b)] = min(a, b)
+            unite(item, first.setdefault(key, item))
+    for one, other in pairs:
+        unite(one, other)
     components: dict[str, list[str]] = defaultdict(list)
     for item in parent:
         components[root(item)].append(item)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from mtil.data import dicom
 from mtil.errors import DataError
 
 Gray = npt.NDArray[np.uint8]
@@ -15,8 +16,10 @@ Mask = npt.NDArray[np.bool_]
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
 """Formats that are tried; those that run programs, such as EPS, are not among them."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".dcm")
 """How the names of image files end."""
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that an image in a 16-bit file may have."""
 
 _BROKEN = (
     OSError,
@@ -36,8 +39,10 @@ _BROKEN = (
 def read_gray(data: bytes, name: str) -> Gray:
     """Decode an image file to gray pixels (h, w).
 
-    Gray, colour, palette, 1-bit and 16-bit images are read; 16 bits are scaled to 8, and an alpha
-    channel is ignored.
+    Gray, colour, palette, 1-bit and 16-bit images are read, and DICOM single frames. What is
+    transparent is black, unless nothing is opaque. Files of 16 bits often hold fewer: they are
+    scaled to 8 by the least of 8, 10, 12, 14 and 16 bits that holds their largest value, so that
+    an image always gives the same pixels, whatever stands beside it.
 
     Args:
         data: the file's bytes.
@@ -46,6 +51,9 @@ def read_gray(data: bytes, name: str) -> Gray:
     Raises:
         DataError: if it is damaged, too large, or of another kind.
     """
+    if dicom.is_dicom(data):
+        frame = dicom.read_frame(data, name, max_pixels=_max_pixels())
+        return np.array(Image.fromarray(frame).convert("L"))
     image = _open(data, name)
     if image.mode.startswith("I"):
         return _scaled(np.asarray(image))
@@ -54,6 +62,8 @@ def read_gray(data: bytes, name: str) -> Gray:
             f"An image must have integer pixels, but {name} has floating-point ones; "
             "convert it to 8 or 16 bits."
         )
+    if image.has_transparency_data:
+        return _on_black(image.convert("RGBA"))
     if image.mode == "P":
         image = image.convert("RGB")
     return np.array(image.convert("L"))
@@ -157,4 +167,15 @@ def _reason(error: Exception) -> str:
 
 def _scaled(pixels: npt.NDArray[np.generic]) -> Gray:
     sixteen = np.clip(pixels.astype(np.int64), 0, 65535)
-    return np.asarray((sixteen + 128) // 257, dtype=np.uint8)
+    largest = int(sixteen.max())
+    full = 2 ** next(bits for bits in DEPTHS if largest < 2**bits) - 1
+    return np.asarray((sixteen * 255 + full // 2) // full, dtype=np.uint8)
+
+
+def _on_black(image: Image.Image) -> Gray:
+    """Return the gray pixels of an RGBA image before black."""
+    gray = np.array(image.convert("RGB").convert("L"))
+    alpha = np.asarray(image.getchannel("A"), dtype=np.uint16)
+    if not alpha.any():  # some programs leave it unset
+        return gray
+    return ((gray * alpha + 127) // 255).astype(np.uint8)

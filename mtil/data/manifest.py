@@ -12,7 +12,7 @@ from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
 FILE_NAME = "dataset.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,18 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """A collection that a data set was made from."""
+
+    name: str
+    prefix: str
+    """What its sample ids begin with; empty if there is only one collection."""
+    licence: str
+    citation: str
+    read: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A prepared data set.
 
@@ -54,9 +66,9 @@ class Manifest:
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    licence: str
-    citation: str
+    sources: tuple[SourceInfo, ...]
     image_size: int
+    protocol: str
     fold_rule: str
     num_folds: int
     num_parts: int
@@ -65,7 +77,11 @@ class Manifest:
     read: int
     kept: dict[str, int]
     folds: dict[str, dict[str, int]]
+    holdout: dict[str, int]
+    """Images by class that are kept for a final test."""
     dropped: tuple[Dropped, ...] = field(default=())
+    invalid: tuple[Dropped, ...] = field(default=())
+    """Images that could not be used and were skipped."""
     shards: tuple[Shard, ...]
     fingerprint: str
 

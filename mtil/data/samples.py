@@ -1,15 +1,18 @@
-"""Records to samples: decode, check and resize images, several at a time, in order."""
+"""Records to samples: decode, check and resize images, and note what the audit wants to know."""
 
 import hashlib
-import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
+from mtil.data import dicom
+from mtil.data.duplicates import Description, describe
+from mtil.data.flags import Marks, MaskFlags, flag_image, flag_mask
 from mtil.data.images import (
     Mask,
     encode_mask_png,
@@ -29,23 +32,12 @@ MIN_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an image belongs."""
-
-    group: str
-    fold: int
-    part: int
-
-
-@dataclass(frozen=True)
 class Sample:
-    """A row of a shard, and what identifies it."""
+    """An image as it is stored, and what was seen of it on the way."""
 
-    sample_id: str
+    record: Record
     image: bytes
     mask: bytes
-    label: int
-    place: Place
     height: int
     width: int
     mask_png: bytes
@@ -53,37 +45,36 @@ class Sample:
     """Of the source's gray pixels and their size."""
     mask_sha256: bytes
     """Of the source's mask, free of how PNG files are compressed here."""
-    image_size: int
+    pixel_size: float | None
+    description: Description
+    marks: Marks
+    mask_flags: MaskFlags
 
-    def digest(self) -> bytes:
-        """Return what goes into the data set's fingerprint."""
-        values = [
-            self.sample_id,
-            self.sha256.hex(),
-            self.mask_sha256.hex(),
-            self.label,
-            self.place.group,
-            self.place.fold,
-            self.place.part,
-            self.image_size,
-        ]
-        return hashlib.sha256(json.dumps(values).encode()).digest()
+
+@dataclass(frozen=True)
+class Refused:
+    """An image that cannot be used, and the sentence that says why."""
+
+    sample_id: str
+    why: str
 
 
 def read_all(
-    store: Store, records: Sequence[Record], places: Sequence[Place], image_size: int
-) -> Iterator[Sample]:
+    stores: Mapping[str, Store], records: Sequence[Record], image_size: int
+) -> Iterator[Sample | Refused]:
     """Yield the samples of records in order, holding only a few at a time.
 
-    Raises:
-        DataError: for the first record whose image or masks are wrong.
+    Args:
+        stores: where each source's files are.
+        records: what to read.
+        image_size: side of the stored images.
     """
     num_threads = max(MIN_THREADS, 2 * (os.cpu_count() or 1))
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
-    ahead: deque[Future[Sample]] = deque()
+    ahead: deque[Future[Sample | Refused]] = deque()
     try:
-        for record, place in zip(records, places, strict=True):
-            ahead.append(pool.submit(read_sample, store, record, place, image_size))
+        for record in records:
+            ahead.append(pool.submit(_read_or_refuse, stores[record.source], record, image_size))
             if len(ahead) >= 2 * num_threads:
                 yield ahead.popleft().result()
         while ahead:
@@ -92,40 +83,52 @@ def read_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_sample(store: Store, record: Record, place: Place, image_size: int) -> Sample:
+def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | Refused:
+    try:
+        return read_sample(store, record, image_size)
+    except DataError as error:
+        return Refused(record.sample_id, str(error))
+
+
+def read_sample(store: Store, record: Record, image_size: int) -> Sample:
     """Decode a record's image and masks, check that they fit, and resize them.
 
     Raises:
         DataError: if a file is missing or damaged, or the masks fit neither image nor class.
     """
-    gray = read_gray(_bytes(store, record.image, record), record.image)
-    mask = _joined_mask(store, record, gray.shape)
+    data = _bytes(store, record.image, record)
+    gray = read_gray(data, record.image)
     height, width = gray.shape
+    mask = _joined_mask(store, record, (height, width))
     size = f"{height}x{width}:".encode()
     return Sample(
-        sample_id=record.sample_id,
+        record=record,
         image=resize_image(gray, image_size).tobytes(),
         mask=pack_mask(resize_mask(mask, image_size)),
-        label=record.label,
-        place=place,
         height=height,
         width=width,
         mask_png=encode_mask_png(mask),
         sha256=hashlib.sha256(size + gray.tobytes()).digest(),
         mask_sha256=hashlib.sha256(size + pack_mask(mask)).digest(),
-        image_size=image_size,
+        pixel_size=_pixel_size(record, data),
+        description=describe(gray),
+        marks=flag_image(gray, None),
+        mask_flags=flag_mask(mask),
     )
 
 
-def _joined_mask(store: Store, record: Record, shape: tuple[int, ...]) -> Mask:
+def _joined_mask(store: Store, record: Record, shape: tuple[int, int]) -> Mask:
     joined = np.zeros(shape, np.bool_)
     for name in record.masks:
         mask = read_mask(_bytes(store, name, record), name)
         if mask.shape != shape:
-            raise DataError(
-                f"A mask must have its image's size, but {name} has {_size(mask.shape)} and "
-                f"{record.image} has {_size(shape)} (width x height)."
-            )
+            if not record.masks_may_differ:
+                raise DataError(
+                    f"A mask must have its image's size, but {name} has {_size(mask.shape)} and "
+                    f"{record.image} has {_size(shape)} (width x height)."
+                )
+            fitted = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
+            mask = np.asarray(fitted, np.bool_)
         joined |= mask
     normal = LABELS[record.label] == "normal"
     if normal and joined.any():
@@ -139,6 +142,12 @@ def _joined_mask(store: Store, record: Record, shape: tuple[int, ...]) -> Mask:
             "correct the mask or the label."
         )
     return joined
+
+
+def _pixel_size(record: Record, data: bytes) -> float | None:
+    if record.pixel_size is not None:
+        return record.pixel_size
+    return dicom.pixel_size(data, record.image)
 
 
 def _bytes(store: Store, name: str, record: Record) -> bytes:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest, Shard
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -31,8 +32,8 @@ class Selection:
         if self.role == "test":
             return tested
         validated = part == self.fold % self.num_parts
-        kept: npt.NDArray[np.bool_] = ~tested & (
-            validated if self.role == "validation" else ~validated
+        kept: npt.NDArray[np.bool_] = (
+            ~tested & (fold != HOLDOUT) & (validated if self.role == "validation" else ~validated)
         )
         if not self.normals:
             kept &= label != NORMAL

@@ -20,6 +20,9 @@ from mtil.storage import Store
 
 ROW_GROUP_ROWS = 256
 
+_OTHER_BYTES = 1536
+"""What a row takes beside its pixels, the mask at the original size above all."""
+
 _thread = threading.local()
 
 LABELS = ("benign", "malignant", "normal")
@@ -41,8 +44,16 @@ def schema(image_size: int) -> pa.Schema:
             pa.field("width", pa.int32(), nullable=False),
             pa.field("mask_png", pa.binary(), nullable=False),
             pa.field("sha256", pa.binary(32), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("pixel_size", pa.float32()),
+            pa.field("meta", pa.map_(pa.string(), pa.string()), nullable=False),
         ]
     )
+
+
+def row_bytes(image_size: int) -> int:
+    """Return about how many bytes a row takes."""
+    return image_size**2 + image_size**2 // 8 + _OTHER_BYTES
 
 
 def encode(table: pa.Table) -> bytes:
@@ -56,7 +67,7 @@ def encode(table: pa.Table) -> bytes:
             name: "none" if name in ("image", "mask", "mask_png") else "zstd"
             for name in table.schema.names
         },
-        use_dictionary=["label", "group", "fold", "part"],
+        use_dictionary=["label", "group", "fold", "part", "source"],
         write_statistics=["sample_id", "label", "fold", "part"],
     )
     return sink.getvalue()

@@ -7,7 +7,8 @@ import pytest
 
 from cluster import object_store
 from mtil.data import phantom
-from mtil.data.prepare import prepare
+from mtil.data.prepare import Settings, prepare
+from mtil.data.sources import Source
 
 BUCKET = "mtil-tests"
 
@@ -67,12 +68,8 @@ def dataset(phantoms: Path, bucket: str) -> str:
     """The phantoms as a data set of several shards in the bucket; returns its URI."""
     uri = f"{bucket}/phantoms"
     prepare(
-        str(phantoms),
+        [Source(uri=str(phantoms), layout="busi")],
         uri,
-        layout="busi",
-        groups=None,
-        image_size=64,
-        num_folds=3,
-        max_shard_bytes=120_000,
+        Settings(image_size=64, num_folds=3, max_shard_bytes=120_000),
     )
     return uri

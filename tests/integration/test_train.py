@@ -14,7 +14,9 @@ import torch
 
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
+from mtil.data.prepare import Settings, prepare
 from mtil.data.selection import select, total
+from mtil.data.sources import Source
 from mtil.distributed import inference, trainer
 from mtil.errors import ConfigError, DataError, ResourceError
 from mtil.evaluation import evaluate
@@ -152,10 +154,9 @@ def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:
 def test_a_run_of_another_data_set_is_refused(
     undisturbed: Run, phantoms: Path, bucket: str
 ) -> None:
-    from mtil.data.prepare import prepare
-
     other = f"{bucket}/phantoms-other"
-    prepare(str(phantoms), other, layout="busi", groups=None, image_size=32, num_folds=3)
+    source = Source(uri=str(phantoms), layout="busi")
+    prepare([source], other, Settings(image_size=32, num_folds=3))
     with pytest.raises(DataError, match="fingerprint"):
         trainer.train(other, undisturbed.uri, _config(), [0], _ignore)
 

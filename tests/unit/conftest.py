@@ -11,10 +11,11 @@ import torch
 from mtil.checkpoint import Model
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
-from mtil.data import phantom
+from mtil.data import phantom, shards
 from mtil.data.manifest import Manifest
-from mtil.data.prepare import prepare
+from mtil.data.prepare import Settings, prepare
 from mtil.data.rows import Batch
+from mtil.data.sources import Source
 from mtil.models import TwoTaskNetwork
 from mtil.storage import LocalStore
 
@@ -40,13 +41,9 @@ def data_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     lines = [f"{stem},{stem.split()[0]}-{at // 2}" for at, stem in enumerate(stems)]
     (folder / "groups.csv").write_text("\n".join(["image_id,group", *lines]) + "\n")
     prepare(
-        str(phantoms),
+        [Source(uri=str(phantoms), layout="busi", groups=str(folder / "groups.csv"))],
         str(folder / "set"),
-        layout="busi",
-        groups=str(folder / "groups.csv"),
-        image_size=STORED,
-        num_folds=3,
-        max_shard_bytes=11 * STORED**2,
+        Settings(image_size=STORED, num_folds=3, max_shard_bytes=9 * shards.row_bytes(STORED)),
     )
     return str(folder / "set")
 

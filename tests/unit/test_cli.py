@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -21,12 +22,13 @@ from mtil.checkpoint import Model
 from mtil.cli import main
 from mtil.config import Config, documented
 from mtil.data import manifest as manifests
+from mtil.data import shards
 from mtil.data.manifest import Manifest
 from mtil.run import Run
 from mtil.storage import LocalStore
 from tune import cli as tune_cli
 
-COMMANDS = ("phantom", "prepare", "train", "evaluate", "predict", "doctor")
+COMMANDS = ("phantom", "download", "prepare", "inspect", "train", "evaluate", "predict", "doctor")
 HEAVY = (
     "torch",
     "ray",
@@ -262,7 +264,7 @@ def test_folds_are_checked_before_anything_starts(
 def test_phantoms_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "images"
     told = _told(capsys, "phantom", out, "--num-images", 3, "--seed", 5)
-    assert told == {"out": str(out), "num_images": 3, "seed": 5}
+    assert told == {"out": str(out), "num_images": 3, "num_duplicates": 0, "seed": 5}
     images = [path for path in out.rglob("*.png") if "_mask" not in path.name]
     assert len(images) == 3
     assert main(["phantom", str(out)]) == 2
@@ -279,11 +281,15 @@ def test_data_are_prepared(
     assert told == {
         "uri": str(to),
         "fingerprint": made.fingerprint,
+        "protocol": "grouped",
         "read": 60,
         "kept": {"benign": 30, "malignant": 18, "normal": 12},
         "groups": 60,
         "dropped": [],
+        "invalid": [],
         "folds": told["folds"],
+        "holdout": {"benign": 0, "malignant": 0, "normal": 0},
+        "image_level_leakage": 0.0,
     }
     assert told["folds"].keys() == {"0", "1", "2", "3"}
     for name, number in told["kept"].items():
@@ -316,10 +322,82 @@ def test_without_json_a_person_is_told(
     assert main(command) == 0
     told = capsys.readouterr()
     assert "60 images read, 0 dropped; kept 30 benign, 18 malignant, 12 normal" in told.out
-    assert "No --groups file" in told.out
+    assert "Folds of single images would leak: 0.0%" in told.out
     assert str(to) in told.out
     assert "{" not in told.out
     assert told.err == ""
+
+
+def test_two_sources_make_one_data_set(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "images"
+    assert main(["phantom", str(other), "--num-images", "40", "--seed", "8",
+                 "--image-size", "64", "--num-workers", "1"]) == 0  # fmt: skip
+    lines = ["path,masks,diagnosis,device"]
+    for image in sorted(p for p in other.rglob("*.png") if "_mask" not in p.name):
+        masks = sorted(image.parent.glob(f"{image.stem}_mask*.png"))
+        kind = {"benign": "0", "malignant": "1", "normal": "-"}[image.parent.name]
+        joined = "" if kind == "-" else "|".join(str(p.relative_to(tmp_path)) for p in masks)
+        lines.append(f"{image.relative_to(tmp_path)},{joined},{kind},probe {kind}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    capsys.readouterr()
+    told = _told(
+        capsys, "prepare", phantoms, "--layout", "busi", "--and", tmp_path / "table.csv",
+        "--layout", "table", "--columns", "image=path,label=diagnosis",
+        "--classes", "0=benign,1=malignant,-=normal", "--to", tmp_path / "data",
+        "--image-size", "32",
+    )  # fmt: skip
+    assert told["read"] == 100
+    made = manifests.load(LocalStore(str(tmp_path / "data")))
+    assert [(source.prefix, source.read) for source in made.sources] == [
+        ("busi", 60),
+        ("table", 40),
+    ]
+    rows = pa.concat_tables(
+        [shards.read(LocalStore(str(tmp_path / "data")), shard) for shard in made.shards]
+    ).to_pylist()
+    assert {row["sample_id"].split("/")[0] for row in rows} == {"busi", "table"}
+    assert all(row["sample_id"].startswith(f"{row['source']}/") for row in rows)
+    assert {dict(row["meta"]).get("device") for row in rows if row["source"] == "table"} == {
+        "probe 0", "probe 1", "probe -",
+    }  # fmt: skip
+    inspected = _told(capsys, "inspect", tmp_path / "data")
+    assert (inspected["read"], inspected["kept"]) == (100, told["kept"])
+    assert main(["inspect", str(tmp_path / "data")]) == 0
+    assert "100 images read, 0 skipped" in capsys.readouterr().out
+
+
+def test_every_source_needs_its_layout(phantoms: Path, tmp_path: Path, capsys: Any) -> None:
+    command = [
+        "prepare",
+        phantoms,
+        "--layout",
+        "busi",
+        "--and",
+        phantoms,
+        "--to",
+        tmp_path / "data",
+    ]
+    assert main([str(word) for word in command]) == 2
+    assert "Every source must have its layout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["image", "image=", "=path", "image=path,label"])
+def test_renamed_columns_are_pairs(
+    text: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", phantoms, "--layout", "table", "--columns", text, "--to", tmp_path / "d"]
+    assert main([str(word) for word in command]) == 2
+    assert "`--columns` must be like name=value" in capsys.readouterr().err
+
+
+def test_the_paper_protocol_warns(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", phantoms, "--layout", "busi", "--to", tmp_path / "d", "--image-size", 32]
+    assert main([*map(str, command), "--protocol", "paper"]) == 0
+    assert "Warning: folds of single images leak: 0.0%" in capsys.readouterr().out
 
 
 FIGURES: dict[str, Any] = {"num_epochs": 1, "seconds": 1.0, "metrics": {"dice": 0.5}}

@@ -1,6 +1,8 @@
 """Groups and folds: nothing leaks, every class everywhere, the same for the same seed."""
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,12 @@ def _record(
     )
 
 
+def _assign(records: list[Record], group: dict[str, str], **options: object) -> folds.Assignment:
+    """Assign where all lesions are of one size."""
+    area = {record.sample_id: 0.1 for record in records}
+    return folds.assign(records, group, area, **options)  # type: ignore[arg-type]
+
+
 def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[str, str]]:
     """Groups of one to six images of one class each."""
     rng = np.random.default_rng(seed)
@@ -33,9 +41,19 @@ def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[st
 
 def test_images_join_through_patients_and_published_groups() -> None:
     records = [_record("a", patient="1"), _record("b", patient="1"), _record("c"), _record("d")]
-    found = groups.group(records, {"a": "x", "b": "y", "c": "y", "d": "1"})
+    published = {"a": "x", "b": "y", "c": "y", "d": "1"}
+    found = groups.group(
+        [replace(record, published=published[record.sample_id]) for record in records]
+    )
     assert found.group == {"a": "a", "b": "a", "c": "a", "d": "d"}  # patient 1 is not group 1
     assert found.dropped == ()
+
+
+def test_images_join_through_pairs() -> None:
+    records = [_record(name) for name in "dcbae"]
+    found = groups.group(records, [("d", "b"), ("e", "d")])
+    assert found.group == {"a": "a", "b": "b", "c": "c", "d": "b", "e": "b"}
+    assert found.family == found.group
 
 
 def test_without_patients_and_file_every_image_is_its_own_group() -> None:
@@ -53,6 +71,7 @@ def test_groups_of_two_classes_are_dropped_whole_and_said() -> None:
     found = groups.group(records)
     assert found.group == {"d": "d"}
     assert [dropped.sample_id for dropped in found.dropped] == ["a", "b", "c"]
+    assert found.family == {"a": "a", "b": "a", "c": "a", "d": "d"}
     assert "benign and malignant: a, b, c" in found.dropped[0].why
 
 
@@ -83,7 +102,7 @@ def test_wrong_group_files_are_refused(tmp_path: Path, text: str, message: str) 
 @pytest.mark.parametrize("seed", range(5))
 def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
     records, group = _collection(seed)
-    made = folds.assign(records, group, num_folds=5, seed=seed)
+    made = _assign(records, group, num_folds=5, seed=seed)
     places = {(group[record.sample_id], made.place[record.sample_id]) for record in records}
     assert len(places) == len(set(group.values()))
     counts = Counter((made.place[record.sample_id][0], record.label) for record in records)
@@ -100,15 +119,15 @@ def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
 
 def test_the_seed_alone_decides() -> None:
     records, group = _collection(0)
-    once = folds.assign(records, group, num_folds=5, seed=1)
-    assert once == folds.assign(records[::-1], group, num_folds=5, seed=1)
-    assert once.place != folds.assign(records, group, num_folds=5, seed=2).place
+    once = _assign(records, group, num_folds=5, seed=1)
+    assert once == _assign(records[::-1], group, num_folds=5, seed=1)
+    assert once.place != _assign(records, group, num_folds=5, seed=2).place
 
 
 def test_given_folds_are_taken(tmp_path: Path) -> None:
     records = [_record(f"{i:02d}", label=i % 2, fold=(i // 2) % 3) for i in range(48)]
     group = {record.sample_id: record.sample_id for record in records}
-    made = folds.assign(records, group, num_folds=5, seed=0)
+    made = _assign(records, group, num_folds=5, seed=0)
     assert (made.rule, made.num_folds) == ("given", 3)
     assert all(made.place[record.sample_id][0] == record.fold for record in records)
 
@@ -130,24 +149,24 @@ def test_wrong_given_folds_are_refused(given: list[int], message: str) -> None:
     ]
     group = {"0": "0", "1": "0"} | {f"{i}": f"{i}" for i in range(2, 6)}
     with pytest.raises(DataError, match=message):
-        folds.assign(records, group, num_folds=5, seed=0)
+        _assign(records, group, num_folds=5, seed=0)
 
 
 def test_too_few_groups_are_refused() -> None:
     records = [_record(f"{i}", label=int(i < 4)) for i in range(40)]
     group = {record.sample_id: record.sample_id for record in records}
     with pytest.raises(DataError, match=r"malignant images, but there are 4 groups .* 5 folds"):
-        folds.assign(records, group, num_folds=5, seed=0)
+        _assign(records, group, num_folds=5, seed=0)
     alone = records[2:6]
     with pytest.raises(DataError, match="4 groups in 2 folds do not"):
-        folds.assign(alone, group, num_folds=2, seed=0)
+        _assign(alone, group, num_folds=2, seed=0)
 
 
 @pytest.mark.parametrize("num_groups", [12, 16, 24, 30])
 def test_small_collections_get_fewer_parts_that_serve(num_groups: int) -> None:
     records = [_record(f"{i:02d}", label=(0, 1, 0)[i % 3]) for i in range(num_groups)]
     group = {record.sample_id: record.sample_id for record in records}
-    made = folds.assign(records, group, num_folds=2, seed=0)
+    made = _assign(records, group, num_folds=2, seed=0)
     assert 2 <= made.num_parts <= 8
     for fold in range(2):
         training = [record for record in records if made.place[record.sample_id][0] != fold]
@@ -157,3 +176,48 @@ def test_small_collections_get_fewer_parts_that_serve(num_groups: int) -> None:
         for kept in (True, False):
             labels = {r.label for r, v in zip(training, validated, strict=True) if v == kept}
             assert labels == {0, 1}
+
+
+def _sized(num_images: int) -> tuple[list[Record], dict[str, str], dict[str, float]]:
+    """Images of two classes whose lesions grow with their number."""
+    records = [_record(f"{i:03d}", label=i % 2) for i in range(num_images)]
+    group = {record.sample_id: record.sample_id for record in records}
+    area = {record.sample_id: 0.001 * (i + 1) for i, record in enumerate(records)}
+    return records, group, area
+
+
+def _terciles(names: Iterable[str]) -> Counter[int]:
+    return Counter(int(name) // 60 for name in names)
+
+
+def test_lesion_sizes_are_spread_evenly_over_folds() -> None:
+    records, group, area = _sized(180)
+    made = folds.assign(records, group, area, num_folds=5, seed=3)
+    for fold in range(5):
+        sizes = _terciles(name for name, place in made.place.items() if place[0] == fold)
+        assert sizes == {0: 12, 1: 12, 2: 12}
+
+
+def test_a_holdout_is_a_share_of_every_kind_and_no_fold_has_it() -> None:
+    records, group, area = _sized(180)
+    held = folds.hold_out(records, group, area, share=0.2, seed=0)
+    assert _terciles(held) == {0: 12, 1: 12, 2: 12}
+    assert Counter(int(name) % 2 for name in held) == {0: 18, 1: 18}
+    made = folds.assign(records, group, area, num_folds=5, seed=0, holdout=held)
+    assert {name for name, place in made.place.items() if place == (folds.HOLDOUT, 0)} == held
+    assert {fold for fold, _ in made.place.values()} == {-1, 0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 20.0])
+def test_a_holdout_is_a_share(share: float) -> None:
+    with pytest.raises(DataError, match="between 0 and 1"):
+        folds.hold_out(*_sized(20), share=share, seed=0)
+
+
+def test_a_holdout_takes_whole_groups() -> None:
+    records, group = _collection(1)
+    area = {record.sample_id: 0.1 for record in records}
+    held = folds.hold_out(records, group, area, share=0.3, seed=0)
+    images = sum(group[record.sample_id] in held for record in records)
+    assert abs(images / len(records) - 0.3) < 0.05
+    assert held <= set(group.values())

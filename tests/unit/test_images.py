@@ -50,6 +50,46 @@ def test_sixteen_bits_are_scaled() -> None:
         assert gray.tolist() == [[0, 1, 128, 255]]
 
 
+@pytest.mark.parametrize(
+    ("most", "full"),
+    [(255, 255), (256, 1023), (1023, 1023), (1024, 4095), (4096, 16383), (16384, 65535)],
+)
+def test_sixteen_bits_that_hold_fewer_are_scaled_by_those(most: int, full: int) -> None:
+    values = np.array([[0, most // 2, most]], np.uint16)
+    expected = [round(value * 255 / full) for value in (0, most // 2, most)]
+    for kind in ("PNG", "TIFF"):
+        assert images.read_gray(_file(Image.fromarray(values), kind), "x").tolist() == [expected]
+
+
+def test_a_black_image_of_sixteen_bits_stays_black() -> None:
+    data = _file(Image.fromarray(np.zeros((3, 5), np.uint16)))
+    assert images.read_gray(data, "x").tolist() == [[0] * 5] * 3
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_transparent_is_black(mode: str) -> None:
+    image = Image.new("L", (4, 1), 200).convert(mode)
+    image.putalpha(Image.fromarray(np.array([[0, 51, 128, 255]], np.uint8)))
+    gray = images.read_gray(_file(image), "x")
+    assert gray.tolist() == [[0, 40, 100, 200]]  # 200 * 51 / 255 = 40, 200 * 128 / 255 = 100.4
+
+
+def test_a_transparent_colour_of_a_palette_or_of_gray_is_black() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([90, 90, 90, 200, 200, 200])
+    palette.putpixel((1, 0), 1)
+    assert images.read_gray(_file(palette, transparency=0), "x").tolist() == [[0, 200]]
+    assert images.read_gray(_file(palette, transparency=b"\xff\x33"), "x").tolist() == [[90, 40]]
+    gray = Image.fromarray(np.array([[7, 200]], np.uint8))
+    assert images.read_gray(_file(gray, transparency=200), "x").tolist() == [[7, 0]]
+
+
+def test_an_alpha_channel_that_nobody_set_is_passed_over() -> None:
+    image = Image.fromarray(GRAY).convert("RGBA")
+    image.putalpha(0)
+    np.testing.assert_array_equal(images.read_gray(_file(image), "x"), GRAY)
+
+
 def test_jpeg_is_close() -> None:
     smooth = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
     gray = images.read_gray(_file(Image.fromarray(smooth), "JPEG", quality=95), "x")

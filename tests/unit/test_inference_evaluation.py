@@ -275,10 +275,43 @@ def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
     assert results.tp.tolist() == [row["tp"] for row in expected]
 
 
+def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
+    names = [("one", "two")[index % 3 == 0] for index in range(predictions.num_rows)]
+    at = predictions.schema.get_field_index("source")
+    table = predictions.set_column(at, "source", pa.array(names))
+    found = evaluate(table, run_uri="s3://bucket/run", folds=(0, 2))["by_source"]
+    assert set(found) == {"one", "two"}
+    for name, part in found.items():
+        rows = [row for row in table.to_pylist() if row["source"] == name]
+        tumours = [row["dice"] for row in rows if row["label"] < 2]
+        assert part["num_images"] == len(rows)
+        assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
+
+
+def test_distances_are_in_millimetres_where_pixels_are_known(model: Model, rows: pa.Table) -> None:
+    at = rows.schema.get_field_index("pixel_size")
+    sizes = pa.array([0.5 if index % 2 else None for index in range(rows.num_rows)], pa.float32())
+    scored = score(rows.set_column(at, "pixel_size", sizes), Predictor(model))
+    for index, row in enumerate(scored.to_pylist()):
+        for name in ("hd95", "assd"):
+            if not index % 2:
+                assert row[f"{name}_mm"] is None
+            elif row["label"] < 2:
+                assert row[f"{name}_mm"] == row[name] / 2
+    known = [row for row in scored.to_pylist()[1::2] if row["label"] < 2]
+    figures = evaluate(scored, run_uri="r", folds=(0,))["millimetres"]
+    assert figures["count"] == len(known)
+    assert figures["hd95"] == pytest.approx(np.mean([row["hd95_mm"] for row in known]))
+
+
 def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
     figures = evaluate(predictions, run_uri="s3://bucket/run", folds=(0, 2))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert figures.keys() == {"run", "folds", "num_images", "metrics", "by_class", "by_pass"}
+    assert figures.keys() == {
+        "run", "folds", "num_images", "metrics", "by_class", "by_source", "millimetres", "by_pass",
+    }  # fmt: skip
+    assert figures["by_source"] == {}
+    assert figures["millimetres"] == {"count": 0, "hd95": None, "assd": None}
     assert (figures["run"], figures["folds"]) == ("s3://bucket/run", [0, 2])
     assert figures["num_images"] == 60
     assert set(figures["metrics"]) == METRICS

@@ -1,7 +1,10 @@
-"""Collections to records, with the oddities that published ones have."""
+"""BUSI folders and tables to records, with the oddities that real ones have."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mtil.data.layouts import Record, scan
@@ -30,7 +33,7 @@ BUSI = (
 
 
 def _busi(source: str) -> list[Record]:
-    return list(scan(source, "busi")[1])
+    return list(scan(source, "busi").records)
 
 
 def test_busi_masks_belong_to_their_image(tmp_path: Path) -> None:
@@ -83,13 +86,13 @@ def test_two_busi_collections_below_one_folder_are_refused(tmp_path: Path) -> No
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must be one of busi, table, but got 'coco'"):
+    with pytest.raises(DataError, match=r"must be one of busi, .*, table, but got 'coco'"):
         scan(str(tmp_path), "coco")
 
 
 def _table(folder: Path, text: str, encoding: str = "utf-8") -> list[Record]:
     (folder / "t.csv").write_text(text, encoding=encoding)
-    return list(scan(str(folder / "t.csv"), "table")[1])
+    return list(scan(str(folder / "t.csv"), "table").records)
 
 
 def test_a_table_is_read_with_its_oddities(tmp_path: Path) -> None:
@@ -108,6 +111,7 @@ def test_a_table_is_read_with_its_oddities(tmp_path: Path) -> None:
             masks=("m/1.png", "m/2.png"),
             patient="p1",
             fold=1,
+            meta={"notes": "x"},
         ),
     ]
 
@@ -154,3 +158,125 @@ def test_a_folder_or_nothing_is_no_table(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(DataError, match="is a folder or does not exist"):
             scan(str(source), "table")
+
+
+def _scan_table(folder: Path, text: str, **options: Any) -> list[Record]:
+    (folder / "t.csv").write_text(text)
+    return list(scan(str(folder / "t.csv"), "table", **options).records)
+
+
+def test_a_table_is_called_after_its_file_and_says_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "my images.csv").write_text("image,masks,label\na.png,,normal\n")
+    collection = scan(str(tmp_path / "my images.csv"), "table")
+    assert (collection.name, collection.licence) == ("my images", "not stated")
+    assert collection.store.uri == str(tmp_path)
+
+
+def test_columns_and_classes_are_renamed_and_the_rest_is_meta(tmp_path: Path) -> None:
+    text = (
+        "Path,Mask file,Diagnosis,Subject,Bi-Rads,Age,Notes,mm\n"
+        "a.png,m.png,M,p1,4B,51,,0.05\n"
+        "b.png,,0,p1,1,NaN,left,\n"
+        "c.png,m.png,Benign,p2,2,38,,0.1\n"
+    )
+    columns = {
+        "image": "path",
+        "masks": "mask file",
+        "label": "DIAGNOSIS",
+        "patient": "subject",
+        "pixel_size": "mm",
+    }
+    records = _scan_table(
+        tmp_path, text, columns=columns, classes={"m": "malignant", "0": "Normal"}
+    )
+    assert [(record.sample_id, record.label, record.patient) for record in records] == [
+        ("a.png", 1, "p1"),
+        ("b.png", 2, "p1"),
+        ("c.png", 0, "p2"),
+    ]
+    assert [record.pixel_size for record in records] == [0.05, None, 0.1]
+    assert [dict(record.meta) for record in records] == [
+        {"birads": "4B", "age": "51"},
+        {"birads": "1", "notes": "left"},
+        {"birads": "2", "age": "38"},
+    ]
+
+
+ROW = "image,masks,label\na.png,m.png,benign\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": {"image": "path"}}, "must have the columns path, masks, label.*lacks path"),
+        ({"columns": {"patient": "who"}}, "must have the columns .*lacks who"),
+        ({"columns": {"picture": "image"}}, "the role one of image, .*but got picture=image"),
+        ({"columns": {"image": ""}}, "ROLE=COLUMN"),
+        ({"classes": {"1": "cancer"}}, "class one of benign, malignant, normal, but got 1=cancer"),
+        ({"classes": {"b": "benign", "B": "malignant"}}, "once each .*got B=malignant"),
+        ({"official_folds": 5}, "table has none; a table's are in its column `fold`"),
+    ],
+)
+def test_senseless_table_options_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        _scan_table(tmp_path, ROW, **options)
+
+
+def test_an_unknown_class_is_refused_with_the_words_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="benign, malignant, normal, m, but has 'x'"):
+        _scan_table(tmp_path, "image,masks,label\na,b,x\n", classes={"M": "malignant"})
+
+
+@pytest.mark.parametrize("size", ["wide", "0", "-1", "inf", "nan"])
+def test_a_pixel_size_is_a_positive_number(tmp_path: Path, size: str) -> None:
+    with pytest.raises(DataError, match=r"Line 2 .* positive number in `pixel_size`"):
+        _scan_table(tmp_path, f"image,masks,label,pixel_size\na,b,benign,{size}\n")
+
+
+def test_a_column_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'label' 2 times"):
+        _scan_table(tmp_path, "image,masks,label,Label\na,b,benign,benign\n")
+
+
+def test_a_parquet_table_reads_as_its_csv(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "Image": ["b.png", "a.png"],
+            "masks": [["m1.png", "m2.png"], []],
+            "label": pa.array(["benign", "normal"]).dictionary_encode(),
+            "fold": pa.array([1, 0], pa.int64()),
+            "age": pa.array([51.0, None]),
+            "score": pa.array([0.25, float("nan")]),
+            "pixels": pa.array([b"\xff", b"\x00"]),
+            "__index_level_0__": [7, 8],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert scan(str(tmp_path / "t.parquet"), "table").records == [
+        Record(sample_id="a.png", label=2, image="a.png", masks=(), fold=0),
+        Record(
+            sample_id="b.png",
+            label=0,
+            image="b.png",
+            masks=("m1.png", "m2.png"),
+            fold=1,
+            meta={"age": "51", "score": "0.25"},
+        ),
+    ]
+
+
+def test_wrong_parquet_tables_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "t.parquet"
+    target.write_bytes(b"PAR1 no parquet PAR1")
+    with pytest.raises(DataError, match="cannot be read as a Parquet file"):
+        scan(str(target), "table")
+    pq.write_table(pa.table({"image": ["a"], "masks": ["m"], "label": ["cyst"]}), target)
+    with pytest.raises(DataError, match=r"Row 1 of t\.parquet .*'cyst'"):
+        scan(str(target), "table")
+    pq.write_table(pa.table({"image": pa.array([], pa.string())}), target)
+    with pytest.raises(DataError, match="lacks masks, label"):
+        scan(str(target), "table")
+    with pytest.raises(DataError, match=r"must be a Parquet file, but .* does not exist"):
+        scan(str(tmp_path / "none.parquet"), "table")

@@ -14,13 +14,15 @@ from PIL import Image
 
 from mtil.data import images, manifest, phantom, shards
 from mtil.data.manifest import Manifest
-from mtil.data.prepare import prepare
+from mtil.data.prepare import Settings, prepare
+from mtil.data.sources import Source
 from mtil.errors import DataError, UserError
 from mtil.storage import LocalStore
 
 SIZE = 64
 REAL = Path(os.environ.get("MTIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NUM_IMAGES = 40
+_OF_SOURCE = ("layout", "groups", "official_folds", "columns", "classes")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,11 @@ def mine(collection: Path, tmp_path: Path) -> Path:
 
 
 def _prepare(source: Path, to: Path, **options: object) -> Manifest:
-    settings = {"layout": "busi", "groups": None, "image_size": SIZE} | options
-    return prepare(str(source), str(to), **settings)  # type: ignore[arg-type]
+    about_source = {name: options.pop(name) for name in _OF_SOURCE if name in options}
+    progress = options.pop("progress", None)
+    collection = Source(**{"uri": str(source), "layout": "busi"} | about_source)  # type: ignore[arg-type]
+    settings = Settings(**{"image_size": SIZE} | options)  # type: ignore[arg-type]
+    return prepare([collection], str(to), settings, progress=progress)  # type: ignore[arg-type]
 
 
 def _rows(to: Path) -> pa.Table:
@@ -69,23 +74,29 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     made = _prepare(
         collection,
         tmp_path / "out",
-        max_shard_bytes=10 * SIZE**2,
-        progress=lambda done, of: seen.append((done, of)),
+        max_shard_bytes=8 * shards.row_bytes(SIZE),
+        progress=lambda *said: seen.append(said),
     )
     assert made == manifest.load(LocalStore(str(tmp_path / "out")))
     assert (made.read, made.num_rows, made.num_groups) == (NUM_IMAGES,) * 3
     assert made.kept == {"benign": 20, "malignant": 12, "normal": 8}
     assert made.name == "BUSI"
-    assert "10.1016/j.dib.2019.104863" in made.citation
-    assert seen == [(done, NUM_IMAGES) for done in range(1, NUM_IMAGES + 1)]
+    (source,) = made.sources
+    assert (source.name, source.prefix, source.read) == ("BUSI", "", NUM_IMAGES)
+    assert "10.1016/j.dib.2019.104863" in source.citation
+    reading = [("reading", done, NUM_IMAGES) for done in range(1, NUM_IMAGES + 1)]
+    assert seen == [*reading, *(("writing", done, NUM_IMAGES) for done in (8, 16, 24, 32, 40))]
     assert len(made.shards) == 5
     assert sorted(_files(tmp_path / "out")) == [
+        "audit/duplicates.parquet",
+        "audit/images.parquet",
         "dataset.json",
         *(f"shards/part-{number:05d}.parquet" for number in range(5)),
+        "splits.json",
     ]
     store = LocalStore(str(tmp_path / "out"))
     counted = {str(fold): dict.fromkeys(shards.LABELS, 0) for fold in range(5)}
@@ -233,7 +244,7 @@ def test_a_target_with_other_files_is_refused(collection: Path, tmp_path: Path) 
         ({"num_folds": 1}, "num_folds is 1"),
         ({"seed": -1}, "must not be negative"),
         ({"num_folds": 13}, "malignant images, but there are 12 groups of them for 13 folds"),
-        ({"layout": "coco"}, "must be one of busi, table"),
+        ({"layout": "coco"}, "must be one of busi, .*table"),
     ],
 )
 def test_senseless_settings_are_refused(
@@ -320,27 +331,78 @@ def test_bad_collections_are_refused_and_leave_nothing(
     _refused(mine, tmp_path / "out", message, max_shard_bytes=1)
 
 
-def test_the_first_wrong_image_is_the_one_that_is_named(mine: Path, tmp_path: Path) -> None:
+def test_all_wrong_images_are_named(mine: Path, tmp_path: Path) -> None:
     _truncated(mine)
     _black_mask(mine)
-    _refused(mine, tmp_path / "out", r"benign \(5\)_mask\.png is black")
+    _refused(
+        mine,
+        tmp_path / "out",
+        r"(?s)2 of 40 images cannot be used; .* --skip-invalid:\n"
+        r"- A benign image .*benign \(5\)_mask\.png is black.*\n- normal/normal \(3\)\.png cannot",
+    )
 
 
-def test_an_interrupt_leaves_nothing(collection: Path, tmp_path: Path) -> None:
-    def interrupt(done: int, of: int) -> None:
-        if done == 30:
-            assert len(_files(tmp_path / "out")) > 20
+def test_wrong_images_can_be_skipped_and_are_listed(mine: Path, tmp_path: Path) -> None:
+    _truncated(mine)
+    _black_mask(mine)
+    made = _prepare(mine, tmp_path / "out", skip_invalid=True, max_shard_bytes=1)
+    assert [item.sample_id for item in made.invalid] == ["benign (5)", "normal (3)"]
+    assert "is black" in made.invalid[0].why
+    assert (made.read, made.num_rows) == (NUM_IMAGES, NUM_IMAGES - 2)
+    assert not {"benign (5)", "normal (3)"} & set(_rows(tmp_path / "out")["sample_id"].to_pylist())
+
+
+def test_a_collection_of_nothing_but_wrong_images_is_refused(mine: Path, tmp_path: Path) -> None:
+    for path in mine.rglob("*.png"):
+        path.write_bytes(b"no image")
+    _refused(mine, tmp_path / "out", "No image can be used; the first says", skip_invalid=True)
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if (what, done) == ("reading", 30):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(collection, out, max_shard_bytes=1, progress=interrupt)
+    staged = sorted(out.rglob("facts-*.parquet"))
+    assert len(staged) == 29
+    before = {path: path.stat().st_mtime_ns for path in staged}
+    with pytest.raises(DataError, match="must have a dataset"):
+        manifest.load(LocalStore(str(out)))  # what is half-written is no data set
+    at_the_end: dict[Path, int] = {}
+
+    def look(what: str, done: int, of: int) -> None:
+        if (what, done) == ("reading", of):
+            at_the_end.update({path: path.stat().st_mtime_ns for path in staged})
+
+    made = _prepare(collection, out, max_shard_bytes=1, progress=look)
+    assert at_the_end == before  # they were not made again
+    assert made == _prepare(collection, tmp_path / "undisturbed", max_shard_bytes=1)
+    assert _files(out) == _files(tmp_path / "undisturbed")
+
+
+def test_an_unfinished_preparation_is_not_taken_for_another(
+    collection: Path, mine: Path, tmp_path: Path
+) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "writing":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _prepare(collection, tmp_path / "out", max_shard_bytes=1, progress=interrupt)
-    assert list((tmp_path / "out").iterdir()) == []
-    _prepare(collection, tmp_path / "out")  # and nothing is in the way
+        _prepare(collection, tmp_path / "out", progress=interrupt)
+    _remove_image(mine)
+    with pytest.raises(DataError, match="unfinished preparation of other data"):
+        _prepare(mine, tmp_path / "out")
+    other_folds = _prepare(collection, tmp_path / "out", num_folds=3)  # the same pixels
+    assert other_folds.num_folds == 3
+    assert len(other_folds.shards) == len(list((tmp_path / "out" / "shards").iterdir()))
 
 
 def test_a_data_set_that_appears_meanwhile_is_kept(collection: Path, tmp_path: Path) -> None:
-    def intrude(done: int, of: int) -> None:
-        if done == of:
+    def intrude(what: str, done: int, of: int) -> None:
+        if done == of and what == "reading":
             (tmp_path / "out" / "dataset.json").write_text("theirs")
 
     (tmp_path / "out").mkdir()

@@ -30,6 +30,9 @@ def _table(num_rows: int, seed: int = 0) -> pa.Table:
             "width": 30,
             "mask_png": rng.bytes(index % 7),
             "sha256": rng.bytes(32),
+            "source": "a" if index % 2 else "b",
+            "pixel_size": None if index % 3 else 0.0625,
+            "meta": [("birads", "4a")][: index % 2],
         }
         for index in range(num_rows)
     ]

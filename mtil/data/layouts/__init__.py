@@ -1,39 +1,113 @@
 """Published layouts of image collections, each read into records without touching a pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Protocol
 
-from mtil.data.layouts import busi, table
-from mtil.data.layouts.record import Record, check_unique
+from mtil.data.layouts import breast, bus_bra, bus_uclm, busi, table, udiat
+from mtil.data.layouts.record import Collection, Record, check_unique
 from mtil.errors import DataError
 from mtil.storage import Store, open_store, split_uri
 
-LAYOUTS = ("busi", "table")
+LAYOUTS = ("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table")
 """Names of the layouts."""
 
-__all__ = ["LAYOUTS", "Record", "check_unique", "scan"]
+__all__ = ["LAYOUTS", "Collection", "Record", "check_unique", "scan"]
 
 
-def scan(source: str, layout: str) -> tuple[Store, Sequence[Record]]:
+class _Published(Protocol):
+    """A module that reads one collection."""
+
+    NAME: str
+    LICENCE: str
+    CITATION: str
+
+    def scan(self, store: Store) -> list[Record]: ...
+
+
+_PUBLISHED: Mapping[str, _Published] = {
+    "busi": busi,
+    "udiat": udiat,
+    "bus_bra": bus_bra,
+    "bus_uclm": bus_uclm,
+    "breast": breast,
+}
+
+
+def scan(
+    source: str,
+    layout: str,
+    *,
+    official_folds: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    classes: Mapping[str, str] | None = None,
+) -> Collection:
     """Find the images of a collection.
 
     Args:
         source: a folder, a table, or an `s3://` URI of either.
         layout: how it is laid out, one of `LAYOUTS`.
-
-    Returns:
-        The store that the records' names are in, and the records sorted by sample id.
+        official_folds: how many folds the collection's own fold file has, to take them.
+        columns: a table's column by the role that it plays.
+        classes: class by a table's word for it.
 
     Raises:
-        DataError: if the collection is not laid out like that.
+        DataError: if the collection is not laid out like that, or an option does not fit.
     """
-    if layout == "busi":
-        store = open_store(source)
-        records = busi.scan(store)
-    elif layout == "table":
-        parent, name = split_uri(source)
-        store = open_store(parent)
-        records = table.scan(store, name)
-    else:
+    if layout not in LAYOUTS:
         raise DataError(f"A layout must be one of {', '.join(LAYOUTS)}, but got {layout!r}.")
-    check_unique(records)
-    return store, sorted(records, key=lambda record: record.sample_id)
+    _check_options(layout, official_folds, columns, classes)
+    if layout == "table":
+        collection = _table(source, columns, classes)
+    else:
+        collection = _published(source, layout, official_folds)
+    check_unique(collection.records)
+    return collection
+
+
+def _published(source: str, layout: str, official_folds: int | None) -> Collection:
+    store, reader = open_store(source), _PUBLISHED[layout]
+    records = (
+        bus_bra.scan(store, official_folds) if official_folds is not None else reader.scan(store)
+    )
+    return _collection(reader.NAME, reader.LICENCE, reader.CITATION, store, records)
+
+
+def _table(
+    source: str, columns: Mapping[str, str] | None, classes: Mapping[str, str] | None
+) -> Collection:
+    parent, name = split_uri(source)
+    store = open_store(parent)
+    records = table.scan(store, name, columns, classes)
+    return _collection(PurePosixPath(name).stem, table.LICENCE, table.CITATION, store, records)
+
+
+def _collection(
+    name: str, licence: str, citation: str, store: Store, records: list[Record]
+) -> Collection:
+    return Collection(
+        name=name,
+        licence=licence,
+        citation=citation,
+        store=store,
+        records=sorted(records, key=lambda record: record.sample_id),
+    )
+
+
+def _check_options(
+    layout: str,
+    official_folds: int | None,
+    columns: Mapping[str, str] | None,
+    classes: Mapping[str, str] | None,
+) -> None:
+    if official_folds is not None and layout != "bus_bra":
+        hint = "; a table's are in its column `fold`" if layout == "table" else ""
+        raise DataError(
+            f"Official folds must come with the collection, as bus_bra's do, but {layout} has "
+            f"none{hint}."
+        )
+    for option, given in (("Columns", columns), ("Classes", classes)):
+        if given and layout != "table":
+            raise DataError(
+                f"{option} can be given for the layout table only, but not for {layout}."
+            )

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from mtil.data.layouts.folders import some
 from mtil.data.layouts.record import Record
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -38,7 +39,7 @@ def scan(store: Store) -> list[Record]:
     else:
         raise DataError(
             f"A source must hold one BUSI collection, but {store.uri} holds {len(found)}: "
-            f"{_some(sorted(found))}; name one of them."
+            f"{some(sorted(found))}; name one of them."
         )
     _refuse_other_classes(store, files, root)
     records: list[Record] = []
@@ -127,10 +128,5 @@ def _not_found(store: Store, files: Sequence[str]) -> str:
     return (
         "A BUSI collection must have the folders benign, malignant and normal with "
         "`benign (1).png` and `benign (1)_mask.png`, but "
-        f"{store.uri} has {_some(sorted({name.split('/')[0] for name in files}))}."
+        f"{store.uri} has {some(sorted({name.split('/')[0] for name in files}))}."
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown

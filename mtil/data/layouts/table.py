@@ -1,104 +1,104 @@
-"""A CSV table: `image,masks,label` and, if there are any, `patient` and `fold`."""
+"""A CSV or Parquet table: `image,masks,label` and, if there are any, patient, fold, pixel size."""
 
-import csv
-import io
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from mtil.data.layouts.record import Record
+from mtil.data.layouts.tables import Row, label, meta, number, read_csv, read_rows
 from mtil.data.shards import LABELS
-from mtil.errors import DataError, NotFoundError
+from mtil.errors import DataError
 from mtil.storage import Store
 
 REQUIRED = ("image", "masks", "label")
+OPTIONAL = ("patient", "fold", "pixel_size")
 LICENCE = "not stated"
 CITATION = "not stated"
 
+__all__ = ["CITATION", "LICENCE", "OPTIONAL", "REQUIRED", "read_csv", "scan"]
 
-def scan(store: Store, name: str) -> list[Record]:
+
+def scan(
+    store: Store,
+    name: str,
+    columns: Mapping[str, str] | None = None,
+    classes: Mapping[str, str] | None = None,
+) -> list[Record]:
     """Read the table of that name; its paths are relative to the store.
 
-    Several masks are joined by `|`; normal images may have none. Other columns are ignored.
+    Several masks are joined by `|`; normal images may have none. Columns without a role become
+    the records' meta.
+
+    Args:
+        store: what the paths are relative to.
+        name: the table, Parquet by its suffix or else CSV.
+        columns: the table's column by role, for roles that have another name there.
+        classes: class by the table's word for it; case does not matter.
 
     Raises:
         DataError: if it is no such table, or a line of it is wrong.
     """
-    rows = read_csv(store, name, REQUIRED)
-    records = [_record(row, f"Line {line} of {name}") for line, row in rows]
-    if not records:
-        raise DataError(f"A table must have lines, but {name} has only its header.")
+    column_of = _column_of(columns or {})
+    words = _words(classes or {})
+    required = [column_of[role] for role in REQUIRED]
+    required += [column_of[role] for role in OPTIONAL if role in (columns or {})]
+    rows = read_rows(store, name, required)
+    records = [_record(row, column_of, words) for row in rows]
     _check_folds(records, name)
     return records
 
 
-def read_csv(
-    store: Store, name: str, required: tuple[str, ...]
-) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file with a header into (line number, values by column), without empty lines.
-
-    Raises:
-        DataError: if it is missing, is not UTF-8 text, or lacks a column or a value.
-    """
-    text = _text(store, name)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [column.strip().lower() for column in next(reader, [])]
-        missing = [column for column in required if column not in header]
-        if missing:
+def _column_of(columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the table's lower-case column by role."""
+    roles = (*REQUIRED, *OPTIONAL)
+    given = {role.strip().lower(): column.strip().lower() for role, column in columns.items()}
+    for role, column in given.items():
+        if role not in roles or not column:
             raise DataError(
-                f"{name} must have the columns {', '.join(required)}, but lacks "
-                f"{', '.join(missing)}; its first line is {','.join(header)[:80]!r}."
+                f"Columns must be given as ROLE=COLUMN, the role one of {', '.join(roles)}, but "
+                f"got {role}={column}."
             )
-        rows = []
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue
-            if len(values) != len(header):
-                raise DataError(
-                    f"Line {reader.line_num} of {name} must have {len(header)} values, as the "
-                    f"header, but has {len(values)}; quote values that hold commas."
-                )
-            stripped = (value.strip() for value in values)
-            rows.append((reader.line_num, dict(zip(header, stripped, strict=True))))
-    except csv.Error as error:
-        raise DataError(f"Line {reader.line_num} of {name} is no CSV: {error}.") from None
-    return rows
+    return {role: given.get(role, role) for role in roles}
 
 
-def _text(store: Store, name: str) -> str:
-    try:
-        return store.read(name).decode("utf-8-sig")
-    except NotFoundError:
-        raise DataError(
-            f"A table must be a CSV file, but {store.uri}/{name} is a folder or does not exist."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"A table must be UTF-8 text, but {store.uri}/{name} is not.") from None
+def _words(classes: Mapping[str, str]) -> dict[str, str]:
+    """Return the class by lower-case word for it."""
+    words: dict[str, str] = {}
+    for word, name in classes.items():
+        known = name.strip().lower()
+        if known not in LABELS or words.setdefault(word.strip().lower(), known) != known:
+            raise DataError(
+                f"Classes must be given once each as WORD=CLASS, the class one of "
+                f"{', '.join(LABELS)}, but got {word}={name}."
+            )
+    return words
 
 
-def _record(row: dict[str, str], where: str) -> Record:
-    if not row["image"]:
-        raise DataError(f"{where} must name an image, but its `image` is empty.")
-    label = row["label"].lower()
-    if label not in LABELS:
-        raise DataError(
-            f"{where} must have a label of {', '.join(LABELS)}, but has {row['label']!r}."
-        )
-    masks = tuple(mask.strip() for mask in row["masks"].split("|") if mask.strip())
-    if not masks and label != "normal":
-        raise DataError(f"{where} must name a mask, since {row['image']!r} is {label}.")
-    for path in (row["image"], *masks):
+def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str]) -> Record:
+    where = row.where
+    given = {role: row.values.get(column, "") for role, column in column_of.items()}
+    image = given["image"]
+    if not image:
+        raise DataError(f"{where} must name an image, but its `{column_of['image']}` is empty.")
+    index = label(given["label"], where, words)
+    masks = tuple(mask.strip() for mask in given["masks"].split("|") if mask.strip())
+    if not masks and LABELS[index] != "normal":
+        raise DataError(f"{where} must name a mask, since {image!r} is {LABELS[index]}.")
+    for path in (image, *masks):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise DataError(
                 f"{where} must name files below the table's folder, but names {path!r}; "
                 "move the table above its images."
             )
+    size = given["pixel_size"]
     return Record(
-        sample_id=row["image"],
-        label=LABELS.index(label),
-        image=row["image"],
+        sample_id=image,
+        label=index,
+        image=image,
         masks=masks,
-        patient=row.get("patient") or None,
-        fold=_fold(row.get("fold", ""), where),
+        patient=given["patient"] or None,
+        fold=_fold(given["fold"], where),
+        pixel_size=number(size, where, column_of["pixel_size"]) if size else None,
+        meta=meta(row.values, without=tuple(column_of.values())),
     )
 
 

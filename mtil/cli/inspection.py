@@ -1,0 +1,58 @@
+"""`mtil inspect`."""
+
+import argparse
+
+from mtil.cli.console import Output
+from mtil.data.inspection import Inspection, inspect, to_dict
+from mtil.storage import open_store
+
+_MOST_LISTED = 20
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print what a data set holds and what its audit found."""
+    output = Output(as_json=options.json)
+    found = inspect(open_store(options.data))
+    _describe(found, output)
+    output.result({"uri": options.data, **to_dict(found)})
+
+
+def _describe(found: Inspection, output: Output) -> None:
+    made = found.manifest
+    kept = ", ".join(f"{number} {name}" for name, number in made.kept.items())
+    output.line(f"{made.name}, {made.image_size} pixels, {made.fingerprint[:12]}…")
+    output.line(
+        f"{made.read} images read, {len(made.invalid)} skipped, {len(made.dropped)} dropped; "
+        f"kept {kept} in {made.num_groups} groups."
+    )
+    output.line(f"{made.num_folds} folds, {made.fold_rule}, seed {made.seed}.")
+    for source in made.sources:
+        output.line(f"{source.name}: {source.read} images. {source.licence}. {source.citation}")
+    output.line("")
+    output.line(
+        f"Near-copies: {found.duplicate_images} images in {found.duplicate_groups} groups; "
+        f"{len(found.cross_class)} pairs hold two classes."
+    )
+    for decision, count in found.pairs.items():
+        output.line(f"  {count} pairs {decision}")
+    for one, other in found.cross_class[:_MOST_LISTED]:
+        output.line(f"  two classes: {one} and {other}")
+    for one, other in found.parted[:_MOST_LISTED]:
+        output.line(f"  in two folds: {one} and {other}")
+    output.line(
+        f"With folds of single images, {found.leak.twins:.1%} of the tumour images would have a "
+        f"near-copy in another fold, and {found.leak.family:.1%} an image of their group."
+    )
+    output.line("")
+    classes = list(next(iter(found.marks.values())))
+    output.table(
+        ["on the image", *classes],
+        [
+            [name, *(f"{shares[kind]:.1%}" for kind in classes)]
+            for name, shares in found.marks.items()
+        ],
+    )
+    output.table(
+        ["masks of tumour images", "images"],
+        [[name, str(count)] for name, count in found.masks.items()],
+    )

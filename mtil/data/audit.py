@@ -1,0 +1,226 @@
+"""What a collection hides: images that show the same, writing on images, masks that look wrong.
+
+Written with the data set as `audit/duplicates.parquet` (a row per pair) and `audit/images.parquet`
+(a row per image that was read, kept or not).
+"""
+
+import io
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtil.data import groups as group_rules
+from mtil.data.duplicates import find_pairs
+from mtil.data.groups import Grouping
+from mtil.data.layouts.record import Record
+from mtil.data.manifest import Dropped
+from mtil.data.shards import LABELS, pixels
+from mtil.storage import Store
+
+PAIRS = "audit/duplicates.parquet"
+IMAGES = "audit/images.parquet"
+_FLAGS = (
+    "text",
+    "calipers",
+    "num_components",
+    "touches_border",
+    "area_share",
+    "num_holes",
+    "implausible",
+)
+_SMALL = ("sample_id", "label", "sha256", "mask_sha256", *_FLAGS)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images that show the same."""
+
+    one: str
+    other: str
+    distance: int
+    """Bits in which the nearest of their perceptual hashes differ."""
+    correlation: float
+    """Of their normalised pixels, once aligned."""
+    kind: str
+    decision: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit of a collection found and decided."""
+
+    grouping: Grouping
+    pairs: tuple[Pair, ...]
+    twins: dict[str, str]
+    """By sample id, the first image that shows the same by pairs and published groups."""
+    facts: pa.Table
+    """What was noted of every image, in the order of its sample id."""
+
+    def area(self) -> dict[str, float]:
+        """Return the lesion's share of each image by sample id."""
+        ids, shares = (self.facts.column(name).to_pylist() for name in ("sample_id", "area_share"))
+        return dict(zip(ids, shares, strict=True))
+
+
+def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int) -> Audit:
+    """Find the images that show the same, and group the collection by what is known of it.
+
+    A published group file decides about the images that it lists, since people have looked at
+    them, and so do folds that a collection gives: a pair of two such images is reported and left
+    as it is. Of images with equal pixels and one class the first is kept.
+
+    Args:
+        records: the images whose pixels are usable.
+        facts: what was staged of them, chunk by chunk.
+        num_images: how many they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="mtil-audit-") as scratch:
+        table, found = _find(facts, num_images, Path(scratch))
+    by_id = {record.sample_id: record for record in records}
+    ids: list[str] = table.column("sample_id").to_pylist()
+    digests = [value.tobytes() for value in pixels(table.column("sha256"))]
+    copies = _copies(ids, digests, by_id)
+    pairs = []
+    for i, j, distance, correlation, kind in found:
+        one, other = ids[i], ids[j]
+        decision = _decision(by_id[one], by_id[other], copies)
+        pairs.append(Pair(one, other, distance, correlation, kind, decision))
+    joined = [(pair.one, pair.other) for pair in pairs if not pair.decision.startswith("left")]
+    grouping = group_rules.group(records, joined)
+    listed = (
+        (record.sample_id, [] if record.published is None else [("group", record.published)])
+        for record in records
+    )
+    twins = {
+        sample_id: members[0]
+        for members in group_rules.join(listed, joined)
+        for sample_id in members
+    }
+    return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
+
+
+def write(store: Store, made: Audit, kept: dict[str, int]) -> None:
+    """Write the audit of a data set.
+
+    Args:
+        store: the data set's.
+        made: the audit.
+        kept: fold by sample id of the images that are kept.
+    """
+    labels = dict(
+        zip(*(made.facts.column(name).to_pylist() for name in ("sample_id", "label")), strict=True)
+    )
+    why = {item.sample_id: item.why for item in made.grouping.dropped}
+    _write(
+        store,
+        PAIRS,
+        pa.table(
+            {
+                "sample_id_a": pa.array([pair.one for pair in made.pairs], pa.string()),
+                "sample_id_b": pa.array([pair.other for pair in made.pairs], pa.string()),
+                "distance": pa.array([pair.distance for pair in made.pairs], pa.int16()),
+                "correlation": pa.array([pair.correlation for pair in made.pairs], pa.float32()),
+                "kind": pa.array([pair.kind for pair in made.pairs], pa.string()),
+                "class_a": pa.array([LABELS[labels[p.one]] for p in made.pairs], pa.string()),
+                "class_b": pa.array([LABELS[labels[p.other]] for p in made.pairs], pa.string()),
+                "decision": pa.array([pair.decision for pair in made.pairs], pa.string()),
+            }
+        ),
+    )
+    ids: list[str] = made.facts.column("sample_id").to_pylist()
+    columns = {
+        "sample_id": made.facts.column("sample_id"),
+        "label": made.facts.column("label"),
+        "fold": pa.array([kept.get(name) for name in ids], pa.int8()),
+        "dropped": pa.array([why.get(name) for name in ids], pa.string()),
+        "group": pa.array([made.grouping.family[name] for name in ids], pa.string()),
+        "twins": pa.array([made.twins[name] for name in ids], pa.string()),
+    }
+    columns |= {name: made.facts.column(name) for name in _FLAGS}
+    _write(store, IMAGES, pa.table(columns))
+
+
+def _write(store: Store, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    store.write(name, sink.getvalue())
+
+
+_Found = tuple[int, int, int, float, str]
+
+
+def _find(
+    facts: Iterable[pa.Table], num_images: int, scratch: Path
+) -> tuple[pa.Table, list[_Found]]:
+    """Gather what is small of the facts, and find pairs; thumbnails lie in a file."""
+    small: list[pa.Table] = []
+    hashes: list[npt.NDArray[np.uint64]] = []
+    thumbs: npt.NDArray[np.uint8] | None = None
+    start = 0
+    for table in facts:
+        if not table.num_rows:
+            continue
+        held = pixels(table.column("thumb"))
+        if thumbs is None:
+            shape = (num_images, held.shape[1])
+            thumbs = np.memmap(scratch / "thumbs", np.uint8, "w+", shape=shape)
+        thumbs[start : start + len(held)] = held
+        start += len(held)
+        hashes.append(pixels(table.column("hashes")).view(np.uint64))
+        small.append(table.select(_SMALL))
+    if thumbs is None:
+        return pa.table({name: [] for name in _SMALL}), []
+    side = round(thumbs.shape[1] ** 0.5)
+    pairs = find_pairs(np.concatenate(hashes), thumbs.reshape(-1, side, side))
+    found = [(p.i, p.j, int(p.distance), float(p.correlation), str(p.kind)) for p in pairs]
+    return pa.concat_tables(small), found
+
+
+def _copies(
+    ids: Sequence[str], digests: Sequence[bytes], by_id: dict[str, Record]
+) -> dict[str, str]:
+    """Return, for an image with the pixels and the class of one before it, that one."""
+    first: dict[tuple[bytes, int], str] = {}
+    copies: dict[str, str] = {}
+    for sample_id, digest in zip(ids, digests, strict=True):
+        record = by_id[sample_id]
+        kept = first.setdefault((digest, record.label), sample_id)
+        if kept != sample_id and _decided(record, by_id[kept]) is None:
+            copies[sample_id] = kept
+    return copies
+
+
+def _decided(one: Record, other: Record) -> str | None:
+    """Return what has been decided about two images elsewhere."""
+    if one.fold is not None and other.fold is not None:
+        return "left to the given folds"
+    if one.published is not None and other.published is not None and one.source == other.source:
+        same = one.published == other.published
+        return f"left to the published groups, which {'join' if same else 'part'} them"
+    return None
+
+
+def _decision(one: Record, other: Record, copies: dict[str, str]) -> str:
+    decided = _decided(one, other)
+    if decided is not None:
+        return decided
+    if one.label != other.label:
+        return "group dropped: two classes"
+    if copies.get(other.sample_id) == one.sample_id or copies.get(one.sample_id) == other.sample_id:
+        return "copy dropped"
+    return "joined"
+
+
+def _without_copies(grouping: Grouping, copies: dict[str, str]) -> Grouping:
+    group = dict(grouping.group)
+    dropped = list(grouping.dropped)
+    for sample_id, kept in copies.items():
+        if group.pop(sample_id, None) is not None:
+            dropped.append(Dropped(sample_id=sample_id, why=f"its pixels are those of {kept}"))
+    return Grouping(group, tuple(sorted(dropped, key=lambda item: item.sample_id)), grouping.family)

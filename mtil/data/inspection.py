@@ -1,0 +1,182 @@
+"""What a data set holds and what its audit found, from the files that were written with it."""
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtil.data import audit, manifest
+from mtil.data.folds import TUMOURS
+from mtil.data.manifest import Manifest
+from mtil.data.shards import LABELS
+from mtil.errors import DataError, NotFoundError
+from mtil.storage import Store
+
+_DRAWS = 200
+_MOST_WORK = 20_000_000
+"""Images times draws; large sets need fewer draws for the same precision."""
+_MASK_FLAGS = {
+    "several components": "num_components",
+    "touching the border": "touches_border",
+    "implausible area": "implausible",
+    "holes": "num_holes",
+}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What folds of single images would share, on average over random stratified folds."""
+
+    twins: float
+    """Share of the tumour images that have a near-copy in another fold."""
+    family: float
+    """The same, counting images of the same patient too."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A data set's manifest and audit in figures."""
+
+    manifest: Manifest
+    pairs: Mapping[str, int]
+    """Pairs that show the same, by decision."""
+    cross_class: tuple[tuple[str, str], ...]
+    """Pairs of two classes."""
+    parted: tuple[tuple[str, str], ...]
+    """Pairs that lie in two folds: what a published file, given folds or the protocol lets leak."""
+    duplicate_groups: int
+    """Groups of near-copies with more than one image."""
+    duplicate_images: int
+    marks: Mapping[str, Mapping[str, float]]
+    """Share of the images with burnt-in text and with calipers, by class."""
+    masks: Mapping[str, int]
+    """Images whose mask looks unusual, by what is unusual."""
+    leak: Leak
+
+
+def inspect(store: Store) -> Inspection:
+    """Read what a data set's audit says.
+
+    Raises:
+        DataError: if there is no data set, or its audit is missing.
+    """
+    made = manifest.load(store)
+    pairs, images = _table(store, audit.PAIRS), _table(store, audit.IMAGES)
+    labels = images.column("label").to_numpy()
+    _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),
+                             return_counts=True)  # fmt: skip
+    different = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
+    tumours = np.isin(labels, TUMOURS)
+    fold = dict(
+        zip(*(images.column(name).to_pylist() for name in ("sample_id", "fold")), strict=True)
+    )
+    return Inspection(
+        manifest=made,
+        pairs=dict(sorted(Counter(pairs.column("decision").to_pylist()).items())),
+        cross_class=_ids(different),
+        parted=tuple(
+            (one, other)
+            for one, other in _ids(pairs)
+            if fold[one] is not None and fold[other] is not None and fold[one] != fold[other]
+        ),
+        duplicate_groups=int((sizes > 1).sum()),
+        duplicate_images=int(sizes[sizes > 1].sum()),
+        marks={
+            mark: {
+                name: float(flags[labels == label].mean())
+                for label, name in enumerate(LABELS)
+                if (labels == label).any()
+            }
+            for mark in ("text", "calipers")
+            for flags in [images.column(mark).to_numpy()]
+        },
+        masks={
+            name: int((values > (column == "num_components")).sum())
+            for name, column in _MASK_FLAGS.items()
+            for values in [images.column(column).to_numpy()[tumours].astype(np.int64)]
+        },
+        leak=Leak(
+            *(
+                leakage(_codes(images, column)[tumours], labels[tumours], made.num_folds)
+                for column in ("twins", "group")
+            )
+        ),
+    )
+
+
+def leakage(
+    group: npt.NDArray[np.int64], label: npt.NDArray[np.int8], num_folds: int, seed: int = 0
+) -> float:
+    """Return the share of images with one of their group in another fold of single images.
+
+    An average over random folds that are stratified by class.
+
+    Args:
+        group: (n,) number of each image's group.
+        label: (n,) class.
+        num_folds: how many folds.
+        seed: of the random folds.
+    """
+    if not len(group):
+        return 0.0
+    _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    fold = np.empty(len(group), np.int64)
+    shares = []
+    rng = np.random.default_rng(seed)
+    for _ in range(max(1, min(_DRAWS, _MOST_WORK // len(group)))):
+        for kind in np.unique(label):
+            rows = np.flatnonzero(label == kind)
+            fold[rng.permutation(rows)] = np.arange(len(rows)) % num_folds
+        here = np.bincount(group * num_folds + fold, minlength=len(sizes) * num_folds)
+        alone = here[group * num_folds + fold] == sizes[group]
+        shares.append(1 - alone.mean())
+    return float(np.mean(shares))
+
+
+def to_dict(found: Inspection) -> dict[str, Any]:
+    """Return the inspection as what JSON can hold."""
+    made = found.manifest
+    return {
+        "name": made.name,
+        "fingerprint": made.fingerprint,
+        "protocol": made.protocol,
+        "fold_rule": made.fold_rule,
+        "read": made.read,
+        "kept": made.kept,
+        "groups": made.num_groups,
+        "dropped": len(made.dropped),
+        "invalid": len(made.invalid),
+        "folds": made.folds,
+        "holdout": made.holdout,
+        "pairs": dict(found.pairs),
+        "cross_class_pairs": [list(pair) for pair in found.cross_class],
+        "parted_pairs": [list(pair) for pair in found.parted],
+        "duplicate_groups": found.duplicate_groups,
+        "duplicate_images": found.duplicate_images,
+        "marks": {name: dict(shares) for name, shares in found.marks.items()},
+        "masks": dict(found.masks),
+        "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
+    }
+
+
+def _ids(pairs: pa.Table) -> tuple[tuple[str, str], ...]:
+    names = (pairs.column(f"sample_id_{which}").to_pylist() for which in "ab")
+    return tuple(zip(*names, strict=True))
+
+
+def _codes(images: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    encoded = images.column(column).combine_chunks().dictionary_encode()
+    return np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
+
+
+def _table(store: Store, name: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(store.read(name)))
+    except NotFoundError:
+        raise DataError(f"{store.uri} has lost {name}; delete it and prepare it again.") from None

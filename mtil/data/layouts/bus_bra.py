@@ -1,0 +1,96 @@
+"""The layout of BUS-BRA: `Images/bus_0001-l.png`, `Masks/mask_0001-l.png` and `bus_data.csv`."""
+
+from collections.abc import Mapping
+
+from mtil.data.layouts.folders import Expected, Folder, locate
+from mtil.data.layouts.record import Record
+from mtil.data.layouts.tables import Row, label, meta, read_rows, value
+from mtil.errors import DataError
+from mtil.storage import Store
+
+NAME = "BUS-BRA"
+LICENCE = "CC BY 4.0"
+CITATION = (
+    "Gomez-Flores W, Gregorio-Calas MJ, Coelho de Albuquerque Pereira W. BUS-BRA: A breast "
+    "ultrasound dataset for assessing computer-aided diagnosis systems. Medical Physics 51(4) "
+    "(2024) 3110-3123. doi:10.1002/mp.16812"
+)
+FOLD_FILES = {5: "5-fold-cv.csv", 10: "10-fold-cv.csv"}
+"""The file of each official number of folds."""
+
+_EXPECTED = Expected(
+    name=NAME,
+    table=r"bus_data\.csv",
+    folders=("Images", "Masks"),
+    shape="Images/bus_0001-l.png, Masks/mask_0001-l.png and bus_data.csv",
+)
+_PREFIX = "bus_"
+_NOT_META = ("id", "case", "pathology", "width", "height", "bbox")
+"""Columns with a role, and sizes, which may be those of larger originals."""
+
+
+def scan(store: Store, official_folds: int | None = None) -> list[Record]:
+    """Find the images that the table names, with their folds if they are asked for.
+
+    Args:
+        store: the collection's folder or its parent.
+        official_folds: 5 or 10, to take the folds of that file; none takes none.
+
+    Raises:
+        DataError: if there is no such collection, or its tables and images do not fit together.
+    """
+    folder = locate(store, _EXPECTED)
+    folds = None if official_folds is None else _folds(store, folder, official_folds)
+    records = [
+        _record(folder, row, folds)
+        for row in read_rows(store, folder.table, ("id", "case", "pathology"))
+    ]
+    folder.refuse_unlisted(folder.inside("Images"), [record.image for record in records])
+    return records
+
+
+def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record:
+    stem = _stem(value(row, "id"))
+    if not stem.startswith(_PREFIX):
+        raise DataError(f"{row.where} must have an ID such as bus_0001-l, but has {stem!r}.")
+    if folds is not None and stem not in folds:
+        raise DataError(
+            f"An official fold must be given for every image, but there is none for {stem!r}; "
+            "make folds instead."
+        )
+    return Record(
+        sample_id=stem,
+        label=label(value(row, "pathology"), row.where),
+        image=folder.require(f"Images/{stem}.png", row.where),
+        masks=(folder.require(f"Masks/mask_{stem.removeprefix(_PREFIX)}.png", row.where),),
+        patient=value(row, "case"),
+        fold=None if folds is None else folds[stem],
+        meta=meta(row.values, without=_NOT_META),
+    )
+
+
+def _folds(store: Store, folder: Folder, number: int) -> dict[str, int]:
+    """Return the fold of each image id, from 0; the file counts from 1."""
+    if number not in FOLD_FILES:
+        raise DataError(f"The official folds of {NAME} are 5 or 10, but {number} were asked for.")
+    name = folder.names.get(FOLD_FILES[number])
+    if name is None:
+        raise DataError(
+            f"Official folds must be in {FOLD_FILES[number]} beside {folder.table}, but "
+            f"{folder.uri} has no such file; add it or make folds instead."
+        )
+    folds: dict[str, int] = {}
+    for row in read_rows(store, name, ("id", "kfold")):
+        stem, text = _stem(value(row, "id")), row.values["kfold"].removesuffix(".0")
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= number):
+            raise DataError(f"{row.where} must have a kFold from 1 to {number}, but has {text!r}.")
+        if folds.setdefault(stem, int(text) - 1) != int(text) - 1:
+            raise DataError(
+                f"An image must have one fold, but {name} gives {stem!r} {folds[stem] + 1} and "
+                f"{text}."
+            )
+    return folds
+
+
+def _stem(text: str) -> str:
+    return text.removesuffix(".png")

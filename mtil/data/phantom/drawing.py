@@ -1,0 +1,61 @@
+"""One synthetic image: tissue, lesions, the scan of both, and marks on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mtil.data.phantom.lesion import BENIGN_TRAITS, MALIGNANT_TRAITS, add_lesions
+from mtil.data.phantom.marks import add_calipers, add_text
+from mtil.data.phantom.scanner import scan
+from mtil.data.phantom.tissue import tissue
+
+BENIGN, MALIGNANT, NORMAL = range(3)
+PATTERN = (BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT)
+"""Classes of every ten images: 50, 30 and 20 per cent."""
+TEXT_SHARE, CALIPER_SHARE = 0.14, 0.10
+"""Shares of images with marks, in every class; about those of BUSI."""
+
+_TRAITS = {BENIGN: BENIGN_TRAITS, MALIGNANT: MALIGNANT_TRAITS}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One synthetic image."""
+
+    label: int
+    gray: npt.NDArray[np.uint8]
+    masks: tuple[npt.NDArray[np.bool_], ...]
+    """One per lesion; a black one where there is none."""
+    text: bool = False
+    calipers: bool = False
+
+
+def label_of(index: int) -> int:
+    """Return the class of an image."""
+    return PATTERN[index % len(PATTERN)]
+
+
+def draw(seed: int, index: int, image_size: int = 256) -> Phantom:
+    """Draw the image of an index; it depends on the arguments alone.
+
+    Args:
+        seed: not negative.
+        index: not negative; it fixes the class.
+        image_size: typical side of an image; sizes vary around it.
+    """
+    rng = np.random.default_rng((seed, index))
+    label = label_of(index)
+    height = int(image_size * rng.uniform(0.75, 1.0))
+    width = int(image_size * rng.uniform(0.85, 1.25))
+    text, calipers = rng.random() < TEXT_SHARE, rng.random() < CALIPER_SHARE
+    echo = tissue(rng, height, width)
+    masks: tuple[npt.NDArray[np.bool_], ...] = (np.zeros((height, width), np.bool_),)
+    if label != NORMAL:
+        masks = add_lesions(rng, echo, _TRAITS[label])
+    gray = scan(rng, echo)
+    if calipers:
+        gray = add_calipers(rng, gray, masks)
+    if text:
+        gray = add_text(rng, gray)
+    return Phantom(label, gray, masks, text, calipers)

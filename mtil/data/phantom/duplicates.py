@@ -1,0 +1,110 @@
+"""Near-duplicates of phantoms: what a collection's twins have been through."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from mtil.data.images import Gray, Mask
+from mtil.data.phantom.drawing import Phantom
+from mtil.data.phantom.marks import add_calipers
+
+
+def duplicate(rng: np.random.Generator, original: Phantom, kind: str) -> Phantom:
+    """Return a near-duplicate with its masks changed alike.
+
+    Args:
+        rng: decides how much is changed.
+        original: is left as it is.
+        kind: one of `KINDS`.
+    """
+    return _CHANGES[kind](rng, original)
+
+
+def _exact(rng: np.random.Generator, original: Phantom) -> Phantom:
+    return original
+
+
+def _jpeg(rng: np.random.Generator, original: Phantom) -> Phantom:
+    sink = io.BytesIO()
+    image = Image.fromarray(original.gray)
+    image.save(sink, format="JPEG", quality=int(rng.integers(60, 93)))
+    return replace(original, gray=np.array(Image.open(sink)))
+
+
+def _resize(rng: np.random.Generator, original: Phantom) -> Phantom:
+    """Scale both sides alike, down by up to 30 % or up by up to 40 %."""
+    factor = rng.uniform(0.7, 0.9) if rng.random() < 0.5 else rng.uniform(1.1, 1.4)
+    height, width = original.gray.shape
+    size = (round(width * factor), round(height * factor))
+    gray = Image.fromarray(original.gray).resize(size, Image.Resampling.BICUBIC)
+    masks = tuple(_resized(mask, size) for mask in original.masks)
+    return replace(original, gray=np.array(gray), masks=masks)
+
+
+def _crop(rng: np.random.Generator, original: Phantom) -> Phantom:
+    """Cut 2 to 6 % off each side, but nothing off a lesion."""
+    joined = np.logical_or.reduce(original.masks)
+    cuts = []
+    for axis, side in enumerate(joined.shape):
+        filled = np.nonzero(joined.any(axis=1 - axis))[0]
+        free = (filled[0], side - 1 - filled[-1]) if filled.size else (side, side)
+        cuts += [min(round(side * rng.uniform(0.02, 0.06)), int(room)) for room in free]
+    top, bottom, left, right = cuts
+    height, width = joined.shape
+    area = (slice(top, height - bottom), slice(left, width - right))
+    masks = tuple(mask[area] for mask in original.masks)
+    return replace(original, gray=original.gray[area], masks=masks)
+
+
+def _brightness(rng: np.random.Generator, original: Phantom) -> Phantom:
+    change = rng.uniform(12, 35) * rng.choice((-1, 1))
+    return replace(original, gray=_gray(original.gray + change))
+
+
+def _contrast(rng: np.random.Generator, original: Phantom) -> Phantom:
+    factor = rng.uniform(0.65, 0.85) if rng.random() < 0.5 else rng.uniform(1.15, 1.4)
+    mean = original.gray.mean()
+    return replace(original, gray=_gray((original.gray - mean) * factor + mean))
+
+
+def _gamma(rng: np.random.Generator, original: Phantom) -> Phantom:
+    exponent = rng.uniform(0.65, 0.85) if rng.random() < 0.5 else rng.uniform(1.2, 1.5)
+    return replace(original, gray=_gray(255 * (original.gray / 255) ** exponent))
+
+
+def _flip(rng: np.random.Generator, original: Phantom) -> Phantom:
+    masks = tuple(mask[:, ::-1] for mask in original.masks)
+    return replace(original, gray=original.gray[:, ::-1], masks=masks)
+
+
+def _calipers(rng: np.random.Generator, original: Phantom) -> Phantom:
+    gray = add_calipers(rng, original.gray, original.masks)
+    return replace(original, gray=gray, calipers=True)
+
+
+def _gray(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Gray:
+    return np.asarray(values.round().clip(0, 255), dtype=np.uint8)
+
+
+def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
+    soft = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(soft.resize(size, Image.Resampling.BILINEAR)) >= 128
+
+
+_CHANGES: dict[str, Callable[[np.random.Generator, Phantom], Phantom]] = {
+    "exact": _exact,
+    "jpeg": _jpeg,
+    "resize": _resize,
+    "crop": _crop,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "gamma": _gamma,
+    "flip": _flip,
+    "calipers": _calipers,
+}
+
+KINDS = tuple(_CHANGES)
+"""What may have been done to a near-duplicate."""

@@ -1,0 +1,120 @@
+"""Breast tissue without lesions: how strongly each point scatters, in decibels."""
+
+import numpy as np
+
+from mtil.data.phantom.fields import Field, line, smooth, uniform
+from mtil.data.phantom.lesion import add_lobule
+
+
+def tissue(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Return the echo strength (h, w) in dB of skin, fat, gland, muscle and chest wall.
+
+    Layers are wavy, and bright where they meet; fat is crossed by ligaments, gland and muscle by
+    fibres that run along the layers; gland holds lobules of fat.
+    """
+    depth = np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    bend = uniform(rng, 0.01, 0.035) * line(rng, width, 5)
+    ragged = depth + uniform(rng, 0.004, 0.016) * smooth(rng, height, width, 24, 12)
+    echo = np.full((height, width), -9.0, np.float32)
+    ligaments, fibres = np.zeros((2, height, width), np.float32)
+    end = np.zeros(width, np.float32)
+    for layer in _layers(rng):
+        end = end + layer.thickness * (1 + uniform(rng, 0.05, 0.25) * line(rng, width, 4))
+        border = end + layer.bend * bend
+        share = ((ragged - border) / layer.fade + np.float32(0.5)).clip(0, 1)
+        for field, value in (
+            (echo, layer.echo),
+            (ligaments, layer.ligaments),
+            (fibres, layer.fibres),
+        ):
+            field += share * (value - field)
+        lit = layer.interface * (0.3 + 0.7 * line(rng, width, 9)).clip(0, None)
+        _brighten(echo, border * height, lit)
+    rows = (np.arange(height)[:, None] - (bend * height).astype(np.intp)) % height
+    columns = np.arange(width)
+    coarse = smooth(rng, height, width, int(rng.integers(7, 14)), int(rng.integers(2, 6)))
+    texture = ligaments * _ridges(coarse, 0.12)
+    fine = smooth(rng, height, width, int(rng.integers(22, 46)), int(rng.integers(4, 9)))
+    patches = smooth(rng, height, width, 6, 5)
+    texture += fibres * (0.7 + 0.5 * patches).clip(0.1, None) * (_ridges(fine, 0.25) + 0.5 * fine)
+    echo += texture[rows, columns]
+    echo += uniform(rng, 1.0, 2.5) * patches[:, ::-1]
+    for _ in range(rng.integers(1, 5)):
+        add_lobule(rng, echo)
+    echo -= depth * _dropout(rng, width)
+    return echo
+
+
+class _Layer:
+    """What lies below an interface, as drawn at random between two bounds."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        *,
+        thickness: tuple[float, float],
+        echo: tuple[float, float],
+        ligaments: tuple[float, float],
+        fibres: tuple[float, float],
+        interface: float,
+        fade: float,
+        bend: float,
+    ) -> None:
+        self.thickness = uniform(rng, *thickness)
+        """Of what lies above it, as a share of the image's height."""
+        self.echo = uniform(rng, *echo)
+        self.ligaments = uniform(rng, *ligaments)
+        self.fibres = uniform(rng, *fibres)
+        self.interface = np.float32(interface)
+        """How many decibels the interface above it stands out."""
+        self.fade = np.float32(fade)
+        """Over what share of the image's height it sets in."""
+        self.bend = np.float32(bend)
+        """How much of the image's waves it follows."""
+
+
+def _layers(rng: np.random.Generator) -> list[_Layer]:
+    """Draw fat below skin, gland below fat, muscle below gland and the wall below muscle."""
+    return [
+        _Layer(
+            rng, thickness=(0.02, 0.06), echo=(-21, -13), ligaments=(7, 15), fibres=(1, 4),
+            interface=8, fade=0.02, bend=0.2,
+        ),
+        _Layer(
+            rng, thickness=(0.05, 0.25), echo=(-17, -10), ligaments=(0, 8), fibres=(4, 9),
+            interface=8, fade=0.06, bend=1.0,
+        ),
+        _Layer(
+            rng, thickness=(0.25, 0.55), echo=(-27, -20), ligaments=(2, 8), fibres=(6, 12),
+            interface=9, fade=0.08, bend=1.0,
+        ),
+        _Layer(
+            rng, thickness=(0.1, 0.4), echo=(-34, -26), ligaments=(0, 4), fibres=(2, 6),
+            interface=14, fade=0.03, bend=1.0,
+        ),
+    ]  # fmt: skip
+
+
+def _brighten(echo: Field, rows: Field, amount: Field) -> None:
+    """Add a bright line at a row per column, as thick as one hundredth of the image."""
+    height, width = echo.shape
+    thickness = max(0.7, height / 130)
+    reach = int(3 * thickness) + 1
+    nearest = rows.astype(np.intp)
+    columns = np.arange(width)
+    for offset in range(-reach, reach + 1):
+        at = nearest + offset
+        inside = (at >= 0) & (at < height)
+        rise = amount * np.exp(-(((at - rows) / thickness) ** 2))
+        echo[at[inside], columns[inside]] += rise[inside].astype(np.float32)
+
+
+def _ridges(field: Field, thickness: float) -> Field:
+    """Return lines of height 1 along the zeros of a field."""
+    return np.asarray(np.exp(-((field / np.float32(thickness)) ** 2)))
+
+
+def _dropout(rng: np.random.Generator, width: int) -> Field:
+    """Return how many dB each column loses on the way down: bad contact, ribs, dense tissue."""
+    overall = uniform(rng, 4, 18)
+    return overall + uniform(rng, 0, 6) * np.abs(line(rng, width, int(rng.integers(3, 8))))

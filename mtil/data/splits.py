@@ -1,0 +1,93 @@
+"""`splits.json`: which fold and inner part every image is in, to be read, edited and given back."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtil.data.folds import HOLDOUT, MAX_FOLDS, NUM_PARTS, Assignment
+from mtil.data.groups import read_table
+from mtil.data.layouts.record import Record
+from mtil.errors import DataError, NotFoundError
+from mtil.storage import open_store, split_uri
+
+FILE_NAME = "splits.json"
+
+
+def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
+    """Return the text of `splits.json`, a line an image."""
+    head = {
+        "rule": assignment.rule,
+        "num_folds": assignment.num_folds,
+        "num_parts": assignment.num_parts,
+    }
+    lines = [
+        f"  {json.dumps(name, ensure_ascii=False)}: "
+        + json.dumps({"fold": fold, "part": part, "group": group[name]}, ensure_ascii=False)
+        for name, (fold, part) in sorted(assignment.place.items())
+    ]
+    opening = json.dumps(head, indent=1)[:-2]
+    return (opening + ',\n "images": {\n' + ",\n".join(lines) + "\n }\n}\n").encode()
+
+
+def read_file(
+    uri: str, records: Sequence[Record], group: Mapping[str, str], *, whole_groups: bool
+) -> Assignment:
+    """Read a splits file for the images that are kept; what it says of others is ignored.
+
+    Args:
+        uri: the file.
+        records: the images that are kept.
+        group: group by sample id.
+        whole_groups: whether a group must lie in one fold.
+
+    Raises:
+        DataError: if it is no such file, lacks an image or parts a group.
+    """
+    parent, name = split_uri(uri)
+    try:
+        values: Any = json.loads(open_store(parent).read(name))
+    except NotFoundError:
+        raise DataError(f"The splits file {uri} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise DataError(f"{uri} is not JSON; write it as `mtil prepare` does.") from None
+    images = values.get("images") if isinstance(values, dict) else None
+    if not isinstance(images, dict):
+        raise DataError(f"{uri} must have `images`, a fold and a part by sample id.")
+    num_folds = _number(values.get("num_folds"), 2, MAX_FOLDS, f"`num_folds` of {uri}")
+    num_parts = _number(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
+    place: dict[str, tuple[int, int]] = {}
+    seen: dict[str, tuple[int, str]] = {}
+    for record in records:
+        entry = images.get(record.sample_id)
+        if not isinstance(entry, dict):
+            raise DataError(f"{uri} must place every image, but lacks {record.sample_id!r}.")
+        where = f"{record.sample_id!r} in {uri}"
+        fold = _number(entry.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
+        part = _number(entry.get("part"), 0, num_parts - 1, f"The part of {where}")
+        place[record.sample_id] = (fold, part)
+        before, other = seen.setdefault(group[record.sample_id], (fold, record.sample_id))
+        if whole_groups and before != fold:
+            raise DataError(
+                f"A group must lie in one fold, but {uri} has {other!r} in fold {before} and "
+                f"{record.sample_id!r} in fold {fold}."
+            )
+    return Assignment("splits file", num_folds, num_parts, place)
+
+
+def read_holdout(uri: str, records: Sequence[Record], group: Mapping[str, str]) -> set[str]:
+    """Read a CSV with the `image_id` of images for a final test, and return their groups.
+
+    Raises:
+        DataError: if it is no such file, or names no image that is kept.
+    """
+    names = {row["image_id"] for _, row in read_table(uri, ("image_id",))}
+    chosen = {group[record.sample_id] for record in records if record.sample_id in names}
+    if not chosen:
+        raise DataError(f"A holdout file must name images that are kept, but {uri} names none.")
+    return chosen
+
+
+def _number(value: object, low: int, high: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DataError(f"{what} must be a number from {low} to {high}, but is {value!r}.")
+    return value

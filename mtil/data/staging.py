@@ -1,0 +1,240 @@
+"""Preparation in two passes over chunks of images, each chunk on its own and as often as needed.
+
+The first pass decodes a chunk and stages it in the target: rows as they will be stored, and beside
+them what the audit and the folds need. Once those have decided, the second pass turns each staged
+chunk into a shard. A staged chunk is not decoded again, so that an interrupted preparation goes on
+where it was; chunks are independent, so that processes or machines can share them.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtil.data import shards
+from mtil.data.layouts.record import Record
+from mtil.data.manifest import Cell, Shard
+from mtil.data.running import Listener
+from mtil.data.samples import Refused, Sample, read_all
+from mtil.errors import DataError, NotFoundError
+from mtil.storage import Store, open_store
+
+FOLDER = "staging"
+FORMAT = 1
+"""Of staged chunks; another version's are not taken up."""
+_REFUSED = b"refused"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image belongs."""
+
+    group: str
+    fold: int
+    part: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageJob:
+    """A chunk of images to decode."""
+
+    number: int
+    records: tuple[Record, ...]
+    stores: Mapping[str, str]
+    """URI of each source's files."""
+    target: str
+    folder: str
+    image_size: int
+    keep_rows: bool
+    """Whether rows are staged too, or only what the audit and the fingerprint need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishJob:
+    """A staged chunk to be written as a shard."""
+
+    number: int
+    """Of the chunk."""
+    shard: int
+    """Of the shard."""
+    places: Mapping[str, Place]
+    """By sample id; other rows are left out."""
+    target: str
+    folder: str
+    image_size: int
+
+
+def stage(job: StageJob, listen: Listener | None = None) -> int:
+    """Decode a chunk and stage it, unless that is done already; return how many images it has."""
+    store = open_store(job.target)
+    if not store.exists(_facts_name(job.folder, job.number)):
+        samples: list[Sample] = []
+        refused: list[Refused] = []
+        stores = {source: open_store(uri) for source, uri in job.stores.items()}
+        for found in read_all(stores, job.records, job.image_size):
+            if isinstance(found, Sample):
+                samples.append(found)
+            else:
+                refused.append(found)
+            if listen is not None:
+                listen(1)
+        if job.keep_rows:
+            data = shards.encode(_rows(samples, job.image_size))
+            store.write(_rows_name(job.folder, job.number), data)
+        facts = _facts(samples).replace_schema_metadata(
+            {_REFUSED: json.dumps([asdict(item) for item in refused]).encode()}
+        )
+        sink = io.BytesIO()
+        pq.write_table(facts, sink, compression="zstd")
+        store.write(_facts_name(job.folder, job.number), sink.getvalue())  # last: it commits
+    elif listen is not None:
+        listen(len(job.records))
+    return len(job.records)
+
+
+def read_facts(store: Store, folder: str, number: int) -> tuple[pa.Table, list[Refused]]:
+    """Return what a staged chunk's images are like, and those that were refused."""
+    table = pq.read_table(pa.BufferReader(store.read(_facts_name(folder, number))))
+    refused = json.loads((table.schema.metadata or {}).get(_REFUSED, b"[]"))
+    return table.replace_schema_metadata(None), [Refused(**item) for item in refused]
+
+
+def finish(job: FinishJob, listen: Listener | None = None) -> Shard:
+    """Write the shard of a staged chunk.
+
+    Raises:
+        DataError: if another data set is being written to the target.
+    """
+    store = open_store(job.target)
+    try:
+        staged = store.read(_rows_name(job.folder, job.number))
+    except NotFoundError:
+        raise DataError(
+            f"Staged rows of {store.uri} have gone; run the same command again."
+        ) from None
+    table = pq.read_table(pa.BufferReader(staged), use_threads=False)
+    ids = table.column("sample_id").to_pylist()
+    kept = [row for row, sample_id in enumerate(ids) if sample_id in job.places]
+    places = [job.places[ids[row]] for row in kept]
+    table = table.take(pa.array(kept, pa.int64()))
+    for name in ("group", "fold", "part"):
+        values = [getattr(place, name) for place in places]
+        table = table.append_column(
+            name, pa.array(values, pa.string() if name == "group" else pa.int8())
+        )
+    table = table.select(shards.schema(job.image_size).names).cast(shards.schema(job.image_size))
+    data = shards.encode(table)
+    path = f"shards/part-{job.shard:05d}.parquet"
+    if not store.create(path, data) and store.read(path) != data:
+        raise DataError(f"Another data set is being written to {store.uri}; choose another target.")
+    labels = table.column("label").to_pylist()
+    cells = Counter(
+        (place.fold, place.part, label) for place, label in zip(places, labels, strict=True)
+    )
+    if listen is not None:
+        listen(len(kept))
+    return Shard(
+        path=path,
+        rows=len(kept),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        cells=tuple(
+            Cell(fold=fold, part=part, label=label, rows=rows)
+            for (fold, part, label), rows in sorted(cells.items())
+        ),
+    )
+
+
+def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
+    """Return what an image contributes to the data set's fingerprint."""
+    sha256, mask_sha256 = row["sha256"], row["mask_sha256"]
+    assert isinstance(sha256, bytes)
+    assert isinstance(mask_sha256, bytes)
+    values: list[object] = [
+        row["sample_id"],
+        sha256.hex(),
+        mask_sha256.hex(),
+        row["label"],
+        place.group,
+        place.fold,
+        place.part,
+        image_size,
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).digest()
+
+
+def fingerprint(digests: Iterable[bytes]) -> str:
+    """Return the data set's fingerprint: sha256 over the sorted row digests."""
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def clear(store: Store, folder: str) -> None:
+    """Delete what was staged in a folder."""
+    for name in store.names(folder):
+        store.delete(name)
+
+
+def rows_per_chunk(image_size: int, max_bytes: int) -> int:
+    """Return how many images a chunk has, so that a shard is about as large as it may be."""
+    return max(1, max_bytes // shards.row_bytes(image_size))
+
+
+def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
+    schema = shards.schema(image_size)
+    decided_later = {"group", "fold", "part"}
+    schema = pa.schema([field for field in schema if field.name not in decided_later])
+    return pa.table(
+        {
+            "sample_id": [sample.record.sample_id for sample in samples],
+            "image": [sample.image for sample in samples],
+            "mask": [sample.mask for sample in samples],
+            "label": [sample.record.label for sample in samples],
+            "height": [sample.height for sample in samples],
+            "width": [sample.width for sample in samples],
+            "mask_png": [sample.mask_png for sample in samples],
+            "sha256": [sample.sha256 for sample in samples],
+            "source": [sample.record.source for sample in samples],
+            "pixel_size": [sample.pixel_size for sample in samples],
+            "meta": [sorted(sample.record.meta.items()) for sample in samples],
+        },
+        schema=schema,
+    )
+
+
+def _facts(samples: Sequence[Sample]) -> pa.Table:
+    num_hashes = len(samples[0].description.hashes) if samples else 0
+    thumb = samples[0].description.thumb.size if samples else 0
+    return pa.table(
+        {
+            "sample_id": pa.array([s.record.sample_id for s in samples], pa.string()),
+            "label": pa.array([s.record.label for s in samples], pa.int8()),
+            "sha256": pa.array([s.sha256 for s in samples], pa.binary(32)),
+            "mask_sha256": pa.array([s.mask_sha256 for s in samples], pa.binary(32)),
+            "hashes": pa.array(
+                [s.description.hashes.tobytes() for s in samples], pa.binary(8 * num_hashes or 8)
+            ),
+            "thumb": pa.array(
+                [s.description.thumb.tobytes() for s in samples], pa.binary(thumb or 1)
+            ),
+            "text": pa.array([s.marks.text for s in samples], pa.bool_()),
+            "calipers": pa.array([s.marks.calipers for s in samples], pa.bool_()),
+            "num_components": pa.array([s.mask_flags.num_components for s in samples], pa.int32()),
+            "touches_border": pa.array([s.mask_flags.touches_border for s in samples], pa.bool_()),
+            "area_share": pa.array([s.mask_flags.area_share for s in samples], pa.float32()),
+            "num_holes": pa.array([s.mask_flags.num_holes for s in samples], pa.int32()),
+            "implausible": pa.array([s.mask_flags.implausible for s in samples], pa.bool_()),
+        }
+    )
+
+
+def _rows_name(folder: str, number: int) -> str:
+    return f"{folder}/rows-{number:05d}.parquet"
+
+
+def _facts_name(folder: str, number: int) -> str:
+    return f"{folder}/facts-{number:05d}.parquet"

@@ -1,0 +1,158 @@
+"""What an audit says of a data set, and how much folds of single images would leak."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mtil.data import phantom
+from mtil.data.inspection import inspect, leakage, to_dict
+from mtil.data.prepare import Settings, prepare
+from mtil.data.sources import Source
+from mtil.errors import DataError
+from mtil.storage import LocalStore
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection with a near-copy, an exact copy and a near-copy of another class."""
+    out = tmp_path_factory.mktemp("audit") / "busi"
+    phantom.write(out, num_images=40, seed=5, image_size=SIZE)
+    _copy(out, "benign (1)", "benign (21)", brighter=True)
+    _copy(out, "malignant (2)", "malignant (13)")
+    _copy(out, "benign (3)", "malignant (14)", brighter=True)
+    return out
+
+
+def _copy(folder: Path, old: str, new: str, *, brighter: bool = False) -> None:
+    for ending in (".png", "_mask.png"):
+        source = folder / old.split()[0] / f"{old}{ending}"
+        pixels = np.array(Image.open(source))
+        if brighter and ending == ".png":
+            pixels = np.clip(pixels * 1.1 + 8, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / new.split()[0] / f"{new}{ending}")
+
+
+@pytest.fixture(scope="module")
+def prepared(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audit") / "data"
+    prepare([Source(uri=str(collection), layout="busi")], str(out), Settings(image_size=SIZE))
+    return out
+
+
+def test_near_copies_share_a_group_and_exact_ones_are_kept_once(prepared: Path) -> None:
+    rows = pq.read_table(prepared / "audit" / "images.parquet").to_pylist()
+    by_id = {row["sample_id"]: row for row in rows}
+    assert len(rows) == 43
+    assert by_id["benign (21)"]["group"] == "benign (1)"
+    assert by_id["benign (21)"]["fold"] == by_id["benign (1)"]["fold"]
+    assert by_id["malignant (2)"]["fold"] is None
+    assert by_id["malignant (2)"]["dropped"] == "its pixels are those of malignant (13)"
+    assert by_id["malignant (13)"]["fold"] is not None
+    for name in ("benign (3)", "malignant (14)"):
+        assert by_id[name]["fold"] is None
+        assert "two classes, benign and malignant" in by_id[name]["dropped"]
+    pairs = pq.read_table(prepared / "audit" / "duplicates.parquet").to_pylist()
+    assert {(row["sample_id_a"], row["sample_id_b"]): row["decision"] for row in pairs} == {
+        ("benign (1)", "benign (21)"): "joined",
+        ("benign (3)", "malignant (14)"): "group dropped: two classes",
+        ("malignant (13)", "malignant (2)"): "copy dropped",
+    }
+
+
+def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
+    found = inspect(LocalStore(str(prepared)))
+    assert found.manifest.num_rows == 40
+    assert found.manifest.num_groups == 39
+    assert found.cross_class == (("benign (3)", "malignant (14)"),)
+    assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
+    assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
+    # six of 35 tumour images have a twin; in five even folds it is elsewhere in about 4 of 5 cases
+    assert 6 / 35 * 0.7 < found.leak.twins == found.leak.family < 6 / 35 * 0.9
+    assert to_dict(found)["cross_class_pairs"] == [["benign (3)", "malignant (14)"]]
+
+
+def test_masks_that_look_unusual_are_counted(collection: Path, prepared: Path) -> None:
+    rows = pq.read_table(prepared / "audit" / "images.parquet").to_pylist()
+    for row in rows[:10]:
+        name = row["sample_id"]
+        masks = (collection / name.split()[0]).glob(f"{name}_mask*.png")
+        joined = np.logical_or.reduce([np.array(Image.open(path)) for path in masks])
+        assert row["area_share"] == pytest.approx(joined.mean(), rel=1e-5)
+
+
+def test_a_published_file_decides_about_its_images(collection: Path, tmp_path: Path) -> None:
+    names = [p.stem for p in collection.rglob("*.png") if "_mask" not in p.stem]
+    lines = [f"{name},{'x' if name in ('benign (5)', 'benign (6)') else name}" for name in names]
+    (tmp_path / "groups.csv").write_text("\n".join(["image_id,group", *lines]) + "\n")
+    source = Source(uri=str(collection), layout="busi", groups=str(tmp_path / "groups.csv"))
+    made = prepare([source], str(tmp_path / "out"), Settings(image_size=SIZE))
+    assert (made.num_rows, made.num_groups, made.dropped) == (43, 42, ())
+    found = inspect(LocalStore(str(tmp_path / "out")))
+    assert found.pairs == {"left to the published groups, which part them": 3}
+
+
+def test_the_paper_protocol_takes_tumour_images_one_by_one(
+    collection: Path, tmp_path: Path
+) -> None:
+    source = Source(uri=str(collection), layout="busi")
+    settings = Settings(image_size=SIZE, protocol="paper")
+    made = prepare([source], str(tmp_path / "out"), settings)
+    assert made.kept == {"benign": 21, "malignant": 14, "normal": 0}
+    assert (made.protocol, made.fold_rule) == ("paper", "image-level stratified")
+    assert len(made.dropped) == 8
+    assert inspect(LocalStore(str(tmp_path / "out"))).leak.twins > 0.1
+
+
+def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
+    source = Source(uri=str(collection), layout="busi")
+    settings = Settings(image_size=SIZE, holdout="0.25", num_folds=2)
+    made = prepare([source], str(tmp_path / "out"), settings)
+    held, folds = made.holdout, made.folds
+    assert set(folds) == {"0", "1"}
+    assert 3 <= held["benign"] <= 7
+    assert 2 <= held["malignant"] <= 4
+    assert {
+        name: held[name] + sum(fold[name] for fold in folds.values()) for name in held
+    } == made.kept
+
+
+def test_the_splits_of_one_data_set_make_another(
+    collection: Path, prepared: Path, tmp_path: Path
+) -> None:
+    source = Source(uri=str(collection), layout="busi")
+    settings = Settings(image_size=SIZE, splits=str(prepared / "splits.json"), seed=99)
+    made = prepare([source], str(tmp_path / "out"), settings)
+    before = inspect(LocalStore(str(prepared))).manifest
+    assert made.fold_rule == "splits file"
+    assert made.fingerprint == before.fingerprint
+    assert made.folds == before.folds
+
+
+def test_an_audit_that_is_lost_is_said(prepared: Path, tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.write("dataset.json", (prepared / "dataset.json").read_bytes())
+    with pytest.raises(DataError, match=r"has lost audit/duplicates\.parquet"):
+        inspect(store)
+
+
+def test_leakage_worked_out_by_hand() -> None:
+    """One pair and two single images of a class in two folds of two images each.
+
+    Of the six ways to choose the first fold's images, four part the pair: half of the images leak
+    in two thirds of the cases.
+    """
+    group, label = np.array([7, 7, 8, 9]), np.zeros(4, np.int8)
+    parted = sum(len({0, 1} & set(fold)) == 1 for fold in itertools.combinations(range(4), 2))
+    assert parted == 4
+    assert leakage(group, label, 2) == pytest.approx(0.5 * parted / 6, abs=0.05)
+
+
+def test_nothing_leaks_where_images_stand_alone() -> None:
+    assert leakage(np.arange(20), np.zeros(20, np.int8), 5) == 0
+    assert leakage(np.zeros(0, np.int64), np.zeros(0, np.int8), 5) == 0
