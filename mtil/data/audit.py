@@ -6,7 +6,7 @@ Written with the data set as `audit/duplicates.parquet` (a row per pair) and `au
 
 import io
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,9 @@ _FLAGS = (
     "implausible",
 )
 _SMALL = ("sample_id", "label", "sha256", "mask_sha256", *_FLAGS)
+
+_PUBLISHED = "left to the published groups"
+_GIVEN = "left to the given folds"
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,16 @@ def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int)
         one, other = ids[i], ids[j]
         decision = _decision(by_id[one], by_id[other], copies)
         pairs.append(Pair(one, other, distance, correlation, kind, decision))
-    joined = [(pair.one, pair.other) for pair in pairs if not pair.decision.startswith("left")]
-    grouping = group_rules.group(records, joined)
+    grouping = group_rules.group(records, _those(pairs, lambda decision: "left" not in decision))
     listed = (
         (record.sample_id, [] if record.published is None else [("group", record.published)])
         for record in records
     )
     twins = {
         sample_id: members[0]
-        for members in group_rules.join(listed, joined)
+        for members in group_rules.join(
+            listed, _those(pairs, lambda decision: decision != _PUBLISHED)
+        )
         for sample_id in members
     }
     return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
@@ -196,13 +200,16 @@ def _copies(
     return copies
 
 
+def _those(pairs: Sequence[Pair], wanted: Callable[[str], bool]) -> list[tuple[str, str]]:
+    return [(pair.one, pair.other) for pair in pairs if wanted(pair.decision)]
+
+
 def _decided(one: Record, other: Record) -> str | None:
     """Return what has been decided about two images elsewhere."""
-    if one.fold is not None and other.fold is not None:
-        return "left to the given folds"
     if one.published is not None and other.published is not None and one.source == other.source:
-        same = one.published == other.published
-        return f"left to the published groups, which {'join' if same else 'part'} them"
+        return _PUBLISHED
+    if one.fold is not None and other.fold is not None:
+        return _GIVEN
     return None
 
 

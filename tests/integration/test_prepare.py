@@ -1,11 +1,18 @@
 """Preparing on Ray and onto S3: the same bytes, and an interrupted preparation goes on."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import boto3
+import pytest
+
+from cluster import object_store
 from mtil.data import manifest as manifests
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
@@ -40,37 +47,119 @@ def test_ray_and_one_process_write_the_same_bytes(
     assert seen[-1] == ("writing", 120, 120)
 
 
-def test_a_preparation_that_was_killed_goes_on_with_the_same_command(
-    phantoms: Path, tmp_path: Path
-) -> None:
-    code = (
-        "import sys\n"
-        "from mtil.data.prepare import Settings, prepare\n"
-        "from mtil.data.sources import Source\n"
-        "settings = Settings(image_size=64, max_shard_bytes=1)\n"
-        "prepare([Source(uri=sys.argv[1], layout='busi')], sys.argv[2], settings)\n"
+_SCRIPT = (
+    "import sys\n"
+    "from mtil.data.prepare import Settings, prepare\n"
+    "from mtil.data.sources import Source\n"
+    "from mtil.errors import StorageError\n"
+    "settings = Settings(image_size=64, max_shard_bytes=1)\n"
+    "try:\n"
+    "    prepare([Source(uri=sys.argv[1], layout='busi')], sys.argv[2], settings)\n"
+    "except StorageError as error:\n"
+    "    sys.exit(f'{error}')\n"
+)
+ONE_A_SHARD = Settings(image_size=64, max_shard_bytes=1)
+
+
+def _start(phantoms: Path, to: str, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", _SCRIPT, str(phantoms), to]
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE)
+
+
+def _client(environment: dict[str, str]) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
     )
-    out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", code, str(phantoms), str(out)])
+
+
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while len(list(out.rglob("facts-*.parquet"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """The data set that a preparation makes that nothing happens to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    prepare([Source(uri=str(phantoms), layout="busi")], str(out), ONE_A_SHARD)
+    return LocalStore(str(out))
+
+
+def test_a_preparation_that_was_killed_goes_on_with_the_same_command(
+    phantoms: Path, undisturbed: LocalStore, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = _start(phantoms, str(out), {})
+    _until(lambda: len(list(out.rglob("facts-*.parquet"))) >= 5)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     staged = {path: path.stat().st_mtime_ns for path in out.rglob("facts-*.parquet")}
     assert 5 <= len(staged) < 120
     assert not (out / manifests.FILE_NAME).exists()
-
     unchanged: list[bool] = []
 
     def look(what: str, done: int, of: int) -> None:
         if (what, done) == ("reading", of):
             unchanged.append(all(path.stat().st_mtime_ns == at for path, at in staged.items()))
 
-    source, settings = Source(uri=str(phantoms), layout="busi"), Settings(
-        image_size=64, max_shard_bytes=1
-    )  # fmt: skip
-    made = prepare([source], str(out), settings, progress=look)
+    source = Source(uri=str(phantoms), layout="busi")
+    prepare([source], str(out), ONE_A_SHARD, progress=look)
     assert unchanged == [True]
-    assert made == prepare([source], str(tmp_path / "undisturbed"), settings)
-    assert _contents(LocalStore(str(out))) == _contents(LocalStore(str(tmp_path / "undisturbed")))
+    assert _contents(LocalStore(str(out))) == _contents(undisturbed)
+
+
+def test_a_full_disk_is_said_and_the_same_command_finishes_on_a_larger_one(
+    phantoms: Path, undisturbed: LocalStore, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system of limited size takes the rights to mount one")
+    try:
+        process = _start(phantoms, str(disk / "set"), {})
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert b"cannot be written: No space left on device" in said
+        assert not (disk / "set" / manifests.FILE_NAME).exists()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert _start(phantoms, str(disk / "set"), {}).wait(60) == 0
+        assert _contents(LocalStore(str(disk / "set"))) == _contents(undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
+    phantoms: Path, undisturbed: LocalStore, tmp_path: Path
+) -> None:
+    with object_store.running(tmp_path / "s3", "bucket") as environment:
+        process = _start(phantoms, "s3://bucket/set", environment)
+        client = _client(environment)
+        _until(
+            lambda: client.list_objects_v2(Bucket="bucket", Prefix="set/").get("KeyCount", 0) >= 10
+        )
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"out of reach" in said
+    with object_store.running(tmp_path / "s3", "bucket") as environment:
+        again = _start(phantoms, "s3://bucket/set", environment)
+        _, said = again.communicate(timeout=120)
+        assert again.returncode == 0, said
+        client = _client(environment)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix="set/")
+        found = {
+            item["Key"].removeprefix("set/"): client.get_object(Bucket="bucket", Key=item["Key"])[
+                "Body"
+            ].read()
+            for page in pages
+            for item in page["Contents"]
+        }
+    assert found == _contents(undisturbed)

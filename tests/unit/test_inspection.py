@@ -94,7 +94,32 @@ def test_a_published_file_decides_about_its_images(collection: Path, tmp_path: P
     made = prepare([source], str(tmp_path / "out"), Settings(image_size=SIZE))
     assert (made.num_rows, made.num_groups, made.dropped) == (43, 42, ())
     found = inspect(LocalStore(str(tmp_path / "out")))
-    assert found.pairs == {"left to the published groups, which part them": 3}
+    assert found.pairs == {"left to the published groups": 3}
+
+
+def test_given_folds_decide_and_what_they_part_is_said(collection: Path, tmp_path: Path) -> None:
+    lines = ["image,masks,label,fold"]
+    images = sorted(p for p in collection.rglob("*.png") if "_mask" not in p.stem)
+    for at, image in enumerate(images):
+        masks = sorted(image.parent.glob(f"{image.stem}_mask*.png"))
+        label = image.parent.name
+        joined = "" if label == "normal" else "|".join(f"{label}/{p.name}" for p in masks)
+        fold = {"benign (1)": 0, "benign (21)": 1}.get(image.stem, at % 2)
+        lines.append(f"{label}/{image.name},{joined},{label},{fold}")
+    table = collection / "table.csv"
+    table.write_text("\n".join(lines) + "\n")
+    try:
+        made = prepare([Source(uri=str(table), layout="table")], str(tmp_path / "out"),
+                       Settings(image_size=SIZE))  # fmt: skip
+    finally:
+        table.unlink()
+    assert (made.fold_rule, made.num_rows, made.num_groups) == ("given", 43, 43)
+    found = inspect(LocalStore(str(tmp_path / "out")))
+    assert found.pairs == {"left to the given folds": 3}
+    assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
+    assert ("benign/benign (1).png", "benign/benign (21).png") in found.parted
+    assert found.leak.twins > 0.05  # of two folds
+    assert found.leak.family == 0
 
 
 def test_the_paper_protocol_takes_tumour_images_one_by_one(
