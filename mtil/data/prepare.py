@@ -7,7 +7,7 @@ when the command cannot succeed.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from tempfile import TemporaryDirectory
@@ -189,7 +189,7 @@ class _Preparation:
         refused = self._refused(store, folder, len(chunks))
         invalid = {item.sample_id for item in refused}
         usable = [record for record in self.records if record.sample_id not in invalid]
-        facts = (staging.read_facts(store, folder, number)[0] for number in range(len(chunks)))
+        facts = (staging.read_facts(store, folder, number) for number in range(len(chunks)))
         audit = audits.audit(usable, facts, len(usable))
         kept, dropped = self._kept(usable, audit)
         assignment = self._assignment(kept, audit)
@@ -258,7 +258,11 @@ class _Preparation:
 
     def _refused(self, store: Store, folder: str, num_chunks: int) -> list[Refused]:
         """Return the images that cannot be used, or raise if they may not be skipped."""
-        found = list(_refused(store, folder, num_chunks))
+        found = [
+            item
+            for number in range(num_chunks)
+            for item in staging.read_refused(store, folder, number)
+        ]
         if not found or self.settings.skip_invalid:
             if len(found) == len(self.records):
                 raise DataError(f"No image can be used; the first says: {found[0].why}")
@@ -357,11 +361,6 @@ class _Preparation:
 
 def _silent(what: str, done: int, of: int) -> None:
     """Take progress that nobody wants to see."""
-
-
-def _refused(store: Store, folder: str, num_chunks: int) -> Iterator[Refused]:
-    for number in range(num_chunks):
-        yield from staging.read_facts(store, folder, number)[1]
 
 
 def _share(text: str) -> float | None:

@@ -1,7 +1,6 @@
 """Records to samples: decode, check and resize images, and note what the audit wants to know."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,8 +26,8 @@ from mtil.data.shards import LABELS
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
-MIN_THREADS = 8
-"""Decoding frees the interpreter, and reading from a bucket waits."""
+_THREADS = 8
+"""Of a process: decoding frees the interpreter, and reading from a bucket waits."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,12 @@ def read_all(
         records: what to read.
         image_size: side of the stored images.
     """
-    num_threads = max(MIN_THREADS, 2 * (os.cpu_count() or 1))
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
     ahead: deque[Future[Sample | Refused]] = deque()
     try:
         for record in records:
             ahead.append(pool.submit(_read_or_refuse, stores[record.source], record, image_size))
-            if len(ahead) >= 2 * num_threads:
+            if len(ahead) >= 2 * _THREADS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -97,11 +97,16 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
     return len(job.records)
 
 
-def read_facts(store: Store, folder: str, number: int) -> tuple[pa.Table, list[Refused]]:
-    """Return what a staged chunk's images are like, and those that were refused."""
+def read_refused(store: Store, folder: str, number: int) -> list[Refused]:
+    """Return the images of a staged chunk that cannot be used."""
+    schema = pq.read_schema(pa.BufferReader(store.read(_facts_name(folder, number))))
+    return [Refused(**item) for item in json.loads((schema.metadata or {})[_REFUSED])]
+
+
+def read_facts(store: Store, folder: str, number: int) -> pa.Table:
+    """Return what a staged chunk's images are like, without those that cannot be used."""
     table = pq.read_table(pa.BufferReader(store.read(_facts_name(folder, number))))
-    refused = json.loads((table.schema.metadata or {}).get(_REFUSED, b"[]"))
-    return table.replace_schema_metadata(None), [Refused(**item) for item in refused]
+    return table.replace_schema_metadata(None)
 
 
 def finish(job: FinishJob, listen: Listener | None = None) -> Shard:
