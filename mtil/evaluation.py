@@ -12,7 +12,7 @@ from mtil.config import digest
 from mtil.data.images import decode_mask_png
 from mtil.data.shards import pixels
 from mtil.errors import DataError
-from mtil.inference import MASK_THRESHOLD, Predictor, at_size
+from mtil.inference import MASK_THRESHOLD, Predictor, at_size, mean
 from mtil.metrics import Results, by_class, score_mask, summarise
 
 EVALUATION_COLUMNS = (
@@ -56,22 +56,25 @@ In millimetres they are given where the collection says how large a pixel is.
 """
 
 
-def score(rows: pa.Table, predictor: Predictor) -> pa.Table:
+def score(rows: pa.Table, *predictors: Predictor) -> pa.Table:
     """Predict the rows of a shard and score them at their original size.
 
-    Batches are cut from the given rows alone, so that the same rows give the same figures
-    whoever computes them.
+    Several predictors vote together: lesion maps, logits, probabilities and thresholds are
+    averaged. Batches are cut from the given rows alone, so that the same rows give the same
+    figures whoever computes them.
     """
     scored: list[dict[str, Any]] = []
     for start in range(0, rows.num_rows, _BATCH):
-        scored += _score_batch(rows.slice(start, _BATCH), predictor)
+        scored += _score_batch(rows.slice(start, _BATCH), predictors)
     return pa.Table.from_pylist(scored, schema=PREDICTIONS)
 
 
-def _score_batch(rows: pa.Table, predictor: Predictor) -> list[dict[str, Any]]:
+def _score_batch(rows: pa.Table, predictors: Sequence[Predictor]) -> list[dict[str, Any]]:
     images = pixels(rows.column("image"))
     side = int(images.shape[1] ** 0.5)
-    said = predictor(images.reshape(-1, side, side))
+    said = mean([predictor(images.reshape(-1, side, side)) for predictor in predictors])
+    threshold = float(np.mean([predictor.model.threshold for predictor in predictors]))
+    origin = lineage([predictor.model for predictor in predictors])
     plain = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size"]
     ).to_pylist()
@@ -84,23 +87,23 @@ def _score_batch(rows: pa.Table, predictor: Predictor) -> list[dict[str, Any]]:
             "pass": 0,
             "logit": float(said.logit[index]),
             "probability": float(said.malignant[index]),
-            "predicted": bool(said.malignant[index] >= predictor.model.threshold),
+            "predicted": bool(said.malignant[index] >= threshold),
         }
         row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
         pixel_size = rows.column("pixel_size")[index].as_py()
         for name in ("hd95", "assd"):
             row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
-        scored.append(row | lineage(predictor.model))
+        scored.append(row | origin)
     return scored
 
 
-def lineage(model: Model) -> dict[str, str]:
-    """Return what a model's predictions name as their origin."""
+def lineage(models: Sequence[Model]) -> dict[str, str]:
+    """Return what the predictions of models of one run name as their origin."""
     return {
-        "model_sha256": model.digest,
-        "fingerprint": model.fingerprint,
-        "config_digest": digest(model.config),
-        "version": model.version,
+        "model_sha256": ";".join(model.digest for model in models),
+        "fingerprint": models[0].fingerprint,
+        "config_digest": digest(models[0].config),
+        "version": models[0].version,
     }
 
 

@@ -1,5 +1,6 @@
 """A trained model applied to images. No Ray."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +85,15 @@ class Predictor:
         if view.size != size:
             lesion = F.interpolate(lesion, (size, size), mode="bilinear", antialias=True)
         return lesion, output.malignant.float()
+
+
+def mean(said: Sequence[Prediction]) -> Prediction:
+    """Return what several models say together."""
+    return Prediction(
+        lesion=np.mean([one.lesion for one in said], axis=0, dtype=np.float32),
+        logit=np.mean([one.logit for one in said], axis=0, dtype=np.float32),
+        malignant=np.mean([one.malignant for one in said], axis=0),
+    )
 
 
 def views(config: Config) -> list[View]:

@@ -9,6 +9,7 @@ from typing import Any
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
+from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.errors import ConfigError, DataError, NotFoundError, RunError
 from mtil.storage import Store, open_store
@@ -118,8 +119,8 @@ class Run:
             )
 
     def folder(self, fold: int) -> str:
-        """Return the folder of a fold's first round."""
-        return f"rounds/0/fold-{fold}"
+        """Return the folder of a fold's first round, or of what is said of the holdout."""
+        return "rounds/0/holdout" if fold == HOLDOUT else f"rounds/0/fold-{fold}"
 
     def checkpoints(self, fold: int) -> TrainingCheckpoints:
         """Return the training checkpoints of a fold."""

@@ -7,6 +7,7 @@ from typing import Any
 from mtil.cli.console import Output
 from mtil.config import with_overrides
 from mtil.data import manifest as manifests
+from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
@@ -47,9 +48,11 @@ def run(options: argparse.Namespace) -> None:
             listen=lambda line: bar.show("scoring", line["images"], line["of"]),
         )
     figures = evaluate(predictions, run_uri=options.run, folds=folds)
-    record.store.write("evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
+    name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
+    record.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     _print(figures, output)
-    output.line(f"Per image: {record.uri}/rounds/0/fold-*/predictions.parquet")
+    where = record.folder(HOLDOUT) if folds == [HOLDOUT] else "rounds/0/fold-*"
+    output.line(f"Per image: {record.uri}/{where}/predictions.parquet")
     output.result(figures)
 
 
@@ -73,9 +76,10 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
 
 
 def _print(figures: dict[str, Any], output: Output) -> None:
+    folds = figures["folds"]
+    whose = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
     output.line(
-        f"{figures['num_images']} test images of folds {', '.join(map(str, figures['folds']))}; "
-        "95 % intervals by bootstrap over groups"
+        f"{figures['num_images']} test images of {whose}; 95 % intervals by bootstrap over groups"
     )
     output.table(
         ["metric", "value", "low", "high"],

@@ -257,7 +257,10 @@ def _evaluate(commands: "_Commands[_Parser]") -> None:
     parser.set_defaults(configurable=True)
     parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
     parser.add_argument("--data", metavar="URI", help="the data set, if it has moved since")
-    parser.add_argument("--fold", "--folds", help="`0`, `0,2` or `all` (all that are trained)")
+    parser.add_argument(
+        "--fold", "--folds",
+        help="`0`, `0,2`, `all` (all that are trained) or `holdout`",
+    )  # fmt: skip
     parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
     _on_ray(parser)
 

@@ -8,7 +8,9 @@ from mtil import presets
 from mtil.cli.console import Bar, Output
 from mtil.config import with_overrides
 from mtil.data import manifest as manifests
+from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
+from mtil.errors import DataError
 from mtil.run import FoldResult
 from mtil.storage import open_store
 
@@ -19,6 +21,8 @@ def run(options: argparse.Namespace) -> None:
     config = with_overrides(presets.load(options.config), options.overrides)
     manifest = manifests.load(open_store(options.data))
     folds = parse_folds(options.fold, manifest.num_folds)
+    if folds == [HOLDOUT]:
+        raise DataError("A holdout is for a final test, not to be trained; name a fold.")
 
     from mtil.distributed import cluster, trainer
 

@@ -60,11 +60,14 @@ def select(manifest: Manifest, fold: int, role: Role, *, normals: bool = True) -
     Raises:
         DataError: if the data set has no such fold or the role has no rows.
     """
-    if not 0 <= fold < manifest.num_folds:
+    held_out = fold == HOLDOUT and role == "test"
+    if not (0 <= fold < manifest.num_folds or held_out):
         raise DataError(
             f"A fold must be one of 0 to {manifest.num_folds - 1} in this data set, but got {fold}."
         )
     selection = Selection(fold=fold, role=role, num_parts=manifest.num_parts, normals=normals)
+    if held_out and not total(manifest, selection):
+        raise DataError("The data set has no holdout; prepare one with `mtil prepare --holdout`.")
     if not total(manifest, selection):
         raise DataError(
             f"Fold {fold} must have {role} rows, but has none; prepare the data with fewer folds."
@@ -78,13 +81,15 @@ def total(manifest: Manifest, selection: Selection, label: int | None = None) ->
 
 
 def parse_folds(text: str, num_folds: int) -> list[int]:
-    """Read `all`, `0` or `0,2` into fold numbers.
+    """Read `all`, `0`, `0,2` or `holdout` into fold numbers.
 
     Raises:
         DataError: if the text is something else or names a fold that is not there.
     """
     if text == "all":
         return list(range(num_folds))
+    if text == "holdout":
+        return [HOLDOUT]
     try:
         folds = sorted({int(part) for part in text.split(",")})
     except ValueError:

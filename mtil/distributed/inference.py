@@ -10,12 +10,15 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
+from mtil.checkpoint import Model
 from mtil.data import manifest as manifests
+from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.data.selection import Selection, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.trainer import unwrapped
+from mtil.errors import DataError
 from mtil.evaluation import EVALUATION_COLUMNS, check_complete, score
 from mtil.inference import Predictor
 from mtil.run import Run
@@ -34,7 +37,7 @@ class Scorer:
         self._run = Run.open(run_uri)
         self._store = open_store(data_uri)
         self._manifest = manifests.load(self._store)
-        self._predictors: dict[int, Predictor] = {}
+        self._predictors: dict[int, list[Predictor]] = {}
         self._shard: tuple[int, pa.Table] | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -42,13 +45,14 @@ class Scorer:
         (unit,) = block.to_pylist()
         fold = unit["fold"]
         if fold not in self._predictors:
-            self._predictors[fold] = Predictor(self._run.model(fold))
+            models = judges(self._run, fold, self._manifest)
+            self._predictors[fold] = [Predictor(model) for model in models]
         if self._shard is None or self._shard[0] != unit["shard"]:
             shard = self._manifest.shards[unit["shard"]]
             self._shard = (unit["shard"], read(self._store, shard, EVALUATION_COLUMNS))
         table = self._shard[1]
         rows = _test_rows(self._manifest, fold).rows(table)[unit["start"] :][:_UNIT_ROWS]
-        return score(table.take(pa.array(rows)), self._predictors[fold])
+        return score(table.take(pa.array(rows)), *self._predictors[fold])
 
 
 def predict_folds(
@@ -61,6 +65,8 @@ def predict_folds(
 ) -> pa.Table:
     """Score the test rows of folds, each with the model that has not seen them.
 
+    The rows of the holdout, as fold `HOLDOUT`, are judged by all trained folds' models together.
+
     Each fold's predictions are written to the run. Returns all of them, ordered by fold and id.
 
     Raises:
@@ -71,7 +77,9 @@ def predict_folds(
     manifest = manifests.load(store)
     run.check_data(manifest, store.uri)
     for fold in folds:
-        run.model(fold)  # a fold that is missing or damaged is an error before anything starts
+        judges(
+            run, fold, manifest
+        )  # a fold that is missing or damaged is an error before anything starts
     units = _units(manifest, folds)
     nodes = cluster.nodes()
     wanted = num_workers or max(
@@ -107,6 +115,20 @@ def predict_folds(
         pq.write_table(of_fold, sink)
         run.store.write(f"{run.folder(fold)}/predictions.parquet", sink.getvalue())
     return predictions
+
+
+def judges(run: Run, fold: int, manifest: Manifest) -> list[Model]:
+    """Return the models that a fold's test rows are judged by.
+
+    Raises:
+        DataError: if none is trained.
+    """
+    if fold != HOLDOUT:
+        return [run.model(fold)]
+    trained = run.trained_folds(manifest.num_folds)
+    if not trained:
+        raise DataError(f"A run must have a trained fold, but {run.uri} has none; train one first.")
+    return [run.model(number) for number in trained]
 
 
 def _test_rows(manifest: Manifest, fold: int) -> Selection:

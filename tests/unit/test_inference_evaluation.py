@@ -254,14 +254,14 @@ def test_no_rows_give_no_predictions(model: Model, rows: pa.Table) -> None:
 
 
 def test_predictions_name_model_data_and_configuration(model: Model, predictions: pa.Table) -> None:
-    assert lineage(model) == {
+    assert lineage([model]) == {
         "model_sha256": model.digest,
         "fingerprint": "f" * 64,
         "config_digest": digest(model.config),
         "version": __version__,
     }
     assert len(model.digest) == 64
-    for name, value in lineage(model).items():
+    for name, value in lineage([model]).items():
         assert set(predictions[name].to_pylist()) == {value}
 
 
@@ -273,6 +273,20 @@ def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
     assert results.group.tolist() == [row["group"] for row in expected]
     assert results.probability.tolist() == [row["probability"] for row in expected]
     assert results.tp.tolist() == [row["tp"] for row in expected]
+
+
+def test_models_that_judge_together_are_averaged(
+    make_model: Callable[..., Model], rows: pa.Table
+) -> None:
+    models = [make_model(), make_model(temperature=4.0, threshold=0.9)]
+    alone = [score(rows, Predictor(model)).to_pylist() for model in models]
+    together = score(rows, *map(Predictor, models)).to_pylist()
+    for one, other, both in zip(*alone, together, strict=True):
+        probability = (one["probability"] + other["probability"]) / 2
+        assert both["probability"] == pytest.approx(probability)
+        assert both["logit"] == pytest.approx((one["logit"] + other["logit"]) / 2, abs=1e-6)
+        assert both["predicted"] == (probability >= (models[0].threshold + 0.9) / 2)
+        assert both["model_sha256"] == ";".join(model.digest for model in models)
 
 
 def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:

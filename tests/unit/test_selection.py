@@ -1,11 +1,13 @@
 """Which rows train, validate and test: nothing twice, nothing lost, no group on two sides."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Cell, Manifest, Shard
 from mtil.data.selection import NORMAL, Role, Selection, parse_folds, select, total
 from mtil.data.shards import read
@@ -176,3 +178,33 @@ def test_nonsense_is_no_fold(text: str) -> None:
 def test_folds_must_be_there(text: str, wrong: int) -> None:
     with pytest.raises(DataError, match=f"one of 0 to 4 in this data set, but got {wrong}"):
         parse_folds(text, 5)
+
+
+def test_a_holdout_is_tested_and_nothing_else(manifest: Manifest) -> None:
+    def held_out(cell: Cell) -> bool:
+        return (cell.fold + cell.part) % 2 == 0
+
+    shards = [
+        replace(
+            shard,
+            cells=tuple(replace(c, fold=HOLDOUT) if held_out(c) else c for c in shard.cells),
+        )
+        for shard in manifest.shards
+    ]
+    held = replace(manifest, shards=tuple(shards))
+    cells = [cell for shard in manifest.shards for cell in shard.cells]
+    number = sum(cell.rows for cell in cells if held_out(cell))
+    assert total(held, select(held, HOLDOUT, "test")) == number > 0
+    rest = sum(cell.rows for cell in cells if not held_out(cell))
+    for fold in range(3):
+        counts = [total(held, Selection(fold=fold, role=role, num_parts=held.num_parts))
+                  for role in ROLES]  # fmt: skip
+        assert sum(counts) == rest
+    with pytest.raises(DataError, match="A fold must be one of"):
+        select(held, HOLDOUT, "train")
+
+
+def test_a_data_set_without_a_holdout_says_so(manifest: Manifest) -> None:
+    with pytest.raises(DataError, match="has no holdout; prepare one"):
+        select(manifest, HOLDOUT, "test")
+    assert parse_folds("holdout", 3) == [HOLDOUT]
