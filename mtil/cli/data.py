@@ -11,7 +11,6 @@ from mtil.cli.console import Output
 from mtil.errors import UserError
 
 _OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes")
-_MOST_LISTED = 20
 
 
 def run(options: argparse.Namespace) -> None:
@@ -75,10 +74,8 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
                 sources, options.to, settings, runner=running.processes, progress=bar.show
             )
     found = inspect(open_store(options.to))
-    for item in manifest.invalid[:_MOST_LISTED]:
+    for item in manifest.invalid:
         output.line(f"skipped {item.sample_id}: {item.why}")
-    if len(manifest.invalid) > _MOST_LISTED:
-        output.line(f"and {len(manifest.invalid) - _MOST_LISTED} more; dataset.json lists them all")
     folds = dict(manifest.folds)
     if any(manifest.holdout.values()):
         folds["holdout"] = manifest.holdout

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,6 +367,25 @@ def test_two_sources_make_one_data_set(
     assert (inspected["read"], inspected["kept"]) == (100, told["kept"])
     assert main(["inspect", str(tmp_path / "data")]) == 0
     assert "100 images read, 0 skipped" in capsys.readouterr().out
+
+
+def test_images_that_are_skipped_are_listed_with_the_reason(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(phantoms, tmp_path / "mine"))
+    for number in range(1, 26):
+        (mine / "benign" / f"benign ({number}).png").write_bytes(b"no image")
+    command = ["prepare", mine, "--layout", "busi", "--to", tmp_path / "d", "--image-size", 32,
+               "--num-folds", 2]  # fmt: skip
+    assert main([str(word) for word in command]) == 2
+    said = capsys.readouterr().err
+    assert "25 of 60 images cannot be used; correct them or add --skip-invalid:" in said
+    assert said.count("\n- benign/benign (") == 25
+    assert not (tmp_path / "d").exists() or not any((tmp_path / "d").iterdir())
+    assert main([*map(str, command), "--skip-invalid"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("skipped benign (") == 25
+    assert "skipped benign (7): benign/benign (7).png cannot be read" in told
 
 
 def test_every_source_needs_its_layout(phantoms: Path, tmp_path: Path, capsys: Any) -> None:
