@@ -5,6 +5,7 @@ process's bytes.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _PARTIAL = ".partial-"
 _CHUNK_BYTES = 2**20
 _MKDIR_ATTEMPTS = 10
+_KEYS_A_CALL = 1000
+"""How many objects S3 deletes at once."""
 
 
 class Store(Protocol):
@@ -49,6 +52,9 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete an object; a missing one is no error."""
+
+    def clear(self, folder: str) -> None:
+        """Delete every object below a folder, and what interrupted writes have left there."""
 
 
 def open_store(uri: str) -> Store:
@@ -160,13 +166,26 @@ class LocalStore:
             return
         except OSError as error:
             raise StorageError(f"{path} cannot be deleted: {error.strerror}.") from None
-        for folder in path.parents:
-            if folder == self.root:
-                break
+        self._remove_empty(path.parent)
+
+    def clear(self, folder: str) -> None:
+        """See `Store.clear`; folders that this empties go too."""
+        path = self._path(folder)
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{path} cannot be deleted: {error.strerror}.") from None
+        self._remove_empty(path.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        while folder != self.root:
             try:
                 folder.rmdir()
             except OSError:
                 break
+            folder = folder.parent
 
     def _path(self, name: str) -> Path:
         return self.root / _checked(name)
@@ -241,6 +260,21 @@ class S3Store:
         """See `Store.delete`."""
         with _S3Errors(self.bucket, self._key(name)):
             _s3(os.getpid()).delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def clear(self, folder: str) -> None:
+        """See `Store.clear`."""
+        keys = [self._key(name) for name in self.names(folder)]
+        for start in range(0, len(keys), _KEYS_A_CALL):
+            batch = keys[start : start + _KEYS_A_CALL]
+            with _S3Errors(self.bucket, self._key(folder)):
+                answer = _s3(os.getpid()).delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch]}
+                )
+            for error in answer.get("Errors", []):
+                raise StorageError(
+                    f"s3://{self.bucket}/{error.get('Key')} cannot be deleted: "
+                    f"{error.get('Message') or error.get('Code')}."
+                )
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{_checked(name)}".lstrip("/")

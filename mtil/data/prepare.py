@@ -126,14 +126,14 @@ def prepare(
             scratch = stack.enter_context(TemporaryDirectory(prefix="mtil-prepare-"))
             made = job.decide(open_store(scratch), folder, keep_rows=False)
             _refuse_other(target, existing, made.manifest)
-            staging.clear(target, folder)
+            target.clear(folder)
             return _whole(target, existing)
         try:
             made = job.decide(target, folder, keep_rows=True)
             return job.commit(target, folder, made)
         except UserError as error:
             if not isinstance(error, StorageError):  # the same command would fail again
-                staging.clear(target, folder)
+                target.clear(folder)
             raise
 
 
@@ -211,8 +211,7 @@ class _Preparation:
         """Write the shards, the audit, the splits and, last, the manifest."""
         if target.exists(FILE_NAME):
             raise DataError(_MEANWHILE.format(target.uri))
-        for name in target.names("shards"):  # of an attempt that was interrupted
-            target.delete(name)
+        target.clear("shards")  # of an attempt that was interrupted
         jobs: list[FinishJob] = []
         for number, chunk in enumerate(self._chunks()):
             ids = [record.sample_id for record in chunk]
@@ -236,7 +235,7 @@ class _Preparation:
         data = manifests.to_json(manifest)
         if not target.create(FILE_NAME, data) and target.read(FILE_NAME) != data:
             raise DataError(_MEANWHILE.format(target.uri))
-        staging.clear(target, folder)
+        target.clear(folder)
         return manifest
 
     def _rows_per_chunk(self) -> int:

@@ -178,12 +178,6 @@ def fingerprint(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def clear(store: Store, folder: str) -> None:
-    """Delete what was staged in a folder."""
-    for name in store.names(folder):
-        store.delete(name)
-
-
 def rows_per_chunk(image_size: int, max_bytes: int) -> int:
     """Return how many images a chunk has, so that a shard is about as large as it may be."""
     return max(1, max_bytes // shards.row_bytes(image_size))

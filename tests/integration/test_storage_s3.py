@@ -41,6 +41,17 @@ def test_names_are_sorted_and_below_the_folder(store: Store) -> None:
     assert store.names("x") == ["x/2"]
 
 
+def test_a_folder_is_cleared_and_what_is_beside_it_stays(store: Store) -> None:
+    for name in ("cleared/a", "cleared/b/c", "cleared-not", "other"):
+        store.write(name, b"x")
+    store.clear("cleared")
+    store.clear("cleared")
+    assert [name for name in store.names() if "cleared" in name or name == "other"] == [
+        "cleared-not",
+        "other",
+    ]
+
+
 def test_one_of_many_creates(store: Store) -> None:
     won: list[int] = []
 

@@ -59,6 +59,21 @@ def test_deleting_leaves_no_empty_folders_but_the_root(store: LocalStore) -> Non
     assert list(store.root.iterdir()) == []
 
 
+def test_clearing_a_folder_takes_what_interrupted_writes_left(store: LocalStore) -> None:
+    for name in ("a/b/one", "a/b/c/two", "a/three"):
+        store.write(name, b"x")
+    (store.root / "a" / "b" / ".partial-x").write_bytes(b"half")
+    store.clear("a/b")
+    assert store.names() == ["a/three"]
+    assert not (store.root / "a" / "b").exists()
+    store.clear("a/b")  # it has gone already
+    store.write("a/b/one", b"x")
+    store.delete("a/three")
+    store.clear("a/b")
+    assert store.root.is_dir()
+    assert list(store.root.iterdir()) == []
+
+
 def test_deleting_and_writing_in_one_folder_do_not_disturb_each_other(store: LocalStore) -> None:
     def churn(worker: int) -> None:
         for index in range(100):
