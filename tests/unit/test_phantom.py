@@ -397,12 +397,20 @@ if __name__ == "__main__":
 """
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to commands in its background: they ignore Ctrl-C, and so do ours."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """Start a long write; return it and the processes that draw for it."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script), str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.rglob("*.png")):
@@ -416,8 +424,11 @@ def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]
 def test_workers_end_with_the_process_that_asked(tmp_path: Path, number: signal.Signals) -> None:
     process, workers = _start(tmp_path)
     with process:
-        process.send_signal(number)
-        process.communicate(timeout=60)
+        try:
+            process.send_signal(number)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     if number == signal.SIGINT:
@@ -428,8 +439,11 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
     process, workers = _start(tmp_path)
     with process:
         drawing = [worker for worker in workers if worker.ppid() != process.pid]  # forkserver's
-        drawing[0].kill()
-        _, told = process.communicate(timeout=60)
+        try:
+            drawing[0].kill()
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert told.strip().splitlines()[-1] == (
         f"{RunError.__module__}.RunError: A worker process died while 2 drew phantoms; "
         "ask for fewer workers if memory is short."
