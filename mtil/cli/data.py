@@ -56,6 +56,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
         num_folds=options.num_folds,
         seed=options.seed,
         protocol="paper" if options.protocol == "paper" else "grouped",
+        stratify=options.stratify,
         holdout=options.holdout,
         splits=options.splits,
         skip_invalid=options.skip_invalid,

@@ -190,6 +190,10 @@ def _prepare(commands: "_Commands[_Parser]") -> None:
         help="whole groups to folds; image by image as in most papers; or the sources' own folds",
     )  # fmt: skip
     parser.add_argument(
+        "--stratify", choices=("class", "class-and-size"), default="class",
+        help="what folds share evenly: classes, or terciles of lesion size within them too",
+    )  # fmt: skip
+    parser.add_argument(
         "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"
     )
     parser.add_argument("--splits", metavar="FILE", help="folds as in an earlier splits.json")

@@ -1,7 +1,7 @@
 """Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed.
 
-A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it each
-tercile of lesion size: largest group first, to where its kind has the fewest images.
+A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it, if
+asked for, each tercile of lesion size: largest group first, to where its kind has fewest images.
 """
 
 from collections import Counter, defaultdict
@@ -48,7 +48,7 @@ class _Group:
 def assign(
     records: Sequence[Record],
     group: Mapping[str, str],
-    area: Mapping[str, float],
+    area: Mapping[str, float] | None = None,
     *,
     num_folds: int,
     seed: int,
@@ -64,7 +64,7 @@ def assign(
     Args:
         records: the images that are kept.
         group: group by sample id.
-        area: the lesion's share of the image by sample id.
+        area: the lesion's share of the image by sample id, to spread lesion sizes evenly as well.
         num_folds: how many folds to make.
         seed: the deal's seed.
         holdout: groups that are kept for a final test.
@@ -106,7 +106,7 @@ def assign(
 def hold_out(
     records: Sequence[Record],
     group: Mapping[str, str],
-    area: Mapping[str, float],
+    area: Mapping[str, float] | None = None,
     *,
     share: float,
     seed: int,
@@ -135,19 +135,19 @@ def hold_out(
 
 
 def _groups(
-    records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float]
+    records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float] | None
 ) -> list[_Group]:
     sizes = Counter(group[record.sample_id] for record in records)
     labels = {group[record.sample_id]: record.label for record in records}
     areas: dict[str, float] = defaultdict(float)
     for record in records:
         name = group[record.sample_id]
-        areas[name] += area[record.sample_id] / sizes[name]
+        areas[name] += area[record.sample_id] / sizes[name] if area else 0.0
     tercile: dict[str, int] = {}
     for label in sorted(set(labels.values())):
         ordered = sorted((name for name in sizes if labels[name] == label),
                          key=lambda name: (areas[name], name))  # fmt: skip
-        flat = len({areas[name] for name in ordered}) == 1  # normals have no lesion
+        flat = len({areas[name] for name in ordered}) == 1  # not asked for, or normals
         for rank, name in enumerate(ordered):
             tercile[name] = 0 if flat else rank * _TERCILES // len(ordered)
     return [_Group(name, labels[name], sizes[name], tercile[name]) for name in sorted(sizes)]

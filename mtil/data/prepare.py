@@ -59,6 +59,8 @@ class Settings:
     """`grouped`, or `paper` for the literature's image-level folds of the tumour images."""
     holdout: str | None = None
     """A share, or a CSV file with `image_id`, of a final test set."""
+    stratify: Literal["class", "class-and-size"] = "class"
+    """What is spread evenly over the folds: classes, or terciles of lesion size within them too."""
     splits: str | None = None
     """A `splits.json` whose folds and parts to take."""
     skip_invalid: bool = False
@@ -290,7 +292,8 @@ class _Preparation:
         group = audit.grouping.family if grouped else {r.sample_id: r.sample_id for r in kept}
         if settings.splits is not None:
             return splits.read_file(settings.splits, kept, group, whole_groups=grouped)
-        area = audit.area()
+        by_size = settings.stratify == "class-and-size"
+        area = audit.area() if by_size else None
         holdout: set[str] = set()
         if settings.holdout is not None:
             share = _share(settings.holdout)
@@ -306,7 +309,8 @@ class _Preparation:
             num_folds=settings.num_folds,
             seed=settings.seed,
             holdout=holdout,
-            rule="grouped stratified" if grouped else "image-level stratified",
+            rule=("grouped" if grouped else "image-level")
+            + (" stratified by class and size" if by_size else " stratified"),
         )
 
     def _manifest(

@@ -134,6 +134,26 @@ def test_the_paper_protocol_takes_tumour_images_one_by_one(
     assert inspect(LocalStore(str(tmp_path / "out"))).leak.twins > 0.1
 
 
+def test_lesion_sizes_are_spread_if_asked_for(collection: Path, tmp_path: Path) -> None:
+    source = Source(uri=str(collection), layout="busi")
+    by_class = prepare([source], str(tmp_path / "a"), Settings(image_size=SIZE, num_folds=3))
+    settings = Settings(image_size=SIZE, num_folds=3, stratify="class-and-size")
+    by_size = prepare([source], str(tmp_path / "b"), settings)
+    assert (by_class.fold_rule, by_size.fold_rule) == (
+        "grouped stratified",
+        "grouped stratified by class and size",
+    )
+    assert by_class.fingerprint != by_size.fingerprint
+    rows = pq.read_table(tmp_path / "b" / "audit" / "images.parquet").to_pylist()
+    benign = sorted((row["area_share"], row["fold"]) for row in rows
+                    if row["label"] == 0 and row["fold"] is not None)  # fmt: skip
+    third = len(benign) // 3
+    for part in (benign[:third], benign[-third:]):  # each fold has two of six or so
+        counts = [sum(fold == number for _, fold in part) for number in range(3)]
+        assert min(counts) >= 1
+        assert max(counts) <= third // 3 + 1
+
+
 def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
     source = Source(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, holdout="0.25", num_folds=2)
