@@ -126,7 +126,8 @@ def prepare(
     with ExitStack() as stack:
         if existing is not None:  # look again, write nothing
             scratch = stack.enter_context(TemporaryDirectory(prefix="mtil-prepare-"))
-            made = job.decide(open_store(scratch), folder, keep_rows=False)
+            here = replace(job, runner=running.processes)  # other machines do not see the scratch
+            made = here.decide(open_store(scratch), folder, keep_rows=False)
             _refuse_other(target, existing, made.manifest)
             target.clear(folder)
             return _whole(target, existing)
@@ -147,7 +148,6 @@ class _Decided:
     audit: Audit
     assignment: Assignment
     places: Mapping[str, Place]
-    num_chunks: int
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class _Preparation:
             if row["sample_id"] in places
         ]
         manifest = replace(manifest, fingerprint=staging.fingerprint(digests))
-        return _Decided(manifest, audit, assignment, places, len(chunks))
+        return _Decided(manifest, audit, assignment, places)
 
     def commit(self, target: Store, folder: str, made: _Decided) -> Manifest:
         """Write the shards, the audit, the splits and, last, the manifest."""
