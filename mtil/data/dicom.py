@@ -122,7 +122,7 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except (*_BROKEN, errors.BytesLengthException, errors.InvalidDicomError) as error:
         reason = textwrap.shorten(str(error), _MAX_REASON).rstrip(".") or type(error).__name__
-        raise DataError(f"{name} cannot be read: {reason}.") from None
+        raise DataError(f"{name} cannot be read: {reason}; fetch or save it again.") from None
 
 
 def _header(data: bytes, *, pixels: bool = True) -> "Dataset":
@@ -135,7 +135,9 @@ def _check(header: "Dataset", name: str, max_pixels: int) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
     if "PixelData" not in header:
-        raise DataError(f"{name} cannot be read: it has no pixels, or is cut short.")
+        raise DataError(
+            f"{name} cannot be read: it has no pixels, or is cut short; fetch or save it again."
+        )
     frames = int(header.get("NumberOfFrames") or 1)
     if frames != 1:
         raise DataError(
@@ -145,7 +147,8 @@ def _check(header: "Dataset", name: str, max_pixels: int) -> None:
     height, width = int(header.Rows), int(header.Columns)
     if height * width > max_pixels:
         raise DataError(
-            f"An image must have at most {max_pixels:,} pixels, but {name} has {width} x {height}."
+            f"An image must have at most {max_pixels:,} pixels, but {name} has {width} x {height}; "
+            "make it smaller."
         )
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -10,6 +11,10 @@ from PIL import Image, UnidentifiedImageError
 
 from mtil.data import dicom
 from mtil.errors import DataError
+
+# What is odd in a file is refused below in a sentence or does not matter; the decoders' own words
+# about it would stand between. Here, since what sets filters for a while is not safe in threads.
+warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
 
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -70,19 +75,27 @@ def read_gray(data: bytes, name: str) -> Gray:
 
 
 def read_mask(data: bytes, name: str) -> Mask:
-    """Decode a mask file (h, w): whatever is not black is lesion.
+    """Decode a mask file (h, w): whatever is neither black nor transparent is lesion.
 
-    In JPEG files, whose edges ring, it is whatever is brighter than half.
+    What is transparent counts, too, if nothing is opaque. In JPEG files, whose edges ring, lesion
+    is whatever is brighter than half.
 
     Raises:
         DataError: if it is damaged, too large, or no image.
     """
+    if dicom.is_dicom(data):
+        frame = dicom.read_frame(data, name, max_pixels=_max_pixels())
+        return np.asarray(frame.reshape(*frame.shape[:2], -1).any(axis=2))
     image = _open(data, name)
     if image.mode.startswith(("I", "F")):
         return np.asarray(image) > 0
     least = 128 if image.format == "JPEG" else 1
     bands = (image if image.mode in ("1", "L") else image.convert("RGB")).split()
-    return np.asarray(np.logical_or.reduce([np.asarray(band) >= least for band in bands]))
+    mask = np.asarray(np.logical_or.reduce([np.asarray(band) >= least for band in bands]))
+    if image.has_transparency_data:
+        opaque = np.asarray(image.convert("RGBA").getchannel("A")) > 0
+        return mask & opaque if opaque.any() else mask
+    return mask
 
 
 def resize_image(gray: Gray, size: int) -> Gray:
@@ -136,16 +149,20 @@ def _open(data: bytes, name: str) -> Image.Image:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
-            f"An image must have at most {_max_pixels():,} pixels, but {name} claims more."
+            f"An image must have at most {_max_pixels():,} pixels, but {name} claims more; "
+            "make it smaller."
         ) from None
     except UnidentifiedImageError:
         raise DataError(
-            f"{name} cannot be read: it is none of {', '.join(FORMATS)}, or is damaged."
+            f"{name} cannot be read: it is none of {', '.join(FORMATS)}, or is damaged; "
+            "fetch or save it again."
         ) from None
     except DataError:
         raise
     except _BROKEN as error:
-        raise DataError(f"{name} cannot be read: {_reason(error)}.") from None
+        raise DataError(
+            f"{name} cannot be read: {_reason(error)}; fetch or save it again."
+        ) from None
     return image
 
 
@@ -153,7 +170,7 @@ def _check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > _max_pixels():
         raise DataError(
             f"An image must have at most {_max_pixels():,} pixels, but {name} has "
-            f"{image.width} x {image.height}."
+            f"{image.width} x {image.height}; make it smaller."
         )
 
 

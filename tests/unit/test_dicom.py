@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from mtil.data import dicom
-from mtil.data.images import read_gray
+from mtil.data.images import read_gray, read_mask
 from mtil.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -380,3 +380,14 @@ def test_big_endian_files_are_read() -> None:
     values = np.array([[0, 257, 65535]], ">u2")
     ds = header(values)
     assert gray_of(ds, ExplicitVRBigEndian).tolist() == [[0, 1, 255]]
+
+
+def test_a_mask_may_be_dicom_of_eight_bits_or_one() -> None:
+    mask = np.zeros((24, 40), np.bool_)
+    mask[5:12, 3:20] = True
+    np.testing.assert_array_equal(read_mask(file(header(mask.astype(np.uint8) * 255)), "m"), mask)
+    ds = header(mask.astype(np.uint8))
+    ds.BitsAllocated = ds.BitsStored = 1
+    ds.HighBit = 0
+    ds.PixelData = pack_bits(mask.astype(np.uint8))
+    np.testing.assert_array_equal(read_mask(file(ds), "m"), mask)

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,23 @@ def test_one_bit_and_pure_blue_masks_are_read() -> None:
     np.testing.assert_array_equal(images.read_mask(_file(Image.fromarray(blue)), "x"), MASK)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_transparent_is_no_lesion(mode: str) -> None:
+    image = Image.new(mode, MASK.shape[::-1], "white")
+    image.putalpha(Image.fromarray(MASK.astype(np.uint8) * 200))
+    np.testing.assert_array_equal(images.read_mask(_file(image), "x"), MASK)
+    palette = Image.frombytes("P", MASK.shape[::-1], MASK.astype(np.uint8).tobytes())
+    palette.putpalette([255, 255, 255, 255, 0, 0])
+    read = images.read_mask(_file(palette, transparency=0), "x")
+    np.testing.assert_array_equal(read, MASK)
+
+
+def test_a_mask_whose_alpha_channel_nobody_set_is_read() -> None:
+    image = Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGBA")
+    image.putalpha(0)
+    np.testing.assert_array_equal(images.read_mask(_file(image), "x"), MASK)
+
+
 def test_ringing_of_jpeg_masks_is_no_lesion() -> None:
     data = _file(Image.fromarray(MASK.astype(np.uint8) * 255), "JPEG", quality=60)
     assert (images.read_gray(data, "x") > 0).sum() > MASK.sum() + 20
@@ -156,6 +175,19 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch, factor
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(GRAY.size / factor))
     with pytest.raises(DataError, match=r"at most .* pixels, but bomb\.png"):
         images.read_gray(_file(Image.fromarray(GRAY)), "bomb.png")
+
+
+def test_decoders_do_not_warn_beside_the_sentence() -> None:
+    code = (
+        "import io, numpy\nfrom PIL import Image\nfrom mtil.data.images import read_gray\n"
+        "sink = io.BytesIO()\nImage.new('1', (60, 40)).save(sink, format='PNG')\n"
+        "Image.MAX_IMAGE_PIXELS = 1500\n"
+        "try:\n    read_gray(sink.getvalue(), 'x')\nexcept ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("An image must have at most 1,500 pixels, but x has 60 x 40")
+    assert done.stderr == ""
 
 
 def test_resizing_averages_instead_of_picking() -> None:

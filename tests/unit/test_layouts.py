@@ -68,7 +68,7 @@ def test_busi_is_found_below_its_parent_beside_other_things(tmp_path: Path) -> N
         ((*BUSI, "benign/benign (3)_mask.png"), r"benign \(3\)_mask\.png has no benign \(3\)\.png"),
         ((*BUSI, "suspicious/suspicious (1).png"), "images in suspicious"),
         ((*BUSI, "benign/x.png", "benign/x_mask.png", "normal/x.png"), "'x' is given twice"),
-        (("benign/readme.txt", "malignant/readme.txt"), "have none"),
+        (("benign/readme.txt", "malignant/readme.txt"), r"`benign \(1\)\.png` .* has benign, m"),
     ],
 )
 def test_wrong_busi_collections_are_refused(
@@ -83,6 +83,19 @@ def test_two_busi_collections_below_one_folder_are_refused(tmp_path: Path) -> No
     _touch(tmp_path / "two", *BUSI)
     with pytest.raises(DataError, match="holds 2: one, two"):
         _busi(str(tmp_path))
+
+
+def test_what_archivers_and_systems_leave_is_no_busi_collection(tmp_path: Path) -> None:
+    inner = tmp_path / "Dataset_BUSI_with_GT"
+    _touch(inner, *BUSI)
+    _touch(tmp_path, "__MACOSX/benign/benign (1).png", "benign/Thumbs.db", "normal/notes.txt")
+    assert _busi(str(tmp_path))[0].image == "Dataset_BUSI_with_GT/benign/benign (1).png"
+
+
+def test_two_busi_images_whose_names_differ_by_case_only_are_refused(tmp_path: Path) -> None:
+    source = _touch(tmp_path, *BUSI, "benign/benign (1).PNG")
+    with pytest.raises(DataError, match=r"differ by more than their case, .*\.PNG and .*\.png"):
+        _busi(source)
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
@@ -114,6 +127,33 @@ def test_a_table_is_read_with_its_oddities(tmp_path: Path) -> None:
             meta={"notes": "x"},
         ),
     ]
+
+
+def test_a_table_may_be_parted_by_semicolons_and_fold_numbers_be_decimal(tmp_path: Path) -> None:
+    text = 'image;masks;label;fold;notes\na.png;m.png;benign;1.0;"x, y"\nb.png;;normal;0;\n'
+    first, second = _table(tmp_path, text)
+    assert (first.fold, first.meta, second.fold) == (1, {"notes": "x, y"}, 0)
+
+
+def test_a_wrong_fold_column_is_one_fault_and_cannot_be_skipped(tmp_path: Path) -> None:
+    text = HEADER + "a.png,m.png,benign,one\nb.png,m.png,benign,two\n"
+    for skip_invalid in (False, True):
+        with pytest.raises(DataError, match=r"^Line 2 of t\.csv must have a fold number.*'one'"):
+            _scan_table(tmp_path, text, skip_invalid=skip_invalid)
+
+
+def test_rows_that_are_wrong_are_kept_as_refused_if_asked_for(tmp_path: Path) -> None:
+    text = HEADER + "a.png,m.png,cyst,\nb.png,m.png,benign,0\n,m.png,benign,\n,,normal,\n"
+    with pytest.raises(DataError, match=r"^3 of 4 images cannot be used; .* --skip-invalid:\n- "):
+        _scan_table(tmp_path, text)
+    records = _scan_table(tmp_path, text, skip_invalid=True)
+    assert [(record.sample_id, record.refused is None) for record in records] == [
+        ("Line 4 of t.csv", False),
+        ("Line 5 of t.csv", False),
+        ("a.png", False),
+        ("b.png", True),
+    ]
+    assert (records[2].refused or "").startswith("Line 2 of t.csv must have a label")
 
 
 def test_a_table_needs_neither_patients_nor_folds(tmp_path: Path) -> None:
@@ -152,6 +192,15 @@ def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> No
 def test_a_table_that_is_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be UTF-8 text"):
         _table(tmp_path, HEADER + "ä.png,m.png,benign,\n", encoding="latin-1")
+
+
+def test_a_parquet_table_damaged_in_its_values_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"image": ["scan.png"], "masks": [""], "label": ["normal"]})
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data.replace(b"scan.png", b"sc\xffn.png"))
+    with pytest.raises(DataError, match=r"t\.parquet cannot be read as a Parquet file: .*; write"):
+        scan(str(tmp_path / "t.parquet"), "table")
 
 
 def test_a_folder_or_nothing_is_no_table(tmp_path: Path) -> None:

@@ -238,6 +238,65 @@ def test_breast_pixel_sizes_may_be_in_millimetres_or_missing(tmp_path: Path) -> 
     assert [record.pixel_size for record in _scan(tmp_path, "breast")] == [0.06, None, 0.11]
 
 
+def test_breast_units_are_told_from_the_sizes_alone(tmp_path: Path) -> None:
+    _breast(tmp_path, _breast_rows("Pixel_size", ["0.004", "0.0199", "not available"]))
+    sizes = [record.pixel_size for record in _scan(tmp_path, "breast")]
+    assert sizes == [pytest.approx(0.04), pytest.approx(0.199), None]
+    _breast(tmp_path, _breast_rows("Pixel_size", [0.2, " 0.31 ", 0.25]))
+    assert [record.pixel_size for record in _scan(tmp_path, "breast")] == [0.2, 0.31, 0.25]
+
+
+@pytest.mark.parametrize("nothing", [None, " ", "Not applicable", "n/a", "-"])
+def test_a_normal_breast_image_names_no_mask_in_any_words(tmp_path: Path, nothing: object) -> None:
+    masks = ["case001_tumor.png", "case002_tumor.png", nothing]
+    _breast(tmp_path, _breast_rows("Mask_tumor_filename", masks))
+    assert _scan(tmp_path, "breast")[2].masks == ()
+
+
+def test_another_collection_is_not_taken_for_breast_with_files_twice(tmp_path: Path) -> None:
+    _udiat(tmp_path)
+    with pytest.raises(DataError, match=r"must have case001\.png, .* name its folder or another"):
+        _scan(tmp_path, "breast")
+
+
+def test_ids_may_end_in_png_of_any_case(tmp_path: Path) -> None:
+    _bus_bra(tmp_path, BUS_BRA.replace("bus_0001-l,", "bus_0001-l.PNG,"))
+    assert _scan(tmp_path, "bus_bra", official_folds=5)[0].sample_id == "bus_0001-l"
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_two_files_whose_names_differ_by_case_only_are_refused(tmp_path: Path, layout: str) -> None:
+    make, (folder, *_) = MAKERS[layout]
+    make(tmp_path)
+    image = next((tmp_path / folder).glob("*.png"))
+    _touch(image.parent, f"{image.stem}.PNG")
+    with pytest.raises(DataError, match=r"differ by more than their case, .*\.PNG and .*\.png"):
+        _scan(tmp_path, layout)
+
+
+def test_images_with_and_without_a_row_are_both_refused(tmp_path: Path) -> None:
+    _bus_bra(tmp_path, BUS_BRA.replace("bus_0002-s", "bus_0003-s"))
+    with pytest.raises(DataError) as caught:
+        _scan(tmp_path, "bus_bra")
+    assert str(caught.value).splitlines() == [
+        "2 of 4 images cannot be used; correct them or add --skip-invalid:",
+        "- Every image must have a row, but bus_data.csv has none for Images/bus_0002-s.png; add "
+        "the row or remove the image.",
+        f"- Line 4 of bus_data.csv must name files that are there, but {tmp_path} has no "
+        "Images/bus_0003-s.png; add the file or remove the row.",
+    ]
+    records = _scan(tmp_path, "bus_bra", skip_invalid=True)
+    assert [record.refused is None for record in records] == [True, True, False, False]
+
+
+def test_an_id_that_is_there_twice_is_refused_although_images_may_be_skipped(
+    tmp_path: Path,
+) -> None:
+    _bus_bra(tmp_path, BUS_BRA + BRA_LINES[1].replace("benign", "unknown"))
+    with pytest.raises(DataError, match="'bus_0001-l' is given twice; rename or remove one"):
+        _scan(tmp_path, "bus_bra", skip_invalid=True)
+
+
 def test_two_tumour_masks_are_both_taken(tmp_path: Path) -> None:
     names = ["case001_tumor.png & case001_other2.png", "case002_tumor.png", None]
     _breast(tmp_path, _breast_rows("Mask_tumor_filename", names))
@@ -452,7 +511,8 @@ def test_wrong_bus_uclm_collections_are_refused(
         ),
         (_breast_rows("Classification", ["benign"] * 3), "", "Row 4 .* must name a tumour mask"),
         (_breast_rows("CaseID", [1, 2, 1]), "", "'1' is in Row 2 .* and in Row 4"),
-        (_breast_rows("Pixel_size", [0.5, 0.6, 0.7]), "", "in mm or cm, .* median is 0.6"),
+        (_breast_rows("CaseID", [1, None, 3]), "", "^Row 3 .* `caseid` is empty; fill it in"),
+        (_breast_rows("Pixel_size", [5, 6, 7]), "", "in mm or cm, .* median is 6; correct"),
         (_breast_rows("Pixel_size", ["small", 1, 1]), "", "Row 2 .* positive number .*'small'"),
         (BREAST[:3], "", r"none for images/case045\.png"),
         (BREAST, "case002.png", r"Row 3 .* has no case002\.png"),

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from mtil.data.layouts import breast, bus_bra, bus_uclm, busi, table, udiat
-from mtil.data.layouts.record import Collection, Record, check_unique
+from mtil.data.layouts.record import Collection, Record, check_unique, reasons
 from mtil.errors import DataError
 from mtil.storage import Store, open_store, split_uri
 
@@ -41,6 +41,7 @@ def scan(
     official_folds: int | None = None,
     columns: Mapping[str, str] | None = None,
     classes: Mapping[str, str] | None = None,
+    skip_invalid: bool = False,
 ) -> Collection:
     """Find the images of a collection.
 
@@ -50,9 +51,11 @@ def scan(
         official_folds: how many folds the collection's own fold file has, to take them.
         columns: a table's column by the role that it plays.
         classes: class by a table's word for it.
+        skip_invalid: whether images that cannot be used are kept as refused records.
 
     Raises:
-        DataError: if the collection is not laid out like that, or an option does not fit.
+        DataError: if the collection is not laid out like that, an option does not fit, or images
+            cannot be used.
     """
     if layout not in LAYOUTS:
         raise DataError(f"A layout must be one of {', '.join(LAYOUTS)}, but got {layout!r}.")
@@ -62,6 +65,9 @@ def scan(
     else:
         collection = _published(source, layout, official_folds)
     check_unique(collection.records)
+    refused = [record.refused for record in collection.records if record.refused is not None]
+    if refused and not skip_invalid:
+        raise DataError(reasons(refused, len(collection.records)))
     return collection
 
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from mtil.data.layouts.folders import Expected, Folder, locate, some
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import Row, label, meta, number, read_rows, value
+from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows, stem, value
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -29,10 +29,10 @@ _EXPECTED = Expected(
 _REQUIRED = ("caseid", "image_filename", "mask_tumor_filename", "classification")
 _NOT_META = (*_REQUIRED, "mask_other_filename", "pixel_size")
 _IMAGE = re.compile(r"case\d+\.png")
-_UNITS = {"mm": 1.0, "cm": 10.0}
-_SIZES = (0.02, 0.2)
-"""Millimetres that a pixel of a breast ultrasound image can have; ten times apart, so that no
-size fits both units."""
+_NOTHING = ("", "nan", "none", "-", "n/a", "not applicable", "not available")
+"""What the sheet may say instead of leaving a cell empty."""
+_FINEST, _COARSEST = 0.02, 1.0
+"""Millimetres that a pixel of a breast ultrasound image can have."""
 
 
 def scan(store: Store) -> list[Record]:
@@ -46,29 +46,29 @@ def scan(store: Store) -> list[Record]:
     folder = _flat(locate(store, _EXPECTED))
     rows = read_rows(store, folder.table, _REQUIRED)
     _refuse_repeated(rows)
-    records = [_record(folder, row) for row in rows]
+    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
     images = [found for name, found in folder.names.items() if _IMAGE.fullmatch(name)]
-    folder.refuse_unlisted(images, [record.image for record in records])
-    return _in_millimetres(records, folder.table)
+    return _in_millimetres(records, folder.table) + folder.unlisted(images, records)
 
 
 def _flat(folder: Folder) -> Folder:
     """Return the folder with its PNG files by their own name, wherever they lie below it."""
     found: dict[str, str] = {}
+    twice: tuple[str, str] | None = None
     for name, stored in folder.names.items():
         file = name.rpartition("/")[2]
-        if not file.endswith(".png"):
-            continue
-        if file in found:
-            raise DataError(
-                f"A file must be there once, but {folder.uri} has {found[file]} and {stored}; "
-                "remove one."
-            )
-        found[file] = stored
+        if file.endswith(".png") and found.setdefault(file, stored) != stored:
+            twice = (found[file], stored)
     if not any(_IMAGE.fullmatch(file) for file in found):
         top = sorted({name.split("/")[0] for name in folder.names.values()})
         raise DataError(
-            f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}."
+            f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}; "
+            "name its folder or another layout."
+        )
+    if twice is not None:
+        raise DataError(
+            f"A file must be there once, but {folder.uri} has {twice[0]} and {twice[1]}; "
+            "remove one."
         )
     return replace(folder, names=found)
 
@@ -76,28 +76,38 @@ def _flat(folder: Folder) -> Folder:
 def _record(folder: Folder, row: Row) -> Record:
     image = value(row, "image_filename")
     index = label(value(row, "classification"), row.where)
-    named = row.values["mask_tumor_filename"].split("&")
-    masks = tuple(folder.require(name.strip(), row.where) for name in named if name.strip())
+    named = [name.strip() for name in row.values["mask_tumor_filename"].split("&")]
+    masks = tuple(folder.require(name, row.where) for name in named if not _nothing(name))
     if bool(masks) == (LABELS[index] == "normal"):
         rule = "must not name a tumour mask" if masks else "must name a tumour mask"
-        raise DataError(f"{row.where} {rule}, since {image} is {LABELS[index]}.")
+        raise DataError(
+            f"{row.where} {rule}, since {image} is {LABELS[index]}; correct the mask or the class."
+        )
     size = row.values.get("pixel_size", "")
     return Record(
-        sample_id=image.lower().removesuffix(".png"),
+        sample_id=_sample_id(row),
         label=index,
         image=folder.require(image, row.where),
         masks=masks,
         patient=value(row, "caseid"),
-        pixel_size=number(size, row.where, "pixel_size") if size else None,
+        pixel_size=None if _nothing(size) else number(size, row.where, "pixel_size"),
         meta=meta(row.values, without=_NOT_META),
     )
+
+
+def _sample_id(row: Row) -> str:
+    return stem(row.values["image_filename"]).lower()
+
+
+def _nothing(text: str) -> bool:
+    return text.lower() in _NOTHING
 
 
 def _refuse_repeated(rows: Sequence[Row]) -> None:
     seen: dict[str, str] = {}
     for row in rows:
-        case = value(row, "caseid")
-        if seen.setdefault(case, row.where) != row.where:
+        case = row.values["caseid"]
+        if case and seen.setdefault(case, row.where) != row.where:
             raise DataError(
                 f"A CaseID must be given once, but {case!r} is in {seen[case]} and in {row.where}; "
                 "remove one."
@@ -105,20 +115,25 @@ def _refuse_repeated(rows: Sequence[Row]) -> None:
 
 
 def _in_millimetres(records: Sequence[Record], table: str) -> list[Record]:
-    """Return the records with pixel sizes in mm: the sheet has one unit, which it does not name."""
+    """Return the records with pixel sizes in mm.
+
+    The sheet has one unit, which its column does not name; nor do the abstract of the article and
+    the archive's summary. It is taken from the sizes: no pixel of such an image is as fine as
+    0.02 mm, so that smaller numbers are centimetres.
+    """
     sizes = [record.pixel_size for record in records if record.pixel_size is not None]
     if not sizes:
         return list(records)
-    least, most = _SIZES
-    fitting = [factor for factor in _UNITS.values() if least <= median(sizes) * factor < most]
-    if not fitting:
+    middle = median(sizes)
+    if not _FINEST / 10 <= middle <= _COARSEST:
         raise DataError(
-            f"The pixel sizes of {table} must be in mm or cm, {least} to {most} mm for a breast "
-            f"ultrasound image, but their median is {median(sizes):g}."
+            f"The pixel sizes of {table} must be in mm or cm, {_FINEST:g} to {_COARSEST:g} mm for "
+            f"a breast ultrasound image, but their median is {middle:g}; correct or clear them."
         )
+    factor = 1.0 if middle >= _FINEST else 10.0
     return [
         record
         if record.pixel_size is None
-        else replace(record, pixel_size=record.pixel_size * fitting[0])
+        else replace(record, pixel_size=record.pixel_size * factor)
         for record in records
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import Row, label, meta, read_rows, value
+from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -41,30 +41,31 @@ def scan(store: Store, official_folds: int | None = None) -> list[Record]:
     """
     folder = locate(store, _EXPECTED)
     folds = None if official_folds is None else _folds(store, folder, official_folds)
-    records = [
-        _record(folder, row, folds)
-        for row in read_rows(store, folder.table, ("id", "case", "pathology"))
-    ]
-    folder.refuse_unlisted(folder.inside("Images"), [record.image for record in records])
-    return records
+    rows = read_rows(store, folder.table, ("id", "case", "pathology"))
+    records = read_each(
+        rows, lambda row: _record(folder, row, folds), lambda row: stem(row.values["id"])
+    )
+    return records + folder.unlisted(folder.inside("Images"), records)
 
 
 def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record:
-    stem = _stem(value(row, "id"))
-    if not stem.startswith(_PREFIX):
-        raise DataError(f"{row.where} must have an ID such as bus_0001-l, but has {stem!r}.")
-    if folds is not None and stem not in folds:
+    name = stem(value(row, "id"))
+    if not name.startswith(_PREFIX):
         raise DataError(
-            f"An official fold must be given for every image, but there is none for {stem!r}; "
+            f"{row.where} must have an ID such as bus_0001-l, but has {name!r}; correct it."
+        )
+    if folds is not None and name not in folds:
+        raise DataError(
+            f"An official fold must be given for every image, but there is none for {name!r}; "
             "make folds instead."
         )
     return Record(
-        sample_id=stem,
+        sample_id=name,
         label=label(value(row, "pathology"), row.where),
-        image=folder.require(f"Images/{stem}.png", row.where),
-        masks=(folder.require(f"Masks/mask_{stem.removeprefix(_PREFIX)}.png", row.where),),
+        image=folder.require(f"Images/{name}.png", row.where),
+        masks=(folder.require(f"Masks/mask_{name.removeprefix(_PREFIX)}.png", row.where),),
         patient=value(row, "case"),
-        fold=None if folds is None else folds[stem],
+        fold=None if folds is None else folds[name],
         meta=meta(row.values, without=_NOT_META),
     )
 
@@ -72,25 +73,27 @@ def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record
 def _folds(store: Store, folder: Folder, number: int) -> dict[str, int]:
     """Return the fold of each image id, from 0; the file counts from 1."""
     if number not in FOLD_FILES:
-        raise DataError(f"The official folds of {NAME} are 5 or 10, but {number} were asked for.")
-    name = folder.names.get(FOLD_FILES[number])
-    if name is None:
+        raise DataError(
+            f"The official folds of {NAME} are 5 or 10, but {number} were asked for; give "
+            "--num-folds 5 or 10."
+        )
+    table = folder.names.get(FOLD_FILES[number])
+    if table is None:
         raise DataError(
             f"Official folds must be in {FOLD_FILES[number]} beside {folder.table}, but "
             f"{folder.uri} has no such file; add it or make folds instead."
         )
     folds: dict[str, int] = {}
-    for row in read_rows(store, name, ("id", "kfold")):
-        stem, text = _stem(value(row, "id")), row.values["kfold"].removesuffix(".0")
+    for row in read_rows(store, table, ("id", "kfold")):
+        name, text = stem(value(row, "id")), row.values["kfold"].removesuffix(".0")
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= number):
-            raise DataError(f"{row.where} must have a kFold from 1 to {number}, but has {text!r}.")
-        if folds.setdefault(stem, int(text) - 1) != int(text) - 1:
             raise DataError(
-                f"An image must have one fold, but {name} gives {stem!r} {folds[stem] + 1} and "
+                f"{row.where} must have a kFold from 1 to {number}, but has {text!r}; correct it "
+                "or make folds instead."
+            )
+        if folds.setdefault(name, int(text) - 1) != int(text) - 1:
+            raise DataError(
+                f"An image must have one fold, but {table} gives {name!r} {folds[name] + 1} and "
                 f"{text}."
             )
     return folds
-
-
-def _stem(text: str) -> str:
-    return text.removesuffix(".png")

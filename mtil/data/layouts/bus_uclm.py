@@ -2,7 +2,7 @@
 
 from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import Row, label, meta, read_rows, value
+from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -31,26 +31,30 @@ def scan(store: Store) -> list[Record]:
         DataError: if there is no such collection, or its table and images do not fit together.
     """
     folder = locate(store, _EXPECTED)
-    rows = read_rows(store, folder.table, ("image", "label"), delimiter=None)
-    records = [_record(folder, row) for row in rows]
-    folder.refuse_unlisted(folder.inside("images"), [record.image for record in records])
-    return records
+    rows = read_rows(store, folder.table, ("image", "label"))
+    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
+    return records + folder.unlisted(folder.inside("images"), records)
 
 
 def _record(folder: Folder, row: Row) -> Record:
-    stem = value(row, "image").removesuffix(".png")
-    patient, separator, _ = stem.partition("_")
+    value(row, "image")
+    name = _sample_id(row)
+    patient, separator, _ = name.partition("_")
     if not (patient and separator):
         raise DataError(
             f"{row.where} must name an image as its patient and a number, such as ALWI_000, but "
-            f"names {stem!r}."
+            f"names {name!r}; correct it."
         )
     return Record(
-        sample_id=stem,
+        sample_id=name,
         label=label(value(row, "label"), row.where),
-        image=folder.require(f"images/{stem}.png", row.where),
-        masks=(folder.require(f"masks/{stem}.png", row.where),),
+        image=folder.require(f"images/{name}.png", row.where),
+        masks=(folder.require(f"masks/{name}.png", row.where),),
         patient=patient,
         masks_may_differ=True,
         meta=meta(row.values, without=("image", "label")),
     )
+
+
+def _sample_id(row: Row) -> str:
+    return stem(row.values["image"])

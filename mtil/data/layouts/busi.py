@@ -4,8 +4,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mtil.data.layouts.folders import some
-from mtil.data.layouts.record import Record
+from mtil.data.layouts.folders import some, visible
+from mtil.data.layouts.record import Record, refused
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -28,7 +28,7 @@ def scan(store: Store) -> list[Record]:
     Raises:
         DataError: if there is no such folder, or an image and its masks do not fit together.
     """
-    files = store.names()
+    files = visible(store)
     found = _by_root(files)
     if not found:
         raise DataError(_not_found(store, files))
@@ -46,8 +46,6 @@ def scan(store: Store) -> list[Record]:
     for folder, label in sorted(found[root].items()):
         prefix = f"{root}/{folder}/" if root else f"{folder}/"
         records += _class_records(prefix, [name for name in files if _inside(name, prefix)], label)
-    if not records:
-        raise DataError(f"A collection must have images, but the folders of {store.uri} have none.")
     return records
 
 
@@ -56,19 +54,18 @@ def _by_root(files: Sequence[str]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for name in files:
         parents = name.split("/")[:-1]
-        if len(parents) in (1, 2) and parents[-1].lower() in LABELS:
+        if len(parents) in (1, 2) and parents[-1].lower() in LABELS and _is_image(name):
             found["/".join(parents[:-1])][parents[-1]] = LABELS.index(parents[-1].lower())
     return dict(found)
 
 
 def _inside(name: str, prefix: str) -> bool:
     rest = name[len(prefix) :]
-    return (
-        name.startswith(prefix)
-        and "/" not in rest
-        and not rest.startswith(".")
-        and rest.lower().endswith(".png")
-    )
+    return name.startswith(prefix) and "/" not in rest and _is_image(rest)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(".png")
 
 
 def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record]:
@@ -77,23 +74,29 @@ def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record
     for name in names:
         stem = name[len(prefix) : -len(".png")]
         match = _MASK.fullmatch(stem)
-        if match is None:
-            images[stem] = name
-        else:
+        if match is not None:
             masks[match["image"]].append((int(match["number"] or 0), name))
-    for stem in sorted(masks.keys() - images.keys()):
-        raise DataError(
-            f"A mask must lie beside its image, but {masks[stem][0][1]} has no {stem}.png; "
-            "add the image or remove the mask."
-        )
-    for stem in sorted(images.keys() - masks.keys()):
-        if LABELS[label] != "normal":
+        elif images.setdefault(stem, name) != name:
             raise DataError(
-                f"A {LABELS[label]} image must have a mask, but {images[stem]} has no "
-                f"{stem}_mask.png beside it."
+                f"Names must differ by more than their case, but there are {images[stem]} and "
+                f"{name}; remove one."
             )
-    return [
-        Record(
+    alone = [
+        refused(
+            stem,
+            f"A mask must lie beside its image, but {masks[stem][0][1]} has no {stem}.png; "
+            "add the image or remove the mask.",
+        )
+        for stem in sorted(masks.keys() - images.keys())
+    ]
+    return alone + [
+        refused(
+            stem,
+            f"A {LABELS[label]} image must have a mask, but {name} has no {stem}_mask.png beside "
+            "it; add the mask or remove the image.",
+        )
+        if stem not in masks and LABELS[label] != "normal"
+        else Record(
             sample_id=stem,
             label=label,
             image=name,
@@ -123,10 +126,12 @@ def _refuse_other_classes(store: Store, files: Sequence[str], root: str) -> None
 def _not_found(store: Store, files: Sequence[str]) -> str:
     if not files:
         return (
-            f"A BUSI collection must be a folder with images, but {store.uri} is empty or missing."
+            f"A BUSI collection must be a folder with images, but {store.uri} is empty or missing; "
+            "check its name."
         )
     return (
         "A BUSI collection must have the folders benign, malignant and normal with "
         "`benign (1).png` and `benign (1)_mask.png`, but "
-        f"{store.uri} has {some(sorted({name.split('/')[0] for name in files}))}."
+        f"{store.uri} has {some(sorted({name.split('/')[0] for name in files}))}; name its folder "
+        "or another layout."
     )

@@ -1,9 +1,11 @@
 """Where a collection's table and images lie: a folder or its only fitting child."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
+from mtil.data.layouts.record import Record, refused
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -50,22 +52,24 @@ class Folder:
             )
         return found
 
-    def refuse_unlisted(self, names: Collection[str], listed: Collection[str]) -> None:
-        """Refuse image files that no row names.
+    def unlisted(self, images: Sequence[str], records: Sequence[Record]) -> list[Record]:
+        """Return refused records of the image files that no row names.
 
         Args:
-            names: all images in the store.
-            listed: those that a row names.
-
-        Raises:
-            DataError: naming some of them.
+            images: the collection's image files, called as sample ids are but for their suffix.
+            records: those of the rows.
         """
-        others = sorted(set(names) - set(listed))
-        if others:
-            raise DataError(
-                f"Every image must have a row, but {self.table} has none for {some(others)}; "
-                "add the rows or remove the images."
+        listed = {record.sample_id.lower() for record in records}
+        stem_of = {image: PurePosixPath(image).stem for image in images}
+        return [
+            refused(
+                stem,
+                f"Every image must have a row, but {self.table} has none for {image}; "
+                "add the row or remove the image.",
             )
+            for image, stem in stem_of.items()
+            if stem.lower() not in listed
+        ]
 
     def inside(self, folder: str) -> list[str]:
         """Return the names in the store of the PNG files directly in a folder."""
@@ -85,7 +89,7 @@ def locate(store: Store, expected: Expected) -> Folder:
     Raises:
         DataError: if there is no such collection, or more than one.
     """
-    files = [name for name in store.names() if not _hidden(name)]
+    files = visible(store)
     tables: dict[str, list[str]] = {}
     for name in files:
         root, _, file = name.rpartition("/")
@@ -101,12 +105,20 @@ def locate(store: Store, expected: Expected) -> Folder:
             f"{len(several)} tables: {some(several)}; name one folder or remove the others."
         )
     start = f"{roots[0]}/" if roots[0] else ""
-    names = {name[len(start) :].lower(): name for name in files if name.startswith(start)}
+    names: dict[str, str] = {}
+    for name in files:
+        if name.startswith(start):
+            other = names.setdefault(name[len(start) :].lower(), name)
+            if other != name and name.lower().endswith(".png"):
+                raise DataError(
+                    f"Names must differ by more than their case, but {store.uri} has {other} and "
+                    f"{name}; remove one."
+                )
     for folder in expected.folders:
         if not any(name.startswith(f"{folder.lower()}/") for name in names):
             raise DataError(
                 f"A {expected.name} collection must have {expected.shape}, but "
-                f"{start or store.uri} has no files in {folder}/."
+                f"{start or store.uri} has no files in {folder}/; fetch it again."
             )
     return Folder(uri=store.uri, table=tables[roots[0]][0], names=names)
 
@@ -117,17 +129,23 @@ def some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "~$", "__MACOSX")) for part in name.split("/"))
+def visible(store: Store) -> list[str]:
+    """Return the names in a store, without hidden files and what archivers leave."""
+    return [
+        name
+        for name in store.names()
+        if not any(part.startswith((".", "~$", "__MACOSX")) for part in name.split("/"))
+    ]
 
 
 def _not_found(store: Store, expected: Expected, files: Sequence[str]) -> str:
     if not files:
         return (
             f"A {expected.name} collection must be a folder with images, but {store.uri} is empty "
-            "or missing."
+            "or missing; check its name."
         )
     top = sorted({name.split("/")[0] for name in files})
     return (
-        f"A {expected.name} collection must have {expected.shape}, but {store.uri} has {some(top)}."
+        f"A {expected.name} collection must have {expected.shape}, but {store.uri} has "
+        f"{some(top)}; name its folder or another layout."
     )

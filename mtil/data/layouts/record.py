@@ -7,6 +7,9 @@ from pathlib import PurePosixPath
 from mtil.errors import DataError
 from mtil.storage import Store
 
+MAX_REASONS = 100
+"""Images that are named before the rest is only counted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -32,6 +35,8 @@ class Record:
     """Millimetres a pixel of the original, where the collection says so."""
     meta: Mapping[str, str] = field(default_factory=dict)
     """What else the collection says, by column: BI-RADS, device, histology, age."""
+    refused: str | None = None
+    """Why it cannot be used, if table and files say so; its id is all that counts then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,28 @@ class Collection:
     """Sorted by sample id, which is unique, as are image names."""
 
 
+def refused(sample_id: str, why: str) -> Record:
+    """Return the record of an image that cannot be used."""
+    return Record(sample_id=sample_id, label=0, image="", masks=(), refused=why)
+
+
+def reasons(found: Sequence[str], of: int) -> str:
+    """Return one sentence for one image that cannot be used, or a list for several.
+
+    Args:
+        found: why each cannot be used.
+        of: how many images there are, with those that can be used.
+    """
+    if len(found) == 1:
+        return found[0]
+    shown = "\n".join(f"- {why}" for why in found[:MAX_REASONS])
+    more = f"\n- and {len(found) - MAX_REASONS} more" if len(found) > MAX_REASONS else ""
+    return (
+        f"{len(found)} of {of} images cannot be used; correct them or add "
+        f"--skip-invalid:\n{shown}{more}"
+    )
+
+
 def check_unique(records: Sequence[Record]) -> None:
     """Refuse two records with one id or one image file.
 
@@ -58,14 +85,17 @@ def check_unique(records: Sequence[Record]) -> None:
     for record in records:
         path = str(PurePosixPath(record.image))
         if record.sample_id in ids:
+            files = sorted({ids[record.sample_id], record.image} - {""})
+            by = f", by {' and '.join(files)}" if len(files) > 1 else ""
             raise DataError(
-                f"Sample ids must be unique, but {record.sample_id!r} is given twice, by "
-                f"{ids[record.sample_id]} and {record.image}; rename or remove one."
+                f"Sample ids must be unique, but {record.sample_id!r} is given twice{by}; "
+                "rename or remove one."
             )
-        if path in images:
+        if record.refused is None and path in images:
             raise DataError(
                 f"An image must be given once, but {path} is given as {images[path]!r} and as "
                 f"{record.sample_id!r}; remove one."
             )
         ids[record.sample_id] = record.image
-        images[path] = record.sample_id
+        if record.refused is None:
+            images[path] = record.sample_id

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import Row, label, meta, number, read_csv, read_rows
+from mtil.data.layouts.tables import Row, label, meta, number, read_csv, read_each, read_rows
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -42,8 +42,14 @@ def scan(
     required = [column_of[role] for role in REQUIRED]
     required += [column_of[role] for role in OPTIONAL if role in (columns or {})]
     rows = read_rows(store, name, required)
-    records = [_record(row, column_of, words) for row in rows]
-    _check_folds(records, name)
+    for row in rows:  # a wrong fold is the column's fault, not the image's
+        _fold(row.values.get(column_of["fold"], ""), row.where)
+    records = read_each(
+        rows,
+        lambda row: _record(row, column_of, words),
+        lambda row: row.values[column_of["image"]],
+    )
+    _check_folds([record for record in records if record.refused is None], name)
     return records
 
 
@@ -78,11 +84,17 @@ def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str]) ->
     given = {role: row.values.get(column, "") for role, column in column_of.items()}
     image = given["image"]
     if not image:
-        raise DataError(f"{where} must name an image, but its `{column_of['image']}` is empty.")
+        raise DataError(
+            f"{where} must name an image, but its `{column_of['image']}` is empty; fill it in or "
+            "remove the row."
+        )
     index = label(given["label"], where, words)
     masks = tuple(mask.strip() for mask in given["masks"].split("|") if mask.strip())
     if not masks and LABELS[index] != "normal":
-        raise DataError(f"{where} must name a mask, since {image!r} is {LABELS[index]}.")
+        raise DataError(
+            f"{where} must name a mask, since {image!r} is {LABELS[index]}; add it or correct the "
+            "label."
+        )
     for path in (image, *masks):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise DataError(
@@ -105,9 +117,13 @@ def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str]) ->
 def _fold(text: str, where: str) -> int | None:
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{where} must have a fold number, counted from 0, but has {text!r}.")
-    return int(text)
+    number = text.removesuffix(".0")
+    if not (number.isascii() and number.isdigit()):
+        raise DataError(
+            f"{where} must have a fold number, counted from 0, but has {text!r}; correct it or "
+            "leave the column away."
+        )
+    return int(number)
 
 
 def _check_folds(records: list[Record], name: str) -> None:
@@ -116,5 +132,5 @@ def _check_folds(records: list[Record], name: str) -> None:
         missing = next(record for record in records if record.fold is None)
         raise DataError(
             f"{name} must give a fold for every image or for none, but gives none for "
-            f"{missing.sample_id!r}."
+            f"{missing.sample_id!r}; fill it in or leave the column away."
         )

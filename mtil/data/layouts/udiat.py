@@ -1,8 +1,8 @@
 """The layout of UDIAT (BUS-B): `original/000001.png`, `GT/000001.png` and `DatasetB.xlsx`."""
 
-from mtil.data.layouts.folders import Expected, locate
+from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import label, meta, read_rows, value
+from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.storage import Store
 
 NAME = "UDIAT"
@@ -29,18 +29,24 @@ def scan(store: Store) -> list[Record]:
         DataError: if there is no such collection, or its workbook and images do not fit together.
     """
     folder = locate(store, _EXPECTED)
-    records = []
-    for row in read_rows(store, folder.table, ("image", "type")):
-        stem = value(row, "image").lower().removesuffix(".png").zfill(_DIGITS)
-        said = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
-        records.append(
-            Record(
-                sample_id=stem,
-                label=label(value(row, "type"), row.where),
-                image=folder.require(f"original/{stem}.png", row.where),
-                masks=(folder.require(f"GT/{stem}.png", row.where),),
-                meta=meta(said, without=()),
-            )
-        )
-    folder.refuse_unlisted(folder.inside("original"), [record.image for record in records])
-    return records
+    rows = read_rows(store, folder.table, ("image", "type"))
+    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
+    return records + folder.unlisted(folder.inside("original"), records)
+
+
+def _record(folder: Folder, row: Row) -> Record:
+    value(row, "image")
+    name = _sample_id(row)
+    said = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
+    return Record(
+        sample_id=name,
+        label=label(value(row, "type"), row.where),
+        image=folder.require(f"original/{name}.png", row.where),
+        masks=(folder.require(f"GT/{name}.png", row.where),),
+        meta=meta(said, without=()),
+    )
+
+
+def _sample_id(row: Row) -> str:
+    number = stem(row.values["image"])
+    return number and number.zfill(_DIGITS)
