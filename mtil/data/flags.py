@@ -108,8 +108,8 @@ class MaskFlags:
     """Whether there is a lesion, but below `MIN_AREA_SHARE` or above `MAX_AREA_SHARE`."""
 
 
-def flag_image(gray: Gray, colour: npt.NDArray[np.uint8] | None) -> Marks:
-    """Say whether burnt-in text and calipers lie over an image.
+def flag_image(gray: Gray) -> Marks:
+    """Say whether burnt-in text and calipers lie over an image (h, w).
 
     Text is a line of thin, upright, bright strokes that stand close together: speckle and tissue
     layers lie across the beam, and have hardly any. A caliper is a cross, upright or turned by 45
@@ -121,17 +121,12 @@ def flag_image(gray: Gray, colour: npt.NDArray[np.uint8] | None) -> Marks:
     were depth scales) and 45 of 45. Calipers in BUSI 4 of 4 and 4 of 5; in BUS-BRA 43 of about 51
     found, and 60 of 60 flagged on others that no threshold was chosen on. It misses faint and
     dotted crosses, and measuring lines without any; and raw speckle that is not log-compressed may
-    look like text. Single characters are no text.
-
-    Args:
-        gray: (h, w).
-        colour: (h, w, 3) of the same image, if it has colours: marks of any colour count by their
-            brightest channel.
+    look like text. Single characters are no text. Yellow and green marks are bright in gray too; a
+    dark blue one is not seen.
     """
-    pixels = gray if colour is None else np.ascontiguousarray(colour.max(axis=2))
-    lines = _text_lines(pixels)
-    text = any(not _in_corner(line, pixels.shape) for line in lines)
-    return Marks(text=text, calipers=_has_cross(pixels, lines))
+    lines = _text_lines(gray)
+    text = any(not _in_corner(line, gray.shape) for line in lines)
+    return Marks(text=text, calipers=_has_cross(gray, lines))
 
 
 def flag_mask(mask: Mask) -> MaskFlags:

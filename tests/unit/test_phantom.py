@@ -1,6 +1,7 @@
 """Synthetic images: layout, determinism, marks, near-duplicates, and no shortcut to the class."""
 
 import csv
+import itertools
 import signal
 import subprocess
 import sys
@@ -16,13 +17,25 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from mtil.data import phantom
+from mtil.cli import main
+from mtil.data import manifest, phantom, shards
+from mtil.data.duplicates import describe, find_pairs
 from mtil.data.layouts import scan
 from mtil.data.phantom import folder
 from mtil.data.phantom.scanner import speckle
 from mtil.errors import DataError, RunError, StorageError
+from mtil.storage import LocalStore
 
 NUM_ORIGINALS, NUM_DUPLICATES = 40, 36
+NUM_VIEWS, MAX_VIEWS, NUM_COPIES = 61, 4, 30
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Put back the handler that a command sets."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _contents(root: Path) -> dict[str, bytes]:
@@ -44,9 +57,25 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with several views of most patients and near-duplicates of some."""
+    out = tmp_path_factory.mktemp("viewed") / "busi"
+    phantom.write(
+        out, num_images=NUM_VIEWS, seed=4, image_size=65, num_duplicates=NUM_COPIES,
+        max_views=MAX_VIEWS, workers=2,
+    )  # fmt: skip
+    return out
+
+
 def _rows(planted: Path) -> list[dict[str, str]]:
     with (planted / "duplicates.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _patients(folder: Path) -> dict[str, str]:
+    with (folder / "patients.csv").open(newline="") as file:
+        return {row["image_id"]: row["group"] for row in csv.DictReader(file)}
 
 
 def _gray(planted: Path, sample_id: str) -> npt.NDArray[np.float64]:
@@ -76,6 +105,7 @@ def test_same_seed_same_bytes_and_more_images_only_add(tmp_path: Path) -> None:
     phantom.write(tmp_path / "b", num_images=12, seed=3, image_size=64)
     phantom.write(tmp_path / "c", num_images=10, seed=4, image_size=64)
     a, b, c = (_contents(tmp_path / name) for name in "abc")
+    assert b.pop("patients.csv").startswith(a.pop("patients.csv"))
     assert a == {name: b[name] for name in a}
     assert len(b) > len(a)
     assert not [name for name in a if "mask" not in name and a[name] == c.get(name)]
@@ -92,6 +122,7 @@ def test_the_number_of_workers_does_not_change_a_byte(planted: Path, tmp_path: P
 def test_near_duplicates_leave_the_originals_as_they_are(planted: Path, tmp_path: Path) -> None:
     phantom.write(tmp_path / "out", num_images=NUM_ORIGINALS, seed=3, image_size=64)
     originals, with_twins = _contents(tmp_path / "out"), _contents(planted)
+    assert with_twins["patients.csv"].startswith(originals.pop("patients.csv"))
     assert originals == {name: with_twins[name] for name in originals}
     assert "duplicates.csv" not in originals
 
@@ -195,6 +226,130 @@ def test_masks_go_with_their_near_duplicates(planted: Path) -> None:
             assert np.array_equal(a, b)
 
 
+# Patients
+
+
+def test_without_views_every_image_is_of_another_patient(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "out", num_images=3, seed=0, image_size=64, num_duplicates=1)
+    (row,) = _rows(tmp_path / "out")
+    index = ["benign (1)", "malignant (1)", "benign (2)"].index(row["original"])
+    assert (tmp_path / "out" / "patients.csv").read_bytes() == (
+        "image_id,group\nbenign (1),patient 1\nmalignant (1),patient 2\nbenign (2),patient 3\n"
+        f"{row['sample_id']},patient {index + 1}\n"
+    ).encode()
+
+
+def test_patients_have_one_to_so_many_views_of_one_class(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "out", num_images=200, seed=7, image_size=64, max_views=3)
+    patients = _patients(tmp_path / "out")
+    assert len(patients) == 200
+    views = [(of, list(ids)) for of, ids in itertools.groupby(patients, key=patients.__getitem__)]
+    assert [of for of, _ in views] == [f"patient {number + 1}" for number in range(len(views))]
+    numbers = [len(ids) for _, ids in views[:-1]]
+    # About 100 patients; three standard errors of a share of a third among them are 0.14.
+    assert np.bincount(numbers, minlength=4) / len(numbers) == pytest.approx(
+        [0, 1 / 3, 1 / 3, 1 / 3], abs=0.14
+    )
+    classes = ("benign", "malignant", "benign", "normal", "benign")
+    for number, (_, ids) in enumerate(views[:5]):
+        assert {sample_id.split()[0] for sample_id in ids} == {classes[number]}
+    assert set(patients) == {
+        record.sample_id for record in scan(str(tmp_path / "out"), "busi").records
+    }
+
+
+def test_more_views_only_add_and_the_last_patient_may_be_cut_short(tmp_path: Path) -> None:
+    phantom.write(tmp_path / "more", num_images=12, seed=3, image_size=64, max_views=9)
+    more = _contents(tmp_path / "more")
+    counts = list(_patients(tmp_path / "more").values())
+    assert counts.count("patient 1") > 1
+    num_images = counts.count("patient 1") - 1
+    phantom.write(tmp_path / "few", num_images=num_images, seed=3, image_size=64, max_views=9)
+    few = _contents(tmp_path / "few")
+    assert more.pop("patients.csv").startswith(few.pop("patients.csv"))
+    assert few == {name: more[name] for name in few}
+    assert set(_patients(tmp_path / "few").values()) == {"patient 1"}
+
+
+def test_views_and_their_near_duplicates_are_the_same_bytes_from_one_process(
+    viewed: Path, tmp_path: Path
+) -> None:
+    phantom.write(
+        tmp_path / "out", num_images=NUM_VIEWS, seed=4, image_size=65, num_duplicates=NUM_COPIES,
+        max_views=MAX_VIEWS,
+    )  # fmt: skip
+    assert _contents(tmp_path / "out") == _contents(viewed)
+
+
+def test_a_near_duplicate_of_a_view_is_its_patients_and_like_that_view(viewed: Path) -> None:
+    patients = _patients(viewed)
+    assert len(patients) == NUM_VIEWS + NUM_COPIES
+    for row in _rows(viewed):
+        assert patients[row["sample_id"]] == patients[row["original"]]
+        twin, original = (_gray(viewed, row[key]) for key in ("sample_id", "original"))
+        if row["kind"] == "flip":
+            twin = twin[:, ::-1]
+        assert _similarity(twin, original) > 0.9, row
+
+
+def test_views_are_of_one_lesion_but_no_near_copies() -> None:
+    """Of 60 patients, two views each: their lesions agree, and the audit joins no two images."""
+    views = [[phantom.draw(5, patient, 96, view) for view in range(2)] for patient in range(60)]
+    tumours = [pair for pair in views if pair[0].label != phantom.NORMAL]
+    assert all(len(one.masks) == len(other.masks) for one, other in tumours)
+    sizes = np.array(
+        [
+            [np.sqrt(view.masks[0].sum() / min(view.gray.shape) ** 2) for view in pair]
+            for pair in tumours
+        ]
+    )
+    assert np.corrcoef(sizes.T)[0, 1] > 0.8
+    rows = np.array(
+        [
+            [ndimage.center_of_mass(view.masks[0])[0] / view.gray.shape[0] for view in pair]
+            for pair in tumours
+        ]
+    )
+    assert np.corrcoef(rows.T)[0, 1] > 0.8
+    assert all(abs(one.gray.mean() - other.gray.mean()) > 0.01 for one, other in views)
+    found = [describe(view.gray) for pair in views for view in pair]
+    assert (
+        find_pairs(np.stack([of.hashes for of in found]), np.stack([of.thumb for of in found]))
+        == []
+    )
+
+
+def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path) -> None:
+    """61 images around 65 pixels, and copies; a patient with a copy of the other class goes."""
+    to = tmp_path / "data"
+    command = ["prepare", viewed, "--layout", "busi", "--groups", viewed / "patients.csv"]
+    assert (
+        main([*map(str, command), "--to", str(to), "--image-size", "64", "--num-folds", "3"]) == 0
+    )
+    store = LocalStore(str(to))
+    made = manifest.load(store)
+    assert made.read == NUM_VIEWS + NUM_COPIES
+    patients = _patients(viewed)
+    folds: dict[str, set[int]] = {}
+    kept = set()
+    for shard in made.shards:
+        table = shards.read(store, shard, ["sample_id", "fold"])
+        for row in table.to_pylist():
+            kept.add(row["sample_id"])
+            folds.setdefault(patients[row["sample_id"]], set()).add(row["fold"])
+    assert all(len(of_patient) == 1 for of_patient in folds.values())
+    classes: dict[str, set[str]] = {}
+    for sample_id, patient in patients.items():
+        classes.setdefault(patient, set()).add(sample_id.split()[0])
+    of_two_classes = {patient for patient, found in classes.items() if len(found) == 2}
+    assert of_two_classes
+    assert folds.keys() == classes.keys() - of_two_classes
+    exact = {row["sample_id"] for row in _rows(viewed) if row["kind"] == "exact"}
+    assert patients.keys() - kept - exact == {
+        sample_id for sample_id in patients.keys() - exact if patients[sample_id] in of_two_classes
+    }
+
+
 # What is drawn
 
 
@@ -216,9 +371,9 @@ def test_masks_are_black_only_for_normals_and_lie_on_darker_pixels() -> None:
             assert drawing.gray[mask].mean() < around.mean() - 5
 
 
-@pytest.mark.parametrize("image_size", [64, 256])
-def test_a_mask_is_one_piece_without_holes(image_size: int) -> None:
-    masks = [mask for index in range(100) for mask in phantom.draw(9, index, image_size).masks]
+@pytest.mark.parametrize(("image_size", "view"), [(64, None), (256, None), (64, 1)])
+def test_a_mask_is_one_piece_without_holes(image_size: int, view: int | None) -> None:
+    masks = [mask for of in range(100) for mask in phantom.draw(9, of, image_size, view).masks]
     for mask in masks:
         _, num_pieces = ndimage.label(mask)
         _, num_outside = ndimage.label(np.pad(~mask, 1, constant_values=True), np.ones((3, 3)))
@@ -310,9 +465,9 @@ def _numbers(drawing: phantom.Phantom) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("image_size", [64, 128])
-def test_no_single_number_tells_the_class(image_size: int) -> None:
-    drawn = [phantom.draw(1, index, image_size) for index in range(380)]  # 304 tumours
+@pytest.mark.parametrize(("image_size", "view"), [(64, None), (128, None), (64, 0)])
+def test_no_single_number_tells_the_class(image_size: int, view: int | None) -> None:
+    drawn = [phantom.draw(1, index, image_size, view) for index in range(380)]  # 304 tumours
     tumours = [drawing for drawing in drawn if drawing.label != phantom.NORMAL]
     malignant = [drawing.label == phantom.MALIGNANT for drawing in tumours]
     numbers = [_numbers(drawing) for drawing in tumours]
@@ -356,10 +511,15 @@ def test_a_target_below_a_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_images": 0}, "at least one image"),
+        ({"num_images": 0}, "1 to 10,000,000 images, but got 0"),
+        ({"num_images": 10**30}, "1 to 10,000,000 images"),
         ({"seed": -1}, "must not be negative"),
-        ({"image_size": 16}, "at least 64"),
-        ({"num_duplicates": -1}, "must be 0 or more; got -1"),
+        ({"image_size": 16}, "64 to 4096 pixels, but got 16"),
+        ({"image_size": 4097}, "64 to 4096 pixels, but got 4097"),
+        ({"num_duplicates": -1}, "0 to 3 near-duplicates of 3 images, but got -1"),
+        ({"num_duplicates": 4}, "0 to 3 near-duplicates of 3 images, but got 4"),
+        ({"max_views": 0}, "1 to 1000 views, but got 0"),
+        ({"max_views": 1001}, "1 to 1000 views, but got 1001"),
         ({"workers": 0}, "at least one worker, but got 0"),
     ],
 )
@@ -377,10 +537,10 @@ def test_an_interrupted_write_leaves_nothing(
 ) -> None:
     whole = folder.draw
 
-    def interrupted(seed: int, index: int, image_size: int) -> phantom.Phantom:
-        if index == 3:
+    def interrupted(seed: int, patient: int, image_size: int, view: int | None) -> phantom.Phantom:
+        if patient == 3:
             raise KeyboardInterrupt
-        return whole(seed, index, image_size)
+        return whole(seed, patient, image_size, view)
 
     monkeypatch.setattr(folder, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -462,7 +622,7 @@ def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.M
             made += 1
             done = len(list(tmp_path.rglob("*).png")))
             most = max(most, made - done)  # images, one a task
-            yield [folder._Job(f"benign ({made})", phantom.BENIGN, 0)]
+            yield [folder._Job(f"benign ({made})", phantom.BENIGN, 0, None)]
 
     folder._draw_parallel(tmp_path, 0, 64, tasks(), 2)
     assert len(list(tmp_path.rglob("*).png"))) == 40
@@ -470,7 +630,52 @@ def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_list_has_three_columns_and_unix_line_ends(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "out", num_images=1, seed=0, image_size=64, num_duplicates=2)
+    phantom.write(tmp_path / "out", num_images=1, seed=0, image_size=64, num_duplicates=1)
     assert (tmp_path / "out" / "duplicates.csv").read_bytes() == (
-        b"sample_id,original,kind\nbenign (2),benign (1),exact\nbenign (3),benign (1),jpeg\n"
+        b"sample_id,original,kind\nbenign (2),benign (1),exact\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--num-images", "0"], "There must be 1 to 10,000,000 images, but got 0."),
+        (["--num-images", "-5"], "There must be 1 to 10,000,000 images, but got -5."),
+        (["--seed", "-1"], "A seed must not be negative, but got -1."),
+        (["--image-size", "63"], "The size of images must be 64 to 4096 pixels, but got 63."),
+        (
+            ["--num-images", "5", "--num-duplicates", "6"],
+            "There must be 0 to 5 near-duplicates of 5 images, but got 6.",
+        ),
+        (["--max-views", "0"], "Patients must have 1 to 1000 views, but got 0."),
+        (["--num-workers", "0"], "There must be at least one worker, but got 0."),
+    ],
+)
+def test_the_command_refuses_senseless_numbers_in_one_sentence(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["phantom", str(tmp_path / "out"), *words]) == 2
+    assert capsys.readouterr().err == f"mtil: {told}\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_leaves_a_filled_folder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    assert main(["phantom", str(tmp_path), "--num-images", "3"]) == 2
+    assert capsys.readouterr().err == (
+        f"mtil: {tmp_path} must be an empty or new folder; empty it or choose another.\n"
+    )
+    assert _contents(tmp_path) == {"note.txt": b"mine"}
+
+
+def test_the_command_says_how_many_of_what_it_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--num-images", "7", "--image-size", "64", "--max-views", "3", "--num-duplicates", "2"]
+    assert main(["phantom", str(tmp_path / "out"), *words, "--num-workers", "1"]) == 0
+    assert capsys.readouterr().out == (
+        f"7 phantoms, 1 to 3 a patient, and 2 near-copies in {tmp_path / 'out'}\n"
+    )
+    assert len(_patients(tmp_path / "out")) == 9

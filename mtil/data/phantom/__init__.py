@@ -3,12 +3,13 @@
 Scatterers of random phase, as strong as the tissue there, are blurred by a beam and log-compressed,
 which gives real speckle. Tissue has layers, fibres and lobules of fat; lesions of both classes have
 the same sizes, places and contrasts, and differ in margin, rim and in what lies below them, though
-none of that always. Marks are alike in all classes. Near-duplicates can be planted and are listed.
+none of that always. Marks are alike in all classes. Patients may have several views, which are
+no near-copies. Near-duplicates can be planted and are listed.
 """
 
 from mtil.data.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw
 from mtil.data.phantom.duplicates import KINDS, duplicate
-from mtil.data.phantom.folder import DUPLICATES, MIN_IMAGE_SIZE, write
+from mtil.data.phantom.folder import DUPLICATES, MIN_IMAGE_SIZE, PATIENTS, write
 
 __all__ = [
     "BENIGN",
@@ -17,6 +18,7 @@ __all__ = [
     "MALIGNANT",
     "MIN_IMAGE_SIZE",
     "NORMAL",
+    "PATIENTS",
     "Phantom",
     "draw",
     "duplicate",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from mtil.data.phantom.fields import Field, line, smooth, uniform
+from mtil.data.phantom.streams import Streams
 
 _NUM_ANGLES = 512
 _ANGLES = np.linspace(-np.pi, np.pi, _NUM_ANGLES, endpoint=False)
@@ -69,14 +70,16 @@ class _Window:
     """How far a pixel lies outside the outline, in pixels; negative inside."""
 
 
-def add_lesions(
-    rng: np.random.Generator, echo: Field, traits: Traits
-) -> tuple[npt.NDArray[np.bool_], ...]:
-    """Put one to three lesions side by side into tissue; return a mask (h, w) for each."""
-    number = int(rng.choice((1, 2, 3), p=(0.92, 0.06, 0.02)))
+def add_lesions(origin: Streams, echo: Field, traits: Traits) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Put one to three lesions side by side into tissue; return a mask (h, w) for each.
+
+    What they are is the patient's; where they lie across the beam, how they are turned and in which
+    section they are seen is the frame's.
+    """
+    number = int(origin.patient.choice((1, 2, 3), p=(0.92, 0.06, 0.02)))
     across = {1: (0.5,), 2: (0.28, 0.72), 3: (0.18, 0.5, 0.82)}[number]
     sizes = (0.09, 0.21) if number == 1 else (0.06, 0.11)
-    return tuple(_add_lesion(rng, echo, traits, at, sizes) for at in across)
+    return tuple(_add_lesion(origin, echo, traits, at, sizes) for at in across)
 
 
 def add_lobule(rng: np.random.Generator, echo: Field) -> None:
@@ -91,33 +94,39 @@ def add_lobule(rng: np.random.Generator, echo: Field) -> None:
 
 
 def _add_lesion(
-    rng: np.random.Generator,
+    origin: Streams,
     echo: Field,
     traits: Traits,
     across: float,
     sizes: tuple[float, float],
 ) -> npt.NDArray[np.bool_]:
+    rng, frame = origin.patient, origin.frame
     height, width = echo.shape
     side = min(height, width)
     radius = side * rng.uniform(*sizes)
     jitter = 0.14 if across == 0.5 else 0.03
     centre = (
         height * rng.uniform(0.32, 0.6),
-        width * (across + rng.uniform(-jitter, jitter)),
+        width * (across + frame.uniform(-jitter, jitter)),
     )
     irregular = rng.random() < traits.irregular
     outline = (_irregular_outline if irregular else _smooth_outline)(rng)
     elongation = rng.normal(traits.elongation, 0.22)
-    window = _window((height, width), centre, radius, elongation, rng.uniform(-0.4, 0.4), outline)
+    tilt = frame.uniform(-0.4, 0.4)
+    if origin.of_a_view:  # another section
+        radius *= frame.uniform(0.85, 1.1)
+        elongation += frame.normal(0, 0.18)
+        outline = outline * _smooth_outline(frame)
+    window = _window((height, width), centre, radius, elongation, tilt, outline)
     rows, columns = window.distance.shape
-    bumps = smooth(rng, rows, columns, 14, 14)
+    bumps = smooth(frame, rows, columns, 14, 14)
     window.distance[:] += uniform(rng, *traits.rough) * np.float32(radius) * bumps
     body = _body(window, side * rng.uniform(*traits.blur) / 100)
-    _fill(rng, echo[window.area], window, body)
+    _fill(origin, echo[window.area], window, body)
     _add_rim(rng, echo[window.area], window, traits, side)
     if rng.random() < traits.calcified:
-        _calcify(rng, echo[window.area], window)
-    _cast(rng, echo, window, body, traits)
+        _calcify(frame, echo[window.area], window)
+    _cast(origin, echo, window, body, traits)
     mask = np.zeros((height, width), np.bool_)
     mask[window.area] = _whole(window.distance < 0)
     return mask
@@ -191,11 +200,11 @@ def _body(window: _Window, blur: float) -> Field:
     return (0.5 - window.distance / np.float32(2 * max(blur, 0.5))).clip(0, 1)
 
 
-def _fill(rng: np.random.Generator, echo: Field, window: _Window, body: Field) -> None:
+def _fill(origin: Streams, echo: Field, window: _Window, body: Field) -> None:
     """Let a lesion scatter less than its surroundings, by an amount drawn alike for all."""
-    level = echo[window.distance > 0].mean() - uniform(rng, 10, 24)
+    level = echo[window.distance > 0].mean() - uniform(origin.patient, 10, 24)
     height, width = echo.shape
-    uneven = uniform(rng, 0.5, 3) * smooth(rng, height, width, 7, 7)
+    uneven = uniform(origin.patient, 0.5, 3) * smooth(origin.frame, height, width, 7, 7)
     echo += body * (level + uneven - echo)
 
 
@@ -221,10 +230,9 @@ def _calcify(rng: np.random.Generator, echo: Field, window: _Window) -> None:
         echo[rows[grains], columns[grains]] += uniform(rng, 14, 22)
 
 
-def _cast(
-    rng: np.random.Generator, echo: Field, window: _Window, body: Field, traits: Traits
-) -> None:
+def _cast(origin: Streams, echo: Field, window: _Window, body: Field, traits: Traits) -> None:
     """Weaken or strengthen what lies below a lesion, by how much of it lies above."""
+    rng = origin.patient
     kind = rng.random()
     if kind < traits.shadow:
         change = -uniform(rng, 6, 14)
@@ -233,7 +241,7 @@ def _cast(
     else:
         return
     passed = ndimage.uniform_filter1d(np.cumsum(body, axis=0), 1 + echo.shape[1] // 32, axis=1)
-    streaks = 1 + np.float32(0.2) * line(rng, passed.shape[1], 12)
+    streaks = 1 + np.float32(0.2) * line(origin.frame, passed.shape[1], 12)
     passed *= streaks * change / passed.max().clip(1, None)
     rows, columns = window.area
     echo[window.area] += passed

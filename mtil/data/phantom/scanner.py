@@ -5,21 +5,26 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from mtil.data.phantom.fields import Field, line, uniform
+from mtil.data.phantom.streams import Streams
 
 _DB = np.float32(np.log(10) / 20)
 """Amplitudes are exp(_DB * decibels)."""
 
 
-def scan(rng: np.random.Generator, echo: Field) -> npt.NDArray[np.uint8]:
-    """Return the image (h, w) of tissue of that echo strength in dB."""
+def scan(origin: Streams, echo: Field) -> npt.NDArray[np.uint8]:
+    """Return the image (h, w) of tissue of that echo strength in dB.
+
+    The scanner and its curves are the patient's, speckle and gain the frame's.
+    """
+    rng = origin.patient
     height, width = echo.shape
     unit = max(height, width) / 256
     beam = (max(0.5, unit * rng.uniform(0.6, 0.9)), max(0.6, unit * rng.uniform(1.1, 2.0)))
-    power = speckle(rng, echo, beam, looks=int(rng.integers(2, 4)))
+    power = speckle(origin.frame, echo, beam, looks=int(rng.integers(2, 4)))
     power += np.float32(10 ** rng.uniform(-5.6, -4.6))  # the receiver's noise
     level = 10 * np.log10(power)
-    level += uniform(rng, 0, 1.5) * line(rng, height, 4)[:, None]  # gain by depth
-    return _compress(rng, _calmed(level, min(0.25, 0.2 * unit)))
+    level += uniform(rng, 0, 1.5) * line(origin.frame, height, 4)[:, None]  # gain by depth
+    return _compress(origin, _calmed(level, min(0.25, 0.2 * unit)))
 
 
 def speckle(rng: np.random.Generator, echo: Field, beam: tuple[float, float], looks: int) -> Field:
@@ -52,9 +57,9 @@ def _calmed(level: Field, share: float) -> Field:
     return level
 
 
-def _compress(rng: np.random.Generator, level: Field) -> npt.NDArray[np.uint8]:
+def _compress(origin: Streams, level: Field) -> npt.NDArray[np.uint8]:
     """Map decibels to gray values by a gain, a dynamic range and a curve."""
-    brightest = uniform(rng, -3, 5)
-    scaled = (level - brightest) / uniform(rng, 42, 60) + 1
-    gray = 255 * scaled.clip(0, 1) ** uniform(rng, 1.1, 1.7)
+    brightest = uniform(origin.frame, -3, 5)
+    scaled = (level - brightest) / uniform(origin.patient, 42, 60) + 1
+    gray = 255 * scaled.clip(0, 1) ** uniform(origin.patient, 1.1, 1.7)
     return np.asarray(gray, dtype=np.uint8)

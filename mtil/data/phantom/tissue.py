@@ -4,21 +4,24 @@ import numpy as np
 
 from mtil.data.phantom.fields import Field, line, smooth, uniform
 from mtil.data.phantom.lesion import add_lobule
+from mtil.data.phantom.streams import Streams
 
 
-def tissue(rng: np.random.Generator, height: int, width: int) -> Field:
+def tissue(origin: Streams, height: int, width: int) -> Field:
     """Return the echo strength (h, w) in dB of skin, fat, gland, muscle and chest wall.
 
     Layers are wavy, and bright where they meet; fat is crossed by ligaments, gland and muscle by
-    fibres that run along the layers; gland holds lobules of fat.
+    fibres that run along the layers; gland holds lobules of fat. The layers' thickness and strength
+    are the patient's, their course and all else the frame's.
     """
+    rng = origin.frame
     depth = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     bend = uniform(rng, 0.01, 0.035) * line(rng, width, 5)
     ragged = depth + uniform(rng, 0.004, 0.016) * smooth(rng, height, width, 24, 12)
     echo = np.full((height, width), -9.0, np.float32)
     ligaments, fibres = np.zeros((2, height, width), np.float32)
     end = np.zeros(width, np.float32)
-    for layer in _layers(rng):
+    for layer in _layers(origin.patient):
         end = end + layer.thickness * (1 + uniform(rng, 0.05, 0.25) * line(rng, width, 4))
         border = end + layer.bend * bend
         share = ((ragged - border) / layer.fade + np.float32(0.5)).clip(0, 1)
