@@ -2,13 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtil.cli.console import Output
 from mtil.errors import UserError
+
+if TYPE_CHECKING:
+    from mtil.data.manifest import Manifest
+    from mtil.data.sources import Source
 
 _OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes")
 
@@ -31,52 +36,115 @@ def _phantom(options: argparse.Namespace, output: Output) -> None:
         seed=options.seed,
         image_size=options.image_size,
         num_duplicates=options.num_duplicates,
+        max_views=options.max_views,
         workers=(os.cpu_count() or 1) if options.num_workers is None else options.num_workers,
     )
     made = {"num_images": options.num_images, "num_duplicates": options.num_duplicates}
     copies = f" and {options.num_duplicates} near-copies" if options.num_duplicates else ""
-    output.line(f"{options.num_images} phantoms{copies} in {options.out}")
+    views = f", 1 to {options.max_views} a patient," if options.max_views > 1 else ""
+    output.line(f"{options.num_images} phantoms{views}{copies} in {options.out}")
     output.result({"out": options.out, **made, "seed": options.seed})
 
 
 def _prepare(options: argparse.Namespace, output: Output) -> None:
-    from mtil.data import prepare, running
-    from mtil.data.inspection import inspect
+    if options.append:
+        _append(options, output)
+        return
+    from mtil.data import prepare
+
+    given = {
+        name: getattr(options, name)
+        for name in ("image_size", "num_folds", "seed", "stratify")
+        if getattr(options, name) is not None
+    }
+    settings = prepare.Settings(
+        **given,
+        protocol=_protocol(options),
+        holdout=options.holdout,
+        splits=options.splits,
+        skip_invalid=options.skip_invalid,
+    )
+    sources = _sources(options, settings.num_folds)
+    with _working(options, output) as how:
+        manifest = prepare.prepare(sources, options.to, settings, **how)
+    for item in manifest.invalid:
+        output.line(f"skipped {item.sample_id}: {item.why}")
+    output.result(_report(manifest, options, output))
+
+
+def _append(options: argparse.Namespace, output: Output) -> None:
+    from mtil.data import manifest as manifests
+    from mtil.data.append import AppendSettings, append
     from mtil.storage import open_store
 
-    sources = [
-        _source(values, options)
+    for name in ("holdout", "splits"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"Images from before keep their folds, so that --{name} cannot be given with "
+                "--append; leave it away, or prepare all images again."
+            )
+    settings = AppendSettings(
+        image_size=options.image_size,
+        num_folds=options.num_folds,
+        seed=options.seed,
+        protocol=None if options.protocol is None else _protocol(options),
+        stratify=options.stratify,
+        skip_invalid=options.skip_invalid,
+    )
+    sources = _sources(options, manifests.load(open_store(options.to)).num_folds)
+    with _working(options, output) as how:
+        made = append(sources, options.to, settings, **how)
+    for item in made.invalid:
+        output.line(f"skipped {item.sample_id}: {item.why}")
+    for item in made.dropped:
+        output.line(f"dropped {item.sample_id}: {item.why}")
+    before = f"; {made.num_known} images were there already" if made.num_known else ""
+    output.line(
+        f"{made.num_added} images appended{before}."
+        if made.num_added
+        else f"Nothing to append{before}."
+    )
+    result = _report(made.manifest, options, output)
+    if not made.num_added:  # what was said of them is written nowhere
+        result["dropped"] += [asdict(item) for item in made.dropped]
+        result["invalid"] += [asdict(item) for item in made.invalid]
+    output.result(result | {"appended": made.num_added})
+
+
+def _protocol(options: argparse.Namespace) -> Literal["grouped", "paper"]:
+    return "paper" if options.protocol == "paper" else "grouped"
+
+
+def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
+    return [
+        _source(values, options, num_folds)
         for values in (
             {name: getattr(options, name) for name in _OF_SOURCE},
             *(options.more or []),
         )
     ]
-    settings = prepare.Settings(
-        image_size=options.image_size,
-        num_folds=options.num_folds,
-        seed=options.seed,
-        protocol="paper" if options.protocol == "paper" else "grouped",
-        stratify=options.stratify,
-        holdout=options.holdout,
-        splits=options.splits,
-        skip_invalid=options.skip_invalid,
-    )
+
+
+@contextmanager
+def _working(options: argparse.Namespace, output: Output) -> Iterator[dict[str, Any]]:
+    """Yield what does the work, here or on a cluster, and what is told how far it is."""
     with output.progress() as bar:
         if options.on_ray:
             from mtil.distributed import cluster
             from mtil.distributed import prepare as on_ray
 
             with cluster.connected(verbose=options.verbose):
-                manifest = prepare.prepare(
-                    sources, options.to, settings, runner=on_ray.tasks, progress=bar.show
-                )
+                yield {"runner": on_ray.tasks, "progress": bar.show}
         else:
-            manifest = prepare.prepare(
-                sources, options.to, settings, runner=running.processes, progress=bar.show
-            )
-    found = inspect(open_store(options.to))
-    for item in manifest.invalid:
-        output.line(f"skipped {item.sample_id}: {item.why}")
+            yield {"progress": bar.show}
+
+
+def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -> dict[str, Any]:
+    """Print what a data set has become, and return it."""
+    from mtil.data.inspection import inspect
+    from mtil.storage import open_store
+
+    found = inspect(open_store(options.to), manifest.fingerprint)
     folds = dict(manifest.folds)
     if any(manifest.holdout.values()):
         folds["holdout"] = manifest.holdout
@@ -106,25 +174,25 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
         )
     else:
         output.line(f"Folds of single images would leak: {share} have a near-copy.")
-    output.line(f"Data set {manifest.fingerprint[:12]}… in {options.to}")
-    output.result(
-        {
-            "uri": options.to,
-            "fingerprint": manifest.fingerprint,
-            "protocol": manifest.protocol,
-            "read": manifest.read,
-            "kept": manifest.kept,
-            "groups": manifest.num_groups,
-            "dropped": [asdict(dropped) for dropped in manifest.dropped],
-            "invalid": [asdict(invalid) for invalid in manifest.invalid],
-            "folds": manifest.folds,
-            "holdout": manifest.holdout,
-            "image_level_leakage": found.leak.twins,
-        }
-    )
+    version = f", version {manifest.version}," if manifest.version > 1 else ""
+    output.line(f"Data set {manifest.fingerprint[:12]}…{version} in {options.to}")
+    return {
+        "uri": options.to,
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "protocol": manifest.protocol,
+        "read": manifest.read,
+        "kept": manifest.kept,
+        "groups": manifest.num_groups,
+        "dropped": [asdict(dropped) for dropped in manifest.dropped],
+        "invalid": [asdict(invalid) for invalid in manifest.invalid],
+        "folds": manifest.folds,
+        "holdout": manifest.holdout,
+        "image_level_leakage": found.leak.twins,
+    }
 
 
-def _source(values: Mapping[str, Any], options: argparse.Namespace) -> Any:
+def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: int) -> "Source":
     from mtil.data.sources import Source
 
     if values.get("layout") is None:
@@ -136,7 +204,7 @@ def _source(values: Mapping[str, Any], options: argparse.Namespace) -> Any:
         uri=values["source"],
         layout=values["layout"],
         groups=values.get("groups"),
-        official_folds=options.num_folds if official else None,
+        official_folds=num_folds if official else None,
         columns=_pairs(values.get("columns"), "--columns"),
         classes=_pairs(values.get("classes"), "--classes"),
     )

@@ -3,6 +3,7 @@
 import argparse
 
 from mtil.cli.console import Output
+from mtil.data import manifest as manifests
 from mtil.data.inspection import Inspection, inspect, to_dict
 from mtil.storage import open_store
 
@@ -12,7 +13,11 @@ _MOST_LISTED = 20
 def run(options: argparse.Namespace) -> None:
     """Print what a data set holds and what its audit found."""
     output = Output(as_json=options.json)
-    found = inspect(open_store(options.data))
+    store = open_store(options.data)
+    wanted = None
+    if options.data_version is not None:
+        wanted = manifests.load_version(store, options.data_version).fingerprint
+    found = inspect(store, wanted)
     _describe(found, output)
     output.result({"uri": options.data, **to_dict(found)})
 
@@ -20,7 +25,9 @@ def run(options: argparse.Namespace) -> None:
 def _describe(found: Inspection, output: Output) -> None:
     made = found.manifest
     kept = ", ".join(f"{number} {name}" for name, number in made.kept.items())
-    output.line(f"{made.name}, {made.image_size} pixels, {made.fingerprint[:12]}…")
+    output.line(
+        f"{made.name}, version {made.version}, {made.image_size} pixels, {made.fingerprint[:12]}…"
+    )
     output.line(
         f"{made.read} images read, {len(made.invalid)} skipped, {len(made.dropped)} dropped; "
         f"kept {kept} in {made.num_groups} groups."

@@ -1,12 +1,13 @@
 """What a collection hides: images that show the same, writing on images, masks that look wrong.
 
 Written with the data set as `audit/duplicates.parquet` (a row per pair) and `audit/images.parquet`
-(a row per image that was read, kept or not).
+(a row per image that was read, kept or not). A version to which images were appended has a folder
+of its own.
 """
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from mtil.data.groups import Grouping
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped
 from mtil.data.shards import LABELS, pixels
+from mtil.data.staging import Place
+from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
-PAIRS = "audit/duplicates.parquet"
-IMAGES = "audit/images.parquet"
+PAIRS = "duplicates.parquet"
+IMAGES = "images.parquet"
 _FLAGS = (
     "text",
     "calipers",
@@ -35,6 +38,8 @@ _FLAGS = (
     "implausible",
 )
 _SMALL = ("sample_id", "label", "sha256", "mask_sha256", *_FLAGS)
+_Found = tuple[int, int, int, float, str]
+"""Two indices, the bits that differ, the correlation and the kind."""
 
 _PUBLISHED = "left to the published groups"
 _GIVEN = "left to the given folds"
@@ -83,6 +88,30 @@ def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int)
         facts: what was staged of them, chunk by chunk.
         num_images: how many they are.
     """
+    table, pairs, copies = look(records, facts, num_images)
+    grouping = group_rules.group(records, joined(pairs))
+    listed = (
+        (record.sample_id, [] if record.published is None else [("group", record.published)])
+        for record in records
+    )
+    twins = find_twins(listed, pairs)
+    return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
+
+
+def look(
+    records: Sequence[Record], facts: Iterable[pa.Table], num_images: int
+) -> tuple[pa.Table, list[Pair], dict[str, str]]:
+    """Compare images with one another.
+
+    Args:
+        records: the images.
+        facts: what was staged of them, chunk by chunk; of equal images the first is kept.
+        num_images: how many they are.
+
+    Returns:
+        What is small of the facts, in their order; the pairs; and for an image with the pixels
+        and the class of one before it, that one.
+    """
     with tempfile.TemporaryDirectory(prefix="mtil-audit-") as scratch:
         table, found = _find(facts, num_images, Path(scratch))
     by_id = {record.sample_id: record for record in records}
@@ -94,28 +123,37 @@ def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int)
         one, other = ids[i], ids[j]
         decision = _decision(by_id[one], by_id[other], copies)
         pairs.append(Pair(one, other, distance, correlation, kind, decision))
-    grouping = group_rules.group(records, _those(pairs, lambda decision: "left" not in decision))
-    listed = (
-        (record.sample_id, [] if record.published is None else [("group", record.published)])
-        for record in records
-    )
-    twins = {
-        sample_id: members[0]
-        for members in group_rules.join(
-            listed, _those(pairs, lambda decision: decision != _PUBLISHED)
-        )
-        for sample_id in members
+    return table, pairs, copies
+
+
+def joined(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
+    """Return the pairs that belong to one group."""
+    return [(pair.one, pair.other) for pair in pairs if "left" not in pair.decision]
+
+
+def find_twins(
+    listed: Iterable[tuple[str, list[tuple[str, str]]]], pairs: Iterable[Pair]
+) -> dict[str, str]:
+    """Return, by sample id, the first image that shows the same.
+
+    Args:
+        listed: sample ids and what else says that they show the same.
+        pairs: pairs of images.
+    """
+    same = [(pair.one, pair.other) for pair in pairs if pair.decision != _PUBLISHED]
+    return {
+        sample_id: members[0] for members in group_rules.join(listed, same) for sample_id in members
     }
-    return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
 
 
-def write(store: Store, made: Audit, kept: dict[str, int]) -> None:
+def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> None:
     """Write the audit of a data set.
 
     Args:
         store: the data set's.
+        folder: the folder in it.
         made: the audit.
-        kept: fold by sample id of the images that are kept.
+        places: by sample id of the images that are kept.
     """
     labels = dict(
         zip(*(made.facts.column(name).to_pylist() for name in ("sample_id", "label")), strict=True)
@@ -123,7 +161,7 @@ def write(store: Store, made: Audit, kept: dict[str, int]) -> None:
     why = {item.sample_id: item.why for item in made.grouping.dropped}
     _write(
         store,
-        PAIRS,
+        f"{folder}/{PAIRS}",
         pa.table(
             {
                 "sample_id_a": pa.array([pair.one for pair in made.pairs], pa.string()),
@@ -138,25 +176,42 @@ def write(store: Store, made: Audit, kept: dict[str, int]) -> None:
         ),
     )
     ids: list[str] = made.facts.column("sample_id").to_pylist()
+    where = [places.get(name) for name in ids]
     columns = {
         "sample_id": made.facts.column("sample_id"),
         "label": made.facts.column("label"),
-        "fold": pa.array([kept.get(name) for name in ids], pa.int8()),
+        "fold": pa.array([None if at is None else at.fold for at in where], pa.int8()),
+        "part": pa.array([None if at is None else at.part for at in where], pa.int8()),
         "dropped": pa.array([why.get(name) for name in ids], pa.string()),
         "group": pa.array([made.grouping.family[name] for name in ids], pa.string()),
         "twins": pa.array([made.twins[name] for name in ids], pa.string()),
     }
     columns |= {name: made.facts.column(name) for name in _FLAGS}
-    _write(store, IMAGES, pa.table(columns))
+    _write(store, f"{folder}/{IMAGES}", pa.table(columns))
+
+
+def read(store: Store, folder: str, name: str) -> pa.Table:
+    """Read `PAIRS` or `IMAGES` of an audit.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    try:
+        return pq.read_table(io.BytesIO(store.read(f"{folder}/{name}")))
+    except NotFoundError:
+        raise DataError(
+            f"{store.uri} has lost {folder}/{name}; delete it and prepare it again."
+        ) from None
+    except pa.ArrowException:
+        raise DataError(
+            f"{store.uri}/{folder}/{name} is damaged; delete the data set and prepare it again."
+        ) from None
 
 
 def _write(store: Store, name: str, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     store.write(name, sink.getvalue())
-
-
-_Found = tuple[int, int, int, float, str]
 
 
 def _find(
@@ -198,10 +253,6 @@ def _copies(
         if kept != sample_id and _decided(record, by_id[kept]) is None:
             copies[sample_id] = kept
     return copies
-
-
-def _those(pairs: Sequence[Pair], wanted: Callable[[str], bool]) -> list[tuple[str, str]]:
-    return [(pair.one, pair.other) for pair in pairs if wanted(pair.decision)]
 
 
 def _decided(one: Record, other: Record) -> str | None:

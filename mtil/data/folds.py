@@ -20,7 +20,9 @@ TUMOURS = (LABELS.index("benign"), LABELS.index("malignant"))
 MAX_FOLDS = 100
 HOLDOUT = -1
 """The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
+NOT_IN_PAPER = "the paper protocol is about tumour images"
 _FOLDS, _PARTS, _HOLDOUT = 0, 1, 2
+_BY_SIZE = "class and size"
 _TERCILES = 3
 
 
@@ -101,6 +103,95 @@ def assign(
     }
     place |= {record.sample_id: (HOLDOUT, 0) for record in held}
     return Assignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
+
+
+def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment) -> None:
+    """Refuse folds and parts that somebody wrote if no training can use them.
+
+    Args:
+        records: the images that are kept.
+        group: group by sample id; each lies in one fold and one part.
+        given: where the images are.
+
+    Raises:
+        DataError: if a fold lacks a tumour class, or leaves none to train or to validate on.
+    """
+    records = [record for record in records if given.place[record.sample_id][0] != HOLDOUT]
+    groups = _groups(records, group, None)
+    fold = {group[record.sample_id]: given.place[record.sample_id][0] for record in records}
+    part = {group[record.sample_id]: given.place[record.sample_id][1] for record in records}
+    _check_folds(groups, fold, given.num_folds)
+    if not _serves(groups, fold, part, given.num_folds, given.num_parts):
+        raise DataError(
+            "Every fold must leave both tumour classes for training and for inner validation, but "
+            f"the {given.num_parts} given parts do not; spread both classes over the parts."
+        )
+
+
+def rule_name(*, grouped: bool, by_size: bool) -> str:
+    """Return what folds are called that are made here."""
+    kind = "grouped" if grouped else "image-level"
+    return f"{kind} stratified by {_BY_SIZE}" if by_size else f"{kind} stratified"
+
+
+def is_by_size(rule: str) -> bool:
+    """Say whether a rule spreads lesion sizes over the folds."""
+    return rule.endswith(_BY_SIZE)
+
+
+def extend(
+    before: Sequence[Record],
+    added: Sequence[Record],
+    group: Mapping[str, str],
+    area: Mapping[str, float] | None = None,
+    *,
+    placed: Mapping[str, tuple[int, int]],
+    num_folds: int,
+    num_parts: int,
+    seed: int,
+) -> dict[str, tuple[int, int]]:
+    """Give images that are added a fold and an inner part; those from before keep theirs.
+
+    An image whose group has a place joins it; the others are dealt on top of what is there.
+
+    Args:
+        before: the images that are there.
+        added: those that are added.
+        group: group by sample id, of both.
+        area: the lesion's share of the image by sample id, to spread lesion sizes evenly as well.
+        placed: fold and part by group of the images that are there.
+        num_folds: how many folds there are.
+        num_parts: how many inner parts a fold has.
+        seed: the deal's seed.
+
+    Raises:
+        DataError: if a fold that an added image is given is not there, or not its group's.
+    """
+    fold = {name: place[0] for name, place in placed.items()}
+    part = {name: place[1] for name, place in placed.items()}
+    for record in added:
+        if record.fold is None:
+            continue
+        if record.fold >= num_folds:
+            raise DataError(
+                f"A given fold must be one of the data set's, 0 to {num_folds - 1}, but "
+                f"{record.sample_id!r} is given {str(record.fold)[:12]}; correct the table's folds."
+            )
+        own = fold.setdefault(group[record.sample_id], record.fold)
+        if own != record.fold:
+            where = "the holdout" if own == HOLDOUT else f"fold {own}"
+            raise DataError(
+                f"A group must lie in one fold, but the group of {record.sample_id!r} lies in "
+                f"{where} and it is given fold {record.fold}; correct the table's folds."
+            )
+    records = [r for r in (*before, *added) if fold.get(group[r.sample_id]) != HOLDOUT]
+    groups = _groups(records, group, area)
+    fold |= _deal_folds(groups, num_folds, seed, fold)
+    part |= _deal_parts(groups, fold, num_folds, num_parts, seed, part)
+    return {
+        record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
+        for record in added
+    }
 
 
 def hold_out(
@@ -193,7 +284,9 @@ def _check_folds(groups: Sequence[_Group], fold: Mapping[str, int], num_folds: i
                 )
 
 
-def _deal_folds(groups: Sequence[_Group], num_folds: int, seed: int) -> dict[str, int]:
+def _deal_folds(
+    groups: Sequence[_Group], num_folds: int, seed: int, placed: Mapping[str, int] | None = None
+) -> dict[str, int]:
     by_kind: Counter[tuple[int, int, int]] = Counter()
     by_class: Counter[tuple[int, int]] = Counter()
     total: Counter[int] = Counter()
@@ -210,11 +303,16 @@ def _deal_folds(groups: Sequence[_Group], num_folds: int, seed: int) -> dict[str
         by_class[where, group.label] += group.size
         total[where] += group.size
 
-    return _deal(groups, num_folds, np.random.default_rng((seed, _FOLDS)), load, put)
+    return _deal(groups, num_folds, np.random.default_rng((seed, _FOLDS)), load, put, placed or {})
 
 
 def _deal_parts(
-    groups: Sequence[_Group], fold: Mapping[str, int], num_folds: int, num_parts: int, seed: int
+    groups: Sequence[_Group],
+    fold: Mapping[str, int],
+    num_folds: int,
+    num_parts: int,
+    seed: int,
+    placed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Deal each fold's groups to its parts; ties go to the part that is behind over all folds."""
     here: Counter[tuple[int, int, int]] = Counter()
@@ -239,7 +337,7 @@ def _deal_parts(
             total[number, where] += group.size
 
         rng = np.random.default_rng((seed, _PARTS, number))
-        part |= _deal(inside[number], num_parts, rng, load, put)
+        part |= _deal(inside[number], num_parts, rng, load, put, placed or {})
     return part
 
 
@@ -249,8 +347,14 @@ def _deal(
     rng: np.random.Generator,
     load: Callable[[_Group, int], tuple[int, ...]],
     put: Callable[[_Group, int], None],
+    placed: Mapping[str, int],
 ) -> dict[str, int]:
-    shuffled = [groups[index] for index in rng.permutation(len(groups))]
+    """Deal groups to where the load is least, on top of those that are placed already."""
+    for group in groups:
+        if group.name in placed:
+            put(group, placed[group.name])
+    waiting = [group for group in groups if group.name not in placed]
+    shuffled = [waiting[index] for index in rng.permutation(len(waiting))]
     place: dict[str, int] = {}
     for group in sorted(shuffled, key=lambda group: (group.label, -group.size, group.tercile)):
         where = min(range(num_places), key=lambda where: load(group, where))

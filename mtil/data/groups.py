@@ -1,7 +1,7 @@
 """Images that belong together: a patient's, or those that a published file calls duplicates."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtil.data.layouts.record import Record
@@ -23,8 +23,13 @@ class Grouping:
     """Group by sample id, also of those that are dropped."""
 
 
-def read_file(uri: str, records: Sequence[Record]) -> dict[str, str]:
+def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()) -> dict[str, str]:
     """Read a published group file: a CSV with `image_id` and `group`, one line an image.
+
+    Args:
+        uri: the file.
+        records: the collection's images.
+        optional: sample ids that it may lack.
 
     Returns:
         Group by sample id, for the images of the collection; other lines are ignored.
@@ -43,13 +48,19 @@ def read_file(uri: str, records: Sequence[Record]) -> dict[str, str]:
                 f"An image must have one group, but {name} gives {sample_id!r} the groups "
                 f"{found[sample_id]!r} and {group!r}."
             )
-    missing = [record.sample_id for record in records if record.sample_id not in found]
+    missing = [
+        record.sample_id
+        for record in records
+        if record.sample_id not in found and record.sample_id not in optional
+    ]
     if missing:
         raise DataError(
             f"{name} must give every image a group, but lacks {len(missing)} of {len(records)}, "
             f"such as {missing[0]!r}; its image_id must be the sample id."
         )
-    return {record.sample_id: found[record.sample_id] for record in records}
+    return {
+        record.sample_id: found[record.sample_id] for record in records if record.sample_id in found
+    }
 
 
 def read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
@@ -72,7 +83,7 @@ def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> G
         records: the collection's images.
         pairs: sample ids of images that show the same.
     """
-    members = join(((record.sample_id, _keys(record)) for record in records), pairs)
+    members = join(((record.sample_id, keys(record)) for record in records), pairs)
     labels = {record.sample_id: record.label for record in records}
     kept: dict[str, str] = {}
     family: dict[str, str] = {}
@@ -83,21 +94,27 @@ def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> G
         if len(classes) == 1:
             kept.update(dict.fromkeys(sample_ids, sample_ids[0]))
             continue
-        why = (
-            f"its group of {len(sample_ids)} images holds two classes, "
-            f"{' and '.join(LABELS[label] for label in classes)}: {', '.join(sample_ids[:8])}"
-        )
+        why = two_classes(sample_ids, classes)
         dropped += [Dropped(sample_id=sample_id, why=why) for sample_id in sample_ids]
     return Grouping(kept, tuple(sorted(dropped, key=lambda item: item.sample_id)), family)
 
 
-def _keys(record: Record) -> list[tuple[str, str]]:
-    keys = []
+def two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
+    """Say why the images of a group are dropped."""
+    return (
+        f"its group of {len(sample_ids)} images holds two classes, "
+        f"{' and '.join(LABELS[label] for label in classes)}: {', '.join(sample_ids[:8])}"
+    )
+
+
+def keys(record: Record) -> list[tuple[str, str]]:
+    """Return what an image shares with those that it belongs with."""
+    found = []
     if record.patient is not None:
-        keys.append(("patient", record.patient))
+        found.append(("patient", record.patient))
     if record.published is not None:
-        keys.append(("group", record.published))
-    return keys
+        found.append(("group", record.published))
+    return found
 
 
 def join(

@@ -1,6 +1,5 @@
 """What a data set holds and what its audit found, from the files that were written with it."""
 
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtil.data import audit, manifest
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
 from mtil.data.shards import LABELS
-from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
 _DRAWS = 200
@@ -60,14 +57,18 @@ class Inspection:
     leak: Leak
 
 
-def inspect(store: Store) -> Inspection:
+def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
     """Read what a data set's audit says.
 
+    Args:
+        store: the data set's.
+        fingerprint: which version's; the newest if none is given.
+
     Raises:
-        DataError: if there is no data set, or its audit is missing.
+        DataError: if there is no such data set, or its audit is missing.
     """
-    made = manifest.load(store)
-    pairs, images = _table(store, audit.PAIRS), _table(store, audit.IMAGES)
+    made = manifest.load(store, fingerprint)
+    pairs, images = (audit.read(store, made.audit, name) for name in (audit.PAIRS, audit.IMAGES))
     labels = images.column("label").to_numpy()
     _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),
                              return_counts=True)  # fmt: skip
@@ -144,6 +145,7 @@ def to_dict(found: Inspection) -> dict[str, Any]:
     made = found.manifest
     return {
         "name": made.name,
+        "version": made.version,
         "fingerprint": made.fingerprint,
         "protocol": made.protocol,
         "fold_rule": made.fold_rule,
@@ -173,10 +175,3 @@ def _ids(pairs: pa.Table) -> tuple[tuple[str, str], ...]:
 def _codes(images: pa.Table, column: str) -> npt.NDArray[np.int64]:
     encoded = images.column(column).combine_chunks().dictionary_encode()
     return np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
-
-
-def _table(store: Store, name: str) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(store.read(name)))
-    except NotFoundError:
-        raise DataError(f"{store.uri} has lost {name}; delete it and prepare it again.") from None

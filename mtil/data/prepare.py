@@ -5,35 +5,31 @@ target when something outside fails, so that the same command goes on where it w
 when the command cannot succeed.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from mtil.data import audit as audits
 from mtil.data import folds as fold_rules
 from mtil.data import manifest as manifests
-from mtil.data import running, splits, staging
+from mtil.data import running, splits, staging, tally
 from mtil.data.audit import Audit
-from mtil.data.folds import HOLDOUT, Assignment
+from mtil.data.chunks import Chunks, Progress, silent, stores_of
+from mtil.data.folds import Assignment
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import FILE_NAME, Dropped, Manifest, SourceInfo
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
-from mtil.data.shards import LABELS
 from mtil.data.sources import Source, gather
-from mtil.data.staging import FinishJob, Place, StageJob
+from mtil.data.staging import Place
 from mtil.errors import DataError, StorageError, UserError
 from mtil.storage import Store, open_store
 
 MAX_SHARD_BYTES = 64 * 2**20
 SIZE_STEP = 32
 MAX_IMAGE_SIZE = 2048
-MAX_REASONS = 100
-"""Wrong images that are named before the rest is not looked at."""
 PROTOCOLS = ("grouped", "paper")
 SETTINGS = (
     "image_size", "protocol", "fold_rule", "num_folds", "num_parts", "seed", "num_groups", "kept",
@@ -41,8 +37,6 @@ SETTINGS = (
 """What must agree, beside the fingerprint, for a target to hold the same data."""
 
 _MEANWHILE = "Another data set was written to {} meanwhile; choose another target."
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +81,11 @@ class Settings:
             raise DataError(
                 f"A protocol must be one of {', '.join(PROTOCOLS)}, but got {self.protocol!r}."
             )
+        share = None if self.holdout is None else _share(self.holdout)
+        if self.holdout == "" or (share is not None and not 0 < share < 1):
+            raise DataError(
+                f"A holdout must be a share between 0 and 1, or a file, but got {self.holdout!r}."
+            )
         if self.splits is not None and self.holdout is not None:
             raise DataError("A splits file already says what is held out; leave --holdout away.")
 
@@ -115,19 +114,29 @@ def prepare(
     """
     settings = settings or Settings()
     target = open_store(to)
-    collections = gather(sources)
+    collections = gather(sources, skip_invalid=settings.skip_invalid)
     records = sorted(
         (record for collection in collections for record in collection.records),
         key=lambda record: record.sample_id,
     )
-    job = _Preparation(settings, collections, records, runner, progress or _silent)
-    folder = f"{staging.FOLDER}/{job.key()}"
+    chunks = Chunks(
+        records=records,
+        stores=stores_of(collections),
+        image_size=settings.image_size,
+        rows_per_chunk=staging.rows_per_chunk(settings.image_size, settings.max_shard_bytes),
+        runner=runner,
+        progress=progress or silent,
+    )
+    job = _Preparation(settings, collections, chunks)
+    folder = f"{staging.FOLDER}/{chunks.key()}"
     existing = _existing(target, folder)
     with ExitStack() as stack:
         if existing is not None:  # look again, write nothing
             scratch = stack.enter_context(TemporaryDirectory(prefix="mtil-prepare-"))
-            here = replace(job, runner=running.processes)  # other machines do not see the scratch
+            # other machines do not see the scratch
+            here = replace(job, chunks=replace(chunks, runner=running.processes))
             made = here.decide(open_store(scratch), folder, keep_rows=False)
+            existing = manifests.find(target, made.manifest.fingerprint) or existing
             _refuse_other(target, existing, made.manifest)
             target.clear(folder)
             return _whole(target, existing)
@@ -154,45 +163,22 @@ class _Decided:
 class _Preparation:
     settings: Settings
     collections: Sequence[Collection]
-    records: Sequence[Record]
-    runner: Runner
-    progress: Progress
+    chunks: Chunks
 
-    def key(self) -> str:
-        """Return what tells this preparation's staged chunks from another's."""
-        values = [
-            staging.FORMAT,
-            self.settings.image_size,
-            self._rows_per_chunk(),
-            [collection.store.uri for collection in self.collections],
-        ]
-        found = hashlib.sha256(json.dumps(values).encode())
-        for record in self.records:
-            found.update(json.dumps(asdict(record)).encode())
-        return found.hexdigest()[:16]
+    @property
+    def records(self) -> Sequence[Record]:
+        """The images of all collections."""
+        return self.chunks.records
 
     def decide(self, store: Store, folder: str, *, keep_rows: bool) -> _Decided:
         """Stage every chunk, then audit, group and fold."""
-        chunks = self._chunks()
-        stores = {c.records[0].source: c.store.uri for c in self.collections}
-        jobs = [
-            StageJob(
-                number=number,
-                records=tuple(chunk),
-                stores=stores,
-                target=store.uri,
-                folder=folder,
-                image_size=self.settings.image_size,
-                keep_rows=keep_rows,
-            )
-            for number, chunk in enumerate(chunks)
-        ]
-        self._run("reading", staging.stage, jobs, [len(chunk) for chunk in chunks])
-        refused = self._refused(store, folder, len(chunks))
+        self.chunks.stage(store, folder, keep_rows=keep_rows)
+        refused = self.chunks.refused(store, folder, skip=self.settings.skip_invalid)
+        if len(refused) == len(self.records):
+            raise DataError(f"No image can be used; the first says: {refused[0].why}")
         invalid = {item.sample_id for item in refused}
         usable = [record for record in self.records if record.sample_id not in invalid]
-        facts = (staging.read_facts(store, folder, number) for number in range(len(chunks)))
-        audit = audits.audit(usable, facts, len(usable))
+        audit = audits.audit(usable, self.chunks.facts(store, folder), len(usable))
         kept, dropped = self._kept(usable, audit)
         assignment = self._assignment(kept, audit)
         places = {
@@ -200,88 +186,31 @@ class _Preparation:
             for sample_id, (fold, part) in assignment.place.items()
         }
         manifest = self._manifest(kept, dropped, refused, assignment, places)
-        digests = [
-            staging.digest(row, places[row["sample_id"]], self.settings.image_size)
-            for batch in audit.facts.to_batches()
-            for row in batch.to_pylist()
-            if row["sample_id"] in places
-        ]
-        manifest = replace(manifest, fingerprint=staging.fingerprint(digests))
-        return _Decided(manifest, audit, assignment, places)
+        made = tally.fingerprint(audit.facts, places, self.settings.image_size)
+        return _Decided(replace(manifest, fingerprint=made), audit, assignment, places)
 
     def commit(self, target: Store, folder: str, made: _Decided) -> Manifest:
         """Write the shards, the audit, the splits and, last, the manifest."""
         if target.exists(FILE_NAME):
             raise DataError(_MEANWHILE.format(target.uri))
         target.clear("shards")  # of an attempt that was interrupted
-        jobs: list[FinishJob] = []
-        for number, chunk in enumerate(self._chunks()):
-            ids = [record.sample_id for record in chunk]
-            places = {name: made.places[name] for name in ids if name in made.places}
-            if places:
-                jobs.append(
-                    FinishJob(
-                        number=number,
-                        shard=len(jobs),
-                        places=places,
-                        target=target.uri,
-                        folder=folder,
-                        image_size=self.settings.image_size,
-                    )
-                )
-        shards = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
-        fold = {sample_id: place.fold for sample_id, place in made.places.items()}
-        audits.write(target, made.audit, fold)
+        audit = made.manifest.audit
+        target.clear(audit)
+        done = self.chunks.finish(target, folder, made.places, audit=audit)
+        audits.write(target, audit, made.audit, made.places)
         target.write(splits.FILE_NAME, splits.to_json(made.assignment, made.audit.grouping.family))
-        manifest = replace(made.manifest, shards=tuple(shards))
+        manifest = replace(made.manifest, shards=done.shards, facts=done.facts)
         data = manifests.to_json(manifest)
         if not target.create(FILE_NAME, data) and target.read(FILE_NAME) != data:
             raise DataError(_MEANWHILE.format(target.uri))
         target.clear(folder)
         return manifest
 
-    def _rows_per_chunk(self) -> int:
-        return staging.rows_per_chunk(self.settings.image_size, self.settings.max_shard_bytes)
-
-    def _chunks(self) -> list[Sequence[Record]]:
-        step = self._rows_per_chunk()
-        return [self.records[at : at + step] for at in range(0, len(self.records), step)]
-
-    def _run(self, what: str, function: Any, jobs: Sequence[Any], sizes: Sequence[int]) -> Any:
-        done, of = 0, sum(sizes)
-
-        def listen(images: int) -> None:
-            nonlocal done
-            done += images
-            self.progress(what, done, of)
-
-        return self.runner(function, jobs, sizes, listen)
-
-    def _refused(self, store: Store, folder: str, num_chunks: int) -> list[Refused]:
-        """Return the images that cannot be used, or raise if they may not be skipped."""
-        found = [
-            item
-            for number in range(num_chunks)
-            for item in staging.read_refused(store, folder, number)
-        ]
-        if not found or self.settings.skip_invalid:
-            if len(found) == len(self.records):
-                raise DataError(f"No image can be used; the first says: {found[0].why}")
-            return found
-        if len(found) == 1:
-            raise DataError(found[0].why)
-        shown = "\n".join(f"- {item.why}" for item in found[:MAX_REASONS])
-        raise DataError(
-            f"{len(found)} of {len(self.records)} images cannot be used; correct them or add "
-            f"--skip-invalid:\n{shown}"
-            + (f"\n- and {len(found) - MAX_REASONS} more" if len(found) > MAX_REASONS else "")
-        )
-
     def _kept(self, usable: Sequence[Record], audit: Audit) -> tuple[list[Record], list[Dropped]]:
         if self.settings.protocol == "grouped":
             kept = [record for record in usable if record.sample_id in audit.grouping.group]
             return kept, list(audit.grouping.dropped)
-        why = "the paper protocol is about tumour images"
+        why = fold_rules.NOT_IN_PAPER
         kept = [record for record in usable if record.label in fold_rules.TUMOURS]
         left = [record for record in usable if record.label not in fold_rules.TUMOURS]
         return kept, [Dropped(sample_id=record.sample_id, why=why) for record in left]
@@ -291,7 +220,9 @@ class _Preparation:
         grouped = settings.protocol == "grouped"
         group = audit.grouping.family if grouped else {r.sample_id: r.sample_id for r in kept}
         if settings.splits is not None:
-            return splits.read_file(settings.splits, kept, group, whole_groups=grouped)
+            given = splits.read_file(settings.splits, kept, group, whole_groups=grouped)
+            fold_rules.check(kept, group, given)
+            return given
         by_size = settings.stratify == "class-and-size"
         area = audit.area() if by_size else None
         holdout: set[str] = set()
@@ -309,8 +240,7 @@ class _Preparation:
             num_folds=settings.num_folds,
             seed=settings.seed,
             holdout=holdout,
-            rule=("grouped" if grouped else "image-level")
-            + (" stratified by class and size" if by_size else " stratified"),
+            rule=fold_rules.rule_name(grouped=grouped, by_size=by_size),
         )
 
     def _manifest(
@@ -322,16 +252,8 @@ class _Preparation:
         places: Mapping[str, Place],
     ) -> Manifest:
         settings = self.settings
-        names = [str(fold) for fold in range(assignment.num_folds)]
-        folds = {name: dict.fromkeys(LABELS, 0) for name in names}
-        held = dict.fromkeys(LABELS, 0)
-        fold_of: dict[str, int] = {}
-        for record in kept:
-            place = places[record.sample_id]
-            counts = held if place.fold == HOLDOUT else folds[str(place.fold)]
-            counts[LABELS[record.label]] += 1
-            before = fold_of.setdefault(place.group, place.fold)
-            assert before == place.fold or settings.protocol == "paper", "a group in two folds"
+        grouped = settings.protocol == "grouped"
+        counts = tally.count(kept, places, assignment.num_folds, whole_groups=grouped)
         return Manifest(
             name=settings.name or " + ".join(c.name for c in self.collections),
             sources=tuple(
@@ -350,20 +272,13 @@ class _Preparation:
             num_folds=assignment.num_folds,
             num_parts=assignment.num_parts,
             seed=settings.seed,
-            num_groups=len(fold_of),
             read=len(self.records),
-            kept={name: held[name] + sum(fold[name] for fold in folds.values()) for name in LABELS},
-            folds=folds,
-            holdout=held,
+            **vars(counts),
             dropped=tuple(dropped),
             invalid=tuple(Dropped(sample_id=item.sample_id, why=item.why) for item in refused),
             shards=(),
             fingerprint="",
         )
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    """Take progress that nobody wants to see."""
 
 
 def _share(text: str) -> float | None:

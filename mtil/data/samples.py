@@ -82,6 +82,8 @@ def read_all(
 
 
 def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | Refused:
+    if record.refused is not None:
+        return Refused(record.sample_id, record.refused)
     try:
         return read_sample(store, record, image_size)
     except DataError as error:
@@ -110,7 +112,7 @@ def read_sample(store: Store, record: Record, image_size: int) -> Sample:
         mask_sha256=hashlib.sha256(size + pack_mask(mask)).digest(),
         pixel_size=_pixel_size(record, data),
         description=describe(gray),
-        marks=flag_image(gray, None),
+        marks=flag_image(gray),
         mask_flags=flag_mask(mask),
     )
 
@@ -123,7 +125,7 @@ def _joined_mask(store: Store, record: Record, shape: tuple[int, int]) -> Mask:
             if not record.masks_may_differ:
                 raise DataError(
                     f"A mask must have its image's size, but {name} has {_size(mask.shape)} and "
-                    f"{record.image} has {_size(shape)} (width x height)."
+                    f"{record.image} has {_size(shape)} (width x height); correct the mask."
                 )
             fitted = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
             mask = np.asarray(fitted, np.bool_)
@@ -154,7 +156,8 @@ def _bytes(store: Store, name: str, record: Record) -> bytes:
     except NotFoundError:
         kind = "image" if name == record.image else "mask"
         raise DataError(
-            f"The {kind} {name} of {record.sample_id!r} does not exist in {store.uri}."
+            f"The {kind} {name} of {record.sample_id!r} does not exist in {store.uri}; add it or "
+            "leave the image out."
         ) from None
 
 

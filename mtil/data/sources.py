@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtil.data import groups
 from mtil.data.layouts import scan
 from mtil.data.layouts.record import Collection, Record
+from mtil.data.manifest import SourceInfo
 from mtil.errors import DataError
 
 
@@ -29,56 +30,132 @@ class Source:
     """A class by the table's word for it."""
 
 
-def gather(sources: Sequence[Source]) -> list[Collection]:
+def gather(sources: Sequence[Source], *, skip_invalid: bool = False) -> list[Collection]:
     """Scan collections; where there are several, put a collection's name before its ids.
 
+    Args:
+        sources: the collections.
+        skip_invalid: whether images that cannot be used are kept as refused records.
+
     Raises:
-        DataError: if a collection is not laid out as it should be, or only some of several give
-            folds.
+        DataError: if a collection is not laid out as it should be, images cannot be used, or only
+            some of several collections give folds.
     """
-    found = [_scan(source) for source in sources]
+    found = [_scan(source, skip_invalid) for source in sources]
     if len(found) > 1:
         names = _names(found)
         found = [_prefixed(*pair) for pair in zip(found, names, strict=True)]
-    given = [collection for collection in found if collection.records[0].fold is not None]
+    _check_given(found)
+    return found
+
+
+def _check_given(found: Sequence[Collection]) -> None:
+    given = [
+        collection
+        for collection in found
+        if any(record.fold is not None for record in collection.records)
+    ]
     if given and len(given) < len(found):
         missing = next(collection for collection in found if collection not in given)
         raise DataError(
             f"All sources must give folds or none, but {given[0].name} does and {missing.name} "
             "does not; prepare them apart or without official folds."
         )
-    return found
 
 
-def _scan(source: Source) -> Collection:
+def gather_more(
+    sources: Sequence[Source],
+    held: Sequence[SourceInfo],
+    known: Container[str],
+    *,
+    skip_invalid: bool = False,
+) -> list[Collection]:
+    """Scan collections whose images are added to those of a data set.
+
+    A collection of the same name as one that the data set was made from is taken for more of it.
+
+    Args:
+        sources: the collections.
+        held: what the data set was made from.
+        known: sample ids of images that it was made from, which group files may leave out.
+        skip_invalid: whether images that cannot be used are kept as refused records.
+
+    Raises:
+        DataError: if a collection is not laid out as it should be, images cannot be used, names
+            do not tell collections apart, or only some of several collections give folds.
+    """
+    found = [_scan(replace(source, groups=None), skip_invalid) for source in sources]
+    prefixes = _prefixes(found, held)
+    whole = []
+    for source, collection, prefix in zip(sources, found, prefixes, strict=True):
+        if source.groups is not None:
+            start = f"{prefix}/" if prefix else ""
+            ids = (record.sample_id for record in collection.records)
+            seen = {name for name in ids if start + name in known}
+            collection = _with_groups(collection, source.groups, seen)
+        whole.append(_prefixed(collection, prefix) if prefix else collection)
+    _check_given(whole)
+    return whole
+
+
+def _prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> list[str]:
+    """Return each collection's prefix: its own if the data set has it, else one not used yet."""
+    used = {source.prefix for source in held}
+    prefixes = []
+    for collection in collections:
+        if sum(other.name == collection.name for other in collections) > 1:
+            raise DataError(
+                "Collections that are appended together must have names of their own, but several "
+                f"are called {collection.name}; append one after the other."
+            )
+        own = [source.prefix for source in held if source.name == collection.name]
+        if len(own) > 1:
+            raise DataError(
+                f"The data set has {len(own)} sources called {collection.name}, so that nobody can "
+                "tell whose images these are; prepare all images again."
+            )
+        slug = _slug(collection)
+        free = (slug, *(f"{slug}-{number}" for number in range(2, len(used) + 3)))
+        prefix = own[0] if own else next(name for name in free if name not in used)
+        used.add(prefix)
+        prefixes.append(prefix)
+    return prefixes
+
+
+def _scan(source: Source, skip_invalid: bool) -> Collection:
     collection = scan(
         source.uri,
         source.layout,
         official_folds=source.official_folds,
         columns=source.columns or None,
         classes=source.classes or None,
+        skip_invalid=skip_invalid,
     )
-    if source.groups is None:
-        return collection
-    published = groups.read_file(source.groups, collection.records)
+    return collection if source.groups is None else _with_groups(collection, source.groups)
+
+
+def _with_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:
+    usable = [record for record in collection.records if record.refused is None]
+    published = groups.read_file(uri, usable, optional)
     records = [
-        replace(record, published=published[record.sample_id]) for record in collection.records
+        replace(record, published=published.get(record.sample_id)) for record in collection.records
     ]
     return replace(collection, records=records)
 
 
 def _names(collections: Sequence[Collection]) -> list[str]:
     """Return a short name for each, numbered where two are alike."""
-    slugs = [
-        re.sub(r"[^a-z0-9]+", "-", collection.name.lower()).strip("-") or "source"
-        for collection in collections
-    ]
+    slugs = [_slug(collection) for collection in collections]
     uses, seen = Counter(slugs), Counter[str]()
     names = []
     for slug in slugs:
         seen[slug] += 1
         names.append(f"{slug}-{seen[slug]}" if uses[slug] > 1 else slug)
     return names
+
+
+def _slug(collection: Collection) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", collection.name.lower()).strip("-") or "source"
 
 
 def _prefixed(collection: Collection, name: str) -> Collection:

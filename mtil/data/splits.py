@@ -52,25 +52,31 @@ def read_file(
         raise DataError(f"{uri} is not JSON; write it as `mtil prepare` does.") from None
     images = values.get("images") if isinstance(values, dict) else None
     if not isinstance(images, dict):
-        raise DataError(f"{uri} must have `images`, a fold and a part by sample id.")
+        raise DataError(
+            f"{uri} must have `images`, a fold and a part by sample id; write it as `mtil prepare` "
+            "does."
+        )
     num_folds = _number(values.get("num_folds"), 2, MAX_FOLDS, f"`num_folds` of {uri}")
     num_parts = _number(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
     place: dict[str, tuple[int, int]] = {}
-    seen: dict[str, tuple[int, str]] = {}
+    seen: dict[str, str] = {}
     for record in records:
         entry = images.get(record.sample_id)
         if not isinstance(entry, dict):
-            raise DataError(f"{uri} must place every image, but lacks {record.sample_id!r}.")
+            raise DataError(
+                f"{uri} must place every image, but lacks {record.sample_id!r}; add it."
+            )
         where = f"{record.sample_id!r} in {uri}"
         fold = _number(entry.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
         part = _number(entry.get("part"), 0, num_parts - 1, f"The part of {where}")
         place[record.sample_id] = (fold, part)
-        before, other = seen.setdefault(group[record.sample_id], (fold, record.sample_id))
-        if whole_groups and before != fold:
-            raise DataError(
-                f"A group must lie in one fold, but {uri} has {other!r} in fold {before} and "
-                f"{record.sample_id!r} in fold {fold}."
-            )
+        other = seen.setdefault(group[record.sample_id], record.sample_id)
+        for what, one, two in zip(("fold", "part"), place[other], (fold, part), strict=True):
+            if whole_groups and one != two:
+                raise DataError(
+                    f"A group must lie in one {what}, but {uri} has {other!r} in {what} {one} and "
+                    f"{record.sample_id!r} in {what} {two}; give them the same."
+                )
     return Assignment("splits file", num_folds, num_parts, place)
 
 
@@ -83,7 +89,10 @@ def read_holdout(uri: str, records: Sequence[Record], group: Mapping[str, str]) 
     names = {row["image_id"] for _, row in read_table(uri, ("image_id",))}
     chosen = {group[record.sample_id] for record in records if record.sample_id in names}
     if not chosen:
-        raise DataError(f"A holdout file must name images that are kept, but {uri} names none.")
+        raise DataError(
+            f"A holdout file must name images that are kept, but {uri} names none; its image_id "
+            "must be the sample id."
+        )
     return chosen
 
 

@@ -8,9 +8,10 @@ where it was; chunks are independent, so that processes or machines can share th
 
 import hashlib
 import io
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -25,9 +26,9 @@ from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store, open_store
 
 FOLDER = "staging"
-FORMAT = 1
+FORMAT = 2
 """Of staged chunks; another version's are not taken up."""
-_REFUSED = b"refused"
+_REFUSED, _FORMAT = b"refused", b"format"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ class FinishJob:
 
     number: int
     """Of the chunk."""
-    shard: int
-    """Of the shard."""
+    shard: str | None
+    """The shard's name; None if no image of the chunk is kept."""
+    facts: str
+    """Where the chunk's facts are kept."""
     places: Mapping[str, Place]
     """By sample id; other rows are left out."""
     target: str
@@ -73,24 +76,28 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
     """Decode a chunk and stage it, unless that is done already; return how many images it has."""
     store = open_store(job.target)
     if not store.exists(_facts_name(job.folder, job.number)):
-        samples: list[Sample] = []
+        rows = shards.Encoder(_row_schema(job.image_size))
+        facts: list[pa.Table] = []
         refused: list[Refused] = []
         stores = {source: open_store(uri) for source, uri in job.stores.items()}
-        for found in read_all(stores, job.records, job.image_size):
-            if isinstance(found, Sample):
-                samples.append(found)
-            else:
-                refused.append(found)
-            if listen is not None:
-                listen(1)
+        read = _heard(read_all(stores, job.records, job.image_size), listen)
+        while found := list(itertools.islice(read, shards.ROW_GROUP_ROWS)):
+            samples = [item for item in found if isinstance(item, Sample)]
+            refused += [item for item in found if isinstance(item, Refused)]
+            if samples:
+                facts.append(_facts(samples))
+                if job.keep_rows:
+                    rows.add(_rows(samples, job.image_size))
         if job.keep_rows:
-            data = shards.encode(_rows(samples, job.image_size))
-            store.write(_rows_name(job.folder, job.number), data)
-        facts = _facts(samples).replace_schema_metadata(
-            {_REFUSED: json.dumps([asdict(item) for item in refused]).encode()}
+            store.write(_rows_name(job.folder, job.number), rows.close())
+        table = pa.concat_tables(facts or [_facts([])]).replace_schema_metadata(
+            {
+                _REFUSED: json.dumps([asdict(item) for item in refused]).encode(),
+                _FORMAT: str(FORMAT).encode(),
+            }
         )
         sink = io.BytesIO()
-        pq.write_table(facts, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd")
         store.write(_facts_name(job.folder, job.number), sink.getvalue())  # last: it commits
     elif listen is not None:
         listen(len(job.records))
@@ -109,43 +116,59 @@ def read_facts(store: Store, folder: str, number: int) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def finish(job: FinishJob, listen: Listener | None = None) -> Shard:
-    """Write the shard of a staged chunk.
+def read_kept_facts(store: Store, name: str) -> pa.Table:
+    """Return the facts of images that a data set has already.
+
+    Raises:
+        DataError: if the file is missing, damaged, or of another version of this program.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(store.read(name)))
+    except NotFoundError:
+        raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
+    except pa.ArrowException:
+        raise DataError(f"{store.uri}/{name} is damaged; prepare all images again.") from None
+    made = (table.schema.metadata or {}).get(_FORMAT, b"")
+    if made != str(FORMAT).encode():
+        raise DataError(
+            f"Images can be compared with what this version of mtil has noted, but {store.uri} was "
+            "prepared by another; prepare all images again, to another target."
+        )
+    return table.replace_schema_metadata(None)
+
+
+def finish(job: FinishJob, listen: Listener | None = None) -> Shard | None:
+    """Keep the facts of a staged chunk and write its shard, unless it has no image to keep.
 
     Raises:
         DataError: if another data set is being written to the target.
     """
     store = open_store(job.target)
     try:
+        store.write(job.facts, store.read(_facts_name(job.folder, job.number)))
+        if job.shard is None:
+            return None
         staged = store.read(_rows_name(job.folder, job.number))
     except NotFoundError:
         raise DataError(
             f"Staged rows of {store.uri} have gone; run the same command again."
         ) from None
-    table = pq.read_table(pa.BufferReader(staged), use_threads=False)
-    ids = table.column("sample_id").to_pylist()
-    kept = [row for row, sample_id in enumerate(ids) if sample_id in job.places]
-    places = [job.places[ids[row]] for row in kept]
-    table = table.take(pa.array(kept, pa.int64()))
-    for name in ("group", "fold", "part"):
-        values = [getattr(place, name) for place in places]
-        table = table.append_column(
-            name, pa.array(values, pa.string() if name == "group" else pa.int8())
-        )
-    table = table.select(shards.schema(job.image_size).names).cast(shards.schema(job.image_size))
-    data = shards.encode(table)
-    path = f"shards/part-{job.shard:05d}.parquet"
-    if not store.create(path, data) and store.read(path) != data:
+    encoder = shards.Encoder(shards.schema(job.image_size))
+    cells = Counter[tuple[int, int, int]]()
+    groups = pq.ParquetFile(pa.BufferReader(staged))
+    for number in range(groups.num_row_groups):
+        table = _placed(groups.read_row_group(number, use_threads=False), job)
+        encoder.add(table)
+        columns = (table.column(name).to_pylist() for name in ("fold", "part", "label"))
+        cells.update(zip(*columns, strict=True))
+    data = encoder.close()
+    if not store.create(job.shard, data) and store.read(job.shard) != data:
         raise DataError(f"Another data set is being written to {store.uri}; choose another target.")
-    labels = table.column("label").to_pylist()
-    cells = Counter(
-        (place.fold, place.part, label) for place, label in zip(places, labels, strict=True)
-    )
     if listen is not None:
-        listen(len(kept))
+        listen(cells.total())
     return Shard(
-        path=path,
-        rows=len(kept),
+        path=job.shard,
+        rows=cells.total(),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         cells=tuple(
@@ -183,10 +206,36 @@ def rows_per_chunk(image_size: int, max_bytes: int) -> int:
     return max(1, max_bytes // shards.row_bytes(image_size))
 
 
-def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
-    schema = shards.schema(image_size)
+def _heard(read: Iterator[Sample | Refused], listen: Listener | None) -> Iterator[Sample | Refused]:
+    for found in read:
+        if listen is not None:
+            listen(1)
+        yield found
+
+
+def _placed(table: pa.Table, job: FinishJob) -> pa.Table:
+    """Return the staged rows that are kept, with what has been decided about them."""
+    ids = table.column("sample_id").to_pylist()
+    kept = [row for row, sample_id in enumerate(ids) if sample_id in job.places]
+    places = [job.places[ids[row]] for row in kept]
+    table = table.take(pa.array(kept, pa.int64()))
+    for name in ("group", "fold", "part"):
+        values = [getattr(place, name) for place in places]
+        table = table.append_column(
+            name, pa.array(values, pa.string() if name == "group" else pa.int8())
+        )
+    schema = shards.schema(job.image_size)
+    return table.select(schema.names).cast(schema)
+
+
+def _row_schema(image_size: int) -> pa.Schema:
+    """Return the columns of staged rows."""
     decided_later = {"group", "fold", "part"}
-    schema = pa.schema([field for field in schema if field.name not in decided_later])
+    schema = shards.schema(image_size)
+    return pa.schema([field for field in schema if field.name not in decided_later])
+
+
+def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
     return pa.table(
         {
             "sample_id": [sample.record.sample_id for sample in samples],
@@ -201,7 +250,7 @@ def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
             "pixel_size": [sample.pixel_size for sample in samples],
             "meta": [sorted(sample.record.meta.items()) for sample in samples],
         },
-        schema=schema,
+        schema=_row_schema(image_size),
     )
 
 
@@ -227,8 +276,17 @@ def _facts(samples: Sequence[Sample]) -> pa.Table:
             "area_share": pa.array([s.mask_flags.area_share for s in samples], pa.float32()),
             "num_holes": pa.array([s.mask_flags.num_holes for s in samples], pa.int32()),
             "implausible": pa.array([s.mask_flags.implausible for s in samples], pa.bool_()),
+            "source": pa.array([s.record.source for s in samples], pa.string()),
+            "patient": pa.array([s.record.patient for s in samples], pa.string()),
+            "published": pa.array([s.record.published for s in samples], pa.string()),
+            "given": pa.array([_text(s.record.fold) for s in samples], pa.string()),
         }
     )
+
+
+def _text(number: int | None) -> str | None:
+    """Return a number of any size, which is not checked yet, as what a column can hold."""
+    return None if number is None else str(number)
 
 
 def _rows_name(folder: str, number: int) -> str:

@@ -221,3 +221,19 @@ def test_a_holdout_takes_whole_groups() -> None:
     images = sum(group[record.sample_id] in held for record in records)
     assert abs(images / len(records) - 0.3) < 0.05
     assert held <= set(group.values())
+
+
+def test_folds_that_were_made_pass_the_check_and_those_nobody_can_train_do_not() -> None:
+    records = [_record(f"{number:02}", number % 2) for number in range(16)]
+    group = {record.sample_id: record.sample_id for record in records}
+    made = _assign(records, group, num_folds=2, seed=0)
+    folds.check(records, group, made)
+    wrong: list[tuple[dict[str, tuple[int, int]], int, str]] = [
+        (dict(made.place), 3, "must hold benign images, but fold 2 has none"),
+        (dict.fromkeys(group, (folds.HOLDOUT, 0)), 2, "benign images, but fold 0 has none"),
+        ({name: (int(name) % 2, 0) for name in group}, 2, "malignant images, but fold 0 has none"),
+        ({name: (int(name) // 2 % 2, 0) for name in group}, 2, "given parts do not; spread both"),
+    ]
+    for place, num_folds, message in wrong:
+        with pytest.raises(DataError, match=message):
+            folds.check(records, group, replace(made, place=place, num_folds=num_folds))

@@ -93,6 +93,7 @@ def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Pa
     assert len(made.shards) == 5
     assert sorted(_files(tmp_path / "out")) == [
         "audit/duplicates.parquet",
+        *(f"audit/facts-{number:05d}.parquet" for number in range(5)),
         "audit/images.parquet",
         "dataset.json",
         *(f"shards/part-{number:05d}.parquet" for number in range(5)),
@@ -243,6 +244,8 @@ def test_a_target_with_other_files_is_refused(collection: Path, tmp_path: Path) 
         ({"image_size": 0}, "multiple of 32 .* got 0"),
         ({"num_folds": 1}, "num_folds is 1"),
         ({"seed": -1}, "must not be negative"),
+        ({"holdout": "1"}, "share between 0 and 1, or a file, but got '1'"),
+        ({"holdout": ""}, "share between 0 and 1, or a file, but got ''"),
         ({"num_folds": 13}, "malignant images, but there are 12 groups of them for 13 folds"),
         ({"layout": "coco"}, "must be one of busi, .*table"),
     ],

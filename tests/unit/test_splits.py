@@ -102,3 +102,11 @@ def test_a_holdout_file_takes_the_groups_of_its_images(tmp_path: Path) -> None:
     path.write_text("image_id\nnot kept\n")
     with pytest.raises(DataError, match="names none"):
         splits.read_holdout(str(path), _records("a"), GROUP)
+
+
+def test_a_group_lies_in_one_inner_part(tmp_path: Path) -> None:
+    values = json.loads(splits.to_json(MADE, GROUP))
+    values["images"]["c"]["part"] = 2
+    path = _written(tmp_path, values)
+    with pytest.raises(DataError, match=r"one part, .* has 'b' in part 0 and 'c' in part 2"):
+        splits.read_file(path, _records(*PLACE), GROUP, whole_groups=True)

@@ -1,0 +1,173 @@
+"""Records in chunks: staged by as many workers as there are, then finished as shards and facts."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from mtil.data import staging
+from mtil.data.layouts.record import Collection, Record, reasons
+from mtil.data.manifest import Shard
+from mtil.data.running import Runner
+from mtil.data.samples import Refused
+from mtil.data.staging import FinishJob, Place, StageJob
+from mtil.errors import DataError
+from mtil.storage import Store
+
+
+class Progress(Protocol):
+    """Is told how far the work is."""
+
+    def __call__(self, what: str, done: int, of: int, /) -> None:
+        """Take what is being done, the images done and their number."""
+
+
+def silent(what: str, done: int, of: int, /) -> None:
+    """Take progress that nobody wants to see."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was written of staged chunks."""
+
+    shards: tuple[Shard, ...]
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """Images to be staged, chunk by chunk."""
+
+    records: Sequence[Record]
+    """Sorted by sample id."""
+    stores: Mapping[str, str]
+    """URI of each source's files."""
+    image_size: int
+    rows_per_chunk: int
+    runner: Runner
+    progress: Progress
+
+    def key(self, *more: object) -> str:
+        """Return what tells these staged chunks from others."""
+        values = [
+            staging.FORMAT,
+            self.image_size,
+            self.rows_per_chunk,
+            list(self.stores.values()),
+            *more,
+        ]
+        found = hashlib.sha256(json.dumps(values).encode())
+        for record in self.records:
+            found.update(json.dumps(asdict(record)).encode())
+        return found.hexdigest()[:16]
+
+    def stage(
+        self, store: Store, folder: str, *, keep_rows: bool = True, what: str = "reading"
+    ) -> None:
+        """Decode what is not staged yet.
+
+        Args:
+            store: where chunks are staged.
+            folder: the folder in it.
+            keep_rows: whether rows are staged too, or only the facts.
+            what: what to tell those who watch.
+        """
+        parts = self._parts()
+        jobs = [
+            StageJob(
+                number=number,
+                records=tuple(part),
+                stores=self.stores,
+                target=store.uri,
+                folder=folder,
+                image_size=self.image_size,
+                keep_rows=keep_rows,
+            )
+            for number, part in enumerate(parts)
+        ]
+        self._run(what, staging.stage, jobs, [len(part) for part in parts])
+
+    def facts(self, store: Store, folder: str) -> Iterator[pa.Table]:
+        """Yield what the staged images are like, chunk by chunk."""
+        for number in range(len(self._parts())):
+            yield staging.read_facts(store, folder, number)
+
+    def refused(self, store: Store, folder: str, *, skip: bool) -> list[Refused]:
+        """Return the images that cannot be used.
+
+        Raises:
+            DataError: saying why, if there are any and they may not be skipped.
+        """
+        found = [
+            item
+            for number in range(len(self._parts()))
+            for item in staging.read_refused(store, folder, number)
+        ]
+        if found and not skip:
+            raise DataError(reasons([item.why for item in found], len(self.records)))
+        return found
+
+    def finish(
+        self,
+        store: Store,
+        folder: str,
+        places: Mapping[str, Place],
+        *,
+        audit: str,
+        first_shard: int = 0,
+        mark: str = "",
+    ) -> Finished:
+        """Write the shards of the images that have a place, and keep all images' facts.
+
+        Args:
+            store: where chunks are staged, and shards go.
+            folder: where they are staged.
+            places: by sample id.
+            audit: the folder that the facts go to.
+            first_shard: the first shard's number.
+            mark: ends the shards' names.
+        """
+        jobs: list[FinishJob] = []
+        at = first_shard
+        for number, part in enumerate(self._parts()):
+            here = {r.sample_id: places[r.sample_id] for r in part if r.sample_id in places}
+            jobs.append(
+                FinishJob(
+                    number=number,
+                    shard=f"shards/part-{at:05d}{mark}.parquet" if here else None,
+                    facts=f"{audit}/facts-{number:05d}.parquet",
+                    places=here,
+                    target=store.uri,
+                    folder=folder,
+                    image_size=self.image_size,
+                )
+            )
+            at += bool(here)
+        done = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
+        return Finished(
+            tuple(shard for shard in done if shard is not None), tuple(job.facts for job in jobs)
+        )
+
+    def _parts(self) -> list[Sequence[Record]]:
+        step = self.rows_per_chunk
+        return [self.records[at : at + step] for at in range(0, len(self.records), step)]
+
+    def _run(self, what: str, function: Any, jobs: Sequence[Any], sizes: Sequence[int]) -> Any:
+        if not jobs:
+            return []
+        done, of = 0, sum(sizes)
+
+        def listen(images: int) -> None:
+            nonlocal done
+            done += images
+            self.progress(what, done, of)
+
+        return self.runner(function, jobs, sizes, listen)
+
+
+def stores_of(collections: Sequence[Collection]) -> dict[str, str]:
+    """Return the URI of each collection's files by its source."""
+    return {c.records[0].source: c.store.uri for c in collections}

@@ -1,0 +1,158 @@
+"""The images that a data set has already, by the facts and the audit that were written with it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mtil.data import audit as audits
+from mtil.data import staging, tally
+from mtil.data.audit import Pair
+from mtil.data.layouts.record import Record
+from mtil.data.manifest import Dropped, Manifest
+from mtil.data.staging import Place
+from mtil.errors import DataError
+from mtil.storage import Store
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an image's file and its masks hold."""
+
+    sha256: bytes
+    mask_sha256: bytes
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the images of a data set's version; mappings are by sample id."""
+
+    store: Store
+    manifest: Manifest
+    records: Mapping[str, Record]
+    """All that were usable, kept or not, without their files."""
+    content: Mapping[str, Content]
+    family: Mapping[str, str]
+    """The group, also of images that were dropped."""
+    twins: Mapping[str, str]
+    places: Mapping[str, Place]
+    """Of the images that are kept."""
+    dropped: tuple[Dropped, ...]
+    """Those that the audit dropped."""
+    pairs: tuple[Pair, ...]
+
+    def facts(self) -> Iterator[pa.Table]:
+        """Yield what the images are like, file by file."""
+        for name in self.manifest.facts:
+            yield staging.read_kept_facts(self.store, name)
+
+
+def read(store: Store, manifest: Manifest) -> Known:
+    """Read what is known of a version's images.
+
+    Raises:
+        DataError: if it was not written, or not all of it is there any more.
+    """
+    if not manifest.facts:
+        raise DataError(
+            f"Images are compared with what was noted of those before, but {store.uri} was "
+            "prepared before that was kept; prepare all images again, to another target."
+        )
+    images = audits.read(store, manifest.audit, audits.IMAGES).to_pylist()
+    decided = {row["sample_id"]: row for row in images}
+    records: dict[str, Record] = {}
+    content: dict[str, Content] = {}
+    small: list[pa.Table] = []
+    for name in manifest.facts:
+        table = staging.read_kept_facts(store, name).drop_columns(["hashes", "thumb"])
+        small.append(table)
+        for row in table.to_pylist():
+            records[row["sample_id"]] = _record(row)
+            content[row["sample_id"]] = Content(row["sha256"], row["mask_sha256"])
+    places = {
+        name: Place(row["group"], row["fold"], row["part"])
+        for name, row in decided.items()
+        if row["fold"] is not None
+    }
+    made = tally.fingerprint(pa.concat_tables(small), places, manifest.image_size)
+    if made != manifest.fingerprint or decided.keys() != records.keys():
+        raise DataError(
+            f"The audit of {store.uri} must be that of its images, but it has changed; prepare all "
+            "images again."
+        )
+    return Known(
+        store=store,
+        manifest=manifest,
+        records=records,
+        content=content,
+        family={name: row["group"] for name, row in decided.items()},
+        twins={name: row["twins"] for name, row in decided.items()},
+        places=places,
+        dropped=tuple(
+            Dropped(sample_id=name, why=row["dropped"])
+            for name, row in decided.items()
+            if row["dropped"] is not None
+        ),
+        pairs=tuple(
+            Pair(
+                row["sample_id_a"],
+                row["sample_id_b"],
+                row["distance"],
+                row["correlation"],
+                row["kind"],
+                row["decision"],
+            )
+            for row in audits.read(store, manifest.audit, audits.PAIRS).to_pylist()
+        ),
+    )
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    return Record(
+        sample_id=row["sample_id"],
+        label=row["label"],
+        image="",
+        masks=(),
+        patient=row["patient"],
+        fold=None if row["given"] is None else int(row["given"]),
+        source=row["source"],
+        published=row["published"],
+    )
+
+
+def check_same(known: Known, record: Record, found: Content, uri: str) -> None:
+    """Refuse an image that a data set has under its sample id, if it is another.
+
+    Args:
+        known: what the data set has.
+        record: the image.
+        found: what its files hold.
+        uri: where it lies.
+
+    Raises:
+        DataError: naming the image and what differs.
+    """
+    before, content = known.records[record.sample_id], known.content[record.sample_id]
+    place = known.places.get(record.sample_id)
+    differs = {
+        "source": record.source != before.source,
+        "pixels": found.sha256 != content.sha256,
+        "class": record.label != before.label,
+        "mask": found.mask_sha256 != content.mask_sha256,
+        "patient": _other(record.patient, before.patient),
+        "published group": _other(record.published, before.published),
+        "given fold": place is not None and _other(record.fold, place.fold),
+    }
+    for what, other in differs.items():
+        if other:
+            raise DataError(
+                f"An image that a data set has must stay as it is, but {record.sample_id!r} of "
+                f"{uri} has another {what} than that of {known.store.uri}; give a new image "
+                "another id, or prepare all images again."
+            )
+
+
+def _other(new: object, old: object) -> bool:
+    """Say whether both are known and differ."""
+    return new is not None and old is not None and new != old

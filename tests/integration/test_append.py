@@ -1,0 +1,90 @@
+"""Appending on Ray and onto S3: the same bytes, and an append that was killed goes on."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtil.data import manifest as manifests
+from mtil.data import shards
+from mtil.data.append import AppendSettings, append
+from mtil.data.prepare import Settings, prepare
+from mtil.data.sources import Source
+from mtil.distributed.prepare import tasks
+from mtil.storage import LocalStore, Store, open_store
+
+ONE_A_SHARD = AppendSettings(max_shard_bytes=1)
+NUM_BEFORE = 60
+_SCRIPT = (
+    "import sys\n"
+    "from mtil.data.append import AppendSettings, append\n"
+    "from mtil.data.sources import Source\n"
+    "source = Source(uri=sys.argv[1], layout='table')\n"
+    "append([source], sys.argv[2], AppendSettings(max_shard_bytes=1))\n"
+)
+
+
+def _contents(store: Store) -> dict[str, bytes]:
+    return {name: store.read(name) for name in store.names()}
+
+
+def _images(phantoms: Path, table: Path, part: slice) -> Source:
+    """Write a table of every second of the phantoms, or of the others."""
+    found = sorted(path for path in phantoms.rglob("*.png") if "_mask" not in path.name)[part]
+    table.parent.mkdir()
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "masks", "label"])
+        for image in found:
+            masks = sorted(image.parent.glob(f"{image.stem}_mask*.png"))
+            for path in (image, *masks):
+                shutil.copy(path, table.parent)
+            label = image.parent.name
+            names = "" if label == "normal" else "|".join(mask.name for mask in masks)
+            writer.writerow([image.name, names, label])
+    return Source(uri=str(table), layout="table")
+
+
+@pytest.fixture(scope="module")
+def sources(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
+    folder = tmp_path_factory.mktemp("tables")
+    first, more = (
+        _images(phantoms, folder / str(start) / "tumours.csv", slice(start, None, 2))
+        for start in range(2)
+    )
+    return first, more
+
+
+def test_an_append_that_was_killed_goes_on_with_the_same_command(
+    local_ray: None, sources: tuple[Source, Source], bucket: str, tmp_path: Path
+) -> None:
+    first, more = sources
+    settings = Settings(image_size=64, max_shard_bytes=120_000)
+    uri, here = f"{bucket}/appended", str(tmp_path / "here")
+    before = prepare([first], uri, settings)
+    assert before == prepare([first], here, settings)
+    assert before.num_rows == NUM_BEFORE
+    undisturbed = append([more], here, ONE_A_SHARD, runner=tasks)
+
+    store = open_store(uri)
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, more.uri, uri], env=os.environ)
+    deadline = time.monotonic() + 60
+    while len([name for name in store.names("shards") if name.count("-") > 1]) < 3:
+        assert time.monotonic() < deadline, "it took too long"
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert manifests.load(store) == before
+    assert sum(shards.read(store, shard).num_rows for shard in before.shards) == NUM_BEFORE
+
+    made = append([more], uri, ONE_A_SHARD)
+    assert made == undisturbed
+    assert made.manifest.version == 2
+    assert _contents(store) == _contents(LocalStore(here))
