@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
+from mtil.circle import Train
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
 from mtil.data.order import rows_per_worker
@@ -187,7 +188,7 @@ def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     with cluster.connected():
         trainer.train(DATA, run_uri, config, [0], lambda line: None)
     run = Run.open(run_uri)
-    lines = run.store.read(f"{run.folder(0)}/history.jsonl").splitlines()
+    lines = run.store.read(f"{run.folder(Train(0, 0))}/history.jsonl").splitlines()
     return [json.loads(line) for line in lines]
 
 

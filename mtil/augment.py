@@ -1,6 +1,7 @@
 """Random changes to a training batch, on the batch's own device.
 
-All random numbers come from torch's global generator, and every image draws its own.
+All random numbers come from torch's global generator, and every image draws its own. Those that
+degrade a prior map may come from another one, so that a map changes nothing but itself.
 """
 
 import torch
@@ -34,6 +35,7 @@ class Augment:
         image: Float[Tensor, "b 1 h w"],
         mask: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None,
+        generator: torch.Generator | None = None,
     ) -> Batch:
         """Return the changed batch.
 
@@ -41,6 +43,7 @@ class Augment:
             image: gray values in [0, 1].
             mask: 1 in the lesion, 0 elsewhere; stays so.
             prior: the previous round's probability of lesion.
+            generator: gives the random numbers that degrade the prior map.
         """
         if not self.config.enabled:
             return image, mask, prior
@@ -48,7 +51,7 @@ class Augment:
         image, mask, prior = move(matrix, image, mask, prior)
         image = change_look(self.config, image)
         if prior is not None:
-            prior = degrade(self.prior, prior)
+            prior = degrade(self.prior, prior, generator)
         return image, mask, prior
 
 
@@ -93,9 +96,14 @@ def change_look(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float
     return (image * (1 + config.speckle * draw[3] * noise)).clamp(0, 1)
 
 
-def degrade(config: PriorConfig, prior: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+def degrade(
+    config: PriorConfig,
+    prior: Float[Tensor, "b 1 h w"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b 1 h w"]:
     """Erode, dilate or blur some maps and drop others; a map is left as it is otherwise."""
-    drop, rough, kind = torch.rand(3, len(prior), 1, 1, 1, device=prior.device)
+    shape = (3, len(prior), 1, 1, 1)
+    drop, rough, kind = torch.rand(shape, device=prior.device, generator=generator)
     radius = max(1, round(ROUGHEN_SHARE * prior.shape[-1]))
     changed = torch.where(
         kind < 1 / 3,

@@ -19,6 +19,8 @@ class TensorBatch(NamedTuple):
     mask: Float[Tensor, "b 1 s s"]
     """0 or 1."""
     label: Int[Tensor, " b"]
+    prior: Float[Tensor, "b 1 s s"] | None = None
+    """The previous round's probability of lesion; None is the same as all zeros."""
 
 
 def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
@@ -28,15 +30,20 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
     bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)
     mask = torch.from_numpy(bits).to(device, non_blocking=True)
     label = torch.from_numpy(batch.label).to(device, non_blocking=True)
+    prior = None
+    if batch.prior is not None:
+        stored_prior = torch.from_numpy(np.array(batch.prior)).to(device, non_blocking=True)
+        prior = resize_images(stored_prior[:, None], image_size)
     return TensorBatch(
         image=resize_images(image[:, None], image_size),
         mask=(_resize(mask[:, None].float(), image_size) >= 0.5).float(),
         label=label,
+        prior=prior,
     )
 
 
 def resize_images(image: Tensor, image_size: int) -> Float[Tensor, "b 1 s s"]:
-    """Turn stored gray bytes (b, 1, h, w) into [0, 1] at the network's input size."""
+    """Turn stored bytes (b, 1, h, w) of gray or probability into [0, 1] at the input size."""
     return _resize(image.float() / 255, image_size).clamp(0, 1)
 
 

@@ -49,6 +49,8 @@ class Model:
     """Divides the malignancy logit; fitted on the inner validation rows."""
     threshold: float
     """Calibrated probability from which an image is called malignant; from the same rows."""
+    num_passes: int = 1
+    """How often it looks at an image, each time with the map of the time before."""
     version: str = __version__
     digest: str = field(default="", compare=False)
     """sha256 of the file it was read from, in hex."""
@@ -87,6 +89,7 @@ def model_to_bytes(model: Model) -> bytes:
             "epoch": model.epoch,
             "temperature": model.temperature,
             "threshold": model.threshold,
+            "num_passes": model.num_passes,
             "version": model.version,
         }
     )

@@ -251,6 +251,35 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class CircleConfig:
+    """Rounds of training in which one round's segmentation maps refine the next."""
+
+    num_rounds: Count = 3
+    """Trainings of each fold's model; the first has no maps."""
+    maps: Literal["in_sample", "cross_fit", "recycle"] = "in_sample"
+    """Who maps a training image: the model trained on it, an inner model that has never seen it,
+    or the network itself within the training step."""
+    num_parts: Annotated[int, Field(ge=2)] = 4
+    """With `cross_fit`: parts of the training rows, and inner models that each leave one out."""
+    num_passes: Count = 2
+    """Passes over a test image, the first from a zero map; with `recycle` also the most inside a
+    training step."""
+    test: Literal["passes", "chain"] = "passes"
+    """Test images go through the last model again and again, or through each round's in turn."""
+    warm_start: bool = True
+    """Start a round from the weights of the round before, instead of from scratch."""
+    max_attempts: Count = 3
+    """How often a step may fail before its fold is given up."""
+
+    def __post_init__(self) -> None:
+        if self.maps == "recycle" and self.test == "chain":
+            raise ConfigError(
+                "With `circle.maps` recycle a model is trained on its own output, so `circle.test` "
+                "must be passes, but is chain."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Everything that decides a run's result, and the resources that it runs on."""
 
@@ -262,6 +291,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    circle: CircleConfig = field(default_factory=CircleConfig)
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -4,7 +4,7 @@ The caller supplies batches, wraps the step for several processes, saves checkpo
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,10 @@ from mtil.config import Config, TrainConfig
 from mtil.data.rows import Batch
 from mtil.losses import Objective
 from mtil.metrics import auc
-from mtil.models import TwoTaskNetwork
+from mtil.models import Output, TwoTaskNetwork
+
+_DEGRADING, _PASSES = 1, 2
+"""Independent streams of random numbers; not 0, which is as good as no number."""
 
 
 class TrainingStep(nn.Module):
@@ -29,10 +32,32 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.network, self.objective = network, objective
 
-    def forward(self, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Return the named, weighted loss terms."""
-        terms: dict[str, Tensor] = self.objective(self.network(image), mask, label)
-        return terms
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        label: Tensor,
+        prior: Tensor | None = None,
+        num_passes: int = 1,
+    ) -> dict[str, Tensor]:
+        """Return the named, weighted loss terms, averaged over the passes.
+
+        The first pass is given the prior map, every other one the map of the pass before. No
+        gradient flows from pass to pass: each learns to make the best of the map that it is given.
+        """
+        output = self.network(image, prior)
+        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
+        for _ in range(num_passes - 1):
+            output = self.network(image, as_prior(output))
+            passes.append(self.objective(output, mask, label))
+        if num_passes == 1:
+            return passes[0]
+        return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}
+
+
+def as_prior(output: Output) -> Tensor:
+    """Return what the network says of the mask as a prior map for its next pass, (b, 1, h, w)."""
+    return output.mask.detach().float().sigmoid()
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,8 @@ class Scored:
     label: int
     dice: float
     logit: float
+    earlier: tuple[tuple[float, float], ...] = ()
+    """Dice and logit of the passes before the last."""
 
 
 class Engine:
@@ -65,6 +92,9 @@ class Engine:
         malignant_share: float,
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        num_passes: int = 1,
+        earlier: Sequence[nn.Module] = (),
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -74,6 +104,10 @@ class Engine:
             malignant_share: share of malignant images among the training rows.
             device: where to compute.
             wrap: makes the training step one of several processes' (DDP).
+            num_passes: how often a validation image is looked at, each time with the map of the
+                time before; with `circle.maps: recycle` also the most often in a training step.
+            earlier: networks of former rounds that take the first of these passes, each one.
+            initial: weights to start from, such as those of a former round's model.
         """
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
@@ -81,7 +115,11 @@ class Engine:
         self._layout = (
             torch.channels_last if config.train.channels_last else torch.contiguous_format
         )
+        self._num_passes, self._earlier = num_passes, [one.to(device).eval() for one in earlier]
+        self._recycles = config.circle.maps == "recycle"
         self.network = TwoTaskNetwork(config.model).to(device)
+        if initial is not None:
+            self.network.load_state_dict(initial)
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._objective = Objective(config.loss, malignant_share).to(device)
         self._augment = Augment(config.augment, config.model.prior)
@@ -107,15 +145,20 @@ class Engine:
         """Take one optimiser step per batch and yield it.
 
         All randomness of the epoch comes from (seed, epoch, rank): an epoch that is run again
-        after a restart is the same epoch.
+        after a restart is the same epoch. Where the network's output is recycled, every rank
+        makes the same number of passes in a step, as the exchange of gradients needs.
         """
-        torch.manual_seed(_mix(self.config.seed, epoch, rank))
+        seed = self.config.seed
+        torch.manual_seed(_mix(seed, epoch, rank))
+        degrading = torch.Generator(self.device).manual_seed(_mix(seed, epoch, rank, _DEGRADING))
+        passes = np.random.default_rng(_mix(seed, epoch, 0, _PASSES))
         self._step.train()
         for index, batch in enumerate(batches):
-            image, mask, label = self._to_device(batch)
-            image, mask, _ = self._augment(image, mask, None)
+            image, mask, label, prior = self._to_device(batch)
+            image, mask, prior = self._augment(image, mask, prior, degrading)
+            num_passes = int(passes.integers(self._num_passes)) + 1 if self._recycles else 1
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                terms = self._step(self._laid_out(image), mask, label)
+                terms = self._step(self._laid_out(image), mask, label, prior, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
@@ -125,28 +168,31 @@ class Engine:
             yield Step(index, {name: term.detach() for name, term in terms.items()}, norm.detach())
 
     def validate(self, batches: Iterable[Batch]) -> list[Scored]:
-        """Score images with the averaged weights, at the network's input size."""
-        network = self.averaged().eval()
+        """Score images with the averaged weights, at the network's input size.
+
+        The first pass has a zero map and every other one the map of the pass before, as on test
+        images; a stored map is not looked at.
+        """
+        own = self.averaged().eval()
+        networks = [*self._earlier, *[own] * (self._num_passes - len(self._earlier))]
         scored = []
         for batch in batches:
-            image, mask, _ = self._to_device(batch)
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
-            ):
-                output = network(self._laid_out(image))
-            dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
-            logits = output.malignant.float()
-            scored += [
-                Scored(*row)
-                for row in zip(
-                    batch.sample_id,
-                    batch.label.tolist(),
-                    dice.tolist(),
-                    logits.tolist(),
-                    strict=True,
-                )
-            ]
+            image, mask, *_ = self._to_device(batch)
+            image, prior = self._laid_out(image), None
+            passes = []
+            for network in networks:
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
+                ):
+                    output = network(image, prior)
+                    prior = as_prior(output)
+                dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
+                passes.append((dice.tolist(), output.malignant.float().tolist()))
+            for index, sample_id in enumerate(batch.sample_id):
+                *earlier, (last_dice, logit) = [(d[index], m[index]) for d, m in passes]
+                label = int(batch.label[index])
+                scored.append(Scored(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
 
     def averaged(self) -> nn.Module:
@@ -269,21 +315,33 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
 def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str, float]:
     """Return Dice and AUC over the tumour images, and the score that picks the epoch.
 
-    A figure that the rows do not define (no tumour image, one class only) is left out, and the
-    score is then the other one alone.
+    All are those of the last pass; of the passes before, Dice and AUC follow as `dice_pass_0` and
+    so on. A figure that the rows do not define (no tumour image, one class only) is left out, and
+    the score is then the other one alone.
     """
     rows = [row for row in scored if row.label < 2]
-    figures = {}
-    if rows:
-        figures["dice"] = float(np.mean([row.dice for row in rows]))
-        area = auc(np.array([row.logit for row in rows]), np.array([row.label for row in rows]))
-        if not math.isnan(area):
-            figures["auc"] = area
+    labels = [row.label for row in rows]
+    figures = _dice_and_auc([(row.dice, row.logit) for row in rows], labels)
     weights = {"dice": dice_weight, "auc": 1 - dice_weight}
     total = sum(weights[name] for name in figures)
     figures["score"] = (
         sum(weights[name] * value for name, value in figures.items()) / total if total else 0.0
     )
+    for number, of_pass in enumerate(zip(*(row.earlier for row in rows), strict=True)):
+        for name, value in _dice_and_auc(of_pass, labels).items():
+            figures[f"{name}_pass_{number}"] = value
+    return figures
+
+
+def _dice_and_auc(
+    of_pass: Sequence[tuple[float, float]], labels: Sequence[int]
+) -> dict[str, float]:
+    if not labels:
+        return {}
+    figures = {"dice": float(np.mean([dice for dice, _ in of_pass]))}
+    area = auc(np.array([logit for _, logit in of_pass]), np.array(labels))
+    if not math.isnan(area):
+        figures["auc"] = area
     return figures
 
 

@@ -9,6 +9,8 @@ MtilError
 │   ├── CheckpointError  a model file that does not fit
 │   └── ResourceError    a plan that the cluster cannot run
 └── RunError             a run that failed on the way: exit code 1
+    ├── LostError        a process or a machine that died under it
+    └── MapError         a map shard that must be written again
 
 A message is one sentence for the user: the rule, the value, the way out. Every error has that
 message as its only argument, so that it survives pickling between Ray processes.
@@ -49,3 +51,16 @@ class ResourceError(UserError):
 
 class RunError(MtilError, RuntimeError):
     """A run failed on the way."""
+
+
+class LostError(RunError):
+    """A process or a machine died; the same again may well succeed."""
+
+
+class MapError(RunError):
+    """A map shard is missing, damaged or another's; its message begins `Map shard PATH of`."""
+
+    @property
+    def path(self) -> str:
+        """The map shard, which the message names since Ray may pass on nothing else."""
+        return str(self).removeprefix("Map shard ").partition(" of ")[0]

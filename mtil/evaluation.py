@@ -10,9 +10,10 @@ import pyarrow as pa
 from mtil.checkpoint import Model
 from mtil.config import digest
 from mtil.data.images import decode_mask_png
+from mtil.data.rows import squares
 from mtil.data.shards import pixels
 from mtil.errors import DataError
-from mtil.inference import MASK_THRESHOLD, Predictor, at_size, mean
+from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import Results, by_class, score_mask, summarise
 
 EVALUATION_COLUMNS = (
@@ -56,25 +57,40 @@ In millimetres they are given where the collection says how large a pixel is.
 """
 
 
-def score(rows: pa.Table, *predictors: Predictor) -> pa.Table:
-    """Predict the rows of a shard and score them at their original size.
+def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Table:
+    """Predict the rows of a shard with models that go over them again and again.
 
-    Several predictors vote together: lesion maps, logits, probabilities and thresholds are
-    averaged. Batches are cut from the given rows alone, so that the same rows give the same
-    figures whoever computes them.
+    See `score_chains`.
+    """
+    return score_chains(rows, [[predictor] * num_passes for predictor in predictors])
+
+
+def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Table:
+    """Predict the rows of a shard in passes and score each pass at the rows' original size.
+
+    A chain names the model of each pass, see `in_passes`. Several chains of the same length vote
+    together in every pass: lesion maps, logits, probabilities and thresholds are averaged. Batches
+    are cut from the given rows alone, so that the same rows give the same figures whoever computes
+    them.
     """
     scored: list[dict[str, Any]] = []
     for start in range(0, rows.num_rows, _BATCH):
-        scored += _score_batch(rows.slice(start, _BATCH), predictors)
+        batch = rows.slice(start, _BATCH)
+        images = squares(pixels(batch.column("image")))
+        told = [in_passes(chain, images) for chain in chains]
+        for number, (said, judges) in enumerate(
+            zip(zip(*told, strict=True), zip(*chains, strict=True), strict=True)
+        ):
+            scored += _score_batch(batch, number, mean(said), [judge.model for judge in judges])
     return pa.Table.from_pylist(scored, schema=PREDICTIONS)
 
 
-def _score_batch(rows: pa.Table, predictors: Sequence[Predictor]) -> list[dict[str, Any]]:
-    images = pixels(rows.column("image"))
-    side = int(images.shape[1] ** 0.5)
-    said = mean([predictor(images.reshape(-1, side, side)) for predictor in predictors])
-    threshold = float(np.mean([predictor.model.threshold for predictor in predictors]))
-    origin = lineage([predictor.model for predictor in predictors])
+def _score_batch(
+    rows: pa.Table, number: int, said: Prediction, models: Sequence[Model]
+) -> list[dict[str, Any]]:
+    """Score what models said together of some rows in the pass of a number."""
+    threshold = float(np.mean([model.threshold for model in models]))
+    origin = lineage(models)
     plain = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size"]
     ).to_pylist()
@@ -84,7 +100,7 @@ def _score_batch(rows: pa.Table, predictors: Sequence[Predictor]) -> list[dict[s
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
         scores = score_mask(at_size(said.lesion[index], height, width) >= MASK_THRESHOLD, target)
         row |= {
-            "pass": 0,
+            "pass": number,
             "logit": float(said.logit[index]),
             "probability": float(said.malignant[index]),
             "predicted": bool(said.malignant[index] >= threshold),
@@ -117,10 +133,9 @@ def to_results(predictions: pa.Table) -> Results:
 
 def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> dict[str, Any]:
     """Return the figures of a run's pooled test predictions."""
-    passes = sorted(set(predictions.column("pass").to_pylist()))
     by_pass = []
-    for number in passes:
-        results = to_results(predictions.filter(pa.compute.equal(predictions["pass"], number)))
+    for number, of_pass in _passes(predictions):
+        results = to_results(of_pass)
         by_pass.append({"pass": number, "metrics": summarise(results)})
     return {
         "run": run_uri,
@@ -128,10 +143,19 @@ def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> di
         "num_images": len(results.sample_id),
         "metrics": by_pass[-1]["metrics"],
         "by_class": by_class(results),
-        "by_source": by_source(predictions.filter(pa.compute.equal(predictions["pass"], number))),
-        "millimetres": in_millimetres(predictions),
+        "by_source": by_source(of_pass),
+        "millimetres": in_millimetres(of_pass),
         "by_pass": by_pass,
     }
+
+
+def _passes(predictions: pa.Table) -> list[tuple[int, pa.Table]]:
+    """Return the number and the rows of each pass, the last one last."""
+    numbers = sorted(predictions.column("pass").unique().to_pylist())
+    return [
+        (number, predictions.filter(pa.compute.equal(predictions["pass"], number)))
+        for number in numbers
+    ]
 
 
 def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
@@ -160,14 +184,15 @@ def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
 
 
 def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:
-    """Assert that a fold's test images were each seen once.
+    """Assert that a fold's test images were each seen once in every pass.
 
     Raises:
         DataError: with both numbers.
     """
-    ids = predictions.column("sample_id").to_pylist()
-    if len(ids) != expected or len(set(ids)) != expected:
-        raise DataError(
-            f"Evaluation of fold {fold} must see each of its {expected} images once, but saw "
-            f"{len(ids)} rows of {len(set(ids))} images."
-        )
+    for number, of_pass in _passes(predictions) or [(0, predictions)]:
+        ids = of_pass.column("sample_id").to_pylist()
+        if len(ids) != expected or len(set(ids)) != expected:
+            raise DataError(
+                f"Evaluation of fold {fold} must see each of its {expected} images once, but saw "
+                f"{len(ids)} rows of {len(set(ids))} images in pass {number}."
+            )

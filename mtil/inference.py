@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from scipy.special import expit
 from torch import Tensor
@@ -14,12 +15,17 @@ from torch.nn import functional as F
 from mtil.batches import resize_images
 from mtil.checkpoint import Model
 from mtil.config import Config
-from mtil.engine import wants_bf16
+from mtil.data.rows import squares
+from mtil.data.shards import pixels
+from mtil.engine import as_prior, wants_bf16
+from mtil.maps import Origin, encode, quantised
 
 MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to the lesion."""
 ENLARGEMENT = 0.2
 STRIDE = 32
+
+_BATCH = 32
 
 
 class View(NamedTuple):
@@ -53,38 +59,111 @@ class Predictor:
         self.model = model
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = model.network().to(self.device)
-        self._views = views(model.config)
         self._autocast = wants_bf16(model.config.train, self.device)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Prediction:
-        """Predict gray images (b, s, s) of the size that data sets are prepared at.
+        """Predict gray images (b, s, s) of the size that data sets are prepared at, in one pass.
 
         Logits and maps are averaged over the views that the configuration asks for.
         """
-        stored = torch.from_numpy(np.array(images)).to(self.device)[:, None]
+        (said,) = in_passes([self], images)
+        return said
+
+    def look(self, stored: Tensor, view: View, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the network says of a view.
+
+        Args:
+            stored: gray bytes (b, 1, s, s) on the device.
+            view: how to show them.
+            prior: (b, 1, n, n) probability of lesion, of the view's size and mirrored with it; None
+                is the same as all zeros.
+
+        Returns:
+            probability of lesion (b, 1, n, n), of the view's size and mirrored with it, and logits
+            of malignant (b,).
+        """
+        image = resize_images(stored, view.size)
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
-            seen = [self._look(stored, view) for view in self._views]
-        lesion = torch.stack([lesion for lesion, _ in seen]).mean(dim=0)
-        logit = torch.stack([logit for _, logit in seen]).mean(dim=0).cpu().numpy()
-        return Prediction(
-            lesion=lesion[:, 0].cpu().numpy(),
-            logit=logit,
-            malignant=calibrated(logit, self.model.temperature),
-        )
+            output = self._network(image.flip(-1) if view.mirrored else image, prior)
+        return as_prior(output), output.malignant.float()
 
-    def _look(self, stored: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        image = resize_images(stored, view.size)
-        output = self._network(image.flip(-1) if view.mirrored else image)
-        lesion = output.mask.float().sigmoid()
-        if view.mirrored:
-            lesion = lesion.flip(-1)
-        size = self.model.config.data.image_size
-        if view.size != size:
-            lesion = F.interpolate(lesion, (size, size), mode="bilinear", antialias=True)
-        return lesion, output.malignant.float()
+    def maps(
+        self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
+    ) -> npt.NDArray[np.uint8]:
+        """Return the maps (b, size, size) of images (b, s, s), given the former round's maps.
+
+        They are read by training as the next round's prior maps, so they are made as those are at
+        test time: there, a pass is given what the pass before said of the same view, never an
+        average over views. Hence the image is seen plainly, once: averaged maps would be smoother
+        and better in training than any that the network meets afterwards.
+        """
+        view = View(self.model.config.data.image_size, mirrored=False)
+        stored = torch.from_numpy(np.array(images)).to(self.device)[:, None]
+        given = None
+        if prior is not None:
+            held = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
+            given = resize_images(held, view.size)
+        lesion, _ = self.look(stored, view, given)
+        return quantised(F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy())
+
+
+def in_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) -> list[Prediction]:
+    """Predict gray images (b, s, s) in passes, the first from a zero map, and return each pass.
+
+    Args:
+        chain: the model of each pass, given what the former said of the same view: the same one
+            again and again, or those of the rounds in turn. All look at images in the same way.
+        images: of the size that data sets are prepared at.
+    """
+    config, device = chain[0].model.config, chain[0].device
+    stored = torch.from_numpy(np.array(images)).to(device)[:, None]
+    size = (config.data.image_size,) * 2
+    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
+    for view in views(config):
+        prior = None
+        for predictor, of_pass in zip(chain, said, strict=True):
+            prior, logit = predictor.look(stored, view, prior)
+            lesion = prior.flip(-1) if view.mirrored else prior
+            if lesion.shape[-2:] != size:
+                lesion = F.interpolate(lesion, size, mode="bilinear", antialias=True)
+            of_pass.append((lesion, logit))
+    return [_averaged(seen, one.model.temperature) for seen, one in zip(said, chain, strict=True)]
+
+
+def _averaged(seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Prediction:
+    lesion = torch.stack([lesion for lesion, _ in seen]).mean(dim=0)
+    logit = torch.stack([logit for _, logit in seen]).mean(dim=0).cpu().numpy()
+    return Prediction(
+        lesion=lesion[:, 0].cpu().numpy(),
+        logit=logit,
+        malignant=calibrated(logit, temperature),
+    )
+
+
+def map_shard(rows: pa.Table, predictor: Predictor, origin: Origin) -> bytes:
+    """Map a data shard's rows and return the map shard.
+
+    Batches are cut from the given rows alone, so that the same rows give the same bytes whoever
+    maps them, as long as each process computes with the same number of threads.
+
+    Args:
+        rows: those of the data shard that are to have maps, in its order: `sample_id`, `image` and,
+            after the first round, `prior`.
+        predictor: the model that maps them.
+        origin: names that model, and the size of the maps.
+    """
+    assert origin.model_sha256 == predictor.model.digest
+    found = [np.empty((0, origin.size, origin.size), np.uint8)]
+    for start in range(0, rows.num_rows, _BATCH):
+        batch = rows.slice(start, _BATCH)
+        images, prior = squares(pixels(batch.column("image"))), None
+        if "prior" in batch.column_names:
+            prior = squares(pixels(batch.column("prior")))
+        found.append(predictor.maps(images, prior, origin.size))
+    return encode(rows.column("sample_id").to_pylist(), np.concatenate(found), origin)
 
 
 def mean(said: Sequence[Prediction]) -> Prediction:

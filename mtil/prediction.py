@@ -5,7 +5,6 @@ What is held at once is a batch of images, the list of names and a line of the t
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_from_bytes
+from mtil.circle import Train
 from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
@@ -41,7 +41,6 @@ COLUMNS = (
 `seconds` is the image's own reading and writing and its share of the network's time."""
 
 _UNFINISHED = ".mtil-predict"
-_RESULT = re.compile(r"rounds/0/fold-(\d+)/result\.json")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
 
@@ -193,14 +192,8 @@ def load_models(source: str) -> list[Model]:
             "neither; `mtil train --run` makes a run."
         )
     run = Run.open(source)
-    found = (_RESULT.fullmatch(name) for name in store.names("rounds/0"))
-    folds = sorted(int(match[1]) for match in found if match)
-    if not folds:
-        raise DataError(
-            f"A run must have a trained fold, but {source} has none; "
-            f"run `mtil train --run {source}`."
-        )
-    return [run.model(fold) for fold in folds]
+    number = run.last_round()
+    return [run.model(Train(number, fold)) for fold in run.trained()[number]]
 
 
 def check_out(out: Store) -> None:

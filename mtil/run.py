@@ -1,14 +1,17 @@
-"""A run's folder: what it was asked to do, and where its folds keep what they made."""
+"""A run's folder: what it was asked to do, and where its trainings keep what they made."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
+from mtil.circle import Plan, Train, WriteMaps
 from mtil.config import Config, digest, from_dict, to_dict
+from mtil.data import manifest as manifests
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.errors import ConfigError, DataError, NotFoundError, RunError
@@ -17,13 +20,17 @@ from mtil.storage import Store, open_store
 FILE_NAME = "run.json"
 _HISTORY = "history.jsonl"
 _STEP = "step.json"
+_RESULT = "result.json"
+_RESULT_NAME = re.compile(rf"rounds/(\d+)/fold-(\d+)/{re.escape(_RESULT)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """What one fold's training came to, by its inner validation rows."""
+    """What one training came to, by its fold's inner validation rows."""
 
+    round: int
     fold: int
+    part: int | None
     best_epoch: int
     num_epochs: int
     seconds: float
@@ -35,7 +42,7 @@ class FoldResult:
 
 
 class Run:
-    """A run at a URI. Everything that a fold's training commits is named by its `result.json`."""
+    """A run at a URI. Everything that a training commits is named by its `result.json`."""
 
     def __init__(self, store: Store, values: dict[str, Any]) -> None:
         self.store = store
@@ -105,77 +112,118 @@ class Run:
             raise DataError(f"{store.uri}/{FILE_NAME} is not a run's; name another --run.")
         return cls(store, values)
 
-    def check_data(self, manifest: Manifest, data_uri: str) -> None:
-        """Refuse a data set that this run was not trained on.
+    def manifest(self, data_uri: str | None = None) -> Manifest:
+        """Read the version of the data set that this run is trained on.
+
+        Args:
+            data_uri: where the data set is, if it has moved.
 
         Raises:
-            DataError: naming both fingerprints.
+            DataError: if there is no such version, naming both fingerprints.
         """
-        if manifest.fingerprint != self.fingerprint:
+        store = open_store(data_uri or self.data_uri)
+        found = manifests.find(store, self.fingerprint)
+        if found is None:
+            newest = manifests.load(store).fingerprint
             raise DataError(
                 f"A run must stay with its data set, but {self.uri} was made with fingerprint "
-                f"{self.fingerprint[:12]}… and {data_uri} has {manifest.fingerprint[:12]}…; "
+                f"{self.fingerprint[:12]}… and {store.uri} has {newest[:12]}…; "
                 "name the data set it was trained on."
             )
+        return found
 
-    def folder(self, fold: int) -> str:
-        """Return the folder of a fold's first round, or of what is said of the holdout."""
-        return "rounds/0/holdout" if fold == HOLDOUT else f"rounds/0/fold-{fold}"
+    def plan(self, folds: Sequence[int]) -> Plan:
+        """Return what the rounds of these folds are."""
+        return Plan(circle=self.config.circle, folds=tuple(folds))
 
-    def checkpoints(self, fold: int) -> TrainingCheckpoints:
-        """Return the training checkpoints of a fold."""
-        return TrainingCheckpoints(self.store, f"{self.folder(fold)}/checkpoints")
+    def folder(self, of: Train) -> str:
+        """Return the folder of a training."""
+        inner = "" if of.part is None else f"/part-{of.part}"
+        return f"rounds/{of.round}/fold-{of.fold}{inner}"
 
-    def write_history(self, fold: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write a fold's history, one record an epoch."""
+    def predictions_name(self, number: int, fold: int) -> str:
+        """Return the name of what a round's models say of a fold's test rows, or of the holdout."""
+        folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
+        return f"rounds/{number}/{folder}/predictions.parquet"
+
+    def evaluation_name(self, number: int) -> str:
+        """Return the name of the figures of a round's folds together."""
+        return f"rounds/{number}/evaluation.json"
+
+    def map_folder(self, of: WriteMaps) -> str:
+        """Return the folder of the maps that an action writes."""
+        inner = "" if of.part is None else f"/part-{of.part}"
+        return f"maps/{of.round}/fold-{of.fold}{inner}"
+
+    def checkpoints(self, of: Train) -> TrainingCheckpoints:
+        """Return the checkpoints of a training."""
+        return TrainingCheckpoints(self.store, f"{self.folder(of)}/checkpoints")
+
+    def write_history(self, of: Train, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a training's history, one record an epoch."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        self.store.write(f"{self.folder(fold)}/{_HISTORY}", text.encode())
+        self.store.write(f"{self.folder(of)}/{_HISTORY}", text.encode())
 
-    def history(self, fold: int) -> list[dict[str, Any]]:
-        """Return the records of the epochs that a fold has had."""
+    def history(self, of: Train) -> list[dict[str, Any]]:
+        """Return the records of the epochs that a training has had."""
         try:
-            lines = self.store.read(f"{self.folder(fold)}/{_HISTORY}").splitlines()
+            lines = self.store.read(f"{self.folder(of)}/{_HISTORY}").splitlines()
         except NotFoundError:
             return []
         return [json.loads(line) for line in lines]
 
-    def write_step(self, fold: int, step: Mapping[str, int]) -> None:
-        """Write how far into an epoch a fold's training is."""
-        self.store.write(f"{self.folder(fold)}/{_STEP}", json.dumps(step).encode())
+    def write_step(self, of: Train, step: Mapping[str, int]) -> None:
+        """Write how far into an epoch a training is."""
+        self.store.write(f"{self.folder(of)}/{_STEP}", json.dumps(step).encode())
 
-    def step(self, fold: int) -> dict[str, int] | None:
-        """Return how far into an epoch a fold's training is, if it has said so."""
+    def step(self, of: Train) -> dict[str, int] | None:
+        """Return how far into an epoch a training is, if it has said so."""
         try:
-            values: dict[str, int] = json.loads(self.store.read(f"{self.folder(fold)}/{_STEP}"))
+            values: dict[str, int] = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
         except NotFoundError:
             return None
         return values
 
-    def commit(self, model: Model, **figures: Any) -> FoldResult:
-        """Write a fold's model and then the result that names it."""
+    def commit(self, of: Train, model: Model, **figures: Any) -> FoldResult:
+        """Write a training's model and then, once and for all, the result that names it.
+
+        Of two processes that do the same training, the first result counts, and is returned.
+        """
         data = model_to_bytes(model)
         result = FoldResult(
-            fold=model.fold,
+            round=of.round,
+            fold=of.fold,
+            part=of.part,
             best_epoch=model.epoch,
             model_sha256=hashlib.sha256(data).hexdigest(),
             fingerprint=self.fingerprint,
             config_digest=digest(self.config),
             **figures,
         )
-        folder = self.folder(model.fold)
-        self.store.write(f"{folder}/model.pt", data)
-        self.store.write(f"{folder}/result.json", (json.dumps(asdict(result)) + "\n").encode())
-        self.checkpoints(model.fold).clear()
+        folder = self.folder(of)
+        self.store.write(self.model_name(of, result), data)
+        text = (json.dumps(asdict(result)) + "\n").encode()
+        if not self.store.create(f"{folder}/{_RESULT}", text):
+            first = self.result(of)
+            assert first is not None
+            if first.model_sha256 != result.model_sha256:
+                self.store.delete(self.model_name(of, result))
+            result = first
+        self.checkpoints(of).clear()
         self.store.delete(f"{folder}/{_STEP}")
         return result
 
-    def result(self, fold: int) -> FoldResult | None:
-        """Return a fold's committed result, if its training has ended.
+    def model_name(self, of: Train, result: FoldResult) -> str:
+        """Return the name of a training's model file: after its bytes, so that none replaces it."""
+        return f"{self.folder(of)}/model-{result.model_sha256[:12]}.pt"
+
+    def result(self, of: Train) -> FoldResult | None:
+        """Return a training's committed result, if it has ended.
 
         Raises:
             RunError: if the file holds something else.
         """
-        name = f"{self.folder(fold)}/result.json"
+        name = f"{self.folder(of)}/{_RESULT}"
         try:
             return FoldResult(**json.loads(self.store.read(name)))
         except NotFoundError:
@@ -185,44 +233,79 @@ class Run:
                 f"{self.uri}/{name} is not a result of this version; delete it to train again."
             ) from None
 
-    def trained_folds(self, num_folds: int) -> list[int]:
-        """Return the folds whose training has ended."""
-        return [fold for fold in range(num_folds) if self.result(fold) is not None]
+    def trained(self) -> dict[int, list[int]]:
+        """Return the folds whose main model is trained, by round; both ascending."""
+        found: dict[int, list[int]] = {}
+        for name in self.store.names("rounds"):
+            match = _RESULT_NAME.fullmatch(name)
+            if match:
+                found.setdefault(int(match[1]), []).append(int(match[2]))
+        return {number: sorted(folds) for number, folds in sorted(found.items())}
 
-    def model(self, fold: int) -> Model:
-        """Read a fold's model.
+    def last_round(self) -> int:
+        """Return the last round that all folds have been through which have been through the first.
 
         Raises:
-            DataError: if the fold's training has not ended.
+            DataError: if no fold is trained.
+        """
+        trained = self.trained()
+        if 0 not in trained:
+            raise DataError(
+                f"A run must have a trained fold, but {self.uri} has none; "
+                f"run `mtil train --run {self.uri}`."
+            )
+        return max(number for number, folds in trained.items() if folds == trained[0])
+
+    def model(self, of: Train) -> Model:
+        """Read a training's model.
+
+        Raises:
+            DataError: if it has not ended.
             RunError: if the file is not the one that the result names.
         """
-        result = self.result(fold)
+        result = self.result(of)
         if result is None:
             raise DataError(
-                f"Fold {fold} of {self.uri} must be trained first, but has no result; "
-                f"run `mtil train --fold {fold}`."
+                f"Fold {of.fold} of {self.uri} must be trained first, but round {of.round} has no "
+                f"result; run `mtil train --fold {of.fold}`."
             )
-        name = f"{self.folder(fold)}/model.pt"
-        data = self.store.read(name)
+        name = self.model_name(of, result)
+        try:
+            data = self.store.read(name)
+        except NotFoundError:
+            data = b""
         if hashlib.sha256(data).hexdigest() != result.model_sha256:
             raise RunError(
-                f"{self.uri}/{name} is not the file that its result.json names; "
+                f"{self.uri}/{name} is not the file that {_RESULT} beside it names; "
                 "delete both to train again."
             )
         return model_from_bytes(data, f"{self.uri}/{name}")
 
 
-class News:
-    """What a run's folder says about a fold's training that it did not say before."""
+def manifest_for(run_uri: str, data: Store) -> Manifest:
+    """Return the version of a data set to train on: the run's, or the newest for a new run.
 
-    def __init__(self, run: Run, fold: int) -> None:
-        self._run, self._fold = run, fold
-        self._epochs = len(run.history(fold))
+    Where the data set has no version that is the run's, `Run.create` says so.
+
+    Raises:
+        DataError: if there is no data set, or the run's file is not one.
+    """
+    if not open_store(run_uri).exists(FILE_NAME):
+        return manifests.load(data)
+    return manifests.find(data, Run.open(run_uri).fingerprint) or manifests.load(data)
+
+
+class News:
+    """What a run's folder says about a training that it did not say before."""
+
+    def __init__(self, run: Run, of: Train) -> None:
+        self._run, self._of = run, of
+        self._epochs = len(run.history(of))
         self._step: dict[str, int] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
         """Return new `epoch` lines and, if the training has moved on, a `step` line."""
-        history, step = self._run.history(self._fold), self._run.step(self._fold)
+        history, step = self._run.history(self._of), self._run.step(self._of)
         lines: list[dict[str, Any]] = [
             {"kind": "epoch", **record} for record in history[self._epochs :]
         ]

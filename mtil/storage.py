@@ -7,6 +7,7 @@ process's bytes.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _PARTIAL = ".partial-"
 _CHUNK_BYTES = 2**20
 _MKDIR_ATTEMPTS = 10
+_CREATE_ATTEMPTS = 6
 _KEYS_A_CALL = 1000
 """How many objects S3 deletes at once."""
 
@@ -228,12 +230,20 @@ class S3Store:
 
         key = self._key(name)
         with _S3Errors(self.bucket, key):
-            try:
-                _s3(os.getpid()).put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
-                    return False
-                raise
+            for attempt in range(_CREATE_ATTEMPTS):
+                try:
+                    _s3(os.getpid()).put_object(
+                        Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"
+                    )
+                except ClientError as error:
+                    code = error.response["Error"]["Code"]
+                    if code in ("PreconditionFailed", "412"):
+                        return False
+                    if code != "ConditionalRequestConflict" or attempt == _CREATE_ATTEMPTS - 1:
+                        raise
+                    time.sleep(0.1 * 2**attempt)  # others write it right now; see who was first
+                else:
+                    break
         return True
 
     def exists(self, name: str) -> bool:

@@ -6,13 +6,11 @@ from typing import Any
 
 from mtil.cli.console import Output
 from mtil.config import with_overrides
-from mtil.data import manifest as manifests
 from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
 from mtil.run import Run
-from mtil.storage import open_store
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
 
@@ -23,18 +21,14 @@ def run(options: argparse.Namespace) -> None:
     record = Run.open(options.run)
     if options.data is not None:
         record.data_uri = options.data
-    manifest = manifests.load(open_store(record.data_uri))
-    record.check_data(manifest, record.data_uri)
-    folds = (
-        parse_folds(options.fold, manifest.num_folds)
-        if options.fold is not None
-        else record.trained_folds(manifest.num_folds)
-    )
-    if not folds:
+    manifest = record.manifest()
+    number = record.last_round() if options.round is None else options.round
+    trained = record.trained().get(number)
+    if trained is None:
         raise DataError(
-            f"A run must have a trained fold, but {record.uri} has none; "
-            f"run `mtil train --run {options.run}`."
+            f"A round must be trained first, but round {number} of {record.uri} is not."
         )
+    folds = trained if options.fold is None else parse_folds(options.fold, manifest.num_folds)
     num_workers, gpus = _resources(record, options)
 
     from mtil.distributed import cluster, inference
@@ -43,16 +37,21 @@ def run(options: argparse.Namespace) -> None:
         predictions = inference.predict_folds(
             record,
             folds,
+            number=number,
             num_workers=num_workers,
             gpus_per_worker=gpus,
             listen=lambda line: bar.show("scoring", line["images"], line["of"]),
         )
-    figures = evaluate(predictions, run_uri=options.run, folds=folds)
+    figures = {"round": number, **evaluate(predictions, run_uri=options.run, folds=folds)}
+    called = {source.prefix: source.prefix or source.name for source in manifest.sources}
+    figures["by_source"] = {called[name]: part for name, part in figures["by_source"].items()}
     name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
     record.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     _print(figures, output)
-    where = record.folder(HOLDOUT) if folds == [HOLDOUT] else "rounds/0/fold-*"
-    output.line(f"Per image: {record.uri}/{where}/predictions.parquet")
+    where = record.predictions_name(number, folds[0])
+    if len(folds) > 1:
+        where = where.replace(f"fold-{folds[0]}", "fold-*")
+    output.line(f"Per image: {record.uri}/{where}")
     output.result(figures)
 
 
@@ -76,7 +75,7 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
 
 
 def _print(figures: dict[str, Any], output: Output) -> None:
-    folds = figures["folds"]
+    folds, passes = figures["folds"], figures["by_pass"]
     whose = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
     output.line(
         f"{figures['num_images']} test images of {whose}; 95 % intervals by bootstrap over groups"
@@ -88,6 +87,15 @@ def _print(figures: dict[str, Any], output: Output) -> None:
             for name, interval in figures["metrics"].items()
         ],
     )
+    if len(passes) > 1:
+        shown = ("dice", "f1", "auc")
+        output.table(
+            ["by pass", *shown],
+            [
+                [str(one["pass"]), *(_number(one["metrics"][name]["value"]) for name in shown)]
+                for one in passes
+            ],
+        )
     classes = figures["by_class"]
     names = ("dice", "dice_median", "iou", "hd95", "miss_rate")
     output.table(

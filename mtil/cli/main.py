@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_phantom, _download, _prepare, _inspect, _train, _evaluate, _predict, _doctor):
+    for add in (
+        _phantom, _download, _prepare, _inspect, _train, _circle, _status, _stop, _evaluate,
+        _predict, _doctor,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -128,16 +131,30 @@ def _phantom(commands: "_Commands[_Parser]") -> None:
         commands, "phantom", "make synthetic images in the BUSI layout", module="data"
     )
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
-    parser.add_argument("--num-images", type=int, default=240, help="how many (240)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same bytes (0)"
+        "--num-images", type=int, default=240, help="how many images, without near-copies (240)"
     )
-    parser.add_argument("--image-size", type=int, default=256, help="typical side (256)")
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="0 or more; the same seed gives the same bytes, whatever draws them (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-size", type=int, default=256,
+        help="typical side in pixels, 64 to 4096; heights are 75 to 100 %% of it, widths 85 to "
+        "125 %% (256)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-views", type=int, default=1,
+        help="each patient has 1 to so many images; patients.csv, which `mtil prepare --groups` "
+        "takes, says whose each is (1)",
+    )  # fmt: skip
     parser.add_argument(
         "--num-duplicates", type=int, default=0,
-        help="near-copies to add, listed in duplicates.csv (0)",
+        help="near-copies to add, as many as images at most, listed in duplicates.csv (0)",
     )  # fmt: skip
-    parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+    parser.add_argument(
+        "--num-workers", type=int, help="processes that draw (one a CPU); they change no byte"
+    )
 
 
 def _download(commands: "_Commands[_Parser]") -> None:
@@ -181,17 +198,20 @@ def _prepare(commands: "_Commands[_Parser]") -> None:
     )
     parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
     parser.add_argument(
-        "--image-size", type=int, default=256, help="side of the stored images (256)"
-    )
-    parser.add_argument("--num-folds", type=int, default=5, help="folds (5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the folds (0)")
+        "--append", action="store_true",
+        help="add the images that the data set does not have yet, as a new version of it",
+    )  # fmt: skip
+    parser.add_argument("--image-size", type=int, help="side of the stored images (256)")
+    parser.add_argument("--num-folds", type=int, help="folds (5)")
+    parser.add_argument("--seed", type=int, help="seed of the folds (0)")
     parser.add_argument(
-        "--protocol", choices=("grouped", "paper", "official"), default="grouped",
-        help="whole groups to folds; image by image as in most papers; or the sources' own folds",
+        "--protocol", choices=("grouped", "paper", "official"),
+        help="whole groups to folds (grouped); image by image as in most papers; or the sources' "
+        "own folds",
     )  # fmt: skip
     parser.add_argument(
-        "--stratify", choices=("class", "class-and-size"), default="class",
-        help="what folds share evenly: classes, or terciles of lesion size within them too",
+        "--stratify", choices=("class", "class-and-size"),
+        help="what folds share evenly: classes (class), or terciles of lesion size within them too",
     )  # fmt: skip
     parser.add_argument(
         "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"
@@ -214,6 +234,9 @@ def _inspect(commands: "_Commands[_Parser]") -> None:
         module="inspection",
     )
     parser.add_argument("data", metavar="URI", help="a prepared data set")
+    parser.add_argument(
+        "--data-version", type=int, metavar="N", help="which version; the newest if none is named"
+    )
 
 
 class _OfSource(argparse.Action):
@@ -241,6 +264,26 @@ class _AndSource(argparse.Action):
 
 def _train(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "train", "train a fold, or all of them")
+    _trained(parser)
+
+
+def _circle(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "circle", "train in rounds, each with the maps of the one before")
+    _trained(parser)
+
+
+def _status(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "status", "say how far a circle is, from its ledger alone")
+    parser.add_argument("--run", required=True, metavar="URI", help="the run")
+    parser.add_argument("--watch", action="store_true", help="go on until the run has ended")
+
+
+def _stop(commands: "_Commands[_Parser]") -> None:
+    parser = _command(commands, "stop", "end a circle; it can go on later", module="status")
+    parser.add_argument("--run", required=True, metavar="URI", help="the run")
+
+
+def _trained(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--run", required=True, metavar="URI", help="where results go")
@@ -265,6 +308,9 @@ def _evaluate(commands: "_Commands[_Parser]") -> None:
         "--fold", "--folds",
         help="`0`, `0,2`, `all` (all that are trained) or `holdout`",
     )  # fmt: skip
+    parser.add_argument(
+        "--round", type=int, metavar="N", help="of a circle; the last that all folds have reached"
+    )
     parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
     _on_ray(parser)
 

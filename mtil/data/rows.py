@@ -27,6 +27,8 @@ class Batch:
     """(b, s * s / 8) bits, packed."""
     label: npt.NDArray[np.int64]
     """(b,): 0 benign, 1 malignant, 2 normal."""
+    prior: npt.NDArray[np.uint8] | None = None
+    """(b, m, m) the previous round's probability of lesion, 255 being 1; None if there is none."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -59,13 +61,20 @@ class Rows:
     """The selected rows of some tables, looked at where they lie and numbered through."""
 
     def __init__(self, tables: Sequence[pa.Table], selection: Selection | None = None) -> None:
-        """Take tables with training columns; a selection needs the role columns as well."""
+        """Take tables with training columns, and all or none of them with `prior`.
+
+        A selection needs the role columns as well.
+        """
         pieces = [piece for table in tables for piece in table.to_batches()]
         self._starts = np.cumsum([0, *(piece.num_rows for piece in pieces)])
         self._ids = [piece.column("sample_id") for piece in pieces]
         self._images = [pixels(piece.column("image")) for piece in pieces]
         self._masks = [pixels(piece.column("mask")) for piece in pieces]
         self._labels = [piece.column("label").to_numpy() for piece in pieces]
+        self._priors = [
+            pixels(piece.column("prior")) for piece in pieces if "prior" in piece.schema.names
+        ]
+        assert len(self._priors) in (0, len(pieces))
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
         chosen = [
             start + (np.arange(table.num_rows) if selection is None else selection.rows(table))
@@ -90,6 +99,9 @@ class Rows:
         image = np.empty((len(numbers), self._images[0].shape[1]), np.uint8)
         mask = np.empty((len(numbers), self._masks[0].shape[1]), np.uint8)
         label = np.empty(len(numbers), np.int64)
+        prior = None
+        if self._priors:
+            prior = np.empty((len(numbers), self._priors[0].shape[1]), np.uint8)
         ids = []
         pieces = np.searchsorted(self._starts, numbers, side="right") - 1
         places = zip(pieces.tolist(), (numbers - self._starts[pieces]).tolist(), strict=True)
@@ -97,9 +109,16 @@ class Rows:
             image[out] = self._images[piece][row]
             mask[out] = self._masks[piece][row]
             label[out] = self._labels[piece][row]
+            if prior is not None:
+                prior[out] = self._priors[piece][row]
             ids.append(self._ids[piece][row].as_py())
-        side = int(image.shape[1] ** 0.5)
-        return Batch(ids, image.reshape(-1, side, side), mask, label)
+        return Batch(ids, squares(image), mask, label, None if prior is None else squares(prior))
+
+
+def squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return square images (b, s, s) that are given as rows of bytes (b, s * s)."""
+    side = int(rows.shape[1] ** 0.5)
+    return rows.reshape(-1, side, side)
 
 
 Part = tuple[Rows, npt.NDArray[np.int64]]
@@ -126,9 +145,12 @@ def cut(parts: Iterable[Part], batch_size: int, *, whole: bool) -> Iterator[Batc
 def _joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
+    priors = [batch.prior for batch in batches if batch.prior is not None]
+    assert len(priors) in (0, len(batches))
     return Batch(
         sample_id=[sample_id for batch in batches for sample_id in batch.sample_id],
         image=np.concatenate([batch.image for batch in batches]),
         mask=np.concatenate([batch.mask for batch in batches]),
         label=np.concatenate([batch.label for batch in batches]),
+        prior=np.concatenate(priors) if priors else None,
     )

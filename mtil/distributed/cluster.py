@@ -8,17 +8,28 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import ray
+from ray.core.generated import gcs_pb2
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RaySystemError,
+    WorkerCrashedError,
+)
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mtil import errors
 from mtil.distributed.preflight import Node
-from mtil.errors import MtilError, ResourceError
+from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, StorageError
 
 _QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
 
 _KNOCK_S = 10
+_GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
+_LOSSES = (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError)
 
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -138,6 +149,46 @@ def cause(error: BaseException) -> MtilError | None:
 
     Ray Data passes on only the text of what its tasks raise, so that is looked at too.
     """
+    for current in _chain(error):
+        if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
+            return current
+        quoted = _QUOTED.search(str(current))
+        if quoted:
+            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
+    return None
+
+
+def is_loss(error: BaseException) -> bool:
+    """Say whether something failed for want of a process, a machine or the storage.
+
+    The same again may then succeed, once others have taken their place.
+    """
+    ours = cause(error)
+    if ours is not None:
+        lost = isinstance(ours, LostError | ResourceError | StorageError)
+        return lost and not isinstance(ours, NotFoundError)
+    return any(isinstance(current, _LOSSES) for current in _chain(error))
+
+
+def free_orphans() -> None:
+    """Remove the placement groups that dead actors of this job have left behind.
+
+    Ray frees them when the job ends, but not before: a training whose controller is killed while
+    it starts holds its workers' CPUs until then.
+    """
+    state = ray._private.state.state
+    accessor = state._connect_and_get_accessor()
+    job = ray.get_runtime_context().get_job_id()
+    for data in accessor.get_placement_group_table():
+        group = _GroupData.FromString(data)
+        orphaned = group.creator_job_id.hex() == job and group.creator_actor_dead
+        if orphaned and not group.is_detached and group.state != _GroupData.REMOVED:
+            identity = ray.PlacementGroupID(group.placement_group_id)
+            remove_placement_group(PlacementGroup(identity))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it was raised from or holds."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -145,11 +196,6 @@ def cause(error: BaseException) -> MtilError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
-            return current
-        quoted = _QUOTED.search(str(current))
-        if quoted:
-            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
+        yield current
         waiting += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         waiting += list(getattr(current, "worker_failures", {}).values())
-    return None

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, Dataset
+from ray.data import DataContext, Dataset, ExecutionResources
 
 from mtil.data.manifest import Manifest, Shard
 from mtil.data.order import Window
@@ -19,6 +19,7 @@ from mtil.data.selection import Selection
 from mtil.data.shards import read
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
+from mtil.rounds import PriorMaps
 from mtil.storage import open_store
 
 _MAX_TASKS = 2048
@@ -26,42 +27,62 @@ _MAX_TASKS = 2048
 
 _PREFETCHED_SHARDS = 4
 
+_MAX_AHEAD_BYTES = 2**30
+"""Of the object store, for what one worker has read ahead. Ray Data's own bound is half of the
+store for each worker, which a step that is slower than storage fills."""
+
 
 class ReadShard:
-    """A task of Ray Data: number of a shard in, its rows out, whole or those of a selection."""
+    """A task of Ray Data: number of a shard in, its rows out, whole or those of a selection.
+
+    The maps of the round before join their rows here, within the task that reads the shard.
+    """
 
     def __init__(
-        self, data_uri: str, manifest: Manifest, selection: Selection | None = None
+        self,
+        data_uri: str,
+        manifest: Manifest,
+        *,
+        selection: Selection | None = None,
+        priors: PriorMaps | None = None,
     ) -> None:
-        self.data_uri, self.manifest, self.selection = data_uri, manifest, selection
+        self.data_uri, self.manifest = data_uri, manifest
+        self.selection, self.priors = selection, priors
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Read the one shard that the block names."""
         (number,) = block.column("id").to_pylist()
-        store = open_store(self.data_uri)
-        table = read(store, self.manifest.shards[number], (*TRAINING_COLUMNS, *ROLE_COLUMNS))
+        table = _read_whole(self.data_uri, self.manifest.shards[number], self.priors)
         if self.selection is None:
             return table
         return table.take(pa.array(self.selection.rows(table)))
 
 
-def hold(data_uri: str, manifest: Manifest) -> list[ray.ObjectRef[Any]]:
+def hold(
+    data_uri: str, manifest: Manifest, priors: PriorMaps | None = None
+) -> list[ray.ObjectRef[Any]]:
     """Read every shard once into the object store and return references to its tables, in order.
 
     Plain tasks, since the actors that Ray Data leaves behind wake a hundred times a second each.
 
     Raises:
         DataError: wrapped by Ray, if a shard is missing or not the one that the manifest names.
+        MapError: wrapped by Ray, if a map shard is.
     """
-    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_returns=2)(_read_whole)
-    answers = [task.remote(data_uri, shard) for shard in manifest.shards]
+    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_returns=2)(_read_to_hold)
+    answers = [task.remote(data_uri, shard, priors) for shard in manifest.shards]
     ray.get([num_rows for _, num_rows in answers])  # raises what a task raised
     return [table for table, _ in answers]
 
 
-def _read_whole(data_uri: str, shard: Shard) -> tuple[pa.Table, int]:
-    table = read(open_store(data_uri), shard, (*TRAINING_COLUMNS, *ROLE_COLUMNS))
+def _read_to_hold(data_uri: str, shard: Shard, priors: PriorMaps | None) -> tuple[pa.Table, int]:
+    table = _read_whole(data_uri, shard, priors)
     return table, table.num_rows
+
+
+def _read_whole(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:
+    table = read(open_store(data_uri), shard, (*TRAINING_COLUMNS, *ROLE_COLUMNS))
+    return table if priors is None else priors.join(table, shard)
 
 
 def resident(refs: Sequence[ray.ObjectRef[Any]], plan: Plan) -> Rows:
@@ -85,14 +106,14 @@ def resident_epoch(rows: Rows, plan: Plan, epoch: int, batch_size: int) -> Itera
 
 
 def streaming_epochs(
-    data_uri: str, plan: Plan, epochs: range, batch_size: int
+    data_uri: str, plan: Plan, epochs: range, batch_size: int, priors: PriorMaps | None = None
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield, for each epoch, its batches as they arrive from storage.
 
     The shards of all epochs are one stream, so that the next epoch's are read ahead while this
     one's are trained on. Each epoch must be used up before the next is asked for.
     """
-    tables = _shard_tables(data_uri, plan, epochs)
+    tables = _shard_tables(ReadShard(data_uri, plan.manifest, priors=priors), plan, epochs)
     for epoch in epochs:
         parts = _parts(tables, plan, plan.windows(epoch))
         yield cut(parts, batch_size, whole=True)
@@ -105,7 +126,7 @@ def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch
     mine = range(plan.rank, len(plan.manifest.shards), plan.num_workers)
     if not mine:
         return iter(())
-    dataset = _one_task_each(mine, ReadShard(data_uri, plan.manifest, plan.selection))
+    dataset = _one_task_each(mine, ReadShard(data_uri, plan.manifest, selection=plan.selection))
     parts = ((rows, rows.everything()) for rows in (Rows([table]) for table in _blocks(dataset)))
     return cut(parts, batch_size, whole=False)
 
@@ -117,13 +138,13 @@ def _parts(tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]) ->
         yield rows, rows.picked(window.picks[:, 0], window.picks[:, 1])
 
 
-def _shard_tables(data_uri: str, plan: Plan, epochs: range) -> Iterator[pa.Table]:
+def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Iterator[pa.Table]:
     """Yield the tables of every shard of every window of the epochs, one stream."""
     waiting: list[int] = []
     for epoch in epochs:
         waiting += [int(shard) for window in plan.windows(epoch) for shard in window.shards]
         if len(waiting) >= _MAX_TASKS or epoch == epochs[-1]:
-            yield from _blocks(_one_task_each(waiting, ReadShard(data_uri, plan.manifest)))
+            yield from _blocks(_one_task_each(waiting, task))
             waiting = []
 
 
@@ -156,6 +177,9 @@ def _blocks(dataset: Dataset) -> Iterator[pa.Table]:
 def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=_MAX_AHEAD_BYTES
+    )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.

@@ -12,14 +12,15 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from mtil.circle import Train
 from mtil.config import Config
-from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_fold
-from mtil.errors import RunError, StorageError
-from mtil.run import FoldResult, News, Run
+from mtil.errors import LostError, RunError, StorageError
+from mtil.rounds import PriorMaps, prior_maps
+from mtil.run import FoldResult, News, Run, manifest_for
 from mtil.storage import open_store
 
 Listener = Callable[[dict[str, Any]], None]
@@ -51,46 +52,75 @@ def train(
         RunError: if the workers failed more often than the configuration allows.
     """
     store = open_store(data_uri)
-    manifest = manifests.load(store)
-    workers = config.train
-    cpus = preflight.cpus_per_worker(
-        cluster.nodes(),
-        num_workers=workers.num_workers,
-        cpus=workers.cpus_per_worker,
-        gpus=workers.gpus_per_worker,
-    )
+    manifest = manifest_for(run_uri, store)
+    cpus = reserved_cpus(config)
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
-    waiting = [fold for fold in folds if run.result(fold) is None]
+    trainings = [Train(0, fold) for fold in folds]
+    waiting = [of for of in trainings if run.result(of) is None]
     held = hold_if_resident(store.uri, manifest, config) if waiting else None
-    for fold in waiting:
-        _train_fold(run, FoldJob(run.uri, store.uri, fold, held), cpus, listen)
-    results = [run.result(fold) for fold in folds]
+    for of in waiting:
+        _train(run, FoldJob(run.uri, store.uri, of, held), cpus, listen)
+    results = [run.result(of) for of in trainings]
     return [result for result in results if result is not None]
 
 
+def train_round(run: Run, of: Train, listen: Listener) -> FoldResult:
+    """Do one training of a circle, unless it has a result.
+
+    Raises:
+        UserError: if the data set, the run or the resources are not as they must be.
+        MapError: if a map that it reads is missing or damaged.
+        RunError: if the workers failed more often than the configuration allows.
+    """
+    cpus = reserved_cpus(run.config)
+    if run.result(of) is None:
+        manifest = run.manifest()
+        priors = prior_maps(run, manifest, of)
+        held = hold_if_resident(run.data_uri, manifest, run.config, priors)
+        _train(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
+    result = run.result(of)
+    assert result is not None
+    return result
+
+
+def reserved_cpus(config: Config) -> float:
+    """Return the CPUs that each of a training's workers reserves.
+
+    Raises:
+        ResourceError: if the cluster has no room for them.
+    """
+    return preflight.cpus_per_worker(
+        cluster.nodes(),
+        num_workers=config.train.num_workers,
+        cpus=config.train.cpus_per_worker,
+        gpus=config.train.gpus_per_worker,
+    )
+
+
 def hold_if_resident(
-    data_uri: str, manifest: Manifest, config: Config
+    data_uri: str, manifest: Manifest, config: Config, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]] | None:
-    """Put the data set into the object store if it is to be resident there.
+    """Put the data set, with its maps, into the object store if it is to be resident there.
 
     Raises:
         DataError: if a shard is missing or not the one that the manifest names.
+        MapError: if a map shard is.
     """
     size_gib = sum(shard.bytes for shard in manifest.shards) / 2**30
     mode = config.data.mode
     if mode == "streaming" or (mode == "auto" and size_gib > config.data.resident_gib):
         return None
     with unwrapped():
-        return hold(data_uri, manifest)
+        return hold(data_uri, manifest, priors)
 
 
-def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
+def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
     resources = {"CPU": cpus} | (
         {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     )
     with (
-        _relayed(run, job.fold, listen),
+        _relayed(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
         trainer = TorchTrainer(
@@ -103,7 +133,7 @@ def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(
-                name=f"fold-{job.fold}",
+                name=run.folder(job.train).replace("/", "-"),
                 storage_path=scratch,  # checkpoints go to the run's own storage
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -114,7 +144,7 @@ def _train_fold(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         )
         with unwrapped(), _interruptible():
             trainer.fit()
-    listen({"kind": "done", "fold": job.fold})
+    listen({"kind": "done", "fold": job.train.fold})
 
 
 @contextmanager
@@ -127,9 +157,8 @@ def unwrapped() -> Iterator[None]:
         if ours is not None:
             raise ours from error
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RunError(
-            f"Training failed: {lines[-1] if lines else type(error).__name__}"
-        ) from error
+        kind = LostError if cluster.is_loss(error) else RunError
+        raise kind(f"Training failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 @contextmanager
@@ -146,12 +175,12 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _relayed(run: Run, fold: int, listen: Listener) -> Iterator[None]:
-    """Tell the listener what the workers write into the run about a fold, while the block runs.
+def _relayed(run: Run, of: Train, listen: Listener) -> Iterator[None]:
+    """Tell the listener what the workers write of a training into the run, while the block runs.
 
     Through the run's storage, since an actor in between would take its share of the workers' CPU.
     """
-    news = News(run, fold)
+    news = News(run, of)
     over = threading.Event()
 
     def relay() -> None:

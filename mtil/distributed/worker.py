@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
-from mtil.data import manifest as manifests
+from mtil.circle import Train
 from mtil.data.manifest import Manifest
 from mtil.data.order import rows_per_worker
 from mtil.data.rows import Batch, Plan, cut
@@ -27,11 +27,11 @@ from mtil.distributed.cluster import to_foreground
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
-from mtil.inference import Predictor, calibrated
+from mtil.inference import Predictor, calibrated, in_passes
 from mtil.metrics import fit_temperature, steady_threshold
 from mtil.progress import Best, TrainingProgress
+from mtil.rounds import PriorMaps, initial_weights, judges, training_rows
 from mtil.run import Run
-from mtil.storage import open_store
 
 _VALIDATION_BATCH = 32
 _SAY_EVERY_S = 2.0
@@ -43,9 +43,11 @@ class FoldJob:
 
     run_uri: str
     data_uri: str
-    fold: int
+    train: Train
     held: list[ray.ObjectRef[Any]] | None
     """The data set's tables in the object store, or None to stream the training rows."""
+    priors: PriorMaps | None = None
+    """The maps of the round before, which held tables have already."""
 
 
 def train_fold(job: dict[str, FoldJob]) -> None:
@@ -64,15 +66,14 @@ class _Worker:
         self.job = job
         self.run_record = Run.open(job.run_uri)
         self.config = self.run_record.config
-        self.manifest = manifests.load(open_store(job.data_uri))
-        self.run_record.check_data(self.manifest, job.data_uri)
-        self.checkpoints = self.run_record.checkpoints(job.fold)
+        self.manifest = self.run_record.manifest(job.data_uri)
+        self.checkpoints = self.run_record.checkpoints(job.train)
         self.plan = self._plan("train")
         self.local_batch = self.config.train.batch_size // self.num_workers
         self.steps = steps_per_epoch(self.manifest, self.plan, self.local_batch)
 
     def run(self) -> None:
-        if self.run_record.result(self.job.fold) is not None:
+        if self.run_record.result(self.job.train) is not None:
             return  # a process died after the result was written
         engine = self._engine()
         progress = TrainingProgress.load(self.checkpoints, engine)
@@ -86,12 +87,13 @@ class _Worker:
             progress.add(record, figures, engine)
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
-                self.run_record.write_history(self.job.fold, progress.history)
+                self.run_record.write_history(self.job.train, progress.history)
             ray.train.report({"epoch": epoch, **figures})
         assert progress.best is not None
         model = self._model(progress.best, validation())
         if self.rank == 0:
             self.run_record.commit(
+                self.job.train,
                 model,
                 num_epochs=len(progress.history),
                 seconds=round(progress.seconds, 3),
@@ -108,6 +110,9 @@ class _Worker:
             malignant_share=tumours[1] / (sum(tumours) + normals),
             device=self.device,
             wrap=self._wrap,
+            num_passes=len(self._judges()),
+            earlier=[model.network() for model in self._earlier()],
+            initial=initial_weights(self.run_record, self.job.train),
         )
 
     def _wrap(self, module: nn.Module) -> nn.Module:
@@ -126,7 +131,11 @@ class _Worker:
         normals = self.config.data.normals
         return Plan(
             manifest=self.manifest,
-            selection=select(self.manifest, self.job.fold, role, normals=normals),
+            selection=(
+                training_rows(self.config, self.manifest, self.job.train)
+                if role == "train"
+                else select(self.manifest, self.job.train.fold, role, normals=normals)
+            ),
             seed=self.config.seed,
             rank=self.rank,
             num_workers=self.num_workers,
@@ -138,7 +147,9 @@ class _Worker:
         if self.job.held is None:
             yield from zip(
                 epochs,
-                streaming_epochs(self.job.data_uri, self.plan, epochs, self.local_batch),
+                streaming_epochs(
+                    self.job.data_uri, self.plan, epochs, self.local_batch, self.job.priors
+                ),
                 strict=True,
             )
             return
@@ -163,7 +174,7 @@ class _Worker:
             if self.rank == 0 and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 progress = {"epoch": epoch, "step": len(steps), "steps": self.steps}
-                self.run_record.write_step(self.job.fold, progress)
+                self.run_record.write_step(self.job.train, progress)
         if len(steps) != self.steps:
             raise DataError(
                 f"An epoch must have {self.steps} steps, but the data gave {len(steps)}."
@@ -172,7 +183,7 @@ class _Worker:
         names = steps[0].terms
         return {
             "epoch": epoch,
-            "fold": self.job.fold,
+            "fold": self.job.train.fold,
             "steps": self.steps,
             **{
                 f"loss_{name}": float(np.mean([float(step.terms[name]) for step in steps]))
@@ -203,16 +214,18 @@ class _Worker:
             config=self.config,
             weights=best.weights,
             fingerprint=self.manifest.fingerprint,
-            fold=self.job.fold,
+            fold=self.job.train.fold,
             source_size=self.manifest.image_size,
             epoch=best.epoch,
             temperature=1.0,
             threshold=0.5,
+            num_passes=sum(of == self.job.train for of in self._judges()),
         )
-        predictor = Predictor(model, self.device)
+        own = Predictor(model, self.device)
+        chain = [Predictor(one, self.device) for one in self._earlier()] + [own] * model.num_passes
         seen: list[Scored] = []
         for batch in batches:
-            logits = predictor(batch.image).logit.tolist()
+            logits = in_passes(chain, batch.image)[-1].logit.tolist()
             rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
             seen += [Scored(name, label, math.nan, logit) for name, label, logit in rows]
         tumours = [row for row in self._gather(seen) if row.label != NORMAL]
@@ -221,6 +234,16 @@ class _Worker:
         temperature = fit_temperature(logit, label)
         threshold = steady_threshold(calibrated(logit, temperature), label)
         return replace(model, temperature=temperature, threshold=threshold)
+
+    def _judges(self) -> Sequence[Train]:
+        """Return the trainings whose models look at a test image as this one's will, in turn."""
+        of = self.job.train
+        return [replace(one, part=of.part) for one in judges(self.run_record, of.round, of.fold)]
+
+    def _earlier(self) -> list[Model]:
+        """Return the models of earlier rounds that look at a test image before this one's."""
+        earlier = [of for of in self._judges() if of != self.job.train]
+        return [self.run_record.model(of) for of in earlier]
 
 
 def steps_per_epoch(manifest: Manifest, plan: Plan, local_batch: int) -> int:

@@ -16,8 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mtil.checkpoint import model_from_bytes
-
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SMALL = (
@@ -120,10 +118,7 @@ def test_a_driver_that_was_killed_goes_on(
     again = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL)
     assert again.returncode == 0, again.stderr
     assert "epoch 1/3" not in again.stdout
-    ours, theirs = (
-        model_from_bytes((root / "rounds/0/fold-0/model.pt").read_bytes(), "model").weights
-        for root in (folder, run)
-    )
+    ours, theirs = (Run.open(str(root)).model(Train(0, 0)).weights for root in (folder, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

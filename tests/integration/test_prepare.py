@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mtil.data import manifest as manifests
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
 from mtil.distributed.prepare import tasks
+from mtil.errors import DataError
 from mtil.storage import LocalStore, Store, open_store
 
 SETTINGS = Settings(image_size=64, max_shard_bytes=120_000)
@@ -45,6 +46,55 @@ def test_ray_and_one_process_write_the_same_bytes(
         LocalStore(str(tmp_path / "here"))
     )
     assert seen[-1] == ("writing", 120, 120)
+
+
+class _Handed(Sequence[int]):
+    """Numbers from 0, of which it is known how many were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.handed = count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self.count:
+            raise IndexError(index)
+        self.handed = index + 1
+        return index
+
+
+def test_ray_is_given_a_few_jobs_at_a_time(local_ray: None) -> None:
+    jobs, ahead = _Handed(50), []
+    done = 0
+
+    def listen(images: int) -> None:
+        nonlocal done
+        done += images
+        ahead.append(jobs.handed - done)
+
+    def square(job: int, listen: Any = None) -> int:
+        return job * job
+
+    assert tasks(square, jobs, [1] * 50, listen) == [job * job for job in range(50)]
+    assert done == 50
+    assert max(ahead) <= 16
+
+
+def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path) -> None:
+    def fail_or_wait(job: int, listen: Any = None) -> None:
+        if job == 0:
+            raise DataError("the first job fails")
+        (tmp_path / f"begun-{job}").touch()
+        for _ in range(600):  # short sleeps, since only Python can be interrupted
+            time.sleep(0.1)
+        (tmp_path / f"ended-{job}").touch()
+
+    start = time.monotonic()
+    with pytest.raises(DataError, match="the first job fails"):
+        tasks(fail_or_wait, range(6), [1] * 6, lambda images: None)
+    assert time.monotonic() - start < 50
+    assert not list(tmp_path.glob("ended-*"))
 
 
 _SCRIPT = (

@@ -175,3 +175,24 @@ def test_blurring_keeps_images_apart_and_their_mass():
     assert blurred[0].sum().item() == pytest.approx(1, abs=1e-4)
     assert blurred[0, 0, 7, 7] < 0.2
     assert not blurred[1].any()
+
+
+def test_what_degrades_priors_can_be_drawn_apart():
+    """The image of a batch with a map is then that of a batch without, to the last bit."""
+    harsh = PriorConfig(dropout=0.3, roughen=1)
+    image, mask, prior = batch()
+
+    def run(given, seed):
+        torch.manual_seed(1)
+        drawn = torch.Generator().manual_seed(seed)
+        changed = Augment(AugmentConfig(), harsh)(image, mask, given, drawn)
+        return *changed, torch.rand(3)
+
+    without, first, again, other = (
+        run(*a) for a in ((None, 5), (prior, 5), (prior, 5), (prior, 6))
+    )
+    for changed in (first, again, other):
+        for index in (0, 1, 3):
+            assert torch.equal(changed[index], without[index])
+    assert torch.equal(first[2], again[2])
+    assert not torch.equal(first[2], other[2])

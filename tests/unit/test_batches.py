@@ -1,5 +1,7 @@
 """Stored bytes to tensors: values, bits and sizes worked by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ def _example(side: int = 8) -> Batch:
 
 
 def test_bytes_become_shares_and_bits_become_a_mask() -> None:
-    image, mask, label = to_tensors(_example(), 8, CPU)
+    image, mask, label, prior = to_tensors(_example(), 8, CPU)
     assert image.shape == mask.shape == (2, 1, 8, 8)
     assert image.dtype == mask.dtype == torch.float32
     assert label.dtype == torch.int64
@@ -39,6 +41,7 @@ def test_bytes_become_shares_and_bits_become_a_mask() -> None:
     assert mask[1, 0, 4:, :4].all()
     assert mask[1].sum() == 16
     assert label.tolist() == [2, 1]
+    assert prior is None
 
 
 def test_black_is_zero_and_white_is_one_exactly() -> None:
@@ -91,7 +94,7 @@ def test_a_resized_mask_is_where_half_a_pixel_is_lesion() -> None:
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_any_size_stays_in_range_and_in_place(size: int) -> None:
-    image, mask, _ = to_tensors(_example(64), size, CPU)
+    image, mask, *_ = to_tensors(_example(64), size, CPU)
     assert image.shape == mask.shape == (2, 1, size, size)
     assert float(image.min()) >= 0
     assert float(image.max()) <= 1
@@ -105,7 +108,7 @@ def test_read_only_arrays_are_taken_and_not_changed() -> None:
     batch = _example()
     for array in (batch.image, batch.mask):
         array.flags.writeable = False
-    image, mask, _ = to_tensors(batch, 8, CPU)
+    image, mask, *_ = to_tensors(batch, 8, CPU)
     image.zero_()
     mask.fill_(1)
     again = to_tensors(batch, 8, CPU)
@@ -117,3 +120,31 @@ def test_images_of_any_shape_become_square() -> None:
     made = resize_images(torch.full((3, 1, 20, 50), 51, dtype=torch.uint8), 32)
     assert made.shape == (3, 1, 32, 32)
     torch.testing.assert_close(made, torch.full_like(made, 0.2))
+
+
+def _with_prior(batch: Batch, prior: np.ndarray) -> Batch:
+    return dataclasses.replace(batch, prior=prior.astype(np.uint8))
+
+
+def test_a_prior_map_becomes_probabilities_at_the_input_size() -> None:
+    """Doubled, an output column is three quarters of the nearer and one of the farther column."""
+    columns = np.zeros((2, 4, 4))
+    columns[1, :, 2] = 255
+    batch = _with_prior(_example(), columns)
+    batch.prior.flags.writeable = False
+    made = to_tensors(batch, 8, CPU)
+    assert made.prior.shape == (2, 1, 8, 8)
+    assert made.prior.dtype == torch.float32
+    assert not made.prior[0].any()
+    expected = torch.tensor([0, 0, 0, 0.25, 0.75, 0.75, 0.25, 0])
+    torch.testing.assert_close(made.prior[1, 0], expected.expand(8, 8))
+    for one, other in zip(made[:3], to_tensors(_example(), 8, CPU)[:3], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_byte_of_a_prior_map_is_its_share_of_255() -> None:
+    prior = np.arange(64).reshape(1, 8, 8) * 4 + 3
+    batch = _with_prior(_batch(np.zeros((1, 8, 8)), np.zeros((1, 8, 8))), prior)
+    made = to_tensors(batch, 8, CPU).prior
+    np.testing.assert_allclose(made[:, 0].numpy(), prior / 255, rtol=1e-6)
+    assert float(made.max()) == 1

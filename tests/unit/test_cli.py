@@ -20,6 +20,7 @@ from PIL import Image
 
 from mtil import __version__
 from mtil.checkpoint import Model
+from mtil.circle import Train
 from mtil.cli import main
 from mtil.config import Config, documented
 from mtil.data import manifest as manifests
@@ -281,6 +282,7 @@ def test_data_are_prepared(
     made = manifests.load(LocalStore(str(to)))
     assert told == {
         "uri": str(to),
+        "version": 1,
         "fingerprint": made.fingerprint,
         "protocol": "grouped",
         "read": 60,
@@ -433,7 +435,8 @@ def run(
 ) -> Run:
     """A run of which fold 1 is trained."""
     run = Run.create(str(tmp_path / "run"), make_config(), data_uri, manifest.fingerprint)
-    run.commit(make_model(fold=1, fingerprint=manifest.fingerprint), **FIGURES)
+    model = make_model(fold=1, fingerprint=manifest.fingerprint)
+    run.commit(Train(0, 1), model, **FIGURES)
     return run
 
 
@@ -450,9 +453,10 @@ def test_a_run_that_is_damaged_is_a_failure_of_its_own(
 ) -> None:
     """Exit code 1: there is nothing wrong with what the user typed."""
     (tmp_path / "a.png").write_bytes(b"")
-    run.store.write("rounds/0/fold-1/model.pt", b"other")
+    (name,) = (name for name in run.store.names("rounds") if name.endswith(".pt"))
+    run.store.write(name, b"other")
     sentence = fails("predict", run.uri, tmp_path / "a.png", tmp_path / "out", code=1)
-    assert "is not the file that its result.json names" in sentence
+    assert "is not the file that result.json beside it names" in sentence
 
 
 @pytest.mark.parametrize(

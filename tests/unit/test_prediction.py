@@ -15,6 +15,7 @@ from PIL import Image
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_to_bytes
+from mtil.circle import Train
 from mtil.config import Config, from_dict
 from mtil.data.images import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
@@ -89,7 +90,9 @@ def run(tmp_path: Path) -> str:
     uri = str(tmp_path / "run")
     record = Run.create(uri, from_dict(CONFIG), "data", "f" * 64)
     for fold in (0, 2):
-        record.commit(tiny_model(fold), num_epochs=4, seconds=1.0, metrics={"dice": 0.5})
+        record.commit(
+            Train(0, fold), tiny_model(fold), num_epochs=4, seconds=1.0, metrics={"dice": 0.5}
+        )
     return uri
 
 
@@ -208,8 +211,8 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
     assert summary["folds"] == [0, 2]
     singles = []
     for fold in (0, 2):
-        path = f"{run}/rounds/0/fold-{fold}/model.pt"
-        go(path, images, tmp_path / str(fold))
+        (path,) = Path(run, f"rounds/0/fold-{fold}").glob("model-*.pt")
+        go(str(path), images, tmp_path / str(fold))
         singles.append(table(tmp_path / str(fold)))
     both = table(tmp_path / "both")
     for name, row in both.items():

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_to_bytes
+from mtil.circle import Train
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
@@ -85,13 +85,15 @@ def test_another_configuration_is_refused_with_key_and_values(
 
 
 def test_other_data_are_refused_with_both_fingerprints(
-    run: Run, uri: str, config: Config, manifest: Manifest
+    run: Run, uri: str, config: Config, manifest: Manifest, data_uri: str
 ) -> None:
     with pytest.raises(DataError, match=r"fingerprint f{12}… and /d has 0{12}…; name another"):
         Run.create(uri, config, "/d", "0" * 64)
-    run.check_data(replace(manifest, fingerprint=FINGERPRINT), "/d")
-    with pytest.raises(DataError, match=rf"f{{12}}… and /d has {manifest.fingerprint[:12]}…; name"):
-        run.check_data(manifest, "/d")
+    message = rf"f{{12}}… and {data_uri} has {manifest.fingerprint[:12]}…; name the"
+    with pytest.raises(DataError, match=message):
+        run.manifest(data_uri)
+    trained = Run.create(f"{uri}-2", config, data_uri, manifest.fingerprint)
+    assert trained.manifest() == manifest
 
 
 def test_where_there_is_no_run_it_says_so(uri: str) -> None:
@@ -122,16 +124,16 @@ def test_a_place_that_cannot_be_read_is_called_that(tmp_path: Path) -> None:
 
 def test_a_committed_fold_names_its_model(run: Run, uri: str, make_model: MakeModel) -> None:
     model = make_model(fold=1)
-    assert run.result(1) is None
-    result = run.commit(model, **FIGURES)
-    assert result == run.result(1) == Run.open(uri).result(1)
+    assert run.result(Train(0, 1)) is None
+    result = run.commit(Train(0, 1), model, **FIGURES)
+    assert result == run.result(Train(0, 1)) == Run.open(uri).result(Train(0, 1))
     assert (result.fold, result.best_epoch, result.version) == (1, model.epoch, __version__)
     assert result.metrics == {"dice": 0.75, "score": 0.75}
     assert result.config_digest == digest(run.config)
     assert result.fingerprint == FINGERPRINT
-    data = (Path(uri) / "rounds/0/fold-1/model.pt").read_bytes()
+    data = (Path(uri) / run.model_name(Train(0, 1), result)).read_bytes()
     assert result.model_sha256 == hashlib.sha256(data).hexdigest()
-    read = run.model(1)
+    read = run.model(Train(0, 1))
     assert read.digest == result.model_sha256
     assert read.weights.keys() == model.weights.keys()
     assert all(torch.equal(read.weights[name], model.weights[name]) for name in model.weights)
@@ -139,51 +141,74 @@ def test_a_committed_fold_names_its_model(run: Run, uri: str, make_model: MakeMo
 
 def test_a_commit_ends_the_checkpoints_of_its_fold_only(run: Run, make_model: MakeModel) -> None:
     for fold in (0, 1):
-        run.checkpoints(fold).save(2, {"fold": fold})
-    run.commit(make_model(fold=1), **FIGURES)
-    assert run.checkpoints(1).load() is None
-    assert run.checkpoints(0).load() == {"fold": 0}
+        run.checkpoints(Train(0, fold)).save(2, {"fold": fold})
+    result = run.commit(Train(0, 1), make_model(fold=1), **FIGURES)
+    assert run.checkpoints(Train(0, 1)).load() is None
+    assert run.checkpoints(Train(0, 0)).load() == {"fold": 0}
     assert run.store.names("rounds/0/fold-1") == [
-        "rounds/0/fold-1/model.pt",
+        run.model_name(Train(0, 1), result),
         "rounds/0/fold-1/result.json",
     ]
 
 
 def test_trained_folds_are_those_with_a_result(run: Run, make_model: MakeModel) -> None:
-    assert run.trained_folds(3) == []
-    run.commit(make_model(fold=2), **FIGURES)
-    run.commit(make_model(fold=0), **FIGURES)
-    run.store.write("rounds/0/fold-1/model.pt", b"no result names this yet")
-    assert run.trained_folds(3) == [0, 2]
-    assert run.trained_folds(2) == [0]
+    assert run.trained() == {}
+    run.commit(Train(0, 2), make_model(fold=2), **FIGURES)
+    run.commit(Train(0, 0), make_model(fold=0), **FIGURES)
+    run.store.write("rounds/0/fold-1/model-0123.pt", b"no result names this yet")
+    assert run.trained() == {0: [0, 2]}
+    assert run.last_round() == 0
+    run.commit(Train(1, 0), make_model(fold=0), **FIGURES)
+    run.commit(Train(1, 2, 3), make_model(fold=2), **FIGURES)  # an inner model
+    assert run.trained() == {0: [0, 2], 1: [0]}
+    assert run.last_round() == 0
+    run.commit(Train(1, 2), make_model(fold=2), **FIGURES)
+    assert run.last_round() == 1
+
+
+def test_a_run_without_a_trained_fold_has_no_last_round(run: Run) -> None:
+    with pytest.raises(DataError, match=r"must have a trained fold, but .* has none"):
+        run.last_round()
+
+
+def test_the_first_result_of_a_training_counts(run: Run, make_model: MakeModel) -> None:
+    of = Train(0, 0)
+    first = run.commit(of, make_model(seed=0), **FIGURES)
+    names = run.store.names()
+    assert run.commit(of, make_model(seed=1), **FIGURES) == first == run.result(of)
+    assert run.store.names() == names
+    assert run.commit(of, make_model(seed=0), **FIGURES) == first
+    assert run.model(of).digest == first.model_sha256
 
 
 def test_a_fold_without_a_result_has_no_model(run: Run, make_model: MakeModel) -> None:
-    run.store.write("rounds/0/fold-0/model.pt", model_to_bytes(make_model()))
+    run.store.write("rounds/0/fold-0/model-0123.pt", model_to_bytes(make_model()))
     with pytest.raises(DataError, match=r"Fold 0 of .* run `mtil train --fold 0`"):
-        run.model(0)
+        run.model(Train(0, 0))
 
 
 @pytest.mark.parametrize("how", ["other", "flipped", "cut"])
 def test_a_model_that_its_result_does_not_name_is_refused(
     run: Run, make_model: MakeModel, how: str
 ) -> None:
-    run.commit(make_model(seed=0), **FIGURES)
-    name = "rounds/0/fold-0/model.pt"
+    result = run.commit(Train(0, 0), make_model(seed=0), **FIGURES)
+    name = run.model_name(Train(0, 0), result)
     data = run.store.read(name)
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     other = model_to_bytes(make_model(seed=1))
     run.store.write(name, {"other": other, "flipped": bytes(flipped), "cut": data[:-1]}[how])
-    with pytest.raises(RunError, match=r"fold-0/model\.pt is not the file that its result\.json"):
-        run.model(0)
+    with pytest.raises(
+        RunError, match=r"model-\w+\.pt is not the file that result\.json beside it"
+    ):
+        run.model(Train(0, 0))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"fold": 0}', '{"unknown": 1}'])
 def test_a_result_that_is_none_is_one_sentence(run: Run, text: str) -> None:
     run.store.write("rounds/0/fold-0/result.json", text.encode())
     with pytest.raises(RunError, match=r"fold-0/result\.json is not .* delete it"):
-        run.result(0)
+        run.result(Train(0, 0))
 
 
 def test_nothing_secret_is_written(
@@ -198,9 +223,9 @@ def test_nothing_secret_is_written(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     run = Run.create(uri, config, "s3://bucket/data", FINGERPRINT)
-    run.checkpoints(0).save(0, {"epoch": 0})
-    run.commit(make_model(), **FIGURES)
-    run.checkpoints(1).save(0, {"epoch": 0})
+    run.checkpoints(Train(0, 0)).save(0, {"epoch": 0})
+    run.commit(Train(0, 0), make_model(), **FIGURES)
+    run.checkpoints(Train(0, 1)).save(0, {"epoch": 0})
     written = {name: run.store.read(name) for name in run.store.names()}
     assert len(written) == 5
     for name, data in written.items():
@@ -213,39 +238,41 @@ def epoch(number: int) -> dict[str, float]:
 
 
 def test_a_fold_without_history_has_none(run: Run) -> None:
-    assert run.history(0) == []
-    assert run.step(0) is None
+    assert run.history(Train(0, 0)) == []
+    assert run.step(Train(0, 0)) is None
 
 
 def test_history_and_step_are_read_as_they_were_written(run: Run, uri: str) -> None:
-    run.write_history(1, [epoch(0), epoch(1)])
-    run.write_step(1, {"epoch": 2, "step": 3, "steps": 9})
-    assert run.history(1) == [epoch(0), epoch(1)]
-    assert run.step(1) == {"epoch": 2, "step": 3, "steps": 9}
-    assert run.history(0) == []
+    run.write_history(Train(0, 1), [epoch(0), epoch(1)])
+    run.write_step(Train(0, 1), {"epoch": 2, "step": 3, "steps": 9})
+    assert run.history(Train(0, 1)) == [epoch(0), epoch(1)]
+    assert run.step(Train(0, 1)) == {"epoch": 2, "step": 3, "steps": 9}
+    assert run.history(Train(0, 0)) == []
     lines = (Path(uri) / "rounds/0/fold-1/history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [epoch(0), epoch(1)]
 
 
 def test_news_is_what_was_not_told_before(run: Run) -> None:
-    run.write_history(0, [epoch(0)])
-    news = News(run, 0)
+    run.write_history(Train(0, 0), [epoch(0)])
+    news = News(run, Train(0, 0))
     assert news.lines() == []
-    run.write_step(0, {"epoch": 1, "step": 4, "steps": 9})
+    run.write_step(Train(0, 0), {"epoch": 1, "step": 4, "steps": 9})
     assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9}]
     assert news.lines() == []
-    run.write_history(0, [epoch(0), epoch(1), epoch(2)])
+    run.write_history(Train(0, 0), [epoch(0), epoch(1), epoch(2)])
     assert news.lines() == [{"kind": "epoch", **epoch(1)}, {"kind": "epoch", **epoch(2)}]
 
 
 def test_news_does_not_tell_the_step_of_an_epoch_that_is_over(run: Run) -> None:
-    news = News(run, 0)
-    run.write_history(0, [epoch(0)])
-    run.write_step(0, {"epoch": 0, "step": 4, "steps": 9})
+    news = News(run, Train(0, 0))
+    run.write_history(Train(0, 0), [epoch(0)])
+    run.write_step(Train(0, 0), {"epoch": 0, "step": 4, "steps": 9})
     assert news.lines() == [{"kind": "epoch", **epoch(0)}]
 
 
 def test_a_commit_leaves_no_step_behind(run: Run, make_model: MakeModel) -> None:
-    run.write_step(0, {"epoch": 0, "step": 4, "steps": 9})
-    run.commit(make_model(config=run.config, fold=0, fingerprint=FINGERPRINT), **FIGURES)
-    assert run.step(0) is None
+    run.write_step(Train(0, 0), {"epoch": 0, "step": 4, "steps": 9})
+    run.commit(
+        Train(0, 0), make_model(config=run.config, fold=0, fingerprint=FINGERPRINT), **FIGURES
+    )
+    assert run.step(Train(0, 0)) is None

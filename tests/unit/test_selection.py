@@ -4,12 +4,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Cell, Manifest, Shard
-from mtil.data.selection import NORMAL, Role, Selection, parse_folds, select, total
+from mtil.data.selection import NORMAL, Inner, Role, Selection, parse_folds, select, total
 from mtil.data.shards import read
 from mtil.errors import DataError
 from mtil.storage import LocalStore
@@ -208,3 +209,41 @@ def test_a_data_set_without_a_holdout_says_so(manifest: Manifest) -> None:
     with pytest.raises(DataError, match="has no holdout; prepare one"):
         select(manifest, HOLDOUT, "test")
     assert parse_folds("holdout", 3) == [HOLDOUT]
+
+
+def test_divisions_share_out_the_training_rows_group_by_group(
+    tables: list[pa.Table], manifest: Manifest
+) -> None:
+    for fold in range(manifest.num_folds):
+        whole = _chosen(tables, select(manifest, fold, "train"))
+        group = dict(zip(_values(whole, "sample_id"), _values(whole, "group"), strict=True))
+        seen: list[str] = []
+        of_group: dict[str, int] = {}
+        for number in range(3):
+            inner = Inner(number, 3)
+            only = select(manifest, fold, "train", only=inner)
+            ids = _values(_chosen(tables, only), "sample_id")
+            others = _chosen(tables, select(manifest, fold, "train", without=inner))
+            assert ids
+            assert sorted([*ids, *_values(others, "sample_id")]) == sorted(group)
+            assert total(manifest, only) == len(ids)
+            for name in ids:
+                assert of_group.setdefault(group[name], number) == number
+            seen += ids
+        assert sorted(seen) == sorted(group)
+
+
+def test_divisions_follow_from_the_parts_by_hand() -> None:
+    part = np.array([0, 1, 2, 3, 4, 5, 6, 7], np.int8)
+    held = [Inner(number, 3).holds(part, 2).tolist() for number in range(3)]
+    # without part 2 the parts rank 0, 1, -, 2, 3, 4, 5, 6
+    assert held[0] == [True, False, False, False, True, False, False, True]
+    assert held[1] == [False, True, False, False, False, True, False, False]
+    assert held[2] == [False, False, False, True, False, False, True, False]
+
+
+def test_more_divisions_than_parts_are_refused(manifest: Manifest) -> None:
+    most = manifest.num_parts - 1
+    select(manifest, 0, "train", only=Inner(0, most))
+    with pytest.raises(DataError, match=f"at most {most} parts in .* is {most + 1}"):
+        select(manifest, 0, "train", without=Inner(0, most + 1))

@@ -1,0 +1,49 @@
+"""A circle run's rounds, for a person and as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtil.circle import State, Summarise
+from mtil.run import Run
+
+_SHOWN = ("dice", "f1", "auc")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What there is to say of a run's rounds."""
+
+    rounds: list[dict[str, Any]]
+    table: tuple[Sequence[str], list[list[str]]]
+    """Head and lines: the figures by round and pass."""
+    failed: dict[str, str]
+    """Cause by fold."""
+
+
+def describe(record: Run, state: State) -> Told:
+    """Return the figures of every round that has been summarised."""
+    rounds: list[dict[str, Any]] = []
+    lines: list[list[str]] = []
+    for number in range(state.plan.circle.num_rounds):
+        result: Any = state.done.get(Summarise(number))
+        if result is None:
+            continue
+        by_pass = result["by_pass"]
+        metrics = by_pass[-1]["metrics"]
+        rounds.append(
+            {"round": number, "folds": result["folds"], "metrics": metrics, "by_pass": by_pass}
+        )
+        for one in by_pass:
+            figures = (_interval(one["metrics"][name]) for name in _SHOWN)
+            lines.append([str(number), str(one["pass"]), str(len(result["folds"])), *figures])
+    failed = {str(fold): cause for fold, cause in sorted(state.failed_folds.items())}
+    return Told(rounds, (["round", "pass", "folds", *_SHOWN], lines), failed)
+
+
+def _interval(figure: dict[str, float | None]) -> str:
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "n/a"
+    bounds = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    return f"{value:.3f}{bounds}"

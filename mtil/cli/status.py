@@ -1,0 +1,129 @@
+"""`mtil status` and `mtil stop`: from the ledger alone, with no cluster."""
+
+import argparse
+import time
+from typing import Any
+
+from mtil import heartbeat
+from mtil.circle import State, Train, is_over, progress
+from mtil.cli.console import Output
+from mtil.cli.rounds import describe
+from mtil.errors import DataError, RunError
+from mtil.ledger import Ledger
+from mtil.run import Run
+
+_EVERY_S = 2.0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command that the options name."""
+    output = Output(as_json=options.json)
+    record = Run.open(options.run)
+    if options.command == "stop":
+        _stop(record, output)
+    else:
+        _status(record, options, output)
+
+
+def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
+    try:
+        ledger, state = _opened(record)
+    except RunError as error:
+        output.result({"run": options.run, "verified": False, "error": str(error)})
+        raise
+    before = 0
+    while True:
+        if state.number != before:
+            before = state.number
+            _tell(record, state, output)
+        if not options.watch or is_over(state) or state.stopped:
+            break
+        time.sleep(_EVERY_S)
+        state = ledger.refresh() or state
+    output.result(_values(record, state, options.run))
+
+
+def _stop(record: Run, output: Output) -> None:
+    ledger, state = _opened(record)
+    if is_over(state):
+        raise DataError(f"A run must still be going on to be stopped, but {record.uri} has ended.")
+    ledger.stop()
+    output.line(
+        f"{record.uri} is told to stop; the same `mtil circle` goes on from what is committed."
+    )
+    output.result({"run": record.uri, "stopped": True})
+
+
+def _opened(record: Run) -> tuple[Ledger, State]:
+    ledger = Ledger.open(record.store)
+    if ledger.state is None:
+        raise DataError(
+            f"A circle must have begun, but {record.uri} has no ledger; "
+            "begin one with `mtil circle`."
+        )
+    return ledger, ledger.state
+
+
+def _tell(record: Run, state: State, output: Output) -> None:
+    stages = progress(state)
+    output.table(
+        ["round", *(f"fold {fold}" for fold in state.plan.folds)],
+        [
+            [str(number), *(of_round[fold] for fold in state.plan.folds)]
+            for number, of_round in stages.items()
+        ],
+    )
+    for action, attempt in state.running.items():
+        output.line(f"Running: {action}, attempt {attempt.number}{_epoch(record, action)}")
+    for fold, cause in sorted(state.failed_folds.items()):
+        output.line(f"Fold {fold} has failed: {cause}")
+    told = describe(record, state)
+    if told.rounds:
+        output.table(*told.table)
+    output.line(f"{state.number} events, one chain. {_said(_condition(record, state))}")
+
+
+def _epoch(record: Run, action: object) -> str:
+    if not isinstance(action, Train):
+        return ""
+    step = record.step(action)
+    if step is None:
+        return ""
+    return f", epoch {step['epoch'] + 1} of {record.config.train.num_epochs}"
+
+
+def _condition(record: Run, state: State) -> str:
+    if is_over(state):
+        return "over"
+    if state.stopped:
+        return "stopped"
+    return "running" if heartbeat.read(record.store) is not None else "waiting"
+
+
+def _said(condition: str) -> str:
+    return {
+        "over": "The run is over.",
+        "stopped": "The run is stopped; `mtil circle` goes on.",
+        "running": "A coordinator is at it, or was until it died.",
+        "waiting": "Nobody works on the run; `mtil circle` goes on.",
+    }[condition]
+
+
+def _values(record: Run, state: State, uri: str) -> dict[str, Any]:
+    told = describe(record, state)
+    return {
+        "run": uri,
+        "verified": True,
+        "events": state.number,
+        "condition": _condition(record, state),
+        "stages": {
+            str(number): {str(fold): stage for fold, stage in of_round.items()}
+            for number, of_round in progress(state).items()
+        },
+        "running": [
+            {"action": str(action), "attempt": attempt.number}
+            for action, attempt in state.running.items()
+        ],
+        "failed_folds": told.failed,
+        "rounds": told.rounds,
+    }

@@ -1,0 +1,74 @@
+"""What a circle's actions do, each as often as it takes: what is committed already is kept."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import JsonValue
+
+from mtil.circle import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
+from mtil.distributed.inference import predict_folds
+from mtil.distributed.mapping import write_maps
+from mtil.distributed.trainer import train_round
+from mtil.evaluation import evaluate
+from mtil.run import Run
+
+Result = dict[str, JsonValue]
+
+_BRIEF = ("dice", "auc", "f1")
+"""Figures that the ledger repeats, for whoever looks at the progress."""
+
+
+def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
+    """Do an action and return what the ledger says of it.
+
+    Args:
+        run_uri: the run.
+        action: what to do.
+        folds: for a summary, the folds that have been evaluated.
+    """
+    run = Run.open(run_uri)
+    if isinstance(action, Train):
+        return _train(run, action)
+    if isinstance(action, WriteMaps):
+        return write_maps(run, action)
+    if isinstance(action, Evaluate):
+        return _evaluate(run, action)
+    return _summarise(run, action, folds)
+
+
+def _train(run: Run, action: Train) -> Result:
+    for writer in reads_maps_of(run.plan([action.fold]), action):
+        write_maps(run, writer)  # what was damaged since is written again
+    result = train_round(run, action, lambda line: None)
+    return {"folder": run.folder(action), **asdict(result)}
+
+
+def _evaluate(run: Run, action: Evaluate) -> Result:
+    predictions = predict_folds(run, [action.fold], number=action.round, listen=lambda line: None)
+    figures = evaluate(predictions, run_uri=run.uri, folds=[action.fold])
+    name = run.predictions_name(action.round, action.fold)
+    return {
+        "file": name,
+        "sha256": hashlib.sha256(run.store.read(name)).hexdigest(),
+        "images": figures["num_images"],
+        "by_pass": [
+            {"pass": one["pass"]} | {key: one["metrics"][key]["value"] for key in _BRIEF}
+            for one in figures["by_pass"]
+        ],
+    }
+
+
+def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
+    names = [run.predictions_name(action.round, fold) for fold in folds]
+    tables = [pq.read_table(io.BytesIO(run.store.read(name))) for name in names]
+    figures = evaluate(pa.concat_tables(tables), run_uri=run.uri, folds=folds)
+    name = run.evaluation_name(action.round)
+    run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
+    by_pass: list[Any] = figures["by_pass"]
+    return {"file": name, "folds": list(folds), "images": figures["num_images"], "by_pass": by_pass}

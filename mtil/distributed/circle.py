@@ -1,0 +1,120 @@
+"""A circle run from the driver's side: begin it, find or start its coordinator, and follow it."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from mtil import errors, heartbeat
+from mtil.circle import State, Train, is_over
+from mtil.config import Config, digest
+from mtil.distributed import coordinator
+from mtil.distributed.coordinator import patiently
+from mtil.distributed.trainer import reserved_cpus
+from mtil.errors import RunError
+from mtil.ledger import Ledger, probe
+from mtil.rounds import check_rows
+from mtil.run import Run, manifest_for
+from mtil.storage import open_store
+
+Listener = Callable[[dict[str, Any]], None]
+
+_POLL_S = 2.0
+_ANSWER_S = 30.0
+
+
+def begin(data_uri: str, run_uri: str, config: Config, folds: Sequence[int]) -> Run:
+    """Make a circle run, or take up the one that is there if it was asked to do the same.
+
+    Raises:
+        UserError: if the data set, the run, its storage or the resources are not as they must be.
+        RunError: if the run's ledger is damaged.
+    """
+    store = open_store(data_uri)
+    manifest = manifest_for(run_uri, store)
+    reserved_cpus(config)
+    probe(open_store(run_uri))
+    run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
+    plan = run.plan(folds)
+    check_rows(plan, config, manifest)
+    ledger = Ledger.open(run.store)
+    state = ledger.begin(plan, manifest.fingerprint, digest(config))
+    if state.stopped:
+        ledger.go()
+    return run
+
+
+def follow(run: Run, listen: Listener) -> State:
+    """See a run to its end, or until it is stopped, with whoever does the work; return its state.
+
+    The work is done by the coordinator on this cluster. Where one on another cluster is at it, that
+    is followed, and this cluster takes over when it falls silent.
+
+    Args:
+        run: the run.
+        listen: told `{"kind": "committed" | "failed", "action", …}` of what was not known at the
+            start, `{"kind": "step", …}` of trainings, and `{"kind": "elsewhere"}`.
+
+    Raises:
+        MtilError: what ended the coordinator.
+    """
+    ledger = Ledger.open(run.store)
+    state = ledger.state
+    assert state is not None
+    handle = None
+    while not (is_over(state) or state.stopped):
+        if handle is None:
+            handle = coordinator.find(run)
+        if handle is None and heartbeat.is_beating(run.store):
+            listen({"kind": "elsewhere"})
+        elif handle is None:
+            handle = coordinator.start(run)
+        answer = _asked(handle)
+        before, state = state, patiently(ledger.refresh)
+        assert state is not None
+        _report(run, before, state, listen)
+        if answer["over"]:
+            coordinator.dismiss(handle)
+            handle = None
+            if answer["error"]:
+                kind, message = answer["error"]
+                raise getattr(errors, kind, RunError)(message)
+        time.sleep(_POLL_S)
+    if handle is not None:
+        _leave(handle)
+    return state
+
+
+def _asked(handle: Any | None) -> dict[str, Any]:
+    """Ask a coordinator how it is; one that does not answer may be on its way back."""
+    if handle is None:
+        return {"over": False, "error": None}
+    try:
+        answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_S)
+    except ray.exceptions.RayError:
+        return {"over": False, "error": None}
+    return answer
+
+
+def _leave(handle: Any) -> None:
+    """Wait until a coordinator has put down its work, and end it."""
+    for _ in range(int(_ANSWER_S / _POLL_S)):
+        if _asked(handle)["over"]:
+            break
+        time.sleep(_POLL_S)
+    coordinator.dismiss(handle)
+
+
+def _report(run: Run, before: State, state: State, listen: Listener) -> None:
+    for action, result in state.done.items():
+        if action not in before.done:
+            listen({"kind": "committed", "action": action, "result": dict(result)})
+    for action, causes in state.failures.items():
+        for cause in causes[len(before.failures.get(action, ())) :]:
+            listen({"kind": "failed", "action": action, "cause": cause})
+    for action in state.running:
+        if isinstance(action, Train):
+            step = patiently(lambda action=action: run.step(action))  # type: ignore[misc]
+            if step is not None:
+                listen({"kind": "step", "action": action, **step})

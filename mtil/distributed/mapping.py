@@ -1,0 +1,109 @@
+"""A round's maps: from the shards of a data set to map shards, by a pool of actors.
+
+One map shard a shard of the data set, each written whole; what is there already and right stays.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from mtil import maps
+from mtil.circle import Train, WriteMaps, reads_maps_of
+from mtil.data.rows import ROLE_COLUMNS
+from mtil.data.shards import read
+from mtil.distributed.inference import actor_pool, quiet
+from mtil.distributed.preflight import DATA_TASK_CPUS
+from mtil.distributed.trainer import unwrapped
+from mtil.errors import NotFoundError
+from mtil.inference import Predictor, map_shard
+from mtil.maps import Origin
+from mtil.rounds import MapSource, map_source, prior_maps
+from mtil.run import Run
+from mtil.storage import open_store
+
+_COLUMNS = ("sample_id", "image", "label", *ROLE_COLUMNS)
+
+
+class MapWriter:
+    """An actor that maps the rows of shards with the model of a training."""
+
+    def __init__(self, run_uri: str, of: WriteMaps) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)  # the same sums in the same order, whoever writes
+        self._run = Run.open(run_uri)
+        self._data = open_store(self._run.data_uri)
+        self._manifest = self._run.manifest()
+        self._source = map_source(self._run, self._manifest, of)
+        self._priors = prior_maps(self._run, self._manifest, of)
+        self._predictor = Predictor(self._run.model(Train(of.round, of.fold, of.part)))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Write the map shard of the one shard that the block names; return what it came to."""
+        (number,) = block.column("id").to_pylist()
+        shard = self._manifest.shards[number]
+        table = read(self._data, shard, _COLUMNS)
+        if self._priors is not None:
+            table = self._priors.join(table, shard)
+        rows = table.take(pa.array(self._source.rows.rows(table)))
+        data = map_shard(rows, self._predictor, self._source.origin_of(shard))
+        self._run.store.write(self._source.name(shard), data)
+        return pa.table({"id": [number], "rows": [rows.num_rows], "bytes": [len(data)]})
+
+
+def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
+    """Write the maps of an action, as far as they are not there; first those they are made from.
+
+    Returns:
+        the folder, the model's sha256, and how many shards there are and were written.
+
+    Raises:
+        DataError: if the model's training has not ended.
+    """
+    manifest = run.manifest()
+    source = map_source(run, manifest, of)
+    missing = damaged(run, source)
+    if missing:
+        for former in reads_maps_of(run.plan([of.fold]), of):
+            write_maps(run, former)
+        pool, cpus = actor_pool(len(missing), None, run.config.train.gpus_per_worker)
+        with unwrapped():
+            written = quiet([{"id": number} for number in missing]).map_batches(
+                MapWriter,
+                fn_constructor_args=(run.uri, of),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=pool,
+                num_cpus=cpus,
+                num_gpus=run.config.train.gpus_per_worker,
+            )
+            written.materialize()
+    return {
+        "folder": source.folder,
+        "model_sha256": source.origin.model_sha256,
+        "shards": len(manifest.shards),
+        "written": len(missing),
+    }
+
+
+def damaged(run: Run, source: MapSource) -> list[int]:
+    """Return the numbers of the map shards that are missing, damaged or of another origin."""
+    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_is_whole)
+    manifest = run.manifest()
+    with unwrapped():
+        found = ray.get(
+            [
+                check.remote(run.uri, source.name(shard), source.origin_of(shard))
+                for shard in manifest.shards
+            ]
+        )
+    return [number for number, whole in enumerate(found) if not whole]
+
+
+def _is_whole(run_uri: str, name: str, origin: Origin) -> bool:
+    try:
+        found, _ = maps.decode(open_store(run_uri).read(name))
+    except (NotFoundError, ValueError):
+        return False
+    return found == origin

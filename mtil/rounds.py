@@ -1,0 +1,192 @@
+"""What ties a round to the one before: the rows, weights and maps that an action takes. No Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+from torch import Tensor
+
+from mtil import maps
+from mtil.checkpoint import Model
+from mtil.circle import (
+    Evaluate,
+    Plan,
+    Train,
+    WriteMaps,
+    models_of,
+    reads_maps_of,
+    starts_from,
+)
+from mtil.config import Config
+from mtil.data.folds import HOLDOUT
+from mtil.data.manifest import Manifest, Shard
+from mtil.data.selection import Inner, Selection, select
+from mtil.errors import DataError
+from mtil.inference import Predictor
+from mtil.maps import Origin
+from mtil.run import Run
+from mtil.storage import open_store
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """The maps of one action's folder, and the rows that they are of."""
+
+    folder: str
+    origin: Origin
+    """Of all of its shards; the shard's name is that of each."""
+    rows: Selection
+
+    def name(self, shard: Shard) -> str:
+        """Return the name of the map shard of a shard of the data set."""
+        return f"{self.folder}/{PurePosixPath(shard.path).name}"
+
+    def origin_of(self, shard: Shard) -> Origin:
+        """Return the origin of the map shard of a shard of the data set."""
+        return replace(self.origin, shard=shard.path)
+
+
+@dataclass(frozen=True)
+class PriorMaps:
+    """The maps of the round before that rows come with."""
+
+    run_uri: str
+    sources: tuple[MapSource, ...]
+    needed: Selection
+    """The rows that must have one; any other gets zeros."""
+
+    def join(self, table: pa.Table, shard: Shard) -> pa.Table:
+        """Return a shard's rows with a column `prior`.
+
+        Raises:
+            MapError: naming a map shard that is missing, damaged or another's.
+        """
+        store = open_store(self.run_uri)
+        found = [
+            maps.read(
+                store,
+                source.name(shard),
+                source.origin_of(shard),
+                table.column("sample_id").take(pa.array(source.rows.rows(table))),
+            )
+            for source in self.sources
+        ]
+        return maps.join(table, found, self.needed.rows(table))
+
+
+def training_rows(config: Config, manifest: Manifest, of: Train) -> Selection:
+    """Return the rows that a training learns from.
+
+    Raises:
+        DataError: if the data set has no such rows.
+    """
+    without = None if of.part is None else Inner(of.part, config.circle.num_parts)
+    return select(manifest, of.fold, "train", normals=config.data.normals, without=without)
+
+
+def mapped_rows(config: Config, manifest: Manifest, of: WriteMaps) -> Selection:
+    """Return the rows whose maps an action writes.
+
+    Raises:
+        DataError: if the data set has no such rows.
+    """
+    only = None if of.part is None else Inner(of.part, config.circle.num_parts)
+    return select(manifest, of.fold, "train", normals=config.data.normals, only=only)
+
+
+def check_rows(plan: Plan, config: Config, manifest: Manifest) -> None:
+    """Make sure before anything starts that every training and every division has rows.
+
+    Raises:
+        DataError: naming what has none.
+    """
+    for fold in plan.folds:
+        for part in plan.parts:
+            mapped_rows(config, manifest, WriteMaps(0, fold, part))
+            training_rows(config, manifest, Train(0, fold, part))
+        select(manifest, fold, "validation")
+        select(manifest, fold, "test")
+
+
+def initial_weights(run: Run, of: Train) -> Mapping[str, Tensor] | None:
+    """Return the weights that a training starts from; none means from scratch."""
+    before = starts_from(run.plan([of.fold]), of)
+    return None if before is None else run.model(before).weights
+
+
+def prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> PriorMaps | None:
+    """Return the maps that an action's rows come with; none in the first round.
+
+    Raises:
+        DataError: if the training whose model wrote them has not ended.
+    """
+    writers = reads_maps_of(run.plan([action.fold]), action)
+    if not writers:
+        return None
+    if isinstance(action, Train):
+        needed = training_rows(run.config, manifest, action)
+    else:
+        needed = mapped_rows(run.config, manifest, action)
+    sources = tuple(map_source(run, manifest, writer) for writer in writers)
+    return PriorMaps(run.uri, sources, needed)
+
+
+def map_source(run: Run, manifest: Manifest, of: WriteMaps) -> MapSource:
+    """Return where an action's maps are, and what they must say of themselves.
+
+    Raises:
+        DataError: if the training whose model writes them has not ended.
+    """
+    (writer,) = models_of(run.plan([of.fold]), of)
+    result = run.result(writer)
+    if result is None:
+        raise DataError(f"The {writer} must have ended before its maps are read.")
+    origin = Origin(
+        fingerprint=manifest.fingerprint,
+        shard="",
+        model_sha256=result.model_sha256,
+        round=of.round,
+        fold=of.fold,
+        part=of.part,
+        size=maps.default_size(run.config.data.image_size),
+    )
+    return MapSource(run.map_folder(of), origin, mapped_rows(run.config, manifest, of))
+
+
+def judges(run: Run, number: int, fold: int) -> Sequence[Train]:
+    """Return the trainings whose models look at a fold's test rows, one a pass.
+
+    In the first round there is one pass, since nothing has learnt to read a map, unless the
+    network was trained on its own output.
+    """
+    circle = run.config.circle
+    models = models_of(run.plan([fold]), Evaluate(number, fold))
+    if circle.test == "chain":
+        return models
+    return models * circle.num_passes if number or circle.maps == "recycle" else models
+
+
+def chains(run: Run, number: int, fold: int) -> list[list[Model]]:
+    """Return the models that judge a fold's test rows: chains that vote together, a model a pass.
+
+    Raises:
+        DataError: if a training that is needed has no result.
+    """
+    voters = run.trained().get(number, []) if fold == HOLDOUT else [fold]
+    if not voters:
+        run.last_round()  # says what is missing
+    found: dict[Train, Model] = {}
+    return [
+        [
+            found[of] if of in found else found.setdefault(of, run.model(of))
+            for of in judges(run, number, voter)
+        ]
+        for voter in voters
+    ]
+
+
+def predictors(models: Sequence[Model]) -> list[Predictor]:
+    """Build the networks of a chain; a model that comes several times is built once."""
+    built = {id(model): Predictor(model) for model in {id(m): m for m in models}.values()}
+    return [built[id(model)] for model in models]

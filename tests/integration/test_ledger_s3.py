@@ -1,0 +1,44 @@
+"""The ledger on a real S3 server: of many who create the next event, one does."""
+
+import threading
+from pathlib import Path
+
+from mtil.circle import Boot, Done, Plan, Started, Train
+from mtil.config import CircleConfig
+from mtil.ledger import Ledger, Overtaken, probe
+from mtil.storage import open_store
+
+
+def test_of_eight_writers_at_once_one_wins_and_the_others_follow(
+    bucket: str, tmp_path: Path
+) -> None:
+    store = open_store(f"{bucket}/{tmp_path.name}")
+    probe(store)
+    assert store.names() == []
+    Ledger.open(store).begin(Plan.of(CircleConfig(), [0]), "f" * 64, "c" * 64)
+    writers = [Ledger.open(store, session=f"w{number}") for number in range(8)]
+    barrier = threading.Barrier(8)
+    won: list[Ledger] = []
+    overtaken: list[Ledger] = []
+
+    def write(ledger: Ledger) -> None:
+        barrier.wait()
+        try:
+            ledger.append(Boot())
+            won.append(ledger)
+        except Overtaken:
+            overtaken.append(ledger)
+
+    threads = [threading.Thread(target=write, args=(ledger,)) for ledger in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(overtaken)) == (1, 7)
+    assert store.names() == ["ledger/000001.json", "ledger/000002.json"]
+    (winner,) = won
+    winner.append(Started(action=Train(0, 0), attempt=1))
+    winner.append(Done(action=Train(0, 0), attempt=1, result={"dice": 0.5}))
+    for ledger in overtaken:
+        assert ledger.refresh() == winner.state
+    assert Ledger.open(store).state == winner.state

@@ -1,0 +1,683 @@
+"""The circle's rules: what needs what, who may map whom, and that every run ends the same way."""
+
+import hashlib
+import json
+import pickle
+import random
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtil.circle import (
+    Action,
+    Begin,
+    Boot,
+    Change,
+    Done,
+    Evaluate,
+    Event,
+    Failed,
+    Go,
+    Plan,
+    Started,
+    State,
+    Stop,
+    Summarise,
+    Train,
+    WriteMaps,
+    actions,
+    is_over,
+    models_of,
+    needs,
+    next_actions,
+    progress,
+    reads_maps_of,
+    replay,
+    starts_from,
+    trained_on,
+)
+from mtil.config import CircleConfig, from_dict, keys
+from mtil.errors import ConfigError, RunError
+
+
+def a_plan(*folds: int, **circle: object) -> Plan:
+    return Plan(circle=from_dict({"circle": circle}).circle, folds=folds)
+
+
+IN_SAMPLE = a_plan(0, 1, num_rounds=3)
+CROSS_FIT = a_plan(0, 1, num_rounds=3, maps="cross_fit", num_parts=3)
+RECYCLE = a_plan(0, 1, num_rounds=3, maps="recycle")
+
+RECYCLED = ("recycle", "passes")
+plans = st.builds(
+    Plan,
+    circle=st.builds(
+        lambda kind, **values: CircleConfig(maps=kind[0], test=kind[1], **values),
+        st.sampled_from([*product(["in_sample", "cross_fit"], ["passes", "chain"]), RECYCLED]),
+        num_rounds=st.integers(1, 4),
+        num_parts=st.integers(2, 4),
+        warm_start=st.booleans(),
+        max_attempts=st.integers(1, 3),
+    ),
+    folds=st.sets(st.integers(0, 9), min_size=1, max_size=3).map(
+        lambda folds: tuple(sorted(folds))
+    ),
+)
+randoms = st.integers(0, 2**32).map(random.Random)
+
+
+class Simulated:
+    """A run whose coordinator lives in memory; keeps all events."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.events: list[Event] = []
+        self.state: State
+        self.sessions = 0
+        self.write(Begin(plan=plan, fingerprint="f", config_digest="c", version="1"), "cli")
+        self.boot()
+
+    def write(self, change: Change, session: str | None = None) -> None:
+        event = Event(len(self.events) + 1, session or f"s{self.sessions}", change)
+        before = self.state if self.events else None
+        state = replay([event], before)
+        assert state is not None
+        self.events.append(event)
+        self.state = state
+
+    def boot(self) -> None:
+        self.sessions += 1
+        self.write(Boot())
+
+    def start(self, action: Action) -> None:
+        self.write(Started(action=action, attempt=self.state.next_attempt(action)))
+
+    def finish(self, action: Action, result: dict[str, object] | None = None) -> None:
+        attempt = self.state.attempts[action]
+        made = {"made": made_of(self.state, action)} if result is None else result
+        self.write(Done(action=action, attempt=attempt, result=made))
+
+    def fail(self, action: Action, cause: str = "out of memory") -> None:
+        attempt = self.state.attempts[action]
+        self.write(Failed(action=action, attempt=attempt, cause=cause))
+
+    def do(self, *wanted: Action) -> None:
+        for action in wanted:
+            self.start(action)
+            self.finish(action)
+
+    def exhaust(self, action: Action) -> None:
+        for number in range(self.state.plan.circle.max_attempts):
+            self.start(action)
+            self.fail(action, f"cause {number}")
+
+    def finish_in_order(self, doomed: frozenset[Action] = frozenset()) -> "Simulated":
+        """Run everything one after the other."""
+        while ready := next_actions(self.state):
+            self.start(ready[0])
+            (self.fail if ready[0] in doomed else self.finish)(ready[0])
+        return self
+
+
+def made_of(state: State, action: Action) -> str:
+    """Tell what an action makes, which depends on all that it was made of."""
+    needed = [n for n in needs(state.plan, action) if n in state.done]
+    parts = [str(action), *(str(state.done[n]["made"]) for n in needed)]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
+
+
+def run_at_random(
+    plan: Plan, rng: random.Random, doomed: frozenset[Action], num_restarts: int
+) -> Simulated:
+    """Start, finish, fail and restart at random until nothing is left; check every step."""
+    run = Simulated(plan)
+    while True:
+        state = run.state
+        mine = [a for a, attempt in state.running.items() if attempt.session == state.session]
+        ready = next_actions(state)
+        assert not set(ready) & set(mine)
+        assert not set(ready) & set(state.done)
+        if not ready and not mine:
+            return run
+        choice = rng.random()
+        if choice < 0.1 and num_restarts:
+            num_restarts -= 1
+            run.boot()
+            take_over(run, rng, doomed)
+        elif ready and (choice < 0.6 or not mine):
+            action = rng.choice(ready)
+            assert_can_run(state, action)
+            run.start(action)
+        else:
+            end(run, rng, rng.choice(mine), doomed)
+
+
+def end(run: Simulated, rng: random.Random, action: Action, doomed: frozenset[Action]) -> None:
+    """End an attempt; what is not doomed fails less often than it may."""
+    left = run.state.plan.circle.max_attempts - len(run.state.failures.get(action, ()))
+    if action in doomed or (left > 1 and rng.random() < 0.3):
+        run.fail(action)
+    else:
+        run.finish(action)
+
+
+def take_over(run: Simulated, rng: random.Random, doomed: frozenset[Action]) -> None:
+    """Deal with what the last session left: adopt it, find it finished, or leave it."""
+    for action, attempt in run.state.running.items():
+        choice = rng.random()
+        if choice < 0.3:
+            run.write(Started(action=action, attempt=attempt.number))
+        elif choice < 0.5:
+            end(run, rng, action, doomed)
+
+
+def assert_can_run(state: State, action: Action) -> None:
+    missing = [other for other in needs(state.plan, action) if other not in state.done]
+    if isinstance(action, Summarise):
+        assert len(missing) < len(state.plan.folds)
+        assert {other.fold for other in missing} <= set(state.failed_folds)
+    else:
+        assert missing == []
+
+
+def figures(run: Simulated) -> dict[Action, object]:
+    """Return what the evaluations and summaries say."""
+    done = run.state.done
+    return {a: done[a]["made"] for a in done if isinstance(a, Evaluate | Summarise)}
+
+
+def all_events(run: Simulated, kind: type) -> Iterator[Action]:
+    return (event.change.action for event in run.events if isinstance(event.change, kind))
+
+
+# What there is to do
+
+
+def test_in_sample_every_model_maps_its_own_rows() -> None:
+    assert actions(a_plan(4, num_rounds=2)) == (
+        Train(0, 4),
+        WriteMaps(0, 4),
+        Evaluate(0, 4),
+        Summarise(0),
+        Train(1, 4),
+        Evaluate(1, 4),
+        Summarise(1),
+    )
+
+
+def test_cross_fit_has_inner_models_in_all_rounds_but_the_last() -> None:
+    assert actions(a_plan(0, num_rounds=2, maps="cross_fit", num_parts=2)) == (
+        Train(0, 0),
+        Train(0, 0, 0),
+        Train(0, 0, 1),
+        WriteMaps(0, 0, 0),
+        WriteMaps(0, 0, 1),
+        Evaluate(0, 0),
+        Summarise(0),
+        Train(1, 0),
+        Evaluate(1, 0),
+        Summarise(1),
+    )
+
+
+def test_recycle_writes_no_maps() -> None:
+    assert actions(a_plan(0, 2, num_rounds=1, maps="recycle")) == (
+        Train(0, 0),
+        Evaluate(0, 0),
+        Train(0, 2),
+        Evaluate(0, 2),
+        Summarise(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "action", "expected"),
+    [
+        (IN_SAMPLE, Train(0, 1), set()),
+        (IN_SAMPLE, WriteMaps(0, 1), {Train(0, 1)}),
+        (IN_SAMPLE, Train(2, 1), {Train(1, 1), WriteMaps(1, 1)}),
+        (IN_SAMPLE, WriteMaps(1, 1), {Train(1, 1), WriteMaps(0, 1)}),
+        (IN_SAMPLE, Evaluate(1, 0), {Train(1, 0)}),
+        (IN_SAMPLE, Summarise(1), {Evaluate(1, 0), Evaluate(1, 1)}),
+        (
+            CROSS_FIT,
+            Train(1, 0),
+            {Train(0, 0), WriteMaps(0, 0, 0), WriteMaps(0, 0, 1), WriteMaps(0, 0, 2)},
+        ),
+        (CROSS_FIT, Train(1, 0, 1), {Train(0, 0, 1), WriteMaps(0, 0, 0), WriteMaps(0, 0, 2)}),
+        (CROSS_FIT, WriteMaps(1, 0, 2), {Train(1, 0, 2), WriteMaps(0, 0, 2)}),
+        (CROSS_FIT, Evaluate(2, 0), {Train(2, 0)}),
+        (RECYCLE, Train(1, 0), {Train(0, 0)}),
+        (RECYCLE, Evaluate(1, 0), {Train(1, 0)}),
+        (a_plan(0, warm_start=False), Train(1, 0), {WriteMaps(0, 0)}),
+        (
+            a_plan(0, maps="cross_fit", num_parts=2, warm_start=False),
+            Train(1, 0, 0),
+            {WriteMaps(0, 0, 1)},
+        ),
+        (a_plan(0, maps="recycle", warm_start=False), Train(1, 0), {Train(0, 0)}),
+        (a_plan(0, test="chain"), Evaluate(2, 0), {Train(0, 0), Train(1, 0), Train(2, 0)}),
+    ],
+)
+def test_an_action_needs_exactly_what_it_reads(
+    plan: Plan, action: Action, expected: set[Action]
+) -> None:
+    found = needs(plan, action)
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_weights_maps_and_models_come_from_where_the_plan_says() -> None:
+    assert starts_from(CROSS_FIT, Train(0, 0)) is None
+    assert starts_from(CROSS_FIT, Train(2, 0, 1)) == Train(1, 0, 1)
+    assert starts_from(a_plan(0, warm_start=False), Train(2, 0)) is None
+    assert reads_maps_of(CROSS_FIT, Train(2, 1, 0)) == (WriteMaps(1, 1, 1), WriteMaps(1, 1, 2))
+    assert reads_maps_of(CROSS_FIT, WriteMaps(1, 1, 2)) == (WriteMaps(0, 1, 2),)
+    assert reads_maps_of(CROSS_FIT, Evaluate(1, 1)) == ()
+    assert reads_maps_of(RECYCLE, Train(1, 1)) == ()
+    assert models_of(CROSS_FIT, WriteMaps(1, 1, 2)) == (Train(1, 1, 2),)
+    assert models_of(CROSS_FIT, Evaluate(2, 1)) == (Train(2, 1),)
+    assert models_of(a_plan(0, test="chain"), Evaluate(1, 0)) == (Train(0, 0), Train(1, 0))
+    assert models_of(CROSS_FIT, Summarise(1)) == models_of(CROSS_FIT, Train(1, 1)) == ()
+
+
+@given(plans)
+def test_actions_are_listed_after_what_they_need_and_each_once(plan: Plan) -> None:
+    listed = actions(plan)
+    place = {action: number for number, action in enumerate(listed)}
+    assert len(place) == len(listed)
+    for action in listed:
+        assert all(place[other] < place[action] for other in needs(plan, action))
+
+
+# Who may map whom
+
+
+def rows_seen(plan: Plan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
+    """Train and map three images a part by hand; return who has seen and who has mapped which."""
+    num_parts = plan.circle.num_parts if plan.circle.maps == "cross_fit" else 1
+    rows = set(range(3 * num_parts))
+    seen: dict[Train, set[int]] = {}
+    mapped: dict[WriteMaps, set[int]] = {}
+    for action in actions(plan):
+        if isinstance(action, Train):
+            own = {row for row in rows if action.part is None or row // 3 != action.part}
+            ancestor = starts_from(plan, action)
+            seen[action] = own | (seen[ancestor] if ancestor else set())
+            if action.round > 0 and plan.circle.maps != "recycle":
+                maps = [row for read in reads_maps_of(plan, action) for row in mapped[read]]
+                assert sorted(maps) == sorted(own)  # each row has one map, and no other has
+        elif isinstance(action, WriteMaps):
+            mapped[action] = {row for row in rows if action.part is None or row // 3 == action.part}
+            for prior in reads_maps_of(plan, action):
+                assert mapped[prior] == mapped[action]
+    return seen, mapped
+
+
+@given(plans)
+def test_in_cross_fit_no_map_comes_from_a_model_that_has_ever_seen_the_image(plan: Plan) -> None:
+    seen, mapped = rows_seen(plan)
+    for action, rows in mapped.items():
+        (model,) = models_of(plan, action)
+        if plan.circle.maps == "cross_fit":
+            assert not rows & seen[model]
+            assert action.part not in trained_on(plan, action)
+        else:
+            assert rows <= seen[model]  # in_sample: that is its point
+            assert trained_on(plan, action) == {None}
+
+
+@given(plans)
+def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: Plan) -> None:
+    seen, _ = rows_seen(plan)
+    for model, rows in seen.items():
+        parts = {row // 3 for row in rows} if plan.circle.maps == "cross_fit" else {None}
+        assert trained_on(plan, model) == parts
+
+
+# What may run
+
+
+def test_what_is_short_and_what_others_wait_for_goes_first() -> None:
+    run = Simulated(a_plan(0, 1, 2, num_rounds=2))
+    assert next_actions(run.state) == (Train(0, 0), Train(0, 1), Train(0, 2))
+    run.do(Train(0, 1), Train(0, 0), WriteMaps(0, 0))
+    assert next_actions(run.state) == (
+        WriteMaps(0, 1),
+        Evaluate(0, 0),
+        Evaluate(0, 1),
+        Train(0, 2),
+        Train(1, 0),
+    )
+
+
+def test_folds_do_not_wait_for_each_other() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=2))
+    run.do(Train(0, 1), WriteMaps(0, 1), Evaluate(0, 1), Train(1, 1), Evaluate(1, 1))
+    assert next_actions(run.state) == (Train(0, 0),)
+
+
+def test_what_runs_is_not_listed_until_a_later_session_takes_over() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=1))
+    run.start(Train(0, 0))
+    assert next_actions(run.state) == (Train(0, 1),)
+    run.boot()
+    assert next_actions(run.state) == (Train(0, 0), Train(0, 1))
+    assert run.state.next_attempt(Train(0, 0)) == 2
+    run.start(Train(0, 0))
+    assert run.state.running[Train(0, 0)].number == 2
+    assert next_actions(run.state) == (Train(0, 1),)
+
+
+def test_an_attempt_that_outlived_its_coordinator_is_adopted_or_committed_as_it_is() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=1))
+    run.start(Train(0, 0))
+    run.start(Train(0, 1))
+    run.boot()
+    run.write(Started(action=Train(0, 0), attempt=1))
+    assert next_actions(run.state) == (Train(0, 1),)
+    run.finish(Train(0, 1))
+    run.finish(Train(0, 0))
+    assert run.state.attempts == {Train(0, 0): 1, Train(0, 1): 1}
+    assert set(run.state.done) == {Train(0, 0), Train(0, 1)}
+
+
+def test_restarts_use_up_no_attempts() -> None:
+    run = Simulated(a_plan(0, num_rounds=1, max_attempts=1))
+    for _ in range(5):
+        run.start(Train(0, 0))
+        run.boot()
+    run.finish_in_order()
+    assert run.state.attempts[Train(0, 0)] == 6
+    assert set(run.state.done) == set(actions(run.state.plan))
+
+
+def test_a_failed_action_runs_again_until_its_fold_is_failed() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=1, max_attempts=2))
+    run.start(Train(0, 0))
+    run.fail(Train(0, 0), "worker 3 died")
+    assert next_actions(run.state) == (Train(0, 0), Train(0, 1))
+    assert run.state.failed_folds == {}
+    run.start(Train(0, 0))
+    run.fail(Train(0, 0), "out of memory")
+    assert run.state.attempts[Train(0, 0)] == 2
+    assert run.state.failures == {Train(0, 0): ("worker 3 died", "out of memory")}
+    assert run.state.failed_folds == {0: "training of round 0, fold 0: out of memory"}
+    assert next_actions(run.state) == (Train(0, 1),)
+
+
+def test_a_summary_goes_over_the_folds_that_are_left() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=1))
+    run.exhaust(Train(0, 0))
+    run.do(Train(0, 1))
+    assert next_actions(run.state) == (Evaluate(0, 1),)
+    run.do(Evaluate(0, 1))
+    assert next_actions(run.state) == (Summarise(0),)
+    assert not is_over(run.state)
+    run.do(Summarise(0))
+    assert next_actions(run.state) == ()
+    assert is_over(run.state)
+
+
+def test_a_run_whose_folds_have_all_failed_is_over_without_a_summary() -> None:
+    run = Simulated(a_plan(0, 1, num_rounds=2))
+    run.exhaust(Train(0, 0))
+    run.exhaust(Train(0, 1))
+    assert next_actions(run.state) == ()
+    assert is_over(run.state)
+    with pytest.raises(RunError, match="summary of round 0 needs what is not done"):
+        run.start(Summarise(0))
+    assert run.state.done == {}
+
+
+def test_what_was_trained_before_a_fold_failed_is_still_evaluated() -> None:
+    run = Simulated(a_plan(0, num_rounds=2))
+    run.do(Train(0, 0))
+    run.exhaust(WriteMaps(0, 0))
+    assert next_actions(run.state) == (Evaluate(0, 0),)
+    run.finish_in_order()
+    assert set(run.state.done) == {Train(0, 0), Evaluate(0, 0), Summarise(0)}
+
+
+def test_inner_models_that_nobody_can_use_any_more_are_not_trained() -> None:
+    run = Simulated(a_plan(0, num_rounds=2, maps="cross_fit", num_parts=3))
+    run.exhaust(Train(0, 0, 1))
+    assert next_actions(run.state) == (Train(0, 0),)
+    run.finish_in_order()
+    assert set(run.state.done) == {Train(0, 0), Evaluate(0, 0), Summarise(0)}
+
+
+def test_a_summary_that_fails_too_often_fails_no_fold() -> None:
+    run = Simulated(a_plan(0, num_rounds=2))
+    run.do(Train(0, 0), Evaluate(0, 0))
+    run.exhaust(Summarise(0))
+    run.finish_in_order()
+    assert run.state.failed_folds == {}
+    assert is_over(run.state)
+    assert set(run.state.done) == set(actions(run.state.plan)) - {Summarise(0)}
+
+
+def test_a_stopped_run_starts_nothing_and_goes_on_where_it_was() -> None:
+    run = Simulated(a_plan(0, num_rounds=1))
+    before = next_actions(run.state)
+    run.start(Train(0, 0))
+    run.write(Stop(), "cli")
+    assert run.state.stopped
+    assert next_actions(run.state) == ()
+    assert not is_over(run.state)
+    run.write(Go(), "cli")
+    assert next_actions(run.state) == ()  # it runs under the same session
+    run.boot()
+    assert next_actions(run.state) == before
+
+
+def test_an_attempt_may_end_after_a_stop() -> None:
+    run = Simulated(a_plan(0, num_rounds=1))
+    run.start(Train(0, 0))
+    run.write(Stop(), "cli")
+    run.finish(Train(0, 0))
+    assert set(run.state.done) == {Train(0, 0)}
+
+
+# Any course of events
+
+
+@settings(deadline=None)
+@given(plans, randoms, st.integers(0, 6))
+def test_any_course_with_failures_and_restarts_commits_the_same(
+    plan: Plan, rng: random.Random, num_restarts: int
+) -> None:
+    run = run_at_random(plan, rng, frozenset(), num_restarts)
+    undisturbed = Simulated(plan).finish_in_order()
+    assert set(run.state.done) == set(actions(plan))
+    assert run.state.done == undisturbed.state.done
+    committed = list(all_events(run, Done))
+    assert len(committed) == len(set(committed))
+    assert run.state.running == {}
+    assert run.state.failed_folds == {}
+    assert is_over(run.state)
+    assert {stage for row in progress(run.state).values() for stage in row.values()} == {"done"}
+
+
+@settings(deadline=None)
+@given(plans, randoms, st.integers(0, 6), st.floats(0, 0.3))
+def test_what_always_fails_takes_only_what_needs_it_along(
+    plan: Plan, rng: random.Random, num_restarts: int, share: float
+) -> None:
+    doomed = frozenset(action for action in actions(plan) if rng.random() < share)
+    run = run_at_random(plan, rng, doomed, num_restarts)
+    assert is_over(run.state)
+    assert figures(run) == figures(Simulated(plan).finish_in_order(doomed))
+    broken = {action.fold for action in doomed if not isinstance(action, Summarise)}
+    assert set(run.state.failed_folds) <= broken
+    for action in actions(plan):
+        if not isinstance(action, Summarise) and action.fold not in broken:
+            assert action in run.state.done
+    for fold in run.state.failed_folds:
+        assert "failed" in {row[fold] for row in progress(run.state).values()}
+    for fold in broken:  # its first exhausted action was reached unless another came before it
+        assert fold in run.state.failed_folds
+    for action, causes in run.state.failures.items():
+        assert len(causes) <= plan.circle.max_attempts, action
+
+
+@settings(deadline=None, max_examples=50)
+@given(plans, randoms, st.data())
+def test_a_state_and_what_came_later_make_the_same_as_all_events(
+    plan: Plan, rng: random.Random, data: st.DataObject
+) -> None:
+    run = run_at_random(plan, rng, frozenset(), 3)
+    cut = data.draw(st.integers(0, len(run.events)))
+    before = replay(run.events[:cut])
+    kept = pickle.dumps(before)
+    assert replay(run.events[cut:], before) == replay(run.events) == run.state
+    assert before == pickle.loads(kept)  # folding on leaves an earlier state as it was
+    assert replay([], before) == before
+
+
+def test_states_actions_and_errors_survive_pickling() -> None:
+    run = Simulated(CROSS_FIT).finish_in_order()
+    assert pickle.loads(pickle.dumps(run.state)) == run.state
+    assert pickle.loads(pickle.dumps(actions(CROSS_FIT))) == actions(CROSS_FIT)
+
+
+# What cannot follow
+
+
+@pytest.mark.parametrize(
+    ("change", "session", "why"),
+    [
+        (Boot(), "s1", "s1 runs it already"),
+        (Go(), "cli", "the run is going on already"),
+        (Started(action=Train(0, 1), attempt=1), "s0", "its writer s0 is not the coordinator s1"),
+        (Started(action=Train(0, 0), attempt=2), "s1", "the training of round 0, fold 0 is done"),
+        (
+            Started(action=WriteMaps(0, 0), attempt=2),
+            "s1",
+            "the maps of round 0, fold 0 is running",
+        ),
+        (
+            Started(action=Evaluate(0, 1), attempt=1),
+            "s1",
+            "evaluation of round 0, fold 1 needs what is not done",
+        ),
+        (Started(action=Summarise(0), attempt=1), "s1", "summary of round 0 needs"),
+        (Started(action=Train(0, 7), attempt=1), "s1", "fold 7 is not planned"),
+        (Started(action=Train(0, 1, 2), attempt=1), "s1", "fold 1, part 2 is not planned"),
+        (Started(action=Train(0, 1), attempt=2), "s1", "fold 1 is at attempt 0, not 2"),
+        (Started(action=Train(0, 2), attempt=4), "s1", "fold 2 has failed too often"),
+        (Done(action=Train(0, 0), attempt=1, result={}), "s1", "attempt 1 .* is not running"),
+        (Done(action=WriteMaps(0, 0), attempt=2, result={}), "s1", "attempt 2 .* not running"),
+        (Done(action=WriteMaps(0, 0), attempt=1, result={}), "s0", "s0 is not the coordinator"),
+        (Failed(action=Train(0, 1), attempt=1, cause=""), "s1", "attempt 1 .* is not running"),
+        (
+            Begin(plan=IN_SAMPLE, fingerprint="", config_digest="", version=""),
+            "cli",
+            "the run has begun already",
+        ),
+    ],
+)
+def test_an_event_that_cannot_follow_is_refused_with_the_reason(
+    change: Change, session: str, why: str
+) -> None:
+    run = Simulated(a_plan(0, 1, 2, num_rounds=2))
+    run.do(Train(0, 0))
+    run.exhaust(Train(0, 2))
+    run.start(WriteMaps(0, 0))
+    number, before = len(run.events) + 1, run.state
+    with pytest.raises(RunError, match=why) as caught:
+        run.write(change, session)
+    assert str(caught.value).startswith(f"Event {number} of a ledger must follow on")
+    assert run.state == before
+
+
+def test_a_stopped_run_refuses_to_start_or_stop_again() -> None:
+    run = Simulated(a_plan(0))
+    run.write(Stop(), "cli")
+    with pytest.raises(RunError, match="the run is stopped already"):
+        run.write(Stop(), "cli")
+    with pytest.raises(RunError, match="the run is stopped; restore"):
+        run.start(Train(0, 0))
+
+
+def test_events_come_without_gaps_and_open_with_the_plan() -> None:
+    run = Simulated(a_plan(0))
+    with pytest.raises(RunError, match=r"Event 4 .*the one before is number 2"):
+        replay([Event(4, "s2", Boot())], run.state)
+    with pytest.raises(RunError, match=r"Event 1 .*must open with what the run has to do"):
+        replay([Event(1, "s1", Boot())])
+    with pytest.raises(RunError, match=r"Event 2 .*must open with"):
+        replay([Event(2, "cli", run.state.begin)])
+    assert replay([]) is None
+
+
+# What is shown
+
+
+def test_progress_shows_every_fold_in_every_round() -> None:
+    run = Simulated(a_plan(0, 1, 2, 3, num_rounds=2, max_attempts=1))
+    assert progress(run.state) == {
+        number: dict.fromkeys(range(4), "waiting") for number in range(2)
+    }
+    run.do(Train(0, 0), Evaluate(0, 0))
+    run.start(WriteMaps(0, 0))
+    run.do(Train(0, 1), WriteMaps(0, 1), Evaluate(0, 1))
+    run.start(Train(1, 1))
+    run.exhaust(Train(0, 2))
+    run.do(Train(0, 3))
+    run.start(Evaluate(0, 3))
+    assert progress(run.state) == {
+        0: {0: "maps", 1: "done", 2: "failed", 3: "evaluating"},
+        1: {0: "waiting", 1: "training", 2: "failed", 3: "waiting"},
+    }
+    assert json.loads(json.dumps(progress(run.state)))["0"]["3"] == "evaluating"
+    run.start(WriteMaps(0, 3))
+    assert progress(run.state)[0][3] == "maps"
+    run.write(Stop(), "cli")
+    assert progress(run.state) == {
+        0: {0: "waiting", 1: "done", 2: "failed", 3: "waiting"},
+        1: {0: "waiting", 1: "waiting", 2: "failed", 3: "waiting"},
+    }
+
+
+def test_the_round_whose_maps_failed_is_failed_though_it_was_evaluated() -> None:
+    run = Simulated(a_plan(0, num_rounds=3, max_attempts=1))
+    run.do(Train(0, 0), Evaluate(0, 0), WriteMaps(0, 0), Train(1, 0), Evaluate(1, 0))
+    run.exhaust(WriteMaps(1, 0))
+    assert progress(run.state) == {0: {0: "done"}, 1: {0: "failed"}, 2: {0: "failed"}}
+
+
+# Plans and their configuration
+
+
+def test_the_settings_of_the_circle_are_configuration_keys() -> None:
+    names = "num_rounds maps num_parts num_passes test warm_start max_attempts"
+    assert {f"circle.{name}" for name in names.split()} <= set(keys())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("num_rounds", 0, "greater than or equal to 1"),
+        ("num_passes", 0, "greater than or equal to 1"),
+        ("max_attempts", 0, "greater than or equal to 1"),
+        ("num_parts", 1, "greater than or equal to 2"),
+        ("maps", "both", "'in_sample', 'cross_fit' or 'recycle'"),
+        ("test", "maps", "'passes' or 'chain'"),
+    ],
+)
+def test_a_wrong_setting_is_named(key: str, value: object, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`circle\.{key}` is wrong: .*{rule}"):
+        from_dict({"circle": {key: value}})
+
+
+def test_a_plan_does_not_depend_on_the_order_in_which_folds_are_named() -> None:
+    circle = CircleConfig()
+    assert Plan.of(circle, [3, 0, 3, 1]) == Plan(circle=circle, folds=(0, 1, 3))
+    with pytest.raises(ConfigError, match="must have a fold, but got none"):
+        Plan.of(circle, [])
+    for folds in ((), (1, 0), (0, 0)):
+        with pytest.raises(ValueError, match="must be ascending"):
+            Plan(circle=circle, folds=folds)

@@ -1,0 +1,383 @@
+"""Prior maps in training: none is zeros, a map moves with its image, outputs are fed back."""
+
+import copy
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtil.config import Config
+from mtil.data.rows import Batch
+from mtil.engine import Engine, Scored, TrainingStep, as_prior, dice_per_image, validation_metrics
+from mtil.models import Output
+
+MakeConfig = Callable[..., Config]
+ToyBatches = Callable[..., list[Batch]]
+CPU = torch.device("cpu")
+
+STILL = {
+    "horizontal_flip": 0.0, "rotation": 0.0, "scale": 0.0, "translation": 0.0, "brightness": 0.0,
+    "contrast": 0.0, "gamma": 0.0, "speckle": 0.0,
+}  # fmt: skip
+KEPT = {"prior": {"dropout": 0.0, "roughen": 0.0}}
+
+
+def _engine(config: Config, **arguments: Any) -> Engine:
+    return Engine(config, steps_per_epoch=2, malignant_share=0.5, device=CPU, **arguments)
+
+
+def _with_prior(batches: list[Batch], value: int | None = None, side: int = 16) -> list[Batch]:
+    """Give every image a random map, or one of a value."""
+    rng = np.random.default_rng(1)
+    return [
+        dataclasses.replace(
+            batch,
+            prior=rng.integers(0, 256, (len(batch), side, side), np.uint8)
+            if value is None
+            else np.full((len(batch), side, side), value, np.uint8),
+        )
+        for batch in batches
+    ]
+
+
+def _train(engine: Engine, batches: list[Batch], epochs: range = range(2), rank: int = 0) -> None:
+    for epoch in epochs:
+        list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _priors_given(engine: Engine) -> list[Tensor | None]:
+    """Keep the prior map of every call of the network."""
+    given: list[Tensor | None] = []
+    engine.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+    return given
+
+
+def test_a_zero_map_trains_the_same_weights_as_no_map(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """With every augmentation on, and maps dropped and roughened at random."""
+    batches = toy_batches(2)
+    without, zeros, maps = (_engine(make_config()) for _ in range(3))
+    _train(without, batches)
+    _train(zeros, _with_prior(batches, 0))
+    _train(maps, _with_prior(batches))
+    assert _equal(without.network.state_dict(), zeros.network.state_dict())
+    assert _equal(without.weights(), zeros.weights())
+    assert not _equal(without.weights(), maps.weights())
+
+
+def test_a_map_that_is_always_dropped_is_no_map(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(2)
+    config = make_config(model={"prior": {"dropout": 1.0}})
+    without, dropped = _engine(config), _engine(config)
+    _train(without, batches)
+    _train(dropped, _with_prior(batches))
+    assert _equal(without.weights(), dropped.weights())
+
+
+def test_without_maps_the_paths_of_the_map_stay_closed(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(2)
+    for given, is_open in ((batches, False), (_with_prior(batches), True)):
+        engine = _engine(make_config())
+        _train(engine, given)
+        paths = {name: value for name, value in engine.weights().items() if "prior" in name}
+        assert len(paths) > 5
+        assert all(bool(value.any()) == is_open for value in paths.values())
+
+
+@pytest.mark.parametrize("maps", ["in_sample", "cross_fit"])
+def test_the_first_round_of_a_circle_is_an_ordinary_training(
+    make_config: MakeConfig, toy_batches: ToyBatches, maps: str
+) -> None:
+    batches = toy_batches(2)
+    config = make_config(circle={"maps": maps, "num_passes": 3})
+    plain, first = _engine(config), _engine(config, num_passes=3)
+    for engine in (plain, first):
+        _train(engine, batches)
+    assert _equal(plain.network.state_dict(), first.network.state_dict())
+    assert _equal(plain.weights(), first.weights())
+    for one, row in zip(plain.validate(batches), first.validate(batches), strict=True):
+        assert one.earlier == ()
+        assert row.earlier == ((row.dice, row.logit),) * 2  # what has learned no map heeds none
+        assert dataclasses.replace(row, earlier=()) == one
+
+
+def test_a_map_is_flipped_with_its_image(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
+    (batch,) = _with_prior(toy_batches(1), side=32)
+    config = make_config(augment=STILL | {"horizontal_flip": 1.0}, model=KEPT)
+    engine = _engine(config)
+    shown: list[Tensor] = []
+    engine.network.register_forward_pre_hook(lambda _, inputs: shown.extend(inputs))
+    list(engine.train_epoch([batch], epoch=0))
+    image, prior = (x[:, 0].numpy() for x in shown)
+    np.testing.assert_allclose(image, batch.image[:, :, ::-1] / 255, atol=1e-4)
+    np.testing.assert_allclose(prior, batch.prior[:, :, ::-1] / 255, atol=1e-4)
+    assert np.abs(prior - batch.prior / 255).max() > 0.5
+
+
+def test_a_map_moves_with_its_image_whatever_the_move(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """A map that is the image itself stays so."""
+    moved = {"horizontal_flip": 0.5, "rotation": 40.0, "scale": 0.3, "translation": 0.2}
+    engine = _engine(make_config(augment=STILL | moved, model=KEPT))
+    batches = [dataclasses.replace(batch, prior=batch.image) for batch in toy_batches(3)]
+    shown: list[tuple[Tensor, Tensor]] = []
+    engine.network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    _train(engine, batches, range(1))
+    for (image, prior), batch in zip(shown, batches, strict=True):
+        torch.testing.assert_close(image, prior, atol=1e-5, rtol=0)
+        assert np.abs(image[:, 0].numpy() - batch.image / 255).mean() > 0.02
+
+
+def test_ranks_and_epochs_degrade_maps_differently(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """Some maps of every epoch are dropped; which ones is drawn anew, and can be drawn again."""
+    batches = _with_prior(toy_batches(4))
+    config = make_config(augment=STILL, model={"prior": {"dropout": 0.5, "roughen": 0.0}})
+    dropped = {}
+    for name, epoch, rank in (("a", 0, 0), ("again", 0, 0), ("epoch", 1, 0), ("rank", 0, 1)):
+        engine = _engine(config)
+        given = _priors_given(engine)
+        torch.rand(3)
+        list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+        dropped[name] = [not bool(one.any()) for prior in given for one in prior]
+    assert dropped["a"] == dropped["again"]
+    assert len({tuple(flags) for flags in dropped.values()}) == 3
+    assert all(2 < sum(flags) < 14 for flags in dropped.values())
+
+
+class _Weighted(nn.Module):
+    """A network of two weights: that of the image, and that of the prior map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.prior = (nn.Parameter(torch.tensor(value)) for value in (0.0, 4.0))
+
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> Output:
+        mask = self.image * image
+        if prior is not None:
+            mask = mask + self.prior * prior
+        return Output(mask, (), mask.mean(dim=(1, 2, 3)))
+
+
+class _MeanLogit(nn.Module):
+    def forward(self, output: Output, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
+
+
+def test_no_gradient_flows_from_pass_to_pass() -> None:
+    """By hand: the first pass says 0 everywhere, so that the second is given one half.
+
+    Then the logits are 0 and 4 / 2 = 2. The slope by the image's weight is 1 in either pass; it
+    would be 1 + 4 / 4 in the second if it went through the sigmoid of the first.
+    """
+    network = _Weighted()
+    step = TrainingStep(network, _MeanLogit())
+    image = torch.ones(2, 1, 4, 4)
+    terms = step(image, image, torch.zeros(2), None, 2)
+    assert terms["segmentation"].item() == 1.0
+    assert terms["classification"].item() == 2.0
+    terms["segmentation"].backward()
+    assert float(network.image.grad) == pytest.approx(1.0)
+    assert float(network.prior.grad) == pytest.approx((0 + 0.5) / 2)
+
+
+def test_each_pass_is_given_the_map_of_the_one_before() -> None:
+    """By hand, three passes from a given map of 1: logits 4, 4 s(4), 4 s(4 s(4))."""
+    step = TrainingStep(_Weighted(), _MeanLogit())
+    image = torch.ones(1, 1, 4, 4)
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    first = 4.0
+    second = 4 * sigmoid(first)
+    third = 4 * sigmoid(second)
+    for num_passes, expected in (
+        (1, first),
+        (2, (first + second) / 2),
+        (3, (first + second + third) / 3),
+    ):
+        terms = step(image, image, torch.zeros(1), image, num_passes)
+        assert terms["segmentation"].item() == pytest.approx(expected)
+
+
+def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
+    mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
+    prior = as_prior(Output(mask, (), torch.zeros(1)))
+    assert prior.dtype == torch.float32
+    assert not prior.requires_grad
+    assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
+
+
+def _passes_per_step(engine: Engine, batches: list[Batch], epoch: int, rank: int = 0) -> list[int]:
+    given = _priors_given(engine)
+    list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+    starts = [index for index, prior in enumerate(given) if prior is None]
+    return np.diff([*starts, len(given)]).tolist()
+
+
+def test_recycling_makes_a_random_number_of_passes_the_same_on_every_rank(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    config = make_config(circle={"maps": "recycle", "num_passes": 3})
+    batches = toy_batches(9, size=2)
+    counts = {
+        (epoch, rank): _passes_per_step(_engine(config, num_passes=3), batches, epoch, rank)
+        for epoch, rank in ((0, 0), (0, 1), (1, 0))
+    }
+    assert all(len(steps) == 9 for steps in counts.values())
+    assert set(counts[0, 0]) == {1, 2, 3}
+    assert counts[0, 0] == counts[0, 1]
+    assert counts[0, 0] != counts[1, 0]
+
+
+def test_only_recycling_makes_several_passes_in_a_step(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(3, size=2)
+    recycle = make_config(circle={"maps": "recycle", "num_passes": 3})
+    assert _passes_per_step(_engine(recycle), batches, 0) == [1] * 3
+    stored = make_config(circle={"maps": "in_sample", "num_passes": 3})
+    assert _passes_per_step(_engine(stored, num_passes=3), batches, 0) == [1] * 3
+    plain, circle, single = (
+        _engine(recycle),
+        _engine(recycle, num_passes=3),
+        _engine(make_config(circle={"maps": "recycle", "num_passes": 1}), num_passes=1),
+    )
+    for engine in (plain, circle, single):
+        _train(engine, batches)
+    assert _equal(plain.weights(), single.weights())
+    assert not _equal(plain.weights(), circle.weights())
+    assert plain.validate(batches)[0].earlier == ()
+    assert len(circle.validate(batches)[0].earlier) == 2
+
+
+def test_recycling_gives_a_wrapped_step_the_same_gradients(
+    make_config: MakeConfig, toy_batches: ToyBatches, tmp_path: Path
+) -> None:
+    """Under DDP, though of one process, parameters that a step uses more than once."""
+    config = make_config(circle={"maps": "recycle", "num_passes": 3}, train={"clip_norm": 1e6})
+    batches = toy_batches(3, size=2)
+    plain = _engine(config, num_passes=3)
+    _train(plain, batches, range(1))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    try:
+        wrapped = _engine(
+            config,
+            num_passes=3,
+            wrap=lambda module: DistributedDataParallel(module, find_unused_parameters=True),
+        )
+        _train(wrapped, batches, range(1))
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, value in plain.weights().items():
+        torch.testing.assert_close(wrapped.weights()[name], value)
+
+
+def test_a_restored_recycling_training_ends_with_the_same_bits(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    config, batches = make_config(circle={"maps": "recycle"}), toy_batches(2)
+    whole = _engine(config, num_passes=3)
+    _train(whole, batches, range(3))
+    stopped = _engine(config, num_passes=3)
+    _train(stopped, batches, range(1))
+    file = io.BytesIO()
+    torch.save(stopped.state(), file)
+    file.seek(0)
+    resumed = _engine(config, num_passes=3)
+    resumed.restore(torch.load(file, weights_only=True))
+    _train(resumed, batches, range(1, 3))
+    assert _equal(resumed.weights(), whole.weights())
+    assert _equal(resumed.network.state_dict(), whole.network.state_dict())
+
+
+def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """Against plain calls of the network; a stored map is not looked at."""
+    batches = _with_prior(toy_batches(2))
+    engine = _engine(make_config(circle={"num_passes": 3}), num_passes=3)
+    network = engine.network.eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "prior" in name or name.startswith(("head", "logits.2")):
+                nn.init.normal_(parameter)
+    told = engine.validate(batches)
+    for start, batch in zip((0, 4), batches, strict=True):
+        image = torch.from_numpy(batch.image / np.float32(255))[:, None]
+        bits = np.unpackbits(batch.mask, axis=1).reshape(-1, 1, 32, 32)
+        prior, dices, logits = torch.zeros_like(image), [], []
+        with torch.no_grad():
+            for _ in range(3):
+                output = network(image, prior)
+                prior = output.mask.sigmoid()
+                dices.append(dice_per_image(output.mask > 0, torch.from_numpy(bits) > 0))
+                logits.append(output.malignant)
+        assert (logits[0] - logits[2]).abs().max() > 1e-3
+        for index, row in enumerate(told[start : start + 4]):
+            assert row.sample_id == batch.sample_id[index]
+            passes = [*row.earlier, (row.dice, row.logit)]
+            expected = [
+                (float(d[index]), float(m[index])) for d, m in zip(dices, logits, strict=True)
+            ]
+            np.testing.assert_allclose(passes, expected, atol=1e-4)
+
+
+def test_the_last_pass_picks_the_epoch_and_the_others_are_told() -> None:
+    rows = [
+        Scored("a", 0, dice=0.5, logit=-1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
+        Scored("b", 1, dice=0.7, logit=2.0, earlier=((0.2, -5.0), (0.5, 9.0))),
+        Scored("c", 2, dice=math.nan, logit=9.0, earlier=((math.nan, 9.0), (math.nan, 9.0))),
+    ]
+    assert validation_metrics(rows, 0.25) == pytest.approx(
+        {
+            "dice": 0.6, "auc": 1.0, "score": 0.25 * 0.6 + 0.75,
+            "dice_pass_0": 0.15, "auc_pass_0": 0.0, "dice_pass_1": 0.4, "auc_pass_1": 1.0,
+        }
+    )  # fmt: skip
+    one_class = [rows[1]]
+    assert validation_metrics(one_class, 0.25) == pytest.approx(
+        {"dice": 0.7, "score": 0.7, "dice_pass_0": 0.2, "dice_pass_1": 0.5}
+    )
+    assert validation_metrics(rows[2:], 0.25) == {"score": 0.0}
+
+
+def test_a_round_starts_from_the_weights_that_it_is_given(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    batches = toy_batches(2)
+    before = _engine(make_config(seed=3))
+    _train(before, batches)
+    initial = before.weights()
+    kept = copy.deepcopy(initial)
+    warm, cold = _engine(make_config(), initial=initial), _engine(make_config())
+    assert _equal(warm.weights(), initial)
+    assert not _equal(cold.weights(), initial)
+    expected = [(row.dice, row.logit) for row in before.validate(batches)]
+    assert [(row.dice, row.logit) for row in warm.validate(batches)] == expected
+    _train(warm, batches)
+    assert not _equal(warm.weights(), kept)
+    assert _equal(initial, kept)  # what was given is not trained itself

@@ -1,0 +1,286 @@
+"""Passes over an image, chains of models, and the maps that a round leaves to the next."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtil.checkpoint import Model, model_from_bytes, model_to_bytes
+from mtil.config import Config
+from mtil.data.manifest import Manifest
+from mtil.data.rows import squares
+from mtil.data.shards import pixels, read
+from mtil.errors import DataError
+from mtil.evaluation import EVALUATION_COLUMNS, check_complete, evaluate, score, score_chains
+from mtil.inference import Prediction, Predictor, in_passes, map_shard
+from mtil.maps import Origin, decode, join, quantised
+from mtil.storage import LocalStore
+
+MakeModel = Callable[..., Model]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def make_heeding(make_model: MakeModel) -> MakeModel:
+    """Make models that heed their prior maps, as read from a file."""
+
+    def make(seed: int = 0, **values: object) -> Model:
+        model = make_model(seed, **values)
+        drawn = torch.Generator().manual_seed(seed)
+        for name, weight in model.weights.items():
+            if "prior" in name:
+                weight.copy_(torch.randn(weight.shape, generator=drawn))
+        return model_from_bytes(model_to_bytes(model), "model.pt")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def rows(data_uri: str, manifest: Manifest) -> pa.Table:
+    store = LocalStore(data_uri)
+    tables = [read(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
+    return pa.concat_tables(tables)
+
+
+@pytest.fixture(scope="module")
+def images(rows: pa.Table) -> np.ndarray:
+    return squares(pixels(rows["image"]))[:6]
+
+
+def _shown(images: np.ndarray, size: int) -> Tensor:
+    shares = torch.from_numpy(images / 255).float()[:, None]
+    return F.interpolate(shares, (size, size), mode="bilinear", antialias=True)
+
+
+def _same(one: Prediction, other: Prediction) -> bool:
+    return all(
+        np.array_equal(getattr(one, item.name), getattr(other, item.name))
+        for item in dataclasses.fields(Prediction)
+    )
+
+
+def test_the_first_pass_is_what_a_predictor_says_without_passes(
+    make_heeding: MakeModel, images: np.ndarray
+) -> None:
+    predictor = Predictor(make_heeding(), CPU)
+    for num_passes in (1, 3):
+        passes = in_passes([predictor] * num_passes, images)
+        assert len(passes) == num_passes
+        assert _same(passes[0], predictor(images))
+        assert all(not _same(passes[0], later) for later in passes[1:])
+
+
+def test_a_network_that_has_learned_no_map_says_the_same_in_every_pass(
+    make_model: MakeModel, images: np.ndarray
+) -> None:
+    first, second = in_passes([Predictor(make_model(), CPU)] * 2, images)
+    assert _same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("plain", [(32, False)]),
+        ("flip", [(32, False), (32, True)]),
+        ("flip_and_scale", [(32, False), (32, True), (64, False), (64, True)]),
+    ],
+)
+def test_a_view_is_given_its_own_map_of_the_pass_before(
+    make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray,
+    name: str, looks: list[tuple[int, bool]],
+) -> None:  # fmt: skip
+    """Against plain calls of two networks: of the second, with the first's map, for each view."""
+    config = make_config(predict={"views": name})
+    chain = [make_heeding(0, config=config), make_heeding(1, config=config, temperature=3.0)]
+    networks = [model.network() for model in chain]
+    lesions: list[list[Tensor]] = [[], []]
+    logits: list[list[Tensor]] = [[], []]
+    for size, mirrored in looks:
+        seen = _shown(images, size)
+        prior = torch.zeros_like(seen)
+        for number, network in enumerate(networks):
+            with torch.no_grad():
+                said = network(torch.flip(seen, [3]) if mirrored else seen, prior)
+            prior = said.mask.sigmoid()
+            lesion = torch.flip(prior, [3]) if mirrored else prior
+            lesions[number].append(F.interpolate(lesion, (32, 32), mode="bilinear", antialias=True))
+            logits[number].append(said.malignant)
+    told = in_passes([Predictor(model, CPU) for model in chain], images)
+    for number, (prediction, temperature) in enumerate(zip(told, (1.5, 3.0), strict=True)):
+        lesion = torch.stack(lesions[number]).mean(dim=0)[:, 0]
+        logit = torch.stack(logits[number]).mean(dim=0).double().numpy()
+        np.testing.assert_allclose(prediction.lesion, lesion, atol=2e-5)
+        np.testing.assert_allclose(prediction.logit, logit, atol=1e-4)
+        np.testing.assert_allclose(
+            prediction.malignant, 1 / (1 + np.exp(-logit / temperature)), atol=1e-4
+        )
+
+
+def test_the_map_is_the_view_s_own_and_not_the_average(
+    make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray
+) -> None:
+    """Of an image and its mirror image the mirrored views are the plain ones of each other."""
+    config = make_config(predict={"views": "flip"})
+    predictor = Predictor(make_heeding(config=config), CPU)
+    mirrored = np.ascontiguousarray(images[:, :, ::-1])
+    for one, other in zip(
+        in_passes([predictor] * 3, images), in_passes([predictor] * 3, mirrored), strict=True
+    ):
+        np.testing.assert_allclose(one.lesion, other.lesion[:, :, ::-1], atol=1e-3)
+        np.testing.assert_allclose(one.logit, other.logit, atol=1e-3)
+
+
+def test_every_image_has_a_row_for_each_pass(
+    make_heeding: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+) -> None:
+    predictor = Predictor(make_heeding(config=make_config(predict={"views": "plain"})), CPU)
+    some = rows.slice(0, 40)
+    scored = score(some, predictor, num_passes=3)
+    assert scored.num_rows == 120
+    check_complete(scored, 40, 0)
+    for number in range(3):
+        of_pass = scored.filter(pa.compute.equal(scored["pass"], number))
+        assert of_pass["sample_id"].to_pylist() == some["sample_id"].to_pylist()
+        expected = [
+            logit
+            for start in (0, 32)
+            for logit in in_passes(
+                [predictor] * 3, squares(pixels(some.slice(start, 32)["image"]))
+            )[number].logit.tolist()
+        ]
+        assert of_pass["logit"].to_pylist() == expected
+    first = scored.filter(pa.compute.equal(scored["pass"], 0))
+    assert repr(first.to_pylist()) == repr(score(some, predictor).to_pylist())
+    assert scored["dice"].to_pylist()[:32] != scored["dice"].to_pylist()[32:64]
+
+
+def test_a_chain_s_passes_name_the_model_of_their_round(
+    make_heeding: MakeModel, rows: pa.Table
+) -> None:
+    """Two folds' chains that vote: the models of a round are averaged, and named together."""
+    some = rows.slice(0, 5)
+    models = [
+        [make_heeding(2 * f + r, threshold=0.2 * r + 0.1) for r in range(2)] for f in range(2)
+    ]
+    chains = [[Predictor(model, CPU) for model in chain] for chain in models]
+    together = score_chains(some, chains).to_pylist()
+    alone = [score_chains(some, [chain]).to_pylist() for chain in chains]
+    assert [row["pass"] for row in together] == [0] * 5 + [1] * 5
+    for row, one, other in zip(together, *alone, strict=True):
+        number = row["pass"]
+        digests = [chain[number].digest for chain in models]
+        assert row["model_sha256"] == ";".join(digests)
+        assert (one["model_sha256"], other["model_sha256"]) == tuple(digests)
+        probability = (one["probability"] + other["probability"]) / 2
+        assert row["probability"] == pytest.approx(probability)
+        assert row["predicted"] == (row["probability"] >= 0.2 * number + 0.1)
+
+
+def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa.Table) -> None:
+    scored = score(rows.slice(0, 4), Predictor(make_heeding(), CPU), num_passes=2)
+    check_complete(scored, 4, 2)
+    with pytest.raises(DataError, match=r"of fold 2 .* saw 3 rows of 3 images in pass 1"):
+        check_complete(scored.slice(0, 7), 4, 2)
+    with pytest.raises(DataError, match="4 images once, but saw 0 rows"):
+        check_complete(scored.slice(0, 0), 4, 2)
+
+
+def test_figures_beside_the_passes_are_those_of_the_last(
+    make_heeding: MakeModel, rows: pa.Table
+) -> None:
+    at = rows.schema.get_field_index("pixel_size")
+    known = rows.set_column(at, "pixel_size", pa.array([0.1] * 60, pa.float32()))
+    names = pa.array(["one", "two"] * 30)
+    known = known.set_column(known.schema.get_field_index("source"), "source", names)
+    scored = score(known, Predictor(make_heeding(), CPU), num_passes=2)
+    last = scored.filter(pa.compute.equal(scored["pass"], 1))
+    figures = evaluate(scored, run_uri="r", folds=[0])
+    alone = evaluate(last, run_uri="r", folds=[0])
+    assert [entry["pass"] for entry in figures["by_pass"]] == [0, 1]
+    assert figures["by_pass"][0]["metrics"] != figures["by_pass"][1]["metrics"]
+    for name in ("num_images", "metrics", "by_class", "by_source", "millimetres"):
+        assert figures[name] == alone[name]
+    assert figures["millimetres"]["count"] <= 48
+
+
+def _origin(model: Model, size: int = 16) -> Origin:
+    return Origin(
+        fingerprint="f" * 64, shard="shards/part-00000.parquet", model_sha256=model.digest,
+        round=0, fold=0, size=size,
+    )  # fmt: skip
+
+
+def test_a_map_is_what_the_network_says_of_the_plain_view(
+    make_heeding: MakeModel, images: np.ndarray
+) -> None:
+    """Whatever views the configuration averages; halved, a pixel is the mean of four."""
+    model = make_heeding()
+    assert model.config.predict.views != "plain"
+    prior = np.random.default_rng(0).integers(0, 256, (6, 16, 16), np.uint8)
+    given = F.interpolate(torch.from_numpy(prior / 255).float()[:, None], (32, 32), mode="bilinear")
+    for stored, shown in ((None, None), (prior, given)):
+        with torch.no_grad():
+            said = model.network()(_shown(images, 32), shown).mask.sigmoid()[:, 0].numpy()
+        expected = said.reshape(6, 16, 2, 16, 2).mean(axis=(2, 4))
+        maps = Predictor(model, CPU).maps(images, stored, 16)
+        assert maps.dtype == np.uint8
+        assert np.abs(maps.astype(int) - quantised(expected)).max() <= 3  # a level
+        assert np.mean(maps != quantised(expected)) < 0.01
+        assert 0.05 < np.mean(maps > 127) < 0.95
+
+
+def test_a_map_shard_has_the_map_of_every_row(make_heeding: MakeModel, rows: pa.Table) -> None:
+    model = make_heeding()
+    predictor = Predictor(model, CPU)
+    some = rows.slice(7, 40)
+    origin, table = decode(map_shard(some, predictor, _origin(model)))
+    assert origin == _origin(model)
+    assert table["sample_id"].to_pylist() == some["sample_id"].to_pylist()
+    held = squares(pixels(table["map"]))
+    for start in (0, 32):
+        expected = predictor.maps(squares(pixels(some["image"]))[start : start + 32], None, 16)
+        np.testing.assert_array_equal(held[start : start + 32], expected)
+    _, nothing = decode(map_shard(some.slice(0, 0), predictor, _origin(model)))
+    assert nothing.num_rows == 0
+
+
+def test_the_same_rows_give_the_same_map_shard_whoever_maps_them(
+    make_heeding: MakeModel, rows: pa.Table
+) -> None:
+    model = make_heeding()
+    copied = rows.slice(3, 37).take(pa.array(range(37)))
+    first = map_shard(copied, Predictor(model, CPU), _origin(model))
+    busy = Predictor(model, CPU)
+    map_shard(rows.slice(20, 5), busy, _origin(model))
+    assert map_shard(rows.slice(3, 37), busy, _origin(model)) == first
+
+
+def test_a_map_shard_cannot_name_another_model(make_heeding: MakeModel, rows: pa.Table) -> None:
+    model, other = make_heeding(), make_heeding(1)
+    with pytest.raises(AssertionError):
+        map_shard(rows.slice(0, 1), Predictor(model, CPU), _origin(other))
+
+
+def test_a_later_round_maps_given_the_maps_of_the_round_before(
+    make_heeding: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+) -> None:
+    """What a chain does with test images: bytes and half the size in between cost little."""
+    config = make_config(predict={"views": "plain"})
+    first, second = make_heeding(0, config=config), make_heeding(1, config=config)
+    some = rows.slice(0, 30)
+    _, before = decode(map_shard(some, Predictor(first, CPU), _origin(first)))
+    joined = join(some, [before], np.arange(30))
+    _, table = decode(map_shard(joined, Predictor(second, CPU), _origin(second)))
+    chain = in_passes(
+        [Predictor(first, CPU), Predictor(second, CPU)], squares(pixels(some["image"]))
+    )
+    held = squares(pixels(table["map"])) / 255
+    halved = chain[1].lesion.reshape(30, 16, 2, 16, 2).mean(axis=(2, 4))
+    _, blind = decode(map_shard(some, Predictor(second, CPU), _origin(second)))
+    without = squares(pixels(blind["map"])) / 255
+    assert np.abs(held - halved).mean() < 0.25 * np.abs(without - halved).mean()
