@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
@@ -12,10 +13,15 @@ from mtil.errors import RunError
 Job = TypeVar("Job", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
 Listener = Callable[[int], None]
 
 _FEW = 1500
 """Images that are done before other processes have started."""
+_MAX_THREADS = 8
+"""Threads of one piece of arithmetic: each holds what it works on."""
 
 
 class Function(Protocol[Job, Result]):
@@ -71,5 +77,24 @@ def processes(
             "A process that prepared images died, most likely for want of memory; "
             "run the same command again to go on."
         ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Yield what a function returns for each item, in their order, from this machine's processors.
+
+    Only a few items are worked on ahead. For arithmetic on arrays, which frees the interpreter.
+    """
+    num_threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    pool = ThreadPoolExecutor(num_threads)
+    ahead: deque[Future[Found]] = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -56,21 +56,50 @@ def row_bytes(image_size: int) -> int:
     return image_size**2 + image_size**2 // 8 + _OTHER_BYTES
 
 
+class Encoder:
+    """A Parquet file of rows, made a row group at a time; the same rows give the same bytes."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression={
+                name: "none" if name in ("image", "mask", "mask_png") else "zstd"
+                for name in schema.names
+            },
+            use_dictionary=["label", "group", "fold", "part", "source"],
+            write_statistics=["sample_id", "label", "fold", "part"],
+        )
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; what does not fill a row group waits for more."""
+        self._waiting.append(table)
+        self._num_waiting += table.num_rows
+        if self._num_waiting >= ROW_GROUP_ROWS:
+            self._write(self._num_waiting // ROW_GROUP_ROWS * ROW_GROUP_ROWS)
+
+    def close(self) -> bytes:
+        """Return the file."""
+        if self._num_waiting:
+            self._write(self._num_waiting)
+        self._writer.close()
+        return self._sink.getvalue()
+
+    def _write(self, num_rows: int) -> None:
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        self._writer.write_table(table.slice(0, num_rows), row_group_size=ROW_GROUP_ROWS)
+        rest = table.slice(num_rows)
+        self._waiting, self._num_waiting = [rest], rest.num_rows
+
+
 def encode(table: pa.Table) -> bytes:
     """Return the Parquet file of a table of rows; the same rows give the same bytes."""
-    sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=ROW_GROUP_ROWS,
-        compression={
-            name: "none" if name in ("image", "mask", "mask_png") else "zstd"
-            for name in table.schema.names
-        },
-        use_dictionary=["label", "group", "fold", "part", "source"],
-        write_statistics=["sample_id", "label", "fold", "part"],
-    )
-    return sink.getvalue()
+    encoder = Encoder(table.schema)
+    encoder.add(table)
+    return encoder.close()
 
 
 def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:

@@ -27,9 +27,10 @@ _MAX_TASKS = 2048
 
 _PREFETCHED_SHARDS = 4
 
-_MAX_AHEAD_BYTES = 2**30
+_MAX_AHEAD_BYTES = 2 * 2**30
 """Of the object store, for what one worker has read ahead. Ray Data's own bound is half of the
-store for each worker, which a step that is slower than storage fills."""
+store for each worker, which a step that is slower than storage fills. Half as much as this makes
+reading several times as slow."""
 
 
 class ReadShard:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,46 @@ def test_an_image_is_handed_on_with_a_few_others_only(images: list[Gray]) -> Non
     found = candidates.find(hashes)
     expected = [(i, j) for i in range(30) for j in range(i + 1, min(i + 9, 30))]
     assert sorted(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
+
+
+def test_an_image_is_compared_with_so_many_others_only(
+    images: list[Gray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_MET", 5)
+    hashes = np.repeat(describe(images[0]).hashes[None], 30, axis=0)
+    found = candidates.find(hashes)
+    expected = [(i, j) for i in range(30) for j in range(i + 1, min(i + 6, 30))]
+    assert sorted(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
+
+
+def test_of_too_many_others_the_nearest_are_compared(
+    images: list[Gray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_MET", 1)
+    hashes = np.repeat(describe(images[0]).hashes[None], 7, axis=0)
+    hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first, none from one another
+    hashes[6] ^= np.uint64(1 << 50)  # one from the first, six from the others
+    found = candidates.find(hashes)
+    pairs = dict(zip(found.i.tolist(), found.j.tolist(), strict=True))
+    assert pairs == {0: 6, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
+    assert found.distance.tolist() == [1, 0, 0, 0, 0, 6]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
+    images: list[Gray], monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    rng = np.random.default_rng(11)
+    crowd = [_jpeg(images[0], rng) for _ in range(6)]
+    hashes, _ = _stacked(crowd + images[1:5] + [_several(gray, rng) for gray in images[1:5]])
+    whole = candidates.find(hashes)
+    monkeypatch.setattr(candidates, "_BATCH", batch)
+    monkeypatch.setattr(candidates, "MAX_NEIGHBOURS", 14)  # all others, so few repeats of work
+    parts = candidates.find(hashes)
+    assert len(whole.i) >= 19
+    for field in fields(candidates.Candidates):
+        expected = getattr(whole, field.name)
+        np.testing.assert_array_equal(getattr(parts, field.name), expected)
 
 
 def test_a_crowd_of_near_duplicates_is_one_group(

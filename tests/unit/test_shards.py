@@ -53,6 +53,15 @@ def _stored(folder: Path, table: pa.Table) -> tuple[LocalStore, Shard]:
     return store, shard
 
 
+@pytest.mark.parametrize("step", [1, 100, 256, 300])
+def test_rows_that_come_a_few_at_a_time_give_the_same_bytes(step: int) -> None:
+    table = _table(600)
+    encoder = shards.Encoder(table.schema)
+    for start in range(0, 600, step):
+        encoder.add(table.slice(start, step))
+    assert encoder.close() == shards.encode(table)
+
+
 def test_rows_come_back_and_columns_can_be_chosen(tmp_path: Path) -> None:
     table = _table(600)  # three row groups
     store, shard = _stored(tmp_path, table)

@@ -20,6 +20,7 @@ from mtil.data.duplicates.description import (
     describe,
     flatten,
 )
+from mtil.data.running import threads
 
 __all__ = ["NUM_HASHES", "SIDE", "Description", "Pair", "describe", "find_pairs"]
 
@@ -68,8 +69,8 @@ def find_pairs(hashes: _Bits, thumbs: _Thumbs) -> list[Pair]:
     unless images of little but noise fill it.
     Images with nothing to see (black ones, say) are paired only if their descriptions are equal.
 
-    The order of the images changes nothing but the indices. 100,000 images take about two minutes
-    on one core, and 0.8 GiB of memory beyond the arguments.
+    The order of the images changes nothing but the indices. 100,000 images take 150 s of processor
+    time, shared by threads, and 0.8 GiB of memory beyond the arguments.
 
     Args:
         hashes: (n, NUM_HASHES), of `Description`.
@@ -103,15 +104,17 @@ def _canonical(hashes: _Bits, thumbs: _Thumbs) -> tuple[_Index, _Index]:
 def _aligned(found: candidates.Candidates, thumbs: _Thumbs, order: _Index) -> list[Pair]:
     """Return the candidates whose thumbs agree; `order` gives their indices in `thumbs`."""
     coarse = _coarse(thumbs, order)
-    pairs = []
-    for start in range(0, len(found.i), _BATCH * 16):
+
+    def agreeing(start: int) -> list[Pair]:
         at = np.arange(start, min(start + _BATCH * 16, len(found.i)))
         right = _turned(coarse[found.j[at]], found.mirrored[at])
         guess = alignment.correlation(coarse[found.i[at]], right, found.motion[at])
         at = at[guess >= _MIN_COARSE]
-        for part in np.split(at, range(_BATCH, len(at), _BATCH)):
-            pairs += _refined(found, part, thumbs, order)
-    return pairs
+        parts = np.split(at, range(_BATCH, len(at), _BATCH))
+        return [pair for part in parts for pair in _refined(found, part, thumbs, order)]
+
+    starts = range(0, len(found.i), _BATCH * 16)
+    return [pair for pairs in threads(agreeing, starts) for pair in pairs]
 
 
 def _coarse(thumbs: _Thumbs, order: _Index) -> npt.NDArray[np.float32]:

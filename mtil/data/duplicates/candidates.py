@@ -2,14 +2,15 @@
 
 Each band takes some of a hash's bits as a key. Entries are sorted by key, and images that meet
 under one key in any band are compared by whole hashes. The work grows as n log n: under one key
-each entry meets at most `MAX_NEIGHBOURS` others, and an image is compared with at most `MAX_MET`
-and handed on with `MAX_PARTNERS`. So of very many images that look alike (thousands of near-black
-ones, say) most pairs are left out; what is left usually still connects them.
+each entry meets at most `MAX_NEIGHBOURS` others, and an image is compared with the `MAX_MET` that
+were nearest and handed on with `MAX_PARTNERS`. So of very many images that look alike (thousands of
+near-black ones, say) most pairs are left out; what is left usually still connects them.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from mtil.data.duplicates.description import (
     SPANS,
     mirrored,
 )
+from mtil.data.running import threads
 
 BAND_STEPS = (1, 2, 4, 5, 8, 10, 11, 13)
 """One band each, which takes every n-th bit: prime to 63, so that no two bands are alike.
@@ -35,15 +37,16 @@ MAX_DISTANCE = 10
 """Of 63 bits, in the best windows: of 2,655 edits of real images two changed more, and of pairs
 of unrelated images one in a thousand changes less."""
 MAX_MET = 256
-"""How many later images (by content) an image is compared with by all windows, at most: twenty
-times the mean among 100,000 images."""
+"""How many later images (by content) an image is compared with by all windows, at most: those with
+the nearest hashes where they met. Of 100,000 phantoms many meet more."""
 MAX_PARTNERS = 8
 """How many later images, the nearest, an image is aligned with, at most: aligning is the dear part,
 and a larger group is joined through its other members."""
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd number with bits all over."""
-_BATCH = 1 << 20
-_COMPARED = 512
+_DISTANCE_BITS = 4
+_BATCH = 1 << 18
+_COMPARED = 64
 
 _Index = npt.NDArray[np.integer]
 _Bits = npt.NDArray[np.uint64]
@@ -65,13 +68,16 @@ class Candidates:
 
 def find(hashes: _Bits) -> Candidates:
     """Find candidates among images by their hashes (n, NUM_HASHES)."""
-    met = np.zeros(0, np.uint64)
     both = np.concatenate([hashes, mirrored(hashes)])
+    met = _Met(len(hashes))
     for band in bands():
-        met = np.unique(np.concatenate([met, *_meetings(both, band)]))
-    i, j, mirror = _unpacked(met, len(hashes))
-    keep = _rank(i) < MAX_MET
-    return _nearest(both, i[keep], j[keep], mirror[keep])
+        for pairs in _meetings(both, band, met.fields):
+            met.add(pairs)
+    packed = met.all()
+    images = packed >> met.fields.image << met.fields.image
+    starts = np.unique(np.searchsorted(images, images[::_BATCH]))
+    parts = np.split(packed, starts[1:])  # no image's pairs lie in two
+    return _joined(list(threads(lambda part: _nearest(both, *met.fields.read(part)), parts)))
 
 
 def bands() -> list[np.uint64]:
@@ -82,89 +88,173 @@ def bands() -> list[np.uint64]:
     return [np.bitwise_or.reduce(np.uint64(1) << band.astype(np.uint64)) for band in bits]
 
 
-def _meetings(both: _Bits, band: np.uint64) -> Iterator[_Bits]:
+class _Fields:
+    """Pairs of `count` images as integers: from the top i, j, whether j is mirrored, distance."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.index_bits = np.uint64(max(count - 1, 1).bit_length())
+        self.image = self.index_bits + np.uint64(1 + _DISTANCE_BITS)
+        self.other = np.uint64((1 << (int(self.index_bits) + 1)) - 1)
+        """Mask of j and the mirror, once they are at the bottom."""
+
+    def write(self, a: _Index, b: _Index, distance: npt.NDArray[np.uint8]) -> _Bits:
+        """Pack pairs of owners, the second of which may be a mirrored one (from `count` on)."""
+        mirror, b = np.divmod(b, self.count)
+        low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
+        other = high << np.uint64(1) | mirror.astype(np.uint64)
+        return np.asarray(low << self.image | other << np.uint64(_DISTANCE_BITS) | distance)
+
+    def by_distance(self, pairs: _Bits) -> _Bits:
+        """Put the distance before j."""
+        distance = pairs & np.uint64((1 << _DISTANCE_BITS) - 1)
+        other = pairs >> np.uint64(_DISTANCE_BITS) & self.other
+        distance <<= self.index_bits + np.uint64(1)
+        return np.asarray(pairs >> self.image << self.image | distance | other)
+
+    def by_other(self, pairs: _Bits) -> _Bits:
+        """Put the distance last again."""
+        distance = pairs >> self.index_bits + np.uint64(1) & np.uint64((1 << _DISTANCE_BITS) - 1)
+        other = pairs & self.other
+        other <<= np.uint64(_DISTANCE_BITS)
+        return np.asarray(pairs >> self.image << self.image | other | distance)
+
+    def read(self, pairs: _Bits) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
+        """Return i, j and whether j is mirrored of pairs with the distance before j."""
+        other = pairs & self.other
+        i, j = (pairs >> self.image).astype(np.int64), (other >> np.uint64(1)).astype(np.int64)
+        return i, j, (other & np.uint64(1)).astype(np.bool_)
+
+
+class _Met:
+    """Pairs that met, each once: of an image the `MAX_MET` that were nearest when they met."""
+
+    def __init__(self, count: int) -> None:
+        self.fields = _Fields(count)
+        self._pairs = np.zeros(0, np.uint64)  # with the distance before j
+        self._waiting: list[_Bits] = []
+        self._num_waiting = 0
+
+    def add(self, pairs: _Bits) -> None:
+        """Add pairs, in any order."""
+        self._waiting.append(pairs)
+        self._num_waiting += len(pairs)
+        if self._num_waiting > max(4 * _BATCH, len(self._pairs) // 2):
+            self.all()
+
+    def all(self) -> _Bits:
+        """Return the pairs, sorted, with the distance before j."""
+        pairs = np.concatenate([self.fields.by_other(self._pairs), *self._waiting])
+        self._waiting, self._num_waiting = [], 0
+        pairs = self.fields.by_distance(_once(pairs))
+        pairs.sort()
+        image = pairs >> self.fields.image
+        keep = np.ones(len(pairs), np.bool_)
+        keep[MAX_MET:] = image[MAX_MET:] != image[:-MAX_MET]
+        self._pairs = pairs[keep]
+        return self._pairs
+
+
+def _once(pairs: _Bits) -> _Bits:
+    """Sort pairs in place, and return each once, where it is nearest."""
+    pairs.sort()
+    pair = pairs >> np.uint64(_DISTANCE_BITS)
+    first = np.ones(len(pairs), np.bool_)
+    first[1:] = pair[1:] != pair[:-1]
+    return pairs[first]
+
+
+def _meetings(both: _Bits, band: np.uint64, fields: _Fields) -> Iterator[_Bits]:
     """Yield packed pairs that meet in a band and are near enough in the windows that met.
 
     Args:
         both: hashes (2 n, NUM_HASHES) of the images and of their mirror images.
         band: the bits that make a key.
+        fields: how to pack pairs.
     """
-    count, both = len(both) // 2, both.ravel()
-    keys, entries = _sorted_keys(both, band)
+    both = both.ravel()
+    shared, entry_bits = _sorted_keys(both, band)
+    return threads(
+        lambda start: _meetings_from(both, shared, entry_bits, fields, start),
+        range(0, len(shared), _BATCH),
+    )
+
+
+def _meetings_from(
+    both: _Bits, shared: _Bits, entry_bits: np.uint64, fields: _Fields, start: int
+) -> _Bits:
+    """Return the pairs whose first entry is one of the `_BATCH` from `start` on."""
+    count = fields.count
+    # An image has at most all of its windows under one key, so this many hold all neighbours.
+    part = shared[max(start - 1, 0) : start + _BATCH + (MAX_NEIGHBOURS + 1) * NUM_HASHES]
+    keys = part >> entry_bits
+    entries = (part & ((np.uint64(1) << entry_bits) - np.uint64(1))).astype(np.int64)
     owner = entries // NUM_HASHES
-    first = np.ones(len(keys), np.bool_)  # of an image's windows with one key, one is enough
+    first = np.ones(len(part), np.bool_)  # of an image's windows with one key, one is enough
     first[1:] = (keys[1:] != keys[:-1]) | (owner[1:] != owner[:-1])
+    if start:
+        first[0] = False
+    end = int(first[: _BATCH + (start > 0)].sum())
     keys, entries, owner = keys[first], entries[first], owner[first]
-    alive = np.arange(len(keys))
+    alive = np.arange(end)
+    found = [np.zeros(0, np.uint64)]
     for step in range(1, MAX_NEIGHBOURS + 1):
         alive = alive[alive < len(keys) - step]
         alive = alive[keys[alive] == keys[alive + step]]
-        if not len(alive):
-            return
-        for start in range(0, len(alive), _BATCH):
-            left = alive[start : start + _BATCH]
-            right = left + step
-            # Mirrored both, they met as they are already; an image is not its own twin.
-            wanted = (owner[left] < count) & (owner[left] != owner[right] % count)
-            left, right = left[wanted], right[wanted]
-            distance = np.bitwise_count(both[entries[left]] ^ both[entries[right]])
-            near = distance <= MAX_MET_DISTANCE
-            yield np.unique(_packed(owner[left[near]], owner[right[near]], count))
+        # Mirrored both, they met as they are already; an image is not its own twin.
+        wanted = (owner[alive] < count) & (owner[alive] != owner[alive + step] % count)
+        left = alive[wanted]
+        right = left + step
+        distance = np.bitwise_count(both[entries[left]] ^ both[entries[right]])
+        near = distance <= MAX_MET_DISTANCE
+        found.append(fields.write(owner[left[near]], owner[right[near]], distance[near]))
+    return _once(np.concatenate(found))
 
 
-def _sorted_keys(both: _Bits, band: np.uint64) -> tuple[_Bits, _Index]:
-    """Return the keys of all entries (2 n NUM_HASHES,) in order, and which entry has which.
+def _sorted_keys(both: _Bits, band: np.uint64) -> tuple[_Bits, np.uint64]:
+    """Return the keys of all entries (2 n NUM_HASHES,) in order, each with its entry's number.
 
-    A key and its entry share one integer, which sorts fast. The upper bits of a product depend on
-    all bits of the key; two keys that fall together are told apart by their hashes' distance.
+    They share one integer, which sorts fast: the number takes the lower bits, whose count is
+    returned too. The upper bits of a product depend on all bits of the key; two keys that fall
+    together are told apart by their hashes' distance.
     """
     entry_bits = np.uint64(max(len(both) - 1, 1).bit_length())
-    lower = (np.uint64(1) << entry_bits) - np.uint64(1)
     keys = both & band
-    keys *= _SPREAD
-    keys &= ~lower
-    keys |= np.arange(len(both), dtype=np.uint64)
+    for start in range(0, len(keys), _BATCH):
+        part = keys[start : start + _BATCH]
+        part *= _SPREAD
+        part >>= entry_bits
+        part <<= entry_bits
+        part |= np.arange(start, start + len(part), dtype=np.uint64)
     keys.sort()
-    entries = (keys & lower).astype(np.min_scalar_type(len(both)))
-    keys >>= entry_bits
-    return keys, entries
-
-
-def _packed(a: _Index, b: _Index, count: int) -> _Bits:
-    """Pack pairs of owners, the second of which may be a mirrored one (from `count` on)."""
-    a = a.astype(np.int64)
-    mirror, b = np.divmod(b.astype(np.int64), count)
-    low, high = np.minimum(a, b), np.maximum(a, b)
-    return ((low * count + high) * 2 + mirror).astype(np.uint64)
-
-
-def _unpacked(packed: _Bits, count: int) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
-    pair, mirror = np.divmod(packed.astype(np.int64), 2)
-    i, j = np.divmod(pair, max(count, 1))
-    return i, j, mirror.astype(np.bool_)
+    return keys, entry_bits
 
 
 def _nearest(both: _Bits, i: _Index, j: _Index, mirror: npt.NDArray[np.bool_]) -> Candidates:
-    """Keep the pairs that are near in their best windows."""
+    """Keep the pairs that are near in their best windows, of each image the nearest."""
     of_i, of_j, motion = _alignments()
     other = j + mirror * (len(both) // 2)
-    kept, distances, best = [], [], []
+    distance = np.empty(len(i), np.int64)
+    at = np.empty(len(i), np.int64)
     for start in range(0, len(i), _COMPARED):
         part = slice(start, start + _COMPARED)
         bits = np.bitwise_count(both[i[part]][:, of_i] ^ both[other[part]][:, of_j])
-        at = bits.argmin(axis=1)
-        distance = bits[np.arange(len(at)), at].astype(np.int64)
-        near = distance <= MAX_DISTANCE
-        kept.append(start + np.flatnonzero(near))
-        distances.append(distance[near])
-        best.append(at[near])
-    keep = np.concatenate([np.zeros(0, np.int64), *kept])
-    at = np.concatenate([np.zeros(0, np.int64), *best])
-    distance = np.concatenate([np.zeros(0, np.int64), *distances])
-    order = np.lexsort((mirror[keep], j[keep], distance, i[keep]))
-    order = order[_rank(i[keep][order]) < MAX_PARTNERS]
-    keep, at, distance = keep[order], at[order], distance[order]
-    return Candidates(i[keep], j[keep], mirror[keep], distance, motion[at])
+        at[part] = bits.argmin(axis=1)
+        distance[part] = bits[np.arange(len(bits)), at[part]]
+    order = np.lexsort((mirror, j, distance, i))
+    order = order[distance[order] <= MAX_DISTANCE]
+    order = order[_rank(i[order]) < MAX_PARTNERS]
+    return Candidates(i[order], j[order], mirror[order], distance[order], motion[at[order]])
+
+
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    return Candidates(
+        np.concatenate([part.i for part in parts]),
+        np.concatenate([part.j for part in parts]),
+        np.concatenate([part.mirrored for part in parts]),
+        np.concatenate([part.distance for part in parts]),
+        np.concatenate([part.motion for part in parts]),
+    )
 
 
 def _rank(values: _Index) -> _Index:
@@ -172,6 +262,7 @@ def _rank(values: _Index) -> _Index:
     return np.asarray(np.arange(len(values)) - np.searchsorted(values, values))
 
 
+@cache
 def _alignments() -> tuple[_Index, _Index, npt.NDArray[np.float32]]:
     """Return windows of two images to lay over one another, and what map that is."""
     edges: dict[float, tuple[float, float]] = {}
