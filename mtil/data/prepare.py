@@ -25,7 +25,7 @@ from mtil.data.samples import Refused
 from mtil.data.sources import Source, gather
 from mtil.data.staging import Place
 from mtil.errors import DataError, StorageError, UserError
-from mtil.storage import Store, open_store
+from mtil.storage import Store, open_store, split_uri
 
 MAX_SHARD_BYTES = 64 * 2**20
 SIZE_STEP = 32
@@ -113,6 +113,7 @@ def prepare(
         DataError: if a source is wrong or the target holds something else.
     """
     settings = settings or Settings()
+    _check(settings, sources)
     target = open_store(to)
     collections = gather(sources, skip_invalid=settings.skip_invalid)
     records = sorted(
@@ -279,6 +280,23 @@ class _Preparation:
             shards=(),
             fingerprint="",
         )
+
+
+def _check(settings: Settings, sources: Sequence[Source]) -> None:
+    """Refuse what contradicts itself, and files that are not there, before an image is decoded."""
+    official = any(source.official_folds is not None for source in sources)
+    if official and (settings.splits is not None or settings.protocol == "paper"):
+        other = "--splits" if settings.splits is not None else "--protocol paper"
+        raise DataError(f"Folds must come from one place, but {other} and official folds are both "
+                        "asked for; leave one away.")  # fmt: skip
+    named = {"splits": settings.splits}
+    if settings.holdout is not None and _share(settings.holdout) is None:
+        named["holdout"] = settings.holdout
+    for what, uri in named.items():
+        if uri is not None:
+            parent, name = split_uri(uri)
+            if not open_store(parent).exists(name):
+                raise DataError(f"The {what} file must exist, but {uri} does not; name another.")
 
 
 def _share(text: str) -> float | None:

@@ -515,3 +515,26 @@ def test_busi_with_its_published_groups(tmp_path: Path) -> None:
         validation = [row for row in training if row["part"] == fold % made.num_parts]
         assert 0.10 <= len(validation) / len(training) <= 0.15
         assert {row["label"] for row in validation} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("what", ["splits", "holdout"])
+def test_a_file_that_is_missing_is_refused_before_images_are_read(
+    collection: Path, tmp_path: Path, what: str
+) -> None:
+    seen: list[tuple[object, ...]] = []
+    _refused(
+        collection,
+        tmp_path / "out",
+        f"The {what} file must exist, but .*nowhere.x does not",
+        **{what: str(tmp_path / "nowhere.x")},
+        progress=lambda *said: seen.append(said),
+    )
+    assert seen == []
+
+
+@pytest.mark.parametrize("other", [{"protocol": "paper"}, {"splits": "splits.json"}])
+def test_folds_from_two_places_are_refused(
+    collection: Path, tmp_path: Path, other: dict[str, str]
+) -> None:
+    message = f"must come from one place, but --{next(iter(other))}.* and official folds"
+    _refused(collection, tmp_path / "out", message, official_folds=5, **other)

@@ -1,0 +1,217 @@
+"""Rounds through Ray and a real S3 server: coordinator, maps, and what kills and damages them."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mtil import maps
+from mtil.circle import State, Train, WriteMaps, actions, is_over, progress
+from mtil.config import Config, from_dict
+from mtil.data.rows import ROLE_COLUMNS
+from mtil.data.shards import read
+from mtil.distributed import circle
+from mtil.distributed.actions import perform
+from mtil.errors import ConfigError, DataError
+from mtil.ledger import Ledger
+from mtil.rounds import map_source, training_rows
+from mtil.run import Run
+from mtil.storage import open_store
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+FOLDS = (0, 1)
+
+
+def _config(**values: Any) -> Config:
+    return from_dict(
+        {
+            "data": {"image_size": 64},
+            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "train": {"num_epochs": 2, "batch_size": 8, "num_workers": 1, "warmup_epochs": 0.5},
+            "circle": {"num_rounds": 2, **values},
+        }
+    )
+
+
+def _ignore(line: dict[str, Any]) -> None:
+    assert "kind" in line
+
+
+@pytest.fixture(scope="module")
+def state(dataset: str, bucket: str) -> State:
+    run = circle.begin(dataset, f"{bucket}/circle", _config(), FOLDS)
+    return circle.follow(run, _ignore)
+
+
+@pytest.fixture(scope="module")
+def run(state: State, bucket: str) -> Run:
+    return Run.open(f"{bucket}/circle")
+
+
+def _same_weights(one: Run, other: Run, of: Train) -> bool:
+    ours, theirs = one.model(of).weights, other.model(of).weights
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_circle_ends_with_every_round_of_every_fold(state: State, run: Run) -> None:
+    assert is_over(state)
+    assert state.failures == {}
+    assert set(state.done) == set(actions(run.plan(FOLDS)))
+    assert progress(state) == {0: {0: "done", 1: "done"}, 1: {0: "done", 1: "done"}}
+    assert run.trained() == {0: [0, 1], 1: [0, 1]}
+
+
+def test_its_ledger_is_one_chain_that_an_ended_run_does_not_extend(
+    state: State, run: Run, dataset: str
+) -> None:
+    again = circle.begin(dataset, run.uri, _config(), FOLDS)
+    assert circle.follow(again, _ignore).number == state.number
+    assert Ledger.open(run.store).state == state
+
+
+def test_another_plan_is_refused(run: Run, dataset: str) -> None:
+    with pytest.raises(ConfigError, match=r"must keep its configuration, but .*num_rounds"):
+        circle.begin(dataset, run.uri, _config(num_rounds=3), FOLDS)
+    with pytest.raises(ConfigError, match=r"must keep its folds, but .* began with \[0, 1\]"):
+        circle.begin(dataset, run.uri, _config(), (0,))
+
+
+def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
+    dataset: str, bucket: str
+) -> None:
+    config = _config(maps="cross_fit", num_parts=50)
+    with pytest.raises(DataError, match=r"can be divided into at most \d+ parts"):
+        circle.begin(dataset, f"{bucket}/too-many", config, FOLDS)
+    assert open_store(f"{bucket}/too-many").names("ledger") == []
+
+
+def test_the_second_round_has_passes_and_figures_for_each(state: State, run: Run) -> None:
+    results: dict[str, Any] = {str(action): result for action, result in state.done.items()}
+    passes = [[one["pass"] for one in results[f"summary of round {n}"]["by_pass"]] for n in (0, 1)]
+    assert passes == [[0], [0, 1]]
+    for number in (0, 1):
+        table = pq.read_table(_buffer(run, run.predictions_name(number, 0)))
+        seen = table.group_by("pass").aggregate([("sample_id", "count_distinct")]).to_pylist()
+        rows = table.num_rows // len(passes[number])
+        assert [one["sample_id_count_distinct"] for one in seen] == [rows] * len(passes[number])
+
+
+def _buffer(run: Run, name: str) -> pa.BufferReader:
+    return pa.BufferReader(run.store.read(name))
+
+
+def test_maps_that_are_damaged_between_rounds_are_written_again(
+    state: State, run: Run, bucket: str
+) -> None:
+    """Of five shards one is cut, one changed, one lost and one another's; the rest stay."""
+    other = open_store(f"{bucket}/circle-damaged")
+    of = Train(1, 0)
+    kept = ("run.json", "rounds/0/fold-0/", "maps/0/fold-0/")
+    names = [name for name in run.store.names() if name.startswith(kept)]
+    for name in names:
+        other.write(name, run.store.read(name))
+    shards = [name for name in names if name.startswith("maps/")]
+    assert len(shards) >= 4
+    before = {name: other.read(name) for name in shards}
+    changed = bytearray(before[shards[1]])
+    changed[len(changed) // 2] ^= 1
+    other.write(shards[0], before[shards[0]][:-7])
+    other.write(shards[1], bytes(changed))
+    other.delete(shards[2])
+    other.write(shards[3], before[shards[0]])
+    perform(other.uri, of, ())
+    assert {name: other.read(name) for name in shards} == before
+    assert _same_weights(Run.open(other.uri), run, of)
+
+
+def test_a_killed_coordinator_changes_nothing(
+    state: State, run: Run, dataset: str, bucket: str
+) -> None:
+    uri = f"{bucket}/circle-killed"
+    killed: list[int] = []
+
+    def kill() -> None:
+        for training in ("round 0, fold 0", "round 1, fold 0"):
+            _wait_for(lambda training=training: _is_training(uri, training))  # type: ignore[misc]
+            (process,) = _processes("ray::Coordinator")
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
+
+    again = circle.begin(dataset, uri, _config(), FOLDS)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    ended = circle.follow(again, _ignore)
+    thread.join()
+    assert len(set(killed)) == 2
+    assert is_over(ended)
+    assert ended.failures == {}
+    assert set(ended.done) == set(state.done)
+    for action in state.done:
+        if isinstance(action, Train):
+            assert _same_weights(Run.open(uri), run, action)
+    assert _summaries(ended) == _summaries(state)
+
+
+def _summaries(state: State) -> list[tuple[str, Any]]:
+    named = ((str(action), result) for action, result in state.done.items())
+    return [(name, result["by_pass"]) for name, result in named if name.startswith("summary")]
+
+
+def _is_training(uri: str, what: str) -> bool:
+    state = Ledger.open(open_store(uri)).state
+    assert state is not None
+    return any(str(action) == f"training of {what}" for action in state.running)
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    children = psutil.Process(os.getpid()).children(recursive=True)
+    return [process for process in children if name in " ".join(process.cmdline())]
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_cross_fitted_maps_come_from_models_that_have_not_seen_the_image(
+    dataset: str, bucket: str
+) -> None:
+    config = _config(maps="cross_fit", num_parts=2, num_passes=1)
+    run = circle.begin(dataset, f"{bucket}/circle-cross", config, (0,))
+    manifest = run.manifest()
+    for of in (Train(0, 0, 0), Train(0, 0, 1), WriteMaps(0, 0, 0), WriteMaps(0, 0, 1)):
+        perform(run.uri, of, ())
+    mapped: list[str] = []
+    for part in (0, 1):
+        source = map_source(run, manifest, WriteMaps(0, 0, part))
+        for shard in manifest.shards:
+            origin, table = maps.decode(run.store.read(source.name(shard)))
+            result = run.result(Train(0, 0, part))
+            assert result is not None
+            assert origin == source.origin_of(shard)
+            assert (origin.part, origin.model_sha256) == (part, result.model_sha256)
+            rows = read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS))
+            seen = training_rows(config, manifest, Train(0, 0, part)).rows(rows)
+            ids = table.column("sample_id").to_pylist()
+            assert not set(ids) & set(rows.column("sample_id").take(seen).to_pylist())
+            mapped += ids
+    everything = [
+        name
+        for shard in manifest.shards
+        for rows in [read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS))]
+        for name in rows.column("sample_id")
+        .take(training_rows(config, manifest, Train(0, 0)).rows(rows))
+        .to_pylist()
+    ]
+    assert sorted(mapped) == sorted(everything)
