@@ -18,11 +18,12 @@ import torch
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_from_bytes
-from mtil.circle import Train
 from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
-from mtil.inference import MASK_THRESHOLD, Predictor, at_size
+from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes
+from mtil.rounds import chains as models_of
+from mtil.rounds import predictors
 from mtil.run import FILE_NAME as RUN_FILE
 from mtil.run import Run
 from mtil.storage import LocalStore, Store, open_store
@@ -48,15 +49,21 @@ _NUM_THREADS = 4
 class Ensemble:
     """Models whose calibrated probabilities and lesion maps are averaged."""
 
-    def __init__(self, models: Sequence[Model], device: torch.device | None = None) -> None:
+    def __init__(
+        self, chains: Sequence[Sequence[Model]], device: torch.device | None = None
+    ) -> None:
         """Build the networks.
+
+        Args:
+            chains: of each voter the model of each pass; the last one's word counts.
+            device: where they run; by default a GPU if there is one.
 
         Raises:
             CheckpointError: if a model's weights do not fit its architecture.
         """
-        self._predictors = [Predictor(model, device) for model in models]
-        self.threshold = float(np.mean([model.threshold for model in models]))
-        self.model_sha256 = ";".join(model.digest for model in models)
+        self._chains = [predictors(chain, device) for chain in chains]
+        self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
+        self.model_sha256 = ";".join(chain[-1].digest for chain in chains)
 
     def __call__(
         self, grays: Sequence[Gray], *, at_once: int
@@ -66,7 +73,7 @@ class Ensemble:
         An image's figures do not depend on its neighbours: on a CPU the network sees one image at
         a time, on a GPU always `at_once`, of which the last are blank where there are fewer.
         """
-        said = [_apply(predictor, grays, at_once) for predictor in self._predictors]
+        said = [_apply(chain, grays, at_once) for chain in self._chains]
         return (
             np.stack([lesion for lesion, _ in said]).mean(axis=0),
             np.stack([malignant for _, malignant in said]).mean(axis=0),
@@ -111,16 +118,16 @@ def predict(
     out = open_store(out_uri)
     check_out(out)
     store, selection = find_images(input_uri, out)
-    models = load_models(source)
+    chains = load_chains(source)
     for text in left_out(selection):
         listen({"kind": "skipped", "text": text})
     num_images = predict_images(
-        Ensemble(models, device), store, selection.names, out, batch_size=batch_size, listen=listen
+        Ensemble(chains, device), store, selection.names, out, batch_size=batch_size, listen=listen
     )
     return {
         "out": out.uri,
         "model": source,
-        "folds": [model.fold for model in models],
+        "folds": [chain[-1].fold for chain in chains],
         "num_images": num_images,
         "num_unreadable": len(selection.names) - num_images,
         "num_masks_skipped": selection.num_masks,
@@ -175,8 +182,11 @@ def predict_images(
     return num_read
 
 
-def load_models(source: str) -> list[Model]:
-    """Read the model file, or the models of all trained folds of the run, at a location.
+def load_chains(source: str) -> list[list[Model]]:
+    """Read the model file, or the models of the last round of the run, at a location.
+
+    Returns:
+        of the file, or of each fold, the model of each pass.
 
     Raises:
         UserError: if it is neither, or no fold is trained.
@@ -184,7 +194,8 @@ def load_models(source: str) -> list[Model]:
     file = as_file(source)
     if file is not None:
         folder, name = file
-        return [model_from_bytes(folder.read(name), source)]
+        model = model_from_bytes(folder.read(name), source)
+        return [[model] * model.num_passes]
     store = open_store(source)
     if not store.exists(RUN_FILE):
         raise DataError(
@@ -193,7 +204,7 @@ def load_models(source: str) -> list[Model]:
         )
     run = Run.open(source)
     number = run.last_round()
-    return [run.model(Train(number, fold)) for fold in run.trained()[number]]
+    return [chain for fold in run.trained()[number] for chain in models_of(run, number, fold)]
 
 
 def check_out(out: Store) -> None:
@@ -242,16 +253,16 @@ def describe(lesion: Mask) -> dict[str, str]:
 
 
 def _apply(
-    predictor: Predictor, grays: Sequence[Gray], at_once: int
+    chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    side = predictor.model.source_size
-    step = 1 if predictor.device.type == "cpu" else at_once
+    side = chain[0].model.source_size
+    step = 1 if chain[0].device.type == "cpu" else at_once
     said = []
     for start in range(0, len(grays), step):
         images = np.zeros((step, side, side), np.uint8)
         for index, gray in enumerate(grays[start : start + step]):
             images[index] = resize_image(gray, side)
-        said.append(predictor(images))
+        said.append(in_passes(chain, images)[-1])
     return (
         np.concatenate([part.lesion for part in said])[: len(grays)],
         np.concatenate([part.malignant for part in said])[: len(grays)],

@@ -70,34 +70,34 @@ def follow(run: Run, listen: Listener) -> State:
             listen({"kind": "elsewhere"})
         elif handle is None:
             handle = coordinator.start(run)
-        answer = _asked(handle)
+        answer = {"over": False, "error": None} if handle is None else _asked(handle)
         before, state = state, patiently(ledger.refresh)
         assert state is not None
         _report(run, before, state, listen)
         if answer["over"]:
             coordinator.dismiss(handle)
-            handle = None
+            handle = None  # if there is more to do, another takes its place
             if answer["error"]:
                 kind, message = answer["error"]
                 raise getattr(errors, kind, RunError)(message)
         time.sleep(_POLL_S)
     if handle is not None:
-        _leave(handle)
+        _see_off(handle)
     return state
 
 
-def _asked(handle: Any | None) -> dict[str, Any]:
+def _asked(handle: Any) -> dict[str, Any]:
     """Ask a coordinator how it is; one that does not answer may be on its way back."""
-    if handle is None:
-        return {"over": False, "error": None}
     try:
         answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_S)
+    except ray.exceptions.ActorDiedError:
+        return {"over": True, "error": None}
     except ray.exceptions.RayError:
         return {"over": False, "error": None}
     return answer
 
 
-def _leave(handle: Any) -> None:
+def _see_off(handle: Any) -> None:
     """Wait until a coordinator has put down its work, and end it."""
     for _ in range(int(_ANSWER_S / _POLL_S)):
         if _asked(handle)["over"]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, Dataset, ExecutionResources
+from ray.data import DataContext, Dataset
 
 from mtil.data.manifest import Manifest, Shard
 from mtil.data.order import Window
@@ -26,11 +26,6 @@ _MAX_TASKS = 2048
 """Shards that one execution of Ray Data reads, about; more follow in another."""
 
 _PREFETCHED_SHARDS = 4
-
-_MAX_AHEAD_BYTES = 2 * 2**30
-"""Of the object store, for what one worker has read ahead. Ray Data's own bound is half of the
-store for each worker, which a step that is slower than storage fills. Half as much as this makes
-reading several times as slow."""
 
 
 class ReadShard:
@@ -178,9 +173,6 @@ def _blocks(dataset: Dataset) -> Iterator[pa.Table]:
 def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=_MAX_AHEAD_BYTES
-    )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.

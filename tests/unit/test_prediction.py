@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from mtil.config import Config, from_dict
 from mtil.data.images import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.image_files import output_names, select, shown
-from mtil.inference import Predictor, at_size
+from mtil.inference import Predictor, at_size, in_passes
 from mtil.models import TwoTaskNetwork
-from mtil.prediction import COLUMNS, Ensemble, cell, describe, predict, predict_images
+from mtil.prediction import COLUMNS, Ensemble, cell, describe, load_chains, predict, predict_images
 from mtil.run import Run
 from mtil.storage import LocalStore
 
@@ -229,13 +230,53 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
 def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
     cpu = torch.device("cpu")
     grays = [speckle(1), speckle(2, 50, 80)]
-    parts = [Ensemble([tiny_model(fold)], cpu)(grays, at_once=4) for fold in (0, 2)]
-    both = Ensemble([tiny_model(0), tiny_model(2)], cpu)
+    parts = [Ensemble([[tiny_model(fold)]], cpu)(grays, at_once=4) for fold in (0, 2)]
+    both = Ensemble([[tiny_model(0)], [tiny_model(2)]], cpu)
     lesion, malignant = both(grays, at_once=4)
     assert np.abs(parts[0][0] - parts[1][0]).max() > 0.1
     np.testing.assert_allclose(lesion, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
     np.testing.assert_allclose(malignant, (parts[0][1] + parts[1][1]) / 2, rtol=1e-12)
     assert both.threshold == pytest.approx(0.54)
+
+
+def heeding_model(seed: int, num_passes: int) -> Model:
+    """A model that heeds the map of the pass before."""
+    values = CONFIG | {"model": CONFIG["model"] | {"baseline": False}}
+    config = from_dict(values)
+    torch.manual_seed(seed)
+    network = TwoTaskNetwork(config.model).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "prior" in name or name.startswith("head"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return replace(tiny_model(), config=config, weights=network.state_dict(), num_passes=num_passes)
+
+
+def test_a_model_file_says_how_often_it_looks(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(heeding_model(0, num_passes=3)))
+    (chain,) = load_chains(str(path))
+    assert len(chain) == 3
+    cpu, gray = torch.device("cpu"), speckle(1)
+    lesion, malignant = Ensemble([chain], cpu)([gray], at_once=4)
+    passes = in_passes([Predictor(chain[0], cpu)] * 3, gray[None])
+    assert not np.array_equal(passes[0].lesion, passes[2].lesion)
+    np.testing.assert_array_equal(lesion, passes[2].lesion)
+    np.testing.assert_array_equal(malignant, passes[2].malignant)
+
+
+@pytest.mark.parametrize(("test", "rounds"), [("passes", [1, 1]), ("chain", [0, 1])])
+def test_a_circle_predicts_with_its_last_round(
+    tmp_path: Path, test: str, rounds: list[int]
+) -> None:
+    uri = str(tmp_path / "run")
+    config = from_dict(CONFIG | {"circle": {"test": test, "num_passes": 2}})
+    record = Run.create(uri, config, "data", "f" * 64)
+    for number in (0, 1):
+        figures = {"num_epochs": 4, "seconds": 1.0, "metrics": {"dice": 0.5}}
+        record.commit(Train(number, 0), replace(tiny_model(), epoch=number), **figures)
+    (chain,) = load_chains(uri)
+    assert [model.epoch for model in chain] == rounds
 
 
 def test_one_image(checkpoint: str, tmp_path: Path) -> None:
@@ -372,7 +413,7 @@ def test_names_that_leave_the_folder_are_not_read_or_written(tmp_path: Path) -> 
     assert sorted(chosen.names) == sorted([*hostile, "x.png"])
     out = tmp_path / "deep" / "out"
     heard = Heard()
-    ensemble = Ensemble([tiny_model()], torch.device("cpu"))
+    ensemble = Ensemble([[tiny_model()]], torch.device("cpu"))
     num_read = predict_images(
         ensemble, source, chosen.names, LocalStore(str(out)), batch_size=4, listen=heard
     )
@@ -390,7 +431,7 @@ def test_a_file_that_vanished_is_unreadable_but_a_dead_bucket_ends_it(tmp_path: 
             raise StorageError("Bucket 'bucket' is out of reach.")
 
     good = save(tmp_path / "x.png", 1).read_bytes()
-    ensemble = Ensemble([tiny_model()], torch.device("cpu"))
+    ensemble = Ensemble([[tiny_model()]], torch.device("cpu"))
     out = Bucket()
     names = ["gone.png", "x.png"]
     source = Bucket(**{"x.png": good})
