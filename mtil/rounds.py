@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from mtil import maps
@@ -175,7 +176,8 @@ def chains(run: Run, number: int, fold: int) -> list[list[Model]]:
     """
     voters = run.trained().get(number, []) if fold == HOLDOUT else [fold]
     if not voters:
-        run.last_round()  # says what is missing
+        run.last_round()  # says it if no round at all is trained
+        raise DataError(f"A round must be trained first, but round {number} of {run.uri} is not.")
     found: dict[Train, Model] = {}
     return [
         [
@@ -186,7 +188,8 @@ def chains(run: Run, number: int, fold: int) -> list[list[Model]]:
     ]
 
 
-def predictors(models: Sequence[Model]) -> list[Predictor]:
+def predictors(models: Sequence[Model], device: torch.device | None = None) -> list[Predictor]:
     """Build the networks of a chain; a model that comes several times is built once."""
-    built = {id(model): Predictor(model) for model in {id(m): m for m in models}.values()}
+    different = {id(model): model for model in models}
+    built = {key: Predictor(model, device) for key, model in different.items()}
     return [built[id(model)] for model in models]
