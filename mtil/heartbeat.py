@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mtil.errors import NotFoundError, StorageError
+from mtil.errors import NotFoundError, RunError, StorageError
 from mtil.storage import Store
 
 NAME = "coordinator.json"
@@ -28,11 +28,17 @@ class Beat:
 
 
 def read(store: Store) -> Beat | None:
-    """Return the latest beat; none if nobody has begun, or the last one has left."""
+    """Return the latest beat; none if nobody has begun, or the last one has left.
+
+    Raises:
+        RunError: if the file holds something else.
+    """
     try:
         return Beat(**json.loads(store.read(NAME)))
     except NotFoundError:
         return None
+    except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        raise RunError(f"{store.uri}/{NAME} is not a coordinator's; delete it.") from None
 
 
 def is_beating(store: Store) -> bool:

@@ -33,7 +33,7 @@ from mtil.errors import ConfigError, DataError, NotFoundError, RunError, Storage
 from mtil.storage import Store
 
 FOLDER = "ledger"
-_PROBE = "ledger-probe"
+PROBE_FOLDER = "ledger-probe"
 _NAME = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
 _NUM_READERS = 16
 _RESTORE = "restore it, or name another --run"
@@ -298,7 +298,7 @@ def probe(store: Store) -> None:
     Raises:
         StorageError: if it does, or cannot be written at all.
     """
-    name = f"{_PROBE}/{secrets.token_hex(8)}"
+    name = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
     rule = (
         "A run's storage must create an object only if there is none of its name (on S3, "
         f"`If-None-Match` on writes), but {store.uri}"

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +53,9 @@ class Store(Protocol):
     def names(self, prefix: str = "") -> list[str]:
         """Return the sorted names of all objects below a folder."""
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the bytes of all objects below a folder, and of what interrupted writes left."""
+
     def delete(self, name: str) -> None:
         """Delete an object; a missing one is no error."""
 
@@ -72,6 +76,11 @@ def open_store(uri: str) -> Store:
     if scheme == "s3":
         return S3Store(rest)
     raise StorageError(f"A location must be a path, file:// or s3://, but got {uri!r}.")
+
+
+def is_partial(name: str) -> bool:
+    """Say whether a name of `Store.sizes` is what an interrupted write has left."""
+    return PurePosixPath(name).name.startswith(_PARTIAL)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -158,6 +167,17 @@ class LocalStore:
                 if not file.startswith(_PARTIAL)
             ]
         return sorted(found)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """See `Store.sizes`."""
+        found = {}
+        start = self._path(prefix) if prefix else self.root
+        for folder, _, files in os.walk(start, onerror=_refuse_unreadable):
+            for file in files:
+                path = Path(folder) / file
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return dict(sorted(found.items()))
 
     def delete(self, name: str) -> None:
         """See `Store.delete`; folders that this empties go too, as a bucket has none."""
@@ -257,14 +277,20 @@ class S3Store:
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Store.names`."""
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
         root = f"{self.prefix}/" if self.prefix else ""
         start = f"{self._key(prefix)}/" if prefix else root
-        found = []
+        found: dict[str, int] = {}
         with _S3Errors(self.bucket, start):
             pages = _s3(os.getpid()).get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=start):
-                found += [item["Key"][len(root) :] for item in page.get("Contents", [])]
-        return sorted(name for name in found if not name.endswith("/"))
+                found |= {
+                    item["Key"][len(root) :]: item["Size"] for item in page.get("Contents", [])
+                }
+        return {name: size for name, size in sorted(found.items()) if not name.endswith("/")}
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mtil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        _phantom, _download, _prepare, _inspect, _train, _circle, _status, _stop, _evaluate,
+        _phantom, _download, _prepare, _inspect, _train, _circle, _status, _stop, _gc, _evaluate,
         _predict, _doctor,
     ):  # fmt: skip
         add(commands)
@@ -275,12 +275,25 @@ def _circle(commands: "_Commands[_Parser]") -> None:
 def _status(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "status", "say how far a circle is, from its ledger alone")
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
-    parser.add_argument("--watch", action="store_true", help="go on until the run has ended")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--watch", action="store_true", help="go on until the run has ended")
+    what.add_argument(
+        "--lineage", metavar="SAMPLE_ID", help="say what an image's map and prediction come from"
+    )
+    parser.add_argument("--fold", type=int, metavar="N", help="with --lineage: whose map")
 
 
 def _stop(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "stop", "end a circle; it can go on later", module="status")
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
+
+
+def _gc(commands: "_Commands[_Parser]") -> None:
+    parser = _command(
+        commands, "gc", "list what a run needs no more, and delete it", module="retention"
+    )
+    parser.add_argument("--run", required=True, metavar="URI", help="the run")
+    parser.add_argument("--yes", action="store_true", help="delete it")
 
 
 def _trained(parser: argparse.ArgumentParser) -> None:

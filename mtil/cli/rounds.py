@@ -16,7 +16,7 @@ class Told:
 
     rounds: list[dict[str, Any]]
     table: tuple[Sequence[str], list[list[str]]]
-    """Head and lines: the figures by round and pass."""
+    """Head and lines: the figures by round and pass, in at most 80 columns."""
     failed: dict[str, str]
     """Cause by fold."""
 
@@ -38,12 +38,13 @@ def describe(record: Run, state: State) -> Told:
             figures = (_interval(one["metrics"][name]) for name in _SHOWN)
             lines.append([str(number), str(one["pass"]), str(len(result["folds"])), *figures])
     failed = {str(fold): cause for fold, cause in sorted(state.failed_folds.items())}
-    return Told(rounds, (["round", "pass", "folds", *_SHOWN], lines), failed)
+    head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in _SHOWN)]
+    return Told(rounds, (head, lines), failed)
 
 
 def _interval(figure: dict[str, float | None]) -> str:
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if value is None:
         return "n/a"
-    bounds = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    bounds = "" if low is None or high is None else f" {low:.3f}-{high:.3f}"
     return f"{value:.3f}{bounds}"

@@ -1,18 +1,22 @@
-"""`mtil status` and `mtil stop`: from the ledger alone, with no cluster."""
+"""`mtil status` and `mtil stop`: from the run's files alone, with no cluster."""
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mtil import heartbeat
 from mtil.circle import State, Train, is_over, progress
 from mtil.cli.console import Output
 from mtil.cli.rounds import describe
-from mtil.errors import DataError, RunError
+from mtil.errors import ConfigError, DataError, RunError
 from mtil.ledger import Ledger
 from mtil.run import Run
 
 _EVERY_S = 2.0
+_FOLDS_A_LINE = 6
+"""So that a table fits 80 columns."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,17 +24,38 @@ def run(options: argparse.Namespace) -> None:
     output = Output(as_json=options.json)
     record = Run.open(options.run)
     if options.command == "stop":
-        _stop(record, output)
-    else:
+        _stop(record, options.run, output)
+        return
+    if options.fold is not None and options.lineage is None:
+        raise ConfigError("`--fold` says whose map `--lineage` is of; give both, or neither.")
+    if options.lineage is not None:
+        _trace(record, options, output)
+        return
+    with _verified(options.run, output):
         _status(record, options, output)
 
 
-def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
+@contextmanager
+def _verified(uri: str, output: Output) -> Iterator[None]:
+    """Print what a damaged run is said to be by `--json`, too."""
     try:
-        ledger, state = _opened(record)
+        yield
     except RunError as error:
-        output.result({"run": options.run, "verified": False, "error": str(error)})
+        output.result({"run": uri, "verified": False, "error": str(error)})
         raise
+
+
+def _trace(record: Run, options: argparse.Namespace, output: Output) -> None:
+    from mtil.cli.lineage import tell
+    from mtil.lineage import trace
+
+    with _verified(options.run, output):
+        found = trace(record, options.lineage, options.fold)
+    tell(found, options.run, output)
+
+
+def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
+    ledger, state = _opened(record)
     before = 0
     while True:
         if state.number != before:
@@ -43,7 +68,7 @@ def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
     output.result(_values(record, state, options.run))
 
 
-def _stop(record: Run, output: Output) -> None:
+def _stop(record: Run, uri: str, output: Output) -> None:
     ledger, state = _opened(record)
     if is_over(state):
         raise DataError(f"A run must still be going on to be stopped, but {record.uri} has ended.")
@@ -51,7 +76,7 @@ def _stop(record: Run, output: Output) -> None:
     output.line(
         f"{record.uri} is told to stop; the same `mtil circle` goes on from what is committed."
     )
-    output.result({"run": record.uri, "stopped": True})
+    output.result({"run": uri, "stopped": True})
 
 
 def _opened(record: Run) -> tuple[Ledger, State]:
@@ -66,13 +91,15 @@ def _opened(record: Run) -> tuple[Ledger, State]:
 
 def _tell(record: Run, state: State, output: Output) -> None:
     stages = progress(state)
-    output.table(
-        ["round", *(f"fold {fold}" for fold in state.plan.folds)],
-        [
-            [str(number), *(of_round[fold] for fold in state.plan.folds)]
-            for number, of_round in stages.items()
-        ],
-    )
+    for start in range(0, len(state.plan.folds), _FOLDS_A_LINE):
+        folds = state.plan.folds[start:][:_FOLDS_A_LINE]
+        output.table(
+            ["round", *(f"fold {fold}" for fold in folds)],
+            [
+                [str(number), *(of_round[fold] for fold in folds)]
+                for number, of_round in stages.items()
+            ],
+        )
     for action, attempt in state.running.items():
         output.line(f"Running: {action}, attempt {attempt.number}{_epoch(record, action)}")
     for fold, cause in sorted(state.failed_folds.items()):

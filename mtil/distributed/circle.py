@@ -22,6 +22,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 _POLL_S = 2.0
 _ANSWER_S = 30.0
+_NOTHING: dict[str, Any] = {"over": False, "error": None}
+"""What a coordinator says that has nothing to say."""
 
 
 def begin(data_uri: str, run_uri: str, config: Config, folds: Sequence[int]) -> Run:
@@ -62,15 +64,17 @@ def follow(run: Run, listen: Listener) -> State:
     ledger = Ledger.open(run.store)
     state = ledger.state
     assert state is not None
-    handle = None
+    handle, is_told = None, False
     while not (is_over(state) or state.stopped):
         if handle is None:
             handle = coordinator.find(run)
         if handle is None and heartbeat.is_beating(run.store):
-            listen({"kind": "elsewhere"})
+            if not is_told:
+                listen({"kind": "elsewhere"})
+            is_told = True
         elif handle is None:
             handle = coordinator.start(run)
-        answer = {"over": False, "error": None} if handle is None else _asked(handle)
+        answer = _NOTHING if handle is None else _asked(handle)
         before, state = state, patiently(ledger.refresh)
         assert state is not None
         _report(run, before, state, listen)
@@ -91,9 +95,9 @@ def _asked(handle: Any) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_S)
     except ray.exceptions.ActorDiedError:
-        return {"over": True, "error": None}
+        return _NOTHING | {"over": True}
     except ray.exceptions.RayError:
-        return {"over": False, "error": None}
+        return _NOTHING
     return answer
 
 

@@ -1,22 +1,33 @@
 """What several unit tests share: a small data set of several shards, a small network, batches."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mtil import maps
 from mtil.checkpoint import Model
-from mtil.config import Config, from_dict
+from mtil.circle import Action, Done, Evaluate, Started, Summarise, Train, WriteMaps, actions
+from mtil.config import Config, digest, from_dict
 from mtil.data import manifest as manifests
 from mtil.data import phantom, shards
 from mtil.data.manifest import Manifest
 from mtil.data.prepare import Settings, prepare
 from mtil.data.rows import Batch
+from mtil.data.selection import select
 from mtil.data.sources import Source
+from mtil.evaluation import PREDICTIONS
+from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
+from mtil.rounds import judges, map_source
+from mtil.run import Run
 from mtil.storage import LocalStore
 
 torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long
@@ -98,6 +109,105 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., Model]:
         return Model(**usual | values)
 
     return make
+
+
+@pytest.fixture
+def circle_run(
+    tmp_path: Path,
+    make_config: Callable[..., Config],
+    make_model: Callable[..., Model],
+    data_uri: str,
+    manifest: Manifest,
+) -> Callable[..., Run]:
+    """Make circle runs whose files and ledger are written by hand, up to an action; see `_act`.
+
+    Their models hold one weight each, unless they are to be whole.
+    """
+
+    def make(
+        folds: Sequence[int] = (0, 1),
+        *,
+        until: Action | None = None,
+        name: str = "run",
+        whole: bool = False,
+        **circle: Any,
+    ) -> Run:
+        config = make_config(circle=circle)
+        run = Run.create(str(tmp_path / name), config, data_uri, manifest.fingerprint)
+        model = make_model(config=config, fingerprint=manifest.fingerprint)
+        if not whole:
+            model = replace(model, weights={"weight": torch.ones(2)})
+        plan = run.plan(folds)
+        ledger = Ledger.open(run.store, session="coordinator")
+        ledger.begin(plan, manifest.fingerprint, digest(config))
+        ledger.boot()
+        for number, action in enumerate(actions(plan)):
+            if action == until:
+                break
+            ledger.append(Started(action=action, attempt=1))
+            result = _act(run, manifest, action, replace(model, epoch=number))
+            ledger.append(Done(action=action, attempt=1, result=result))
+        return run
+
+    return make
+
+
+def _act(run: Run, manifest: Manifest, action: Action, model: Model) -> dict[str, Any]:
+    """Leave the files of an action behind and return what the ledger says of it.
+
+    A model is told from others by its epoch. A map's value is 100 times the fold, plus 10 times the
+    round, plus 1 and the part.
+    """
+    if isinstance(action, Train):
+        figures = {"num_epochs": 4, "seconds": 1.0, "metrics": {"dice": 0.75}}
+        result = run.commit(action, replace(model, fold=action.fold), **figures)
+        return {"folder": run.folder(action), **asdict(result)}
+    if isinstance(action, WriteMaps):
+        source = map_source(run, manifest, action)
+        value = 100 * action.fold + 10 * action.round + 1 + (action.part or 0)
+        for shard in manifest.shards:
+            table = shards.read(LocalStore(run.data_uri), shard)
+            ids = table.column("sample_id").take(pa.array(source.rows.rows(table))).to_pylist()
+            drawn = np.full((len(ids), source.origin.size, source.origin.size), value, np.uint8)
+            run.store.write(source.name(shard), maps.encode(ids, drawn, source.origin_of(shard)))
+        return {"folder": source.folder, "model_sha256": source.origin.model_sha256}
+    if isinstance(action, Evaluate):
+        name = run.predictions_name(action.round, action.fold)
+        data = _predictions(run, manifest, action)
+        run.store.write(name, data)
+        return {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "by_pass": []}
+    by_pass = [
+        {"pass": number, "metrics": dict.fromkeys(("dice", "f1", "auc"), _FIGURE)}
+        for number in range(2 if action.round else 1)
+    ]
+    assert isinstance(action, Summarise)
+    return {"file": run.evaluation_name(action.round), "folds": [0, 1], "by_pass": by_pass}
+
+
+_FIGURE = {"value": 0.8125, "low": 0.75, "high": 0.875}
+
+
+def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
+    rows = select(manifest, action.fold, "test")
+    tables = [shards.read(LocalStore(run.data_uri), shard) for shard in manifest.shards]
+    tested = pa.concat_tables([table.take(pa.array(rows.rows(table))) for table in tables])
+    known = {
+        name: tested.column(name) for name in ("sample_id", "group", "source", "label", "fold")
+    }
+    said = []
+    for number, judge in enumerate(judges(run, action.round, action.fold)):
+        result = run.result(judge)
+        assert result is not None
+        said += [
+            row
+            | {"pass": number, "probability": 0.25 + 0.5 * number}
+            | {"model_sha256": result.model_sha256, "fingerprint": result.fingerprint}
+            | {"config_digest": result.config_digest, "version": result.version}
+            for row in pa.table(known).to_pylist()
+        ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(said, schema=PREDICTIONS), sink)
+    return sink.getvalue().to_pybytes()
 
 
 @pytest.fixture(scope="session")

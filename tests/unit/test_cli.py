@@ -30,7 +30,10 @@ from mtil.run import Run
 from mtil.storage import LocalStore
 from tune import cli as tune_cli
 
-COMMANDS = ("phantom", "download", "prepare", "inspect", "train", "evaluate", "predict", "doctor")
+COMMANDS = (
+    "phantom", "download", "prepare", "inspect", "train", "circle", "status", "stop", "gc", "evaluate", "predict",
+    "doctor",
+)  # fmt: skip
 HEAVY = (
     "torch",
     "ray",

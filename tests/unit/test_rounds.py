@@ -1,0 +1,326 @@
+"""What ties a round to the one before: rows, weights and maps, on a real small data set."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mtil.checkpoint import Model
+from mtil.circle import Evaluate, Train, WriteMaps
+from mtil.config import Config
+from mtil.data import shards
+from mtil.data.folds import HOLDOUT
+from mtil.data.manifest import Manifest
+from mtil.data.selection import Selection
+from mtil.data.shards import pixels
+from mtil.errors import DataError, MapError, RunError
+from mtil.maps import Origin, encode
+from mtil.rounds import (
+    PriorMaps,
+    chains,
+    check_rows,
+    initial_weights,
+    judges,
+    map_source,
+    mapped_rows,
+    predictors,
+    prior_maps,
+    training_rows,
+)
+from mtil.run import Run
+from mtil.storage import LocalStore
+
+CircleRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
+    return [shards.read(LocalStore(data_uri), shard) for shard in manifest.shards]
+
+
+def ids(tables: list[pa.Table], rows: Selection) -> set[str]:
+    found = [table.column("sample_id").take(pa.array(rows.rows(table))) for table in tables]
+    return {name for column in found for name in column.to_pylist()}
+
+
+def by_hand(tables: list[pa.Table], fold: int, *, parts: set[int] | None = None) -> set[str]:
+    """Return a fold's training rows: of other folds, of any part but the fold's own number.
+
+    Of those parts in order, the first is inner part 0, the next 1, and so on in turn.
+    """
+    found = set()
+    for table in tables:
+        for row in table.select(["sample_id", "fold", "part"]).to_pylist():
+            rest = [part for part in range(8) if part != fold]
+            if row["fold"] == fold or row["part"] == fold:
+                continue
+            if parts is None or rest.index(row["part"]) % 2 in parts:
+                found.add(row["sample_id"])
+    return found
+
+
+def priors(tables: list[pa.Table], manifest: Manifest, found: PriorMaps) -> dict[str, int]:
+    """Join the maps of all shards and return the one value of each map, by image."""
+    values = {}
+    for table, shard in zip(tables, manifest.shards, strict=True):
+        joined = found.join(table, shard)
+        assert joined.column("sample_id").equals(table.column("sample_id"))
+        drawn = pixels(joined.column("prior"))
+        assert (drawn == drawn[:, :1]).all()
+        values |= dict(
+            zip(joined.column("sample_id").to_pylist(), drawn[:, 0].tolist(), strict=True)
+        )
+    return values
+
+
+# Rows
+
+
+def test_in_sample_a_model_maps_the_rows_that_it_was_trained_on(
+    make_config: Callable[..., Config], manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    assert manifest.num_parts == 8
+    config = make_config()
+    for fold in range(3):
+        trained = ids(tables, training_rows(config, manifest, Train(1, fold)))
+        assert trained == by_hand(tables, fold)
+        assert trained == ids(tables, mapped_rows(config, manifest, WriteMaps(1, fold)))
+        assert 0 < len(trained) < 60
+
+
+def test_cross_fit_an_inner_model_maps_the_rows_that_it_has_not_seen(
+    make_config: Callable[..., Config], manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    config = make_config(circle={"maps": "cross_fit", "num_parts": 2})
+    whole = ids(tables, training_rows(config, manifest, Train(0, 1)))
+    assert whole == by_hand(tables, 1)
+    for part in (0, 1):
+        seen = ids(tables, training_rows(config, manifest, Train(0, 1, part)))
+        mapped = ids(tables, mapped_rows(config, manifest, WriteMaps(0, 1, part)))
+        assert mapped == by_hand(tables, 1, parts={part})
+        assert seen == whole - mapped
+        assert seen
+        assert mapped
+
+
+def test_images_without_a_lesion_are_left_out_if_the_run_does_so(
+    make_config: Callable[..., Config], manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    normal = {
+        row["sample_id"]
+        for table in tables
+        for row in table.select(["sample_id", "label"]).to_pylist()
+        if row["label"] == 2
+    }
+    config = make_config(data={"normals": False, "image_size": 32})
+    of_fold = by_hand(tables, 0)
+    assert normal & of_fold
+    assert ids(tables, training_rows(config, manifest, Train(0, 0))) == of_fold - normal
+    assert ids(tables, mapped_rows(config, manifest, WriteMaps(0, 0))) == of_fold - normal
+
+
+def test_a_plan_whose_divisions_have_no_rows_is_refused_before_it_starts(
+    circle_run: CircleRun, manifest: Manifest, make_config: Callable[..., Config]
+) -> None:
+    run = circle_run(until=Train(0, 0))
+    check_rows(run.plan([0, 1, 2]), run.config, manifest)
+    config = make_config(circle={"maps": "cross_fit", "num_parts": 8})
+    run = circle_run(name="other", until=Train(0, 0), maps="cross_fit", num_parts=8)
+    with pytest.raises(DataError, match=r"at most 7 parts .* `circle\.num_parts` is 8"):
+        check_rows(run.plan([0]), config, manifest)
+    with pytest.raises(DataError, match="one of 0 to 2 in this data set, but got 3"):
+        check_rows(circle_run(name="third", until=Train(0, 0)).plan([3]), make_config(), manifest)
+
+
+# Maps
+
+
+def test_the_maps_of_a_shard_are_named_after_it_and_after_their_model(
+    circle_run: CircleRun, manifest: Manifest
+) -> None:
+    run = circle_run([1], maps="cross_fit", num_parts=2, num_rounds=2, until=Evaluate(0, 1))
+    source = map_source(run, manifest, WriteMaps(0, 1, 1))
+    result = run.result(Train(0, 1, 1))
+    assert result is not None
+    shard = manifest.shards[2]
+    assert source.name(shard) == "maps/0/fold-1/part-1/part-00002.parquet"
+    assert source.origin_of(shard) == Origin(
+        fingerprint=manifest.fingerprint,
+        shard="shards/part-00002.parquet",
+        model_sha256=result.model_sha256,
+        round=0,
+        fold=1,
+        part=1,
+        size=16,
+    )
+    with pytest.raises(DataError, match="training of round 1, fold 1 must have ended before"):
+        map_source(run, manifest, WriteMaps(1, 1))
+
+
+def test_the_first_round_and_recycling_read_no_maps(
+    circle_run: CircleRun, manifest: Manifest
+) -> None:
+    run = circle_run([0], until=Train(0, 0))
+    assert prior_maps(run, manifest, Train(0, 0)) is None
+    assert prior_maps(run, manifest, WriteMaps(0, 0)) is None
+    run = circle_run([0], name="other", maps="recycle", until=Train(0, 0))
+    assert prior_maps(run, manifest, Train(1, 0)) is None
+
+
+def test_in_sample_every_row_comes_with_the_map_of_the_round_before(
+    circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    run = circle_run([1], until=Evaluate(1, 1))
+    of_fold = by_hand(tables, 1)
+    for action, value in ((Train(1, 1), 101), (WriteMaps(1, 1), 101), (Train(2, 1), 111)):
+        found = prior_maps(run, manifest, action)
+        assert found is not None
+        values = priors(tables, manifest, found)
+        assert len(values) == 60
+        assert {name for name, of_image in values.items() if of_image == value} == of_fold
+        assert set(values.values()) == {0, value}  # other rows come with none
+
+
+def test_cross_fit_every_row_comes_with_the_map_of_the_model_that_has_not_seen_it(
+    circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    run = circle_run([0], maps="cross_fit", num_parts=2, until=Evaluate(0, 0))
+    parts = [by_hand(tables, 0, parts={part}) for part in (0, 1)]
+    wanted = {
+        Train(1, 0): {1: parts[0], 2: parts[1]},
+        Train(1, 0, 0): {2: parts[1]},
+        Train(1, 0, 1): {1: parts[0]},
+        WriteMaps(1, 0, 0): {1: parts[0]},
+        WriteMaps(1, 0, 1): {2: parts[1]},
+    }
+    for action, drawn in wanted.items():
+        found = prior_maps(run, manifest, action)
+        assert found is not None
+        values = priors(tables, manifest, found)
+        assert set(values.values()) == {0, *drawn}
+        for value, names in drawn.items():
+            assert {name for name, of_image in values.items() if of_image == value} == names
+
+
+def test_a_map_shard_that_is_not_what_it_must_be_is_named(
+    circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    run = circle_run([0], until=Evaluate(0, 0))
+    found = prior_maps(run, manifest, Train(1, 0))
+    assert found is not None
+    name = "maps/0/fold-0/part-00001.parquet"
+    whole = run.store.read(name)
+    other = run.store.read("maps/0/fold-0/part-00002.parquet")
+    source = map_source(run, manifest, WriteMaps(0, 0))
+    origin = source.origin_of(manifest.shards[1])
+    fewer = encode(["benign (1)"], np.zeros((1, 16, 16), np.uint8), origin)
+    for data, why in (
+        (whole[:-1], "is damaged"),
+        (other, "must have the shard 'shards/part-00001.parquet'"),
+        (fewer, "must hold the maps of"),
+    ):
+        run.store.write(name, data)
+        with pytest.raises(MapError, match=why) as caught:
+            found.join(tables[1], manifest.shards[1])
+        assert caught.value.path == name
+    run.store.delete(name)
+    with pytest.raises(MapError, match="is missing"):
+        found.join(tables[1], manifest.shards[1])
+    found.join(tables[2], manifest.shards[2])
+    run.store.write(name, whole)
+    found.join(tables[1], manifest.shards[1])
+
+
+def test_maps_that_do_not_cover_the_rows_that_need_them_are_refused(
+    circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
+) -> None:
+    run = circle_run([0], maps="cross_fit", num_parts=2, until=Evaluate(0, 0))
+    found = prior_maps(run, manifest, Train(1, 0))
+    assert found is not None
+    half = PriorMaps(found.run_uri, found.sources[:1], found.needed)
+    with pytest.raises(RunError, match="must have a map of the round before"):
+        priors(tables, manifest, half)
+
+
+# Weights and models
+
+
+def weight(run: Run, of: Train) -> torch.Tensor:
+    return next(iter(run.model(of).weights.values()))
+
+
+def test_a_round_starts_from_the_weights_of_the_one_before(
+    circle_run: CircleRun, make_model: Callable[..., Model]
+) -> None:
+    run = circle_run([0], until=Train(0, 0))
+    for seed, of in enumerate([Train(0, 0), Train(0, 0, 1)]):
+        model = make_model(seed, config=run.config, fingerprint=run.fingerprint)
+        run.commit(of, model, num_epochs=1, seconds=0.0, metrics={})
+    assert initial_weights(run, Train(0, 0)) is None
+    for of in (Train(0, 0), Train(0, 0, 1)):
+        found = initial_weights(run, Train(1, 0, of.part))
+        assert found is not None
+        assert torch.equal(next(iter(found.values())), weight(run, of))
+    assert not torch.equal(weight(run, Train(0, 0)), weight(run, Train(0, 0, 1)))
+    with pytest.raises(DataError, match="round 0 has no result"):
+        initial_weights(run, Train(1, 1))
+
+
+def test_a_round_starts_from_scratch_if_it_is_asked_to(circle_run: CircleRun) -> None:
+    run = circle_run([0], warm_start=False, until=Evaluate(0, 0))
+    assert initial_weights(run, Train(1, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("circle", "expected"),
+    [
+        ({"num_passes": 3}, [[0], [1, 1, 1], [2, 2, 2]]),
+        ({"num_passes": 3, "maps": "recycle"}, [[0, 0, 0], [1, 1, 1], [2, 2, 2]]),
+        ({"num_passes": 3, "maps": "cross_fit"}, [[0], [1, 1, 1], [2, 2, 2]]),
+        ({"num_passes": 3, "test": "chain"}, [[0], [0, 1], [0, 1, 2]]),
+    ],
+)
+def test_the_first_pass_is_judged_without_a_map(
+    circle_run: CircleRun, circle: dict[str, object], expected: list[list[int]]
+) -> None:
+    run = circle_run([2], until=Train(0, 2), **circle)
+    for number, rounds in enumerate(expected):
+        assert list(judges(run, number, 2)) == [Train(one, 2) for one in rounds]
+
+
+def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: CircleRun) -> None:
+    run = circle_run([0, 2], num_rounds=2, test="chain")
+    digests = {
+        (number, fold): run.model(Train(number, fold)).digest
+        for number in (0, 1)
+        for fold in (0, 2)
+    }
+    (chain,) = chains(run, 1, 2)
+    assert [model.digest for model in chain] == [digests[0, 2], digests[1, 2]]
+    voters = chains(run, 1, HOLDOUT)
+    assert [[model.digest for model in chain] for chain in voters] == [
+        [digests[0, 0], digests[1, 0]],
+        [digests[0, 2], digests[1, 2]],
+    ]
+
+
+def test_a_model_that_judges_every_pass_is_read_and_built_once(circle_run: CircleRun) -> None:
+    run = circle_run([0], num_rounds=2, num_passes=3, until=Evaluate(1, 0), whole=True)
+    (chain,) = chains(run, 1, 0)
+    assert len(chain) == 3
+    assert len({id(model) for model in chain}) == 1
+    built = predictors(chain)
+    assert len(built) == 3
+    assert len({id(predictor) for predictor in built}) == 1
+
+
+def test_a_round_that_nobody_has_trained_judges_nothing(circle_run: CircleRun) -> None:
+    run = circle_run([0], until=Train(0, 0))
+    with pytest.raises(DataError, match="must have a trained fold"):
+        chains(run, 0, HOLDOUT)
+    run = circle_run([0], name="other", num_rounds=2, until=Evaluate(0, 0))
+    for fold, why in ((0, "round 1 has no result"), (HOLDOUT, "round 1 of .* is not")):
+        with pytest.raises(DataError, match=why):
+            chains(run, 1, fold)

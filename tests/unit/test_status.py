@@ -1,0 +1,322 @@
+"""`mtil status` and `mtil stop`: what they say of a run, from its files alone."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mtil import heartbeat
+from mtil.circle import Done, Evaluate, Failed, Started, Summarise, Train
+from mtil.cli import main, status
+from mtil.config import Config
+from mtil.ledger import Ledger
+from mtil.run import Run
+
+CircleRun = Callable[..., Run]
+Meanwhile = Callable[[Callable[[], object]], None]
+Told = tuple[int, dict[str, Any], str]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Put back the handler that a command sets."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Do something while `--watch` waits for the first time."""
+
+    def do(something: Callable[[], object]) -> None:
+        waits: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            if not waits:
+                something()
+            waits.append(seconds)
+
+        monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep))
+
+    return do
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Run a command with `--json`; return its code, its one object and what a person sees."""
+
+    def run(*arguments: object) -> Told:
+        code = main([*map(str, arguments), "--json"])
+        captured = capsys.readouterr()
+        assert captured.out.count("\n") == 1
+        return code, json.loads(captured.out), captured.err
+
+    return run
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Run a command and return the lines that a person sees."""
+
+    def run(*arguments: object) -> list[str]:
+        assert main([str(word) for word in arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def begin(run: Run, *started: Train) -> Ledger:
+    """Let a coordinator take the run over and start some trainings."""
+    ledger = Ledger.open(run.store, session="later")
+    ledger.boot()
+    for action in started:
+        ledger.append(Started(action=action, attempt=1))
+    return ledger
+
+
+def test_rounds_and_folds_are_told_by_their_stage(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run(until=Train(1, 0))
+    begin(run, Train(1, 1))
+    run.write_step(Train(1, 1), {"epoch": 2, "step": 3, "steps": 9})
+    code, values, seen = told("status", "--run", run.uri)
+    assert code == 0
+    assert values.keys() == {
+        "run", "verified", "events", "condition", "stages", "running", "failed_folds", "rounds"
+    }  # fmt: skip
+    assert (values["run"], values["verified"], values["condition"]) == (run.uri, True, "waiting")
+    assert values["stages"] == {
+        "0": {"0": "done", "1": "done"},
+        "1": {"0": "waiting", "1": "training"},
+        "2": {"0": "waiting", "1": "waiting"},
+    }
+    assert values["running"] == [{"action": "training of round 1, fold 1", "attempt": 1}]
+    assert values["failed_folds"] == {}
+    # begin, boot, two events for each of 7 actions, a boot and a start
+    assert values["events"] == 2 + 2 * 7 + 2
+    (of_round,) = values["rounds"]
+    assert of_round.keys() == {"round", "folds", "metrics", "by_pass"}
+    assert of_round["metrics"]["dice"] == {"value": 0.8125, "low": 0.75, "high": 0.875}
+    assert "Running: training of round 1, fold 1, attempt 1, epoch 3 of 4" in seen
+    assert "Nobody works on the run; `mtil circle` goes on." in seen
+
+
+def test_figures_are_told_by_round_and_pass(
+    circle_run: CircleRun, lines: Callable[..., list[str]]
+) -> None:
+    run = circle_run(num_rounds=2)
+    seen = lines("status", "--run", run.uri)
+    assert [line.split() for line in seen[:3]] == [
+        ["round", "fold", "0", "fold", "1"],
+        ["0", "done", "done"],
+        ["1", "done", "done"],
+    ]
+    figures = ["0.812", "0.750-0.875"] * 3
+    assert [line.split() for line in seen[3:7]] == [
+        ["round", "pass", "folds", "dice,", "95", "%", "f1,", "95", "%", "auc,", "95", "%"],
+        ["0", "0", "2", *figures],
+        ["1", "0", "2", *figures],
+        ["1", "1", "2", *figures],
+    ]
+    assert seen[7].endswith("events, one chain. The run is over.")
+    assert max(map(len, seen[:7])) <= 80
+
+
+def test_a_figure_that_is_undefined_is_not_a_number(
+    circle_run: CircleRun, lines: Callable[..., list[str]]
+) -> None:
+    run = circle_run([0], num_rounds=1, until=Summarise(0))
+    ledger = begin(run)
+    assert ledger.state is not None
+    action = Summarise(0)
+    metrics: dict[str, Any] = {
+        "dice": {"value": None, "low": None, "high": None},
+        "f1": {"value": 1.0, "low": None, "high": None},
+        "auc": {"value": 0.5, "low": 0.25, "high": 1.0},
+    }
+    ledger.append(Started(action=action, attempt=1))
+    result: dict[str, Any] = {"folds": [0], "by_pass": [{"pass": 0, "metrics": metrics}]}
+    ledger.append(Done(action=action, attempt=1, result=result))
+    (line,) = [line for line in lines("status", "--run", run.uri) if "n/a" in line]
+    assert line.split() == ["0", "0", "1", "n/a", "1.000", "0.500", "0.250-1.000"]
+
+
+def test_many_folds_fit_the_page(circle_run: CircleRun, lines: Callable[..., list[str]]) -> None:
+    run = circle_run(range(10), num_rounds=1, until=Train(0, 0))
+    begin(run, *(Train(0, fold) for fold in range(10)))
+    seen = lines("status", "--run", run.uri)
+    assert max(map(len, seen[:4])) <= 80
+    shown = [word for line in (seen[1], seen[3]) for word in line.split()]
+    assert shown == ["0", *["training"] * 6, "0", *["training"] * 4]
+
+
+def test_a_failed_fold_is_told_with_its_cause(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run(until=Train(0, 0), max_attempts=1)
+    ledger = begin(run, Train(0, 1))
+    ledger.append(Failed(action=Train(0, 1), attempt=1, cause="No memory."))
+    code, values, seen = told("status", "--run", run.uri)
+    assert code == 0
+    cause = "training of round 0, fold 1: No memory."
+    assert values["failed_folds"] == {"1": cause}
+    assert values["stages"]["0"] == {"0": "waiting", "1": "failed"}
+    assert f"Fold 1 has failed: {cause}" in seen
+
+
+def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[..., Told]) -> None:
+    run = circle_run(until=Train(0, 0))
+    with heartbeat.Heart(run.store, "later"):
+        while heartbeat.read(run.store) is None:
+            threading.Event().wait(0.01)
+        assert told("status", "--run", run.uri)[1]["condition"] == "running"
+    assert told("status", "--run", run.uri)[1]["condition"] == "waiting"
+
+
+# What is not as it must be
+
+
+def test_a_changed_event_is_told_and_fails(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run(until=Evaluate(0, 0))
+    name = "ledger/000003.json"
+    run.store.write(name, run.store.read(name).replace(b'"at": "2', b'"at": "3'))
+    code, values, seen = told("status", "--run", run.uri)
+    assert code == 1
+    error = (
+        f"A ledger must be one chain, but event 4 of {run.uri}/ledger does not follow on the one "
+        "before: one of them was changed; restore it, or name another --run."
+    )
+    assert values == {"run": run.uri, "verified": False, "error": error}
+    assert seen == f"mtil: {error}\n"
+    assert main(["stop", "--run", run.uri]) == 1
+
+
+def test_an_event_that_is_changed_while_it_is_watched_is_told(
+    circle_run: CircleRun, told: Callable[..., Told], meanwhile: Meanwhile
+) -> None:
+    run = circle_run(until=Train(0, 0))
+    meanwhile(lambda: run.store.write("ledger/000003.json", b"{"))
+    code, values, _ = told("status", "--run", run.uri, "--watch")
+    assert (code, values["verified"]) == (1, False)
+    assert "Event 3 of" in values["error"]
+
+
+def test_a_run_without_a_ledger_is_no_circle(
+    make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(tmp_path / "run")
+    Run.create(uri, make_config(), "data", "f" * 64)
+    for command in ("status", "stop"):
+        assert main([command, "--run", uri, "--json"]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == (
+            f"mtil: A circle must have begun, but {uri} has no ledger; begin one with "
+            "`mtil circle`.\n"
+        )
+    assert main(["status", "--run", str(tmp_path)]) == 2
+    assert "must have a run.json" in capsys.readouterr().err
+
+
+def test_a_foreign_sign_of_life_is_one_sentence(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run(until=Train(0, 0))
+    run.store.write("coordinator.json", b"[]")
+    code, values, seen = told("status", "--run", run.uri)
+    assert code == 1
+    assert values["error"] == f"{run.uri}/coordinator.json is not a coordinator's; delete it."
+    assert "Traceback" not in seen
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--watch", "--lineage", "x"], "not allowed with argument --watch"),
+        (["--fold", "1"], "`--fold` says whose map `--lineage` is of; give both, or neither."),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    circle_run: CircleRun, words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = circle_run(until=Train(0, 0))
+    assert main(["status", "--run", run.uri, *words]) == 2
+    assert why in capsys.readouterr().err
+
+
+# Stopping and watching
+
+
+def test_a_run_is_stopped_once_however_often_it_is_asked(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run(until=Train(1, 0))
+    begin(run, Train(1, 0))
+    before = len(run.store.names("ledger"))
+    for _ in range(2):
+        code, values, seen = told("stop", "--run", run.uri)
+        assert code == 0
+        assert values == {"run": run.uri, "stopped": True}
+        assert "the same `mtil circle` goes on from what is committed." in seen
+    assert len(run.store.names("ledger")) == before + 1
+    code, values, seen = told("status", "--run", run.uri)
+    assert (code, values["condition"]) == (0, "stopped")
+    assert values["stages"]["1"] == {"0": "waiting", "1": "waiting"}
+    assert "The run is stopped; `mtil circle` goes on." in seen
+
+
+def test_an_ended_run_cannot_be_stopped(
+    circle_run: CircleRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = circle_run([0], num_rounds=1)
+    before = run.store.names("ledger")
+    assert main(["stop", "--run", run.uri, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"mtil: A run must still be going on to be stopped, but {run.uri} has ended.\n"
+    )
+    assert run.store.names("ledger") == before
+
+
+@pytest.mark.parametrize("how", ["over", "stopped"])
+def test_watching_ends_with_the_run(
+    circle_run: CircleRun, told: Callable[..., Told], meanwhile: Meanwhile, how: str
+) -> None:
+    run = circle_run([0], num_rounds=1, until=Summarise(0))
+    ledger = begin(run)
+
+    def end() -> None:
+        if how == "stopped":
+            ledger.stop()
+            return
+        ledger.append(Started(action=Summarise(0), attempt=1))
+        metrics = {
+            name: {"value": 0.5, "low": 0.25, "high": 0.75} for name in ("dice", "f1", "auc")
+        }
+        result: dict[str, Any] = {"folds": [0], "by_pass": [{"pass": 0, "metrics": metrics}]}
+        ledger.append(Done(action=Summarise(0), attempt=1, result=result))
+
+    meanwhile(end)
+    code, values, seen = told("status", "--run", run.uri, "--watch")
+    assert (code, values["condition"]) == (0, how)
+    assert seen.count("round  fold 0") == 2  # at first, and when something had happened
+    assert "Nobody works on the run" in seen
+
+
+def test_watching_an_ended_run_says_so_and_leaves(
+    circle_run: CircleRun, told: Callable[..., Told]
+) -> None:
+    run = circle_run([0], num_rounds=1)
+    code, values, seen = told("status", "--run", run.uri, "--watch")
+    assert (code, values["condition"]) == (0, "over")
+    assert seen.count("round  fold 0") == 1
