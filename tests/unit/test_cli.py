@@ -31,8 +31,8 @@ from mtil.storage import LocalStore
 from tune import cli as tune_cli
 
 COMMANDS = (
-    "phantom", "download", "prepare", "inspect", "train", "circle", "status", "stop", "gc", "evaluate", "predict",
-    "doctor",
+    "phantom", "download", "prepare", "inspect", "train", "circle", "status", "stop", "gc",
+    "evaluate", "predict", "doctor",
 )  # fmt: skip
 HEAVY = (
     "torch",
