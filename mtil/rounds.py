@@ -1,10 +1,7 @@
 """What ties a round to the one before: the rows, weights and maps that an action takes. No Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -21,59 +18,13 @@ from mtil.circle import (
 )
 from mtil.config import Config
 from mtil.data.folds import HOLDOUT
-from mtil.data.manifest import Manifest, Shard
+from mtil.data.manifest import Manifest
 from mtil.data.selection import Inner, Selection, select
 from mtil.errors import DataError
 from mtil.inference import Predictor
 from mtil.maps import Origin
+from mtil.priors import MapSource, PriorMaps
 from mtil.run import Run
-from mtil.storage import open_store
-
-
-@dataclass(frozen=True)
-class MapSource:
-    """The maps of one action's folder, and the rows that they are of."""
-
-    folder: str
-    origin: Origin
-    """Of all of its shards; the shard's name is that of each."""
-    rows: Selection
-
-    def name(self, shard: Shard) -> str:
-        """Return the name of the map shard of a shard of the data set."""
-        return f"{self.folder}/{PurePosixPath(shard.path).name}"
-
-    def origin_of(self, shard: Shard) -> Origin:
-        """Return the origin of the map shard of a shard of the data set."""
-        return replace(self.origin, shard=shard.path)
-
-
-@dataclass(frozen=True)
-class PriorMaps:
-    """The maps of the round before that rows come with."""
-
-    run_uri: str
-    sources: tuple[MapSource, ...]
-    needed: Selection
-    """The rows that must have one; any other gets zeros."""
-
-    def join(self, table: pa.Table, shard: Shard) -> pa.Table:
-        """Return a shard's rows with a column `prior`.
-
-        Raises:
-            MapError: naming a map shard that is missing, damaged or another's.
-        """
-        store = open_store(self.run_uri)
-        found = [
-            maps.read(
-                store,
-                source.name(shard),
-                source.origin_of(shard),
-                table.column("sample_id").take(pa.array(source.rows.rows(table))),
-            )
-            for source in self.sources
-        ]
-        return maps.join(table, found, self.needed.rows(table))
 
 
 def training_rows(config: Config, manifest: Manifest, of: Train) -> Selection:

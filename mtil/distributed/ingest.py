@@ -19,7 +19,7 @@ from mtil.data.selection import Selection
 from mtil.data.shards import read
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
-from mtil.rounds import PriorMaps
+from mtil.priors import PriorMaps
 from mtil.storage import open_store
 
 _MAX_TASKS = 2048

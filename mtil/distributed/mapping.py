@@ -9,17 +9,15 @@ import pyarrow as pa
 import ray
 import torch
 
-from mtil import maps
 from mtil.circle import Train, WriteMaps, reads_maps_of
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
 from mtil.distributed.inference import actor_pool, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.distributed.trainer import unwrapped
-from mtil.errors import NotFoundError
 from mtil.inference import Predictor, map_shard
-from mtil.maps import Origin
-from mtil.rounds import MapSource, map_source, prior_maps
+from mtil.priors import MapSource, is_whole
+from mtil.rounds import map_source, prior_maps
 from mtil.run import Run
 from mtil.storage import open_store
 
@@ -89,7 +87,7 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
 
 def damaged(run: Run, source: MapSource) -> list[int]:
     """Return the numbers of the map shards that are missing, damaged or of another origin."""
-    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_is_whole)
+    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(is_whole)
     manifest = run.manifest()
     with unwrapped():
         found = ray.get(
@@ -99,11 +97,3 @@ def damaged(run: Run, source: MapSource) -> list[int]:
             ]
         )
     return [number for number, whole in enumerate(found) if not whole]
-
-
-def _is_whole(run_uri: str, name: str, origin: Origin) -> bool:
-    try:
-        found, _ = maps.decode(open_store(run_uri).read(name))
-    except (NotFoundError, ValueError):
-        return False
-    return found == origin

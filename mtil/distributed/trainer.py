@@ -19,7 +19,8 @@ from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_fold
 from mtil.errors import LostError, RunError, StorageError
-from mtil.rounds import PriorMaps, prior_maps
+from mtil.priors import PriorMaps
+from mtil.rounds import prior_maps
 from mtil.run import FoldResult, News, Run, manifest_for
 from mtil.storage import open_store
 

@@ -29,8 +29,9 @@ from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, calibrated, in_passes
 from mtil.metrics import fit_temperature, steady_threshold
+from mtil.priors import PriorMaps
 from mtil.progress import Best, TrainingProgress
-from mtil.rounds import PriorMaps, initial_weights, judges, training_rows
+from mtil.rounds import initial_weights, judges, training_rows
 from mtil.run import Run
 
 _VALIDATION_BATCH = 32

@@ -1,5 +1,7 @@
 """Batches through Ray Data, from a real S3 server: resident and streaming are the same."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,9 @@ def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
     copy.write(victim, bytes(data))
     with pytest.raises(DataError, match=victim), unwrapped():
         hold(str(tmp_path), manifest)
+
+
+def test_processes_that_read_shards_load_no_network() -> None:
+    """Each of Ray Data's processes imports what its task needs, torch for a second or two."""
+    code = "import sys, mtil.distributed.ingest; assert not {'torch', 'monai'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

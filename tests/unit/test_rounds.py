@@ -17,8 +17,8 @@ from mtil.data.selection import Selection
 from mtil.data.shards import pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.maps import Origin, encode
+from mtil.priors import PriorMaps
 from mtil.rounds import (
-    PriorMaps,
     chains,
     check_rows,
     initial_weights,

@@ -1,0 +1,71 @@
+"""Rows with the maps of the round before, joined within the task that reads a shard.
+
+Apart from `mtil.rounds`, which says whose maps they are: the processes that read need no network.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from mtil import maps
+from mtil.data.manifest import Shard
+from mtil.data.selection import Selection
+from mtil.errors import NotFoundError
+from mtil.maps import Origin
+from mtil.storage import open_store
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """The maps of one action's folder, and the rows that they are of."""
+
+    folder: str
+    origin: Origin
+    """Of all of its shards; the shard's name is that of each."""
+    rows: Selection
+
+    def name(self, shard: Shard) -> str:
+        """Return the name of the map shard of a shard of the data set."""
+        return f"{self.folder}/{PurePosixPath(shard.path).name}"
+
+    def origin_of(self, shard: Shard) -> Origin:
+        """Return the origin of the map shard of a shard of the data set."""
+        return replace(self.origin, shard=shard.path)
+
+
+@dataclass(frozen=True)
+class PriorMaps:
+    """The maps of the round before that rows come with."""
+
+    run_uri: str
+    sources: tuple[MapSource, ...]
+    needed: Selection
+    """The rows that must have one; any other gets zeros."""
+
+    def join(self, table: pa.Table, shard: Shard) -> pa.Table:
+        """Return a shard's rows with a column `prior`.
+
+        Raises:
+            MapError: naming a map shard that is missing, damaged or another's.
+        """
+        store = open_store(self.run_uri)
+        found = [
+            maps.read(
+                store,
+                source.name(shard),
+                source.origin_of(shard),
+                table.column("sample_id").take(pa.array(source.rows.rows(table))),
+            )
+            for source in self.sources
+        ]
+        return maps.join(table, found, self.needed.rows(table))
+
+
+def is_whole(run_uri: str, name: str, origin: Origin) -> bool:
+    """Say whether a map shard is there, undamaged and of an origin."""
+    try:
+        found, _ = maps.decode(open_store(run_uri).read(name))
+    except (NotFoundError, ValueError):
+        return False
+    return found == origin
