@@ -16,6 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mtil.circle import Train
+from mtil.run import Run
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SMALL = (
