@@ -330,7 +330,11 @@ def _evaluate(commands: "_Commands[_Parser]") -> None:
 
 def _predict(commands: "_Commands[_Parser]") -> None:
     parser = _command(commands, "predict", "outline and classify ordinary images")
-    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", help="a run, or one model.pt")
+    parser.add_argument(
+        "model",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run, or one of its model files, rounds/*/fold-*/model-*.pt",
+    )
     parser.add_argument("input", metavar="INPUT", help="an image, a folder or an s3:// prefix")
     parser.add_argument(
         "out", metavar="OUT", help="folder or s3:// prefix for masks, overlays and CSV"

@@ -255,12 +255,28 @@ def test_a_missing_module_of_ours_is_no_advice(monkeypatch: pytest.MonkeyPatch) 
         (["--fold=x"], "'x'"),
     ],
 )
+@pytest.mark.parametrize("command", ["train", "circle"])
 def test_folds_are_checked_before_anything_starts(
-    fails: Fails, data_uri: str, tmp_path: Path, words: list[str], got: str
+    fails: Fails, data_uri: str, tmp_path: Path, words: list[str], got: str, command: str
 ) -> None:
-    sentence = fails("train", "--data", data_uri, "--run", tmp_path / "run", *words)
+    sentence = fails(command, "--data", data_uri, "--run", tmp_path / "run", *words)
     assert re.search(f"[Ff]olds? must be .*, but got {got}", sentence)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "circle"])
+def test_the_holdout_is_not_trained(
+    fails: Fails, data_uri: str, tmp_path: Path, command: str
+) -> None:
+    words = ("--data", data_uri, "--run", tmp_path / "run", "--fold", "holdout")
+    assert "not to be trained; name a fold" in fails(command, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_circle_of_a_chain_needs_stored_maps(fails: Fails, data_uri: str, tmp_path: Path) -> None:
+    words = ("--data", data_uri, "--run", tmp_path / "run", "--circle.maps", "recycle")
+    sentence = fails("circle", *words, "--circle.test", "chain")
+    assert "`circle.test` must be passes, but is chain" in sentence
 
 
 # Commands that run without Ray
