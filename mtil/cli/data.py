@@ -161,6 +161,7 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
         f"in {manifest.num_groups} groups."
     )
     share = f"{found.leak.twins:.1%} of the tumour images"
+    twin = "a near-copy" if options.groups is None else "one of their published group"
     if found.parted and manifest.protocol != "paper":
         one, other = found.parted[0]
         output.line(
@@ -169,11 +170,11 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
         )
     if manifest.protocol == "paper":
         output.line(
-            f"Warning: folds of single images leak: {share} have a near-copy in another fold, so "
+            f"Warning: folds of single images leak: {share} have {twin} in another fold, so "
             "that figures come out too good."
         )
     else:
-        output.line(f"Folds of single images would leak: {share} have a near-copy.")
+        output.line(f"Folds of single images would leak: {share} would have {twin} in another.")
     version = f", version {manifest.version}," if manifest.version > 1 else ""
     output.line(f"Data set {manifest.fingerprint[:12]}…{version} in {options.to}")
     return {
