@@ -44,7 +44,6 @@ _BROKEN = (
     TypeError,
     AttributeError,
     ArithmeticError,
-    NotImplementedError,
     RuntimeError,
     struct.error,
     zlib.error,

@@ -27,7 +27,6 @@ _BROKEN_WORKBOOK = (
     EOFError,
     OSError,
     RuntimeError,  # a workbook with a password
-    NotImplementedError,
     zlib.error,
 )
 """What openpyxl raises on damaged workbooks."""
