@@ -211,7 +211,8 @@ def _prepare(commands: "_Commands[_Parser]") -> None:
     )  # fmt: skip
     parser.add_argument(
         "--stratify", choices=("class", "class-and-size"),
-        help="what folds share evenly: classes (class), or terciles of lesion size within them too",
+        help="what folds share evenly: terciles of lesion size within each class (class-and-size), "
+        "or classes alone",
     )  # fmt: skip
     parser.add_argument(
         "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"

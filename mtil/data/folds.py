@@ -1,7 +1,8 @@
 """Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed.
 
 A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it, if
-asked for, each tercile of lesion size: largest group first, to where its kind has fewest images.
+asked for, each tercile of lesion size: largest group first, to where its kind has fewest images
+and, of those, its class.
 """
 
 from collections import Counter, defaultdict
@@ -293,8 +294,8 @@ def _deal_folds(
 
     def load(group: _Group, where: int) -> tuple[int, ...]:
         return (
-            by_class[where, group.label],
             by_kind[where, group.label, group.tercile],
+            by_class[where, group.label],
             total[where],
         )
 

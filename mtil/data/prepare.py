@@ -53,7 +53,7 @@ class Settings:
     """`grouped`, or `paper` for the literature's image-level folds of the tumour images."""
     holdout: str | None = None
     """A share, or a CSV file with `image_id`, of a final test set."""
-    stratify: Literal["class", "class-and-size"] = "class"
+    stratify: Literal["class", "class-and-size"] = "class-and-size"
     """What is spread evenly over the folds: classes, or terciles of lesion size within them too."""
     splits: str | None = None
     """A `splits.json` whose folds and parts to take."""
