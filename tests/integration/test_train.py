@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,11 @@ def test_a_killed_worker_costs_nothing_but_time(
     over = threading.Event()
 
     def kill_in_second_epoch() -> None:
-        while not over.wait(0.1):
-            if open_store(uri).exists("rounds/0/fold-0/history.jsonl"):
-                killed.append(_train_workers()[-1])
-                os.kill(killed[0], signal.SIGKILL)
-                return
+        while not (over.wait(0.05) or killed):
+            workers = _train_workers()
+            if workers and open_store(uri).exists("rounds/0/fold-0/history.jsonl"):
+                os.kill(workers[-1], signal.SIGKILL)
+                killed.append(workers[-1])
 
     killer = threading.Thread(target=kill_in_second_epoch)
     killer.start()
@@ -110,12 +111,12 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 def _train_workers() -> list[int]:
     """Processes of Ray Train's workers that descend from this test's Ray."""
-    children = psutil.Process().children(recursive=True)
-    return sorted(
-        child.pid
-        for child in children
-        if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
-    )
+    workers = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                workers.append(child.pid)
+    return sorted(workers)
 
 
 def _assert_same_weights(one: Run, other: Run) -> None:

@@ -351,7 +351,7 @@ def test_where_nothing_is_new_nothing_is_written(to: Path, add: Add) -> None:
         ({"num_folds": 4}, "--num-folds 5, but got 4"),
         ({"seed": 1}, "--seed 0, but got 1"),
         ({"protocol": "paper"}, "--protocol grouped, but got paper"),
-        ({"stratify": "class-and-size"}, "--stratify class, but got class-and-size"),
+        ({"stratify": "class"}, "--stratify class-and-size, but got class"),
     ],
 )
 def test_other_settings_are_refused(
@@ -364,7 +364,7 @@ def test_other_settings_are_refused(
 
 
 def test_the_same_settings_may_be_said_again(add: Add) -> None:
-    same = {"image_size": STORED, "num_folds": 5, "seed": 0, "stratify": "class"}
+    same = {"image_size": STORED, "num_folds": 5, "seed": 0, "stratify": "class-and-size"}
     assert add(NEW[0], protocol="grouped", **same).num_added == 1
 
 

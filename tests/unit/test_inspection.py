@@ -129,16 +129,18 @@ def test_the_paper_protocol_takes_tumour_images_one_by_one(
     settings = Settings(image_size=SIZE, protocol="paper")
     made = prepare([source], str(tmp_path / "out"), settings)
     assert made.kept == {"benign": 21, "malignant": 14, "normal": 0}
-    assert (made.protocol, made.fold_rule) == ("paper", "image-level stratified")
+    assert (made.protocol, made.fold_rule) == ("paper", "image-level stratified by class and size")
     assert len(made.dropped) == 8
     assert inspect(LocalStore(str(tmp_path / "out"))).leak.twins > 0.1
 
 
-def test_lesion_sizes_are_spread_if_asked_for(collection: Path, tmp_path: Path) -> None:
+def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
+    collection: Path, tmp_path: Path
+) -> None:
     source = Source(uri=str(collection), layout="busi")
-    by_class = prepare([source], str(tmp_path / "a"), Settings(image_size=SIZE, num_folds=3))
-    settings = Settings(image_size=SIZE, num_folds=3, stratify="class-and-size")
-    by_size = prepare([source], str(tmp_path / "b"), settings)
+    settings = Settings(image_size=SIZE, num_folds=3, stratify="class")
+    by_class = prepare([source], str(tmp_path / "a"), settings)
+    by_size = prepare([source], str(tmp_path / "b"), Settings(image_size=SIZE, num_folds=3))
     assert (by_class.fold_rule, by_size.fold_rule) == (
         "grouped stratified",
         "grouped stratified by class and size",

@@ -440,7 +440,7 @@ def _table(folder: Path, collection: Path, **columns: Callable[[int, str], str])
 def test_a_table_of_the_same_images_gives_the_same_pixels(mine: Path, tmp_path: Path) -> None:
     made = _prepare(_table(tmp_path, mine), tmp_path / "a", layout="table")
     _prepare(mine, tmp_path / "b")
-    assert (made.name, made.fold_rule) == ("table", "grouped stratified")
+    assert (made.name, made.fold_rule) == ("table", "grouped stratified by class and size")
     a, b = _rows(tmp_path / "a"), _rows(tmp_path / "b")
     assert a["sample_id"][0].as_py() == "mine/benign/benign (1).png"
     assert sorted(a["sha256"].to_pylist()) == sorted(b["sha256"].to_pylist())
