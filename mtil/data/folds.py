@@ -2,7 +2,7 @@
 
 A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it, if
 asked for, each tercile of lesion size: largest group first, to where its kind has fewest images
-and, of those, its class.
+and, of those, its class. The terciles are those of all tumours together.
 """
 
 from collections import Counter, defaultdict
@@ -45,7 +45,7 @@ class _Group:
     label: int
     size: int
     tercile: int
-    """Of the class's lesion sizes."""
+    """Of all tumours' lesion sizes; 0 for normals, and if sizes do not matter."""
 
 
 def assign(
@@ -235,14 +235,10 @@ def _groups(
     for record in records:
         name = group[record.sample_id]
         areas[name] += area[record.sample_id] / sizes[name] if area else 0.0
-    tercile: dict[str, int] = {}
-    for label in sorted(set(labels.values())):
-        ordered = sorted((name for name in sizes if labels[name] == label),
-                         key=lambda name: (areas[name], name))  # fmt: skip
-        flat = len({areas[name] for name in ordered}) == 1  # not asked for, or normals
-        for rank, name in enumerate(ordered):
-            tercile[name] = 0 if flat else rank * _TERCILES // len(ordered)
-    return [_Group(name, labels[name], sizes[name], tercile[name]) for name in sorted(sizes)]
+    tumours = [name for name in sizes if labels[name] in TUMOURS] if area else []
+    tumours.sort(key=lambda name: (areas[name], name))
+    tercile = {name: rank * _TERCILES // len(tumours) for rank, name in enumerate(tumours)}
+    return [_Group(name, labels[name], sizes[name], tercile.get(name, 0)) for name in sorted(sizes)]
 
 
 def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
