@@ -198,6 +198,20 @@ def test_lesion_sizes_are_spread_evenly_over_folds() -> None:
         assert sizes == {0: 12, 1: 12, 2: 12}
 
 
+def test_terciles_are_those_of_both_classes_together() -> None:
+    """Malignant lesions are the larger ones: of 90, the small third has 5 and the large one 25."""
+    records, group, area = _sized(90)
+    malignant = {*range(0, 30, 6), *range(30, 60, 2), *(i for i in range(60, 90) if i % 6)}
+    records = [replace(r, label=int(i in malignant)) for i, r in enumerate(records)]
+    made = folds.assign(records, group, area, num_folds=5, seed=1)
+    for fold in range(5):
+        inside = [int(name) for name, place in made.place.items() if place[0] == fold]
+        cells = Counter((i in malignant, i // 30) for i in inside)
+        assert cells == {
+            (True, 0): 1, (True, 1): 3, (True, 2): 5, (False, 0): 5, (False, 1): 3, (False, 2): 1,
+        }  # fmt: skip
+
+
 def test_a_holdout_is_a_share_of_every_kind_and_no_fold_has_it() -> None:
     records, group, area = _sized(180)
     held = folds.hold_out(records, group, area, share=0.2, seed=0)
