@@ -14,21 +14,23 @@ install: $(STAMP)  ## set up .venv with everything that development needs
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune,cluster]' --group dev
 	touch $@
 
-demo: install  ## phantoms → data set → training → figures → predictions, in $(DEMO)
+demo: install  ## phantoms → data set → training → figures → predictions → circle, in $(DEMO)
 	rm -rf $(DEMO)
 	$(BIN)/mtil phantom $(DEMO)/images --num-images 240 --seed 0
 	$(BIN)/mtil prepare $(DEMO)/images --layout busi --to $(DEMO)/data --image-size 96
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run
 	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
+	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 2
 	@echo
 	@echo "Metrics:      $(DEMO)/run/evaluation.json"
 	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"
 	@echo "Predictions:  $(DEMO)/predictions/predictions.csv"
 	@echo "Overlays:     $(DEMO)/predictions/overlays"
+	@echo "Circle:       $(BIN)/mtil status --run $(DEMO)/circle"
 
 check: install  ## style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
-from mtil.circle import Train
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
 from mtil.data.order import rows_per_worker
@@ -36,6 +35,7 @@ from mtil.engine import Engine, TrainingStep, make_optimizer
 from mtil.losses import Objective
 from mtil.models import TwoTaskNetwork
 from mtil.models.network import Output
+from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
 

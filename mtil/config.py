@@ -228,7 +228,8 @@ class TrainConfig:
     num_workers: Count = 1
     """Training processes."""
     cpus_per_worker: Positive | None = None
-    """CPUs that each worker reserves; by default an even share that leaves room for Ray Data."""
+    """CPUs that each worker reserves and, without a GPU, computes on; by default it reserves what
+    leaves room for Ray Data, and computes on its share of all CPUs of the node."""
     gpus_per_worker: NonNegative = 0.0
     """GPUs that each worker reserves."""
     max_failures: Annotated[int, Field(ge=-1)] = 3

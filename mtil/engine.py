@@ -18,7 +18,7 @@ from mtil.batches import TensorBatch, to_tensors
 from mtil.config import Config, TrainConfig
 from mtil.data.rows import Batch
 from mtil.losses import Objective
-from mtil.metrics import auc
+from mtil.metrics import auc, f1
 from mtil.models import Output, TwoTaskNetwork
 
 _DEGRADING, _PASSES = 1, 2
@@ -313,11 +313,12 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str, float]:
-    """Return Dice and AUC over the tumour images, and the score that picks the epoch.
+    """Return Dice, AUC and F1 over the tumour images, and the score that picks the epoch.
 
     All are those of the last pass; of the passes before, Dice and AUC follow as `dice_pass_0` and
-    so on. A figure that the rows do not define (no tumour image, one class only) is left out, and
-    the score is then the other one alone.
+    so on. F1 calls malignant what is likelier than not, before any calibration. A figure that the
+    rows do not define (no tumour image, one class only) is left out; the score is a weighted sum
+    of Dice and AUC, or the one of them that there is.
     """
     rows = [row for row in scored if row.label < 2]
     labels = [row.label for row in rows]
@@ -327,6 +328,8 @@ def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str
     figures["score"] = (
         sum(weights[name] * value for name, value in figures.items()) / total if total else 0.0
     )
+    if "auc" in figures:
+        figures["f1"] = f1([row.logit for row in rows], labels, threshold=0.0)
     for number, of_pass in enumerate(zip(*(row.earlier for row in rows), strict=True)):
         for name, value in _dice_and_auc(of_pass, labels).items():
             figures[f"{name}_pass_{number}"] = value

@@ -5,7 +5,9 @@ MtilError
 │   ├── ConfigError      a configuration key or value
 │   ├── DataError        an image, a mask, a table, a data set
 │   ├── StorageError     a path or bucket that cannot be read or written
-│   │   └── NotFoundError
+│   │   ├── NotFoundError
+│   │   └── RefusedError  one that answers, and lets nobody in
+│   ├── LedgerError      a circle's ledger that was damaged
 │   ├── CheckpointError  a model file that does not fit
 │   └── ResourceError    a plan that the cluster cannot run
 └── RunError             a run that failed on the way: exit code 1
@@ -39,6 +41,14 @@ class StorageError(UserError):
 
 class NotFoundError(StorageError):
     """A path or object does not exist."""
+
+
+class RefusedError(StorageError):
+    """A storage answers, but not to these credentials or this clock."""
+
+
+class LedgerError(UserError):
+    """A circle's ledger is damaged, or of another version."""
 
 
 class CheckpointError(UserError):

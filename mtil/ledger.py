@@ -17,19 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.circle import (
-    Begin,
-    Boot,
-    Change,
-    Event,
-    Go,
-    Plan,
-    State,
-    Stop,
-    replay,
-)
+from mtil.circle import Begin, Boot, Change, Event, Go, State, Stop, replay
 from mtil.config import STRICT, Count
-from mtil.errors import ConfigError, DataError, NotFoundError, RunError, StorageError
+from mtil.errors import (
+    ConfigError,
+    DataError,
+    LedgerError,
+    NotFoundError,
+    RunError,
+    StorageError,
+)
+from mtil.plan import Plan
 from mtil.storage import Store
 
 FOLDER = "ledger"
@@ -85,8 +83,8 @@ class Ledger:
             session: what the writer is called; it must be its alone. Random by default.
 
         Raises:
-            RunError: if an event is missing, was changed, cannot be read or cannot follow on those
-                before it, or the folder holds something else.
+            LedgerError: if an event is missing, was changed, cannot be read or cannot follow on
+                those before it, or the folder holds something else.
         """
         ledger = cls(store, session=session)
         numbers = [ledger._number_of(name) for name in store.names(FOLDER)]
@@ -104,7 +102,7 @@ class Ledger:
         """Take in what others have written since.
 
         Raises:
-            RunError: as `open`.
+            LedgerError: as `open`.
             Fenced: if this session ran the run and a later one has taken it over.
         """
         while True:
@@ -220,7 +218,7 @@ class Ledger:
     def _number_of(self, name: str) -> int:
         match = _NAME.fullmatch(name)
         if match is None or _name(int(match[1])) != name:
-            raise RunError(
+            raise LedgerError(
                 f"A ledger's folder must hold its events alone, but {self.store.uri}/{name} is "
                 "none; remove it."
             )
@@ -230,7 +228,7 @@ class Ledger:
         try:
             return self.store.read(_name(number))
         except NotFoundError:
-            raise RunError(
+            raise LedgerError(
                 f"A ledger must have no gap, but event {number} of {self.uri} is missing and "
                 f"there are later ones; {_RESTORE}."
             ) from None
@@ -246,7 +244,7 @@ class Ledger:
         try:
             state = replay(events, self.state)
         except RunError as error:
-            raise RunError(f"{self.uri}: {error}") from None
+            raise LedgerError(f"{self.uri}: {error}") from None
         if state is not None and events:
             booted = any(
                 isinstance(event.change, Boot) and event.session == self.session for event in events
@@ -273,19 +271,19 @@ class Ledger:
         try:
             values = json.loads(data)
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise RunError(f"{name} must be whole JSON, but is not; {_RESTORE}.") from None
+            raise LedgerError(f"{name} must be whole JSON, but is not; {_RESTORE}.") from None
         if not isinstance(values, dict):
-            raise RunError(f"{name} must be a JSON object, but is not; {_RESTORE}.")
+            raise LedgerError(f"{name} must be a JSON object, but is not; {_RESTORE}.")
         keys = _Envelope.__dataclass_fields__.keys()
         try:
             envelope = _ENVELOPE.validate_python({k: v for k, v in values.items() if k in keys})
             change = _CHANGE.validate_python({k: v for k, v in values.items() if k not in keys})
         except ValidationError as error:
-            raise RunError(_complaint(name, values, error)) from None
+            raise LedgerError(_complaint(name, values, error)) from None
         if envelope.number != number:
-            raise RunError(f"{name} must say so, but says {envelope.number}; {_RESTORE}.")
+            raise LedgerError(f"{name} must say so, but says {envelope.number}; {_RESTORE}.")
         if envelope.previous != previous:
-            raise RunError(
+            raise LedgerError(
                 f"A ledger must be one chain, but {name[0].lower()}{name[1:]} does not follow on "
                 f"the one before: one of them was changed; {_RESTORE}."
             )

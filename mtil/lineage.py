@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtil import maps
-from mtil.circle import Action, Evaluate, State, Train, WriteMaps, models_of, reads_maps_of
-from mtil.circle import starts_from as ancestor
+from mtil.circle import State
 from mtil.config import digest
 from mtil.data import shards
 from mtil.data.folds import HOLDOUT
@@ -25,6 +24,8 @@ from mtil.errors import CheckpointError, DataError, MapError, NotFoundError, Run
 from mtil.ledger import Ledger
 from mtil.links import DataLink, Lineage, MapLink, ModelLink, PassLink, PredictionLink
 from mtil.maps import Origin
+from mtil.plan import Action, Evaluate, Train, WriteMaps, models_of, reads_maps_of
+from mtil.plan import starts_from as ancestor
 from mtil.rounds import map_source, mapped_rows, training_rows
 from mtil.run import FoldResult, Run
 from mtil.storage import open_store
@@ -47,7 +48,8 @@ def trace(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
     Raises:
         DataError: if there is no such image, or the fold, or every fold, has neither trained on it
             nor been tested with it.
-        RunError: if the ledger is damaged, or predictions that could be the image's only ones.
+        LedgerError: if the ledger is damaged.
+        RunError: if predictions are damaged that could be the image's only ones.
     """
     manifest = run.manifest()
     shard, table = _shard_with(run, manifest, sample_id)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mtil import heartbeat, ledger
-from mtil.circle import State, Train, WriteMaps, actions, is_over, reads_maps_of
+from mtil.circle import State, is_over
 from mtil.errors import DataError
 from mtil.ledger import Ledger
+from mtil.plan import Train, WriteMaps, actions, reads_maps_of
 from mtil.run import Run
 from mtil.storage import is_partial
 
@@ -58,7 +59,8 @@ def find(run: Run) -> Finding:
 
     Raises:
         DataError: if a coordinator is at work on the run.
-        RunError: if its ledger is damaged or a result is not one.
+        LedgerError: if its ledger is damaged.
+        RunError: if a result is not one.
     """
     state = Ledger.open(run.store).state
     if heartbeat.is_beating(run.store):

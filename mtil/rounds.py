@@ -7,15 +7,6 @@ from torch import Tensor
 
 from mtil import maps
 from mtil.checkpoint import Model
-from mtil.circle import (
-    Evaluate,
-    Plan,
-    Train,
-    WriteMaps,
-    models_of,
-    reads_maps_of,
-    starts_from,
-)
 from mtil.config import Config
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
@@ -23,6 +14,7 @@ from mtil.data.selection import Inner, Selection, select
 from mtil.errors import DataError
 from mtil.inference import Predictor
 from mtil.maps import Origin
+from mtil.plan import Evaluate, Plan, Train, WriteMaps, models_of, reads_maps_of, starts_from
 from mtil.priors import MapSource, PriorMaps
 from mtil.run import Run
 

@@ -8,14 +8,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
-from mtil.errors import NotFoundError, StorageError
+from mtil.errors import NotFoundError, RefusedError, StorageError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -26,6 +27,10 @@ _MKDIR_ATTEMPTS = 10
 _CREATE_ATTEMPTS = 6
 _KEYS_A_CALL = 1000
 """How many objects S3 deletes at once."""
+_REFUSALS = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_SKEWED = "RequestTimeTooSkewed"
+_MAX_LEAD_S = 15 * 60
+"""How far S3 lets clocks be apart; an answer to HEAD says no more than that it is a refusal."""
 
 
 class Store(Protocol):
@@ -373,6 +378,12 @@ def _s3(pid: int) -> "S3Client":
     )
 
 
+def _lead_s(answer: Mapping[str, Any]) -> float:
+    """Return the seconds by which this machine's clock is ahead of a server's that has answered."""
+    told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
+
+
 class _S3Errors:
     """Turn botocore's errors into one sentence."""
 
@@ -388,7 +399,7 @@ class _S3Errors:
         from botocore.exceptions import BotoCoreError, ClientError
 
         if isinstance(error, ClientError):
-            raise self._answer(error.response["Error"].get("Code", "unknown")) from error
+            raise self._answer(error.response) from error
         if isinstance(error, BotoCoreError):
             endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default endpoint")
             raise StorageError(
@@ -396,13 +407,22 @@ class _S3Errors:
                 f"{' '.join(str(error).split()).rstrip('.')}."
             ) from error
 
-    def _answer(self, code: str) -> StorageError:
+    def _answer(self, answer: Mapping[str, Any]) -> StorageError:
+        code = answer["Error"].get("Code", "unknown")
         if code in ("NoSuchKey", "404"):
             return NotFoundError(f"s3://{self.bucket}/{self.key} does not exist.")
         if code == "NoSuchBucket":
             return StorageError(f"Bucket {self.bucket!r} does not exist; make it first.")
-        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-            return StorageError(
+        is_late = abs(_lead_s(answer)) > _MAX_LEAD_S
+        if code == _SKEWED or (code in _REFUSALS and is_late):
+            apart = f"{abs(_lead_s(answer)) / 60:.0f} minutes" if is_late else "too far"
+            return RefusedError(
+                f"This machine's clock must be within {_MAX_LEAD_S / 60:.0f} minutes of the "
+                f"storage's, but they are {apart} apart and s3://{self.bucket}/{self.key} is "
+                f"refused ({code}); set the clock."
+            )
+        if code in _REFUSALS:
+            return RefusedError(
                 f"Access to s3://{self.bucket}/{self.key} is refused ({code}); "
                 "check the AWS credentials in the environment."
             )

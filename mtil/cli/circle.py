@@ -7,11 +7,12 @@ from typing import Any
 from mtil import presets
 from mtil.circle import State
 from mtil.cli.console import Bar, Output
-from mtil.cli.rounds import describe
+from mtil.cli.rounds import SHOWN, describe, tell
 from mtil.config import with_overrides
 from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
 from mtil.errors import DataError, RunError
+from mtil.plan import Action
 from mtil.run import Run, manifest_for
 from mtil.storage import open_store
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
         record = circle.begin(options.data, options.run, config, folds)
         try:
-            state = circle.follow(record, lambda line: _show(line, record, bar, output))
+            state = circle.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:
             if not os.environ.get("RAY_ADDRESS"):
                 raise
@@ -42,35 +43,45 @@ def run(options: argparse.Namespace) -> None:
     _end(state, record, options, output)
 
 
-def _show(line: dict[str, Any], record: Run, bar: Bar, output: Output) -> None:
-    if line["kind"] == "elsewhere":
-        output.line("Another cluster's coordinator is at this run; it is followed.")
-        return
-    action = line["action"]
-    if line["kind"] == "step":
-        epochs = record.config.train.num_epochs
-        bar.show(f"{action}, epoch {line['epoch'] + 1}/{epochs}", line["step"], line["steps"])
-    elif line["kind"] == "failed":
-        output.line(f"The {action} failed: {line['cause']}")
-    else:
-        output.line(f"The {action} is done.{_figures(line['result'])}")
+class Teller:
+    """Tells a person what happens to a run."""
+
+    def __init__(self, record: Run, bar: Bar, output: Output) -> None:
+        self._bar, self._output = bar, output
+        self._num_epochs = record.config.train.num_epochs
+        self._epochs: dict[Action, int] = {}
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Tell a line of `mtil.distributed.circle.follow`."""
+        if line["kind"] == "elsewhere":
+            self._output.line("Another cluster's coordinator is at this run; it is followed.")
+            return
+        action = line["action"]
+        if line["kind"] == "step":
+            text = f"{action}, epoch {line['epoch'] + 1}/{self._num_epochs}"
+            self._bar.show(text, line["step"], line["steps"])
+            if self._epochs.get(action) != line["epoch"]:
+                self._epochs[action] = line["epoch"]
+                self._output.line(text)
+        elif line["kind"] == "failed":
+            self._output.line(f"Failed: {action}: {line['cause']}")
+        else:
+            self._output.line(f"Done: {action}{_figures(line['result'])}")
 
 
 def _figures(result: dict[str, Any]) -> str:
-    last = (result.get("by_pass") or [{}])[-1]
-    figures = last.get("metrics", last) if last else result.get("metrics", {})
-    shown = []
-    for name in ("dice", "auc", "f1"):
-        value = figures.get(name)
-        value = value["value"] if isinstance(value, dict) else value
-        if value is not None:
-            shown.append(f"{name} {value:.3f}")
-    return " " + ", ".join(shown) if shown else ""
+    """Tell the figures of a training's validation images, or of test images after all passes."""
+    images, figures = "validation", result.get("metrics", {})
+    if "by_pass" in result:
+        images, last = "test", result["by_pass"][-1]
+        figures = {key: of["value"] for key, of in last.get("metrics", {}).items()} or last
+    shown = [f"{name} {figures[name]:.3f}" for name in SHOWN if figures.get(name) is not None]
+    return f"; {images} images: {', '.join(shown)}" if shown else ""
 
 
 def _end(state: State, record: Run, options: argparse.Namespace, output: Output) -> None:
     told = describe(record, state)
-    output.table(*told.table)
+    tell(told, output)
     if state.stopped:
         output.line(f"Stopped; `mtil circle` goes on. Run in {options.run}")
     else:

@@ -13,38 +13,52 @@ from typing import NoReturn
 from mtil import __version__
 from mtil.errors import ConfigError, MtilError, UserError
 
-_EXTRAS = {"ray": "ray", "optuna": "tune", "transformers": "hf"}
+_EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the command line."""
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 wrong input, 1 anything else."""
+    return answer(_parser(), arguments)
+
+
+def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
+    """Run the command that a parser finds in the arguments, and return its exit code.
+
+    The parsed options name the module whose `run` takes them, and whether the command is
+    `configurable`, that is takes overrides of configuration keys.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
-        options, rest = _parser().parse_known_args(arguments)
-        options.overrides = _overrides(rest) if options.configurable else _nothing(options, rest)
-        command = import_module(f"mtil.cli.{options.module}")
+        options, rest = parser.parse_known_args(arguments)
+        told = f"{parser.prog} {options.command}"
+        options.overrides = _overrides(rest) if options.configurable else _nothing(told, rest)
+        command = import_module(options.module)
         command.run(options)
     except UserError as error:
-        return _say(str(error), 2)
+        return _say(parser, str(error), 2)
     except MtilError as error:
-        return _say(str(error), 1)
+        return _say(parser, str(error), 1)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _say(f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`.", 2)
+        needed = f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`."
+        return _say(parser, needed, 2)
     except BrokenPipeError:
         if not _reader_has_left():
             raise
         return 1
     except KeyboardInterrupt:
-        return _say("Interrupted; the same command goes on where it was.", 130)
+        return _say(parser, "Interrupted; the same command goes on where it was.", 130)
     return 0
 
 
@@ -58,8 +72,8 @@ def _reader_has_left() -> bool:
     return True
 
 
-def _say(message: str, code: int) -> int:
-    print(f"mtil: {message}", file=sys.stderr)  # noqa: T201
+def _say(parser: Parser, message: str, code: int) -> int:
+    print(f"{parser.prog}: {message}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -82,14 +96,14 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _nothing(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
+def _nothing(command: str, rest: Sequence[str]) -> dict[str, str]:
     if rest:
-        raise UserError(f"`mtil {options.command}` has no option {rest[0]!r}; see its `--help`.")
+        raise UserError(f"`{command}` has no option {rest[0]!r}; see its `--help`.")
     return {}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mtil",
         description="Train one network that outlines breast tumours and says benign or malignant.",
         allow_abbrev=False,
@@ -108,7 +122,7 @@ _Commands = argparse._SubParsersAction
 
 
 def _command(
-    commands: "_Commands[_Parser]", name: str, text: str, *, module: str | None = None
+    commands: "_Commands[Parser]", name: str, text: str, *, module: str | None = None
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -117,7 +131,7 @@ def _command(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(module=module or name, configurable=False)
+    parser.set_defaults(module=f"mtil.cli.{module or name}", configurable=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
@@ -126,7 +140,7 @@ def _on_ray(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show what Ray says")
 
 
-def _phantom(commands: "_Commands[_Parser]") -> None:
+def _phantom(commands: "_Commands[Parser]") -> None:
     parser = _command(
         commands, "phantom", "make synthetic images in the BUSI layout", module="data"
     )
@@ -157,7 +171,7 @@ def _phantom(commands: "_Commands[_Parser]") -> None:
     )
 
 
-def _download(commands: "_Commands[_Parser]") -> None:
+def _download(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "download", "fetch a published collection")
     parser.add_argument("name", metavar="NAME", nargs="?", help="such as bus_bra; see --list")
     parser.add_argument("out", metavar="OUT", nargs="?", help="an empty or new folder")
@@ -167,7 +181,7 @@ def _download(commands: "_Commands[_Parser]") -> None:
     parser.add_argument("--list", action="store_true", help="list the collections and leave")
 
 
-def _prepare(commands: "_Commands[_Parser]") -> None:
+def _prepare(commands: "_Commands[Parser]") -> None:
     parser = _command(
         commands, "prepare", "turn collections into a data set of shards", module="data"
     )
@@ -227,7 +241,7 @@ def _prepare(commands: "_Commands[_Parser]") -> None:
     _on_ray(parser)
 
 
-def _inspect(commands: "_Commands[_Parser]") -> None:
+def _inspect(commands: "_Commands[Parser]") -> None:
     parser = _command(
         commands,
         "inspect",
@@ -263,17 +277,17 @@ class _AndSource(argparse.Action):
         namespace.more = [*(namespace.more or []), {"source": values}]
 
 
-def _train(commands: "_Commands[_Parser]") -> None:
+def _train(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "train", "train a fold, or all of them")
     _trained(parser)
 
 
-def _circle(commands: "_Commands[_Parser]") -> None:
+def _circle(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "circle", "train in rounds, each with the maps of the one before")
     _trained(parser)
 
 
-def _status(commands: "_Commands[_Parser]") -> None:
+def _status(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "status", "say how far a circle is, from its ledger alone")
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
     what = parser.add_mutually_exclusive_group()
@@ -284,12 +298,12 @@ def _status(commands: "_Commands[_Parser]") -> None:
     parser.add_argument("--fold", type=int, metavar="N", help="with --lineage: whose map")
 
 
-def _stop(commands: "_Commands[_Parser]") -> None:
+def _stop(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "stop", "end a circle; it can go on later", module="status")
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
 
 
-def _gc(commands: "_Commands[_Parser]") -> None:
+def _gc(commands: "_Commands[Parser]") -> None:
     parser = _command(
         commands, "gc", "list what a run needs no more, and delete it", module="retention"
     )
@@ -313,7 +327,7 @@ def _trained(parser: argparse.ArgumentParser) -> None:
     _on_ray(parser)
 
 
-def _evaluate(commands: "_Commands[_Parser]") -> None:
+def _evaluate(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "evaluate", "score the test folds of a run")
     parser.set_defaults(configurable=True)
     parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
@@ -329,7 +343,7 @@ def _evaluate(commands: "_Commands[_Parser]") -> None:
     _on_ray(parser)
 
 
-def _predict(commands: "_Commands[_Parser]") -> None:
+def _predict(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "predict", "outline and classify ordinary images")
     parser.add_argument(
         "model",
@@ -342,7 +356,7 @@ def _predict(commands: "_Commands[_Parser]") -> None:
     )
 
 
-def _doctor(commands: "_Commands[_Parser]") -> None:
+def _doctor(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "doctor", "say what this installation can do")
     parser.add_argument(
         "--to", metavar="URI", help="also write, read and delete a small object here"

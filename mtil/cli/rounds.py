@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtil.circle import State, Summarise
+from mtil.circle import State
+from mtil.cli.console import Output
+from mtil.plan import Summarise
 from mtil.run import Run
 
-_SHOWN = ("dice", "f1", "auc")
+SHOWN = ("dice", "f1", "auc")
+"""The figures that a person is told."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,18 @@ def describe(record: Run, state: State) -> Told:
             {"round": number, "folds": result["folds"], "metrics": metrics, "by_pass": by_pass}
         )
         for one in by_pass:
-            figures = (_interval(one["metrics"][name]) for name in _SHOWN)
+            figures = (_interval(one["metrics"][name]) for name in SHOWN)
             lines.append([str(number), str(one["pass"]), str(len(result["folds"])), *figures])
     failed = {str(fold): cause for fold, cause in sorted(state.failed_folds.items())}
-    head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in _SHOWN)]
+    head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in SHOWN)]
     return Told(rounds, (head, lines), failed)
+
+
+def tell(told: Told, output: Output) -> None:
+    """Print the figures of every round and pass; nothing before the first round's summary."""
+    if told.rounds:
+        output.line("Test images by round and pass; a pass is given the map of the pass before:")
+        output.table(*told.table)
 
 
 def _interval(figure: dict[str, float | None]) -> str:

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtil import heartbeat
-from mtil.circle import State, Train, is_over, progress
+from mtil.circle import State, is_over, progress
 from mtil.cli.console import Output
-from mtil.cli.rounds import describe
-from mtil.errors import ConfigError, DataError, RunError
+from mtil.cli.rounds import describe, tell
+from mtil.errors import ConfigError, DataError, LedgerError, RunError
 from mtil.ledger import Ledger
+from mtil.plan import Train
 from mtil.run import Run
 
 _EVERY_S = 2.0
@@ -40,7 +41,7 @@ def _verified(uri: str, output: Output) -> Iterator[None]:
     """Print what a damaged run is said to be by `--json`, too."""
     try:
         yield
-    except RunError as error:
+    except (LedgerError, RunError) as error:
         output.result({"run": uri, "verified": False, "error": str(error)})
         raise
 
@@ -104,9 +105,7 @@ def _tell(record: Run, state: State, output: Output) -> None:
         output.line(f"Running: {action}, attempt {attempt.number}{_epoch(record, action)}")
     for fold, cause in sorted(state.failed_folds.items()):
         output.line(f"Fold {fold} has failed: {cause}")
-    told = describe(record, state)
-    if told.rounds:
-        output.table(*told.table)
+    tell(describe(record, state), output)
     output.line(f"{state.number} events, one chain. {_said(_condition(record, state))}")
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
-from mtil.circle import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
 from mtil.distributed.inference import predict_folds
 from mtil.distributed.mapping import write_maps
 from mtil.distributed.trainer import train_round
 from mtil.evaluation import evaluate
+from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
 from mtil.run import Run
 
 Result = dict[str, JsonValue]

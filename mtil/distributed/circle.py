@@ -7,13 +7,14 @@ from typing import Any
 import ray
 
 from mtil import errors, heartbeat
-from mtil.circle import State, Train, is_over
+from mtil.circle import State, is_over
 from mtil.config import Config, digest
 from mtil.distributed import coordinator
 from mtil.distributed.coordinator import patiently
 from mtil.distributed.trainer import reserved_cpus
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
+from mtil.plan import Plan, Train
 from mtil.rounds import check_rows
 from mtil.run import Run, manifest_for
 from mtil.storage import open_store
@@ -31,15 +32,14 @@ def begin(data_uri: str, run_uri: str, config: Config, folds: Sequence[int]) -> 
 
     Raises:
         UserError: if the data set, the run, its storage or the resources are not as they must be.
-        RunError: if the run's ledger is damaged.
     """
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store)
     reserved_cpus(config)
+    plan = Plan.of(config.circle, folds)
+    check_rows(plan, config, manifest)
     probe(open_store(run_uri))
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
-    plan = run.plan(folds)
-    check_rows(plan, config, manifest)
     ledger = Ledger.open(run.store)
     state = ledger.begin(plan, manifest.fingerprint, digest(config))
     if state.stopped:
@@ -68,7 +68,7 @@ def follow(run: Run, listen: Listener) -> State:
     while not (is_over(state) or state.stopped):
         if handle is None:
             handle = coordinator.find(run)
-        if handle is None and heartbeat.is_beating(run.store):
+        if handle is None and patiently(lambda: heartbeat.is_beating(run.store)):
             if not is_told:
                 listen({"kind": "elsewhere"})
             is_told = True

@@ -17,19 +17,22 @@ from typing import Any, TypeVar
 
 import ray
 
-from mtil.circle import Action, Done, Evaluate, Failed, Started, State, is_over, next_actions
+from mtil.circle import Done, Failed, Started, State, is_over, next_actions
 from mtil.distributed import cluster, preflight
 from mtil.distributed.actions import perform
 from mtil.distributed.trainer import reserved_cpus
-from mtil.errors import MtilError, NotFoundError, ResourceError, StorageError
+from mtil.errors import MtilError, NotFoundError, RefusedError, ResourceError, StorageError
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
+from mtil.plan import Action, Evaluate
 from mtil.run import Run
 
 NAMESPACE = "mtil"
 _POLL_S = 1.0
 _WAIT_S = (1.0, 30.0)
 """Before what failed for want of the storage or a machine is tried again: at first, and at most."""
+_REFUSED_S = 60.0
+"""After which a storage that refuses is believed: one that comes up may not know its users yet."""
 _MAX_LOSSES = 8
 """How often in a row an action may lose its processes before that counts as a failure."""
 
@@ -81,10 +84,10 @@ class Session:
             MtilError: if the ledger is damaged or the run cannot be read.
         """
         state = patiently(self._ledger.boot)
-        cluster.free_orphans()
         try:
             with Heart(self._run.store, self._ledger.session):
                 while not (is_over(state) or state.stopped):
+                    cluster.free_orphans()  # an actor may die at any time
                     state = self._start(state)
                     state = self._collect(state)
         except Fenced as fenced:
@@ -168,16 +171,21 @@ class Session:
 
 
 def patiently(function: Callable[[], _T]) -> _T:
-    """Call a function again and again while the storage cannot be reached."""
+    """Call a function again and again until the storage is reached, or has refused for long."""
     wait, most = _WAIT_S
+    refused_s = 0.0
     while True:
         try:
             return function()
         except NotFoundError:
             raise
         except StorageError as error:
+            is_refused = isinstance(error, RefusedError)
+            if is_refused and refused_s >= _REFUSED_S:
+                raise
             _log.warning("The run's storage failed, which is tried again: %s", error)
             time.sleep(wait)
+            refused_s = refused_s + wait if is_refused else 0.0
             wait = min(2 * wait, most)
 
 

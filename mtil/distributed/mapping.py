@@ -9,13 +9,13 @@ import pyarrow as pa
 import ray
 import torch
 
-from mtil.circle import Train, WriteMaps, reads_maps_of
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
 from mtil.distributed.inference import actor_pool, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.distributed.trainer import unwrapped
 from mtil.inference import Predictor, map_shard
+from mtil.plan import Train, WriteMaps, reads_maps_of
 from mtil.priors import MapSource, is_whole
 from mtil.rounds import map_source, prior_maps
 from mtil.run import Run

@@ -8,17 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from mtil.circle import Train
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
-from mtil.distributed.worker import FoldJob, train_fold
+from mtil.distributed.worker import FoldJob, train_alone, train_fold
 from mtil.errors import LostError, RunError, StorageError
+from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import prior_maps
 from mtil.run import FoldResult, News, Run, manifest_for
@@ -74,12 +75,41 @@ def train_round(run: Run, of: Train, listen: Listener) -> FoldResult:
         RunError: if the workers failed more often than the configuration allows.
     """
     cpus = reserved_cpus(run.config)
-    if run.result(of) is None:
-        manifest = run.manifest()
-        priors = prior_maps(run, manifest, of)
-        held = hold_if_resident(run.data_uri, manifest, run.config, priors)
-        _train(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
     result = run.result(of)
+    if result is not None:
+        return result
+    manifest = run.manifest()
+    priors = prior_maps(run, manifest, of)
+    held = hold_if_resident(run.data_uri, manifest, run.config, priors)
+    return train_job(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
+
+
+def train_job(run: Run, job: FoldJob, cpus: float, listen: Listener) -> FoldResult:
+    """Do one training by Ray Train, unless it has a result, with as many CPUs a worker.
+
+    Raises:
+        UserError: if the data set, the run or the resources are not as they must be.
+        MapError: if a map that it reads is missing or damaged.
+        RunError: if the workers failed more often than the configuration allows.
+    """
+    if run.result(job.train) is None:
+        _train(run, job, cpus, listen)
+    result = run.result(job.train)
+    assert result is not None
+    return result
+
+
+def train_here(run: Run, job: FoldJob) -> FoldResult:
+    """Do one training in this process, unless it has a result, on its GPU if it has one.
+
+    Raises:
+        UserError: if the data set or the run are not as they must be.
+        MapError: if a map that it reads is missing or damaged.
+    """
+    if run.result(job.train) is None:
+        device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
+        train_alone(job, device)
+    result = run.result(job.train)
     assert result is not None
     return result
 
@@ -149,8 +179,8 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise our own error where Ray wraps one, else `RunError`."""
+def unwrapped(what: str = "Training") -> Iterator[None]:
+    """Raise our own error where Ray wraps one, else a `RunError` that says what failed."""
     try:
         yield
     except (TrainingFailedError, ray.exceptions.RayError) as error:
@@ -159,7 +189,7 @@ def unwrapped() -> Iterator[None]:
             raise ours from error
         lines = [line for line in str(error).splitlines() if line.strip()]
         kind = LostError if cluster.is_loss(error) else RunError
-        raise kind(f"Training failed: {lines[-1] if lines else type(error).__name__}") from error
+        raise kind(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
-from mtil.circle import Train
 from mtil.data.manifest import Manifest
 from mtil.data.order import rows_per_worker
 from mtil.data.rows import Batch, Plan, cut
@@ -29,6 +28,7 @@ from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, calibrated, in_passes
 from mtil.metrics import fit_temperature, steady_threshold
+from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.progress import Best, TrainingProgress
 from mtil.rounds import initial_weights, judges, training_rows
@@ -49,24 +49,52 @@ class FoldJob:
     """The data set's tables in the object store, or None to stream the training rows."""
     priors: PriorMaps | None = None
     """The maps of the round before, which held tables have already."""
+    goes_on: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None
+    """Asked by one process after each epoch with the history so far; False ends the training, whose
+    best epoch is committed."""
+    num_threads: int | None = None
+    """CPU threads of each process; by default an even share of the machine."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands in the group that trains together."""
+
+    rank: int = 0
+    num_workers: int = 1
+    num_local: int = 1
+    """Processes of the group on this machine."""
+    report: Callable[[dict[str, Any]], None] = lambda figures: None
+    """Takes figures from every process; returns when all have come so far."""
 
 
 def train_fold(job: dict[str, FoldJob]) -> None:
-    """Train a fold; every process of the group runs this."""
-    _Worker(job["job"]).run()
+    """Train a fold; every process of a group of Ray Train's runs this."""
+    context = ray.train.get_context()
+    place = Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+        ray.train.report,
+    )
+    _Worker(job["job"], place, ray.train.torch.get_device()).run()
+
+
+def train_alone(job: FoldJob, device: torch.device) -> None:
+    """Train a fold in the calling process."""
+    _Worker(job, Place(), device).run()
 
 
 class _Worker:
-    def __init__(self, job: FoldJob) -> None:
+    def __init__(self, job: FoldJob, place: Place, device: torch.device) -> None:
         to_foreground()
-        context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        if self.device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        self.rank, self.num_workers, self.report = place.rank, place.num_workers, place.report
+        self.device = device
         self.job = job
         self.run_record = Run.open(job.run_uri)
         self.config = self.run_record.config
+        if self.device.type == "cpu":
+            torch.set_num_threads(job.num_threads or self._share_of_cpus(place))
         self.manifest = self.run_record.manifest(job.data_uri)
         self.checkpoints = self.run_record.checkpoints(job.train)
         self.plan = self._plan("train")
@@ -79,8 +107,9 @@ class _Worker:
         engine = self._engine()
         progress = TrainingProgress.load(self.checkpoints, engine)
         validation = self._validation()
+        going = self._goes_on(progress.history)
         for epoch, batches in self._epochs(progress.next_epoch):
-            if progress.has_stalled(self.config.train.patience):
+            if not going or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, epoch, batches)
             scored = self._gather(engine.validate(validation()))
@@ -89,7 +118,8 @@ class _Worker:
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
                 self.run_record.write_history(self.job.train, progress.history)
-            ray.train.report({"epoch": epoch, **figures})
+            self.report({"epoch": epoch, **figures})
+            going = self._goes_on(progress.history)
         assert progress.best is not None
         model = self._model(progress.best, validation())
         if self.rank == 0:
@@ -100,7 +130,21 @@ class _Worker:
                 seconds=round(progress.seconds, 3),
                 metrics=progress.best.metrics,
             )
-        ray.train.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
+        self.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
+
+    def _share_of_cpus(self, place: Place) -> int:
+        reserved = self.config.train.cpus_per_worker
+        share = (os.cpu_count() or 1) // place.num_local if reserved is None else round(reserved)
+        return max(1, share)
+
+    def _goes_on(self, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Ask whether to train another epoch; every process gets the one answer."""
+        if self.job.goes_on is None or not history:
+            return True
+        answer = [self.job.goes_on(history) if self.rank == 0 else None]
+        if self.num_workers > 1:
+            torch.distributed.broadcast_object_list(answer)
+        return bool(answer[0])
 
     def _engine(self) -> Engine:
         tumours = [total(self.manifest, self.plan.selection, label) for label in (0, 1)]

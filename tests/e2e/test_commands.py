@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtil.circle import Train
+from mtil.plan import Train
 from mtil.run import Run
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,27 +1,27 @@
 """Rounds through Ray and a real S3 server: coordinator, maps, and what kills and damages them."""
 
-import os
-import signal
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from mtil import maps
-from mtil.circle import State, Train, WriteMaps, actions, is_over, progress
+from mtil.circle import State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
-from mtil.distributed import circle
+from mtil.distributed import circle, cluster
 from mtil.distributed.actions import perform
 from mtil.errors import ConfigError, DataError
 from mtil.ledger import Ledger
+from mtil.plan import Train, WriteMaps, actions
 from mtil.rounds import map_source, training_rows
 from mtil.run import Run
 from mtil.storage import open_store
@@ -133,48 +133,74 @@ def test_maps_that_are_damaged_between_rounds_are_written_again(
     assert _same_weights(Run.open(other.uri), run, of)
 
 
-def test_a_killed_coordinator_changes_nothing(
-    state: State, run: Run, dataset: str, bucket: str
-) -> None:
-    uri = f"{bucket}/circle-killed"
-    killed: list[int] = []
-
-    def kill() -> None:
-        for training in ("round 0, fold 0", "round 1, fold 0"):
-            _wait_for(lambda training=training: _is_training(uri, training))  # type: ignore[misc]
-            (process,) = _processes("ray::Coordinator")
-            process.send_signal(signal.SIGKILL)
-            killed.append(process.pid)
-
-    again = circle.begin(dataset, uri, _config(), FOLDS)
-    thread = threading.Thread(target=kill)
-    thread.start()
-    ended = circle.follow(again, _ignore)
-    thread.join()
-    assert len(set(killed)) == 2
-    assert is_over(ended)
-    assert ended.failures == {}
-    assert set(ended.done) == set(state.done)
-    for action in state.done:
-        if isinstance(action, Train):
-            assert _same_weights(Run.open(uri), run, action)
-    assert _summaries(ended) == _summaries(state)
-
-
-def _summaries(state: State) -> list[tuple[str, Any]]:
-    named = ((str(action), result) for action, result in state.done.items())
-    return [(name, result["by_pass"]) for name, result in named if name.startswith("summary")]
+def test_groups_of_dead_actors_of_this_job_are_freed_and_no_others() -> None:
+    ours, alive = _Holder.remote(), _Holder.remote()
+    freed, kept = ray.get([ours.hold.remote(), alive.hold.remote()])
+    driver = ray.util.placement_group([{"CPU": 0.01}])
+    ray.get(driver.ready())
+    address = ray.get_runtime_context().gcs_address
+    with subprocess.Popen(
+        [sys.executable, "-c", _OTHER_JOB, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        theirs = other.stdout.readline().strip()
+        ray.kill(ours)
+        _wait_for(lambda: len(_dead(freed, theirs)) == 2, 30)
+        cluster.free_orphans()
+        _wait_for(lambda: _groups()[freed] == "REMOVED", 30)
+        states = [_groups()[group] for group in (kept, theirs, driver.id.hex())]
+        assert states == ["CREATED"] * 3
+        other.communicate("end")
+    ray.util.remove_placement_group(driver)
+    ray.kill(alive)
+    _wait_for(lambda: len(_dead(kept)) == 1, 30)
+    cluster.free_orphans()
+    _wait_for(lambda: _groups()[kept] == "REMOVED", 30)
 
 
-def _is_training(uri: str, what: str) -> bool:
-    state = Ledger.open(open_store(uri)).state
-    assert state is not None
-    return any(str(action) == f"training of {what}" for action in state.running)
+@ray.remote(num_cpus=0)
+class _Holder:
+    """Holds a placement group for as long as its job lives, or until somebody frees it."""
+
+    def hold(self) -> str:
+        group = ray.util.placement_group([{"CPU": 0.01}])
+        ray.get(group.ready())
+        return group.id.hex()
 
 
-def _processes(name: str) -> list[psutil.Process]:
-    children = psutil.Process(os.getpid()).children(recursive=True)
-    return [process for process in children if name in " ".join(process.cmdline())]
+_OTHER_JOB = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Holder:
+    def hold(self):
+        group = ray.util.placement_group([{"CPU": 0.01}])
+        ray.get(group.ready())
+        return group.id.hex()
+
+holder = Holder.remote()
+print(ray.get(holder.hold.remote()), flush=True)
+ray.kill(holder)
+sys.stdin.read()
+"""
+
+
+def _groups() -> dict[str, str]:
+    table = ray.util.placement_group_table()
+    return {group["placement_group_id"]: group["state"] for group in table.values()}
+
+
+def _dead(*groups: str) -> list[str]:
+    """Return those of some groups whose actors are dead."""
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    found = [cluster._GroupData.FromString(data) for data in accessor.get_placement_group_table()]
+    dead = [group.placement_group_id.hex() for group in found if group.creator_actor_dead]
+    return [group for group in groups if group in dead]
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:

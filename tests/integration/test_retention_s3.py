@@ -6,9 +6,9 @@ import torch
 
 from mtil import retention
 from mtil.checkpoint import Model
-from mtil.circle import Train
 from mtil.cli import main
 from mtil.config import from_dict
+from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
 

@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 
-from mtil.circle import Train
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
 from mtil.data.prepare import Settings, prepare
@@ -22,6 +21,7 @@ from mtil.data.sources import Source
 from mtil.distributed import inference, trainer
 from mtil.errors import ConfigError, DataError, ResourceError
 from mtil.evaluation import evaluate
+from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
 

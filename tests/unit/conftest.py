@@ -14,7 +14,7 @@ import torch
 
 from mtil import maps
 from mtil.checkpoint import Model
-from mtil.circle import Action, Done, Evaluate, Started, Summarise, Train, WriteMaps, actions
+from mtil.circle import Done, Started
 from mtil.config import Config, digest, from_dict
 from mtil.data import manifest as manifests
 from mtil.data import phantom, shards
@@ -26,6 +26,7 @@ from mtil.data.sources import Source
 from mtil.evaluation import PREDICTIONS
 from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
+from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
 from mtil.rounds import judges, map_source
 from mtil.run import Run
 from mtil.storage import LocalStore

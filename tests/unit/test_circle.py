@@ -12,35 +12,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtil.circle import (
-    Action,
     Begin,
     Boot,
     Change,
     Done,
-    Evaluate,
     Event,
     Failed,
     Go,
-    Plan,
     Started,
     State,
     Stop,
+    is_over,
+    next_actions,
+    progress,
+    replay,
+)
+from mtil.config import CircleConfig, from_dict, keys
+from mtil.errors import ConfigError, RunError
+from mtil.plan import (
+    Action,
+    Evaluate,
+    Plan,
     Summarise,
     Train,
     WriteMaps,
     actions,
-    is_over,
     models_of,
     needs,
-    next_actions,
-    progress,
     reads_maps_of,
-    replay,
     starts_from,
     trained_on,
 )
-from mtil.config import CircleConfig, from_dict, keys
-from mtil.errors import ConfigError, RunError
 
 
 def a_plan(*folds: int, **circle: object) -> Plan:

@@ -20,12 +20,12 @@ from PIL import Image
 
 from mtil import __version__
 from mtil.checkpoint import Model
-from mtil.circle import Train
 from mtil.cli import main
 from mtil.config import Config, documented
 from mtil.data import manifest as manifests
 from mtil.data import shards
 from mtil.data.manifest import Manifest
+from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import LocalStore
 from tune import cli as tune_cli

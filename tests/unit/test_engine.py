@@ -465,7 +465,9 @@ def test_validation_figures_worked_by_hand() -> None:
         _row(2, math.nan, 9.0),  # a normal image counts for neither figure
     ]
     figures = validation_metrics(rows, 0.75)
-    assert figures == pytest.approx({"dice": 0.6, "auc": 0.75, "score": 0.75 * 0.6 + 0.25 * 0.75})
+    assert figures == pytest.approx(
+        {"dice": 0.6, "auc": 0.75, "f1": 4 / 5, "score": 0.75 * 0.6 + 0.25 * 0.75}
+    )
     assert validation_metrics(iter(rows), 1.0)["score"] == pytest.approx(0.6)
     assert validation_metrics(rows, 0.0)["score"] == pytest.approx(0.75)
 

@@ -354,7 +354,7 @@ def test_the_last_pass_picks_the_epoch_and_the_others_are_told() -> None:
     ]
     assert validation_metrics(rows, 0.25) == pytest.approx(
         {
-            "dice": 0.6, "auc": 1.0, "score": 0.25 * 0.6 + 0.75,
+            "dice": 0.6, "auc": 1.0, "f1": 1.0, "score": 0.25 * 0.6 + 0.75,
             "dice_pass_0": 0.15, "auc_pass_0": 0.0, "dice_pass_1": 0.4, "auc_pass_1": 1.0,
         }
     )  # fmt: skip

@@ -14,24 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtil.circle import (
-    Boot,
-    Done,
-    Evaluate,
-    Failed,
-    Go,
-    Plan,
-    Started,
-    State,
-    Stop,
-    Summarise,
-    Train,
-    actions,
-    next_actions,
-)
+from mtil.circle import Boot, Done, Failed, Go, Started, State, Stop, next_actions
 from mtil.config import CircleConfig
-from mtil.errors import ConfigError, DataError, NotFoundError, RunError, StorageError
+from mtil.errors import (
+    ConfigError,
+    DataError,
+    LedgerError,
+    NotFoundError,
+    RunError,
+    StorageError,
+)
 from mtil.ledger import Fenced, Ledger, Overtaken, probe
+from mtil.plan import Evaluate, Plan, Summarise, Train, actions
 from mtil.storage import LocalStore, Store
 
 PLAN = Plan.of(CircleConfig(num_rounds=1), [0, 1])
@@ -442,7 +436,7 @@ def damaged(store: LocalStore) -> LocalStore:
 
 
 def refused(store: Store) -> str:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(LedgerError) as caught:
         Ledger.open(store)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -543,6 +537,6 @@ def test_a_reader_refuses_a_bad_event_and_keeps_what_it_had(damaged: LocalStore)
     before = reader.state
     damaged.write("ledger/000006.json", b"{")
     for _ in range(2):
-        with pytest.raises(RunError, match=r"Event 6 of .* must be whole JSON"):
+        with pytest.raises(LedgerError, match=r"Event 6 of .* must be whole JSON"):
             reader.refresh()
     assert reader.state == before

@@ -16,7 +16,6 @@ import pytest
 
 from mtil import __version__, retention
 from mtil.checkpoint import Model
-from mtil.circle import Evaluate, Train, WriteMaps
 from mtil.cli import main
 from mtil.config import Config, digest
 from mtil.data import shards
@@ -27,6 +26,7 @@ from mtil.errors import DataError
 from mtil.evaluation import PREDICTIONS
 from mtil.lineage import trace
 from mtil.links import Lineage, MapLink, ModelLink
+from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.run import Run
 from mtil.storage import LocalStore
 
@@ -600,7 +600,7 @@ def test_a_damaged_ledger_or_shard_is_one_sentence(
     run = circle_run([0], num_rounds=1, until=Evaluate(0, 0))
     image = pick(1, part=1)["sample_id"]
     run.store.write("ledger/000002.json", b"{")
-    assert main(["status", "--run", run.uri, "--lineage", image, "--json"]) == 1
+    assert main(["status", "--run", run.uri, "--lineage", image, "--json"]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["verified"] is False
     assert "Event 2 of" in captured.err

@@ -16,13 +16,13 @@ from PIL import Image
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_to_bytes
-from mtil.circle import Train
 from mtil.config import Config, from_dict
 from mtil.data.images import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.image_files import output_names, select, shown
 from mtil.inference import Predictor, at_size, in_passes
 from mtil.models import TwoTaskNetwork
+from mtil.plan import Train
 from mtil.prediction import COLUMNS, Ensemble, cell, describe, load_chains, predict, predict_images
 from mtil.run import Run
 from mtil.storage import LocalStore

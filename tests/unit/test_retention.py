@@ -10,14 +10,15 @@ import pytest
 
 from mtil import heartbeat, retention
 from mtil.checkpoint import Model
-from mtil.circle import Evaluate, Failed, Started, Train, WriteMaps
+from mtil.circle import Failed, Started
 from mtil.cli import main
 from mtil.cli.retention import size
 from mtil.config import Config
 from mtil.data import shards
 from mtil.data.manifest import Manifest
-from mtil.errors import DataError, MapError, RunError
+from mtil.errors import DataError, LedgerError, MapError, RunError
 from mtil.ledger import Ledger
+from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.rounds import chains, map_source, prior_maps
 from mtil.run import Run
 from mtil.storage import LocalStore, is_partial
@@ -200,7 +201,7 @@ def test_nothing_is_found_where_the_files_cannot_be_trusted(circle_run: CircleRu
     with pytest.raises(RunError, match="is not a result of this version"):
         retention.find(run)
     run.store.write("ledger/000004.json", b"{")
-    with pytest.raises(RunError, match="Event 4 of"):
+    with pytest.raises(LedgerError, match="Event 4 of"):
         retention.find(run)
 
 

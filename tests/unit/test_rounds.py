@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mtil.checkpoint import Model
-from mtil.circle import Evaluate, Train, WriteMaps
 from mtil.config import Config
 from mtil.data import shards
 from mtil.data.folds import HOLDOUT
@@ -17,6 +16,7 @@ from mtil.data.selection import Selection
 from mtil.data.shards import pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.maps import Origin, encode
+from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.priors import PriorMaps
 from mtil.rounds import (
     chains,

@@ -10,11 +10,11 @@ import torch
 
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_to_bytes
-from mtil.circle import Train
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.errors import ConfigError, DataError, RunError, StorageError, UserError
+from mtil.plan import Train
 from mtil.run import FILE_NAME, News, Run
 from mtil.storage import LocalStore
 

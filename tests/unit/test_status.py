@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from mtil import heartbeat
-from mtil.circle import Done, Evaluate, Failed, Started, Summarise, Train
-from mtil.cli import main, status
+from mtil.circle import Done, Failed, Started
+from mtil.cli import circle, main, status
+from mtil.cli.console import Output
 from mtil.config import Config
 from mtil.ledger import Ledger
+from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps
 from mtil.run import Run
 
 CircleRun = Callable[..., Run]
@@ -119,14 +121,15 @@ def test_figures_are_told_by_round_and_pass(
         ["1", "done", "done"],
     ]
     figures = ["0.812", "0.750-0.875"] * 3
-    assert [line.split() for line in seen[3:7]] == [
+    assert seen[3] == "Test images by round and pass; a pass is given the map of the pass before:"
+    assert [line.split() for line in seen[4:8]] == [
         ["round", "pass", "folds", "dice,", "95", "%", "f1,", "95", "%", "auc,", "95", "%"],
         ["0", "0", "2", *figures],
         ["1", "0", "2", *figures],
         ["1", "1", "2", *figures],
     ]
-    assert seen[7].endswith("events, one chain. The run is over.")
-    assert max(map(len, seen[:7])) <= 80
+    assert seen[8].endswith("events, one chain. The run is over.")
+    assert max(map(len, seen[:8])) <= 80
 
 
 def test_a_figure_that_is_undefined_is_not_a_number(
@@ -190,14 +193,14 @@ def test_a_changed_event_is_told_and_fails(
     name = "ledger/000003.json"
     run.store.write(name, run.store.read(name).replace(b'"at": "2', b'"at": "3'))
     code, values, seen = told("status", "--run", run.uri)
-    assert code == 1
+    assert code == 2
     error = (
         f"A ledger must be one chain, but event 4 of {run.uri}/ledger does not follow on the one "
         "before: one of them was changed; restore it, or name another --run."
     )
     assert values == {"run": run.uri, "verified": False, "error": error}
     assert seen == f"mtil: {error}\n"
-    assert main(["stop", "--run", run.uri]) == 1
+    assert main(["stop", "--run", run.uri]) == 2
 
 
 def test_an_event_that_is_changed_while_it_is_watched_is_told(
@@ -206,7 +209,7 @@ def test_an_event_that_is_changed_while_it_is_watched_is_told(
     run = circle_run(until=Train(0, 0))
     meanwhile(lambda: run.store.write("ledger/000003.json", b"{"))
     code, values, _ = told("status", "--run", run.uri, "--watch")
-    assert (code, values["verified"]) == (1, False)
+    assert (code, values["verified"]) == (2, False)
     assert "Event 3 of" in values["error"]
 
 
@@ -320,3 +323,43 @@ def test_watching_an_ended_run_says_so_and_leaves(
     code, values, seen = told("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, "over")
     assert seen.count("round  fold 0") == 1
+
+
+def test_what_a_circle_is_at_is_told_line_by_line(
+    circle_run: CircleRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = circle_run([0], num_rounds=1, until=Train(0, 0))
+    passes = [
+        {"pass": 0, "dice": 0.25, "f1": 0.25, "auc": 0.25},
+        {"pass": 1, "dice": 0.5, "f1": None, "auc": 0.75},
+    ]
+    whole = {name: {"value": 0.5, "low": 0.25, "high": 0.75} for name in ("auc", "dice", "f1")}
+    results: list[tuple[Action, dict[str, Any]]] = [
+        (Train(0, 0), {"metrics": {"auc": 1.0, "f1": 0.5, "dice": 0.8125, "score": 0.9}}),
+        (WriteMaps(0, 0), {"folder": "maps/0/fold-0", "shards": 1}),
+        (Evaluate(0, 0), {"by_pass": passes}),
+        (Summarise(0), {"by_pass": [{"pass": 0, "metrics": whole}]}),
+    ]
+    lines: list[dict[str, Any]] = [
+        {"kind": "elsewhere"},
+        {"kind": "step", "action": Train(0, 0), "epoch": 0, "step": 1, "steps": 9},
+        {"kind": "step", "action": Train(0, 0), "epoch": 0, "step": 7, "steps": 9},
+        {"kind": "step", "action": Train(0, 0), "epoch": 1, "step": 3, "steps": 9},
+        {"kind": "failed", "action": Train(0, 0), "cause": "Out of memory."},
+        *({"kind": "committed", "action": of, "result": result} for of, result in results),
+    ]
+    output = Output(as_json=False)
+    with output.progress() as bar:
+        tell = circle.Teller(run, bar, output)
+        for line in lines:
+            tell(line)
+    assert capsys.readouterr().out.splitlines() == [
+        "Another cluster's coordinator is at this run; it is followed.",
+        f"training of round 0, fold 0, epoch 1/{run.config.train.num_epochs}",
+        f"training of round 0, fold 0, epoch 2/{run.config.train.num_epochs}",
+        "Failed: training of round 0, fold 0: Out of memory.",
+        "Done: training of round 0, fold 0; validation images: dice 0.812, f1 0.500, auc 1.000",
+        "Done: maps of round 0, fold 0",
+        "Done: evaluation of round 0, fold 0; test images: dice 0.500, auc 0.750",
+        "Done: summary of round 0; test images: dice 0.500, f1 0.500, auc 0.500",
+    ]

@@ -1,0 +1,91 @@
+"""Machines whose clocks are hours apart: nothing that a run decides compares their times."""
+
+import itertools
+import time
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+
+import pytest
+
+from mtil import heartbeat
+from mtil import ledger as ledgers
+from mtil.circle import Boot, Done, Started, State, next_actions
+from mtil.config import CircleConfig
+from mtil.heartbeat import NAME, Heart, is_beating
+from mtil.ledger import Fenced, Ledger
+from mtil.plan import Plan, Train
+from mtil.storage import LocalStore
+
+HOURS = (0, 7, -9, 30)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def _jumping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for the time is on another machine than the one before."""
+    hours = itertools.cycle(HOURS)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Clock":
+            return super().now(tz) + timedelta(hours=next(hours))
+
+    really = time.time
+    monkeypatch.setattr(ledgers, "datetime", Clock)
+    monkeypatch.setattr(time, "time", lambda: really() + 3600 * next(hours))
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", 60.0)  # a busy machine is not silent
+
+
+def test_a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Heart(store, "one"):
+        while not store.exists(NAME):
+            time.sleep(0.005)
+        assert is_beating(store)
+        latest = store.read(NAME)
+    store.write(NAME, latest)  # as if it had died
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.6)
+    start = time.monotonic()
+    assert not is_beating(store)
+    assert time.monotonic() - start < 30
+
+
+def test_events_count_in_the_order_of_their_numbers(store: LocalStore) -> None:
+    plan = Plan.of(CircleConfig(num_rounds=2), [0])
+    first, second = (Ledger.open(store, session=name) for name in ("first", "second"))
+    first.begin(plan, "f" * 64, "c" * 64)
+    first.boot()
+    first.append(Started(action=Train(0, 0), attempt=1))
+    assert _taken_over(second).session == "second"
+    with pytest.raises(Fenced):
+        first.append(Done(action=Train(0, 0), attempt=1, result={}))
+    assert next_actions(_taken(second)) == (Train(0, 0),)  # adopted or begun again, at once
+    second.append(Started(action=Train(0, 0), attempt=1))
+    second.append(Done(action=Train(0, 0), attempt=1, result={}))
+    read = Ledger.open(store).state
+    assert read is not None
+    assert read == second.state
+    assert set(read.done) == {Train(0, 0)}
+    times = [_at(store, number) for number in range(1, read.number + 1)]
+    assert times != sorted(times)
+
+
+def _taken_over(ledger: Ledger) -> State:
+    ledger.refresh()
+    return ledger.append(Boot())
+
+
+def _taken(ledger: Ledger) -> State:
+    assert ledger.state is not None
+    return ledger.state
+
+
+def _at(store: LocalStore, number: int) -> str:
+    text = store.read(f"ledger/{number:06d}.json").decode()
+    return text.partition('"at": "')[2].partition('"')[0]
