@@ -1,13 +1,14 @@
 """Images per second and memory of `mtil prepare`, by the number of images.
 
     python -m benchmarks.prepare [--num-images 1000 10000 100000] [--image-size 128]
-                                 [--on-ray 10000] [--crowd 100000]
+                                 [--on-ray 10000] [--append 1000] [--crowd 100000]
 
 Phantoms are drawn, one image in twenty as a near-copy of another; every image of every set is a
 drawing of its own. Each preparation is a process of its own, whose memory is read from the
 outside: proportional set size, of it and all its children together. With `--on-ray` so many are
-prepared on a local Ray as well, and the shards must be the same bytes. With `--crowd` so many noisy
-frames of one dark image are searched for near-copies, the hardest case that there is.
+prepared on a local Ray as well, and the shards must be the same bytes. With `--append` so many
+others are appended to the largest set. With `--crowd` so many noisy frames of one dark image are
+searched for near-copies, the hardest case that there is.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import psutil
 
 from mtil.data import audit, groups, phantom, prepare, running
 from mtil.data import manifest as manifests
+from mtil.data.append import append
 from mtil.data.duplicates import describe, find_pairs
 from mtil.data.inspection import inspect
 from mtil.data.phantom.drawing import draw
@@ -62,13 +64,13 @@ def measured(options: Sequence[str]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    phases: dict[str, list[float]] = found.pop("phases", {})
+    times: dict[str, list[float]] = found.pop("phases", {})
     return found | {
         "peak_memory_gib": max(size for _, size in samples) / 2**30,
-        "seconds_of": {name: end - start for name, (start, end) in phases.items()},
+        "seconds_of": {name: end - start for name, (start, end) in times.items()},
         "peak_memory_gib_of": {
             name: max((size for at, size in samples if start <= at <= end), default=0) / 2**30
-            for name, (start, end) in phases.items()
+            for name, (start, end) in times.items()
         },
     }
 
@@ -98,30 +100,53 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
             stack.enter_context(cluster.connected())
             runner = tasks
 
-        def timed(
-            function: Function[Any, Any],
-            jobs: Sequence[Any],
-            sizes: Sequence[int],
-            listen: Listener,
-        ) -> list[Any]:
-            marks.append((time.time(), cpu_seconds()))
-            done = runner(function, jobs, sizes, listen)
-            marks.append((time.time(), cpu_seconds()))
-            return done
-
         made = prepare.prepare(
             [Source(uri=source, layout="busi")],
             to,
             prepare.Settings(image_size=image_size),
-            runner=timed,
+            runner=timed(runner, marks),
         )
     seconds = time.perf_counter() - start
-    return {
+    return phases(marks) | {
         "seconds": seconds,
         "images_per_second": made.read / seconds,
         "kept": made.num_rows,
         "shards": len(made.shards),
         "duplicate_groups": inspect(open_store(to)).duplicate_groups,
+    }
+
+
+def appended(source: str, to: str) -> dict[str, Any]:
+    """Append the images of a table to a set and say when its phases began and ended."""
+    marks: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    made = append([Source(uri=source, layout="table")], to, runner=timed(running.processes, marks))
+    seconds = time.perf_counter() - start
+    return phases(marks) | {
+        "seconds": seconds,
+        "added": made.num_added,
+        "dropped": len(made.dropped),
+        "kept": made.manifest.num_rows,
+    }
+
+
+def timed(runner: Runner, marks: list[tuple[float, float]]) -> Runner:
+    """Return a runner that marks the time and the processor's when it begins and when it ends."""
+
+    def run(
+        function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
+    ) -> list[Any]:
+        marks.append((time.time(), cpu_seconds()))
+        done = runner(function, jobs, sizes, listen)
+        marks.append((time.time(), cpu_seconds()))
+        return done
+
+    return run
+
+
+def phases(marks: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return when reading, audit and writing began and ended, and their processor time."""
+    return {
         "cpu_seconds_of": {
             name: marks[at + 1][1] - marks[at][1] for at, name in enumerate(_PHASES)
         },
@@ -194,6 +219,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--image-size", type=int, default=128, help="of phantoms and data set")
     parser.add_argument("--on-ray", type=int, default=0, help="one of the numbers, on Ray as well")
+    parser.add_argument("--append", type=int, default=0, help="others, to the largest set")
     parser.add_argument("--crowd", type=int, default=0, help="noisy frames of one dark image")
     parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -201,6 +227,8 @@ def main() -> None:
         what, *values = options.only
         if what == "crowd":
             done = crowded(int(values[0]))
+        elif what == "append":
+            done = appended(*values)
         else:
             done = prepared(*values, image_size=options.image_size, on_ray=what == "on-ray")
         print(json.dumps(done))
@@ -218,6 +246,11 @@ def main() -> None:
         on_ray = (
             _on_ray(Path(folder), options.on_ray, options.image_size) if options.on_ray else None
         )
+        more = (
+            _append(Path(folder), sizes[-1], options.append, options.image_size)
+            if options.append
+            else None
+        )
     largest, smallest = results[str(sizes[-1])], results[str(sizes[0])]
     speed = largest["images_per_second"] / smallest["images_per_second"]
     peak = max(found["peak_memory_gib"] for found in results.values())
@@ -228,6 +261,7 @@ def main() -> None:
             "cpus": os.cpu_count(),
             "by_number": results,
             "on_ray": on_ray,
+            "append": more,
             "crowd": crowd,
             "goals": {
                 "largest_over_smallest_images_per_second": {"value": speed, "goal": 0.9},
@@ -260,6 +294,26 @@ def _on_ray(scratch: Path, number: int, image_size: int) -> dict[str, Any]:
     only = ["--image-size", str(image_size), "--only", "on-ray", str(source), str(to)]
     found = measured(only)
     return found | {"same_bytes": digests(to) == digests(scratch / f"data-{number}")}
+
+
+def _append(scratch: Path, number: int, more: int, image_size: int) -> dict[str, Any]:
+    source, copies = scratch / "more", more // _COPIES
+    phantom.write(
+        source,
+        num_images=more - copies,
+        seed=1,
+        image_size=image_size,
+        num_duplicates=copies,
+    )
+    with (source / "more.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "masks", "label"])
+        for image in sorted(source.glob("*/*).png")):
+            masks = sorted(image.parent.glob(f"{image.stem}_mask*.png"))
+            label = image.parent.name
+            names = [] if label == "normal" else [f"{label}/{mask.name}" for mask in masks]
+            table.writerow([f"{label}/{image.name}", "|".join(names), label])
+    return measured(["--only", "append", str(source / "more.csv"), str(scratch / f"data-{number}")])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ of its own.
 """
 
 import io
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtil.data import groups as group_rules
-from mtil.data.duplicates import find_pairs
+from mtil.data.duplicates import NUM_HASHES, SIDE, OnDisk, find_pairs
 from mtil.data.groups import Grouping
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped
@@ -45,7 +43,7 @@ _PUBLISHED = "left to the published groups"
 _GIVEN = "left to the given folds"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two images that show the same."""
 
@@ -76,7 +74,7 @@ class Audit:
         return dict(zip(ids, shares, strict=True))
 
 
-def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int) -> Audit:
+def audit(records: Sequence[Record], facts: Iterable[pa.Table]) -> Audit:
     """Find the images that show the same, and group the collection by what is known of it.
 
     A published group file decides about the images that it lists, since people have looked at
@@ -85,13 +83,12 @@ def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int)
 
     Args:
         records: the images whose pixels are usable.
-        facts: what was staged of them, chunk by chunk.
-        num_images: how many they are.
+        facts: what was staged of them, chunk by chunk, in the same order.
     """
-    table, pairs, copies = look(records, facts, num_images)
+    table, pairs, copies = look(records, facts)
     grouping = group_rules.group(records, joined(pairs))
     listed = (
-        (record.sample_id, [] if record.published is None else [("group", record.published)])
+        (record.sample_id, () if record.published is None else (("group", record.published),))
         for record in records
     )
     twins = find_twins(listed, pairs)
@@ -99,30 +96,27 @@ def audit(records: Sequence[Record], facts: Iterable[pa.Table], num_images: int)
 
 
 def look(
-    records: Sequence[Record], facts: Iterable[pa.Table], num_images: int
+    records: Sequence[Record], facts: Iterable[pa.Table], num_known: int = 0
 ) -> tuple[pa.Table, list[Pair], dict[str, str]]:
     """Compare images with one another.
 
     Args:
         records: the images.
-        facts: what was staged of them, chunk by chunk; of equal images the first is kept.
-        num_images: how many they are.
+        facts: what was staged of them, chunk by chunk, in the same order; of equal images the
+            first is kept.
+        num_known: the first so many are not compared with one another again.
 
     Returns:
         What is small of the facts, in their order; the pairs; and for an image with the pixels
         and the class of one before it, that one.
     """
-    with tempfile.TemporaryDirectory(prefix="mtil-audit-") as scratch:
-        table, found = _find(facts, num_images, Path(scratch))
-    by_id = {record.sample_id: record for record in records}
-    ids: list[str] = table.column("sample_id").to_pylist()
-    digests = [value.tobytes() for value in pixels(table.column("sha256"))]
-    copies = _copies(ids, digests, by_id)
+    table, found = _find(facts, num_known)
+    copies = _copies(records, pixels(table.column("sha256")))
     pairs = []
     for i, j, distance, correlation, kind in found:
-        one, other = ids[i], ids[j]
-        decision = _decision(by_id[one], by_id[other], copies)
-        pairs.append(Pair(one, other, distance, correlation, kind, decision))
+        one, other = records[i], records[j]
+        decision = _decision(one, other, copies)
+        pairs.append(Pair(one.sample_id, other.sample_id, distance, correlation, kind, decision))
     return table, pairs, copies
 
 
@@ -132,7 +126,7 @@ def joined(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
 
 
 def find_twins(
-    listed: Iterable[tuple[str, list[tuple[str, str]]]], pairs: Iterable[Pair]
+    listed: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[Pair]
 ) -> dict[str, str]:
     """Return, by sample id, the first image that shows the same.
 
@@ -214,44 +208,37 @@ def _write(store: Store, name: str, table: pa.Table) -> None:
     store.write(name, sink.getvalue())
 
 
-def _find(
-    facts: Iterable[pa.Table], num_images: int, scratch: Path
-) -> tuple[pa.Table, list[_Found]]:
-    """Gather what is small of the facts, and find pairs; thumbnails lie in a file."""
+def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Found]]:
+    """Gather what is small of the facts, and find pairs by what is not, which lies on the disk."""
     small: list[pa.Table] = []
-    hashes: list[npt.NDArray[np.uint64]] = []
-    thumbs: npt.NDArray[np.uint8] | None = None
-    start = 0
-    for table in facts:
-        if not table.num_rows:
-            continue
-        held = pixels(table.column("thumb"))
-        if thumbs is None:
-            shape = (num_images, held.shape[1])
-            thumbs = np.memmap(scratch / "thumbs", np.uint8, "w+", shape=shape)
-        thumbs[start : start + len(held)] = held
-        start += len(held)
-        hashes.append(pixels(table.column("hashes")).view(np.uint64))
-        small.append(table.select(_SMALL))
-    if thumbs is None:
-        return pa.table({name: [] for name in _SMALL}), []
-    side = round(thumbs.shape[1] ** 0.5)
-    pairs = find_pairs(np.concatenate(hashes), thumbs.reshape(-1, side, side))
+    with OnDisk((NUM_HASHES,), np.uint64) as hashes, OnDisk((SIDE, SIDE), np.uint8) as thumbs:
+        for table in facts:
+            if table.num_rows:
+                hashes.append(pixels(table.column("hashes")).view(np.uint64))
+                thumbs.append(pixels(table.column("thumb")).reshape(-1, SIDE, SIDE))
+                small.append(table.select(_SMALL))
+        pairs = find_pairs(hashes, thumbs, num_known)
     found = [(p.i, p.j, int(p.distance), float(p.correlation), str(p.kind)) for p in pairs]
     return pa.concat_tables(small), found
 
 
-def _copies(
-    ids: Sequence[str], digests: Sequence[bytes], by_id: dict[str, Record]
-) -> dict[str, str]:
-    """Return, for an image with the pixels and the class of one before it, that one."""
-    first: dict[tuple[bytes, int], str] = {}
+def _copies(records: Sequence[Record], digests: npt.NDArray[np.uint8]) -> dict[str, str]:
+    """Return, for an image with the pixels and the class of one before it, that one.
+
+    Args:
+        records: the images.
+        digests: (n, 32) sha256 of their pixels.
+    """
+    first: dict[tuple[bytes, int], Record] = {}
     copies: dict[str, str] = {}
-    for sample_id, digest in zip(ids, digests, strict=True):
-        record = by_id[sample_id]
-        kept = first.setdefault((digest, record.label), sample_id)
-        if kept != sample_id and _decided(record, by_id[kept]) is None:
-            copies[sample_id] = kept
+    _, kinds, counts = np.unique(
+        digests[:, :8].view(np.uint64).ravel(), return_inverse=True, return_counts=True
+    )
+    for at in np.flatnonzero(counts[kinds] > 1).tolist():  # few, so that others need no memory
+        record = records[at]
+        kept = first.setdefault((digests[at].tobytes(), record.label), record)
+        if kept is not record and _decided(record, kept) is None:
+            copies[record.sample_id] = kept.sample_id
     return copies
 
 

@@ -1,8 +1,9 @@
 """Images that belong together: a patient's, or those that a published file calls duplicates."""
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from mtil.data.layouts.record import Record
 from mtil.data.layouts.table import read_csv
@@ -118,32 +119,46 @@ def keys(record: Record) -> list[tuple[str, str]]:
 
 
 def join(
-    items: Iterable[tuple[str, list[tuple[str, str]]]], pairs: Sequence[tuple[str, str]]
-) -> list[list[str]]:
-    """Return the connected components, by union-find over shared keys and over pairs.
+    items: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[tuple[str, str]]
+) -> Iterator[list[str]]:
+    """Yield the connected components, by union-find over shared keys and over pairs.
 
-    Components and their items are in the order of their names.
+    Components and their items are in the order of their names. Items are known by their number,
+    since a mapping of millions of names takes memory.
+
+    Args:
+        items: names, and keys that they share with others.
+        pairs: names that belong together.
     """
-    parent: dict[str, str] = {}
-    first: dict[tuple[str, str], str] = {}
+    names: list[str] = []
+    links: list[tuple[int, int]] = []
+    first: dict[tuple[str, str], int] = {}
+    for number, (name, shared) in enumerate(items):
+        names.append(name)
+        links += [(number, first.setdefault(key, number)) for key in shared]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    names = [names[number] for number in order]
+    rank = [0] * len(order)
+    for at, number in enumerate(order):
+        rank[number] = at
+    parent = list(range(len(names)))
 
-    def root(item: str) -> str:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
+    def root(at: int) -> int:
+        while parent[at] != at:
+            parent[at] = parent[parent[at]]
+            at = parent[at]
+        return at
 
-    def unite(one: str, other: str) -> None:
+    def unite(one: int, other: int) -> None:
         a, b = root(one), root(other)
         parent[max(a, b)] = min(a, b)
 
-    for item, keys in sorted(items):
-        parent[item] = item
-        for key in keys:
-            unite(item, first.setdefault(key, item))
+    for a, b in links:
+        unite(rank[a], rank[b])
     for one, other in pairs:
-        unite(one, other)
-    components: dict[str, list[str]] = defaultdict(list)
-    for item in parent:
-        components[root(item)].append(item)
-    return list(components.values())
+        unite(bisect_left(names, one), bisect_left(names, other))
+    for at in range(len(parent)):
+        parent[at] = root(at)
+    together = sorted(range(len(parent)), key=parent.__getitem__)
+    for _, members in groupby(together, parent.__getitem__):
+        yield [names[at] for at in members]

@@ -90,9 +90,8 @@ def _audit(
     known: Known, records: Sequence[Record], again: Sequence[Record], facts: Iterable[pa.Table]
 ) -> Audit:
     everything = [*known.records.values(), *records]
-    table, pairs, copies = audits.look(everything, chain(known.facts(), facts), len(everything))
-    new = {record.sample_id for record in records}
-    pairs = [_of_new(pair, known) for pair in pairs if pair.one in new or pair.other in new]
+    table, pairs, copies = audits.look(everything, chain(known.facts(), facts), len(known.records))
+    pairs = [_of_new(pair, known) for pair in pairs]
     keys = {record.sample_id: group_rules.keys(record) for record in everything}
     for record in again:
         keys[record.sample_id] += group_rules.keys(record)

@@ -15,8 +15,12 @@ from mtil.data.staging import Place
 from mtil.errors import DataError
 from mtil.storage import Store
 
+_DECIDED = ("sample_id", "group", "twins", "fold", "part", "dropped")
+_OF_RECORDS = ("sample_id", "label", "source", "patient", "published", "given")
+_OF_CONTENT = ("sha256", "mask_sha256")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What an image's file and its masks hold."""
 
@@ -59,24 +63,25 @@ def read(store: Store, manifest: Manifest) -> Known:
             f"Images are compared with what was noted of those before, but {store.uri} was "
             "prepared before that was kept; prepare all images again, to another target."
         )
-    images = audits.read(store, manifest.audit, audits.IMAGES).to_pylist()
-    decided = {row["sample_id"]: row for row in images}
+    images = audits.read(store, manifest.audit, audits.IMAGES)
+    ids, *decided = (images.column(name).to_pylist() for name in _DECIDED)
+    groups, twins, folds, parts, dropped = decided
     records: dict[str, Record] = {}
     content: dict[str, Content] = {}
     small: list[pa.Table] = []
     for name in manifest.facts:
-        table = staging.read_kept_facts(store, name).drop_columns(["hashes", "thumb"])
+        table = staging.read_kept_facts(store, name, (*_OF_RECORDS, *_OF_CONTENT))
         small.append(table)
         for row in table.to_pylist():
             records[row["sample_id"]] = _record(row)
             content[row["sample_id"]] = Content(row["sha256"], row["mask_sha256"])
     places = {
-        name: Place(row["group"], row["fold"], row["part"])
-        for name, row in decided.items()
-        if row["fold"] is not None
+        name: Place(group, fold, part)
+        for name, group, fold, part in zip(ids, groups, folds, parts, strict=True)
+        if fold is not None
     }
     made = tally.fingerprint(pa.concat_tables(small), places, manifest.image_size)
-    if made != manifest.fingerprint or decided.keys() != records.keys():
+    if made != manifest.fingerprint or set(ids) != records.keys():
         raise DataError(
             f"The audit of {store.uri} must be that of its images, but it has changed; prepare all "
             "images again."
@@ -86,13 +91,13 @@ def read(store: Store, manifest: Manifest) -> Known:
         manifest=manifest,
         records=records,
         content=content,
-        family={name: row["group"] for name, row in decided.items()},
-        twins={name: row["twins"] for name, row in decided.items()},
+        family=dict(zip(ids, groups, strict=True)),
+        twins=dict(zip(ids, twins, strict=True)),
         places=places,
         dropped=tuple(
-            Dropped(sample_id=name, why=row["dropped"])
-            for name, row in decided.items()
-            if row["dropped"] is not None
+            Dropped(sample_id=name, why=why)
+            for name, why in zip(ids, dropped, strict=True)
+            if why is not None
         ),
         pairs=tuple(
             Pair(

@@ -179,7 +179,7 @@ class _Preparation:
             raise DataError(f"No image can be used; the first says: {refused[0].why}")
         invalid = {item.sample_id for item in refused}
         usable = [record for record in self.records if record.sample_id not in invalid]
-        audit = audits.audit(usable, self.chunks.facts(store, folder), len(usable))
+        audit = audits.audit(usable, self.chunks.facts(store, folder))
         kept, dropped = self._kept(usable, audit)
         assignment = self._assignment(kept, audit)
         places = {

@@ -31,7 +31,7 @@ FORMAT = 2
 _REFUSED, _FORMAT = b"refused", b"format"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where an image belongs."""
 
@@ -116,14 +116,21 @@ def read_facts(store: Store, folder: str, number: int) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def read_kept_facts(store: Store, name: str) -> pa.Table:
+def read_kept_facts(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the facts of images that a data set has already.
+
+    Args:
+        store: the data set's.
+        name: the file.
+        columns: what to read of them, all by default.
 
     Raises:
         DataError: if the file is missing, damaged, or of another version of this program.
     """
     try:
-        table = pq.read_table(pa.BufferReader(store.read(name)))
+        table = pq.read_table(
+            pa.BufferReader(store.read(name)), columns=None if columns is None else list(columns)
+        )
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
     except pa.ArrowException:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from cluster import object_store
 from mtil.data import manifest as manifests
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
+from mtil.distributed import prepare as on_ray
 from mtil.distributed.prepare import tasks
-from mtil.errors import DataError
+from mtil.errors import DataError, LostError
 from mtil.storage import LocalStore, Store, open_store
 
 SETTINGS = Settings(image_size=64, max_shard_bytes=120_000)
@@ -48,37 +49,54 @@ def test_ray_and_one_process_write_the_same_bytes(
     assert seen[-1] == ("writing", 120, 120)
 
 
-class _Handed(Sequence[int]):
-    """Numbers from 0, of which it is known how many were asked for."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.handed = count, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: Any) -> Any:
-        if index >= self.count:
-            raise IndexError(index)
-        self.handed = index + 1
-        return index
-
-
-def test_ray_is_given_a_few_jobs_at_a_time(local_ray: None) -> None:
-    jobs, ahead = _Handed(50), []
-    done = 0
-
-    def listen(images: int) -> None:
-        nonlocal done
-        done += images
-        ahead.append(jobs.handed - done)
-
+def test_results_arrive_while_other_jobs_wait(local_ray: None, tmp_path: Path) -> None:
     def square(job: int, listen: Any = None) -> int:
+        (tmp_path / str(job)).touch()
+        time.sleep(0.2)
         return job * job
 
-    assert tasks(square, jobs, [1] * 50, listen) == [job * job for job in range(50)]
-    assert done == 50
-    assert max(ahead) <= 16
+    begun: list[int] = []
+
+    def listen(images: int) -> None:
+        begun.append(len(list(tmp_path.iterdir())))
+
+    assert tasks(square, range(20), [1] * 20, listen) == [job * job for job in range(20)]
+    assert len(begun) == 20
+    assert begun[0] <= 10  # of two CPUs
+
+
+def test_very_many_images_are_done_part_by_part(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def negative(job: int, listen: Any = None) -> int:
+        return -job
+
+    monkeypatch.setattr(on_ray, "_MAX_IMAGES", 5)
+    assert list(on_ray._parts([3, 3, 9, 1])) == [range(2), range(2, 3), range(3, 4)]
+    heard: list[int] = []
+    assert tasks(negative, range(4), [3, 3, 9, 1], heard.append) == [0, -1, -2, -3]
+    assert sorted(heard) == [1, 3, 3, 9]
+    assert tasks(negative, [], [], heard.append) == []
+
+
+def test_a_job_whose_process_dies_is_done_again_and_not_for_ever(
+    local_ray: None, tmp_path: Path
+) -> None:
+    def die_once(job: int, listen: Any = None) -> int:
+        marker = tmp_path / "died"
+        if job == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return job
+
+    def die(job: int, listen: Any = None) -> None:
+        (tmp_path / f"try-{time.monotonic_ns()}").touch()
+        os._exit(1)
+
+    assert tasks(die_once, range(3), [1] * 3, lambda images: None) == [0, 1, 2]
+    with pytest.raises(LostError, match="Preparing failed: "):
+        tasks(die, range(1), [1], lambda images: None)
+    assert len(list(tmp_path.glob("try-*"))) == 4
 
 
 def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path) -> None:

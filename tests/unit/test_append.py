@@ -577,7 +577,7 @@ def test_the_paper_protocol_deals_image_by_image(pool: Path, table: Source, tmp_
     made = _append(source, tmp_path / "set")
     assert [item.why for item in made.dropped] == ["the paper protocol is about tumour images"]
     rows = _rows(tmp_path / "set")
-    assert {rows[f"z{n}.png"]["fold"] for n in range(5)} == set(range(5))
+    assert len({rows[f"z{n}.png"]["fold"] for n in range(5)}) > 1
     assert {rows[f"z{n}.png"]["group"] for n in range(5)} == {"b03.png"}
     assert made.manifest.num_rows == 32 + 5
 

@@ -1,9 +1,9 @@
 """Near-duplicates: edits of one image are found, other images are not."""
 
 import io
+import resource
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,18 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.fft import dctn
 
-from mtil.data.duplicates import NUM_HASHES, SIDE, Pair, alignment, candidates, describe, find_pairs
+from mtil.data.duplicates import (
+    NUM_HASHES,
+    SIDE,
+    OnDisk,
+    Pair,
+    alignment,
+    candidates,
+    describe,
+    find_pairs,
+)
 from mtil.data.duplicates.description import flatten, mirrored
+from mtil.errors import StorageError
 
 Gray = npt.NDArray[np.uint8]
 Edit = Callable[[Gray, np.random.Generator], Gray]
@@ -164,13 +174,47 @@ def test_the_order_of_the_images_changes_only_the_indices(images: list[Gray]) ->
         assert twin.correlation == pytest.approx(pair.correlation, abs=2e-4)
 
 
-def test_thumbs_may_be_a_memory_map(images: list[Gray], tmp_path: Path) -> None:
+def test_known_images_are_not_compared_with_one_another_again(images: list[Gray]) -> None:
+    rng = np.random.default_rng(6)
+    known = [*images[:6], _jpeg(images[0], rng), images[1]]
+    new = [_flip(images[2], rng), images[3], *images[6:9], _crop(images[7], rng)]
+    hashes, thumbs = _stacked(known + new)
+    everything = [(pair.i, pair.j) for pair in find_pairs(hashes, thumbs)]
+    assert everything == [(0, 6), (1, 7), (2, 8), (3, 9), (11, 13)]
+    pairs = find_pairs(hashes, thumbs, num_known=8)
+    assert [(pair.i, pair.j) for pair in pairs] == [(2, 8), (3, 9), (11, 13)]
+
+
+def test_descriptions_may_wait_on_the_disk(images: list[Gray]) -> None:
     hashes, thumbs = _stacked([*images[:5], _several(images[2], np.random.default_rng(1))])
-    np.save(tmp_path / "thumbs.npy", thumbs)
-    mapped = np.load(tmp_path / "thumbs.npy", mmap_mode="r")
-    pairs = find_pairs(hashes, mapped)
+    with OnDisk((NUM_HASHES,), np.uint64) as bits, OnDisk((SIDE, SIDE), np.uint8) as pictures:
+        for part in (slice(4), slice(4, 4), slice(4, 6)):
+            bits.append(hashes[part])
+            pictures.append(thumbs[part])
+        pairs = find_pairs(bits, pictures)
     assert [(pair.i, pair.j) for pair in pairs] == [(2, 5)]
     assert pairs == find_pairs(hashes, thumbs)
+
+
+def test_rows_on_the_disk_are_read_by_slice_and_by_index() -> None:
+    rows = np.arange(24, dtype=np.int32).reshape(4, 2, 3)
+    with OnDisk((2, 3), np.int32) as held:
+        held.append(rows[:3])
+        held.append(rows[3:])
+        assert len(held) == 4
+        for at in (slice(1, 3), slice(2, 9), slice(4, 6), np.array([3, 0, 3]), np.zeros(0, int)):
+            np.testing.assert_array_equal(held[at], rows[at])
+
+
+def test_a_full_disk_is_said() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with OnDisk((1000,), np.uint8) as held:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+        try:
+            with pytest.raises(StorageError, match=r"cannot be written: .*; free some space"):
+                held.append(np.zeros((2, 1000), np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_images_with_nothing_to_see_are_paired_only_if_equal() -> None:
@@ -237,6 +281,7 @@ def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     hashes, _ = _stacked(crowd + images[1:5] + [_several(gray, rng) for gray in images[1:5]])
     whole = candidates.find(hashes)
     monkeypatch.setattr(candidates, "_BATCH", batch)
+    monkeypatch.setattr(candidates, "_IMAGES", 3)
     monkeypatch.setattr(candidates, "MAX_NEIGHBOURS", 14)  # all others, so few repeats of work
     parts = candidates.find(hashes)
     assert len(whole.i) >= 19

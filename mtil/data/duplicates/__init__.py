@@ -1,8 +1,8 @@
 """Near-duplicates among images: recompressed, resized, cropped, mirrored, brightened or marked.
 
 `describe` is for the threads that decode images; it keeps 5 kB an image. `find_pairs` compares the
-descriptions: `candidates` finds images that share hash bits, `alignment` lays their thumbs over
-one another. Neither reads or writes anything.
+descriptions, which may wait on the disk: `candidates` finds images that share hash bits,
+`alignment` lays their thumbs over one another.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from mtil.data.duplicates.description import (
     describe,
     flatten,
 )
+from mtil.data.duplicates.ondisk import OnDisk, Rows
 from mtil.data.running import threads
 
-__all__ = ["NUM_HASHES", "SIDE", "Description", "Pair", "describe", "find_pairs"]
+__all__ = ["NUM_HASHES", "SIDE", "Description", "OnDisk", "Pair", "describe", "find_pairs"]
 
 MIN_CORRELATION = 0.75
 """Least correlation of near-duplicates. Unrelated real images reach 0.6 and views of one lesion
@@ -39,8 +40,6 @@ _STEPS = 4
 _BATCH = 128
 
 Kind = Literal["equal", "edited", "mirrored"]
-_Bits = npt.NDArray[np.uint64]
-_Thumbs = npt.NDArray[np.uint8]
 _Index = npt.NDArray[np.int64]
 
 
@@ -59,7 +58,7 @@ class Pair:
     """`equal`: descriptions are; `mirrored`: one is turned left to right."""
 
 
-def find_pairs(hashes: _Bits, thumbs: _Thumbs) -> list[Pair]:
+def find_pairs(hashes: Rows, thumbs: Rows, num_known: int = 0) -> list[Pair]:
     """Find the pairs of near-duplicates.
 
     Images with equal descriptions are each paired with the first of them, which alone is compared
@@ -70,45 +69,57 @@ def find_pairs(hashes: _Bits, thumbs: _Thumbs) -> list[Pair]:
     Images with nothing to see (black ones, say) are paired only if their descriptions are equal.
 
     The order of the images changes nothing but the indices. 100,000 images take 150 s of processor
-    time, shared by threads, and 0.8 GiB of memory beyond the arguments.
+    time, shared by threads, and less than 0.5 GiB of memory beyond the arguments.
 
     Args:
         hashes: (n, NUM_HASHES), of `Description`.
-        thumbs: (n, SIDE, SIDE), which may be a memory map.
+        thumbs: (n, SIDE, SIDE). Both may be on the disk.
+        num_known: the first so many images are not compared with one another again.
 
     Returns:
         Pairs, sorted by i and j.
     """
-    order, first = _canonical(hashes, thumbs)
-    twins = np.flatnonzero(first != np.arange(len(first)))
+    order, first, seen = _canonical(hashes, thumbs)
+    twins = num_known + np.flatnonzero((first != np.arange(len(first)))[num_known:])
     pairs = [Pair(int(first[j]), int(j), 0, 1.0, "equal") for j in twins]
-    order = order[(first[order] == order) & hashes[order].any(axis=1)]
-    found = _aligned(candidates.find(hashes[order]), thumbs, order)
+    order = order[(first[order] == order) & seen[order]]
+    found = _aligned(candidates.find(hashes[order], order >= num_known), thumbs, order)
     return sorted(pairs + found)
 
 
-def _canonical(hashes: _Bits, thumbs: _Thumbs) -> tuple[_Index, _Index]:
-    """Return an order (n,) of the images by content, and for each the first one equal to it."""
+def _canonical(hashes: Rows, thumbs: Rows) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
+    """Return what the contents of images (n,) say.
+
+    Returns:
+        An order of the images, for each the first one equal to it, and whether it has hashes.
+    """
     digests = np.zeros((len(hashes), 2), np.uint64)
-    for index, (row, thumb) in enumerate(zip(hashes, thumbs, strict=True)):
-        digest = hashlib.blake2b(row.tobytes() + thumb.tobytes(), digest_size=16).digest()
-        digests[index] = np.frombuffer(digest, np.uint64)
+    seen = np.zeros(len(hashes), np.bool_)
+    for start in range(0, len(hashes), _BATCH):
+        part = slice(start, start + _BATCH)
+        bits, shown = hashes[part], thumbs[part]
+        seen[part] = bits.any(axis=1)
+        for index, (row, thumb) in enumerate(zip(bits, shown, strict=True), start):
+            digest = hashlib.blake2b(row.tobytes() + thumb.tobytes(), digest_size=16).digest()
+            digests[index] = np.frombuffer(digest, np.uint64)
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal ones by index
     starts = np.ones(len(order), np.bool_)
     starts[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
     first = np.empty(len(order), np.int64)
     first[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
-    return order, first
+    return order, first, seen
 
 
-def _aligned(found: candidates.Candidates, thumbs: _Thumbs, order: _Index) -> list[Pair]:
+def _aligned(found: candidates.Candidates, thumbs: Rows, order: _Index) -> list[Pair]:
     """Return the candidates whose thumbs agree; `order` gives their indices in `thumbs`."""
-    coarse = _coarse(thumbs, order)
+    used = np.unique(np.concatenate([found.i, found.j]))
+    coarse = _coarse(thumbs, order[used])
 
     def agreeing(start: int) -> list[Pair]:
         at = np.arange(start, min(start + _BATCH * 16, len(found.i)))
-        right = _turned(coarse[found.j[at]], found.mirrored[at])
-        guess = alignment.correlation(coarse[found.i[at]], right, found.motion[at])
+        i, j = np.searchsorted(used, found.i[at]), np.searchsorted(used, found.j[at])
+        right = _turned(coarse[j], found.mirrored[at])
+        guess = alignment.correlation(coarse[i], right, found.motion[at])
         at = at[guess >= _MIN_COARSE]
         parts = np.split(at, range(_BATCH, len(at), _BATCH))
         return [pair for part in parts for pair in _refined(found, part, thumbs, order)]
@@ -117,7 +128,7 @@ def _aligned(found: candidates.Candidates, thumbs: _Thumbs, order: _Index) -> li
     return [pair for pairs in threads(agreeing, starts) for pair in pairs]
 
 
-def _coarse(thumbs: _Thumbs, order: _Index) -> npt.NDArray[np.float32]:
+def _coarse(thumbs: Rows, order: _Index) -> npt.NDArray[np.float32]:
     side = SIDE // _COARSE
     small = np.zeros((len(order), side, side), np.float32)
     for start in range(0, len(order), _BATCH):
@@ -126,9 +137,7 @@ def _coarse(thumbs: _Thumbs, order: _Index) -> npt.NDArray[np.float32]:
     return small
 
 
-def _refined(
-    found: candidates.Candidates, at: _Index, thumbs: _Thumbs, order: _Index
-) -> list[Pair]:
+def _refined(found: candidates.Candidates, at: _Index, thumbs: Rows, order: _Index) -> list[Pair]:
     """Align the candidates `at`, first at half size, and return those that agree."""
     i, j, turned = order[found.i[at]], order[found.j[at]], found.mirrored[at]
     left, right = flatten(thumbs[i]), _turned(flatten(thumbs[j]), turned)

@@ -10,12 +10,14 @@ near-black ones, say) most pairs are left out; what is left usually still connec
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from mtil.data.duplicates.description import (
+    MIRRORED_BITS,
+    MIRRORED_WINDOWS,
     NUM_COEFFICIENTS,
     NUM_HASHES,
     OFFSETS,
@@ -45,6 +47,11 @@ and a larger group is joined through its other members."""
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """An odd number with bits all over."""
 _DISTANCE_BITS = 4
+_SHARE_BITS = 2
+_SHARES = 1 << _SHARE_BITS
+"""Parts in which a band's keys are made and sorted, one after the other, to save memory."""
+_IMAGES = 1 << 10
+"""Whose pairs are kept together."""
 _BATCH = 1 << 18
 _COMPARED = 64
 
@@ -66,18 +73,20 @@ class Candidates:
     """(p, 4) the map from i to j that those windows say, as in `alignment`."""
 
 
-def find(hashes: _Bits) -> Candidates:
-    """Find candidates among images by their hashes (n, NUM_HASHES)."""
-    both = np.concatenate([hashes, mirrored(hashes)])
+def find(hashes: _Bits, new: npt.NDArray[np.bool_] | None = None) -> Candidates:
+    """Find candidates among images.
+
+    Args:
+        hashes: (n, NUM_HASHES), none of which are all zero.
+        new: (n,) the images of which every pair holds one; all if not given.
+    """
     met = _Met(len(hashes))
-    for band in bands():
-        for pairs in _meetings(both, band, met.fields):
+    new = np.ones(len(hashes), np.bool_) if new is None else new
+    for band, share in itertools.product(bands(), range(_SHARES)):
+        for pairs in _meetings(hashes, new, band, share, met.fields):
             met.add(pairs)
-    packed = met.all()
-    images = packed >> met.fields.image << met.fields.image
-    starts = np.unique(np.searchsorted(images, images[::_BATCH]))
-    parts = np.split(packed, starts[1:])  # no image's pairs lie in two
-    return _joined(list(threads(lambda part: _nearest(both, *met.fields.read(part)), parts)))
+    parts = met.all()
+    return _joined(list(threads(lambda part: _nearest(hashes, *met.fields.read(part)), parts)))
 
 
 def bands() -> list[np.uint64]:
@@ -131,7 +140,8 @@ class _Met:
 
     def __init__(self, count: int) -> None:
         self.fields = _Fields(count)
-        self._pairs = np.zeros(0, np.uint64)  # with the distance before j
+        self._starts = np.arange(_IMAGES, count, _IMAGES).astype(np.uint64) << self.fields.image
+        self._parts = [np.zeros(0, np.uint64) for _ in range(len(self._starts) + 1)]
         self._waiting: list[_Bits] = []
         self._num_waiting = 0
 
@@ -139,20 +149,28 @@ class _Met:
         """Add pairs, in any order."""
         self._waiting.append(pairs)
         self._num_waiting += len(pairs)
-        if self._num_waiting > max(4 * _BATCH, len(self._pairs) // 2):
+        if self._num_waiting > max(4 * _BATCH, sum(len(part) for part in self._parts) // 4):
             self.all()
 
-    def all(self) -> _Bits:
-        """Return the pairs, sorted, with the distance before j."""
-        pairs = np.concatenate([self.fields.by_other(self._pairs), *self._waiting])
+    def all(self) -> list[_Bits]:
+        """Return the pairs, sorted, with the distance before j, by `_IMAGES` images each."""
+        waiting = np.concatenate([np.zeros(0, np.uint64), *self._waiting])
         self._waiting, self._num_waiting = [], 0
+        waiting.sort()
+        splits = np.split(waiting, np.searchsorted(waiting, self._starts))
+        for at, more in enumerate(splits):
+            if len(more):
+                self._parts[at] = self._with(self._parts[at], more)
+        return self._parts
+
+    def _with(self, pairs: _Bits, more: _Bits) -> _Bits:
+        pairs = np.concatenate([self.fields.by_other(pairs), more])
         pairs = self.fields.by_distance(_once(pairs))
         pairs.sort()
         image = pairs >> self.fields.image
         keep = np.ones(len(pairs), np.bool_)
         keep[MAX_MET:] = image[MAX_MET:] != image[:-MAX_MET]
-        self._pairs = pairs[keep]
-        return self._pairs
+        return pairs[keep]
 
 
 def _once(pairs: _Bits) -> _Bits:
@@ -164,24 +182,30 @@ def _once(pairs: _Bits) -> _Bits:
     return pairs[first]
 
 
-def _meetings(both: _Bits, band: np.uint64, fields: _Fields) -> Iterator[_Bits]:
+def _meetings(
+    hashes: _Bits, new: npt.NDArray[np.bool_], band: np.uint64, share: int, fields: _Fields
+) -> Iterator[_Bits]:
     """Yield packed pairs that meet in a band and are near enough in the windows that met.
 
     Args:
-        both: hashes (2 n, NUM_HASHES) of the images and of their mirror images.
+        hashes: (n, NUM_HASHES), of the images.
+        new: (n,) the images of which every pair holds one.
         band: the bits that make a key.
+        share: which of `_SHARES` parts of the keys to look at.
         fields: how to pack pairs.
     """
-    both = both.ravel()
-    shared, entry_bits = _sorted_keys(both, band)
-    return threads(
-        lambda start: _meetings_from(both, shared, entry_bits, fields, start),
-        range(0, len(shared), _BATCH),
-    )
+    keys, entry_bits = _sorted_keys(hashes, band, share)
+    meetings_from = partial(_meetings_from, hashes, new, keys, entry_bits, fields)
+    yield from threads(meetings_from, range(0, len(keys), _BATCH))
 
 
 def _meetings_from(
-    both: _Bits, shared: _Bits, entry_bits: np.uint64, fields: _Fields, start: int
+    hashes: _Bits,
+    new: npt.NDArray[np.bool_],
+    shared: _Bits,
+    entry_bits: np.uint64,
+    fields: _Fields,
+    start: int,
 ) -> _Bits:
     """Return the pairs whose first entry is one of the `_BATCH` from `start` on."""
     count = fields.count
@@ -195,7 +219,9 @@ def _meetings_from(
     if start:
         first[0] = False
     end = int(first[: _BATCH + (start > 0)].sum())
-    keys, entries, owner = keys[first], entries[first], owner[first]
+    keys, owner = keys[first], owner[first]
+    bits = _bits(hashes, owner, entries[first] % NUM_HASHES)
+    is_new = new[owner % count]
     alive = np.arange(end)
     found = [np.zeros(0, np.uint64)]
     for step in range(1, MAX_NEIGHBOURS + 1):
@@ -203,42 +229,57 @@ def _meetings_from(
         alive = alive[keys[alive] == keys[alive + step]]
         # Mirrored both, they met as they are already; an image is not its own twin.
         wanted = (owner[alive] < count) & (owner[alive] != owner[alive + step] % count)
+        wanted &= is_new[alive] | is_new[alive + step]
         left = alive[wanted]
         right = left + step
-        distance = np.bitwise_count(both[entries[left]] ^ both[entries[right]])
+        distance = np.bitwise_count(bits[left] ^ bits[right])
         near = distance <= MAX_MET_DISTANCE
         found.append(fields.write(owner[left[near]], owner[right[near]], distance[near]))
     return _once(np.concatenate(found))
 
 
-def _sorted_keys(both: _Bits, band: np.uint64) -> tuple[_Bits, np.uint64]:
-    """Return the keys of all entries (2 n NUM_HASHES,) in order, each with its entry's number.
+def _bits(hashes: _Bits, owner: _Index, window: _Index) -> _Bits:
+    """Return the hashes of windows of images, the mirrored ones' from `len(hashes)` on."""
+    mirror, image = np.divmod(owner, len(hashes))
+    turned = mirror.astype(np.bool_)
+    bits = np.asarray(hashes[image, np.where(turned, MIRRORED_WINDOWS[window], window)])
+    return np.asarray(bits ^ turned * MIRRORED_BITS)
 
-    They share one integer, which sorts fast: the number takes the lower bits, whose count is
+
+def _sorted_keys(hashes: _Bits, band: np.uint64, share: int) -> tuple[_Bits, np.uint64]:
+    """Return a share of the keys of all entries (2 n NUM_HASHES,) in order, each with its number.
+
+    An entry is a window of an image, or of a mirrored one, which come after all images. Key and
+    number share one integer, which sorts fast: the number takes the lower bits, whose count is
     returned too. The upper bits of a product depend on all bits of the key; two keys that fall
-    together are told apart by their hashes' distance.
+    together are told apart by their hashes' distance, and equal keys fall into one share.
     """
-    entry_bits = np.uint64(max(len(both) - 1, 1).bit_length())
-    keys = both & band
-    for start in range(0, len(keys), _BATCH):
-        part = keys[start : start + _BATCH]
-        part *= _SPREAD
-        part >>= entry_bits
-        part <<= entry_bits
-        part |= np.arange(start, start + len(part), dtype=np.uint64)
+    entry_bits = np.uint64(max(2 * hashes.size - 1, 1).bit_length())
+    keys = np.empty(2 * hashes.size, np.uint64)  # what is not written to takes no memory
+    size = 0
+    for mirror, start in itertools.product((False, True), range(0, len(hashes), _IMAGES)):
+        part = hashes[start : start + _IMAGES]
+        products = ((mirrored(part) if mirror else part) & band).ravel() * _SPREAD
+        mine = np.flatnonzero(products >> np.uint64(64 - _SHARE_BITS) == share)
+        found = products[mine] >> entry_bits << entry_bits
+        found |= (mine + (mirror * len(hashes) + start) * NUM_HASHES).astype(np.uint64)
+        keys[size : size + len(found)] = found
+        size += len(found)
+    keys = keys[:size]
     keys.sort()
     return keys, entry_bits
 
 
-def _nearest(both: _Bits, i: _Index, j: _Index, mirror: npt.NDArray[np.bool_]) -> Candidates:
+def _nearest(hashes: _Bits, i: _Index, j: _Index, mirror: npt.NDArray[np.bool_]) -> Candidates:
     """Keep the pairs that are near in their best windows, of each image the nearest."""
     of_i, of_j, motion = _alignments()
-    other = j + mirror * (len(both) // 2)
     distance = np.empty(len(i), np.int64)
     at = np.empty(len(i), np.int64)
     for start in range(0, len(i), _COMPARED):
         part = slice(start, start + _COMPARED)
-        bits = np.bitwise_count(both[i[part]][:, of_i] ^ both[other[part]][:, of_j])
+        left, right, turned = hashes[i[part]], hashes[j[part]], mirror[part]
+        right[turned] = mirrored(right[turned])
+        bits = np.bitwise_count(left[:, of_i] ^ right[:, of_j])
         at[part] = bits.argmin(axis=1)
         distance[part] = bits[np.arange(len(bits)), at[part]]
     order = np.lexsort((mirror, j, distance, i))

@@ -24,6 +24,14 @@ SPANS = tuple(itertools.product(OFFSETS, OFFSETS))
 NUM_HASHES = len(SPANS) ** 2
 NUM_COEFFICIENTS = 8
 """Cosines along an axis; finer ones are lost to a shift of half a step."""
+MIRRORED_WINDOWS = (
+    np.arange(NUM_HASHES)
+    .reshape(len(SPANS), len(SPANS))[:, [SPANS.index((end, start)) for start, end in SPANS]]
+    .ravel()
+)
+"""(NUM_HASHES,) which window of an image is which of its mirror image, left to right."""
+MIRRORED_BITS = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
+"""Bits that a mirror image has otherwise: every second cosine across changes its sign."""
 NOISE = 2.0
 """Gray levels of local contrast that are taken for noise, which must not be blown up."""
 MIN_STRUCTURE = 0.25
@@ -71,12 +79,8 @@ def flatten(thumbs: npt.NDArray[np.uint8]) -> _Float:
 
 def mirrored(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return the hashes (n, NUM_HASHES) of the images' mirror images, left to right."""
-    signs = np.zeros((NUM_COEFFICIENTS, NUM_COEFFICIENTS), np.bool_)
-    signs[:, 1::2] = True  # a cosine of odd frequency changes its sign
-    swapped = [SPANS.index((end, start)) for start, end in SPANS]
-    order = np.arange(NUM_HASHES).reshape(len(SPANS), len(SPANS))[:, swapped].ravel()
-    flipped = hashes[:, order]
-    flipped[hashes.any(axis=1)] ^= _packed(signs)
+    flipped = hashes[:, MIRRORED_WINDOWS]
+    flipped[hashes.any(axis=1)] ^= MIRRORED_BITS
     return flipped
 
 
