@@ -178,10 +178,11 @@ def free_orphans() -> None:
     """
     state = ray._private.state.state
     accessor = state._connect_and_get_accessor()
-    job = ray.get_runtime_context().get_job_id()
+    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
     for data in accessor.get_placement_group_table():
         group = _GroupData.FromString(data)
-        orphaned = group.creator_job_id.hex() == job and group.creator_actor_dead
+        made_by_actor = group.creator_actor_id != nobody  # of others Ray says that none lives
+        orphaned = group.creator_job_id.hex() == job and made_by_actor and group.creator_actor_dead
         if orphaned and not group.is_detached and group.state != _GroupData.REMOVED:
             identity = ray.PlacementGroupID(group.placement_group_id)
             remove_placement_group(PlacementGroup(identity))

@@ -10,11 +10,16 @@ import pytest
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# Ray's own code raises these, about itself and about sockets that it leaves to the collector.
+_RAY_WARNINGS = ("DeprecationWarning", "FutureWarning", "ResourceWarning")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.e2e)
+            for kind in _RAY_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore::{kind}"))
 
 
 @pytest.fixture(scope="session")

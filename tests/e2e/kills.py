@@ -1,0 +1,333 @@
+"""Kill what a circle runs on, at seeded random moments, and see that the run comes out the same.
+
+    python -m tests.e2e.kills --kills 20 --seed 0 --folder kills
+
+First a run is left alone. Then two clusters do one run, and the first of them dies. Then, run after
+run, a process is killed at a time: a train worker, the train controller, the coordinator, the
+command (which is given again), a node with its raylet (which is replaced), the S3 server (which
+comes back after 20 s). Each run must end by itself, with what the undisturbed one has committed:
+the same weights, maps, predictions and figures, bit for bit; and its ledger must be one chain in
+which each action is done once. Prints JSON; `kills.json` in the folder has it too, and a second
+call goes on there.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtil.circle import State
+from mtil.data import phantom
+from mtil.data.prepare import Settings, prepare
+from mtil.data.sources import Source
+from mtil.ledger import FOLDER, Ledger
+from mtil.plan import Train, WriteMaps
+from mtil.run import Run
+from mtil.storage import open_store
+from tests.e2e.places import BUCKET, SETTINGS, Command, Nodes, Storage, kill, wait_for
+
+KINDS = ("worker", "controller", "coordinator", "command", "node", "storage")
+_TITLES = {
+    "worker": ("ray::RayTrainWorker",),
+    "controller": ("ray::TrainController",),
+    "coordinator": ("ray::Coordinator",),
+    "keepers": ("ray::TrainController", "ray::PlacementGroupCleaner", "ray::Coordinator"),
+}
+"""What is killed of each kind; `keepers` are all at once that would free a training's CPUs."""
+_KILLS_A_RUN = 5
+_GAP_S = 20.0
+"""Between a kill and the next: between nothing and twice as much."""
+_OUTAGE_S = 20.0
+_END_S = 900.0
+_TIMES = {"seconds", "written"}
+"""What a result says of how it came about, not of what it is."""
+
+CONFIG = {
+    "data": {"image_size": 64},
+    "model": {"encoder": {"pretrained": False}},
+    "train": {
+        "num_epochs": 2,
+        "batch_size": 8,
+        "warmup_epochs": 0.5,
+        "num_workers": 2,
+        "cpus_per_worker": 0.75,  # of a node's one CPU: the workers are on both nodes
+    },
+}
+
+
+class Ground:
+    """A storage with a small data set, and the commands that work on it."""
+
+    def __init__(self, folder: Path, storage: Storage, folds: str, num_rounds: int) -> None:
+        self.folder, self.storage, self.folds = folder, storage, folds
+        self.data = f"s3://{BUCKET}/phantoms"
+        self._config = folder / "config.yaml"
+        self._commands: list[Command] = []
+        if not self._config.exists():
+            phantom.write(folder / "images", num_images=48, seed=1)
+            prepare(
+                [Source(uri=str(folder / "images"), layout="busi")],
+                self.data,
+                Settings(image_size=64, num_folds=3, max_shard_bytes=100_000),
+            )
+            config = CONFIG | {"circle": {"num_rounds": num_rounds}}
+            self._config.write_text(yaml.safe_dump(config))
+
+    def uri(self, name: str) -> str:
+        """Return where a run is."""
+        return f"s3://{BUCKET}/{name}"
+
+    def circle(self, name: str, nodes: Nodes, *, log: str | None = None) -> Command:
+        """Return the command that does a run on a cluster."""
+        arguments = [
+            "circle", "--data", self.data, "--run", self.uri(name), "--config", str(self._config),
+            "--fold", self.folds,
+        ]  # fmt: skip
+        log_file = self.folder / f"{log or name}.log"
+        self._commands.append(Command(arguments, log_file, RAY_ADDRESS=nodes.address))
+        return self._commands[-1]
+
+    def end(self) -> None:
+        """End what was not seen to its end."""
+        for command in self._commands:
+            command.kill()
+
+    def state(self, name: str) -> State | None:
+        """Return what the ledger says of a run, after its chain has been verified."""
+        return Ledger.open(open_store(self.uri(name))).state
+
+    def running(self, name: str) -> list[str]:
+        """Return what is in flight."""
+        state = self.state(name)
+        return [] if state is None else sorted(map(str, state.running))
+
+
+@contextmanager
+def ground(folder: Path, folds: str, num_rounds: int = 2) -> Iterator[Ground]:
+    """Set the environment of all that is started, and run the storage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = dict(os.environ)
+    os.environ.update(SETTINGS)
+    try:
+        with Storage(folder / "s3") as storage:
+            place = Ground(folder, storage, folds, num_rounds)
+            try:
+                yield place
+            finally:
+                place.end()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def committed(uri: str) -> dict[str, Any]:
+    """Return what a run has committed, with the digests of its models, maps and predictions.
+
+    Raises:
+        AssertionError: if its ledger names no file that is there, has a gap, or an action twice.
+        MtilError: if its chain does not hold.
+    """
+    run = Run.open(uri)
+    state = Ledger.open(run.store).state
+    assert state is not None
+    names = run.store.names(FOLDER)
+    assert names == [f"{FOLDER}/{number:06d}.json" for number in range(1, state.number + 1)]
+    events = [json.loads(run.store.read(name)) for name in names]
+    done = Counter(json.dumps(e["action"], sort_keys=True) for e in events if e["kind"] == "done")
+    assert set(done.values()) == {1}
+    assert len(done) == len(state.done)
+    found = {}
+    for action, result in state.done.items():
+        what: dict[str, Any] = {key: result[key] for key in result.keys() - _TIMES}
+        if isinstance(action, Train):
+            assert run.model(action).digest == result["model_sha256"]
+        elif isinstance(action, WriteMaps):
+            maps = run.store.names(run.map_folder(action))
+            what["maps"] = {name: _sha256(run.store.read(name)) for name in maps}
+        elif "sha256" in result:
+            assert _sha256(run.store.read(str(result["file"]))) == result["sha256"]
+        found[str(action)] = what
+    return {"done": found, "failures": {str(a): list(c) for a, c in state.failures.items()}}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
+    """Do a run without any kill; return what it commits, and how long it takes.
+
+    With two workers on two nodes, which is seen while it trains.
+    """
+    command = ground.circle("undisturbed", nodes)
+    start = time.monotonic()
+    command.start()
+    wait_for(lambda: nodes.hosts("ray::RayTrainWorker") == 2)
+    wait_for(lambda: command.code is not None, _END_S)
+    assert command.code == 0, command.said()
+    return committed(ground.uri("undisturbed")) | {"seconds": time.monotonic() - start}
+
+
+def disturbed(
+    ground: Ground, nodes: Nodes, name: str, plan: Sequence[tuple[str, float, float]]
+) -> dict[str, Any]:
+    """Do a run, kill as planned, and return the kills and what it has committed.
+
+    Args:
+        ground: where.
+        nodes: on which cluster.
+        name: of the run.
+        plan: kinds, with the seconds before each and those that its target, once there, has left.
+    """
+    command = ground.circle(name, nodes)
+    command.start()
+    start = time.monotonic()
+    kills: list[dict[str, Any]] = []
+    for kind, gap, grace in plan:
+        if not _is_there(kind, command, nodes, gap, grace):
+            break
+        moment = {"run": name, "kind": kind, "at": round(time.monotonic() - start, 1)}
+        kills.append(moment | {"running": ground.running(name)})
+        _kill(kind, ground, nodes, command)
+    wait_for(lambda: command.code is not None, _END_S)
+    end = time.monotonic() - start
+    assert command.code == 0, command.said()
+    for one in kills:
+        one["seconds_to_the_end"] = round(end - one["at"], 1)
+    return {"kills": kills, "seconds": round(end, 1)} | committed(ground.uri(name))
+
+
+def _is_there(kind: str, command: Command, nodes: Nodes, gap: float, grace: float) -> bool:
+    """Wait for the moment of a kill; say whether the run still goes on then."""
+    titles = _TITLES.get(kind)
+    end = time.monotonic() + gap
+    while command.code is None:
+        if time.monotonic() >= end and (titles is None or nodes.processes(titles[0])):
+            if titles is None or grace <= 0:
+                return True
+            end, grace = time.monotonic() + grace, 0.0
+        time.sleep(0.1)
+    return False
+
+
+def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
+    if kind == "command":
+        command.kill()
+        command.start()
+    elif kind == "node":
+        nodes.kill_other()
+        nodes.add()
+    elif kind == "storage":
+        ground.storage.kill()
+        time.sleep(_OUTAGE_S)
+        ground.storage.restart()
+    else:
+        kill(process for title in _TITLES[kind] for process in nodes.processes(title)[:1])
+
+
+def planned(random_: random.Random, kinds: Sequence[str]) -> list[tuple[str, float, float]]:
+    """Return when to kill what."""
+    return [(kind, random_.uniform(0, 2 * _GAP_S), random_.uniform(0, 8)) for kind in kinds]
+
+
+def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
+    """Do a run from two clusters, of which the one that works dies when it trains round 1.
+
+    The other one, where two commands were given, must say that it follows and then take over.
+    """
+    with Nodes() as first, Nodes() as second:
+        commands = [ground.circle(name, first, log=f"{name}-a")]
+        commands[0].start()
+        wait_for(lambda: ground.running(name))
+        commands += [ground.circle(name, second, log=f"{name}-{which}") for which in "bc"]
+        for command in commands[1:]:
+            command.start()
+        wait_for(lambda: all("it is followed" in one.said() for one in commands[1:]))
+        assert not second.processes("ray::Coordinator")
+        wait_for(lambda: any(one.startswith("training of round 1") for one in ground.running(name)))
+        start = time.monotonic()
+        commands[0].kill()
+        first.kill()
+        wait_for(lambda: second.processes("ray::Coordinator"))
+        takeover = time.monotonic() - start
+        wait_for(lambda: all(one.code is not None for one in commands[1:]), _END_S)
+        assert [one.code for one in commands[1:]] == [0, 0], [one.said() for one in commands[1:]]
+        told = {"takeover_seconds": round(takeover, 1)}
+    store = open_store(ground.uri(name))
+    boots = [one for one in map(store.read, store.names(FOLDER)) if b'"kind": "boot"' in one]
+    assert len(boots) == 2  # two commands on the second cluster have one coordinator
+    return told | committed(ground.uri(name))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Say whether two runs have committed the same."""
+    return all(one[key] == other[key] for key in ("done", "failures"))
+
+
+def main() -> int:
+    """Do the long form and return whether anything came out different."""
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.kills")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, required=True, help="where all is kept")
+    parser.add_argument("--folds", default="0,1")
+    parser.add_argument("--runs", type=int, default=100, help="at most so many in this call")
+    options = parser.parse_args()
+    record = options.folder / "kills.json"
+    told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"runs": []}
+    with ground(options.folder.absolute(), options.folds) as place:
+        for _ in range(options.runs):
+            if not _go_on(place, told, options):
+                break
+            record.write_text(json.dumps(told, indent=1) + "\n")
+    brief = _brief(told)
+    sys.stdout.write(json.dumps(brief, indent=1) + "\n")
+    return 0 if brief["equal"] else 1
+
+
+def _go_on(place: Ground, told: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Do the next run; say whether there was one to do."""
+    missing = options.kills - sum(len(run["kills"]) for run in told["runs"])
+    if "undisturbed" not in told:
+        with Nodes() as nodes:
+            told["undisturbed"] = undisturbed(place, nodes)
+    elif "two_clusters" not in told:
+        run = two_clusters(place)
+        told["two_clusters"] = run | {"equal": same(run, told["undisturbed"])}
+    elif missing > 0:
+        number, first = len(told["runs"]), options.kills - missing
+        draw = random.Random(f"{options.seed} {number}")
+        count = min(_KILLS_A_RUN, missing)
+        kinds = [KINDS[index % len(KINDS)] for index in range(first, first + count)]
+        draw.shuffle(kinds)
+        with Nodes() as nodes:
+            run = disturbed(place, nodes, f"killed-{number}", planned(draw, kinds))
+        told["runs"].append(run | {"equal": same(run, told["undisturbed"])})
+    return "two_clusters" not in told or missing > 0
+
+
+def _brief(told: dict[str, Any]) -> dict[str, Any]:
+    kills = [one | {"equal": run["equal"]} for run in told["runs"] for one in run["kills"]]
+    runs = [*told["runs"], *([told["two_clusters"]] if "two_clusters" in told else [])]
+    return {
+        "undisturbed_seconds": round(told["undisturbed"]["seconds"], 1),
+        "kills": kills,
+        "by_kind": Counter(one["kind"] for one in kills),
+        "run_seconds": [run["seconds"] for run in told["runs"]],
+        "takeover_seconds": told.get("two_clusters", {}).get("takeover_seconds"),
+        "equal": all(run["equal"] for run in runs),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What a circle runs on, to be killed: an S3 server, clusters of two nodes, and the command."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from cluster import object_store
+
+BUCKET = "mtil-kills"
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+_POLL_S = 0.1
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until a condition holds; an AssertionError if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come about"
+        time.sleep(_POLL_S)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL processes, and see them gone."""
+    killed = list(processes)
+    for process in killed:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(killed, timeout=10)
+
+
+class Storage:
+    """An S3 server that can be killed, and comes back with what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running = ExitStack()
+        self.environment: dict[str, str] = {}
+
+    def __enter__(self) -> "Storage":
+        self._start(None)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._running.close()
+
+    def kill(self) -> None:
+        """SIGKILL the server."""
+        mine = psutil.Process().children()
+        kill(process for process in mine if f"-dir={self._folder}" in " ".join(process.cmdline()))
+
+    def restart(self) -> None:
+        """Start it again where it listened before."""
+        self._running.close()
+        self._start(urlsplit(self.environment["AWS_ENDPOINT_URL"]).port)
+
+    def _start(self, port: int | None) -> None:
+        server = object_store.running(self._folder, BUCKET, port=port)
+        self.environment = self._running.enter_context(server)
+        os.environ.update(self.environment)
+
+
+class Nodes:
+    """A cluster of a head and another node on this machine, each with one CPU.
+
+    It takes what it is started with from this process's environment.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="mtil-")  # short: it holds sockets
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": self._folder}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = str(self._cluster.address)
+        self.add()
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self) -> None:
+        """Start the other node."""
+        self._other = self._cluster.add_node(num_cpus=1)
+
+    def kill_other(self) -> None:
+        """SIGKILL the other node's raylet, with which all that ran there ends."""
+        workers = self._below(self._other)
+        self._cluster.remove_node(self._other, allow_graceful=False)
+        _, left = psutil.wait_procs(workers, timeout=10)
+        kill(left)
+
+    def kill(self) -> None:
+        """SIGKILL all of the cluster."""
+        nodes = self._cluster.list_all_nodes()
+        workers = [process for node in nodes for process in self._below(node)]
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        kill(workers)
+        self._cluster.worker_nodes.clear()
+        self._cluster.head_node = None
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Return the processes of the cluster whose title begins with a name."""
+        return [one for node in self._cluster.list_all_nodes() for one in self._titled(node, name)]
+
+    def hosts(self, name: str) -> int:
+        """Return on how many nodes there are processes whose title begins with a name."""
+        return sum(bool(self._titled(node, name)) for node in self._cluster.list_all_nodes())
+
+    def _titled(self, node: object, name: str) -> list[psutil.Process]:
+        found = []
+        for process in self._below(node):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
+        return found
+
+    @staticmethod
+    def _below(node: object) -> list[psutil.Process]:
+        found = []
+        for info in node.all_processes.get("raylet", []):  # type: ignore[attr-defined]
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(info.process.pid).children(recursive=True)
+        return found
+
+
+class Command:
+    """`mtil` with its arguments, again and again."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, **environment: str) -> None:
+        self._arguments, self._log = arguments, log
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Give the command."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mtil", *self._arguments],
+                env=os.environ | self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, once it has ended."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """SIGKILL it, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text()
