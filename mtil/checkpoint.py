@@ -128,7 +128,8 @@ class TrainingCheckpoints:
     """The checkpoints of one training: each a file of its own, committed by a pointer.
 
     `latest.json` is replaced only after its file is whole, so that a process that dies while
-    writing leaves the previous checkpoint in force.
+    writing leaves the previous checkpoint in force. A file is named after its bytes, too: one that
+    was given up for dead and its successor, both at one epoch, do not write over each other's.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -137,10 +138,11 @@ class TrainingCheckpoints:
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Write the state after an epoch, commit it, and delete its predecessor."""
         data = _to_bytes(state)
-        name = f"epoch-{epoch:04d}.pt"
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = f"epoch-{epoch:04d}-{sha256[:12]}.pt"
         previous = self._pointer()
         self._store.write(f"{self._folder}/{name}", data)
-        pointer = {"file": name, "epoch": epoch, "sha256": hashlib.sha256(data).hexdigest()}
+        pointer = {"file": name, "epoch": epoch, "sha256": sha256}
         self._store.write(f"{self._folder}/{_LATEST}", json.dumps(pointer).encode())
         if previous and previous["file"] != name:
             self._store.delete(f"{self._folder}/{previous['file']}")

@@ -249,13 +249,34 @@ def test_the_latest_checkpoint_is_loaded_and_its_predecessor_gone(
         del expected["weights"]
         assert state == expected
         assert store.names() == [
-            f"fold-0/checkpoints/epoch-{epoch:04d}.pt",
+            _file(store, epoch),
             "fold-0/checkpoints/latest.json",
         ]
     pointer = json.loads(store.read("fold-0/checkpoints/latest.json"))
     data = store.read(f"fold-0/checkpoints/{pointer['file']}")
     assert pointer["epoch"] == 2
     assert pointer["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def _file(store: LocalStore, epoch: int, fold: str = "fold-0") -> str:
+    """Return the name of an epoch's one file."""
+    start = f"{fold}/checkpoints/epoch-{epoch:04d}-"
+    (name,) = (name for name in store.names() if name.startswith(start))
+    return name
+
+
+def test_two_processes_at_one_epoch_do_not_write_over_each_other(store: LocalStore) -> None:
+    class Slow(LocalStore):
+        def write(self, name: str, data: bytes) -> None:
+            super().write(name, data)
+            if not name.endswith("latest.json"):  # the other one is faster
+                TrainingCheckpoints(store, "fold-0/checkpoints").save(1, _state(7))
+
+    TrainingCheckpoints(store, "fold-0/checkpoints").save(0, _state(0))
+    TrainingCheckpoints(Slow(store.uri), "fold-0/checkpoints").save(1, _state(1))
+    state = TrainingCheckpoints(store, "fold-0/checkpoints").load()
+    assert state is not None
+    assert state["number"] == 1
 
 
 def test_an_epoch_can_be_saved_again(checkpoints: TrainingCheckpoints, store: LocalStore) -> None:
@@ -296,7 +317,7 @@ def test_a_process_that_dies_before_the_pointer_leaves_the_former_checkpoint(
     checkpoints.save(0, _state(0))
     with pytest.raises(DiedError):
         TrainingCheckpoints(Dying(store.uri), "fold-0/checkpoints").save(1, _state(1))
-    assert "fold-0/checkpoints/epoch-0001.pt" in store.names()
+    assert _file(store, 1)
     state = checkpoints.load()
     assert state is not None
     assert state["number"] == 0
@@ -307,9 +328,9 @@ def test_altered_bytes_are_refused_with_the_way_out(
     checkpoints: TrainingCheckpoints, store: LocalStore, change: str
 ) -> None:
     checkpoints.save(0, _state(0))
-    older = store.read("fold-0/checkpoints/epoch-0000.pt")
+    older = store.read(_file(store, 0))
     checkpoints.save(1, _state(1))
-    name = "fold-0/checkpoints/epoch-0001.pt"
+    name = _file(store, 1)
     data = bytearray(store.read(name))
     data[len(data) // 2] ^= 1
     if change == "missing":
@@ -317,7 +338,9 @@ def test_altered_bytes_are_refused_with_the_way_out(
     else:
         whole = store.read(name)
         store.write(name, {"flipped": bytes(data), "shorter": whole[:-9], "older": older}[change])
-    with pytest.raises(CheckpointError, match=r"epoch-0001\.pt must be the one .* delete ") as got:
+    with pytest.raises(
+        CheckpointError, match=r"epoch-0001-[0-9a-f]{12}\.pt must be the one .* delete "
+    ) as got:
         checkpoints.load()
     assert f"{store.uri}/fold-0/checkpoints" in str(got.value)
 
@@ -342,7 +365,7 @@ def test_cleared_checkpoints_are_gone_and_nothing_else(
     assert checkpoints.load() is None
     assert store.names() == [
         "fold-0/model.pt",
-        "fold-1/checkpoints/epoch-0000.pt",
+        _file(store, 0, "fold-1"),
         "fold-1/checkpoints/latest.json",
     ]
     checkpoints.clear()  # nothing is there: no error

@@ -136,11 +136,18 @@ def test_the_maps_of_a_failed_fold_are_kept(circle_run: CircleRun) -> None:
 # Trainings
 
 
+def _checkpoint(run: Run) -> str:
+    """Return the name of the one checkpoint of fold 0."""
+    folder = "rounds/0/fold-0/checkpoints"
+    (name,) = (name for name in run.store.names(folder) if name.endswith(".pt"))
+    return name
+
+
 def test_of_a_run_without_a_ledger_only_ended_trainings_are_looked_at(plain: Run) -> None:
     plain.store.write("ledger-probe/0123", b"first")
     Path(plain.uri, "rounds/0/fold-0/.partial-abc").write_bytes(b"x")
     assert found(plain) == {
-        "rounds/0/fold-0/checkpoints/epoch-0002.pt": "ended training",
+        _checkpoint(plain): "ended training",
         "rounds/0/fold-0/checkpoints/latest.json": "ended training",
         "rounds/0/fold-0/step.json": "ended training",
         "rounds/0/fold-0/model-0123456789ab.pt": "unnamed model",
@@ -270,7 +277,7 @@ def test_the_command_lists_first_and_deletes_when_it_is_told_to(
     before = files(plain)
     values, seen = command(capsys, "--run", plain.uri)
     assert files(plain) == before
-    checkpoint = len(before["rounds/0/fold-0/checkpoints/epoch-0002.pt"])
+    checkpoint = len(before[_checkpoint(plain)])
     checkpoint += len(before["rounds/0/fold-0/checkpoints/latest.json"])
     step = len(before["rounds/0/fold-0/step.json"])
     listed = [
@@ -280,7 +287,7 @@ def test_the_command_lists_first_and_deletes_when_it_is_told_to(
             "ended training",
             "rounds/0/fold-0/checkpoints",
             [
-                "rounds/0/fold-0/checkpoints/epoch-0002.pt",
+                _checkpoint(plain),
                 "rounds/0/fold-0/checkpoints/latest.json",
             ],
             checkpoint,
