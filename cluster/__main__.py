@@ -1,33 +1,152 @@
-"""`python -m cluster object-store`: a local S3 server with a bucket, until Ctrl-C."""
+"""`python -m cluster`: check, submit, up, down, status and object-store.
+
+Exit codes: 0 done, 2 the input is wrong, 1 anything else; `submit` has its job's.
+"""
 
 import argparse
+import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from cluster.object_store import ObjectStoreError, running
+from cluster.errors import ClusterError, UsageError
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cluster", allow_abbrev=False)
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.run(options)
+    except UsageError as error:
+        return _say(error, 2)
+    except ClusterError as error:
+        return _say(error, 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("ray", "aiohttp", "jsonschema"):
+            raise
+        needed = f"This command needs `{error.name}`; run `pip install 'mtil[cluster]'`."
+        return _say(UsageError(needed), 2)
+    except KeyboardInterrupt:
+        return 130
+    assert isinstance(code, int)
+    return code
+
+
+def _say(error: ClusterError, code: int) -> int:
+    for line in str(error).splitlines():
+        print(f"cluster: {line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster",
+        description="Machines for mtil. docs/cluster.md has the whole way.",
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="look for mistakes in a cluster file, and its cost")
+    check.add_argument("file", type=Path)
+    check.add_argument("--bucket", help="s3://BUCKET that must be reachable from here")
+    check.set_defaults(run=_check)
+    for name, told in (
+        ("up", "check a file and bring its cluster up"),
+        ("down", "take a cluster down"),
+        ("status", "say what a cluster has, uses and waits for"),
+    ):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("file", type=Path)
+        if name != "status":
+            command.add_argument("--yes", "-y", action="store_true", help="do not ask")
+        command.set_defaults(run=_launch)
+    _add_submit(commands.add_parser("submit", help="run a command on a cluster"))
     store = commands.add_parser("object-store", help="run a local S3 server until Ctrl-C")
     store.add_argument(
         "--dir", type=Path, default=Path("object-store"), help="where objects are kept"
     )
     store.add_argument("--bucket", default="mtil", help="a bucket to make (mtil)")
     store.add_argument("--port", type=int, default=8333, help="port on 127.0.0.1 (8333)")
-    options = parser.parse_args()
-    try:
-        with running(options.dir.absolute(), options.bucket, port=options.port) as environment:
-            for name, value in environment.items():
-                print(f"export {name}={value}")  # noqa: T201
-            print(f"# bucket: s3://{options.bucket}", flush=True)  # noqa: T201
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    except ObjectStoreError as error:
-        print(f"cluster: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    store.set_defaults(run=_object_store)
+    return parser
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--cluster", type=Path, help="the cluster's file; its head is reached by ssh"
+    )
+    where.add_argument("--address", help="where its dashboard answers (http://127.0.0.1:8265)")
+    parser.add_argument(
+        "--working-dir", type=Path, default=Path(), help="the folder that goes along (this one)"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="a variable that goes along"
+    )
+    parser.add_argument("--attach", metavar="JOB", help="follow a job that runs already")
+    parser.add_argument("--stop", metavar="JOB", help="end a job")
+    parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to run")
+    parser.set_defaults(run=_submit)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from cluster.check import check
+
+    report = check(options.file, bucket=options.bucket)
+    for problem in report.problems:
+        print(f"NO  {problem}")  # noqa: T201
+    for blank in report.blanks:
+        print(f"..  to fill in: {blank}")  # noqa: T201
+    for note in report.notes:
+        print(f"    {note}")  # noqa: T201
+    if report.problems:
+        raise UsageError(
+            f"{options.file} must pass every rule, but has {len(report.problems)} problem(s); see "
+            "above for the way out."
+        )
+    print(f"ok  {options.file}")  # noqa: T201
+    return 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from cluster import launch
+
+    if options.command == "status":
+        launch.status(options.file)
+    else:
+        getattr(launch, options.command)(options.file, yes=options.yes)
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cluster import files
+
+    if options.cluster is not None:  # whose file no check passes that asks for no token
+        name, value = files.TOKEN_MODE.split("=")
+        os.environ[name] = value
+    from cluster import launch, submit
+
+    usual = nullcontext(options.address or "http://127.0.0.1:8265")
+    with launch.tunnel(options.cluster) if options.cluster else usual as address:
+        if options.stop:
+            submit.stop(options.stop, address=address)
+            return 0
+        if options.attach:
+            return submit.follow(options.attach, address=address)
+        return submit.submit(
+            options.words, address=address, working_dir=options.working_dir, names=options.env
+        )
+
+
+def _object_store(options: argparse.Namespace) -> int:
+    from cluster.object_store import running
+
+    with running(options.dir.absolute(), options.bucket, port=options.port) as environment:
+        for name, value in environment.items():
+            print(f"export {name}={value}")  # noqa: T201
+        print(f"# bucket: s3://{options.bucket}", flush=True)  # noqa: T201
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
 
 

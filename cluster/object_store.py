@@ -13,13 +13,15 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from cluster.errors import ClusterError
+
 HOST = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "mtilkey", "mtilsecret"
 _ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 _START_TIMEOUT_S = 60
 
 
-class ObjectStoreError(RuntimeError):
+class ObjectStoreError(ClusterError):
     """The server could not be started."""
 
 

@@ -28,7 +28,6 @@ from mtil.data.manifest import Manifest
 from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import LocalStore
-from tune import cli as tune_cli
 
 COMMANDS = (
     "phantom", "download", "prepare", "inspect", "train", "circle", "status", "stop", "gc",
@@ -561,14 +560,3 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         process.stdout.close()
         told = process.stderr.read()
     assert (process.returncode, told) == (1, "")
-
-
-def test_the_search_says_that_it_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tune_cli.main() == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("mtil-tune: ")
-    assert "no hyperparameter search yet" in told.err
-    assert told.err.count("\n") == 1
-    done = _process("-m", "tune", "run", "--num-trials", "3")
-    assert (done.returncode, done.stderr) == (2, told.err)

@@ -1,0 +1,240 @@
+"""Cluster files of five kinds, read into one form that rules and prices work on.
+
+A file of Ray's cluster launcher (`ray up`) is for AWS, GCP or machines that are there (`local`);
+others are KubeRay's and SkyPilot's.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+"""The checkout, which paths in a file are relative to."""
+
+LAUNCHED = ("aws", "gcp", "local")
+"""Kinds that `ray up` starts."""
+
+TOKEN_MODE = "RAY_AUTH_MODE=token"
+"""What has Ray ask for a token; set before Ray is imported, or it is not seen."""
+
+_UNITS = {"": 1.0, "m": 1e-3}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Machines of one kind within a cluster; None stands for what the file does not say."""
+
+    name: str
+    is_head: bool
+    machine: str | None = None
+    """What a cloud calls the type, such as `g6.xlarge`."""
+    cpus: float | None = None
+    gpus: float | None = None
+    accelerator: str | None = None
+    smallest: int = 0
+    largest: int = 1
+    spot: bool = False
+    image: str | None = None
+    setup: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    """Commands that start Ray, in order."""
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster file; `document` is what YAML says, without any defaults."""
+
+    path: Path
+    kind: str
+    document: dict[str, Any]
+    groups: tuple[Group, ...]
+    region: str | None = None
+    max_workers: int | None = None
+
+    @property
+    def head(self) -> Group:
+        """The machine that the others report to."""
+        return next(group for group in self.groups if group.is_head)
+
+    @property
+    def workers(self) -> tuple[Group, ...]:
+        """All groups but the head's."""
+        return tuple(group for group in self.groups if not group.is_head)
+
+
+def load(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return a file's kind and content, of which only the kind has been looked at.
+
+    Raises:
+        UsageError: if it cannot be read, or is no cluster file.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"A cluster file must be readable, but {path} is not: {error}.") from error
+    except yaml.YAMLError as error:
+        told = " ".join(str(error).split())
+        raise UsageError(f"A cluster file must be YAML, but {path} is not: {told}.") from error
+    if isinstance(document, dict):
+        if str(document.get("apiVersion", "")).startswith("ray.io/"):
+            return "kuberay", document
+        kind = document["provider"].get("type") if isinstance(document.get("provider"), dict) else 0
+        if kind in LAUNCHED:
+            return str(kind), document
+        if kind == 0 and "run" in document:
+            return "skypilot", document
+    raise UsageError(
+        "A cluster file must have a `provider.type` of aws, gcp or local, or be KubeRay's or "
+        f"SkyPilot's, but {path} is none of these; start from one in cluster/templates."
+    )
+
+
+def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
+    """Bring a file whose structure has been checked into the common form."""
+    if kind == "kuberay":
+        return _kuberay(path, document)
+    if kind == "skypilot":
+        return _skypilot(path, document)
+    return _local(path, document) if kind == "local" else _cloud(path, kind, document)
+
+
+def scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value that is neither a list nor a mapping, with its path such as `a.b[0]`."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from scalars(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from scalars(value, f"{key}[{index}]")
+    else:
+        yield key, node
+
+
+def _commands(document: dict[str, Any], role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    setup = [*document.get("setup_commands", []), *document.get(f"{role}_setup_commands", [])]
+    return tuple(setup), tuple(document.get(f"{role}_start_ray_commands", []))
+
+
+def _cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
+    groups = []
+    image = document.get("docker", {}).get("image")
+    for name, node_type in document.get("available_node_types", {}).items():
+        is_head = name == document.get("head_node_type")
+        config, resources = node_type["node_config"], node_type["resources"]
+        setup, start = _commands(document, "head" if is_head else "worker")
+        groups.append(
+            Group(
+                name=name,
+                is_head=is_head,
+                machine=config.get("InstanceType" if kind == "aws" else "machineType"),
+                cpus=resources.get("CPU"),
+                gpus=resources.get("GPU"),
+                smallest=1 if is_head else node_type.get("min_workers", 0),
+                largest=1 if is_head else node_type.get("max_workers", document["max_workers"]),
+                spot=_is_spot(config),
+                image=image or _machine_image(kind, config),
+                setup=setup + tuple(node_type.get("worker_setup_commands", [])),
+                start=start,
+            )
+        )
+    region, most = document["provider"].get("region"), document.get("max_workers")
+    return ClusterFile(path, kind, document, tuple(groups), region, most)
+
+
+def _is_spot(config: dict[str, Any]) -> bool:
+    """Say whether machines are spot ones; GCP's `scheduling` may be a list of one-key mappings."""
+    said = {key.rpartition(".")[2]: value for key, value in scalars(config)}
+    return (
+        said.get("MarketType") == "spot"
+        or said.get("provisioningModel") == "SPOT"
+        or said.get("preemptible") is True
+    )
+
+
+def _machine_image(kind: str, config: dict[str, Any]) -> str | None:
+    if kind == "aws":
+        return config.get("ImageId")
+    disks = [disk for disk in config.get("disks", []) if disk.get("boot")]
+    return disks[0].get("initializeParams", {}).get("sourceImage") if disks else None
+
+
+def _local(path: Path, document: dict[str, Any]) -> ClusterFile:
+    hosts = len(document["provider"].get("worker_ips", []))
+    setup, start = _commands(document, "head")
+    head = Group(name="head", is_head=True, smallest=1, setup=setup, start=start)
+    setup, start = _commands(document, "worker")
+    smallest, largest = document.get("min_workers", hosts), document.get("max_workers", hosts)
+    workers = Group(
+        name="workers", is_head=False, smallest=smallest, largest=largest, setup=setup, start=start
+    )
+    return ClusterFile(path, "local", document, (head, workers), None, largest)
+
+
+def _kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
+    spec = ray_cluster_spec(document)
+    groups = [_pods(spec["headGroupSpec"], "head", is_head=True)]
+    groups += [
+        _pods(group, group["groupName"], is_head=False) for group in spec["workerGroupSpecs"]
+    ]
+    return ClusterFile(path, "kuberay", document, tuple(groups))
+
+
+def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of the cluster of a `RayCluster` or a `RayJob`."""
+    spec: dict[str, Any] = document["spec"]
+    return spec["rayClusterSpec"] if document["kind"] == "RayJob" else spec
+
+
+def _pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
+    container = group["template"]["spec"]["containers"][0]
+    limits = container.get("resources", {}).get("limits", {})
+    told = group.get("rayStartParams", {})
+    cpus = told.get("num-cpus", limits.get("cpu"))
+    selector = group["template"]["spec"].get("nodeSelector", {})
+    return Group(
+        name=name,
+        is_head=is_head,
+        cpus=None if cpus is None else _quantity(cpus),
+        gpus=_quantity(told.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
+        accelerator=selector.get("ray.io/accelerator-type"),
+        smallest=1 if is_head else group["minReplicas"],
+        largest=1 if is_head else group["maxReplicas"],
+        image=container["image"],
+    )
+
+
+def _quantity(value: Any) -> float:
+    """Read Kubernetes' way of writing numbers of CPUs, such as `500m`."""
+    found = re.fullmatch(r"([\d.]+)(m?)", str(value))
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+
+
+def _skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
+    resources = document.get("resources", {})
+    accelerator, _, count = str(resources.get("accelerators", "")).partition(":")
+    cpus = re.match(r"[\d.]+", str(resources.get("cpus", "")))
+    nodes = document.get("num_nodes", 1)
+    head = Group(
+        name="head",
+        is_head=True,
+        machine=resources.get("instance_type"),
+        cpus=float(cpus[0]) if cpus else None,
+        gpus=float(count or 1) if accelerator else 0.0,
+        accelerator=accelerator or None,
+        smallest=1,
+        spot=bool(resources.get("use_spot", False)),
+        image=resources.get("image_id"),
+        setup=(str(document.get("setup", "")),),
+        start=(str(document["run"]),),
+    )
+    groups = [head]
+    if nodes > 1:
+        rest = {"name": "workers", "is_head": False, "smallest": nodes - 1, "largest": nodes - 1}
+        groups.append(Group(**{**vars(head), **rest}))
+    return ClusterFile(path, "skypilot", document, tuple(groups))

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs mtil, with the versions of constraints.txt, from the checkout that this script is in:
+#
+#   cluster/install.sh VENV
+#
+# into a virtual environment, which is made if it is not there and left alone if it fits already.
+# All machines of a cluster run it, and so does the image. PYTHON names an interpreter (3.11 or
+# newer); TORCH_INDEX a place with another build of torch than the one that pip finds, such as
+# https://download.pytorch.org/whl/cpu.
+set -euo pipefail
+
+venv=${1:?usage: cluster/install.sh VENV}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+sources=$(find mtil tune -name '*.py' | LC_ALL=C sort)
+# shellcheck disable=SC2086
+state=$(cat pyproject.toml constraints.txt $sources <(echo "${TORCH_INDEX:-}") | sha256sum)
+if [ "$(cat "$venv/installed" 2>/dev/null)" = "$state" ]; then
+    echo "mtil is installed in $venv"
+    exit 0
+fi
+
+fits() { "$1" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+for python in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if fits "$python"; then break; fi
+    python=
+done
+if [ -z "$python" ]; then
+    echo "Python must be 3.11 or newer and have venv; install python3-venv, or set PYTHON." >&2
+    exit 2
+fi
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+rm -f "$venv/installed"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+    --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+    --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster]'
+echo "$state" > "$venv/installed"
+echo "mtil is installed in $venv"

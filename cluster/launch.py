@@ -1,0 +1,172 @@
+"""`python -m cluster up`, `down` and `status`: Ray's launcher, with the checks before it.
+
+Machines on premises are not given back to anybody, and Ray leaves its processes running on them;
+so `down` ends these first, host by host, with the `ray stop` of the file's own start commands.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster import rules
+from cluster.check import account_problems, open_file
+from cluster.errors import ClusterError, UsageError
+from cluster.files import ROOT, TOKEN_MODE, ClusterFile, Group
+
+_TUNNEL_TIMEOUT_S = 90
+_DASHBOARD_PORT = 8265
+
+
+def up(path: Path, *, yes: bool = False) -> None:
+    """Bring a cluster up, or bring it in line with its file.
+
+    Args:
+        path: the cluster file.
+        yes: do not ask before machines are rented.
+
+    Raises:
+        UsageError: if a check fails; nothing was started then.
+        ClusterError: if `ray up` fails.
+    """
+    file = open_file(path)
+    problems = account_problems(file)
+    if problems:
+        raise UsageError("\n".join(problems))
+    flags = ["--no-config-cache", "--disable-usage-stats", *(["--yes"] if yes else [])]
+    _run("up", ["up", str(path.absolute()), *flags])
+
+
+def down(path: Path, *, yes: bool = False) -> None:
+    """Take a cluster down, its data in the bucket aside.
+
+    Raises:
+        UsageError: if a check fails.
+        ClusterError: if `ray down` fails, or a host cannot be reached.
+    """
+    file = open_file(path)
+    flags = ["--yes"] if yes else []
+    if file.kind == "local":
+        if not yes and not _confirmed(f"End Ray on {', '.join(_hosts(file))}? [y/N] "):
+            raise UsageError("Ending Ray must be confirmed, but was not; `--yes` does not ask.")
+        flags = ["--yes"]
+        _stop_hosts(file)
+    _run("down", ["down", str(path.absolute()), *flags])
+
+
+def status(path: Path) -> None:
+    """Print what a cluster has, uses and waits for.
+
+    Raises:
+        UsageError: if a check fails.
+        ClusterError: if the head does not answer.
+    """
+    file = open_file(path)
+    command = f"{TOKEN_MODE} {_program(file.head)} status"
+    _run("status", ["exec", str(path.absolute()), command])
+
+
+@contextmanager
+def tunnel(path: Path) -> Iterator[str]:
+    """Yield the address on this machine at which the head's dashboard answers, through ssh.
+
+    Raises:
+        UsageError: if a check fails.
+        ClusterError: if the head cannot be reached.
+    """
+    open_file(path)
+    port = _free_port()
+    command = [str(_ray()), "dashboard", str(path.absolute()), "--port", str(port)]
+    command += ["--remote-port", str(_DASHBOARD_PORT)]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as forwarder:
+        try:
+            deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
+            while not _answers(port):
+                if forwarder.poll() is not None or time.monotonic() > deadline:
+                    raise ClusterError(f"The head of {path} does not answer; `status` says more.")
+                time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(forwarder.pid, signal.SIGKILL)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    done = subprocess.run([str(_ray()), *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        raise ClusterError(f"`{name}` failed: ray ended with exit code {done.returncode}.")
+
+
+def _ray() -> Path:
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists():
+        raise UsageError("The launcher is the program `ray`; run `pip install 'mtil[cluster]'`.")
+    return program
+
+
+def _program(group: Group) -> str:
+    """Return how the file calls `ray` on a machine, which need not be on the PATH there."""
+    stops = [command for command in group.start if command.split()[-1:] == ["stop"]]
+    return stops[0].removesuffix(" stop") if stops else "ray"
+
+
+def _hosts(file: ClusterFile) -> list[str]:
+    provider = file.document["provider"]
+    return [provider["head_ip"], *provider["worker_ips"]]  # the head first: it restarts the others
+
+
+def _stop_hosts(file: ClusterFile) -> None:
+    auth = file.document["auth"]
+    groups = [file.head, *(file.workers * len(file.document["provider"]["worker_ips"]))]
+    lost = []
+    for host, group in zip(_hosts(file), groups, strict=True):
+        command = ["ssh", "-i", str(rules.local_path(auth["ssh_private_key"]))]
+        for option in (
+            "IdentitiesOnly=yes",
+            "BatchMode=yes",
+            "ConnectTimeout=10",
+            "StrictHostKeyChecking=no",  # as Ray's own connections, which came first
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+        ):
+            command += ["-o", option]
+        command += [f"{auth['ssh_user']}@{host}", f"{_program(group)} stop --force"]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+            lost.append(host)
+    if lost:
+        raise ClusterError(
+            f"Ray must be ended on every host, but was not on {', '.join(lost)} (ssh says why, "
+            "above); run `down` again when they answer."
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

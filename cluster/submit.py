@@ -1,0 +1,225 @@
+"""`python -m cluster submit`: a command, run on a cluster by Ray's job API.
+
+The working directory goes along, so that the code that runs is the code that is here. What the job
+API keeps (the command, the environment) anybody with access to the cluster can read; so secrets
+are refused there.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, UsageError
+
+MAX_UPLOAD_BYTES = 64 << 20
+"""A checkout has a few; more is data or a virtual environment that was meant to stay."""
+
+_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|(?:ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
+_MIN_SECRET_CHARS = 8
+_RECONNECT_S = 2
+_MAX_LOST = 30
+_OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that go along with a job.
+
+    Args:
+        names: which of them, without values.
+        given: the environment that they are taken from.
+
+    Raises:
+        UsageError: if one is not set, holds a value of its own, or is a secret by its name.
+    """
+    for name in names:
+        if "=" in name:
+            raise UsageError(
+                f"--env must name a variable of this environment, but got {name}; "
+                f"run `export {name}` and give --env {name.partition('=')[0]}."
+            )
+        if _SECRET.search(name):
+            raise UsageError(
+                f"--env must name no secret, but got {name}, which everybody with access to the "
+                "cluster could read among its jobs; give the machines a role or a mounted file."
+            )
+        if name not in given:
+            raise UsageError(f"--env must name a variable that is set, but {name} is not.")
+    return {name: given[name] for name in names}
+
+
+def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
+    """Return a command as the job API takes it: one line for a shell.
+
+    Raises:
+        UsageError: if it is empty, or holds a secret of the environment.
+    """
+    if not command:
+        raise UsageError("submit must be given a command after `--`, but got none.")
+    line = shlex.join(command)
+    for name, value in given.items():
+        if _SECRET.search(name) and len(value) >= _MIN_SECRET_CHARS and value in line:
+            raise UsageError(
+                f"The command must hold no secrets, but has the value of {name}, which everybody "
+                "with access to the cluster could read; give the machines a role or a mounted file."
+            )
+    return line
+
+
+def upload_size(folder: Path) -> dict[str, int]:
+    """Return the bytes that would go along, by entry of a folder, as Ray itself decides.
+
+    Raises:
+        UsageError: if it is no folder, or larger in all than `MAX_UPLOAD_BYTES`.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--working-dir must be a folder, but {folder} is not.")
+    from ray._private.runtime_env import packaging
+
+    folder = folder.absolute()
+    sizes: dict[str, int] = {}
+    silent = logging.getLogger("cluster.upload")
+    silent.setLevel(logging.CRITICAL)  # Ray tells it of every file that it skips
+
+    def count(path: Path) -> None:
+        if path.is_file():
+            entry = path.relative_to(folder).parts[0]
+            sizes[entry] = sizes.get(entry, 0) + path.stat().st_size
+
+    packaging._dir_travel(folder, [], count, include_gitignore=True, logger=silent)
+    total = sum(sizes.values())
+    if total > MAX_UPLOAD_BYTES:
+        largest = sorted(sizes, key=lambda entry: sizes[entry], reverse=True)[:3]
+        told = ", ".join(f"{entry} {sizes[entry] / 2**20:.0f}" for entry in largest)
+        raise UsageError(
+            f"The working directory must be at most {MAX_UPLOAD_BYTES >> 20} MiB, but has "
+            f"{total / 2**20:.0f} (MiB: {told}); name in .rayignore what is to stay."
+        )
+    return sizes
+
+
+def submit(
+    command: Sequence[str], *, address: str, working_dir: Path, names: Sequence[str] = ()
+) -> int:
+    """Run a command on a cluster, print what it prints, and return its exit code.
+
+    Ctrl-C leaves the job alone and raises `KeyboardInterrupt`.
+
+    Args:
+        command: the command and its arguments.
+        address: where the dashboard answers, `http://HOST:PORT`.
+        working_dir: the folder that goes along and that the command runs in.
+        names: variables of this environment that the job gets.
+
+    Raises:
+        UsageError: if something that was given is wrong; nothing runs then.
+        ClusterError: if the cluster does not answer.
+    """
+    line = entrypoint(command, os.environ)
+    variables = environment(names, os.environ)
+    upload_size(working_dir)
+    client = _client(address)
+    runtime: dict[str, Any] = {"working_dir": str(working_dir.absolute()), "env_vars": variables}
+    try:
+        job = client.submit_job(entrypoint=line, runtime_env=runtime)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"The cluster refuses the job: {_first_line(error)}") from error
+    return follow(job, address=address)
+
+
+def follow(job: str, *, address: str) -> int:
+    """Print what a job prints from its start until it ends, and return its exit code.
+
+    Raises:
+        UsageError: if there is no such job.
+        ClusterError: if the cluster does not answer.
+    """
+    client = _client(address)
+    print(f"job {job}", file=sys.stderr, flush=True)  # noqa: T201
+    try:
+        asyncio.run(_print_logs(client, job))
+        details = client.get_job_info(job)
+        while not details.status.is_terminal():
+            time.sleep(0.5)
+            details = client.get_job_info(job)
+    except KeyboardInterrupt:
+        print(  # noqa: T201
+            f"\nThe job goes on; `--attach {job}` follows it, and `--stop {job}` ends it.",
+            file=sys.stderr,
+        )
+        raise
+    except (OSError, RuntimeError) as error:
+        if "404" in str(error):
+            raise UsageError(f"--attach must name a job of the cluster, but got {job}.") from error
+        raise ClusterError(f"The cluster no longer answers: {_first_line(error)}") from error
+    print(f"job {job}: {details.status.value}", file=sys.stderr)  # noqa: T201
+    if details.driver_exit_code is None:
+        if details.status.value == "SUCCEEDED":
+            return 0
+        raise ClusterError(f"The job ended without an exit code: {details.message or 'no reason'}")
+    return int(details.driver_exit_code) & 0xFF
+
+
+def stop(job: str, *, address: str) -> None:
+    """End a job and what it started.
+
+    Raises:
+        UsageError: if there is no such job.
+    """
+    try:
+        _client(address).stop_job(job)
+    except RuntimeError as error:
+        raise UsageError(f"--stop must name a job of the cluster, but got {job}.") from error
+
+
+async def _print_logs(client: Any, job: str) -> None:
+    """Follow the logs over lost connections; each connection starts again at their beginning."""
+    import aiohttp
+
+    printed = lost = 0
+    while True:
+        seen = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                fresh = text[max(0, printed - seen) :]
+                seen += len(text)
+                if fresh:
+                    printed, lost = seen, 0
+                    print(fresh, end="", flush=True)  # noqa: T201
+            return
+        except (OSError, RuntimeError, aiohttp.ClientError):
+            lost += 1
+            if lost > _MAX_LOST or client.get_job_info(job).status.is_terminal():
+                return
+            await asyncio.sleep(_RECONNECT_S)
+
+
+def _client(address: str) -> Any:
+    for name in _OVERRIDES:  # Ray would prefer these to the address that it is given
+        os.environ.pop(name, None)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise UsageError(
+            f"The cluster at {address} must be given its token, but was not; set "
+            "RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token, or name the cluster "
+            "with --cluster."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ClusterError(
+            f"A cluster must answer at {address}, but does not ({_first_line(error)}); name one "
+            "with --address or --cluster."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."

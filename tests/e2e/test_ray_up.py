@@ -1,0 +1,242 @@
+"""A real `ray up` of two hosts: network namespaces with an sshd each, from the on-prem template.
+
+Nothing here talks to the machine's own network. The operator is in a namespace too, with a bridge
+to which both hosts are plugged. A host has its own processes, /tmp, /dev/shm and /home.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from cluster.files import ROOT
+
+HEAD, WORKER = ADDRESSES = ("10.77.0.11", "10.77.0.12")
+GATEWAY = "10.77.0.1"
+NAMES = [f"mtil{os.getpid()}-{name}" for name in ("operator", "head", "worker")]
+TOKEN = "a-token-of-this-test-alone-0123456789"
+
+Operate = Callable[..., "subprocess.CompletedProcess[str]"]
+
+INSTALL = """
+set -e
+mount --bind {home} /mnt && mount -t tmpfs tmpfs /home && mkdir /home/mtil
+mount --bind /mnt /home/mtil
+exec /home/mtil/src/cluster/install.sh /home/mtil/venv
+"""
+HOST = """
+set -e
+hostname {name}
+mount --bind {home} /mnt && mount --bind {venv} /mnt/venv
+mount -t tmpfs tmpfs /home && mkdir /home/mtil && mount --rbind /mnt /home/mtil
+for folder in /tmp /run /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+mkdir -m 755 /run/sshd
+mount --bind /home/mtil/passwd /etc/passwd
+exec /usr/sbin/sshd -D -f /home/mtil/sshd.conf -E /home/mtil/sshd.log
+"""
+SSHD = """
+ListenAddress {address}
+HostKey /home/mtil/hostkey
+AuthorizedKeysFile /home/mtil/authorized_keys
+PidFile none
+StrictModes no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+UsePAM no
+"""
+
+
+def _why_not() -> str | None:
+    """Say why hosts cannot be made here, if they cannot."""
+    missing = [name for name in ("ip", "rsync", "ssh", "unshare") if shutil.which(name) is None]
+    missing += [] if Path("/usr/sbin/sshd").exists() else ["sshd"]
+    if missing:
+        return f"two hosts need the programs {', '.join(missing)}, which are not here"
+    tried = subprocess.run(
+        ["unshare", "--net", "--pid", "--mount", "--fork", "mount", "-t", "tmpfs", "x", "/mnt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if os.geteuid() or tried.returncode:
+        return f"network namespaces are not allowed here: {tried.stderr.strip() or 'not root'}"
+    return None
+
+
+REASON = _why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hosts")
+
+
+@pytest.fixture(scope="module")
+def venv(state: Path) -> Path:
+    """What cluster/install.sh makes of the files that the Dockerfile copies, and nothing else."""
+    home = state / "image"
+    for words in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = words.split()
+        for source in sources:
+            to = home / "src" / (target if len(sources) == 1 else source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(ROOT / source, to)
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", INSTALL.format(home=home)],
+        env=os.environ | {"PYTHON": os.path.realpath(sys.executable)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "mtil is installed in /home/mtil/venv"
+    return home / "venv"
+
+
+@pytest.fixture(scope="module")
+def hosts(state: Path, venv: Path) -> Iterator[list[psutil.Process]]:
+    """Two hosts that are up; yields what each of their processes descends from."""
+    operator, *others = NAMES
+    for name in ("id", "hostkey"):
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(state / name)]
+        subprocess.run(keygen, check=True)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        _ip("netns", "add", operator)
+        _ip("-n", operator, "link", "set", "lo", "up")
+        _ip("-n", operator, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", operator, "address", "add", f"{GATEWAY}/24", "dev", "bridge")
+        _ip("-n", operator, "link", "set", "bridge", "up")
+        for number, (name, address) in enumerate(zip(others, ADDRESSES, strict=True)):
+            _ip("netns", "add", name)
+            wire = ["link", "add", f"host{number}", "type", "veth", "peer", "eth0", "netns", name]
+            _ip("-n", operator, *wire)
+            _ip("-n", operator, "link", "set", f"host{number}", "master", "bridge", "up")
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            for link in ("eth0", "lo"):
+                _ip("-n", name, "link", "set", link, "up")
+            _ip("-n", name, "route", "add", "default", "via", GATEWAY)
+            script = HOST.format(name=name, home=_home(state, name, address), venv=venv)
+            inside = ["unshare", "--pid", "--mount", "--uts", "--fork", "--kill-child"]
+            inside += ["--mount-proc", "bash", "-c", script]
+            started.append(subprocess.Popen(["ip", "netns", "exec", name, *inside], cwd="/"))
+        yield [psutil.Process(process.pid) for process in started]
+    finally:
+        for process in started:
+            process.kill()  # and with it all that runs on the host
+            process.wait()
+        for name in NAMES:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def _home(state: Path, name: str, address: str) -> Path:
+    home = state / name
+    (home / "venv").mkdir(parents=True)
+    shutil.copy2(state / "hostkey", home)
+    shutil.copy2(state / "id.pub", home / "authorized_keys")
+    (home / ".bashrc").touch()  # as users have, and Ray reads
+    (home / "sshd.conf").write_text(SSHD.format(address=address))
+    users = Path("/etc/passwd").read_text()  # ssh takes the first of several names of a user
+    (home / "passwd").write_text(f"mtil:x:0:0::/home/mtil:/bin/bash\n{users}")
+    return home
+
+
+@pytest.fixture(scope="module")
+def file(state: Path) -> Path:
+    """The on-prem template, filled in as its comments say."""
+    template = yaml.safe_load((ROOT / "cluster" / "templates" / "on-prem.yaml").read_text())
+    template["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
+    template["auth"]["ssh_private_key"] = str(state / "id")
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        # Both hosts are this machine, whose memory each would take a third of.
+        template[key][-1] += " --num-cpus=2 --object-store-memory=200000000"
+    path = state / "on-prem.yaml"
+    path.write_text(yaml.safe_dump(template))
+    return path
+
+
+@pytest.fixture(scope="module")
+def operate(state: Path, hosts: list[psutil.Process]) -> Operate:
+    """Run `python -m cluster` where the hosts can be reached, with a home folder of its own."""
+    token = state / "operator" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"HOME": str(state / "operator"), "RAY_TMPDIR": str(state / "operator")}
+
+    def run(*words: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+        command = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", "cluster"]
+        return subprocess.run(
+            [*command, *map(str, words)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+def _programs(host: psutil.Process) -> set[str]:
+    return {process.name() for process in host.children(recursive=True)}
+
+
+def test_two_hosts_come_up_run_a_job_and_are_left_empty(
+    file: Path, operate: Operate, hosts: list[psutil.Process]
+) -> None:
+    up = operate("up", file, "--yes")
+    assert up.returncode == 0, up.stdout + up.stderr
+    deadline = time.monotonic() + 120
+    while not all("raylet" in _programs(host) for host in hosts):
+        assert time.monotonic() < deadline, operate("status", file).stdout
+        time.sleep(1)
+
+    status = operate("status", file)
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert "Active:" in status.stdout
+
+    job = operate("submit", "--cluster", file, "--", "mtil", "doctor")
+    assert "2 node(s) with 4 CPUs" in job.stdout, job.stdout + job.stderr
+    assert job.returncode == 0, job.stdout + job.stderr
+    failed = operate("submit", "--cluster", file, "--", "bash", "-c", "hostname; exit 7")
+    assert failed.returncode == 7, failed.stdout + failed.stderr
+    assert NAMES[1] in failed.stdout
+
+    down = operate("down", file, "--yes")
+    assert down.returncode == 0, down.stdout + down.stderr
+    deadline = time.monotonic() + 20
+    while any(_programs(host) != {"sshd"} for host in hosts) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert [_programs(host) for host in hosts] == [{"sshd"}, {"sshd"}]
+
+
+def test_a_host_that_cannot_be_reached_is_named(file: Path, operate: Operate) -> None:
+    _ip("-n", NAMES[2], "link", "set", "eth0", "down")
+    try:
+        down = operate("down", file, "--yes")
+    finally:
+        _ip("-n", NAMES[2], "link", "set", "eth0", "up")
+    assert down.returncode == 1
+    assert f"but was not on {WORKER} (ssh says why" in down.stderr

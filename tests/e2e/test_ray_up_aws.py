@@ -1,0 +1,132 @@
+"""cluster.yaml through Ray's own AWS provider against a mock EC2, up to the head's machine.
+
+The mock hands out addresses that look public, and `ray up` then dials them; so all of it runs in a
+network namespace that has nothing but loopback.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.files import ROOT
+
+PROGRAM = """
+import json, os, sys, threading, time
+from pathlib import Path
+
+import boto3
+from moto import mock_aws
+
+from cluster.__main__ import main
+
+os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+mock = mock_aws()
+mock.start()
+ec2 = boto3.client("ec2", region_name="us-east-1")
+iam = boto3.client("iam")
+for name in ("mtil-head", "mtil-worker"):
+    iam.create_instance_profile(InstanceProfileName=name)
+
+def machines():
+    found = ec2.describe_instances()["Reservations"]
+    return [machine for reservation in found for machine in reservation["Instances"]]
+
+told = {"without_group": main(["up", "cluster.yaml", "--yes"])}
+(vpc,) = ec2.describe_vpcs()["Vpcs"]
+made = ec2.create_security_group(GroupName="mtil", Description="mtil", VpcId=vpc["VpcId"])
+group = made["GroupId"]
+def allow(address, **more):
+    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": address}]}
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    return rule
+wide = allow("0.0.0.0/0")
+told["open_group"] = main(["up", "cluster.yaml", "--yes"])
+ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[wide])
+allow("10.1.2.3/32")
+told["before"] = len(machines())
+
+from cluster import launch
+from ray.scripts.scripts import cli
+
+# The launcher in this process rather than in one of its own, where the mock would not be.
+launch._run = lambda name, words: cli(words, standalone_mode=False)
+threading.Thread(target=main, args=(["up", "cluster.yaml", "--yes"],), daemon=True).start()
+deadline = time.monotonic() + 60
+while not machines() and time.monotonic() < deadline:
+    time.sleep(0.2)
+(head,) = machines()
+(volume,) = ec2.describe_volumes()["Volumes"]
+told["head"] = {
+    "type": head["InstanceType"],
+    "image": head["ImageId"],
+    "profile": head["IamInstanceProfile"]["Arn"].rpartition("/")[2],
+    "groups": [found["GroupId"] == group for found in head["SecurityGroups"]],
+    "key": Path(f"~/.ssh/{head['KeyName']}.pem").expanduser().stat().st_mode & 0o777,
+    "tags": {tag["Key"]: tag["Value"] for tag in head["Tags"]},
+    "tokens": head["MetadataOptions"]["HttpTokens"],
+    "disk": [volume["Size"], volume["Encrypted"], volume["VolumeType"]],
+}
+rules = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+told["addresses"] = [found["CidrIp"] for rule in rules for found in rule["IpRanges"]]
+Path(os.environ["TOLD"]).write_text(json.dumps(told))
+os._exit(0)
+"""
+
+
+def _alone(*command: str) -> list[str]:
+    script = 'ip link set lo up && exec "$@"'
+    return ["unshare", "--net", "bash", "-c", script, "alone", *command]
+
+
+@pytest.fixture(scope="module")
+def reason() -> str | None:
+    done = subprocess.run(_alone("true"), capture_output=True, text=True, check=False)
+    return f"network namespaces are not allowed here: {done.stderr}" if done.returncode else None
+
+
+def test_the_aws_file_asks_for_the_head_that_it_describes(
+    reason: str | None, tmp_path: Path
+) -> None:
+    if reason is not None:
+        pytest.skip(reason)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    unset = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        _alone(sys.executable, "-c", PROGRAM),
+        cwd=ROOT,
+        env=environment | {"HOME": str(tmp_path), "TOLD": str(tmp_path / "told.json")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["without_group"] == told["open_group"] == 2
+    assert "The security group mtil must exist in us-east-1" in done.stderr
+    assert "The security group mtil must not be open to everybody" in done.stderr
+    assert told["before"] == 0
+    head = told["head"]
+    tags = head.pop("tags")
+    assert head == {
+        "type": "m6i.large",
+        "image": "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
+        "base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
+        "profile": "mtil-head",
+        "groups": [True],
+        "key": 0o600,
+        "tokens": "required",
+        "disk": [100, True, "gp3"],
+    }
+    assert tags["project"] == "mtil"
+    assert tags["ray-cluster-name"] == "mtil"
+    assert tags["ray-node-type"] == "head"
+    assert told["addresses"] == ["10.1.2.3/32"]  # Ray adds none of its own

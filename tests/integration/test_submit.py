@@ -1,0 +1,201 @@
+"""Jobs on a small real Ray that asks for a token, through `python -m cluster submit`."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from cluster.files import ROOT
+
+TOKEN = "a-token-of-this-test-alone-0123456789"
+PORT_OPTIONS = (
+    "--port", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
+    "--metrics-export-port", "--ray-client-server-port", "--node-manager-port",
+    "--object-manager-port", "--runtime-env-agent-port",
+)  # fmt: skip
+
+Submit = Callable[..., "subprocess.Popen[str]"]
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """Of a cluster of its own: no address of another one, and a token."""
+    unset = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    values = {name: value for name, value in os.environ.items() if name not in unset}
+    return values | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
+@pytest.fixture(scope="module")
+def address(environment: dict[str, str]) -> Iterator[str]:
+    """Where the dashboard of a head with one CPU answers."""
+    ports = _free_ports(len(PORT_OPTIONS))
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need short paths
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += [f"{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=True)]
+    command += ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+    command += ["--include-dashboard=true"]
+    given = environment | {"RAY_TMPDIR": str(folder)}
+    log = folder / "start.log"
+    with log.open("w") as sink:
+        head = subprocess.Popen(command, env=given, stdout=sink, stderr=sink)
+        try:
+            url = f"http://127.0.0.1:{ports[1]}"
+            deadline = time.monotonic() + 90
+            while _jobs(url) is None:
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield url
+        finally:
+            processes = psutil.Process(head.pid).children(recursive=True)
+            for process in [psutil.Process(head.pid), *processes]:
+                process.kill()
+            head.wait()
+            psutil.wait_procs(processes, timeout=10)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _jobs(url: str) -> list[dict[str, Any]] | None:
+    """What the cluster keeps of jobs, as anybody with the token can read it."""
+    try:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = requests.get(f"{url}/api/jobs/", headers=headers, timeout=10)
+    except requests.ConnectionError:
+        return None
+    if not answer.ok:
+        return None
+    jobs: list[dict[str, Any]] = answer.json()
+    return jobs
+
+
+@pytest.fixture
+def submit(address: str, environment: dict[str, str]) -> Submit:
+    """Start `python -m cluster submit` with words, and variables of its own."""
+
+    def start(*words: str | Path, **variables: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "cluster", "submit"]
+        given = environment | variables
+        if "--address" not in words:
+            command += ["--address", address]
+            given["RAY_ADDRESS"] = "127.0.0.1:9"  # of another cluster, which must not be asked
+        return subprocess.Popen(
+            [*command, *map(str, words)],
+            cwd=ROOT,
+            env=given,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+PROGRAM = """
+import os, sys, time
+import helper
+for number in range(3):
+    print(number, helper.WORD, os.environ["GREETING"], flush=True)
+    time.sleep(0.2)
+print("last", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "helper.py").write_text("WORD = 'from the folder'\n")
+    (tmp_path / "run.py").write_text(PROGRAM)
+    (tmp_path / ".rayignore").write_text("stays/\n")
+    (tmp_path / "stays").mkdir()
+    return tmp_path
+
+
+def test_a_job_has_the_folder_and_the_named_variables_and_gives_its_exit_code(
+    submit: Submit, address: str, folder: Path
+) -> None:
+    words = ("--working-dir", folder, "--env", "GREETING", "--", "python", "run.py")
+    job = submit(*words, GREETING="hello", AWS_SECRET_ACCESS_KEY="wJalrXUtnFEMI")
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 3, err
+    lines = [line for line in out.splitlines() if "INFO" not in line]  # Ray's own are first
+    assert lines == [*(f"{n} from the folder hello" for n in range(3)), "last"]
+
+    (name,) = re.findall(r"^job (\S+)$", err, re.MULTILINE)
+    (kept,) = [kept for kept in _jobs(address) or [] if kept["submission_id"] == name]
+    assert kept["entrypoint"] == "python run.py"
+    assert kept["runtime_env"]["env_vars"] == {"GREETING": "hello"}
+    assert "wJalrXUtnFEMI" not in str(kept)
+
+
+def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
+    submit: Submit, address: str, folder: Path
+) -> None:
+    loop = "import time\nfor n in range(10**6): print('tick', n, flush=True); time.sleep(0.2)"
+    (folder / "loop.py").write_text(loop)
+    job = submit("--working-dir", folder, "--", "python", "loop.py")
+    assert job.stdout is not None
+    while "tick 1" not in (line := job.stdout.readline()):
+        assert line, job.communicate()[1]
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 130
+    assert "The job goes on" in err
+    assert "Traceback" not in err
+    (name,) = re.findall(r"^job (\S+)$", err, re.MULTILINE)
+    states = {kept["submission_id"]: kept["status"] for kept in _jobs(address) or []}
+    assert states[name] == "RUNNING"
+
+    again = submit("--attach", name)
+    assert again.stdout is not None
+    while "tick 3" not in (line := again.stdout.readline()):
+        assert line, again.communicate()[1]
+    stopped = submit("--stop", name)
+    _, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 0, err
+    again.communicate(timeout=60)
+    assert again.returncode not in (0, None)
+    states = {kept["submission_id"]: kept["status"] for kept in _jobs(address) or []}
+    assert states[name] == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "code", "told"),
+    [
+        (("--", "true"), {"RAY_AUTH_TOKEN": "another-token-0123456789"}, 2, "given its token"),
+        (("--address", "http://127.0.0.1:9", "--", "true"), {}, 1, "A cluster must answer at"),
+        (("--attach", "raysubmit_none"), {}, 2, "--attach must name a job of the cluster"),
+        (("--stop", "raysubmit_none"), {}, 2, "--stop must name a job of the cluster"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    submit: Submit, words: tuple[str, ...], variables: dict[str, str], code: int, told: str
+) -> None:
+    job = submit(*words, **variables)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == code, err
+    (line,) = [line for line in err.splitlines() if line.startswith("cluster: ")]
+    assert told in line
+    assert "Traceback" not in err

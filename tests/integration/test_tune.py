@@ -1,0 +1,371 @@
+"""Searches through Ray Tune: what trials leave behind, and what kills do not change."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.tune.search import Searcher
+
+from mtil import presets
+from mtil.config import from_dict, to_dict
+from mtil.data import manifest as manifests
+from mtil.distributed.preflight import Node
+from mtil.errors import ResourceError, RunError
+from mtil.plan import Train
+from mtil.run import Run
+from mtil.storage import open_store
+from tune import search as searches
+from tune import study as studies
+from tune.cli import main
+from tune.record import Asked, Budget, Rule, Search, study_name
+from tune.search import StudySearch
+from tune.trial import TOLD, Means, Work, cause_of
+
+Lines = list[dict[str, Any]]
+
+
+def _search(folder: Path, data: str = "/none", **changes: Any) -> Search:
+    config = from_dict(
+        {
+            "data": {"image_size": 64},
+            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "train": {"num_epochs": 40, "batch_size": 8},
+        }
+    )
+    fingerprint = "0" * 64 if data == "/none" else manifests.load(open_store(data)).fingerprint
+    values: dict[str, Any] = {
+        "data": data,
+        "fingerprint": fingerprint,
+        "config": to_dict(config),
+        "budget": vars(Budget(num_epochs=2)),
+        "space": ["attention", "loss"],
+        "narrowing": {},
+        "objective": "0.5*dice+0.5*auc",
+        "sampler": "tpe",
+        "seed": 0,
+        "rule": vars(Rule()),
+        "storage": None,
+        "study": study_name(str(folder)),
+    }
+    return Search.create(str(folder), Asked(**values | changes))
+
+
+def _figures(point: Mapping[str, Any]) -> dict[str, float]:
+    """Best in the middle of two ranges: 1 at most."""
+    off = (float(point["loss.dice"]) - 0.5) ** 2 + (float(point["loss.boundary"]) - 0.5) ** 2
+    return {"dice": 1 - off, "auc": 1 - off, "f1": 0.5, "score": 1 - off}
+
+
+def _drive(searcher: StudySearch, upto: int | None = None) -> int:
+    """Do trials as Tune does, one after the other; return how many came to their end."""
+    ended = 0
+    while upto is None or ended < upto:
+        point = searcher.suggest(str(ended))
+        if point == Searcher.FINISHED:
+            break
+        assert point is not None
+        outcome = json.dumps({"figures": [_figures(point)], "seconds": 1.0})
+        searcher.on_trial_complete(str(ended), {TOLD: outcome})
+        ended += 1
+    return ended
+
+
+def _params(search: Search) -> list[dict[str, Any]]:
+    return [dict(trial.params) for trial in studies.load(search).trials]
+
+
+def test_the_first_trial_is_the_default(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s")
+    searcher = StudySearch(search, 2, lambda line: None)
+    first = searcher.suggest("a")
+    assert first == (search.space.default() or {}) | {"trial": 0}
+    second = searcher.suggest("b")
+    assert second is not None
+    assert second["trial"] == 1
+    assert {**second, "trial": 0} != first
+    assert searcher.suggest("c") is None  # both may fail yet
+
+
+def test_a_driver_that_died_leaves_trials_that_the_next_takes_up(tmp_path: Path) -> None:
+    undisturbed, killed = _search(tmp_path / "a"), _search(tmp_path / "b")
+    _drive(StudySearch(undisturbed, 16, lambda line: None))
+    first = StudySearch(killed, 16, lambda line: None)
+    assert _drive(first, upto=7) == 7
+    running = first.suggest("in flight")
+    del first
+    lines: Lines = []
+    again = StudySearch(killed, 16, lines.append)
+    again.begin(1)
+    assert (lines[0]["ended"], lines[0]["taken_up"]) == (7, [7])
+    assert again.suggest("x") == running
+    again.on_trial_complete(
+        "x", {TOLD: json.dumps({"figures": [_figures(running or {})], "seconds": 1.0})}
+    )
+    assert _drive(again) == 8
+    assert studies.counts(studies.load(killed)) == {
+        "completed": 16, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
+    }  # fmt: skip
+    assert _params(killed) == _params(undisturbed)  # the sampler has lost nothing
+    assert _drive(StudySearch(killed, 16, lambda line: None)) == 0
+    assert _drive(StudySearch(killed, 18, lambda line: None)) == 2
+
+
+def test_a_failed_trial_is_told_with_its_cause_and_replaced(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s")
+    searcher = StudySearch(search, 3, lambda line: None)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {TOLD: json.dumps({"cause": "no", "trace": "line 1"})})
+    assert _drive(searcher) == 3
+    searcher.raise_for_failures()
+    study = studies.load(search)
+    assert studies.counts(study)["failed"] == 1
+    assert studies.trials(study)[0].cause == "no"
+    assert (tmp_path / "s" / "trials" / "0000" / "error.txt").read_text() == "line 1"
+
+
+def test_figures_that_are_not_numbers_are_a_failure(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s")
+    searcher = StudySearch(search, 1, lambda line: None)
+    searcher.suggest("a")
+    outcome = {"figures": [{"dice": float("nan"), "auc": 0.5}], "seconds": 1.0}
+    searcher.on_trial_complete("a", {TOLD: json.dumps(outcome)})
+    (trial,) = studies.trials(studies.load(search))
+    assert (trial.state, trial.values) == ("failed", None)
+    assert "not numbers" in (trial.cause or "")
+
+
+def test_a_search_in_which_everything_fails_ends(tmp_path: Path) -> None:
+    searcher = StudySearch(_search(tmp_path / "s"), 100, lambda line: None)
+    for number in range(5):
+        assert searcher.suggest(str(number)) is not None
+        searcher.fail(str(number), f"cause {number}")
+    assert searcher.suggest("x") == Searcher.FINISHED
+    with pytest.raises(RunError, match=r"5 trials failed, and 100 of 100 are missing; .*: cause 4"):
+        searcher.raise_for_failures()
+
+
+def test_two_goals_are_kept_apart(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s", objective="dice,f1", sampler="nsga2")
+    assert _drive(StudySearch(search, 4, lambda line: None)) == 4
+    study = studies.load(search)
+    assert study.metric_names == ["dice", "f1"]
+    assert all(trial.values[1] == 0.5 for trial in study.trials)
+
+
+def test_what_learns_from_trials_beats_what_does_not(tmp_path: Path) -> None:
+    best: dict[str, list[float]] = {"tpe": [], "random": []}
+    for seed in range(2):
+        for kind, values in best.items():
+            search = _search(
+                tmp_path / f"{kind}-{seed}",
+                sampler=kind,
+                seed=seed,
+                space=["loss"],
+                narrowing={"loss.weighting": "uncertainty"},
+            )
+            searcher = StudySearch(search, 40, lambda line: None)
+            searcher.study.enqueue_trial({"loss.dice": 0.2, "loss.boundary": 1.0})
+            _drive(searcher)
+            found = sorted(trial.value or 0 for trial in searcher.study.trials)
+            values.append(sum(found[-10:]) / 10)
+    assert all(one > other for one, other in zip(best["tpe"], best["random"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "train", "wanted", "expected"),
+    [
+        ([Node(2, 0)], {}, 24, (2, 0.5)),
+        ([Node(2, 0)], {}, 1, (1, 1.0)),
+        ([Node(2, 0)], {"num_workers": 2}, 24, (1, 0.5)),
+        ([Node(8, 0)], {"num_workers": 2}, 24, (4, 0.87)),
+        ([Node(4, 0), Node(4, 0)], {"cpus_per_worker": 2.0}, 24, (3, 2.0)),
+        ([Node(32, 4)], {"gpus_per_worker": 1.0}, 24, (4, 1.0)),
+        ([Node(32, 4)], {"gpus_per_worker": 1.0, "num_workers": 2}, 24, (2, 1.0)),
+        ([Node(32, 2)], {"gpus_per_worker": 0.5}, 24, (4, 1.0)),
+        ([Node(32, 4)], {"gpus_per_worker": 1.0}, 3, (3, 1.0)),
+    ],
+)
+def test_as_many_trials_as_there_is_room_for(
+    nodes: list[Node], train: dict[str, Any], wanted: int, expected: tuple[int, float]
+) -> None:
+    config = from_dict({"train": {"batch_size": 16, **train}})
+    assert searches.room(nodes, config, wanted) == expected
+
+
+def test_a_trial_that_has_no_room_is_refused() -> None:
+    with pytest.raises(ResourceError, match="need 1 GPUs, but the cluster has 0"):
+        searches.room([Node(2, 0)], presets.base(), 24)
+
+
+def test_want_of_memory_is_named() -> None:
+    for error in (
+        MemoryError("3 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 B"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"),
+    ):
+        assert cause_of(error).startswith("It does not fit in memory: ")
+    assert cause_of(ZeroDivisionError("division by zero")) == (
+        "ZeroDivisionError: division by zero"
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestOnRay:
+    @pytest.fixture(scope="class")
+    def lines(self) -> Lines:
+        return []
+
+    @pytest.fixture(scope="class")
+    def search(
+        self, dataset: str, tmp_path_factory: pytest.TempPathFactory, lines: Lines
+    ) -> Search:
+        """Two trials of two epochs, side by side."""
+        search = _search(tmp_path_factory.mktemp("searches") / "real", dataset)
+        searches.run(search, 2, lines.append)
+        return search
+
+    def test_every_trial_is_a_run_with_its_history(self, search: Search, lines: Lines) -> None:
+        study = studies.load(search)
+        assert studies.counts(study)["completed"] == 2
+        assert [line["kind"] for line in lines] == ["begun", "trial", "trial"]
+        assert (lines[0]["concurrent"], lines[-1]["ended"]) == (2, 2)
+        for trial in studies.trials(study):
+            run = Run.open(search.trial_uri(trial.number))
+            assert run.config == search.config_of(trial.point)
+            result = run.result(Train(0, 0))
+            assert result is not None
+            assert trial.figures == [result.metrics]
+            assert trial.values == [
+                pytest.approx(0.5 * result.metrics["dice"] + 0.5 * result.metrics["auc"])
+            ]
+            assert len(run.history(Train(0, 0))) == 2
+            frozen = study.trials[trial.number]
+            assert list(frozen.intermediate_values) == [1, 2]
+            assert frozen.intermediate_values[2] == frozen.value
+            assert not run.store.exists(run.model_name(Train(0, 0), result))
+
+    def test_the_same_search_again_does_nothing(self, search: Search) -> None:
+        lines: Lines = []
+        searches.run(search, 2, lines.append)
+        assert lines == []
+
+    def test_commands_tell_what_was_found(
+        self, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def told(*arguments: str) -> dict[str, Any]:
+            assert main([*arguments, "--run", search.uri, "--json"]) == 0
+            answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+            return answer
+
+        shown = told("show", "--top", "2")
+        assert len(shown["best"]) == 2
+        assert shown["best"][0]["value"] >= shown["best"][1]["value"]
+        status = told("status")
+        assert status["counts"]["completed"] == 2
+        assert status["trials"][0]["overrides"] == search.space.default()
+        to = str(tmp_path / "best.yaml")
+        assert told("export", "--to", to)["trial"] == shown["best"][0]["trial"]
+        config = presets.load(to)
+        assert config == search.whole_config_of(shown["best"][0]["overrides"])
+        assert config.train.num_epochs == 40
+        told("report", "--to", str(tmp_path / "report.html"))
+        page = (tmp_path / "report.html").read_text()
+        assert "<h2>Epochs</h2>" in page
+        assert page.count("Plotly.newPlot(") >= 2
+
+    def test_a_trial_whose_process_is_killed_goes_on(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        search = _search(tmp_path / "s")
+        searches.run(search, 2, lambda line: None, does=_dies_once(tmp_path))
+        assert studies.counts(studies.load(search))["completed"] == 2
+        assert sorted(path.name for path in tmp_path.glob("died-*")) == ["died-1"]
+        assert "Number of trials" not in capfd.readouterr().out  # Tune's own progress is off
+
+    def test_a_trial_that_is_stopped_ends_by_itself(self, dataset: str, tmp_path: Path) -> None:
+        """Halving with the default before it: whatever is worse after an epoch is stopped."""
+        rule = vars(Rule(kind="halving", first=1, factor=2))
+        search = _search(
+            tmp_path / "s", dataset, rule=rule, budget=vars(Budget(num_epochs=3)), space=["loss"]
+        )
+        first = StudySearch(search, 1, lambda line: None)
+        first.suggest("default")
+        judge = studies.Judge(search.storage, search.asked.study, search.rule)
+        assert judge.hear(0, 1, 2.0)  # nobody can be better
+        first.on_trial_complete(
+            "default", {TOLD: json.dumps({"figures": [{"dice": 2.0, "auc": 2.0}], "seconds": 1})}
+        )
+        searches.run(search, 2, lambda line: None)
+        trial = studies.trials(studies.load(search))[1]
+        assert (trial.state, trial.stopped_after) == ("stopped early", 1)
+        run = Run.open(search.trial_uri(1))
+        assert len(run.history(Train(0, 0))) == 1
+        assert run.result(Train(0, 0)) is not None
+
+
+def _dies_once(folder: Path) -> Work:
+    def work(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+        mark = folder / f"died-{number}"
+        if number == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 1.0}
+
+    return work
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from mtil.distributed import cluster
+from tune import search as searches
+from tune.record import Search
+
+folder = Path(sys.argv[1])
+
+def work(uri, number, point, means):
+    with (folder / "done.txt").open("a") as file:
+        file.write(f"{number}\\n")
+    time.sleep(0.5)
+    return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 0.5}
+
+with cluster.connected():
+    searches.run(Search.open(sys.argv[2]), 4, lambda line: None, does=work)
+"""
+
+
+def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
+    """SIGKILL the driver with trials in flight; the same again ends with four trials."""
+    search = _search(tmp_path / "s")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), search.uri]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    begun = tmp_path / "done.txt"
+    deadline = time.monotonic() + 120
+    while not begun.exists() or len(begun.read_text().splitlines()) < 2:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    for process in family:
+        if process.is_running():
+            process.kill()
+    assert studies.counts(studies.load(search))["running"] > 0
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = studies.counts(studies.load(search))
+    assert counts == {
+        "completed": 4, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
+    }  # fmt: skip

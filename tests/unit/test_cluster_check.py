@@ -1,0 +1,365 @@
+"""Every template passes; a file with one mistake is told which."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster import prices
+from cluster.__main__ import main
+from cluster.check import account_problems, check, open_file
+from cluster.errors import UsageError
+from cluster.files import ROOT, load, parse
+
+TEMPLATES = sorted((ROOT / "cluster" / "templates").glob("*.yaml"))
+FILES = [ROOT / "cluster.yaml", *TEMPLATES]
+
+Document = dict[str, Any]
+Mistake = Callable[[Document], object]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder that holds what the files mount: the token, and a key for the desks."""
+    folder = tmp_path / "home"
+    for name in (".ray/auth_token", ".ssh/mtil"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("x")
+        (folder / name).chmod(0o600)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def _read(name: str) -> Document:
+    path = next(path for path in FILES if path.name == f"{name}.yaml")
+    # YAML anchors give two places one object; a mistake is to be made in one of them.
+    return copy.deepcopy(yaml.safe_load(path.read_text()))
+
+
+def _problems(document: Document, tmp_path: Path) -> tuple[str, ...]:
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.dump(document, Dumper=_Plain))
+    return check(path).problems
+
+
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def test_there_is_a_template_for_each_kind() -> None:
+    kinds = [load(path)[0] for path in FILES]
+    assert kinds == ["aws", "gcp", "kuberay", "kuberay", "local", "skypilot"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_that_comes_along_passes(path: Path) -> None:
+    report = check(path)
+    assert report.problems == ()
+    assert bool(report.blanks) == (path.name != "cluster.yaml")
+
+
+def _spec(document: Document) -> Document:
+    spec: Document = document["spec"]
+    return spec
+
+
+def _node(document: Document, name: str) -> Document:
+    node: Document = document["available_node_types"][name]
+    return node
+
+
+def _in_start(document: Document, role: str, old: str, new: str) -> None:
+    commands = document[f"{role}_start_ray_commands"]
+    assert any(old in command for command in commands)
+    document[f"{role}_start_ray_commands"] = [c.replace(old, new) for c in commands]
+
+
+MISTAKES: list[tuple[str, Mistake, str]] = [
+    ("cluster", lambda d: d.update(idle_minutes=5), "must fit the schema of aws"),
+    ("cluster", lambda d: d.update(head_node_type="haed"), "must be one of `available_node_types`"),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["node_config"].update(ImageId="ami-0123456789abcdef0"),
+        "All machines must have one image",
+    ),
+    (
+        "cluster",
+        lambda d: d.update(worker_setup_commands=["~/venv/bin/pip install 'ray[default]==2.50.0'"]),
+        "Packages must come from cluster/install.sh",
+    ),
+    ("cluster", lambda d: d.update(setup_commands=[]), "must run cluster/install.sh"),
+    (
+        "cluster",
+        lambda d: d["provider"]["security_group"].update(
+            IpPermissions=[
+                {
+                    "FromPort": 6379,
+                    "ToPort": 6379,
+                    "IpProtocol": "tcp",
+                    "IpRanges": [{"CidrIp": "0.0.0.0/0"}],
+                }
+            ]
+        ),
+        "Ports must not be open to everybody, but `provider.security_group.IpPermissions[0]",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "host=127.0.0.1", "host=0.0.0.0"),
+        "must listen on 127.0.0.1, but head says --dashboard-host=0.0.0.0",
+    ),
+    (
+        "cluster",
+        lambda d: d["provider"].pop("security_group"),
+        "`provider.security_group.GroupName` must name a group of yours",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "worker", "RAY_AUTH_MODE=token", ""),
+        "must have RAY_AUTH_MODE=token, but that of gpu has not",
+    ),
+    (
+        "cluster",
+        lambda d: d["setup_commands"].append("export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7"),
+        "must hold no secrets, but `setup_commands[3]`",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["node_config"].pop("IamInstanceProfile"),
+        "gpu must have an `IamInstanceProfile`",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "head")["resources"].update(CPU=2),
+        "The head must offer no CPU (`CPU: 0`)",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu").update(min_workers=2),
+        "gpu must start from 0 workers",
+    ),
+    ("cluster", lambda d: d.pop("idle_timeout_minutes"), "but the idle timeout is not said"),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["resources"].update(GPU=2),
+        "gpu must say `GPU: 1`, which is what g6.xlarge has, but says 2",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["node_config"].update(InstanceType="m6i.xlarge"),
+        "gpu must say `GPU: 0`, which is what m6i.xlarge has, but says 1",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["resources"].update(CPU=1),
+        "a CPU for each GPU and one for Ray Data, which else waits for ever, but has 1 for 1",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "--autoscaling-config=~/ray_bootstrap_config.yaml", ""),
+        "must have --autoscaling-config",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].update({"/home/ubuntu/data": "no-such-folder"}),
+        "must name paths that exist here, but no-such-folder does not.",
+    ),
+    ("cluster", lambda d: d["auth"].update(ssh_private_key="~/.ssh/no"), "but ~/.ssh/no does not"),
+    ("gcp", lambda d: _node(d, "gpu").update(min_workers=1), "gpu must start from 0 workers"),
+    ("on-prem", lambda d: d["auth"].pop("ssh_private_key"), "must name a private key"),
+    (
+        "on-prem",
+        lambda d: _in_start(d, "worker", "RAY_enable_autoscaler_v2=0", ""),
+        "workers must start with RAY_enable_autoscaler_v2=0",
+    ),
+    ("on-prem", lambda d: d.update(max_workers=3), "must be 1, the number of `worker_ips`"),
+    (
+        "on-prem",
+        lambda d: d["provider"]["worker_ips"].append(d["provider"]["head_ip"]),
+        "`worker_ips` must not name the head",
+    ),
+    (
+        "on-prem",
+        lambda d: d.update(available_node_types={}),
+        "`available_node_types` must be left out",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d).update(rayVersion="2.9.0"),
+        "`rayVersion` must be constraints.txt's 2.60.0, but is 2.9.0",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["headGroupSpec"].update(serviceType="LoadBalancer"),
+        "`spec.headGroupSpec.serviceType` must be ClusterIP, but is LoadBalancer",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d).pop("authOptions"),
+        "`authOptions.mode` must be token",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0].update(
+            env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "wJalrXUtnFEMI"}]
+        ),
+        "AWS_SECRET_ACCESS_KEY has a value in it",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d).update(enableInTreeAutoscaling=False),
+        "`enableInTreeAutoscaling` must be true",
+    ),
+    (
+        "kuberay-job",
+        lambda d: _spec(d).pop("entrypoint"),
+        "must fit the schema of kuberay, but at `$.spec`: 'entrypoint' is a required property",
+    ),
+    (
+        "skypilot",
+        lambda d: d["resources"].update(accelerators="L5:1"),
+        "must be of a type that Ray knows, but is L5",
+    ),
+    ("skypilot", lambda d: d["resources"].update(ports=8265), "`resources.ports` must be left out"),
+    ("skypilot", lambda d: d.update(envs={"HF_TOKEN": "abc"}), "but `envs.HF_TOKEN` looks like"),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake", "told"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+def test_a_mistake_is_told_and_nothing_else_is(
+    name: str, mistake: Mistake, told: str, tmp_path: Path
+) -> None:
+    document = _read(name)
+    mistake(document)
+    # What both GPU groups share is told of each.
+    problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
+    assert problems
+    assert all(told in problem for problem in problems), problems
+
+
+def test_a_key_that_others_may_read_is_told(home: Path, tmp_path: Path) -> None:
+    (home / ".ssh" / "mtil").chmod(0o644)
+    (home / ".ray" / "auth_token").chmod(0o640)
+    token, key = _problems(_read("on-prem"), tmp_path)
+    assert token.startswith("Nobody else may read ~/.ray/auth_token")
+    assert key.startswith("Nobody else may read ~/.ssh/mtil")
+
+
+def test_a_missing_token_is_told_how_to_make(home: Path, tmp_path: Path) -> None:
+    (home / ".ray" / "auth_token").unlink()
+    (problem,) = _problems(_read("cluster"), tmp_path)
+    assert problem.endswith("run `ray get-auth-token --generate`.")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "must be readable"),
+        ("a: [", "must be YAML"),
+        ("- 1", "must have a `provider.type`"),
+        ("provider: {type: azure}", "must have a `provider.type`"),
+        ("provider: null", "must have a `provider.type`"),
+    ],
+)
+def test_what_is_no_cluster_file_is_refused(
+    text: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["check", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.startswith("cluster: ")
+    assert err.count("\n") == 1
+
+
+def test_check_prints_what_to_fill_in_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(ROOT / "cluster" / "templates" / "on-prem.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "to fill in: `provider.head_ip` is 192.0.2.11\n" in out
+    assert "cost: none to a cloud\n" in out
+
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.dump(_read("on-prem") | {"max_workers": 3}))
+    assert main(["check", str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("NO  `max_workers` must be 1")
+    assert "must pass every rule, but has 1 problem(s)" in told.err
+
+
+def test_only_whole_files_are_launched(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must be filled in first, but `provider\.head_ip`"):
+        open_file(ROOT / "cluster" / "templates" / "on-prem.yaml")
+    with pytest.raises(UsageError, match="use `sky launch "):
+        open_file(ROOT / "cluster" / "templates" / "skypilot.yaml")
+    document = _read("on-prem")
+    document["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.dump(document))
+    assert open_file(path).head.start[0] == "~/venv/bin/ray stop"
+
+
+def test_the_cost_of_the_aws_file_is_that_of_its_machines() -> None:
+    kind, document = load(ROOT / "cluster.yaml")
+    found = prices.estimate(parse(ROOT / "cluster.yaml", kind, document))
+    # m6i.large at 0.096; max_workers lets four g6.xlarge at 0.8048 in.
+    assert found.idle == pytest.approx(0.096)
+    assert found.most == pytest.approx(0.096 + 4 * 0.8048)
+    assert found.unknown == ()
+
+
+def test_the_dearest_workers_count_first(tmp_path: Path) -> None:
+    document = _read("cluster")
+    document["max_workers"] = 3
+    _node(document, "gpu")["node_config"]["InstanceType"] = "g6.4xlarge"
+    found = prices.estimate(parse(tmp_path, "aws", document))
+    assert found.most == pytest.approx(0.096 + 2 * 1.3232 + 1 * 0.8048)
+
+
+@pytest.mark.parametrize(
+    ("change", "unknown"),
+    [
+        (lambda d: _node(d, "gpu")["node_config"].update(InstanceType="p9.xlarge"), ("p9.xlarge",)),
+        (lambda d: d["provider"].update(region="sa-east-1"), ("m6i.large", "g6.xlarge")),
+    ],
+)
+def test_a_price_that_is_not_known_is_not_guessed(
+    change: Mistake, unknown: tuple[str, ...], tmp_path: Path
+) -> None:
+    document = _read("cluster")
+    change(document)
+    found = prices.estimate(parse(tmp_path, "aws", document))
+    assert (found.idle, found.most, found.unknown) == (None, None, unknown)
+
+
+def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
+    table = yaml.safe_load((ROOT / "cluster" / "prices.yaml").read_text())
+    for source in table["sources"].values():
+        assert "https://" in source["page"]
+        assert source["date"].year >= 2026
+    assert {row["source"] for row in table["machines"]} == set(table["sources"])
+    assert all(price > 0 for row in table["machines"] for price in row["prices"].values())
+
+
+def test_a_bucket_must_be_named_as_one() -> None:
+    (problem,) = check(ROOT / "cluster.yaml", bucket="gs://mine").problems
+    assert problem == "A bucket must be named as s3://BUCKET, but got gs://mine."
+
+
+def test_an_unreachable_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    (problem,) = check(ROOT / "cluster.yaml", bucket="s3://mine/data").problems
+    assert problem.startswith("The bucket must be reachable from here, but s3://mine is not (")
+
+
+def test_only_aws_has_an_account_to_ask() -> None:
+    kind, document = load(ROOT / "cluster" / "templates" / "on-prem.yaml")
+    assert account_problems(parse(ROOT, kind, document)) == []

@@ -1,0 +1,62 @@
+"""What `up`, `down` and `status` refuse before Ray's launcher is called."""
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import launch
+from cluster.__main__ import main
+from cluster.files import ROOT
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The on-prem template, filled in; nothing may be run from it."""
+    for name in (".ray/auth_token", ".ssh/mtil"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+        (tmp_path / name).chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    document = yaml.safe_load((ROOT / "cluster" / "templates" / "on-prem.yaml").read_text())
+    document["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    path = tmp_path / "desks.yaml"
+    path.write_text(yaml.dump(document))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing was to be run")
+
+    monkeypatch.setattr(launch, "_run", refuse)
+    monkeypatch.setattr(launch, "_stop_hosts", refuse)
+    return path
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "no\n", "what\n"])
+def test_hosts_are_left_alone_unless_that_is_confirmed(
+    answer: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert main(["down", str(file)]) == 2
+    told = capsys.readouterr()
+    assert "End Ray on 10.0.0.1, 10.0.0.2?" in told.out
+    assert "must be confirmed, but was not" in told.err
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_a_file_with_a_mistake_is_acted_on_by_no_command(
+    command: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(file.read_text().replace("RAY_AUTH_MODE=token", ""))
+    assert main([command, str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # the head's and the workers' start
+    assert all(line.startswith("cluster: `ray start` must have RAY_AUTH_MODE") for line in lines)
+
+
+def test_a_file_for_another_program_is_told_its_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = ROOT / "cluster" / "templates" / "kuberay-job.yaml"
+    assert main(["up", str(path)]) == 2
+    assert f"use `kubectl apply -f {path}`" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""What goes along with a job, decided before a cluster is asked."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster import submit
+from cluster.__main__ import main
+from cluster.errors import UsageError
+from cluster.files import ROOT
+
+GIVEN = {
+    "RUN": "s3://bucket/run",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+    "SHORT_TOKEN": "run",
+}
+
+
+def test_variables_go_along_by_name() -> None:
+    assert submit.environment(["RUN"], GIVEN) == {"RUN": "s3://bucket/run"}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("OTHER", "--env must name a variable that is set, but OTHER is not."),
+        ("RUN=x", "--env must name a variable of this environment, but got RUN=x"),
+        ("AWS_SECRET_ACCESS_KEY", "--env must name no secret, but got AWS_SECRET_ACCESS_KEY"),
+        ("WANDB_API_KEY", "--env must name no secret, but got WANDB_API_KEY"),
+    ],
+)
+def test_other_variables_do_not(name: str, told: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        submit.environment([name], GIVEN)
+    assert str(raised.value).startswith(told)
+
+
+def test_a_command_reaches_the_shell_word_by_word() -> None:
+    line = submit.entrypoint(["mtil", "predict", "my images", "$HOME"], GIVEN)
+    assert line == "mtil predict 'my images' '$HOME'"
+    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to be told from a word
+
+
+def test_a_command_holds_no_secret() -> None:
+    with pytest.raises(UsageError, match="has the value of AWS_SECRET_ACCESS_KEY"):
+        submit.entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
+
+
+def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--address", "http://127.0.0.1:9"]) == 2
+    assert "must be given a command after `--`" in capsys.readouterr().err
+
+
+def test_ignored_files_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".rayignore").write_text("data/\n")
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    (tmp_path / "mtil").mkdir()
+    (tmp_path / "mtil" / "a.py").write_bytes(b"x" * 100)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "b.png").write_bytes(b"x" * 5000)
+    (tmp_path / "out.log").write_bytes(b"x" * 70)
+    monkeypatch.chdir(tmp_path)
+    sizes = submit.upload_size(Path())
+    assert sizes == {".gitignore": 6, ".rayignore": 6, "mtil": 100}
+
+
+def test_a_folder_that_is_too_large_is_told_what_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "MAX_UPLOAD_BYTES", 1 << 20)
+    for name, size in (("small.py", 10), ("data.bin", 3 << 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    with pytest.raises(UsageError, match=r"at most 1 MiB, but has 3 \(MiB: data\.bin 3, small"):
+        submit.upload_size(tmp_path)
+    with pytest.raises(UsageError, match="must be a folder"):
+        submit.upload_size(tmp_path / "small.py")
+
+
+def test_this_checkout_fits_by_far() -> None:
+    sizes = submit.upload_size(ROOT)
+    assert sum(sizes.values()) < submit.MAX_UPLOAD_BYTES / 10
+    assert not {".git", ".venv", "tests", "docs"} & set(sizes)
+    assert {"mtil", "tune", "pyproject.toml"} <= set(sizes)

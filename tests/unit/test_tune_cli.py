@@ -1,0 +1,188 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from mtil import presets
+from mtil.config import to_dict
+from tune import space as spaces
+from tune import study as studies
+from tune.cli import main
+from tune.record import Asked, Budget, Rule, Search
+
+COMMANDS = ("run", "status", "show", "export", "report", "confirm")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: mtil-tune")
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = """
+import sys
+from tune.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+heavy = ("ray", "torch", "optuna", "plotly", "pyarrow", "sklearn", "numpy")
+sys.exit(str([name for name in heavy if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--num-trials", "0"], "`--num-trials` must be at least 1, but got 0"),
+        (["--max-concurrent", "0"], "`--max-concurrent` must be at least 1, but got 0"),
+        (["--space", "attention,losses"], "`--space` must name some of attention"),
+        (["--objective", "loss"], "`--objective` must be of dice, auc, f1"),
+        (["--space", "prior"], "`prior` matters only where a trial is a whole circle"),
+        (["--objective", "dice,auc", "--stop-early", "median"], "by one goal only"),
+        (["--narrow", "{tmp}/none.yaml"], "none.yaml of --narrow does not exist"),
+        (["--narrow", "{tmp}/list.yaml"], "--narrow must be a mapping of keys"),
+        (["--narrow", "{tmp}/broken.yaml"], "--narrow must be YAML"),
+        (["--narrow", "{tmp}/key.yaml"], "`loss.dise` is not in the space; did you mean"),
+        (["--fold", "9"], "A fold must be one of"),
+        (["--fold", "holdout"], "A holdout is for a final test"),
+        (["--trial-image-size", "100"], "data.image_size"),
+        (["--train.lr", "1"], "`train.lr` is not a configuration key"),
+        (["--config", "no.yaml"], "no.yaml does not exist"),
+        (["--sampler", "grid"], "invalid choice: 'grid'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    arguments: list[str],
+    says: str,
+    data_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "broken.yaml").write_text("{")
+    (tmp_path / "key.yaml").write_text("loss: {dise: 0.5}")
+    run = tmp_path / "search"
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    command = ["run", "--data", data_uri, "--run", str(run), "--config", "demo", *given]
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert says in told.err
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith("mtil-tune: ")
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("command", ["status", "show", "report", "confirm"])
+def test_a_search_that_is_not_there_is_one_sentence(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--run", str(tmp_path / "none")]) == 2
+    assert "has none; begin one with `mtil-tune run`" in capsys.readouterr().err
+
+
+def _search(folder: Path, objective: str) -> Search:
+    asked = Asked(
+        data="/data",
+        fingerprint="f" * 64,
+        config=to_dict(presets.cpu()),
+        budget=vars(Budget(num_epochs=6)),
+        space=["loss"],
+        narrowing={},
+        objective=objective,
+        sampler="random",
+        seed=0,
+        rule=vars(Rule()),
+        storage=None,
+        study="of-a-test",
+    )
+    return Search.create(str(folder), asked)
+
+
+@pytest.fixture(params=["dice", "dice,auc"])
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
+    """A search with twelve completed trials and one that failed."""
+    search = _search(tmp_path / "s", request.param)
+    study = optuna.create_study(
+        study_name="of-a-test",
+        storage=studies.open_storage(search.storage),
+        directions=["maximize"] * len(search.objective.goals),
+    )
+    space = spaces.make(search.space.base, ["loss"])
+    for number in range(13):
+        study.sampler = studies.make_sampler("random", 0, number)
+        trial = study.ask()
+        point = space.suggest(trial)
+        if number == 12:
+            trial.set_user_attr(studies.CAUSE, "It does not fit in <memory>: 9 GiB")
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            dice = float(point["loss.dice"])
+            trial.set_user_attr(studies.FIGURES, [{"dice": dice, "auc": 1 - dice**2}])
+            study.tell(trial, [dice, 1 - dice**2][: len(study.directions)])
+    return search
+
+
+def _told(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -> Any:
+    assert main([*arguments, "--run", search.uri, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
+    told = _told(capsys, search, "status")
+    assert (told["counts"]["completed"], told["counts"]["failed"]) == (12, 1)
+    assert told["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
+    main(["status", "--run", search.uri])
+    assert "trial 12 failed: It does not fit in <memory>: 9 GiB" in capsys.readouterr().out
+
+
+def test_show_has_the_best_and_what_mattered(
+    search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = _told(capsys, search, "show", "--top", "3")
+    two = len(search.objective.goals) == 2
+    dices = [trial["overrides"]["loss.dice"] for trial in told["best"]]
+    assert dices == sorted(dices, reverse=True)
+    assert len(dices) == (12 if two else 3)  # each of them is on the front
+    for shares in told["importances"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["loss.dice"] > 0
+    assert set(told["importances"]) == set(search.objective.names)
+
+
+def test_an_exported_configuration_is_taken_by_config(
+    search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "out" / "best.yaml"
+    told = _told(capsys, search, "export", "--to", str(to))
+    config = presets.load(str(to))
+    assert config == search.whole_config_of(told["overrides"])
+    assert config.loss.dice == told["overrides"]["loss.dice"]
+    assert config.train.num_epochs == presets.cpu().train.num_epochs
+    other = _told(capsys, search, "export", "--to", str(to), "--trial", "3")
+    assert other["trial"] == 3
+    assert presets.load(str(to)).loss.dice == other["overrides"]["loss.dice"]
+    assert main(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
+    assert "trial 12 is failed" in capsys.readouterr().err
+
+
+def test_the_report_needs_no_network_and_escapes_what_it_quotes(
+    search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _told(capsys, search, "report")
+    page = search.store.read("report.html").decode()
+    assert "<h2>Importances: dice</h2>" in page
+    assert ("<h2>Pareto front</h2>" in page) == (len(search.objective.goals) == 2)
+    assert "It does not fit in &lt;memory&gt;: 9 GiB" in page
+    assert re.search(r"<script[^>]*\ssrc=", page) is None
+    assert page.count("Plotly.newPlot(") >= 5

@@ -1,0 +1,131 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtil import presets
+from mtil.config import from_dict, to_dict
+from mtil.errors import ConfigError, DataError
+from tune.record import Asked, Budget, Rule, Search, study_name
+
+
+def _asked(**changes: Any) -> Asked:
+    values: dict[str, Any] = {
+        "data": "/data",
+        "fingerprint": "f" * 64,
+        "config": to_dict(presets.cpu()),
+        "budget": vars(Budget(num_epochs=6, image_size=96, num_workers=1)),
+        "space": ["attention", "loss"],
+        "narrowing": {"loss.boundary": 0.5},
+        "objective": "dice",
+        "sampler": "tpe",
+        "seed": 0,
+        "rule": vars(Rule()),
+        "storage": None,
+        "study": "s",
+    }
+    return Asked(**values | changes)
+
+
+def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path) -> None:
+    search = Search.create(str(tmp_path / "s"), _asked())
+    point = {"loss.dice": 0.3, "model.attention.kind": "none"}
+    trial, whole = search.config_of(point), search.whole_config_of(point)
+    assert (trial.train.num_epochs, whole.train.num_epochs) == (6, 24)
+    assert (trial.data.image_size, whole.data.image_size) == (96, 160)
+    assert (trial.train.num_workers, whole.train.num_workers) == (1, 2)
+    assert trial.train.warmup_epochs == pytest.approx(0.25)  # of 1 in 24 epochs
+    assert whole.train.warmup_epochs == 1.0
+    for config in (trial, whole):
+        assert config.loss.dice == 0.3
+        assert config.loss.boundary == 0.5  # fixed for all
+        assert config.model.attention.kind == "none"
+
+
+def test_a_winner_can_be_laid_over_another_configuration(tmp_path: Path) -> None:
+    search = Search.create(str(tmp_path / "s"), _asked())
+    laid = search.whole_config_of({"loss.dice": 0.3}, presets.base())
+    expected = from_dict({"loss": {"dice": 0.3, "boundary": 0.5}}, presets.base())
+    assert laid == expected
+
+
+def test_the_same_search_is_taken_up_and_another_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "s")
+    first = Search.create(uri, _asked())
+    again = Search.create(uri, _asked(version="0.0.1", study="other"))
+    assert again.asked == first.asked
+    for changes, named in (
+        ({"objective": "auc"}, "`--objective` 'dice' and 'auc' was asked for"),
+        ({"seed": 1}, "`--search-seed` 0 and 1"),
+        ({"config": to_dict(presets.demo())}, "`--config` data.image_size = 160 and 96"),
+        ({"budget": vars(Budget(num_epochs=7))}, "`budget` num_epochs = 6 and 7"),
+        ({"rule": vars(Rule(kind="median"))}, "`--stop-early` kind = 'none' and 'median'"),
+        ({"space": ["loss"]}, "`--space`"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            Search.create(uri, _asked(**changes))
+
+
+def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    median = vars(Rule(kind="median"))
+    for changes, message in (
+        ({"objective": "dice,auc", "rule": median}, "by one goal only"),
+        (
+            {"space": ["prior"]},
+            "`prior` matters only where a trial is a whole circle; add --circle",
+        ),
+        ({"space": ["circle", "loss"]}, "add --circle"),
+        ({"rule": vars(Rule(kind="median", first=0))}, "`--first-check` must be at least 1"),
+        ({"rule": vars(Rule(kind="halving", factor=1))}, "`--check-factor` at least 2"),
+        ({"space": ["loss"], "narrowing": {"loss.dise": 1}}, "`loss.dise` is not in the space"),
+        ({"budget": vars(Budget(image_size=100))}, "data.image_size"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Search.create(str(tmp_path / "s"), _asked(**changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_needs_a_storage_for_the_study() -> None:
+    with pytest.raises(ConfigError, match="must keep its study elsewhere"):
+        Search.create("s3://bucket/search", _asked())
+
+
+def test_the_journal_lies_in_the_run_unless_told_otherwise(tmp_path: Path) -> None:
+    uri = str(tmp_path / "s")
+    assert Search.create(uri, _asked()).storage == f"{uri}/study.journal"
+    other = Search.create(str(tmp_path / "o"), _asked(storage="sqlite:///x.db"))
+    assert other.storage == "sqlite:///x.db"
+
+
+def test_a_folder_without_a_search_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has none; begin one with `mtil-tune run`"):
+        Search.open(str(tmp_path))
+    (tmp_path / "search.json").write_text("{}")
+    with pytest.raises(DataError, match="is not a search's"):
+        Search.open(str(tmp_path))
+    (tmp_path / "search.json").write_text("[")
+    with pytest.raises(DataError, match="is not a search's"):
+        Search.open(str(tmp_path))
+
+
+def test_a_search_is_what_its_file_says(tmp_path: Path) -> None:
+    search = Search.create(str(tmp_path / "s"), _asked())
+    stored = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert stored == dataclasses.asdict(search.asked)
+    assert Search.open(str(tmp_path / "s")).asked == search.asked
+
+
+def test_studies_of_different_searches_have_different_names() -> None:
+    assert study_name("/a/busi").startswith("busi-")
+    assert len({study_name("/a/busi"), study_name("/b/busi"), study_name("s3://a/busi")}) == 3
+    assert study_name("/a/busi") == study_name("/a/busi")
+
+
+def test_a_rule_asks_at_its_declared_epochs() -> None:
+    doubled = Rule(kind="median", first=2, factor=2)
+    assert [epoch for epoch in range(20) if doubled.asks_after(epoch)] == [2, 4, 8, 16]
+    tripled = Rule(kind="halving", first=1, factor=3)
+    assert [epoch for epoch in range(30) if tripled.asks_after(epoch)] == [1, 3, 9, 27]
+    assert not any(Rule().asks_after(epoch) for epoch in range(20))

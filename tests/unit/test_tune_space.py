@@ -1,0 +1,188 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mtil import presets
+from mtil.config import Config, from_dict, keys, to_dict, with_overrides
+from mtil.errors import ConfigError
+from tune.space import SUBSPACES, as_text, flat, make, overrides
+
+
+class Scripted:
+    """A trial that answers with given values, else with the first choice or the lower end."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = {key.replace("__", "."): value for key, value in values.items()}
+        self.asked: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.asked[name] = tuple(choices)
+        return self.values.get(name, choices[0])
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.asked[name] = (low, high, log)
+        return float(self.values.get(name, low))
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        self.asked[name] = (low, high)
+        return int(self.values.get(name, low))
+
+
+def test_every_key_of_the_space_is_a_configuration_key() -> None:
+    known = set(keys())
+    for dimensions in SUBSPACES.values():
+        for dimension in dimensions:
+            assert {dimension.key, *dimension.when} <= known
+
+
+def test_every_value_of_the_space_is_one_that_the_configuration_takes() -> None:
+    for dimensions in SUBSPACES.values():
+        for dimension in dimensions:
+            domain: Any = dimension.domain
+            for value in getattr(domain, "values", None) or (domain.low, domain.high):
+                made = flat(with_overrides(Config(), {dimension.key: as_text(value)}))
+                assert as_text(made[dimension.key]) == as_text(value)
+
+
+def test_without_attention_nothing_of_it_is_asked() -> None:
+    trial = Scripted(model__attention__kind="none")
+    assert make(Config(), ["attention"]).suggest(trial) == {"model.attention.kind": "none"}
+    assert list(trial.asked) == ["model.attention.kind"]
+
+
+def test_direction_and_fusion_are_asked_where_they_matter() -> None:
+    asked = {}
+    for kind in ("self", "cross", "both"):
+        trial = Scripted(model__attention__kind=kind)
+        make(Config(), ["attention"]).suggest(trial)
+        asked[kind] = {key.rpartition(".")[2] for key in trial.asked}
+    common = {"kind", "form", "levels", "width", "num_heads"}
+    assert asked == {
+        "self": common,
+        "cross": common | {"direction"},
+        "both": common | {"direction", "fusion"},
+    }
+
+
+def test_loss_weights_are_asked_unless_they_are_learned() -> None:
+    learned = Scripted(loss__weighting="uncertainty", loss__classification_kind="focal")
+    make(Config(), ["loss"]).suggest(learned)
+    assert "loss.segmentation" not in learned.asked
+    assert "loss.focal_gamma" in learned.asked
+    fixed = Scripted(loss__weighting="fixed")
+    make(Config(), ["loss"]).suggest(fixed)
+    assert fixed.asked["loss.classification"] == (0.05, 2.0, True)
+    assert "loss.focal_gamma" not in fixed.asked
+
+
+def test_what_a_key_depends_on_may_be_the_base_configurations() -> None:
+    plain = from_dict({"model": {"attention": {"kind": "none"}}})
+    trial = Scripted()
+    make(plain, ["prior"]).suggest(trial)
+    assert "model.prior.attention" not in trial.asked
+    chained = from_dict({"circle": {"test": "chain"}})
+    trial = Scripted()
+    make(chained, ["circle"]).suggest(trial)
+    assert list(trial.asked) == ["circle.maps"]
+
+
+def test_a_trial_is_a_list_of_overrides() -> None:
+    point = make(Config(), ["attention"]).suggest(Scripted(model__attention__kind="self"))
+    assert overrides(point | {"model.prior.stem": False, "train.learning_rate": 1e-05}) == {
+        "model.attention.kind": "self",
+        "model.attention.form": "location",
+        "model.attention.levels": "[32]",
+        "model.attention.width": "32",
+        "model.attention.num_heads": "2",
+        "model.prior.stem": "false",
+        "train.learning_rate": "1e-05",
+    }
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_the_space_holds_each_presets_own_point(name: str) -> None:
+    space = make(presets.load(name), list(SUBSPACES))
+    point = space.default()
+    assert point is not None
+    values = flat(space.base)
+    assert point == {key: values[key] for key in point}
+    assert point["model.attention.levels"] == "[32, 16]"
+
+
+def test_a_base_outside_of_the_space_has_no_point_of_its_own() -> None:
+    assert make(from_dict({"train": {"ema_decay": 0.5}}), ["optimiser"]).default() is None
+    assert make(from_dict({"loss": {"boundary": 3.0}}), ["loss"]).default() is None
+
+
+def test_narrowing_leaves_less_and_fixing_leaves_nothing() -> None:
+    narrowing = {
+        "model": {"attention": {"kind": ["self", "both"], "levels": [32, 16]}},
+        "model.attention.width": [32, 64],
+        "model.attention.num-heads": 4,
+        "loss.dice": [0.4, 0.6],
+        "loss.boundary": 0.25,
+        "loss.deep_supervision": 0,
+    }
+    space = make(Config(), ["attention", "loss"], narrowing)
+    trial = Scripted(model__attention__kind="self")
+    space.suggest(trial)
+    assert trial.asked["model.attention.kind"] == ("self", "both")
+    assert trial.asked["model.attention.width"] == (32, 64)
+    assert trial.asked["loss.dice"] == (0.4, 0.6, False)
+    fixed = {"model.attention.levels", "model.attention.num_heads", "loss.boundary"}
+    assert not (fixed | {"loss.deep_supervision"}) & trial.asked.keys()
+    assert space.base.model.attention.levels == (32, 16)
+    assert space.base.model.attention.num_heads == 4
+    assert (space.base.loss.boundary, space.base.loss.deep_supervision) == (0.25, 0.0)
+
+
+def test_lists_of_levels_can_be_narrowed() -> None:
+    space = make(Config(), ["attention"], {"model.attention.levels": [[32], [32, 16, 8]]})
+    trial = Scripted(model__attention__kind="self")
+    space.suggest(trial)
+    assert trial.asked["model.attention.levels"] == ("[32]", "[32, 16, 8]")
+
+
+@pytest.mark.parametrize(
+    ("narrowing", "message"),
+    [
+        ({"loss.dise": 1}, r"`loss.dise` is not in the space; did you mean `loss.dice`"),
+        ({"train.ema_decay": 0.9}, "belongs to `optimiser`, which --space does not name"),
+        ({"seed": 1}, "`seed` is not in the space"),
+        ({"loss.dice": [0.6, 0.4]}, "`loss.dice` must not have an empty range, but got 0.6 to 0.4"),
+        ({"loss.dice": [0.1, 0.4]}, "`loss.dice` can be narrowed to a range within 0.2 to 0.8"),
+        ({"loss.dice": "much"}, "`loss.dice` must be a number or the two ends"),
+        ({"loss.dice": [True, 1]}, "`loss.dice` must be a number or the two ends"),
+        ({"loss.dice": [0.3, 0.4, 0.5]}, "`loss.dice` must be a number or the two ends"),
+        ({"loss.weighting": []}, "`loss.weighting` must be left a value to search"),
+        ({"loss.weighting": ["learned"]}, "some of fixed, uncertainty, but got 'learned'"),
+        ({"model.attention.width": ["64"]}, "some of 32, 64, 96, 128, but got '64'"),
+    ],
+)
+def test_wrong_narrowing_names_the_key(narrowing: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(Config(), ["attention", "loss"], narrowing)
+
+
+def test_whole_numbers_are_narrowed_to_whole_numbers() -> None:
+    trial = Scripted()
+    make(Config(), ["circle"], {"circle.num_passes": [2, 3]}).suggest(trial)
+    assert trial.asked["circle.num_passes"] == (2, 3)
+    with pytest.raises(ConfigError, match=r"`circle.num_passes` must be a whole number"):
+        make(Config(), ["circle"], {"circle.num_passes": [1.5, 3]})
+
+
+def test_a_space_must_be_known_and_vary_something() -> None:
+    with pytest.raises(ConfigError, match=r"must name some of attention, .* but got 'losses'"):
+        make(Config(), ["losses"])
+    everything = {"model.aggregation.kind": "fab", "model.aggregation.reduction": 8}
+    with pytest.raises(ConfigError, match="every key is fixed"):
+        make(Config(), ["aggregation"], everything)
+
+
+def test_narrowing_changes_nothing_else() -> None:
+    fixed = make(Config(), ["loss"], {"loss.boundary": 0.5}).base
+    before, after = to_dict(Config()), to_dict(fixed)
+    before["loss"]["boundary"] = 0.5
+    assert after == before

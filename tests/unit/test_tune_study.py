@@ -1,0 +1,225 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mtil.config import Config
+from mtil.errors import DataError, StorageError
+from tune import space as spaces
+from tune import study as studies
+from tune.record import Rule
+from tune.study import Judge
+
+POINT = {"loss.weighting": "uncertainty", "loss.dice": 0.5}
+SPREAD: dict[str, Any] = {
+    "loss.weighting": optuna.distributions.CategoricalDistribution(("fixed", "uncertainty")),
+    "loss.dice": optuna.distributions.FloatDistribution(0.2, 0.8),
+}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "study.journal"
+
+
+def _study(where: Path | str, directions: int = 1) -> optuna.Study:
+    return optuna.create_study(
+        study_name="s",
+        storage=studies.open_storage(str(where)),
+        directions=["maximize"] * directions,
+        load_if_exists=True,
+    )
+
+
+def _add(study: optuna.Study, *values: float, dice: float = 0.5, **attributes: Any) -> None:
+    study.add_trial(
+        optuna.trial.create_trial(
+            params=POINT | {"loss.dice": dice},
+            distributions=SPREAD,
+            values=list(values) or None,
+            state=TrialState.COMPLETE if values else TrialState.FAIL,
+            user_attrs=attributes,
+        )
+    )
+
+
+def _ask(study: optuna.Study, kind: Any = "tpe", seed: int = 0) -> optuna.Trial:
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = studies.make_sampler(kind, seed, number)
+    with studies.quiet():
+        return study.ask()
+
+
+def test_a_line_that_was_cut_off_is_forgotten(journal: Path) -> None:
+    study = _study(journal)
+    _add(study, 0.5)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "work')
+    studies.open_storage(str(journal))
+    assert journal.read_bytes() == whole
+    _add(_study(journal), 0.6)
+    assert [trial.value for trial in _study(journal).trials] == [0.5, 0.6]
+
+
+def test_a_journal_of_nothing_but_a_piece_is_empty(journal: Path) -> None:
+    journal.parent.mkdir()
+    journal.write_bytes(b'{"op_co')
+    studies.mend(journal)
+    assert journal.read_bytes() == b""
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "sqlite:////no/such/folder/x.db"])
+def test_a_storage_that_cannot_be_opened_is_one_sentence(url: str) -> None:
+    with pytest.raises(StorageError, match=r"^The study's storage .* cannot be opened: .*\.$"):
+        studies.open_storage(url)
+
+
+def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"journal .* cannot be opened: "):
+        studies.open_storage(str(tmp_path / "file" / "study.journal"))
+
+
+def test_a_database_keeps_a_study_too(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    _add(_study(url), 0.25)
+    assert _study(url).best_value == 0.25
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
+def test_an_interrupted_search_asks_as_an_uninterrupted_one(
+    kind: str, make_study: Callable[[], optuna.Study]
+) -> None:
+    space = spaces.make(Config(), ["loss"])
+
+    def go(study: optuna.Study, until: int) -> None:
+        while len(study.trials) < until:
+            trial = _ask(study, kind)
+            point = space.suggest(trial)
+            study.tell(trial, float(point["loss.dice"]))
+
+    whole = make_study()
+    go(whole, 14)
+    parts = make_study()
+    go(parts, 7)
+    copied = make_study()
+    copied.add_trials(parts.trials)
+    go(copied, 14)
+    assert [trial.params for trial in copied.trials] == [trial.params for trial in whole.trials]
+
+
+@pytest.fixture
+def make_study() -> Callable[[], optuna.Study]:
+    return lambda: optuna.create_study(direction="maximize")
+
+
+def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.Study]) -> None:
+    space = spaces.make(Config(), ["optimiser"])
+    study = make_study()
+    points = [space.suggest(_ask(study)) for _ in range(4)]
+    points.append(space.suggest(_ask(make_study(), seed=1)))
+    assert len({point["train.learning_rate"] for point in points}) == 5
+
+
+def _told(study: optuna.Study, journal: Path, rule: Rule, values: list[float]) -> list[bool]:
+    """Let a new trial tell the judge its epochs; return the answers."""
+    trial = study.ask()
+    judge = Judge(str(journal), "s", rule)
+    return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
+
+
+def _finish(study: optuna.Study, journal: Path, values: list[float]) -> None:
+    assert all(_told(study, journal, Rule(), values))
+    study.tell(len(study.trials) - 1, values[-1])
+
+
+def test_the_median_stops_at_declared_epochs_only(journal: Path) -> None:
+    study = _study(journal)
+    for value in (0.1, 0.2, 0.3, 0.4, 0.5):
+        _finish(study, journal, [value] * 4)
+    rule = Rule(kind="median", first=2, factor=2)
+    assert _told(study, journal, rule, [0.0, 0.31, 0.31, 0.31]) == [True, True, True, True]
+    assert _told(study, journal, rule, [0.0, 0.29]) == [True, False]
+    assert _told(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4  # its best counts
+    stopped = study.trials[6]
+    assert stopped.user_attrs == {studies.STOPPED: 2}
+    assert stopped.intermediate_values == {1: 0.0, 2: 0.29}
+
+
+def test_the_first_five_trials_are_not_stopped_by_the_median(journal: Path) -> None:
+    study = _study(journal)
+    for value in (0.5, 0.5, 0.5, 0.5):
+        _finish(study, journal, [value] * 2)
+    assert _told(study, journal, Rule(kind="median", first=1), [0.0, 0.0]) == [True, True]
+
+
+def test_halving_lets_the_best_share_go_on(journal: Path) -> None:
+    study = _study(journal)
+    rule = Rule(kind="halving", first=1, factor=2)
+    answers = [_told(study, journal, rule, [value])[0] for value in (0.5, 0.4, 0.6, 0.55, 0.3)]
+    # of 1: the best; of 2 and 3: the best one; of 4 and 5: the best two
+    assert answers == [True, False, True, True, False]
+
+
+def test_the_judge_gives_the_same_answer_again(journal: Path) -> None:
+    study = _study(journal)
+    for value in (0.5,) * 5:
+        _finish(study, journal, [value])
+    rule = Rule(kind="median", first=1)
+    number = study.ask().number
+    judge = Judge(str(journal), "s", rule)
+    assert not judge.has_stopped(number)
+    assert [judge.hear(number, 1, 0.1), judge.hear(number, 1, 0.9)] == [False, False]
+    another = Judge(str(journal), "s", rule)  # after its process died
+    assert not another.hear(number, 1, 0.1)
+    assert not another.hear(number, 2, 0.9)
+    assert another.has_stopped(number)
+
+
+def test_a_trial_that_is_over_is_told_to_end(journal: Path) -> None:
+    study = _study(journal)
+    _add(study, 0.5)
+    assert not Judge(str(journal), "s", Rule()).hear(0, 1, 0.9)
+
+
+def test_the_best_come_first_and_each_point_once(journal: Path) -> None:
+    study = _study(journal)
+    for value, dice in ((0.1, 0.3), (0.7, 0.4), (0.5, 0.5), (0.7, 0.6), (0.6, 0.4)):
+        _add(study, value, dice=dice)
+    _add(study, cause="why not")
+    assert [trial.number for trial in studies.best(study)] == [1, 3, 2, 0]
+    assert [trial.number for trial in studies.best(study, 2)] == [1, 3]
+
+
+def test_with_two_goals_the_front_is_what_nothing_beats(journal: Path) -> None:
+    study = _study(journal, 2)
+    for number, values in enumerate([(0.1, 0.9), (0.5, 0.5), (0.4, 0.4), (0.9, 0.1), (0.5, 0.3)]):
+        _add(study, *values, dice=0.3 + number / 10)
+    assert [trial.values for trial in studies.best(study)] == [[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]
+
+
+def test_without_a_completed_trial_there_is_no_best(journal: Path) -> None:
+    study = _study(journal)
+    _add(study, cause="It does not fit in memory: 3 GiB")
+    with pytest.raises(DataError, match="must have a completed trial"):
+        studies.best(study)
+    assert studies.importances(study, ["dice"]) == {}
+    (trial,) = studies.trials(study)
+    assert (trial.state, trial.cause, trial.values) == (
+        "failed", "It does not fit in memory: 3 GiB", None,
+    )  # fmt: skip
+    assert studies.counts(study)["failed"] == 1
+
+
+def test_what_matters_is_found_to_matter(journal: Path) -> None:
+    space = spaces.make(Config(), ["loss"])
+    study = _study(journal)
+    for _ in range(40):
+        trial = _ask(study, "random")
+        study.tell(trial, -abs(float(space.suggest(trial)["loss.dice"]) - 0.5))
+    shares = studies.importances(study, ["dice"])["dice"]
+    assert max(shares, key=lambda key: shares[key]) == "loss.dice"
+    assert sum(shares.values()) == pytest.approx(1)

@@ -1,0 +1,99 @@
+"""Whether a search has found something: its winners against the default, trained again."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtil.config import Config, digest, from_dict
+from mtil.distributed import circle, inference, trainer
+from mtil.errors import RunError
+from mtil.evaluation import to_results
+from mtil.metrics import Results, summarise
+from mtil.run import Run
+from tune.comparison import compared, pooled
+from tune.record import Search
+from tune.study import Told
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def confirm(
+    search: Search,
+    winners: Sequence[Told],
+    base: Config,
+    folds: Sequence[int],
+    num_seeds: int,
+    listen: Listener,
+) -> dict[str, Any]:
+    """Train the winners and the default with other seeds and compare them on the test rows.
+
+    What is trained already is not trained again. The seeds follow the one of the search.
+
+    Args:
+        search: the search.
+        winners: completed trials of it.
+        base: the configuration that the trials are laid over, on the full schedule.
+        folds: whose models are trained, and whose test rows compared.
+        num_seeds: how many seeds.
+        listen: told `{"kind": "training", …}` before each training.
+
+    Returns:
+        The figures of the default; of each winner its figures, the paired difference with its
+        95 % interval over groups, the difference of each seed, and a verdict in words.
+
+    Raises:
+        UserError: if the data set or the resources are not as they must be.
+        RunError: if a training failed.
+    """
+    default = search.whole_config_of({}, base)
+    contenders = {"default": default}
+    for winner in winners:
+        config = search.whole_config_of(winner.point, base)
+        if config != default:
+            contenders[f"trial {winner.number}"] = config
+    seeds = [base.seed + 1 + index for index in range(num_seeds)]
+    todo = [(name, seed) for name in contenders for seed in seeds]
+    results: dict[str, list[Results]] = {name: [] for name in contenders}
+    for number, (name, seed) in enumerate(todo):
+        listen({"kind": "training", "name": name, "seed": seed, "number": number, "of": len(todo)})
+        config = from_dict({"seed": seed}, contenders[name])
+        results[name].append(_tested(search, name, config, folds))
+    of_default = results.pop("default")
+    return {
+        "folds": list(folds),
+        "seeds": num_seeds,
+        "default": {"metrics": summarise(pooled(of_default))},
+        "contenders": [
+            compared(name, of_winner, of_default) for name, of_winner in results.items()
+        ],
+    }
+
+
+def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> Results:
+    """Train a configuration, unless that is done, and return its test rows."""
+    folder = f"{name.replace(' ', '-')}-{digest(config)[:8]}"
+    uri = f"{search.uri}/confirm/{folder}"
+    run = Run.create(uri, config, search.asked.data, search.asked.fingerprint)
+    number = config.circle.num_rounds - 1 if search.budget.circle else 0
+    if search.budget.circle:
+        state = circle.follow(circle.begin(search.asked.data, uri, config, folds), lambda _: None)
+        if state.failed_folds:
+            raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
+    else:
+        trainer.train(search.asked.data, uri, config, folds, lambda _: None)
+    names = [run.predictions_name(number, fold) for fold in folds]
+    if not all(run.store.exists(one) for one in names):
+        inference.predict_folds(
+            run,
+            folds,
+            number=number,
+            gpus_per_worker=config.train.gpus_per_worker,
+            listen=lambda _: None,
+        )
+    tables = [pq.read_table(io.BytesIO(run.store.read(one))) for one in names]
+    predictions = pa.concat_tables(tables)
+    last = pa.compute.max(predictions["pass"])
+    return to_results(predictions.filter(pa.compute.equal(predictions["pass"], last)))

@@ -1,0 +1,259 @@
+"""A search's folder: what it was asked to do, and the configurations that follow from it. No Ray.
+
+search.json        data set, whole configuration, budget of a trial, space, objective, rule
+study.journal      the Optuna study, unless it is kept in another storage: the one truth
+trials/0007/       the run of trial 7, with the history of each of its trainings
+confirm/           the trainings of `mtil-tune confirm`
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from mtil import __version__
+from mtil.config import Config, from_dict, with_overrides
+from mtil.data import manifest as manifests
+from mtil.data.manifest import Manifest
+from mtil.errors import ConfigError, DataError, NotFoundError
+from mtil.run import Run
+from mtil.storage import LocalStore, Store, open_store, split_uri
+from tune import space as spaces
+from tune.objective import Objective, parse
+from tune.space import OF_ROUNDS, Space, Value
+
+FILE_NAME = "search.json"
+_JOURNAL = "study.journal"
+
+Sampler = Literal["tpe", "nsga2", "random"]
+Stopping = Literal["none", "median", "halving"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When a trial may be stopped early: by a rule over the others' figures at the same epoch."""
+
+    kind: Stopping = "none"
+    """`median` stops what is below the median of the completed trials, `halving` what is not
+    among the best share of those that came as far."""
+    first: int = 1
+    """The first epoch after which it is asked."""
+    factor: int = 2
+    """It is asked again after so many times as many epochs; with `halving`, one of so many goes
+    on."""
+
+    def asks_after(self, epoch: int) -> bool:
+        """Say whether a trial is judged after so many epochs."""
+        if self.kind == "none":
+            return False
+        check = self.first
+        while check < epoch:
+            check *= self.factor
+        return check == epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What each trial is given, the same for all."""
+
+    folds: list[int] = field(default_factory=lambda: [0])
+    num_epochs: int | None = None
+    """Epochs of each training; by default those of the configuration."""
+    image_size: int | None = None
+    num_workers: int | None = None
+    circle: bool = False
+    """Whether a trial is a whole circle, or one training a fold."""
+
+    def applied(self, config: Config) -> Config:
+        """Return the configuration of a trial; the warm-up keeps its share of the epochs."""
+        train: dict[str, Any] = {}
+        if self.num_epochs is not None:
+            share = self.num_epochs / config.train.num_epochs
+            train = {
+                "num_epochs": self.num_epochs,
+                "warmup_epochs": config.train.warmup_epochs * share,
+            }
+        if self.num_workers is not None:
+            train["num_workers"] = self.num_workers
+        data = {} if self.image_size is None else {"image_size": self.image_size}
+        return from_dict({"train": train, "data": data}, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a search is asked to do; the same search is never asked for something else."""
+
+    data: str
+    fingerprint: str
+    config: dict[str, Any]
+    """The whole configuration, which the winner is trained with in the end."""
+    budget: dict[str, Any]
+    space: list[str]
+    narrowing: dict[str, Any]
+    objective: str
+    sampler: Sampler
+    seed: int
+    rule: dict[str, Any]
+    storage: str | None
+    study: str
+    version: str = __version__
+
+
+class Search:
+    """A search at a URI."""
+
+    def __init__(self, store: Store, asked: Asked) -> None:
+        self.store, self.asked = store, asked
+        self.budget, self.rule = Budget(**asked.budget), Rule(**asked.rule)
+        self.objective: Objective = parse(asked.objective)
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.objective.goals) == 2 and self.rule.kind != "none":
+            raise ConfigError(
+                "Trials can be stopped early by one goal only, but --objective has two; leave "
+                "--stop-early away."
+            )
+        for name in OF_ROUNDS:
+            if name in self.asked.space and not self.budget.circle:
+                raise ConfigError(
+                    f"`{name}` matters only where a trial is a whole circle; add --circle or leave "
+                    "it out of --space."
+                )
+        if self.rule.first < 1 or self.rule.factor < 2:
+            raise ConfigError(
+                f"`--first-check` must be at least 1 and `--check-factor` at least 2, but got "
+                f"{self.rule.first} and {self.rule.factor}."
+            )
+
+    @property
+    def uri(self) -> str:
+        """Where the search is."""
+        return self.store.uri
+
+    @cached_property
+    def space(self) -> Space:
+        """What is varied, around the configuration of a trial."""
+        whole = from_dict(self.asked.config)
+        return spaces.make(self.budget.applied(whole), self.asked.space, self.asked.narrowing)
+
+    @property
+    def storage(self) -> str:
+        """Where the study is kept: a journal file, or the URL of an Optuna storage."""
+        if self.asked.storage is not None:
+            return self.asked.storage
+        if not isinstance(self.store, LocalStore):
+            raise ConfigError(
+                f"A search in a bucket must keep its study elsewhere, but {self.uri} names no "
+                "--storage; give a local file or the URL of a database."
+            )
+        return str(self.store.root / _JOURNAL)
+
+    def config_of(self, point: Mapping[str, Value]) -> Config:
+        """Return the configuration of the trial of a point, within the budget."""
+        return with_overrides(self.space.base, spaces.overrides(point))
+
+    def whole_config_of(self, point: Mapping[str, Value], base: Config | None = None) -> Config:
+        """Return the whole configuration of a point, on the full schedule.
+
+        Args:
+            point: values by key; none for the default.
+            base: another configuration to lay them over.
+        """
+        whole = base or from_dict(self.asked.config)
+        around = spaces.make(whole, self.asked.space, self.asked.narrowing).base
+        return with_overrides(around, spaces.overrides(point))
+
+    def manifest(self) -> Manifest:
+        """Read the version of the data set that is searched on.
+
+        Raises:
+            DataError: if it is not there any more.
+        """
+        found = manifests.find(open_store(self.asked.data), self.asked.fingerprint)
+        if found is None:
+            raise DataError(
+                f"A search must stay with its data set, but {self.asked.data} has none with the "
+                f"fingerprint {self.asked.fingerprint[:12]}…; begin another search."
+            )
+        return found
+
+    def trial_uri(self, number: int) -> str:
+        """Return where the run of a trial is."""
+        return f"{self.uri}/trials/{number:04d}"
+
+    def trial_run(self, number: int, point: Mapping[str, Value]) -> Run:
+        """Make the run of a trial, or take it up."""
+        return Run.create(
+            self.trial_uri(number), self.config_of(point), self.asked.data, self.asked.fingerprint
+        )
+
+    @classmethod
+    def create(cls, uri: str, asked: Asked) -> "Search":
+        """Make a search, or take up the one that is there if it was asked to do the same.
+
+        Raises:
+            ConfigError: if what is asked makes no sense, or another search is there.
+        """
+        store = open_store(uri)
+        made = cls(store, asked)
+        _ = made.space, made.storage  # raise what is wrong with them before anything is written
+        text = json.dumps(asdict(asked), indent=1) + "\n"
+        if store.create(FILE_NAME, text.encode()):
+            return made
+        found = cls.open(uri)
+        before, now = asdict(found.asked), asdict(asked)
+        for key in before.keys() - {"version", "study"}:
+            if before[key] != now[key]:
+                raise ConfigError(
+                    f"A search must go on as it began, but {found.uri} has `{_differing(key)}` "
+                    f"{_brief(before[key], now[key])}; name another --run."
+                )
+        return found
+
+    @classmethod
+    def open(cls, uri: str) -> "Search":
+        """Open the search at a URI.
+
+        Raises:
+            DataError: if there is none.
+        """
+        store = open_store(uri)
+        try:
+            values = json.loads(store.read(FILE_NAME))
+            return cls(store, Asked(**values))
+        except NotFoundError:
+            raise DataError(
+                f"A search must have a {FILE_NAME}, but {store.uri} has none; "
+                "begin one with `mtil-tune run`."
+            ) from None
+        except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
+            raise DataError(f"{store.uri}/{FILE_NAME} is not a search's; name another.") from None
+
+
+def study_name(uri: str) -> str:
+    """Return what the study of a search is called, the same in every process."""
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return f"{split_uri(uri)[1]}-{digest}"
+
+
+def _differing(key: str) -> str:
+    return {
+        "config": "--config",
+        "rule": "--stop-early",
+        "budget": "budget",
+        "seed": "--search-seed",
+    }.get(key, f"--{key}")
+
+
+def _brief(before: Any, now: Any) -> str:
+    """Say how two values differ, for a tree by its first key that does."""
+    prefix = ""
+    while isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        prefix += f"{key}."
+        before, now = before.get(key), now.get(key)
+    name = f"{prefix[:-1]} = " if prefix else ""
+    return f"{name}{before!r} and {now!r} was asked for"

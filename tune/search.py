@@ -1,0 +1,372 @@
+"""The search: Ray Tune runs the trials that Optuna suggests, and the study remembers.
+
+The study is the one truth. Tune's own records are thrown away: after any death the Tuner is built
+anew, and takes up the trials that the study says were running. Only the searcher, in the driver,
+asks and tells the study; only the judge, an actor on the driver's node, writes epochs into it.
+Trials never touch it, so that a journal file on the driver's disk serves a whole cluster.
+"""
+
+import json
+import math
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import optuna
+import ray
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune as ray_tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mtil import heartbeat
+from mtil.config import Config
+from mtil.data.manifest import Manifest
+from mtil.data.selection import NORMAL, select, total
+from mtil.distributed import cluster, preflight, trainer
+from mtil.distributed.preflight import Node
+from mtil.errors import DataError, ResourceError, RunError
+from mtil.heartbeat import Heart
+from tune import study as studies
+from tune.record import Search
+from tune.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
+
+Listener = Callable[[dict[str, Any]], None]
+
+_MAX_LOSSES = 2
+"""How often a trial that lost its process or machine begins again."""
+_HOPELESS = 5
+"""So many failures before anything is completed end a search."""
+_LIGHT = {"memory": 1024.0}
+"""What a trial reserves whose workers reserve the rest: Tune wants something."""
+
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def run(
+    search: Search,
+    num_trials: int,
+    listen: Listener,
+    *,
+    max_concurrent: int | None = None,
+    keep_models: bool = False,
+    does: Work = work,
+) -> None:
+    """Go on until the study has so many trials that are completed or were stopped early.
+
+    Args:
+        search: the search.
+        num_trials: how many there are to be in the end, with those that there are already.
+        listen: told `{"kind": "begun", …}` once, and `{"kind": "trial", …}` of each that ends.
+        max_concurrent: trials at a time; by default as many as the cluster has room for.
+        keep_models: whether the trials' models are kept, not their histories alone.
+        does: what a trial does.
+
+    Raises:
+        UserError: if the data set or the resources are not as they must be.
+        RunError: if another driver is at this search, or too many trials failed.
+    """
+    if heartbeat.is_beating(search.store):
+        raise RunError(f"Another `mtil-tune run` is at {search.uri}; let it go on, or end it.")
+    with Heart(search.store, uuid.uuid4().hex):
+        searcher = StudySearch(search, num_trials, listen)
+        if searcher.missing:
+            _run(search, searcher, max_concurrent, keep_models, does)
+    searcher.raise_for_failures()
+
+
+def _run(
+    search: Search,
+    searcher: "StudySearch",
+    max_concurrent: int | None,
+    keep_models: bool,
+    does: Work,
+) -> None:
+    config = search.space.base
+    concurrent, cpus = room(cluster.nodes(), config, max_concurrent or searcher.missing)
+    concurrent = min(concurrent, searcher.missing)
+    searcher.begin(concurrent)
+    means = Means(
+        held=_held(search) if does is work else None,
+        judge=_judge(search) if len(search.objective.goals) == 1 else None,
+        cpus=cpus,
+        num_threads=_threads(config, concurrent),
+        keep_models=keep_models,
+    )
+    os.environ.update(_TUNE_ENVIRONMENT)
+    with tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
+        ray_tune.Tuner(
+            ray_tune.with_resources(
+                ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),
+                ray_tune.PlacementGroupFactory([_resources(search, cpus)]),
+            ),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=ray_tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=ray_tune.FailureConfig(max_failures=_MAX_LOSSES),
+                callbacks=[Failures(searcher)],
+            ),
+        ).fit()
+
+
+class StudySearch(OptunaSearch):
+    """Optuna's suggestions to Ray Tune, from a study that outlives both."""
+
+    def __init__(self, search: Search, num_trials: int, listen: Listener) -> None:
+        self._search, self._asked, self._listen = search, num_trials, listen
+        self._failed: list[str] = []
+        names = search.objective.names
+        one = len(names) == 1
+        with studies.quiet():
+            super().__init__(
+                space=search.space.suggest,
+                metric=names[0] if one else names,
+                mode="max" if one else ["max", "max"],
+                sampler=studies.make_sampler(search.asked.sampler, search.asked.seed, 0),
+                study_name=search.asked.study,
+                storage=studies.open_storage(search.storage),
+            )
+            self.study = cast(optuna.Study, self._ot_study)
+            if not self._trials():
+                self.study.set_metric_names(names)
+        self._orphans = [one.number for one in self._trials(TrialState.RUNNING)]
+        if not self._trials():
+            default = search.space.default()
+            if default is not None:
+                self.study.enqueue_trial(default)
+
+    @property
+    def missing(self) -> int:
+        """How many trials are still to come to an end."""
+        return max(0, self._asked - self._ended())
+
+    def begin(self, concurrent: int) -> None:
+        """Tell the listener what there is to do."""
+        self._listen(
+            {
+                "kind": "begun",
+                "asked": self._asked,
+                "ended": self._ended(),
+                "taken_up": list(self._orphans),
+                "concurrent": concurrent,
+            }
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next trial's point and number: first those that a driver left running."""
+        if self._orphans:
+            number = self._orphans.pop(0)
+            frozen = self.study.get_trials(deepcopy=False)[number]
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        else:
+            running = len(self._trials(TrialState.RUNNING))
+            if not self.missing or self._is_hopeless():
+                return None if running else cast(dict[str, Any], Searcher.FINISHED)
+            if running >= self.missing:
+                return None  # one of these may fail, and is then replaced
+            asked = self._search.asked
+            number = len(self._trials())
+            self.study.sampler = studies.make_sampler(asked.sampler, asked.seed, number)
+            with studies.quiet():
+                trial = self.study.ask()
+        self._ot_trials[trial_id] = trial
+        with studies.quiet():
+            point = cast(dict[str, Any], super().suggest(trial_id))
+        return point | {NUMBER: trial.number}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Do nothing: the judge has heard of each epoch."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study what a trial has come to; `fail` does it for one that died."""
+        if result is not None and TOLD in result:
+            self._tell(trial_id, json.loads(result[TOLD]))
+
+    def fail(self, trial_id: str, cause: str) -> None:
+        """Tell the study of a trial whose process died again and again."""
+        self._tell(trial_id, {"cause": cause})
+
+    def raise_for_failures(self) -> None:
+        """Raise if failures have kept the search from what was asked.
+
+        Raises:
+            RunError: with their number and the last cause.
+        """
+        if self.missing and self._failed:
+            raise RunError(
+                f"{len(self._failed)} trials failed, and {self.missing} of {self._asked} are "
+                f"missing; the last: {self._failed[-1]}"
+            )
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is saved already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is read from its own storage."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave nothing of this in Tune's own records, which nobody reads."""
+        return {}
+
+    def _tell(self, trial_id: str, outcome: Outcome) -> None:
+        trial = self._ot_trials.pop(trial_id)
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        cause = outcome.get("cause")
+        values = None
+        if cause is None and studies.STOPPED not in frozen.user_attrs:
+            values, cause = self._worth(outcome)
+        for name in (studies.FIGURES, studies.SECONDS):
+            if name in outcome:
+                trial.set_user_attr(name, outcome[name])
+        if cause is not None:
+            trial.set_user_attr(studies.CAUSE, cause)
+            self.study.tell(trial, state=TrialState.FAIL)
+            self._failed.append(cause)
+            self._write_trace(trial.number, outcome.get("trace"))
+        elif values is None:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, values)
+        told = studies.told(self.study.get_trials(deepcopy=False)[trial.number])
+        self._listen({"kind": "trial", "trial": told, "ended": self._ended(), "asked": self._asked})
+
+    def _worth(self, outcome: Outcome) -> tuple[list[float], str | None]:
+        """Return what a trial is worth, and why it is worth nothing if so."""
+        try:
+            values = self._search.objective.mean(outcome["figures"])
+        except DataError as error:
+            return [], str(error)
+        if not all(math.isfinite(value) for value in values):
+            return [], "Its figures are not numbers, since the training diverged."
+        return values, None
+
+    def _write_trace(self, number: int, trace: str | None) -> None:
+        if trace:
+            self._search.store.write(f"trials/{number:04d}/error.txt", trace.encode())
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def _ended(self) -> int:
+        return len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def _is_hopeless(self) -> bool:
+        failed = len(self._failed)
+        return failed >= max(_HOPELESS, self._asked) or (failed >= _HOPELESS and not self._ended())
+
+
+class Failures(ray_tune.Callback):
+    """Tells the searcher why trials died, which Tune does not, and frees what they held."""
+
+    def __init__(self, searcher: StudySearch) -> None:
+        self._searcher = searcher
+
+    def on_trial_recover(
+        self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
+    ) -> None:
+        """Free what a dead trial's workers held."""
+        cluster.free_orphans()
+
+    def on_trial_error(
+        self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
+    ) -> None:
+        """Tell the study the cause."""
+        cluster.free_orphans()
+        error = trial.get_pickled_error() or RunError(str(trial.get_error()))
+        self._searcher.fail(trial.trial_id, cause_of(error))
+
+
+def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float]:
+    """Return how many trials run side by side, and the CPUs of each of their workers.
+
+    Args:
+        nodes: the cluster's.
+        config: of a trial.
+        wanted: trials at most.
+
+    Raises:
+        ResourceError: if there is not even room for one.
+    """
+    train = config.train
+    gpus = train.gpus_per_worker
+    if gpus:
+        places = sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
+    else:
+        size = train.cpus_per_worker or 1.0
+        places = sum(math.floor(node.cpus / size + 1e-9) for node in nodes)
+    most = max(1, min(wanted, places // train.num_workers))
+    whole = 0.0 if train.num_workers == 1 and gpus % 1 else gpus  # one worker may share a GPU
+    for concurrent in range(most, 1, -1):
+        try:
+            return concurrent, preflight.cpus_per_worker(
+                nodes,
+                num_workers=concurrent * train.num_workers,
+                cpus=train.cpus_per_worker,
+                gpus=whole,
+            )
+        except ResourceError:
+            continue
+    cpus = preflight.cpus_per_worker(
+        nodes, num_workers=train.num_workers, cpus=train.cpus_per_worker, gpus=gpus
+    )
+    return 1, cpus
+
+
+def check_figures(search: Search, manifest: Manifest) -> None:
+    """Make sure that the inner validation rows define what is asked for.
+
+    Raises:
+        DataError: naming the fold whose rows do not.
+    """
+    for fold in search.budget.folds:
+        rows = select(manifest, fold, "validation", normals=search.space.base.data.normals)
+        counts = [total(manifest, rows, label) for label in range(NORMAL)]
+        if not all(counts) and search.objective.figures & {"auc", "f1"}:
+            raise DataError(
+                f"The objective {search.objective.text} needs benign and malignant images, but "
+                f"fold {fold} validates on {counts[0]} and {counts[1]}; ask for dice, or for "
+                "another fold."
+            )
+
+
+def _resources(search: Search, cpus: float) -> dict[str, float]:
+    train = search.space.base.train
+    if search.budget.circle or train.num_workers > 1:
+        return dict(_LIGHT)
+    return {"CPU": cpus} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
+
+
+def _threads(config: Config, concurrent: int) -> int:
+    cpus = sum(node.cpus for node in cluster.nodes())
+    return max(1, int(cpus / (concurrent * config.train.num_workers)))
+
+
+def _held(search: Search) -> list[ray.ObjectRef[Any]] | None:
+    """Put the data set into the object store once, for the trials of all nodes."""
+    return trainer.hold_if_resident(search.asked.data, search.manifest(), search.space.base)
+
+
+def _judge(search: Search) -> Any:
+    here = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(studies.Judge)
+    return actor.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+    ).remote(search.storage, search.asked.study, search.rule)
