@@ -25,7 +25,7 @@ from mtil.config import Config, to_dict
 from tune import study as studies
 from tune.record import Asked, Budget, Rule, Search, Stopping, study_name
 from tune.search import StudySearch
-from tune.trial import NUMBER, TOLD
+from tune.search.trial import NUMBER, TOLD
 
 Figures = Callable[[Mapping[str, Any]], dict[str, float]]
 

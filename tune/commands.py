@@ -330,8 +330,8 @@ def _confirm(options: argparse.Namespace, output: Output) -> None:
     for contender in found["contenders"]:
         output.line("")
         output.line(
-            f"{contender['name']} minus the default, {found['seeds']} seeds, test rows of folds "
-            f"{', '.join(map(str, folds))}:"
+            f"{contender['name']} minus the default; seeds: {found['seeds']}; test rows of folds: "
+            f"{', '.join(map(str, folds))}"
         )
         output.table(
             ["figure", "default", "trial", "difference", "low", "high", "by seed"],

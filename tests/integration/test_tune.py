@@ -27,7 +27,7 @@ from tune import study as studies
 from tune.cli import main
 from tune.record import Asked, Budget, Rule, Search, study_name
 from tune.search import StudySearch
-from tune.trial import TOLD, Means, Work, cause_of
+from tune.search.trial import TOLD, Means, Work, cause_of
 
 Lines = list[dict[str, Any]]
 

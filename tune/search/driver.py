@@ -32,7 +32,7 @@ from mtil.errors import DataError, ResourceError, RunError
 from mtil.heartbeat import Heart
 from tune import study as studies
 from tune.record import Search
-from tune.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
+from tune.search.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
 
 Listener = Callable[[dict[str, Any]], None]
 
