@@ -212,8 +212,9 @@ def test_two_hosts_come_up_run_a_job_and_are_left_empty(
     while not all("raylet" in _programs(host) for host in hosts):
         assert time.monotonic() < deadline, operate("status", file).stdout
         time.sleep(1)
-
-    status = operate("status", file)
+    while "/4.0 CPU" not in (status := operate("status", file)).stdout:  # both have joined
+        assert time.monotonic() < deadline, status.stdout + status.stderr
+        time.sleep(1)
     assert status.returncode == 0, status.stdout + status.stderr
     assert "Active:" in status.stdout
 
