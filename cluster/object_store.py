@@ -1,6 +1,7 @@
 """A real S3 server on this machine's loopback, for trying everything without a cloud."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ HOST = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "mtilkey", "mtilsecret"
 _ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 _START_TIMEOUT_S = 60
+_PORTS = range(20_000, 22_768)
+"""Neither these nor those 10,000 above are given to anybody who asks for any port."""
 
 
 class ObjectStoreError(ClusterError):
@@ -78,9 +81,10 @@ def running(folder: Path, bucket: str, *, port: int | None = None) -> Iterator[d
 def _ports(s3: int | None) -> list[int]:
     """Free ports of master, volume, filer and S3; the server also takes each plus 10000."""
     found = [] if s3 is None else [s3]
-    candidate = 20000
+    candidates = list(_PORTS)
+    random.shuffle(candidates)  # servers that start at one time look at different ones
     while len(found) < 4:
-        candidate += 1
+        candidate = candidates.pop()
         if candidate not in found and _free(candidate) and _free(candidate + 10000):
             found.append(candidate)
     return found[::-1] if s3 is None else [*found[1:], found[0]]
