@@ -108,9 +108,15 @@ def submit(address: str, environment: dict[str, str]) -> Submit:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heed_interrupts,
         )
 
     return start
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to processes in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 PROGRAM = """
