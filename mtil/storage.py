@@ -235,19 +235,19 @@ class S3Store:
     def read(self, name: str) -> bytes:
         """See `Store.read`."""
         with _S3Errors(self.bucket, self._key(name)):
-            answer = _s3(os.getpid()).get_object(Bucket=self.bucket, Key=self._key(name))
+            answer = _s3().get_object(Bucket=self.bucket, Key=self._key(name))
             return answer["Body"].read()
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`."""
         with _S3Errors(self.bucket, self._key(name)):
-            answer = _s3(os.getpid()).get_object(Bucket=self.bucket, Key=self._key(name))
+            answer = _s3().get_object(Bucket=self.bucket, Key=self._key(name))
             yield from answer["Body"].iter_chunks(_CHUNK_BYTES)
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         with _S3Errors(self.bucket, self._key(name)):
-            _s3(os.getpid()).put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+            _s3().put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`; needs a server that honours `If-None-Match` on writes."""
@@ -257,9 +257,7 @@ class S3Store:
         with _S3Errors(self.bucket, key):
             for attempt in range(_CREATE_ATTEMPTS):
                 try:
-                    _s3(os.getpid()).put_object(
-                        Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"
-                    )
+                    _s3().put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
                 except ClientError as error:
                     code = error.response["Error"]["Code"]
                     if code in ("PreconditionFailed", "412"):
@@ -275,7 +273,7 @@ class S3Store:
         """See `Store.exists`."""
         try:
             with _S3Errors(self.bucket, self._key(name)):
-                _s3(os.getpid()).head_object(Bucket=self.bucket, Key=self._key(name))
+                _s3().head_object(Bucket=self.bucket, Key=self._key(name))
         except NotFoundError:
             return False
         return True
@@ -290,7 +288,7 @@ class S3Store:
         start = f"{self._key(prefix)}/" if prefix else root
         found: dict[str, int] = {}
         with _S3Errors(self.bucket, start):
-            pages = _s3(os.getpid()).get_paginator("list_objects_v2")
+            pages = _s3().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=start):
                 found |= {
                     item["Key"][len(root) :]: item["Size"] for item in page.get("Contents", [])
@@ -300,7 +298,7 @@ class S3Store:
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         with _S3Errors(self.bucket, self._key(name)):
-            _s3(os.getpid()).delete_object(Bucket=self.bucket, Key=self._key(name))
+            _s3().delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def clear(self, folder: str) -> None:
         """See `Store.clear`."""
@@ -308,7 +306,7 @@ class S3Store:
         for start in range(0, len(keys), _KEYS_A_CALL):
             batch = keys[start : start + _KEYS_A_CALL]
             with _S3Errors(self.bucket, self._key(folder)):
-                answer = _s3(os.getpid()).delete_objects(
+                answer = _s3().delete_objects(
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch]}
                 )
             for error in answer.get("Errors", []):
@@ -361,8 +359,14 @@ def _umask() -> int:
     return mask
 
 
+def _s3() -> "S3Client":
+    """Return this process's client of the server and user that the environment names now."""
+    aws = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return _client(os.getpid(), frozenset(aws))
+
+
 @cache
-def _s3(pid: int) -> "S3Client":
+def _client(pid: int, environment: frozenset[tuple[str, str]]) -> "S3Client":
     import boto3
     from botocore.config import Config
 

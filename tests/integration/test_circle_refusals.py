@@ -25,7 +25,7 @@ from mtil.errors import RefusedError, StorageError
 from mtil.ledger import Ledger
 from mtil.plan import Train
 from mtil.presets import demo
-from mtil.storage import LocalStore, _s3, open_store
+from mtil.storage import LocalStore, open_store
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -230,11 +230,9 @@ def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        _s3.cache_clear()
         try:
             yield server
         finally:
-            _s3.cache_clear()
             server.shutdown()
             thread.join()
 

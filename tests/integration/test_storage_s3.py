@@ -82,27 +82,15 @@ def test_a_bucket_that_is_not_there(bucket: str) -> None:
 def test_wrong_credentials_are_forbidden(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtil.storage import _s3
-
-    _s3.cache_clear()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    try:
-        with pytest.raises(StorageError, match="refused"):
-            open_store(f"{bucket}/{tmp_path.name}").read("a")
-    finally:
-        _s3.cache_clear()
+    with pytest.raises(StorageError, match="refused"):
+        open_store(f"{bucket}/{tmp_path.name}").read("a")
 
 
 def test_a_server_out_of_reach(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtil.storage import _s3
-
-    _s3.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    try:
-        with pytest.raises(StorageError, match="out of reach"):
-            open_store(f"{bucket}/x").read("a")
-    finally:
-        _s3.cache_clear()
+    with pytest.raises(StorageError, match="out of reach"):
+        open_store(f"{bucket}/x").read("a")
 
 
 def _read_in_a_fork(
