@@ -15,11 +15,12 @@ import pytest
 from cluster.files import ROOT
 
 PROGRAM = """
-import json, os, sys, threading, time
+import json, os, sys, threading
 from pathlib import Path
 
 import boto3
 from moto import mock_aws
+from moto.ec2.models.instances import InstanceBackend
 
 from cluster.__main__ import main
 
@@ -54,10 +55,15 @@ from ray.scripts.scripts import cli
 
 # The launcher in this process rather than in one of its own, where the mock would not be.
 launch._run = lambda name, words: cli(words, standalone_mode=False)
+# The mock is looked at when the machine, its disk and its tags are all there.
+made, run_instances = threading.Event(), InstanceBackend.run_instances
+def noted(*args, **more):
+    answer = run_instances(*args, **more)
+    made.set()
+    return answer
+InstanceBackend.run_instances = noted
 threading.Thread(target=main, args=(["up", "cluster.yaml", "--yes"],), daemon=True).start()
-deadline = time.monotonic() + 60
-while not machines() and time.monotonic() < deadline:
-    time.sleep(0.2)
+assert made.wait(120)
 (head,) = machines()
 (volume,) = ec2.describe_volumes()["Volumes"]
 told["head"] = {
