@@ -1,10 +1,10 @@
 # The image of every machine of a cluster; a test runs the same script on the same files.
 #
-#   docker build -t mtil:cpu .
-#   docker build -t mtil:gpu --build-arg TORCH_INDEX= .     # CUDA comes with torch's own wheels
+#   docker build -t mtil:gpu .                                              # CUDA comes with torch's own wheels
+#   docker build -t mtil:cpu --build-arg PIP_EXTRA_INDEX_URL=ADDRESS .      # of PyTorch's CPU builds
 FROM python:3.11-slim-bookworm
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG PIP_EXTRA_INDEX_URL=
 
 # wget is for KubeRay's probes; the rest is for `ray up` with a `docker` section.
 RUN apt-get update \
@@ -17,7 +17,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mtil mtil
 COPY tune tune
 COPY cluster/install.sh cluster/install.sh
-RUN TORCH_INDEX="$TORCH_INDEX" cluster/install.sh /opt/venv
+RUN cluster/install.sh /opt/venv
 
 ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -5,8 +5,8 @@
 #
 # into a virtual environment, which is made if it is not there and left alone if it fits already.
 # All machines of a cluster run it, and so does the image. PYTHON names an interpreter (3.11 or
-# newer); TORCH_INDEX a place with another build of torch than the one that pip finds, such as
-# https://download.pytorch.org/whl/cpu.
+# newer). pip heeds its own settings, such as PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU
+# builds, where the one that it finds by itself is not wanted.
 set -euo pipefail
 
 venv=${1:?usage: cluster/install.sh VENV}
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sources=$(find mtil tune -name '*.py' | LC_ALL=C sort)
 # shellcheck disable=SC2086
-state=$(cat pyproject.toml constraints.txt $sources <(echo "${TORCH_INDEX:-}") | sha256sum)
+state=$(cat pyproject.toml constraints.txt $sources <(echo "${PIP_EXTRA_INDEX_URL:-}") | sha256sum)
 if [ "$(cat "$venv/installed" 2>/dev/null)" = "$state" ]; then
     echo "mtil is installed in $venv"
     exit 0
@@ -33,7 +33,7 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 rm -f "$venv/installed"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
-    --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+    --constraint constraints.txt \
     --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster]'
 echo "$state" > "$venv/installed"
 echo "mtil is installed in $venv"
