@@ -27,7 +27,6 @@ from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil.config import Config, from_dict
 from mtil.data import manifest as manifests
-from mtil.data.order import rows_per_worker
 from mtil.data.rows import Batch, Plan, Rows, cut
 from mtil.data.selection import select
 from mtil.data.shards import read
@@ -165,7 +164,7 @@ def bare_epochs(config: Config) -> list[float]:
     manifest = manifests.load(store)
     plan = Plan(manifest, select(manifest, 0, "train"), config.seed, 0, 1, 4)
     rows = Rows([read(store, shard) for shard in manifest.shards], plan.selection)
-    steps = rows_per_worker([len(rows.everything())], 1) // config.train.batch_size
+    steps = len(rows.everything()) // config.train.batch_size
     engine = Engine(config, steps_per_epoch=steps, malignant_share=MALIGNANT_SHARE, device=DEVICE)
     seconds = []
     for epoch in range(EPOCHS):

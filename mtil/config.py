@@ -227,6 +227,10 @@ class TrainConfig:
     """Stop after so many epochs without a better score; 0 never stops early."""
     num_workers: Count = 1
     """Training processes."""
+    min_workers: Count | None = None
+    """Go on with as few processes as this while machines are missing, and with `num_workers` again
+    when they are back; an optimiser step is of `batch_size` images all the same. By default a
+    training waits until all find room."""
     cpus_per_worker: Positive | None = None
     """CPUs that each worker reserves and, without a GPU, computes on; by default it reserves what
     leaves room for Ray Data, and computes on its share of all CPUs of the node."""
@@ -240,6 +244,11 @@ class TrainConfig:
             raise ConfigError(
                 f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
+            )
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ConfigError(
+                f"`train.min_workers` must not exceed `train.num_workers`, but got "
+                f"{self.min_workers} for {self.num_workers} workers."
             )
 
 

@@ -20,9 +20,7 @@ from mtil.data.rows import Batch
 from mtil.losses import Objective
 from mtil.metrics import auc, f1
 from mtil.models import Output, TwoTaskNetwork
-
-_DEGRADING, _PASSES = 1, 2
-"""Independent streams of random numbers; not 0, which is as good as no number."""
+from mtil.randomness import EpochRandomness
 
 
 class TrainingStep(nn.Module):
@@ -95,6 +93,7 @@ class Engine:
         num_passes: int = 1,
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
+        share: float = 1.0,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -108,6 +107,7 @@ class Engine:
                 time before; with `circle.maps: recycle` also the most often in a training step.
             earlier: networks of former rounds that take the first of these passes, each one.
             initial: weights to start from, such as those of a former round's model.
+            share: of how many times its even share of a step's images this process takes.
         """
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
@@ -116,7 +116,9 @@ class Engine:
             torch.channels_last if config.train.channels_last else torch.contiguous_format
         )
         self._num_passes, self._earlier = num_passes, [one.to(device).eval() for one in earlier]
-        self._recycles = config.circle.maps == "recycle"
+        self._most_passes = num_passes if config.circle.maps == "recycle" else 1
+        self._share = share
+        self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device)
         if initial is not None:
             self.network.load_state_dict(initial)
@@ -141,26 +143,47 @@ class Engine:
         self._step = wrap(TrainingStep(network, self._objective))
         self._autocast = wants_bf16(config.train, device)
 
-    def train_epoch(self, batches: Iterable[Batch], *, epoch: int, rank: int = 0) -> Iterator[Step]:
+    def train_epoch(
+        self,
+        batches: Iterable[Batch],
+        *,
+        epoch: int,
+        rank: int = 0,
+        first: int = 0,
+        randomness: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Step]:
         """Take one optimiser step per batch and yield it.
 
         All randomness of the epoch comes from (seed, epoch, rank): an epoch that is run again
         after a restart is the same epoch. Where the network's output is recycled, every rank
         makes the same number of passes in a step, as the exchange of gradients needs.
+
+        Args:
+            batches: this process's batches, from the first step's on.
+            epoch: number of the epoch, from 0.
+            rank: this process among those that train together.
+            first: the step to begin with, where the steps before it have been taken already.
+            randomness: what `randomness` said after these, in the process of that rank.
         """
-        seed = self.config.seed
-        torch.manual_seed(_mix(seed, epoch, rank))
-        degrading = torch.Generator(self.device).manual_seed(_mix(seed, epoch, rank, _DEGRADING))
-        passes = np.random.default_rng(_mix(seed, epoch, 0, _PASSES))
+        self._random = random = EpochRandomness(
+            self.config.seed,
+            epoch,
+            rank,
+            self.device,
+            first=first,
+            most_passes=self._most_passes,
+            state=randomness,
+        )
         self._step.train()
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, start=first):
             image, mask, label, prior = self._to_device(batch)
-            image, mask, prior = self._augment(image, mask, prior, degrading)
-            num_passes = int(passes.integers(self._num_passes)) + 1 if self._recycles else 1
+            image, mask, prior = self._augment(image, mask, prior, random.degrading)
+            num_passes = random.num_passes()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 terms = self._step(self._laid_out(image), mask, label, prior, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            loss = torch.stack(list(terms.values())).sum() * self._share
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
@@ -194,6 +217,11 @@ class Engine:
                 label = int(batch.label[index])
                 scored.append(Scored(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
+
+    def randomness(self) -> dict[str, Tensor]:
+        """Return where this process's random numbers stand between two steps of an epoch."""
+        assert self._random is not None
+        return self._random.state()
 
     def averaged(self) -> nn.Module:
         """Return the network with the averaged weights, or itself where there are none."""
@@ -346,7 +374,3 @@ def _dice_and_auc(
     if not math.isnan(area):
         figures["auc"] = area
     return figures
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

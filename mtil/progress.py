@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +21,25 @@ class Best:
     weights: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An epoch of which some steps have been taken."""
+
+    steps: int = 0
+    """How many, from the epoch's first on."""
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    """The first process's loss terms and gradient norm at each of them."""
+    randomness: Sequence[dict[str, Tensor]] = ()
+    """Where the random numbers of each process stand after them."""
+
+
 class TrainingProgress:
     """What a fold's training has come to: its history, its best epoch, the time it took."""
 
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
+        self.begun = Begun()
         self._seconds_before = 0.0
         self._start = time.monotonic()
 
@@ -37,23 +51,23 @@ class TrainingProgress:
         if state is not None:
             engine.restore(state["engine"])
             progress.history = json.loads(state["history"])
-            progress.best = Best(**state["best"])
+            progress.best = None if state["best"] is None else Best(**state["best"])
+            progress.begun = Begun(**state["begun"])
             progress._seconds_before = state["seconds"]
         return progress
 
-    def save(self, checkpoints: TrainingCheckpoints, engine: Engine) -> None:
-        """Commit a checkpoint: plain values and tensors only."""
-        assert self.best is not None
+    def save(
+        self, checkpoints: TrainingCheckpoints, engine: Engine, begun: Begun | None = None
+    ) -> None:
+        """Commit a checkpoint, after an epoch or within the next: plain values and tensors only."""
+        assert self.best is not None or begun is not None
         checkpoints.save(
-            self.next_epoch - 1,
+            self.next_epoch - 1 if begun is None else self.next_epoch,
             {
                 "engine": engine.state(),
                 "history": json.dumps(self.history),
-                "best": {
-                    "epoch": self.best.epoch,
-                    "metrics": self.best.metrics,
-                    "weights": self.best.weights,
-                },
+                "best": None if self.best is None else vars(self.best),
+                "begun": vars(begun or Begun()),
                 "seconds": self.seconds,
             },
         )
@@ -76,5 +90,6 @@ class TrainingProgress:
         """Add an epoch, and keep its weights if its score is the highest."""
         validated = {f"validation_{name}": value for name, value in figures.items()}
         self.history.append(record | validated)
+        self.begun = Begun()
         if self.best is None or figures["score"] > self.best.metrics["score"]:
             self.best = Best(self.next_epoch - 1, figures, engine.weights())

@@ -32,9 +32,9 @@ class Window:
     """(rows, 2): position in `shards`, and which of that shard's selected rows."""
 
 
-def rows_per_worker(counts: Sequence[int], num_workers: int) -> int:
-    """Return how many of an epoch's rows each worker sees."""
-    return sum(counts) // num_workers
+def local_batch(batch_size: int, rank: int, num_workers: int) -> int:
+    """Return how many of a step's images are a worker's: the shares differ by one at most."""
+    return batch_size * (rank + 1) // num_workers - batch_size * rank // num_workers
 
 
 def epoch_windows(
@@ -45,6 +45,7 @@ def epoch_windows(
     rank: int,
     num_workers: int,
     shuffle_shards: int,
+    batch_size: int | None = None,
 ) -> list[Window]:
     """Return one worker's rows of one epoch, in order.
 
@@ -55,9 +56,10 @@ def epoch_windows(
         rank: the worker, from 0 to `num_workers - 1`.
         num_workers: how many workers share the epoch.
         shuffle_shards: how many shards a window mixes.
+        batch_size: images of a step over all workers; where these cannot share them evenly, their
+            ranges are as unequal as their shares of a step.
     """
-    share = rows_per_worker(counts, num_workers)
-    start, stop = rank * share, (rank + 1) * share
+    start, stop = _range(sum(counts), rank, num_workers, batch_size)
     pieces: list[tuple[int, npt.NDArray[np.int64]]] = []
     position = 0
     for shard in np.random.default_rng((seed, epoch, _Stream.SHARDS)).permutation(len(counts)):
@@ -70,6 +72,15 @@ def epoch_windows(
         _mix(pieces[first : first + shuffle_shards], (seed, epoch, _Stream.WINDOW, rank, first))
         for first in range(0, len(pieces), shuffle_shards)
     ]
+
+
+def _range(num_rows: int, rank: int, num_workers: int, batch_size: int | None) -> tuple[int, int]:
+    if batch_size is None or batch_size % num_workers == 0:
+        share = num_rows // num_workers
+        return rank * share, (rank + 1) * share
+    steps = num_rows // batch_size
+    before, share = batch_size * rank // num_workers, local_batch(batch_size, rank, num_workers)
+    return steps * before, steps * (before + share)
 
 
 def _mix(pieces: Sequence[tuple[int, npt.NDArray[np.int64]]], seed: tuple[int, ...]) -> Window:

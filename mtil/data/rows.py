@@ -44,6 +44,8 @@ class Plan:
     rank: int
     num_workers: int
     shuffle_shards: int
+    batch_size: int | None = None
+    """Images of a step over all workers; matters only where they cannot share them evenly."""
 
     def windows(self, epoch: int) -> list[Window]:
         """Return the epoch's windows."""
@@ -54,6 +56,7 @@ class Plan:
             rank=self.rank,
             num_workers=self.num_workers,
             shuffle_shards=self.shuffle_shards,
+            batch_size=self.batch_size,
         )
 
 

@@ -79,6 +79,52 @@ def cpus_per_worker(
     return cpus
 
 
+def elastic_cpus_per_worker(
+    nodes: Sequence[Node], *, min_workers: int, num_workers: int, cpus: float | None, gpus: float
+) -> float:
+    """Return the CPUs that each of a changing number of workers reserves.
+
+    Where Ray Train counts the workers for which there is room, it does not leave any to Ray Data:
+    if their number may change, each node must have some to spare however many it takes.
+
+    Args:
+        nodes: the cluster's nodes.
+        min_workers: the fewest workers that train.
+        num_workers: the most; if it is the same number, this is `cpus_per_worker`.
+        cpus: CPUs asked for; None takes an even share of what Ray Data leaves.
+        gpus: GPUs per worker.
+
+    Raises:
+        ResourceError: if the fewest workers would not fit, or some number of them would leave
+            Ray Data nothing to run on.
+    """
+    if min_workers == num_workers:
+        return cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
+    for count in range(num_workers, min_workers, -1):
+        with suppress(ResourceError):
+            found = cpus_per_worker(nodes, num_workers=count, cpus=cpus, gpus=gpus)
+            break
+    else:
+        found = cpus_per_worker(nodes, num_workers=min_workers, cpus=cpus, gpus=gpus)
+    if cpus is None:
+        steps = range(round(100 * found), 0, -1)
+        fitting = (step / 100 for step in steps if _spare(nodes, num_workers, step / 100, gpus))
+        return next(fitting, found)
+    if not _spare(nodes, num_workers, cpus, gpus):
+        raise ResourceError(
+            f"With `train.min_workers` workers must leave {DATA_TASK_CPUS} CPUs of each node to "
+            f"Ray Data, but workers with {cpus:g} CPUs each may fill one; change "
+            "`train.cpus_per_worker`, or leave it out."
+        )
+    return found
+
+
+def _spare(nodes: Sequence[Node], most: int, cpus: float, gpus: float) -> bool:
+    """Say whether each node has room for a task of Ray Data beside the workers it may take."""
+    taken = ((node, min(_fit(node, cpus, gpus), most) * cpus) for node in nodes if node.cpus)
+    return all(node.cpus - cpus_taken >= DATA_TASK_CPUS - 1e-9 for node, cpus_taken in taken)
+
+
 def _leaves_room(node: Node, places_to_spare: int, cpus: float, gpus: float) -> bool:
     """Say whether a task of Ray Data on this node takes no place that a worker needs."""
     beside = Node(cpus=max(node.cpus - DATA_TASK_CPUS, 0), gpus=node.gpus)

@@ -28,6 +28,8 @@ from mtil.storage import open_store
 Listener = Callable[[dict[str, Any]], None]
 
 _POLL_S = 2.0
+_RESIZE_S = 20.0
+"""How often a group of workers that may grow looks for room."""
 
 _CPU_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -120,8 +122,9 @@ def reserved_cpus(config: Config) -> float:
     Raises:
         ResourceError: if the cluster has no room for them.
     """
-    return preflight.cpus_per_worker(
+    return preflight.elastic_cpus_per_worker(
         cluster.nodes(),
+        min_workers=config.train.min_workers or config.train.num_workers,
         num_workers=config.train.num_workers,
         cpus=config.train.cpus_per_worker,
         gpus=config.train.gpus_per_worker,
@@ -157,8 +160,11 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         trainer = TorchTrainer(
             train_fold,
             train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=workers.num_workers,
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]
+                num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]
+                if workers.min_workers
+                else workers.num_workers,
+                elastic_resize_monitor_interval_s=_RESIZE_S,
                 use_gpu=workers.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),

@@ -14,12 +14,12 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
 from mtil.data.manifest import Manifest
-from mtil.data.order import rows_per_worker
+from mtil.data.order import local_batch
 from mtil.data.rows import Batch, Plan, cut
 from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.cluster import to_foreground
@@ -30,12 +30,18 @@ from mtil.inference import Predictor, calibrated, in_passes
 from mtil.metrics import fit_temperature, steady_threshold
 from mtil.plan import Train
 from mtil.priors import PriorMaps
-from mtil.progress import Best, TrainingProgress
+from mtil.progress import Begun, Best, TrainingProgress
 from mtil.rounds import initial_weights, judges, training_rows
 from mtil.run import Run
 
 _VALIDATION_BATCH = 32
 _SAY_EVERY_S = 2.0
+_LOOK_EVERY = 16
+"""Steps after which the processes ask whether a machine of theirs is about to be taken away."""
+_SAVE_EVERY_LOOKS = 4
+"""After the first such warning a checkpoint is written, and then one after so many looks."""
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray Train's switch, which it hands on to its workers."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Place:
     """Processes of the group on this machine."""
     report: Callable[[dict[str, Any]], None] = lambda figures: None
     """Takes figures from every process; returns when all have come so far."""
+    is_leaving: Callable[[], bool] | None = None
+    """Asked by every process: whether a machine of theirs is about to be taken away."""
 
 
 def train_fold(job: dict[str, FoldJob]) -> None:
@@ -76,8 +84,13 @@ def train_fold(job: dict[str, FoldJob]) -> None:
         context.get_world_size(),
         context.get_local_world_size(),
         ray.train.report,
+        _is_leaving if os.environ.get(PREEMPTION_WATCHER) != "0" else None,
     )
     _Worker(job["job"], place, ray.train.torch.get_device()).run()
+
+
+def _is_leaving() -> bool:
+    return ray.train.get_preemption_info() is not None
 
 
 def train_alone(job: FoldJob, device: torch.device) -> None:
@@ -89,6 +102,7 @@ class _Worker:
     def __init__(self, job: FoldJob, place: Place, device: torch.device) -> None:
         to_foreground()
         self.rank, self.num_workers, self.report = place.rank, place.num_workers, place.report
+        self.is_leaving = place.is_leaving
         self.device = device
         self.job = job
         self.run_record = Run.open(job.run_uri)
@@ -98,8 +112,9 @@ class _Worker:
         self.manifest = self.run_record.manifest(job.data_uri)
         self.checkpoints = self.run_record.checkpoints(job.train)
         self.plan = self._plan("train")
-        self.local_batch = self.config.train.batch_size // self.num_workers
-        self.steps = steps_per_epoch(self.manifest, self.plan, self.local_batch)
+        self.batch_size = self.config.train.batch_size
+        self.local_batch = local_batch(self.batch_size, self.rank, self.num_workers)
+        self.steps = steps_per_epoch(self.manifest, self.plan, self.batch_size)
 
     def run(self) -> None:
         if self.run_record.result(self.job.train) is not None:
@@ -111,7 +126,7 @@ class _Worker:
         for epoch, batches in self._epochs(progress.next_epoch):
             if not going or progress.has_stalled(self.config.train.patience):
                 break
-            record = self._train_epoch(engine, epoch, batches)
+            record = self._train_epoch(engine, progress, epoch, batches)
             scored = self._gather(engine.validate(validation()))
             figures = validation_metrics(scored, self.config.train.dice_weight)
             progress.add(record, figures, engine)
@@ -158,6 +173,7 @@ class _Worker:
             num_passes=len(self._judges()),
             earlier=[model.network() for model in self._earlier()],
             initial=initial_weights(self.run_record, self.job.train),
+            share=self.local_batch * self.num_workers / self.batch_size,
         )
 
     def _wrap(self, module: nn.Module) -> nn.Module:
@@ -185,6 +201,7 @@ class _Worker:
             rank=self.rank,
             num_workers=self.num_workers,
             shuffle_shards=self.config.data.shuffle_shards,
+            batch_size=self.config.train.batch_size,
         )
 
     def _epochs(self, first: int) -> Iterator[tuple[int, Iterator[Batch]]]:
@@ -210,36 +227,68 @@ class _Worker:
         mine = rows.everything()[self.rank :: self.num_workers]
         return lambda: cut([(rows, mine)], _VALIDATION_BATCH, whole=False)
 
-    def _train_epoch(self, engine: Engine, epoch: int, batches: Iterator[Batch]) -> dict[str, Any]:
-        clock = _Clock(batches)
+    def _train_epoch(
+        self, engine: Engine, progress: TrainingProgress, epoch: int, batches: Iterator[Batch]
+    ) -> dict[str, Any]:
+        begun = progress.begun
+        clock = _Clock(islice(batches, begun.steps, self.steps))
         steps: list[Step] = []
         started = said = time.monotonic()
-        for step in engine.train_epoch(islice(clock, self.steps), epoch=epoch, rank=self.rank):
+        num_warned = 0
+        for step in engine.train_epoch(
+            clock,
+            epoch=epoch,
+            rank=self.rank,
+            first=begun.steps,
+            randomness=self._own_randomness(begun),
+        ):
             steps.append(step)
+            done = begun.steps + len(steps)
             if self.rank == 0 and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                progress = {"epoch": epoch, "step": len(steps), "steps": self.steps}
-                self.run_record.write_step(self.job.train, progress)
-        if len(steps) != self.steps:
+                self.run_record.write_step(
+                    self.job.train, {"epoch": epoch, "step": done, "steps": self.steps}
+                )
+            if self.is_leaving and done % _LOOK_EVERY == 0 and done < self.steps:
+                num_warned = num_warned + 1 if self.is_leaving() else 0
+                if num_warned % _SAVE_EVERY_LOOKS == 1:
+                    self._save_within(engine, progress, _terms(begun, steps))
+        if begun.steps + len(steps) != self.steps:
             raise DataError(
-                f"An epoch must have {self.steps} steps, but the data gave {len(steps)}."
+                f"An epoch must have {self.steps} steps, but the data gave "
+                f"{begun.steps + len(steps)}."
             )
         seconds = time.monotonic() - started
-        names = steps[0].terms
         return {
             "epoch": epoch,
             "fold": self.job.train.fold,
             "steps": self.steps,
-            **{
-                f"loss_{name}": float(np.mean([float(step.terms[name]) for step in steps]))
-                for name in names
-            },
-            "gradient_norm": float(np.mean([float(step.gradient_norm) for step in steps])),
+            "num_workers": self.num_workers,
+            **{name: float(np.mean(values)) for name, values in _terms(begun, steps).items()},
             **{f"learning_rate_{name}": rate for name, rate in engine.rates().items()},
             "seconds": seconds,
-            "images_per_second": self.steps * self.local_batch * self.num_workers / seconds,
+            "images": self.steps * self.batch_size,
+            "images_per_second": len(steps) * self.batch_size / seconds,
             "data_wait_share": clock.waited / seconds,
         }
+
+    def _own_randomness(self, begun: Begun) -> dict[str, Tensor] | None:
+        """Return where this process stood within an epoch, if as many processes go on."""
+        same = len(begun.randomness) == self.num_workers
+        return begun.randomness[self.rank] if same else None
+
+    def _save_within(
+        self, engine: Engine, progress: TrainingProgress, terms: dict[str, list[float]]
+    ) -> None:
+        """Commit a checkpoint between two steps; every process is asked to at the same one."""
+        randomness = [engine.randomness()]
+        if self.num_workers > 1:
+            parts: list[Any] = [None] * self.num_workers
+            torch.distributed.all_gather_object(parts, randomness[0])
+            randomness = parts
+        if self.rank == 0:
+            begun = Begun(len(terms["gradient_norm"]), terms, randomness)
+            progress.save(self.checkpoints, engine, begun)
 
     def _gather(self, scored: list[Scored]) -> list[Scored]:
         if self.num_workers > 1:
@@ -291,18 +340,25 @@ class _Worker:
         return [self.run_record.model(of) for of in earlier]
 
 
-def steps_per_epoch(manifest: Manifest, plan: Plan, local_batch: int) -> int:
+def _terms(begun: Begun, steps: Sequence[Step]) -> dict[str, list[float]]:
+    """Return the loss terms and the gradient norm at each step of an epoch so far."""
+    here = {f"loss_{name}": [float(step.terms[name]) for step in steps] for name in steps[0].terms}
+    here["gradient_norm"] = [float(step.gradient_norm) for step in steps]
+    return {name: [*begun.terms.get(name, ()), *values] for name, values in here.items()}
+
+
+def steps_per_epoch(manifest: Manifest, plan: Plan, batch_size: int) -> int:
     """Return the optimiser steps of an epoch: the same on every worker.
 
     Raises:
         DataError: if the rows do not fill one batch.
     """
-    counts = [plan.selection.count(shard) for shard in manifest.shards]
-    steps = rows_per_worker(counts, plan.num_workers) // local_batch
+    num_rows = total(manifest, plan.selection)
+    steps = num_rows // batch_size
     if not steps:
         raise DataError(
-            f"An epoch must fill a batch of {local_batch * plan.num_workers} images, but fold "
-            f"{plan.selection.fold} trains on {sum(counts)}; lower `train.batch_size`."
+            f"An epoch must fill a batch of {batch_size} images, but fold "
+            f"{plan.selection.fold} trains on {num_rows}; lower `train.batch_size`."
         )
     return steps
 

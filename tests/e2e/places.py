@@ -101,6 +101,19 @@ class Nodes:
         """Start the other node."""
         self._other = self._cluster.add_node(num_cpus=1)
 
+    def warn_other(self, seconds: int) -> None:
+        """Have Ray know that the other node will be taken away, as a cloud does of a spot one."""
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
+                *("--address", self.address, "--node-id", self._other.node_id),
+                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"),
+                *("--deadline-remaining-seconds", str(seconds)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
     def kill_other(self) -> None:
         """SIGKILL the other node's raylet, with which all that ran there ends."""
         workers = self._below(self._other)

@@ -113,6 +113,10 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
             {"train": {"batch_size": 10, "num_workers": 4}},
             r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
         ),
+        (
+            {"train": {"min_workers": 3, "num_workers": 2}},
+            r"`train\.min_workers` must not exceed `train\.num_workers`, but got 3 for 2 workers",
+        ),
     ],
 )
 def test_values_must_agree_with_one_another(values: dict[str, object], message: str) -> None:

@@ -117,6 +117,61 @@ def test_ranks_and_epochs_draw_other_augmentations(
     assert len(set(losses.values())) == 3
 
 
+@pytest.mark.parametrize("maps", ["in_sample", "recycle"])
+def test_an_epoch_goes_on_where_it_was_interrupted(
+    make_config: MakeConfig, toy_batches: ToyBatches, maps: str
+) -> None:
+    """With the random numbers of that moment: losses and weights to the last bit."""
+    config, batches = make_config(circle={"maps": maps}), toy_batches(4)
+
+    def engine() -> Engine:
+        return Engine(config, steps_per_epoch=4, malignant_share=0.5, device=CPU, num_passes=2)
+
+    whole = engine()
+    steps = list(whole.train_epoch(batches, epoch=1, rank=1))
+    first = engine()
+    some = first.train_epoch(batches, epoch=1, rank=1)
+    next(some), next(some)
+    state, randomness = copy.deepcopy(first.state()), first.randomness()
+    torch.rand(5)
+    rest = engine()
+    rest.restore(state)
+    later = list(rest.train_epoch(batches[2:], epoch=1, rank=1, first=2, randomness=randomness))
+    assert [step.index for step in later] == [2, 3]
+    assert [step.terms for step in later] == [step.terms for step in steps[2:]]
+    assert _equal(rest.weights(), whole.weights())
+
+
+def test_another_process_goes_on_with_numbers_of_its_own(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    config, batches = make_config(), toy_batches(1)
+    losses = {
+        (first, rank): float(
+            next(_engine(config).train_epoch(batches, epoch=0, rank=rank, first=first)).terms[
+                "segmentation"
+            ]
+        )
+        for first, rank in ((0, 0), (1, 0), (1, 1), (2, 0))
+    }
+    assert len(set(losses.values())) == 4
+
+
+def test_a_process_with_more_images_weighs_more(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """Processes' gradients are averaged as if they were equal: shares of 6 and 2 images in 8."""
+    config, (batch,) = make_config(), toy_batches(1)
+
+    def norm(share: float) -> float:
+        engine = Engine(config, steps_per_epoch=1, malignant_share=0.5, device=CPU, share=share)
+        (step,) = engine.train_epoch([batch], epoch=0)
+        return float(step.gradient_norm)
+
+    assert norm(1.5) == pytest.approx(1.5 * norm(1.0), rel=1e-5)
+    assert norm(0.5) == pytest.approx(0.5 * norm(1.0), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("stop", "changes"),
     [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtil.data.order import Window, epoch_windows, rows_per_worker
+from mtil.data.order import Window, epoch_windows, local_batch
 
 Row = tuple[int, int]
 """Shard, and which of its selected rows."""
@@ -27,6 +27,7 @@ def _windows(
     seed: int = 0,
     epoch: int = 0,
     shuffle_shards: int = 2,
+    batch_size: int | None = None,
 ) -> list[Window]:
     return epoch_windows(
         counts,
@@ -35,6 +36,7 @@ def _windows(
         rank=rank,
         num_workers=num_workers,
         shuffle_shards=shuffle_shards,
+        batch_size=batch_size,
     )
 
 
@@ -60,7 +62,6 @@ def test_workers_get_equal_shares_and_no_row_is_seen_twice(
 ) -> None:
     shares = _epoch(counts, num_workers, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards)
     assert {len(share) for share in shares} == {sum(counts) // num_workers}
-    assert rows_per_worker(counts, num_workers) == sum(counts) // num_workers
     seen = Counter(row for share in shares for row in share)
     assert set(seen.values()) <= {1}
     assert set(seen) <= _all(counts)
@@ -156,7 +157,29 @@ def test_shards_without_selected_rows_are_not_read() -> None:
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 0]])
 def test_without_rows_there_is_no_window(counts: list[int]) -> None:
     assert _windows(counts) == []
-    assert rows_per_worker(counts, 3) == 0
+
+
+@given(COUNTS, WORKERS, st.integers(1, 12))
+def test_any_number_of_workers_makes_the_same_steps(
+    counts: list[int], num_workers: int, batch_size: int
+) -> None:
+    local = [local_batch(batch_size, rank, num_workers) for rank in range(num_workers)]
+    assert sum(local) == batch_size
+    assert max(local) - min(local) <= 1
+    shares = _epoch(counts, num_workers, batch_size=batch_size)
+    steps = [len(share) // size for share, size in zip(shares, local, strict=True) if size]
+    assert set(steps) == {sum(counts) // batch_size}
+    seen = [row for share in shares for row in share]
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= _all(counts)
+
+
+def test_a_batch_that_cannot_be_shared_evenly() -> None:
+    assert [local_batch(16, rank, 3) for rank in range(3)] == [5, 5, 6]
+    assert [len(share) for share in _epoch([40, 10], 3, batch_size=16)] == [15, 15, 18]
+    assert _epoch([40, 10], 2, batch_size=16) == _epoch(
+        [40, 10], 2
+    )  # where it can, nothing changes
 
 
 def test_fewer_rows_than_workers_leave_everybody_without() -> None:

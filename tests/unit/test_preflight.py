@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtil.distributed.preflight import DATA_TASK_CPUS, Node, cpus_per_worker
+from mtil.distributed.preflight import (
+    DATA_TASK_CPUS,
+    Node,
+    cpus_per_worker,
+    elastic_cpus_per_worker,
+)
 from mtil.errors import ResourceError
 
 Nodes = list[Node]
@@ -154,3 +159,52 @@ def test_the_default_fits_whenever_there_are_as_many_cpus_as_workers(
 ) -> None:
     if num_workers <= cpus:
         assert _plan(_nodes(cpus), num_workers) > 0.4
+
+
+def _elastic(
+    nodes: Nodes, fewest: int, most: int, cpus: float | None = None, gpus: float = 0
+) -> float:
+    return elastic_cpus_per_worker(
+        nodes, min_workers=fewest, num_workers=most, cpus=cpus, gpus=gpus
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fewest", "most", "gpus", "expected"),
+    [
+        (_nodes(2), 2, 2, 0, 0.5),  # nothing changes
+        (_nodes(2), 1, 2, 0, 0.5),
+        (_nodes(1, 1), 1, 2, 0, 0.37),  # both may run on one
+        (_nodes(1), 1, 2, 0, 0.25),  # of one machine both may run, and it has room for Ray Data
+        (_nodes(4, 4), 1, 4, 0, 0.93),  # of one machine with 4 CPUs four may run
+        (_nodes(8, 8, gpus=4), 2, 8, 1, 1.0),
+        (_nodes(8, gpus=4), 2, 8, 1, 1.0),  # half of the machines are not there yet
+    ],
+)
+def test_a_changing_number_of_workers_always_leaves_room(
+    nodes: Nodes, fewest: int, most: int, gpus: float, expected: float
+) -> None:
+    assert _elastic(nodes, fewest, most, gpus=gpus) == expected
+
+
+@given(NODES, st.integers(1, 4), st.integers(0, 8), st.sampled_from([0.0, 1.0]))
+def test_however_many_workers_run_no_node_is_full(
+    nodes: Nodes, fewest: int, more: int, gpus: float
+) -> None:
+    try:
+        cpus = _elastic(nodes, fewest, fewest + more + 1, gpus=gpus)
+    except ResourceError:
+        return
+    for node in nodes:
+        room = int(min(node.cpus // cpus, node.gpus // gpus if gpus else 99, fewest + more + 1))
+        assert node.cpus - room * cpus >= DATA_TASK_CPUS - 1e-6
+
+
+def test_cpus_that_could_fill_a_node_are_refused() -> None:
+    assert _elastic(_nodes(2, 2), 1, 2, 0.75) == 0.75
+    with pytest.raises(
+        ResourceError, match=r"must leave 0\.25 CPUs of each node to Ray Data, but "
+    ):
+        _elastic(_nodes(2, 2), 1, 2, 1.0)
+    with pytest.raises(ResourceError, match="4 workers with 1 GPUs each need 4 GPUs, but the "):
+        _elastic(_nodes(8, gpus=2), 4, 8, gpus=1)

@@ -12,7 +12,7 @@ from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
 from mtil.data.rows import Batch
 from mtil.engine import Engine
-from mtil.progress import TrainingProgress
+from mtil.progress import Begun, TrainingProgress
 from mtil.storage import LocalStore
 
 ToyBatches = Callable[..., list[Batch]]
@@ -143,6 +143,25 @@ def test_a_checkpoint_brings_everything_back(
     for one in (engine, other):  # and both go on alike
         list(one.train_epoch(batches[3:], epoch=3))
     assert _same(other.weights(), engine.weights())
+
+
+def test_a_checkpoint_within_an_epoch(
+    checkpoints: TrainingCheckpoints, make_engine: MakeEngine, engine: Engine
+) -> None:
+    """Also within the first, before there is a best one; the next epoch begins at its start."""
+    progress = TrainingProgress()
+    begun = Begun(3, {"loss_segmentation": [2.0, 1.5, 1.25]}, [{"cpu": torch.get_rng_state()}])
+    progress.save(checkpoints, engine, begun)
+    taken = TrainingProgress.load(checkpoints, make_engine())
+    assert (taken.next_epoch, taken.best, taken.history) == (0, None, [])
+    assert (taken.begun.steps, taken.begun.terms) == (3, begun.terms)
+    (randomness,) = taken.begun.randomness
+    assert torch.equal(randomness["cpu"], begun.randomness[0]["cpu"])
+    _add(taken, engine, 0.5)
+    assert taken.begun == Begun()
+    taken.save(checkpoints, engine)
+    again = TrainingProgress.load(checkpoints, make_engine())
+    assert (again.next_epoch, again.begun) == (1, Begun())
 
 
 def test_time_adds_up_over_processes(

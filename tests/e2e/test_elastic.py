@@ -1,0 +1,98 @@
+"""A machine is taken away with a warning and another comes: fewer workers go on, then more."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mtil.plan import Train
+from mtil.run import Run
+from tests.e2e.conftest import Command
+from tests.e2e.places import SETTINGS, Nodes, kill, wait_for
+from tests.e2e.places import Command as Given
+
+_EPOCHS = 20
+_CONFIG = {
+    "data": {"image_size": 64},
+    "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+    "train": {
+        "num_epochs": _EPOCHS,
+        "batch_size": 4,
+        "min_workers": 1,
+        "num_workers": 2,
+        "cpus_per_worker": 0.7,  # so that one finds room on each of two nodes
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def longer(mtil: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set on which an epoch has more steps than go by before Ray Train is asked."""
+    folder = tmp_path_factory.mktemp("longer")
+    for arguments in (
+        ("phantom", folder / "images", "--num-images", "200"),
+        ("prepare", folder / "images", "--layout", "busi", "--to", folder / "set",
+         "--image-size", "64", "--num-folds", "3"),
+    ):  # fmt: skip
+        done = mtil(*arguments)
+        assert done.returncode == 0, done.stderr
+    return folder / "set"
+
+
+def _is_within_epoch(run: Run) -> bool:
+    """Say whether the latest checkpoint is one between two steps."""
+    pointer = json.loads(run.store.read(f"{run.folder(Train(0, 0))}/checkpoints/latest.json"))
+    return bool(pointer["epoch"] >= len(_history(run)))
+
+
+def _history(run: Run) -> list[dict[str, Any]]:
+    return run.history(Train(0, 0))
+
+
+def test_two_workers_then_one_then_two(
+    longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a warning the steps so far are kept; no epoch is lost, and all are of the same size."""
+    watching = {
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",
+    }
+    for name, value in (SETTINGS | watching).items():
+        monkeypatch.setenv(name, value)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(_CONFIG))
+    uri = tmp_path / "run"
+    arguments = ["train", "--data", longer, "--run", uri, "--config", config, "--fold", "0"]
+    with Nodes() as nodes:
+        command = Given(list(map(str, arguments)), tmp_path / "log", RAY_ADDRESS=nodes.address)
+        command.start()
+        try:
+            wait_for(lambda: command.code is not None or (uri / "rounds").exists())
+            run = Run.open(str(uri))
+            wait_for(lambda: command.code is not None or len(_history(run)) > 1)
+            nodes.warn_other(60)
+            wait_for(lambda: command.code is not None or _is_within_epoch(run))
+            kill(nodes.processes("ray::RayTrainWorker"))
+            nodes.kill_other()
+            state = run.checkpoints(Train(0, 0)).load()
+            assert state is not None
+            kept, interrupted = state["begun"]["steps"], len(json.loads(state["history"]))
+            wait_for(lambda: command.code is not None or _history(run)[-1]["num_workers"] == 1)
+            nodes.add()
+            wait_for(lambda: command.code is not None)
+        finally:
+            command.kill()
+    assert command.code == 0, command.said()
+    history = _history(run)
+    assert [line["epoch"] for line in history] == list(range(_EPOCHS))
+    assert {line["steps"] for line in history} == {history[0]["steps"]}
+    assert {line["images"] for line in history} == {4 * history[0]["steps"]}
+    workers = [number for number, _ in itertools.groupby(line["num_workers"] for line in history)]
+    assert workers == [2, 1, 2]
+    assert kept == 16
+    line = history[interrupted]
+    trained_again = round(line["seconds"] * line["images_per_second"] / 4)
+    assert trained_again == line["steps"] - kept
