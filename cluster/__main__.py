@@ -135,7 +135,11 @@ def _submit(options: argparse.Namespace) -> int:
         if options.attach:
             return submit.follow(options.attach, address=address)
         return submit.submit(
-            options.words, address=address, working_dir=options.working_dir, names=options.env
+            options.words,
+            address=address,
+            working_dir=options.working_dir,
+            names=options.env,
+            machines=options.cluster and files.machines(options.cluster),
         )
 
 

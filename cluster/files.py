@@ -4,6 +4,7 @@ A file of Ray's cluster launcher (`ray up`) is for AWS, GCP or machines that are
 others are KubeRay's and SkyPilot's.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,26 @@ def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
     if kind == "skypilot":
         return _skypilot(path, document)
     return _local(path, document) if kind == "local" else _cloud(path, kind, document)
+
+
+def machines(path: Path) -> str | None:
+    """Return which machines a cluster can have beside its head, as jobs are told it in JSON.
+
+    None where the file does not say what they have: there, what counts is what is there.
+
+    Raises:
+        UsageError: if the file is none.
+    """
+    file = parse(path, *load(path))
+    kinds = [
+        {"cpus": group.cpus, "gpus": group.gpus, "most": group.largest} for group in file.workers
+    ]
+    if not kinds or any(kind["cpus"] is None or kind["gpus"] is None for kind in kinds):
+        return None
+    most = file.max_workers
+    if most is None:
+        most = sum(group.largest for group in file.workers)
+    return json.dumps({"most": most, "kinds": kinds})
 
 
 def scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

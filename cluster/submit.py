@@ -105,7 +105,12 @@ def upload_size(folder: Path) -> dict[str, int]:
 
 
 def submit(
-    command: Sequence[str], *, address: str, working_dir: Path, names: Sequence[str] = ()
+    command: Sequence[str],
+    *,
+    address: str,
+    working_dir: Path,
+    names: Sequence[str] = (),
+    machines: str | None = None,
 ) -> int:
     """Run a command on a cluster, print what it prints, and return its exit code.
 
@@ -116,6 +121,7 @@ def submit(
         address: where the dashboard answers, `http://HOST:PORT`.
         working_dir: the folder that goes along and that the command runs in.
         names: variables of this environment that the job gets.
+        machines: what the cluster can start (`files.machines`), which Ray does not tell a job.
 
     Raises:
         UsageError: if something that was given is wrong; nothing runs then.
@@ -123,6 +129,8 @@ def submit(
     """
     line = entrypoint(command, os.environ)
     variables = environment(names, os.environ)
+    if machines:
+        variables.setdefault("MTIL_MACHINES", machines)
     upload_size(working_dir)
     client = _client(address)
     runtime: dict[str, Any] = {"working_dir": str(working_dir.absolute()), "env_vars": variables}

@@ -30,6 +30,6 @@ def _start_ray() -> str:
     from mtil.distributed import cluster
 
     with cluster.connected():
-        nodes = cluster.nodes()
+        nodes = cluster.live_nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"

@@ -22,10 +22,14 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mtil import errors
+from mtil.distributed import preflight
 from mtil.distributed.preflight import Node
 from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, StorageError
 
 _QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
+
+MACHINES = "MTIL_MACHINES"
+"""The environment variable that says which machines the cluster can start, see `preflight`."""
 
 _KNOCK_S = 10
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
@@ -136,6 +140,19 @@ def _muted() -> Iterator[None]:
 
 
 def nodes() -> list[Node]:
+    """Return what the cluster's nodes offer, those included that it starts when they are needed.
+
+    Nothing in Ray says which these are; `MTIL_MACHINES` does.
+
+    Raises:
+        ResourceError: if that is not what it must be.
+    """
+    live = live_nodes()
+    machines = os.environ.get(MACHINES)
+    return live + preflight.to_come(live, machines) if machines else live
+
+
+def live_nodes() -> list[Node]:
     """Return what the live nodes of the cluster offer in all."""
     return [
         Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))

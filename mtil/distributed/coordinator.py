@@ -8,6 +8,7 @@ the ledger it can lose.
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -199,8 +200,13 @@ def find(run: Run) -> Any | None:
 def start(run: Run) -> Any:
     """Return a handle of the run's coordinator on this cluster, which is made if need be."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
+    machines = os.environ.get(cluster.MACHINES)  # set on the head alone, perhaps
     return actor.options(
-        name=_name(run), namespace=NAMESPACE, lifetime="detached", get_if_exists=True
+        name=_name(run),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        runtime_env={"env_vars": {cluster.MACHINES: machines}} if machines else None,
     ).remote(run.uri)
 
 

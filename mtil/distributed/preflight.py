@@ -1,5 +1,6 @@
 """Resource plans that would hang are refused before anything starts, with the numbers. No Ray."""
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,33 @@ class Node:
 
     cpus: float
     gpus: float
+
+
+def to_come(live: Sequence[Node], machines: str) -> list[Node]:
+    """Return the nodes that a cluster can still start.
+
+    Args:
+        live: the nodes that there are.
+        machines: JSON, `{"most": 4, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}, …]}`: how many
+            nodes that work there may be in all, and of each kind.
+
+    Raises:
+        ResourceError: if it is something else.
+    """
+    try:
+        told = json.loads(machines)
+        room = int(told["most"]) - sum(node.cpus > 0 for node in live)
+        nodes: list[Node] = []
+        for kind in told["kinds"]:
+            node = Node(cpus=float(kind["cpus"]), gpus=float(kind["gpus"]))
+            missing = min(int(kind["most"]) - list(live).count(node), room - len(nodes))
+            nodes += [node] * max(missing, 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResourceError(
+            'MTIL_MACHINES must be like {"most": 2, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}]}, '
+            f"but is {machines}."
+        ) from error
+    return nodes
 
 
 def cpus_per_worker(

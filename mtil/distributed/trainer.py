@@ -1,5 +1,6 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
+import logging
 import signal
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
-from mtil.errors import LostError, RunError, StorageError
+from mtil.errors import LostError, ResourceError, RunError, StorageError
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import prior_maps
@@ -26,6 +27,8 @@ from mtil.run import FoldResult, News, Run, manifest_for
 from mtil.storage import open_store
 
 Listener = Callable[[dict[str, Any]], None]
+
+_log = logging.getLogger(__name__)
 
 _POLL_S = 2.0
 _RESIZE_S = 20.0
@@ -58,6 +61,7 @@ def train(
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store)
     cpus = reserved_cpus(config)
+    tell_of_waiting(config)
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
     trainings = [Train(0, fold) for fold in folds]
     waiting = [of for of in trainings if run.result(of) is None]
@@ -120,10 +124,22 @@ def reserved_cpus(config: Config) -> float:
     """Return the CPUs that each of a training's workers reserves.
 
     Raises:
-        ResourceError: if the cluster has no room for them.
+        ResourceError: if the cluster has no room for them, and cannot make any.
     """
+    return _reserved(config, cluster.nodes())
+
+
+def tell_of_waiting(config: Config) -> None:
+    """Say so where a training has to wait for machines that the cluster starts for it."""
+    try:
+        _reserved(config, cluster.live_nodes())
+    except ResourceError:
+        _log.warning("The cluster has to start machines for this, which may take minutes.")
+
+
+def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
     return preflight.elastic_cpus_per_worker(
-        cluster.nodes(),
+        nodes,
         min_workers=config.train.min_workers or config.train.num_workers,
         num_workers=config.train.num_workers,
         cpus=config.train.cpus_per_worker,

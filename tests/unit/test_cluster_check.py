@@ -1,6 +1,7 @@
 """Every template passes; a file with one mistake is told which."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cluster import prices
 from cluster.__main__ import main
 from cluster.check import account_problems, check, open_file
 from cluster.errors import UsageError
-from cluster.files import ROOT, load, parse
+from cluster.files import ROOT, load, machines, parse, ray_cluster_spec
 
 TEMPLATES = sorted((ROOT / "cluster" / "templates").glob("*.yaml"))
 FILES = [ROOT / "cluster.yaml", *TEMPLATES]
@@ -363,3 +364,19 @@ def test_an_unreachable_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_aws_has_an_account_to_ask() -> None:
     kind, document = load(ROOT / "cluster" / "templates" / "on-prem.yaml")
     assert account_problems(parse(ROOT, kind, document)) == []
+
+
+def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
+    gpu = {"cpus": 4, "gpus": 1, "most": 2}
+    told = machines(ROOT / "cluster.yaml")
+    assert told is not None
+    assert json.loads(told) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
+    assert machines(ROOT / "cluster" / "templates" / "on-prem.yaml") is None  # all are there
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])
+def test_pods_are_told_what_their_groups_may_grow_to(name: str) -> None:
+    spec = ray_cluster_spec(_read(name))
+    (variable,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert variable["name"] == "MTIL_MACHINES"
+    assert variable["value"] == machines(ROOT / "cluster" / "templates" / f"{name}.yaml")

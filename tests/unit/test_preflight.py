@@ -12,6 +12,7 @@ from mtil.distributed.preflight import (
     Node,
     cpus_per_worker,
     elastic_cpus_per_worker,
+    to_come,
 )
 from mtil.errors import ResourceError
 
@@ -208,3 +209,37 @@ def test_cpus_that_could_fill_a_node_are_refused() -> None:
         _elastic(_nodes(2, 2), 1, 2, 1.0)
     with pytest.raises(ResourceError, match="4 workers with 1 GPUs each need 4 GPUs, but the "):
         _elastic(_nodes(8, gpus=2), 4, 8, gpus=1)
+
+
+MACHINES = """{"most": 3, "kinds": [{"cpus": 4, "gpus": 1, "most": 2},
+                                     {"cpus": 8, "gpus": 0, "most": 4}]}"""
+GPU, CPU, HEAD = Node(cpus=4, gpus=1), Node(cpus=8, gpus=0), Node(cpus=0, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("live", "expected"),
+    [
+        ([HEAD], [GPU, GPU, CPU]),
+        ([HEAD, GPU], [GPU, CPU]),
+        ([HEAD, CPU, CPU], [GPU]),
+        ([HEAD, GPU, GPU, CPU], []),
+        ([HEAD, CPU, CPU, CPU, CPU], []),  # more than it should have
+    ],
+)
+def test_machines_that_a_cluster_can_still_start(live: Nodes, expected: Nodes) -> None:
+    assert to_come(live, MACHINES) == expected
+
+
+def test_a_cluster_of_nothing_but_its_head_can_train() -> None:
+    nodes = [HEAD, *to_come([HEAD], MACHINES)]
+    assert _plan(nodes, 2, gpus=1) == 1
+    with pytest.raises(ResourceError, match="4 workers with 1 GPUs each need 4 GPUs, but the "):
+        _plan(nodes, 4, gpus=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["4", "{", "{}", '{"most": 1, "kinds": [{"cpus": 1}]}', '["most"]']
+)
+def test_machines_must_be_described(text: str) -> None:
+    with pytest.raises(ResourceError, match=r"^MTIL_MACHINES must be like .*, but is "):
+        to_come([HEAD], text)

@@ -1,0 +1,105 @@
+"""A cluster with a head that takes no work: machines come when a training asks for them."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Command
+
+_MACHINES = {"most": 2, "kinds": [{"cpus": 1, "gpus": 0, "most": 2}]}
+_FILE = {
+    "cluster_name": "from-zero",
+    "max_workers": 2,
+    "idle_timeout_minutes": 10,
+    "upscaling_speed": 1.0,
+    "head_node_type": "head",
+    "provider": {"type": "fake_multinode"},
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
+        "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    **{
+        f"{step}_commands": []
+        for step in (
+            *("setup", "head_setup", "worker_setup"),
+            *("initialization", "head_start_ray", "worker_start_ray"),
+        )
+    },
+    **{key: {} for key in ("auth", "docker", "file_mounts")},
+    "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [],
+    "rsync_filter": [],
+}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a head without CPUs, whose autoscaler starts nodes on this machine."""
+    folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # short: it holds sockets
+    (folder / "file.json").write_text(json.dumps(_FILE))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before = {one.pid for one in psutil.process_iter()}
+    try:
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=0"),
+                *(f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"),
+                *("--ray-client-server-port=0", "--disable-usage-stats"),
+                f"--autoscaling-config={folder / 'file.json'}",
+            ],
+            env=os.environ
+            | {
+                "RAY_AUTH_MODE": "disabled",
+                "RAY_FAKE_CLUSTER": "1",
+                "RAY_enable_autoscaler_v2": "0",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            },
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        yield f"127.0.0.1:{port}"
+    finally:
+        _end(folder, before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(folder: Path, before: set[int]) -> None:
+    """End every process that was started for the cluster in a folder, and what these started."""
+    mine = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if process.pid not in before and str(folder) in " ".join(process.cmdline()):
+                mine += [process, *process.children(recursive=True)]
+    for process in mine:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=10)
+
+
+def test_machines_come_for_a_training(mtil: Command, data: Path, tmp_path: Path, head: str) -> None:
+    """Two workers of 0.7 CPUs find no room on less than two machines of one."""
+    arguments = ["train", "--config", "demo", "--data", data, "--run", tmp_path / "run"]
+    arguments += ["--fold", "0", "--train.num-epochs", "1", "--train.num-workers", "2"]
+    arguments += ["--train.cpus-per-worker", "0.7", "--json"]
+    refused = mtil(*arguments, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled")
+    assert refused.returncode == 2, refused.stderr
+    assert "the workers must leave" in refused.stderr.lower()
+    machines = {"MTIL_MACHINES": json.dumps(_MACHINES)}
+    done = mtil(*arguments, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled", **machines)
+    assert done.returncode == 0, done.stderr
+    assert "has to start machines" in done.stderr
+    assert json.loads(done.stdout)["fold"] == 0
