@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -21,10 +21,12 @@ import ray
 from mtil.circle import Done, Failed, Started, State, is_over, next_actions
 from mtil.distributed import cluster, preflight
 from mtil.distributed.actions import perform
+from mtil.distributed.gauges import COORDINATOR, Gauges
 from mtil.distributed.trainer import reserved_cpus
 from mtil.errors import MtilError, NotFoundError, RefusedError, ResourceError, StorageError
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
+from mtil.logs import to_stderr
 from mtil.plan import Action, Evaluate
 from mtil.run import Run
 
@@ -54,6 +56,7 @@ class Coordinator:
     """Schedules the actions of the run at a URI; see `start`."""
 
     def __init__(self, run_uri: str) -> None:
+        to_stderr(run=run_uri)
         work = ThreadPoolExecutor(1, "mtil-circle")
         self._work = work.submit(lambda: Session(run_uri).work())
 
@@ -77,6 +80,7 @@ class Session:
         self._run = patiently(lambda: Run.open(run_uri))
         self._ledger = patiently(lambda: Ledger.open(self._run.store))
         self._tasks: dict[ray.ObjectRef[Any], _Task] = {}
+        self._gauges = Gauges(COORDINATOR, run=run_uri)
 
     def work(self) -> None:
         """Have actions done until there are none, or the run is stopped or taken over.
@@ -90,12 +94,24 @@ class Session:
                 while not (is_over(state) or state.stopped):
                     cluster.free_orphans()  # an actor may die at any time
                     state = self._start(state)
+                    self._gauge(state)
                     state = self._collect(state)
         except Fenced as fenced:
             _log.warning("%s", fenced)
         finally:
             for ref in self._tasks:
                 ray.cancel(ref, force=True, recursive=True)
+
+    def _gauge(self, state: State) -> None:
+        waiting = next_actions(state)
+        here = [*waiting, *(task.action for task in self._tasks.values())]
+        self._gauges.set(
+            actions_waiting=len(waiting),
+            actions_running=len(self._tasks),
+            actions_done=len(state.done),
+            actions_failed=sum(len(causes) for causes in state.failures.values()),
+            round=min((action.round for action in here), default=0),
+        )
 
     def _start(self, state: State) -> State:
         """Start what may run and finds room."""
@@ -116,6 +132,7 @@ class Session:
         remote: Any = ray.remote(num_cpus=0, max_retries=0)(perform)
         ref = remote.options(name=str(action)).remote(self._run.uri, action, folds)
         self._tasks[ref] = task
+        _log.info("started", extra={"fields": asdict(action) | {"attempt": task.attempt}})
 
     def _collect(self, state: State) -> State:
         """Wait a little for tasks, commit what came of them, and see who else has written."""
@@ -132,6 +149,8 @@ class Session:
                 continue
             while self._append(change) is None:
                 pass  # somebody else's event came first
+            told = {"cause": change.cause} if isinstance(change, Failed) else {}
+            _log.info(change.kind, extra={"fields": asdict(task.action) | told})
         refreshed = patiently(self._ledger.refresh)
         assert refreshed is not None
         return refreshed

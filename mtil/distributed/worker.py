@@ -1,10 +1,11 @@
 """What each training process does: one fold, epoch by epoch, from its latest checkpoint."""
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -23,16 +24,20 @@ from mtil.data.order import local_batch
 from mtil.data.rows import Batch, Plan, cut
 from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.cluster import to_foreground
+from mtil.distributed.gauges import TRAINING, Gauges
 from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, calibrated, in_passes
+from mtil.logs import to_stderr
 from mtil.metrics import fit_temperature, steady_threshold
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.progress import Begun, Best, TrainingProgress
 from mtil.rounds import initial_weights, judges, training_rows
 from mtil.run import Run
+
+_log = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 32
 _SAY_EVERY_S = 2.0
@@ -111,6 +116,9 @@ class _Worker:
             torch.set_num_threads(job.num_threads or self._share_of_cpus(place))
         self.manifest = self.run_record.manifest(job.data_uri)
         self.checkpoints = self.run_record.checkpoints(job.train)
+        of = {"run": job.run_uri, **asdict(job.train)}
+        to_stderr(**of, rank=self.rank)
+        self.gauges = Gauges(TRAINING, **of) if self.rank == 0 else None
         self.plan = self._plan("train")
         self.batch_size = self.config.train.batch_size
         self.local_batch = local_batch(self.batch_size, self.rank, self.num_workers)
@@ -123,6 +131,8 @@ class _Worker:
         progress = TrainingProgress.load(self.checkpoints, engine)
         validation = self._validation()
         going = self._goes_on(progress.history)
+        where = {"epoch": progress.next_epoch, "step": progress.begun.steps}
+        _log.info("training", extra={"fields": where | {"workers": self.num_workers}})
         for epoch, batches in self._epochs(progress.next_epoch):
             if not going or progress.has_stalled(self.config.train.patience):
                 break
@@ -133,6 +143,7 @@ class _Worker:
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
                 self.run_record.write_history(self.job.train, progress.history)
+                _log.info("epoch done", extra={"fields": progress.history[-1]})
             self.report({"epoch": epoch, **figures})
             going = self._goes_on(progress.history)
         assert progress.best is not None
@@ -145,6 +156,7 @@ class _Worker:
                 seconds=round(progress.seconds, 3),
                 metrics=progress.best.metrics,
             )
+        _log.info("trained", extra={"fields": {"best_epoch": progress.best.epoch}})
         self.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
 
     def _share_of_cpus(self, place: Place) -> int:
@@ -249,6 +261,7 @@ class _Worker:
                 self.run_record.write_step(
                     self.job.train, {"epoch": epoch, "step": done, "steps": self.steps}
                 )
+                self._gauge(epoch + done / self.steps, steps, clock.waited, said - started)
             if self.is_leaving and done % _LOOK_EVERY == 0 and done < self.steps:
                 num_warned = num_warned + 1 if self.is_leaving() else 0
                 if num_warned % _SAVE_EVERY_LOOKS == 1:
@@ -259,6 +272,7 @@ class _Worker:
                 f"{begun.steps + len(steps)}."
             )
         seconds = time.monotonic() - started
+        self._gauge(epoch + 1, steps, clock.waited, seconds)
         return {
             "epoch": epoch,
             "fold": self.job.train.fold,
@@ -271,6 +285,18 @@ class _Worker:
             "images_per_second": len(steps) * self.batch_size / seconds,
             "data_wait_share": clock.waited / seconds,
         }
+
+    def _gauge(self, epoch: float, steps: Sequence[Step], waited: float, seconds: float) -> None:
+        if self.gauges is None:
+            return
+        self.gauges.set(
+            images_per_second=len(steps) * self.batch_size / seconds,
+            step_seconds=seconds / len(steps),
+            data_wait_share=waited / seconds,
+            loss=sum(float(term) for term in steps[-1].terms.values()),
+            epoch=epoch,
+            workers=self.num_workers,
+        )
 
     def _own_randomness(self, begun: Begun) -> dict[str, Tensor] | None:
         """Return where this process stood within an epoch, if as many processes go on."""
@@ -289,6 +315,7 @@ class _Worker:
         if self.rank == 0:
             begun = Begun(len(terms["gradient_norm"]), terms, randomness)
             progress.save(self.checkpoints, engine, begun)
+            _log.info("checkpoint before a machine goes", extra={"fields": {"step": begun.steps}})
 
     def _gather(self, scored: list[Scored]) -> list[Scored]:
         if self.num_workers > 1:

@@ -48,12 +48,17 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def address(environment: dict[str, str]) -> Iterator[str]:
+def ports() -> dict[str, int]:
+    """The ports of a head, by option."""
+    return dict(zip(PORT_OPTIONS, _free_ports(len(PORT_OPTIONS)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def address(environment: dict[str, str], ports: dict[str, int]) -> Iterator[str]:
     """Where the dashboard of a head with one CPU answers."""
-    ports = _free_ports(len(PORT_OPTIONS))
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need short paths
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    command += [f"{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=True)]
+    command += [f"{name}={port}" for name, port in ports.items()]
     command += ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
     command += ["--include-dashboard=true"]
     given = environment | {"RAY_TMPDIR": str(folder)}
@@ -61,7 +66,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
     with log.open("w") as sink:
         head = subprocess.Popen(command, env=given, stdout=sink, stderr=sink)
         try:
-            url = f"http://127.0.0.1:{ports[1]}"
+            url = f"http://127.0.0.1:{ports['--dashboard-port']}"
             deadline = time.monotonic() + 90
             while _jobs(url) is None:
                 assert head.poll() is None, log.read_text()
@@ -154,6 +159,45 @@ def test_a_job_has_the_folder_and_the_named_variables_and_gives_its_exit_code(
     assert kept["entrypoint"] == "python run.py"
     assert kept["runtime_env"]["env_vars"] == {"GREETING": "hello"}
     assert "wJalrXUtnFEMI" not in str(kept)
+
+
+GAUGES = """
+import time
+import ray
+from mtil.distributed.gauges import COORDINATOR, TRAINING, Gauges
+
+ray.init()
+training = Gauges(TRAINING, run="s3://bucket/run", round=1, fold=0, part=None)
+coordinator = Gauges(COORDINATOR, run="s3://bucket/run")
+while True:
+    training.set(**{name.removeprefix("mtil_"): 0.5 for name in TRAINING})
+    coordinator.set(**{name.removeprefix("mtil_"): 2 for name in COORDINATOR})
+    time.sleep(1)
+"""
+
+
+def test_prometheus_is_told_what_the_dashboard_shows(
+    submit: Submit, address: str, ports: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "gauges.py").write_text(GAUGES)
+    job = submit("--working-dir", tmp_path, "--", sys.executable, "gauges.py")
+    url = f"http://127.0.0.1:{ports['--metrics-export-port']}/metrics"
+    deadline = time.monotonic() + 90
+    try:
+        while "ray_mtil_round{" not in (text := requests.get(url, timeout=10).text):
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    finally:
+        name = next(one["submission_id"] for one in _jobs(address) or []
+                    if one["entrypoint"].endswith("gauges.py"))  # fmt: skip
+        submit("--stop", name).communicate(timeout=60)
+        job.communicate(timeout=60)
+    told = dict(re.findall(r"^ray_(mtil_\w+){([^}]*)}", text, re.MULTILINE))
+    dashboard = (ROOT / "cluster" / "grafana.json").read_text()
+    assert told.keys() == set(re.findall(r"ray_(mtil_\w+)", dashboard))
+    for tag in ('run="s3://bucket/run"', 'round="1"', 'fold="0"'):
+        assert tag in told["mtil_loss"]
 
 
 def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(

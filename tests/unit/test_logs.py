@@ -1,0 +1,56 @@
+"""Log lines can be read by machines, and say what they are of."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from mtil import logs
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """The logger is afterwards what it was."""
+    logger = logging.getLogger("mtil")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    logger.handlers, level, logger.propagate = before
+    logger.setLevel(level)
+
+
+def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.to_stderr(run="s3://bucket/run", round=1, fold=0, part=None, rank=2)
+    logger = logging.getLogger("mtil.distributed.worker")
+    logger.info("epoch done", extra={"fields": {"epoch": 3, "loss": 0.25}})
+    logger.debug("nobody reads this")
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told.pop("time").endswith("+00:00")
+    assert told == {
+        "level": "INFO", "message": "epoch done", "run": "s3://bucket/run", "round": 1, "fold": 0,
+        "part": None, "rank": 2, "epoch": 3, "loss": 0.25,
+    }  # fmt: skip
+
+
+def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a message or an error holds."""
+    logs.to_stderr(run="a\nb")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("mtil").exception("%s", "what\nhappened")
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told["message"] == "what\nhappened"
+    assert told["exception"].endswith("ValueError: two\nlines")
+
+
+def test_a_second_training_in_a_process_replaces_the_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.to_stderr(fold=0)
+    logs.to_stderr(fold=1)
+    logging.getLogger("mtil").warning("here")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["fold"] == 1
