@@ -5,6 +5,8 @@ import os
 import re
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +34,7 @@ MACHINES = "MTIL_MACHINES"
 """The environment variable that says which machines the cluster can start, see `preflight`."""
 
 _KNOCK_S = 10
+_THREADS_S = 10.0
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
 _LOSSES = (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError)
 
@@ -89,7 +92,24 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        _wait_for_ray_data()
         ray.shutdown()
+
+
+def _wait_for_ray_data() -> None:
+    """See the threads of Ray Data end whose work has been put down.
+
+    Ray's core ends the process, with exit code 1 and no word, if one of them asks it for something
+    after it was shut down. Those that prefetch never end, and sleep when nothing is read.
+    """
+    end = time.monotonic() + _THREADS_S
+    for thread in threading.enumerate():
+        work = type(thread), getattr(thread, "_target", None)
+        from_data = any(
+            (getattr(one, "__module__", "") or "").startswith("ray.data") for one in work
+        )
+        if from_data and thread.name != "Prefetcher":
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ workers see it without a copy; *streaming* has Ray Data read each shard when its
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -109,12 +110,13 @@ def streaming_epochs(
     The shards of all epochs are one stream, so that the next epoch's are read ahead while this
     one's are trained on. Each epoch must be used up before the next is asked for.
     """
-    tables = _shard_tables(ReadShard(data_uri, plan.manifest, priors=priors), plan, epochs)
-    for epoch in epochs:
-        parts = _parts(tables, plan, plan.windows(epoch))
-        yield cut(parts, batch_size, whole=True)
-        for _ in parts:  # what a short epoch left behind
-            pass
+    task = ReadShard(data_uri, plan.manifest, priors=priors)
+    with closing(_shard_tables(task, plan, epochs)) as tables:
+        for epoch in epochs:
+            parts = _parts(tables, plan, plan.windows(epoch))
+            yield cut(parts, batch_size, whole=True)
+            for _ in parts:  # what a short epoch left behind
+                pass
 
 
 def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch]:
@@ -134,7 +136,7 @@ def _parts(tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]) ->
         yield rows, rows.picked(window.picks[:, 0], window.picks[:, 1])
 
 
-def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Iterator[pa.Table]:
+def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Generator[pa.Table, None, None]:
     """Yield the tables of every shard of every window of the epochs, one stream."""
     waiting: list[int] = []
     for epoch in epochs:
@@ -161,13 +163,13 @@ def _whole(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def _blocks(dataset: Dataset) -> Iterator[pa.Table]:
-    tables: Iterator[pa.Table] = iter(
+def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
+    """Yield a data set's blocks; when this is closed, so is what reads them."""
+    yield from iter(
         dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_SHARDS
         )
     )
-    return tables
 
 
 def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:

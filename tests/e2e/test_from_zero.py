@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -48,16 +48,15 @@ def head() -> Iterator[str]:
     """The address of a head without CPUs, whose autoscaler starts nodes on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # short: it holds sockets
     (folder / "file.json").write_text(json.dumps(_FILE))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, client, agent = _free_ports(3)
     before = {one.pid for one in psutil.process_iter()}
     try:
         subprocess.run(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=0"),
                 *(f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"),
-                *("--ray-client-server-port=0", "--disable-usage-stats"),
+                *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+                "--disable-usage-stats",
                 f"--autoscaling-config={folder / 'file.json'}",
             ],
             env=os.environ
@@ -75,6 +74,14 @@ def head() -> Iterator[str]:
     finally:
         _end(folder, before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in found]
 
 
 def _end(folder: Path, before: set[int]) -> None:

@@ -1,9 +1,11 @@
-"""Kills of a small circle, the short form; the long one is `python -m tests.e2e.kills`."""
+"""Kills and faults of a small circle; the long form of kills is `python -m tests.e2e.kills`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from tests.e2e.faults import KINDS, FaultyProxy
 from tests.e2e.kills import Ground, disturbed, ground, same, undisturbed
 from tests.e2e.places import Nodes
 
@@ -14,11 +16,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield found
 
 
-def test_killed_workers_coordinators_and_storage_change_nothing(place: Ground) -> None:
+@pytest.fixture(scope="module")
+def nodes(place: Ground) -> Iterator[Nodes]:
+    with Nodes() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(place: Ground, nodes: Nodes) -> dict[str, Any]:
+    """What a run commits that is left alone."""
+    run = undisturbed(place, nodes)
+    assert run["failures"] == {}
+    return run
+
+
+def test_killed_workers_coordinators_and_storage_change_nothing(
+    place: Ground, nodes: Nodes, expected: dict[str, Any]
+) -> None:
     plan = [("keepers", 0.0, 6.0), ("worker", 2.0, 3.0), ("storage", 2.0, 0.0)]
-    with Nodes() as nodes:
-        expected = undisturbed(place, nodes)
-        ended = disturbed(place, nodes, "killed", plan)
+    ended = disturbed(place, nodes, "killed", plan)
     assert [one["kind"] for one in ended["kills"]] == [kind for kind, _, _ in plan]
     assert same(ended, expected)
-    assert expected["failures"] == {}
+
+
+def test_a_storage_that_fails_one_request_in_twenty_changes_nothing(
+    place: Ground, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Throttled, refused, reset, slow, or answered into the void: the run commits the same."""
+    server = place.storage.environment["AWS_ENDPOINT_URL"]
+    proxy = FaultyProxy(server, share=0.05, seed=0)
+    with proxy as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with Nodes() as nodes:
+            ended = disturbed(place, nodes, "faulty", [])
+    assert proxy.requests > 300
+    assert proxy.faults.keys() == set(KINDS)
+    assert same(ended, expected)
