@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray.util
 
 from tests.e2e.conftest import Command
 
@@ -22,10 +23,14 @@ _FILE = {
     "max_workers": 2,
     "idle_timeout_minutes": 10,
     "upscaling_speed": 1.0,
-    "head_node_type": "head",
-    "provider": {"type": "fake_multinode"},
+    "head_node_type": "ray.head.default",  # as the provider calls it
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
+        "ray.head.default": {
+            "resources": {"CPU": 0},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 0,
+        },
         "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
     **{
@@ -47,8 +52,10 @@ _FILE = {
 def head() -> Iterator[str]:
     """The address of a head without CPUs, whose autoscaler starts nodes on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # short: it holds sockets
-    (folder / "file.json").write_text(json.dumps(_FILE))
     port, client, agent = _free_ports(3)
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    provider = {"type": "fake_multinode", "gcs_address": address}
+    (folder / "file.json").write_text(json.dumps(_FILE | {"provider": provider}))
     before = {one.pid for one in psutil.process_iter()}
     try:
         subprocess.run(
@@ -70,7 +77,7 @@ def head() -> Iterator[str]:
             capture_output=True,
             text=True,
         )
-        yield f"127.0.0.1:{port}"
+        yield address
     finally:
         _end(folder, before)
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,7 +113,7 @@ def test_machines_come_for_a_training(mtil: Command, data: Path, tmp_path: Path,
     assert refused.returncode == 2, refused.stderr
     assert "the workers must leave" in refused.stderr.lower()
     machines = {"MTIL_MACHINES": json.dumps(_MACHINES)}
-    done = mtil(*arguments, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled", **machines)
+    done = mtil(*arguments, timeout_s=240, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled", **machines)
     assert done.returncode == 0, done.stderr
     assert "has to start machines" in done.stderr
     assert json.loads(done.stdout)["fold"] == 0
