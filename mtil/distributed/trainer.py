@@ -31,7 +31,7 @@ Listener = Callable[[dict[str, Any]], None]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 2.0
-_RESIZE_S = 20.0
+_RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
 _CPU_MEMORY = {

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Command
 from tests.e2e.places import SETTINGS, Nodes, kill, wait_for
 from tests.e2e.places import Command as Given
 
-_EPOCHS = 20
+_EPOCHS = 14
 _CONFIG = {
     "data": {"image_size": 64},
     "model": {"encoder": {"name": "resnet18", "pretrained": False}},
