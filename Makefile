@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-long check clean
 
 install: $(STAMP)  ## set up .venv with everything that development needs
 
@@ -40,7 +40,10 @@ check: install  ## style, types and the direction of imports
 
 test: check  ## what CI runs
 	$(BIN)/python -m pytest -q --durations=5
-	$(BIN)/python -m pytest -q --durations=10 -m "integration or e2e"
+	$(BIN)/python -m pytest -q --durations=10 -m "(integration or e2e) and not long"
+
+test-long: install  ## what takes too long for every change
+	$(BIN)/python -m pytest -q -m long
 
 clean:
 	rm -rf $(DEMO)

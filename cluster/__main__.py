@@ -67,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=Path("object-store"), help="where objects are kept"
     )
     store.add_argument("--bucket", default="mtil", help="a bucket to make (mtil)")
-    store.add_argument("--port", type=int, default=8333, help="port on 127.0.0.1 (8333)")
+    store.add_argument("--port", type=int, default=8333, help="where it listens (8333)")
+    store.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="of this machine, to serve others of its network; its keys are no secret (127.0.0.1)",
+    )
     store.set_defaults(run=_object_store)
     return parser
 
@@ -146,7 +151,8 @@ def _submit(options: argparse.Namespace) -> int:
 def _object_store(options: argparse.Namespace) -> int:
     from cluster.object_store import running
 
-    with running(options.dir.absolute(), options.bucket, port=options.port) as environment:
+    where = {"port": options.port, "address": options.address}
+    with running(options.dir.absolute(), options.bucket, **where) as environment:
         for name, value in environment.items():
             print(f"export {name}={value}")  # noqa: T201
         print(f"# bucket: s3://{options.bucket}", flush=True)  # noqa: T201

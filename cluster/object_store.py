@@ -29,13 +29,16 @@ class ObjectStoreError(ClusterError):
 
 
 @contextmanager
-def running(folder: Path, bucket: str, *, port: int | None = None) -> Iterator[dict[str, str]]:
+def running(
+    folder: Path, bucket: str, *, port: int | None = None, address: str = HOST
+) -> Iterator[dict[str, str]]:
     """Run a server that keeps its objects in a folder; yield the environment that reaches it.
 
     Args:
         folder: where objects and the server's log go; made if missing.
         bucket: a bucket that exists once the server runs.
         port: where it listens; any free one by default.
+        address: of this machine, on which it listens: whoever reaches that reads and writes.
 
     Raises:
         ObjectStoreError: if the program `weed` is missing or the server does not answer.
@@ -52,9 +55,9 @@ def running(folder: Path, bucket: str, *, port: int | None = None) -> Iterator[d
         "actions": _ACTIONS,
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = _ports(port)
+    master, volume, filer, s3 = _ports(port, address)
     command = [
-        str(program), "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={data}",
+        str(program), "server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}",
         f"-master.port={master}", f"-volume.port={volume}", f"-volume.port.public={volume}",
         f"-filer.port={filer}", "-volume.max=50", "-master.volumeSizeLimitMB=256",
         "-master.telemetry=false", "-s3", f"-s3.port={s3}", f"-s3.config={config}",
@@ -62,7 +65,7 @@ def running(folder: Path, bucket: str, *, port: int | None = None) -> Iterator[d
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{s3}",
+        "AWS_ENDPOINT_URL": f"http://{address}:{s3}",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -78,22 +81,24 @@ def running(folder: Path, bucket: str, *, port: int | None = None) -> Iterator[d
             server.wait()
 
 
-def _ports(s3: int | None) -> list[int]:
+def _ports(s3: int | None, address: str) -> list[int]:
     """Free ports of master, volume, filer and S3; the server also takes each plus 10000."""
     found = [] if s3 is None else [s3]
     candidates = list(_PORTS)
     random.shuffle(candidates)  # servers that start at one time look at different ones
     while len(found) < 4:
         candidate = candidates.pop()
-        if candidate not in found and _free(candidate) and _free(candidate + 10000):
+        if candidate not in found and all(
+            _free(address, port) for port in (candidate, candidate + 10_000)
+        ):
             found.append(candidate)
     return found[::-1] if s3 is None else [*found[1:], found[0]]
 
 
-def _free(port: int) -> bool:
+def _free(address: str, port: int) -> bool:
     with socket.socket() as probe:
         try:
-            probe.bind((HOST, port))
+            probe.bind((address, port))
         except OSError:
             return False
     return True

@@ -4,6 +4,7 @@ Nothing here talks to the machine's own network. The operator is in a namespace 
 to which both hosts are plugged. A host has its own processes, /tmp, /dev/shm and /home.
 """
 
+import json
 import os
 import re
 import shutil
@@ -11,18 +12,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from cluster import object_store
 from cluster.files import ROOT
 
 HEAD, WORKER = ADDRESSES = ("10.77.0.11", "10.77.0.12")
 GATEWAY = "10.77.0.1"
 NAMES = [f"mtil{os.getpid()}-{name}" for name in ("operator", "head", "worker")]
 TOKEN = "a-token-of-this-test-alone-0123456789"
+
+BUCKET, S3_PORT = "mtil-hosts", 8333
+CIRCLE = (
+    "mtil", "circle", "--config", "demo", "--data", f"s3://{BUCKET}/set", "--fold", "0,1",
+    "--train.cpus-per-worker", "1.5",
+)  # fmt: skip
+"""A fold finds room on each of two hosts with two CPUs."""
+SHORT = ("--circle.num-rounds", "1", "--train.num-epochs", "1")
+LONGER = ("--circle.num-rounds", "2", "--train.num-epochs", "8")
+ALONE, TOGETHER = (("--train.num-workers", number) for number in "12")
 
 Operate = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -164,6 +178,16 @@ def file(state: Path) -> Path:
     template = yaml.safe_load((ROOT / "cluster" / "templates" / "on-prem.yaml").read_text())
     template["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
     template["auth"]["ssh_private_key"] = str(state / "id")
+    keys = state / "aws"  # as the template says of an object store that takes keys
+    keys.mkdir()
+    (keys / "config").write_text(
+        f"[default]\nregion = us-east-1\nendpoint_url = http://{GATEWAY}:{S3_PORT}\n"
+    )
+    (keys / "credentials").write_text(
+        f"[default]\naws_access_key_id = {object_store.ACCESS_KEY}\n"
+        f"aws_secret_access_key = {object_store.SECRET_KEY}\n"
+    )
+    template["file_mounts"]["/home/mtil/.aws"] = str(keys)
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         # Both hosts are this machine, whose memory each would take a third of.
         template[key][-1] += " --num-cpus=2 --object-store-memory=200000000"
@@ -183,44 +207,88 @@ def operate(state: Path, hosts: list[psutil.Process]) -> Operate:
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"HOME": str(state / "operator"), "RAY_TMPDIR": str(state / "operator")}
 
-    def run(*words: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
-        command = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", "cluster"]
-        return subprocess.run(
-            [*command, *map(str, words)],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+    return partial(_run, "cluster", environment)
 
-    return run
+
+def _run(
+    module: str, environment: dict[str, str], *words: str | Path, timeout_s: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """Run a module where the hosts can be reached."""
+    command = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", module]
+    return subprocess.run(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def outside(state: Path, hosts: list[psutil.Process]) -> Iterator[Operate]:
+    """Run `mtil` with an S3 server for the hosts, and a data set there; no part of the cluster."""
+    keys = {
+        "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{S3_PORT}",
+        "AWS_ACCESS_KEY_ID": object_store.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": object_store.SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    run = partial(_run, "mtil", os.environ | keys)
+    serve = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", "cluster", "object-store"]
+    serve += ["--dir", str(state / "s3"), "--bucket", BUCKET, "--port", str(S3_PORT)]
+    serve += ["--address", GATEWAY]
+    with subprocess.Popen(serve, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            while not (line := server.stdout.readline()).startswith("# bucket"):
+                assert line, "the S3 server has ended"
+            done = run("phantom", state / "images", "--num-images", "60")
+            assert done.returncode == 0, done.stderr
+            prepare = ("prepare", state / "images", "--layout", "busi", "--num-folds", "3")
+            done = run(*prepare, "--image-size", "64", "--to", f"s3://{BUCKET}/set")
+            assert done.returncode == 0, done.stderr
+            yield run
+        finally:
+            server.terminate()
 
 
 def _programs(host: psutil.Process) -> set[str]:
     return {process.name() for process in host.children(recursive=True)}
 
 
-def test_two_hosts_come_up_run_a_job_and_are_left_empty(
-    file: Path, operate: Operate, hosts: list[psutil.Process]
-) -> None:
-    up = operate("up", file, "--yes")
-    assert up.returncode == 0, up.stdout + up.stderr
-    deadline = time.monotonic() + 120
-    while not all("raylet" in _programs(host) for host in hosts):
-        assert time.monotonic() < deadline, operate("status", file).stdout
-        time.sleep(1)
-    while "/4.0 CPU" not in (status := operate("status", file)).stdout:  # both have joined
+def _both_have_joined(
+    file: Path, operate: Operate, seconds: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """Wait until the cluster has the CPUs of both hosts; return what `status` says then."""
+    deadline = time.monotonic() + seconds
+    while "/4.0 CPU" not in (status := operate("status", file)).stdout:
         assert time.monotonic() < deadline, status.stdout + status.stderr
         time.sleep(1)
+    return status
+
+
+def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
+    file: Path, operate: Operate, outside: Operate, hosts: list[psutil.Process]
+) -> None:
+    """Each trains a fold from and to an S3 server that neither of them is."""
+    up = operate("up", file, "--yes")
+    assert up.returncode == 0, up.stdout + up.stderr
+    status = _both_have_joined(file, operate)
     assert status.returncode == 0, status.stdout + status.stderr
     assert "Active:" in status.stdout
 
     job = operate("submit", "--cluster", file, "--", "mtil", "doctor")
     assert "2 node(s) with 4 CPUs" in job.stdout, job.stdout + job.stderr
     assert job.returncode == 0, job.stdout + job.stderr
+    run = f"s3://{BUCKET}/run"
+    job = operate("submit", "--cluster", file, "--", *CIRCLE, *SHORT, *ALONE, "--run", run)
+    assert job.returncode == 0, job.stdout + job.stderr
+    told = json.loads(outside("status", "--run", run, "--json").stdout)
+    assert told["verified"] is True
+    assert told["stages"] == {"0": {"0": "done", "1": "done"}}, told
     failed = operate("submit", "--cluster", file, "--", "bash", "-c", "hostname; exit 7")
     assert failed.returncode == 7, failed.stdout + failed.stderr
     assert NAMES[1] in failed.stdout
@@ -231,6 +299,50 @@ def test_two_hosts_come_up_run_a_job_and_are_left_empty(
     while any(_programs(host) != {"sshd"} for host in hosts) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert [_programs(host) for host in hosts] == [{"sshd"}, {"sshd"}]
+
+
+@pytest.mark.long
+def test_a_host_that_is_cut_off_costs_nothing_but_time(
+    file: Path, operate: Operate, outside: Operate, hosts: list[psutil.Process]
+) -> None:
+    """While it trains, its link goes down and its raylet dies; it comes back and is used again."""
+    up = operate("up", file, "--yes")
+    assert up.returncode == 0, up.stdout + up.stderr
+    _both_have_joined(file, operate)
+
+    def circle(name: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        submit = ("submit", "--cluster", file, "--", *CIRCLE, *words)
+        return operate(*submit, "--run", f"s3://{BUCKET}/{name}", timeout_s=900)
+
+    def rounds(name: str) -> object:
+        return json.loads(outside("status", "--run", f"s3://{BUCKET}/{name}", "--json").stdout)[
+            "rounds"
+        ]
+
+    quiet = circle("quiet", *LONGER, *ALONE)
+    assert quiet.returncode == 0, quiet.stdout + quiet.stderr
+    with ThreadPoolExecutor(1) as pool:
+        cut = pool.submit(circle, "cut", *LONGER, *ALONE)
+        deadline = time.monotonic() + 120
+        while not any(name.startswith("ray::RayTrain") for name in _programs(hosts[1])):
+            assert time.monotonic() < deadline
+            assert not cut.done()
+            time.sleep(0.2)
+        time.sleep(5)
+        _ip("-n", NAMES[2], "link", "set", "eth0", "down")
+        for process in hosts[1].children(recursive=True):
+            if process.name() == "raylet":
+                process.kill()
+        time.sleep(60)
+        _ip("-n", NAMES[2], "link", "set", "eth0", "up")
+        job = cut.result()
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert rounds("cut") == rounds("quiet")
+    _both_have_joined(file, operate, 300)
+    wide = circle("wide", *SHORT, *TOGETHER)  # which needs both hosts
+    assert wide.returncode == 0, wide.stdout + wide.stderr
+    down = operate("down", file, "--yes")
+    assert down.returncode == 0, down.stdout + down.stderr
 
 
 def test_a_host_that_cannot_be_reached_is_named(file: Path, operate: Operate) -> None:
