@@ -1,8 +1,9 @@
 """Batches of stored rows to tensors on a device, at the network's input size."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,13 +27,13 @@ class TensorBatch(NamedTuple):
 def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
     """Move a batch to a device as bytes, and make it floats of the wanted size there."""
     stored = batch.image.shape[-1]
-    image = torch.from_numpy(np.array(batch.image)).to(device, non_blocking=True)
+    image = _moved(np.array(batch.image), device)
     bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)
-    mask = torch.from_numpy(bits).to(device, non_blocking=True)
-    label = torch.from_numpy(batch.label).to(device, non_blocking=True)
+    mask = _moved(bits, device)
+    label = _moved(batch.label, device)
     prior = None
     if batch.prior is not None:
-        stored_prior = torch.from_numpy(np.array(batch.prior)).to(device, non_blocking=True)
+        stored_prior = _moved(np.array(batch.prior), device)
         prior = resize_images(stored_prior[:, None], image_size)
     return TensorBatch(
         image=resize_images(image[:, None], image_size),
@@ -40,6 +41,12 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
         label=label,
         prior=prior,
     )
+
+
+def _moved(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Copy to a device; to a GPU from pinned memory, so that the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def resize_images(image: Tensor, image_size: int) -> Float[Tensor, "b 1 s s"]:
