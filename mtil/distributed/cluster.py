@@ -100,16 +100,22 @@ def _wait_for_ray_data() -> None:
     """See the threads of Ray Data end whose work has been put down.
 
     Ray's core ends the process, with exit code 1 and no word, if one of them asks it for something
-    after it was shut down. Those that prefetch never end, and sleep when nothing is read.
+    after it was shut down.
     """
     end = time.monotonic() + _THREADS_S
+    for thread in data_threads():
+        thread.join(max(0.0, end - time.monotonic()))
+
+
+def data_threads() -> list[threading.Thread]:
+    """Return Ray Data's threads here, but for those that prefetch: they end with the process."""
+    found = []
     for thread in threading.enumerate():
         work = type(thread), getattr(thread, "_target", None)
-        from_data = any(
-            (getattr(one, "__module__", "") or "").startswith("ray.data") for one in work
-        )
-        if from_data and thread.name != "Prefetcher":
-            thread.join(max(0.0, end - time.monotonic()))
+        modules = [getattr(one, "__module__", None) or "" for one in work]
+        if thread.name != "Prefetcher" and any(name.startswith("ray.data") for name in modules):
+            found.append(thread)
+    return found
 
 
 @contextmanager

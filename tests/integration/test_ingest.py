@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from mtil.data import manifest as manifests
 from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
+from mtil.distributed import cluster
 from mtil.distributed.ingest import hold, resident, resident_epoch, streaming_epochs, streaming_rows
 from mtil.distributed.trainer import unwrapped
 from mtil.errors import DataError
@@ -85,3 +88,14 @@ def test_processes_that_read_shards_load_no_network() -> None:
     """Each of Ray Data's processes imports what its task needs, torch for a second or two."""
     code = "import sys, mtil.distributed.ingest; assert not {'torch', 'monai'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_stream_that_is_closed_reads_no_more(dataset: str) -> None:
+    """Else Ray's core ends the process without a word when Ray is shut down."""
+    with closing(streaming_epochs(dataset, _plan(dataset), range(100), 5)) as stream:
+        assert next(next(stream)).sample_id
+        assert cluster.data_threads()
+    end = time.monotonic() + 10
+    while cluster.data_threads():
+        assert time.monotonic() < end, cluster.data_threads()
+        time.sleep(0.1)
