@@ -18,6 +18,13 @@ import ray.util
 from tests.e2e.conftest import Command
 
 _MACHINES = {"most": 2, "kinds": [{"cpus": 1, "gpus": 0, "most": 2}]}
+_PROVIDER = {
+    "type": "fake_multinode",  # Ray's own, for tests: nodes are processes of the autoscaler
+    "disable_node_updaters": True,  # there is nobody to reach by ssh
+    "disable_launch_config_check": True,
+    "foreground_node_launch": True,
+    "worker_liveness_check": False,
+}
 _FILE = {
     "cluster_name": "from-zero",
     "max_workers": 2,
@@ -54,7 +61,7 @@ def head() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # short: it holds sockets
     port, client, agent = _free_ports(3)
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    provider = {"type": "fake_multinode", "gcs_address": address}
+    provider = _PROVIDER | {"gcs_address": address}
     (folder / "file.json").write_text(json.dumps(_FILE | {"provider": provider}))
     before = {one.pid for one in psutil.process_iter()}
     try:
