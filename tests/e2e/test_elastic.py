@@ -52,6 +52,7 @@ def _history(run: Run) -> list[dict[str, Any]]:
     return run.history(Train(0, 0))
 
 
+@pytest.mark.long
 def test_two_workers_then_one_then_two(
     longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

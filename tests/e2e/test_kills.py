@@ -39,6 +39,7 @@ def test_killed_workers_coordinators_and_storage_change_nothing(
     assert same(ended, expected)
 
 
+@pytest.mark.long
 def test_a_storage_that_fails_one_request_in_ten_changes_nothing(
     place: Ground, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
