@@ -5,6 +5,7 @@ process's bytes.
 """
 
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -20,11 +21,13 @@ from mtil.errors import NotFoundError, RefusedError, StorageError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
 
 _PARTIAL = ".partial-"
 _CHUNK_BYTES = 2**20
 _MKDIR_ATTEMPTS = 10
 _CREATE_ATTEMPTS = 6
+_READ_ATTEMPTS = 5
 _KEYS_A_CALL = 1000
 """How many objects S3 deletes at once."""
 _REFUSALS = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -234,15 +237,28 @@ class S3Store:
 
     def read(self, name: str) -> bytes:
         """See `Store.read`."""
-        with _S3Errors(self.bucket, self._key(name)):
-            answer = _s3().get_object(Bucket=self.bucket, Key=self._key(name))
-            return answer["Body"].read()
+        return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """See `Store.chunks`."""
-        with _S3Errors(self.bucket, self._key(name)):
-            answer = _s3().get_object(Bucket=self.bucket, Key=self._key(name))
-            yield from answer["Body"].iter_chunks(_CHUNK_BYTES)
+        """See `Store.chunks`; goes on behind what has come where an answer breaks off."""
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        key, come, broken = self._key(name), 0, 0
+        more: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key}
+        with _S3Errors(self.bucket, key):
+            while True:
+                answer = _s3().get_object(**more)
+                try:
+                    for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
+                        come += len(chunk)
+                        yield chunk
+                    return
+                except (HTTPClientError, IncompleteReadError):  # which botocore asks no more for
+                    broken += 1
+                    if broken == _READ_ATTEMPTS:
+                        raise
+                    time.sleep(random.uniform(0, 0.1 * 2**broken))
+                    more |= {"Range": f"bytes={come}-", "IfMatch": answer["ETag"]}
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.faults import KINDS, FaultyProxy
 from tests.e2e.kills import Ground, disturbed, ground, same, undisturbed
 from tests.e2e.places import Nodes
+from tests.faults import KINDS, FaultyProxy
 
 
 @pytest.fixture(scope="module")

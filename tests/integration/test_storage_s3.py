@@ -1,5 +1,6 @@
 """The S3 store against a real server: the same contract as on a disk."""
 
+import random
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from mtil.errors import NotFoundError, StorageError
 from mtil.storage import LocalStore, Store, open_store
+from tests.faults import FaultyProxy
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -126,3 +128,24 @@ def test_a_fork_does_not_share_a_connection(bucket: str, tmp_path: Path) -> None
         [sys.executable, "-c", _FORKING, uri], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_answers_that_break_off_are_read_to_their_end(
+    bucket: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is doubled or left out; one whose every answer breaks off is out of reach."""
+    data = random.Random(0).randbytes(5_000_001)
+    name = f"{bucket}/broken-off"
+    open_store(name).write("object", data)
+    server = s3_server["AWS_ENDPOINT_URL"]
+    proxy = FaultyProxy(server, share=0.5, seed=1, kinds=("answer cut",))
+    with proxy as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        for _ in range(4):
+            assert open_store(name).read("object") == data
+        assert proxy.faults["answer cut"] > 1
+    always = FaultyProxy(server, share=1, seed=1, kinds=("answer cut",))
+    with always as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(StorageError, match="is out of reach at"):
+            open_store(name).read("object")

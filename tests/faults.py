@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 import aiohttp
@@ -20,8 +21,11 @@ _REFUSALS = {"throttled": (503, "SlowDown"), "error": (500, "InternalError")}
 class FaultyProxy:
     """Passes requests on while it is entered, and lets some of them fail, drawn from a seed."""
 
-    def __init__(self, server: str, *, share: float, seed: int) -> None:
-        """Stand before the server of a URL; `share` of the requests go wrong."""
+    def __init__(
+        self, server: str, *, share: float, seed: int, kinds: Sequence[str] = KINDS
+    ) -> None:
+        """Stand before the server of a URL; `share` of the requests go wrong, in one of `kinds`."""
+        self._kinds = kinds
         self._server, self._share = server, share
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -62,7 +66,7 @@ class FaultyProxy:
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
         body = await request.read()
-        fault = self._random.choice(KINDS) if self._random.random() < self._share else ""
+        fault = self._random.choice(self._kinds) if self._random.random() < self._share else ""
         self.faults.update([fault] if fault else [])
         if fault in _REFUSALS:
             status, code = _REFUSALS[fault]
