@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from mtil.data.images import SUFFIXES
 from mtil.errors import DataError
-from mtil.storage import LocalStore, Store, open_store, split_uri
+from mtil.storage import BUCKETS, LocalStore, Store, open_store, split_uri
 
 _MASK_NAME = re.compile(r"(?P<image>.+)_mask(_\d+)?\.png", re.IGNORECASE)
 
@@ -93,7 +93,7 @@ def as_file(uri: str) -> tuple[Store, str] | None:
         root = store.root
         return (LocalStore(str(root.parent)), root.name) if root.is_file() else None
     parent, name = split_uri(store.uri)
-    if not parent.startswith("s3://"):
+    if not parent.startswith(BUCKETS):
         return None  # a bare bucket
     folder = open_store(parent)
     return (folder, name) if folder.exists(name) else None

@@ -45,8 +45,9 @@ _QUIET_ENVIRONMENT = {
 }
 
 
-_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Nobody takes this machine away from a cluster that lives on it."""
+_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
+"""Nobody takes this machine away from a cluster that lives on it, and a training there is no less
+urgent than what else runs: Ray would give its workers way to all of that."""
 
 
 @contextmanager

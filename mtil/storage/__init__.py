@@ -1,0 +1,91 @@
+"""Bytes in and out of a local folder or a bucket, each object whole or not at all."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Protocol
+from urllib.parse import unquote
+
+from mtil.errors import StorageError
+from mtil.storage.gcs import GcsStore
+from mtil.storage.local import PARTIAL, LocalStore
+from mtil.storage.s3 import S3Store
+
+__all__ = [
+    "BUCKETS",
+    "GcsStore",
+    "LocalStore",
+    "S3Store",
+    "Store",
+    "is_partial",
+    "open_store",
+    "split_uri",
+]
+
+
+BUCKETS = ("s3://", "gs://")
+"""How the URI of a bucket begins."""
+
+
+class Store(Protocol):
+    """A tree of named byte strings below a URI. Names are relative, with forward slashes."""
+
+    @property
+    def uri(self) -> str:
+        """The root, as the user would write it."""
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes; `NotFoundError` if there is none."""
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield an object's bytes piece by piece; `NotFoundError` if there is none."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object whole, replacing another of that name."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object whole unless one of that name exists; say whether it was written."""
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is an object of that name."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of all objects below a folder."""
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the bytes of all objects below a folder, and of what interrupted writes left."""
+
+    def delete(self, name: str) -> None:
+        """Delete an object; a missing one is no error."""
+
+    def clear(self, folder: str) -> None:
+        """Delete every object below a folder, and what interrupted writes have left there."""
+
+
+def open_store(uri: str) -> Store:
+    """Return the store at a local path or a `file://`, `s3://` or `gs://` URI.
+
+    Nothing is read or made yet. Raises `StorageError` for another scheme.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(uri)
+    if scheme == "file":
+        return LocalStore(unquote(rest))
+    if scheme == "s3":
+        return S3Store(rest)
+    if scheme == "gs":
+        return GcsStore(rest)
+    raise StorageError(f"A location must be a path, file://, s3:// or gs://, but got {uri!r}.")
+
+
+def is_partial(name: str) -> bool:
+    """Say whether a name of `Store.sizes` is what an interrupted write has left."""
+    return PurePosixPath(name).name.startswith(PARTIAL)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split a URI into its parent, a URI again, and its last name as the store calls it."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    if uri.startswith("file://"):
+        name = unquote(name)
+    return (parent or ("/" if uri.startswith("/") else "."), name)

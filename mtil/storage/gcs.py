@@ -1,0 +1,173 @@
+"""A bucket of Google Cloud Storage as a store: pyarrow's client, which retries with backoff.
+
+pyarrow cannot create an object only if there is none, so that goes through Google's own client
+(extra `mtil[gcs]`). As with S3 there is one client per process, never across a fork.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mtil.errors import NotFoundError, RefusedError, StorageError
+from mtil.storage.names import checked
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Client
+    from pyarrow.fs import GcsFileSystem
+
+_CHUNK_BYTES = 2**20
+_RETRY_S = 60.0
+"""For so long a request that fails for a while is tried again."""
+_EMULATOR = "STORAGE_EMULATOR_HOST"
+"""The variable by which Google's own libraries are pointed at another server, without a login."""
+
+
+class GcsStore:
+    """A prefix of a bucket, with Google's application default credentials."""
+
+    def __init__(self, location: str) -> None:
+        self.bucket, _, prefix = location.partition("/")
+        self.prefix = prefix.strip("/")
+        if not self.bucket:
+            raise StorageError(f"A gs:// location must name a bucket, but got 'gs://{location}'.")
+
+    @property
+    def uri(self) -> str:
+        """The bucket and prefix."""
+        return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        return b"".join(self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See `Store.chunks`."""
+        path = self._path(name)
+        with _Errors(path), _pyarrow().open_input_stream(path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store.write`."""
+        path = self._path(name)
+        with _Errors(path):
+            stream = _pyarrow().open_output_stream(path)
+            stream.write(data)
+            stream.close()  # not where the write failed: closing makes an object of what has come
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        path = self._path(name)
+        with _Errors(path):
+            blob = _google().bucket(self.bucket).blob(path.partition("/")[2])
+            try:
+                blob.upload_from_string(data, if_generation_match=0, checksum="crc32c")
+            except PreconditionFailed:
+                return False
+        return True
+
+    def exists(self, name: str) -> bool:
+        """See `Store.exists`."""
+        path = self._path(name)
+        with _Errors(path):
+            return bool(_pyarrow().get_file_info(path).is_file)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See `Store.names`."""
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
+        from pyarrow.fs import FileSelector
+
+        root = f"{self.bucket}/{self.prefix}".rstrip("/") + "/"
+        start = self._path(prefix) if prefix else root.rstrip("/")
+        with _Errors(start):
+            found = _pyarrow().get_file_info(
+                FileSelector(start, recursive=True, allow_not_found=True)
+            )
+        return dict(sorted((i.path.removeprefix(root), i.size) for i in found if i.is_file))
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        path = self._path(name)
+        try:
+            with _Errors(path):
+                _pyarrow().delete_file(path)
+        except NotFoundError:
+            return
+
+    def clear(self, folder: str) -> None:
+        """See `Store.clear`."""
+        path = self._path(folder)
+        with _Errors(path):
+            _pyarrow().delete_dir_contents(path, missing_dir_ok=True)
+
+    def _path(self, name: str) -> str:
+        return "/".join(part for part in (self.bucket, self.prefix, checked(name)) if part)
+
+
+def _pyarrow() -> "GcsFileSystem":
+    """Return this process's filesystem for the server that the environment names now."""
+    return _filesystem(os.getpid(), os.environ.get(_EMULATOR))
+
+
+@cache
+def _filesystem(pid: int, emulator: str | None) -> "GcsFileSystem":
+    from pyarrow.fs import GcsFileSystem
+
+    retries = timedelta(seconds=_RETRY_S)
+    if emulator is None:
+        return GcsFileSystem(retry_time_limit=retries)
+    scheme, separator, host = emulator.rpartition("://")
+    return GcsFileSystem(
+        anonymous=True,
+        scheme=scheme if separator else "http",
+        endpoint_override=host,
+        retry_time_limit=retries,
+    )
+
+
+def _google() -> "Client":
+    return _client(os.getpid(), os.environ.get(_EMULATOR))
+
+
+@cache
+def _client(pid: int, emulator: str | None) -> "Client":
+    try:
+        from google.cloud.storage import Client
+    except ModuleNotFoundError:
+        raise StorageError(
+            "Writing to gs:// needs Google's client; run `pip install 'mtil[gcs]'`."
+        ) from None
+    return Client() if emulator is None else Client.create_anonymous_client()
+
+
+class _Errors:
+    """Turn the errors of both clients into one sentence."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise NotFoundError(f"gs://{self.path} does not exist.") from error
+        if isinstance(error, PermissionError) or _is_refusal(error):
+            raise RefusedError(
+                f"Access to gs://{self.path} is refused; check Google's application default "
+                "credentials."
+            ) from error
+        if isinstance(error, OSError) or type(error).__module__.startswith("google."):
+            told = " ".join(str(error).split()).rstrip(".")
+            raise StorageError(f"gs://{self.path} failed: {told}.") from error
+
+
+def _is_refusal(error: Any) -> bool:
+    return getattr(error, "code", None) in (401, 403)
