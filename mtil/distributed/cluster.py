@@ -15,12 +15,20 @@ from typing import Any, cast
 import ray
 from ray.core.generated import gcs_pb2
 from ray.exceptions import (
+    LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
     RaySystemError,
+    RpcError,
     WorkerCrashedError,
 )
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mtil import errors
@@ -36,7 +44,21 @@ MACHINES = "MTIL_MACHINES"
 _KNOCK_S = 10
 _THREADS_S = 10.0
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
-_LOSSES = (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError)
+_LOSSES = (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    PreemptionError,
+    RayActorError,
+    RaySystemError,
+    RpcError,
+    WorkerCrashedError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+_WRAPPED = ("cause", "controller_failure", "health_check_failure")
+"""Where errors of Ray and of Ray Train keep the one that they are about."""
 
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -242,5 +264,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        waiting += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        waiting += [current.__cause__, current.__context__]
+        waiting += [getattr(current, name, None) for name in _WRAPPED]
         waiting += list(getattr(current, "worker_failures", {}).values())
