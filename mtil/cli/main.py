@@ -185,7 +185,7 @@ def _prepare(commands: "_Commands[Parser]") -> None:
     parser = _command(
         commands, "prepare", "turn collections into a data set of shards", module="data"
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, table or s3:// prefix to read")
+    parser.add_argument("source", metavar="SOURCE", help="folder, table or bucket prefix to read")
     of_source = parser.add_argument_group("of the source named last")
     of_source.add_argument(
         "--layout", action=_OfSource, required=True,
@@ -350,9 +350,9 @@ def _predict(commands: "_Commands[Parser]") -> None:
         metavar="RUN_OR_CHECKPOINT",
         help="a run, or one of its model files, rounds/*/fold-*/model-*.pt",
     )
-    parser.add_argument("input", metavar="INPUT", help="an image, a folder or an s3:// prefix")
+    parser.add_argument("input", metavar="INPUT", help="an image, a folder or a bucket prefix")
     parser.add_argument(
-        "out", metavar="OUT", help="folder or s3:// prefix for masks, overlays and CSV"
+        "out", metavar="OUT", help="folder or bucket prefix for masks, overlays and CSV"
     )
 
 
