@@ -70,7 +70,7 @@ def open_store(uri: str) -> Store:
     if not separator:
         return LocalStore(uri)
     if scheme == "file":
-        return LocalStore(unquote(rest))
+        return LocalStore(_file_path(uri, rest))
     if scheme == "s3":
         return S3Store(rest)
     if scheme == "gs":
@@ -87,5 +87,12 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Split a URI into its parent, a URI again, and its last name as the store calls it."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     if uri.startswith("file://"):
-        name = unquote(name)
+        name, parent = unquote(name), "file:///" if parent == "file://" else parent
     return (parent or ("/" if uri.startswith("/") else "."), name)
+
+
+def _file_path(uri: str, rest: str) -> str:
+    path = rest.removeprefix("localhost")
+    if not path.startswith("/"):
+        raise StorageError(f"A file:// location must be file:///PATH, but got {uri!r}.")
+    return unquote(path)

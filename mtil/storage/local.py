@@ -84,25 +84,14 @@ class LocalStore:
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Store.names`."""
-        found = []
-        start = self._path(prefix) if prefix else self.root
-        for folder, _, files in os.walk(start, onerror=_refuse_unreadable):
-            found += [
-                (Path(folder) / file).relative_to(self.root).as_posix()
-                for file in files
-                if not file.startswith(PARTIAL)
-            ]
-        return sorted(found)
+        return [name for name in self.sizes(prefix) if not Path(name).name.startswith(PARTIAL)]
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Store.sizes`."""
         found = {}
-        start = self._path(prefix) if prefix else self.root
-        for folder, _, files in os.walk(start, onerror=_refuse_unreadable):
-            for file in files:
-                path = Path(folder) / file
-                with suppress(FileNotFoundError):  # deleted meanwhile
-                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        for path in _files(self._path(prefix) if prefix else self.root):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return dict(sorted(found.items()))
 
     def delete(self, name: str) -> None:
@@ -158,6 +147,16 @@ def _write_partial(path: Path, data: bytes) -> Path:
         raise
     Path(partial).chmod(0o666 & ~_umask())
     return Path(partial)
+
+
+def _files(start: Path) -> Iterator[Path]:
+    """Yield the files below a folder, through links too, but into no folder twice on one way."""
+    above: dict[str, frozenset[str]] = {}
+    for folder, inner, files in os.walk(start, onerror=_refuse_unreadable, followlinks=True):
+        way = above.pop(folder, frozenset()) | {os.path.realpath(folder)}
+        inner[:] = [one for one in inner if os.path.realpath(Path(folder) / one) not in way]
+        above |= {os.path.join(folder, one): way for one in inner}  # noqa: PTH118
+        yield from (Path(folder) / file for file in files)
 
 
 def _refuse_unreadable(error: OSError) -> None:

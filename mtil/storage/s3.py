@@ -206,7 +206,7 @@ class _S3Errors:
 
         if isinstance(error, ClientError):
             raise self._answer(error.response) from error
-        if isinstance(error, BotoCoreError):
+        if isinstance(error, BotoCoreError | ValueError):  # the latter of what is no URL
             endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default endpoint")
             raise StorageError(
                 f"Bucket {self.bucket!r} is out of reach at {endpoint}: "

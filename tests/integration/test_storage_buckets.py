@@ -99,9 +99,10 @@ def test_wrong_credentials_are_forbidden(
 
 
 def test_a_server_out_of_reach(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="out of reach"):
-        open_store(f"{bucket}/x").read("a")
+    for nowhere in ("http://127.0.0.1:9", "no-url"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", nowhere)
+        with pytest.raises(StorageError, match=f"out of reach at {nowhere}"):
+            open_store(f"{bucket}/x").read("a")
 
 
 _FORKING = """

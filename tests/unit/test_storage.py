@@ -145,9 +145,23 @@ def test_a_file_cannot_be_a_folder(store: LocalStore) -> None:
         store.write("x/y", b"")
 
 
+def test_links_are_followed_and_loops_are_not(store: LocalStore, tmp_path: Path) -> None:
+    elsewhere = LocalStore(str(tmp_path / "elsewhere"))
+    elsewhere.write("benign/1.png", b"x")
+    store.write("a", b"")
+    (store.root / "linked").symlink_to(elsewhere.root)
+    (elsewhere.root / "benign" / "up").symlink_to(elsewhere.root)
+    assert store.names() == ["a", "linked/benign/1.png"]
+    store.clear("linked/benign")
+    assert elsewhere.names() == []
+
+
 def test_locations(tmp_path: Path) -> None:
     odd = tmp_path / "a b%20c"
     assert open_store(str(odd)).uri == open_store(odd.as_uri()).uri == str(odd)
+    assert open_store("file://localhost/a%20b").uri == "/a b"
+    with pytest.raises(StorageError, match="must be file:///PATH, but got 'file://host/a'"):
+        open_store("file://host/a")
     assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
     assert open_store("s3://bucket").uri == "s3://bucket"
     assert open_store("gs://bucket/some/prefix/").uri == "gs://bucket/some/prefix"
@@ -164,4 +178,5 @@ def test_uris_are_split_into_parent_and_name() -> None:
     assert split_uri("t.csv") == (".", "t.csv")
     assert split_uri("a/b/") == ("a", "b")
     assert split_uri("file:///a%20b/c%20d.csv") == ("file:///a%20b", "c d.csv")
+    assert split_uri("file:///x.csv") == ("file:///", "x.csv")
     assert split_uri("c%20d.csv") == (".", "c%20d.csv")
