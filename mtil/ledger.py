@@ -2,7 +2,8 @@
 
 It is the coordinator's memory and its fence. Whoever fails to create the next event reads what is
 there and follows; a coordinator that finds a later one's `boot` must end. Events are JSON objects
-`ledger/000001.json …` that nothing ever changes.
+`ledger/000001.json …` that nothing ever changes: each carries the sha256 of its own text, so that a
+change to the last one is noticed too. A ledger whose events have none is refused.
 """
 
 import hashlib
@@ -54,6 +55,8 @@ class _Envelope:
     """The sha256 of the bytes of the event before, in hex; empty for the first."""
     at: str
     session: str
+    sha256: str
+    """Of the event's own text without this key, in hex."""
 
 
 _ENVELOPE: TypeAdapter[_Envelope] = TypeAdapter(_Envelope)
@@ -119,7 +122,7 @@ class Ledger:
 
         Raises:
             RunError: if the change cannot follow on the state; nothing is written then.
-            Overtaken: if another writer came first; its events have been taken in.
+            Overtaken: if another writer came first; its event has been taken in.
             Fenced: if this session ran the run and a later one has taken it over.
             StorageError: if the storage fails.
         """
@@ -132,7 +135,8 @@ class Ledger:
             data = self.store.read(_name(number))
             stored, _ = self._decoded(number, data, self._digest)
             if (stored.session, stored.change) != (self.session, event.change):
-                self.refresh()
+                self._take([data])
+                self._check_fence()
                 raise Overtaken(
                     f"Event {number} of {self.uri} is {stored.session}'s, which came first."
                 )
@@ -263,14 +267,14 @@ class Ledger:
             "session": self.session,
         }
         values |= json.loads(_CHANGE.dump_json(change))  # a figure that is undefined becomes null
-        return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
+        return _sealed(values)
 
     def _decoded(self, number: int, data: bytes, previous: str) -> tuple[Event, str]:
         """Return an event and the sha256 of its bytes, after the event with sha256 `previous`."""
         name = f"Event {number} of {self.uri}"
         try:
             values = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except ValueError:
             raise LedgerError(f"{name} must be whole JSON, but is not; {_RESTORE}.") from None
         if not isinstance(values, dict):
             raise LedgerError(f"{name} must be a JSON object, but is not; {_RESTORE}.")
@@ -280,6 +284,11 @@ class Ledger:
             change = _CHANGE.validate_python({k: v for k, v in values.items() if k not in keys})
         except ValidationError as error:
             raise LedgerError(_complaint(name, values, error)) from None
+        if _sealed({k: v for k, v in values.items() if k != "sha256"}) != data:
+            raise LedgerError(
+                f"{name} must be as it was written, but has another sha256 than it says; "
+                f"{_RESTORE}."
+            )
         if envelope.number != number:
             raise LedgerError(f"{name} must say so, but says {envelope.number}; {_RESTORE}.")
         if envelope.previous != previous:
@@ -324,6 +333,15 @@ def _complaint(name: str, values: dict[str, object], error: ValidationError) -> 
     key = ".".join(str(part) for part in first["loc"])
     rule = first["msg"][:1].lower() + first["msg"][1:]
     return f"{name} is not an event: `{key}` {rule}; {_RESTORE}."
+
+
+def _sealed(values: dict[str, object]) -> bytes:
+    """Return an event's text, which ends with the sha256 of what it is without that."""
+    return _text(values | {"sha256": _sha256(_text(values))})
+
+
+def _text(values: dict[str, object]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _name(number: int) -> str:

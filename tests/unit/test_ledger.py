@@ -120,6 +120,10 @@ def test_events_are_numbered_json_objects_that_name_the_one_before(store: LocalS
     assert {event["session"] for event in events} == {"one"}
     digest = hashlib.sha256(store.read("ledger/000003.json")).hexdigest()
     last = dict(events[3])
+    assert list(last)[-1] == "sha256"
+    own = last.pop("sha256")
+    text = json.dumps(last, indent=1) + "\n"
+    assert own == hashlib.sha256(text.encode()).hexdigest()
     assert last.pop("at").endswith("+00:00")
     assert last == {
         "number": 4,
@@ -394,6 +398,26 @@ def test_an_event_that_was_not_written_is_appended_again() -> None:
     assert len(store.objects) == 3
 
 
+def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> None:
+    class Failing(MemoryStore):
+        """Fails from the event after the next one on."""
+
+        def read(self, name: str) -> bytes:
+            if name == "ledger/000004.json":
+                raise StorageError("Bucket 'bucket' is out of reach.")
+            return super().read(name)
+
+    store = Failing()
+    ledger = begun(store)
+    other = Ledger(store, session="cli")
+    other.state, other._digest = ledger.state, ledger._digest
+    other.append(Stop())
+    with pytest.raises(Overtaken):  # and no error of the storage, after which it is tried again
+        start(ledger)
+    assert ledger.state is not None
+    assert ledger.state.stopped
+
+
 def test_a_storage_that_creates_only_once_passes_the_probe(store: LocalStore) -> None:
     store.write("run.json", b"{}")
     probe(store)
@@ -443,7 +467,11 @@ def refused(store: Store) -> str:
 
 
 def rewrite(store: Store, number: int, **changes: object) -> None:
+    """Change an event as somebody would who covers it up."""
     values = values_of(store, number) | changes
+    del values["sha256"]
+    text = json.dumps(values, indent=1) + "\n"
+    values["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     store.write(f"ledger/{number:06d}.json", (json.dumps(values, indent=1) + "\n").encode())
 
 
@@ -462,6 +490,39 @@ def test_a_changed_event_is_refused(damaged: LocalStore) -> None:
         f"A ledger must be one chain, but event 4 of {damaged.uri}/ledger does not follow on the "
         "one before: one of them was changed; restore it, or name another --run."
     )
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_any_byte_that_changed_in_the_first_or_last_event_is_refused(
+    damaged: LocalStore, number: int
+) -> None:
+    name = f"ledger/{number:06d}.json"
+    data = damaged.read(name)
+    for place in range(len(data)):
+        damaged.write(name, data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        refused(damaged)
+    damaged.write(name, data + b"\n")
+    assert refused(damaged) == (
+        f"Event {number} of {damaged.uri}/ledger must be as it was written, but has another sha256 "
+        "than it says; restore it, or name another --run."
+    )
+    damaged.write(name, data)
+    assert Ledger.open(damaged).state is not None
+
+
+def test_a_changed_figure_of_the_last_event_is_refused(damaged: LocalStore) -> None:
+    name = "ledger/000005.json"
+    data = damaged.read(name)
+    for figure in (b"0.9", b"NaN", b"1e999", b"0.50"):
+        damaged.write(name, data.replace(b"0.5", figure))
+        assert "must be as it was written" in refused(damaged)
+
+
+def test_a_ledger_of_before_events_were_sealed_is_refused(damaged: LocalStore) -> None:
+    values = values_of(damaged, 1)
+    del values["sha256"]
+    damaged.write("ledger/000001.json", (json.dumps(values, indent=1) + "\n").encode())
+    assert "is not an event: `sha256` field required; restore it" in refused(damaged)
 
 
 @pytest.mark.parametrize("number", [2, 5])

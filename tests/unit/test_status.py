@@ -195,8 +195,8 @@ def test_a_changed_event_is_told_and_fails(
     code, values, seen = told("status", "--run", run.uri)
     assert code == 2
     error = (
-        f"A ledger must be one chain, but event 4 of {run.uri}/ledger does not follow on the one "
-        "before: one of them was changed; restore it, or name another --run."
+        f"Event 3 of {run.uri}/ledger must be as it was written, but has another sha256 than it "
+        "says; restore it, or name another --run."
     )
     assert values == {"run": run.uri, "verified": False, "error": error}
     assert seen == f"mtil: {error}\n"
