@@ -2,13 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+LINE_S = 10.0
+"""Between two lines of progress where there is no terminal."""
 
 
 class Output:
@@ -50,16 +54,20 @@ class Output:
             disable=not self.console.is_terminal,
         )
         with bar:
-            yield Bar(bar)
+            yield Bar(bar, None if self.console.is_terminal else self.line)
 
 
 class Bar:
-    """One line of progress that changes what it counts."""
+    """One line of progress that changes what it counts; elsewhere a line now and then."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, say: Callable[[str], None] | None) -> None:
+        self._progress, self._say = progress, say
         self._task = progress.add_task("", total=None)
+        self._said_s = time.monotonic()
 
     def show(self, text: str, done: int, of: int) -> None:
         """Say how much is done of what."""
         self._progress.update(self._task, description=text, completed=done, total=of)
+        if self._say is not None and time.monotonic() - self._said_s >= LINE_S:
+            self._said_s = time.monotonic()
+            self._say(f"{text} {done}/{of}")

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mtil.cli.console import Output
@@ -10,6 +12,7 @@ from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
+from mtil.presets import load
 from mtil.run import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
@@ -28,7 +31,8 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(
             f"A round must be trained first, but round {number} of {record.uri} is not."
         )
-    folds = trained if options.fold is None else parse_folds(options.fold, manifest.num_folds)
+    all_trained = options.fold in (None, "all")
+    folds = trained if all_trained else parse_folds(options.fold, manifest.num_folds)
     num_workers, gpus = _resources(record, options)
 
     from mtil.distributed import cluster, inference
@@ -57,8 +61,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, float]:
     changed = {key.replace("-", "_"): value for key, value in options.overrides.items()}
+    preset = changed.pop("config", None)
+    if preset is not None:
+        _refuse_another(preset, changed, record)
     for key in changed:
-        if key not in _MAY_CHANGE:
+        if key not in _MAY_CHANGE and preset is None:
             raise ConfigError(
                 f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change now, "
                 f"but got `{key}`; train another run."
@@ -71,7 +78,24 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
         if not text.isdecimal() or not int(text):
             raise ConfigError(f"`train.num_workers` must be at least 1, but got {text!r}.")
         workers = int(text)
-    return workers, with_overrides(record.config, changed).train.gpus_per_worker
+    return workers, with_overrides(
+        record.config, {key: text for key, text in changed.items() if key in _MAY_CHANGE}
+    ).train.gpus_per_worker
+
+
+def _refuse_another(preset: str, changed: Mapping[str, str], record: Run) -> None:
+    """Raise ConfigError unless a preset with overrides is the configuration that was trained."""
+    kept = {key: text for key, text in changed.items() if key not in _MAY_CHANGE}
+    given, ours = with_overrides(load(preset), kept), record.config
+    resources = {
+        "num_workers": ours.train.num_workers,
+        "gpus_per_worker": ours.train.gpus_per_worker,
+    }
+    if replace(given, train=replace(given.train, **resources)) != ours:
+        raise ConfigError(
+            f"A run is scored with its own configuration, but `--config {preset}` gives another; "
+            "leave it out."
+        )
 
 
 def _print(figures: dict[str, Any], output: Output) -> None:

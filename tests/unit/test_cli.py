@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image
 
 from mtil import __version__
 from mtil.checkpoint import Model
-from mtil.cli import main
-from mtil.config import Config, documented
+from mtil.cli import console, main
+from mtil.config import Config, documented, to_dict
 from mtil.data import manifest as manifests
 from mtil.data import shards
 from mtil.data.manifest import Manifest
@@ -107,7 +108,7 @@ def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[
 def test_help_needs_nothing_heavy() -> None:
     code = f"""
 import sys
-from mtil.cli import main
+from mtil.cli import console, main
 for words in (["--help"], *([name, "--help"] for name in {COMMANDS})):
     try:
         main(words)
@@ -487,6 +488,7 @@ def test_a_run_that_is_damaged_is_a_failure_of_its_own(
         (["--train.num-workers", "many"], "`train.num_workers` must be at least 1, but got 'many'"),
         (["--train.gpus-per-worker", "-1"], "`train.gpus_per_worker` is wrong"),
         (["--fold", "7"], "one of 0 to 2 in this data set, but got 7"),
+        (["--config", "demo"], "but `--config demo` gives another; leave it out"),
         (["--data", "nowhere"], "must have a dataset.json"),
     ],
 )
@@ -507,6 +509,18 @@ def test_evaluation_takes_any_number_of_workers(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "needs `ray`" in fails("evaluate", "--run", run.uri, *words)
+
+
+@pytest.mark.parametrize("words", [["--fold", "all"], ["--train.num-workers", "2"]])
+def test_evaluation_of_all_is_of_what_is_trained_by_its_own_configuration(
+    run: Run, words: list[str], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mtil.distributed.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(to_dict(run.config)))
+    assert "needs `ray`" in fails("evaluate", "--run", run.uri, "--config", file, *words)
 
 
 def test_evaluation_needs_a_trained_fold_and_its_own_data(
@@ -560,3 +574,13 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         process.stdout.close()
         told = process.stderr.read()
     assert (process.returncode, told) == (1, "")
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with console.Output(as_json=False).progress() as bar:
+        bar.show("scoring", 1, 3)  # too soon
+        monkeypatch.setattr(console, "LINE_S", 0.0)
+        bar.show("scoring", 2, 3)
+    assert capsys.readouterr().out.split("\n")[0] == "scoring 2/3"
