@@ -86,12 +86,9 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
 def _refuse_another(preset: str, changed: Mapping[str, str], record: Run) -> None:
     """Raise ConfigError unless a preset with overrides is the configuration that was trained."""
     kept = {key: text for key, text in changed.items() if key not in _MAY_CHANGE}
-    given, ours = with_overrides(load(preset), kept), record.config
-    resources = {
-        "num_workers": ours.train.num_workers,
-        "gpus_per_worker": ours.train.gpus_per_worker,
-    }
-    if replace(given, train=replace(given.train, **resources)) != ours:
+    given, ours = with_overrides(load(preset), kept), record.config.train
+    train = replace(given.train, num_workers=ours.num_workers, gpus_per_worker=ours.gpus_per_worker)
+    if replace(given, train=train) != record.config:
         raise ConfigError(
             f"A run is scored with its own configuration, but `--config {preset}` gives another; "
             "leave it out."
