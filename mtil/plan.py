@@ -8,7 +8,7 @@ the maps come from (`circle.maps`) decides which actions there are:
     recycle     none are kept: the network is fed its own output within a training step
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import field
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -136,7 +136,12 @@ def reads_maps_of(plan: Plan, action: Action) -> tuple[WriteMaps, ...]:
 
 
 def models_of(plan: Plan, action: Action) -> tuple[Train, ...]:
-    """Return the trainings whose models an action runs, the oldest first."""
+    """Return the trainings whose models an action runs, the oldest first.
+
+    A training of a chain runs those before it: its own model takes the last pass after theirs.
+    """
+    if isinstance(action, Train) and plan.circle.test == "chain":
+        return tuple(Train(number, action.fold, action.part) for number in range(action.round))
     if isinstance(action, WriteMaps):
         return (Train(action.round, action.fold, action.part),)
     if isinstance(action, Evaluate):
@@ -152,24 +157,23 @@ def needs(plan: Plan, action: Action) -> tuple[Action, ...]:
     """
     if isinstance(action, Summarise):
         return tuple(Evaluate(action.round, fold) for fold in plan.folds)
-    before: list[Train] = []
+    before = models_of(plan, action)
     if isinstance(action, Train) and action.round > 0:
-        if plan.circle.maps == "recycle" or plan.circle.warm_start:
-            before = [Train(action.round - 1, action.fold, action.part)]
-    else:
-        before = list(models_of(plan, action))
+        former = Train(action.round - 1, action.fold, action.part)
+        waits = plan.circle.maps == "recycle" or plan.circle.warm_start
+        before += (former,) * (waits and former not in before)
     return (*before, *reads_maps_of(plan, action))
 
 
 def trained_on(plan: Plan, action: Action) -> frozenset[int | None]:
     """Return the parts of the fold's training rows that an action's weights have ever seen.
 
-    That is what its own model, or the ones it runs, and all that they were started from were
-    trained on. A part of `None` is all rows.
+    That is what its own model, the ones it runs, and all that they were started from were trained
+    on. A part of `None` is all rows.
     """
     seen: set[int | None] = set()
-    models: Sequence[Train] = [action] if isinstance(action, Train) else models_of(plan, action)
-    for model in models:
+    own = (action,) if isinstance(action, Train) else ()
+    for model in own + models_of(plan, action):
         ancestor: Train | None = model
         while ancestor is not None:
             part = ancestor.part

@@ -1,6 +1,7 @@
 """What ties a round to the one before: the rows, weights and maps that an action takes. No Ray."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -109,6 +110,11 @@ def judges(run: Run, number: int, fold: int) -> Sequence[Train]:
     if circle.test == "chain":
         return models
     return models * circle.num_passes if number or circle.maps == "recycle" else models
+
+
+def own_judges(run: Run, of: Train) -> Sequence[Train]:
+    """Return the trainings whose models look at a test image as a training's will, in turn."""
+    return [replace(one, part=of.part) for one in judges(run, of.round, of.fold)]
 
 
 def chains(run: Run, number: int, fold: int) -> list[list[Model]]:

@@ -34,7 +34,7 @@ from mtil.metrics import fit_temperature, steady_threshold
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.progress import Begun, Best, TrainingProgress
-from mtil.rounds import initial_weights, judges, training_rows
+from mtil.rounds import initial_weights, own_judges, training_rows
 from mtil.run import Run
 
 _log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class _Worker:
             torch.set_num_threads(job.num_threads or self._share_of_cpus(place))
         self.manifest = self.run_record.manifest(job.data_uri)
         self.checkpoints = self.run_record.checkpoints(job.train)
+        self.judges = own_judges(self.run_record, job.train)
         of = {"run": job.run_uri, **asdict(job.train)}
         to_stderr(**of, rank=self.rank)
         self.gauges = Gauges(TRAINING, **of) if self.rank == 0 else None
@@ -182,7 +183,7 @@ class _Worker:
             malignant_share=tumours[1] / (sum(tumours) + normals),
             device=self.device,
             wrap=self._wrap,
-            num_passes=len(self._judges()),
+            num_passes=len(self.judges),
             earlier=[model.network() for model in self._earlier()],
             initial=initial_weights(self.run_record, self.job.train),
             share=self.local_batch * self.num_workers / self.batch_size,
@@ -340,7 +341,7 @@ class _Worker:
             epoch=best.epoch,
             temperature=1.0,
             threshold=0.5,
-            num_passes=sum(of == self.job.train for of in self._judges()),
+            num_passes=sum(of == self.job.train for of in self.judges),
         )
         own = Predictor(model, self.device)
         chain = [Predictor(one, self.device) for one in self._earlier()] + [own] * model.num_passes
@@ -356,14 +357,9 @@ class _Worker:
         threshold = steady_threshold(calibrated(logit, temperature), label)
         return replace(model, temperature=temperature, threshold=threshold)
 
-    def _judges(self) -> Sequence[Train]:
-        """Return the trainings whose models look at a test image as this one's will, in turn."""
-        of = self.job.train
-        return [replace(one, part=of.part) for one in judges(self.run_record, of.round, of.fold)]
-
     def _earlier(self) -> list[Model]:
         """Return the models of earlier rounds that look at a test image before this one's."""
-        earlier = [of for of in self._judges() if of != self.job.train]
+        earlier = [of for of in self.judges if of != self.job.train]
         return [self.run_record.model(of) for of in earlier]
 
 

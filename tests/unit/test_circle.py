@@ -261,6 +261,17 @@ def test_recycle_writes_no_maps() -> None:
         ),
         (a_plan(0, maps="recycle", warm_start=False), Train(1, 0), {Train(0, 0)}),
         (a_plan(0, test="chain"), Evaluate(2, 0), {Train(0, 0), Train(1, 0), Train(2, 0)}),
+        (a_plan(0, test="chain"), Train(2, 0), {Train(0, 0), Train(1, 0), WriteMaps(1, 0)}),
+        (
+            a_plan(0, maps="cross_fit", num_parts=2, test="chain", warm_start=False),
+            Train(1, 0),
+            {Train(0, 0), WriteMaps(0, 0, 0), WriteMaps(0, 0, 1)},
+        ),
+        (
+            a_plan(0, maps="cross_fit", num_parts=2, test="chain", warm_start=False),
+            Train(2, 0, 1),
+            {Train(0, 0, 1), Train(1, 0, 1), WriteMaps(1, 0, 0)},
+        ),
     ],
 )
 def test_an_action_needs_exactly_what_it_reads(

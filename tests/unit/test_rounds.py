@@ -16,7 +16,7 @@ from mtil.data.selection import Selection
 from mtil.data.shards import pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.maps import Origin, encode
-from mtil.plan import Evaluate, Train, WriteMaps
+from mtil.plan import Evaluate, Train, WriteMaps, actions, needs
 from mtil.priors import PriorMaps
 from mtil.rounds import (
     chains,
@@ -25,6 +25,7 @@ from mtil.rounds import (
     judges,
     map_source,
     mapped_rows,
+    own_judges,
     predictors,
     prior_maps,
     training_rows,
@@ -288,6 +289,23 @@ def test_the_first_pass_is_judged_without_a_map(
     run = circle_run([2], until=Train(0, 2), **circle)
     for number, rounds in enumerate(expected):
         assert list(judges(run, number, 2)) == [Train(one, 2) for one in rounds]
+
+
+@pytest.mark.parametrize("maps", ["in_sample", "cross_fit"])
+@pytest.mark.parametrize("test", ["passes", "chain"])
+def test_a_training_waits_for_the_models_that_look_at_its_validation_images(
+    circle_run: CircleRun, maps: str, test: str
+) -> None:
+    """What its worker reads: the models of its chain, of its own part, and its own last."""
+    run = circle_run([2], until=Train(0, 2), maps=maps, test=test, num_parts=2, warm_start=False)
+    plan = run.plan([2])
+    for of in [action for action in actions(plan) if isinstance(action, Train)]:
+        *earlier, own = own_judges(run, of)
+        assert own == of
+        assert {one for one in earlier if one != of} <= set(needs(plan, of))
+    assert len(own_judges(run, Train(2, 2))) == (
+        3 if test == "chain" else run.config.circle.num_passes
+    )
 
 
 def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: CircleRun) -> None:
