@@ -147,6 +147,19 @@ def elastic_cpus_per_worker(
     return found
 
 
+def threads_per_worker(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
+    """Return the CPU threads that each worker may compute with, on whichever nodes they come to be.
+
+    Args:
+        nodes: the cluster's nodes.
+        num_workers: workers that run side by side.
+        cpus: CPUs that each reserves.
+        gpus: GPUs that each reserves.
+    """
+    held = [(node.cpus, min(_fit(node, cpus, gpus), num_workers)) for node in nodes]
+    return max(1, min((int(cpus_ / count) for cpus_, count in held if count), default=1))
+
+
 def _spare(nodes: Sequence[Node], most: int, cpus: float, gpus: float) -> bool:
     """Say whether each node has room for a task of Ray Data beside the workers it may take."""
     taken = ((node, min(_fit(node, cpus, gpus), most) * cpus) for node in nodes if node.cpus)

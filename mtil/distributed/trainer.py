@@ -1,11 +1,13 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
+import json
 import logging
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,7 +21,7 @@ from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
-from mtil.errors import LostError, ResourceError, RunError, StorageError
+from mtil.errors import DataError, LostError, ResourceError, RunError, StorageError
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import prior_maps
@@ -31,6 +33,7 @@ Listener = Callable[[dict[str, Any]], None]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 2.0
+_THREADS = "threads.json"
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
@@ -147,6 +150,36 @@ def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
     )
 
 
+def num_threads(run: Run, proposed: int) -> int:
+    """Return the CPU threads of each training process of a run: what was proposed first.
+
+    Sums depend on it in their last digits: whoever goes on, and wherever, computes with as many.
+
+    Raises:
+        DataError: if the run's file of it holds something else.
+    """
+    run.store.create(_THREADS, json.dumps({"threads": proposed}).encode())
+    with suppress(ValueError, TypeError, LookupError):
+        threads = json.loads(run.store.read(_THREADS))["threads"]
+        if isinstance(threads, int) and threads > 0:
+            return threads
+    raise DataError(
+        f"{run.uri}/{_THREADS} must hold the number of threads that the run began with, but does "
+        'not; write {"threads": N}, or name another --run.'
+    )
+
+
+def _threads(config: Config, cpus: float) -> int:
+    """Return the CPU threads of each worker that reserves so many CPUs."""
+    asked = config.train.cpus_per_worker
+    if asked is not None:
+        return max(1, round(asked))
+    num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
+    return preflight.threads_per_worker(
+        cluster.nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+    )
+
+
 def hold_if_resident(
     data_uri: str, manifest: Manifest, config: Config, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]] | None:
@@ -166,6 +199,8 @@ def hold_if_resident(
 
 def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
+    if job.num_threads is None and not workers.gpus_per_worker:
+        job = replace(job, num_threads=num_threads(run, _threads(run.config, cpus)))
     resources = {"CPU": cpus} | (
         {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     )

@@ -64,7 +64,7 @@ class FoldJob:
     """Asked by one process after each epoch with the history so far; False ends the training, whose
     best epoch is committed."""
     num_threads: int | None = None
-    """CPU threads of each process; by default an even share of the machine."""
+    """CPU threads of each process; by default as many as PyTorch takes."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,6 @@ class Place:
 
     rank: int = 0
     num_workers: int = 1
-    num_local: int = 1
-    """Processes of the group on this machine."""
     report: Callable[[dict[str, Any]], None] = lambda figures: None
     """Takes figures from every process; returns when all have come so far."""
     is_leaving: Callable[[], bool] | None = None
@@ -87,7 +85,6 @@ def train_fold(job: dict[str, FoldJob]) -> None:
     place = Place(
         context.get_world_rank(),
         context.get_world_size(),
-        context.get_local_world_size(),
         ray.train.report,
         _is_leaving if os.environ.get(PREEMPTION_WATCHER) != "0" else None,
     )
@@ -112,8 +109,8 @@ class _Worker:
         self.job = job
         self.run_record = Run.open(job.run_uri)
         self.config = self.run_record.config
-        if self.device.type == "cpu":
-            torch.set_num_threads(job.num_threads or self._share_of_cpus(place))
+        if self.device.type == "cpu" and job.num_threads is not None:
+            torch.set_num_threads(job.num_threads)
         self.manifest = self.run_record.manifest(job.data_uri)
         self.checkpoints = self.run_record.checkpoints(job.train)
         self.judges = own_judges(self.run_record, job.train)
@@ -159,11 +156,6 @@ class _Worker:
             )
         _log.info("trained", extra={"fields": {"best_epoch": progress.best.epoch}})
         self.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
-
-    def _share_of_cpus(self, place: Place) -> int:
-        reserved = self.config.train.cpus_per_worker
-        share = (os.cpu_count() or 1) // place.num_local if reserved is None else round(reserved)
-        return max(1, share)
 
     def _goes_on(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Ask whether to train another epoch; every process gets the one answer."""

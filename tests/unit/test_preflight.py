@@ -12,6 +12,7 @@ from mtil.distributed.preflight import (
     Node,
     cpus_per_worker,
     elastic_cpus_per_worker,
+    threads_per_worker,
     to_come,
 )
 from mtil.errors import ResourceError
@@ -243,3 +244,23 @@ def test_a_cluster_of_nothing_but_its_head_can_train() -> None:
 def test_machines_must_be_described(text: str) -> None:
     with pytest.raises(ResourceError, match=r"^MTIL_MACHINES must be like .*, but is "):
         to_come([HEAD], text)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "expected"),
+    [
+        (_nodes(2), 1, 2),
+        (_nodes(2), 2, 1),
+        (_nodes(1), 2, 1),  # never none
+        (_nodes(8, 8), 2, 4),  # both may come to be on one of them
+        (_nodes(1, 1), 2, 1),
+        (_nodes(0, 8), 1, 8),  # a head that no worker fits on does not count
+        (_nodes(4, 16), 4, 1),  # as many on the smaller one as fit
+        (_nodes(64), 3, 21),
+    ],
+)
+def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
+    nodes: Nodes, num_workers: int, expected: int
+) -> None:
+    cpus = _plan(nodes, num_workers)
+    assert threads_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=0) == expected
