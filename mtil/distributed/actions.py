@@ -50,7 +50,13 @@ def _train(run: Run, action: Train) -> Result:
 
 
 def _evaluate(run: Run, action: Evaluate) -> Result:
-    predictions = predict_folds(run, [action.fold], number=action.round, listen=lambda line: None)
+    predictions = predict_folds(
+        run,
+        [action.fold],
+        number=action.round,
+        gpus_per_worker=run.config.train.gpus_per_worker,
+        listen=lambda line: None,
+    )
     figures = evaluate(predictions, run_uri=run.uri, folds=[action.fold])
     name = run.predictions_name(action.round, action.fold)
     return {

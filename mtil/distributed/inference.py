@@ -28,9 +28,8 @@ _UNIT_ROWS = 64
 class Scorer:
     """An actor that scores test rows with the models of a run's round."""
 
-    def __init__(self, run_uri: str, data_uri: str, number: int) -> None:
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)  # as many workers as CPUs, and sums in the same order in each
+    def __init__(self, run_uri: str, data_uri: str, number: int, gpus: float) -> None:
+        self._device = own_device(gpus)
         self._run, self._number = Run.open(run_uri), number
         self._store = open_store(data_uri)
         self._manifest = self._run.manifest(data_uri)
@@ -43,7 +42,7 @@ class Scorer:
         fold = unit["fold"]
         if fold not in self._chains:
             self._chains[fold] = [
-                predictors(models) for models in chains(self._run, self._number, fold)
+                predictors(models, self._device) for models in chains(self._run, self._number, fold)
             ]
         if self._shard is None or self._shard[0] != unit["shard"]:
             shard = self._manifest.shards[unit["shard"]]
@@ -89,7 +88,7 @@ def predict_folds(
     with unwrapped():
         scored = quiet(units).map_batches(
             Scorer,
-            fn_constructor_args=(run.uri, store.uri, number),
+            fn_constructor_args=(run.uri, store.uri, number, gpus_per_worker),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -111,6 +110,18 @@ def predict_folds(
         pq.write_table(of_fold, sink)
         run.store.write(run.predictions_name(number, fold), sink.getvalue())
     return predictions
+
+
+def own_device(gpus: float) -> torch.device:
+    """Return where an actor computes that has reserved so many GPUs, and get it ready for that.
+
+    One that has reserved none may see GPUs all the same, which are others'. On a CPU it computes
+    with one thread: there are as many actors as CPUs, and each adds in the same order.
+    """
+    if gpus:
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")
 
 
 def actor_pool(

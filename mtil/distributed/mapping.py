@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
-from mtil.distributed.inference import actor_pool, quiet
+from mtil.distributed.inference import actor_pool, own_device, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.distributed.trainer import unwrapped
 from mtil.inference import Predictor, map_shard
@@ -28,14 +27,13 @@ class MapWriter:
     """An actor that maps the rows of shards with the model of a training."""
 
     def __init__(self, run_uri: str, of: WriteMaps) -> None:
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)  # the same sums in the same order, whoever writes
         self._run = Run.open(run_uri)
+        device = own_device(self._run.config.train.gpus_per_worker)
         self._data = open_store(self._run.data_uri)
         self._manifest = self._run.manifest()
         self._source = map_source(self._run, self._manifest, of)
         self._priors = prior_maps(self._run, self._manifest, of)
-        self._predictor = Predictor(self._run.model(Train(of.round, of.fold, of.part)))
+        self._predictor = Predictor(self._run.model(Train(of.round, of.fold, of.part)), device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Write the map shard of the one shard that the block names; return what it came to."""

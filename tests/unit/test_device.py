@@ -1,0 +1,71 @@
+"""Where actors compute, and with how many threads a run's trainings do."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+import torch
+
+from mtil.config import Config
+from mtil.distributed import actions, trainer
+from mtil.distributed.inference import Scorer, own_device
+from mtil.distributed.mapping import MapWriter
+from mtil.errors import DataError
+from mtil.plan import Evaluate, Train, WriteMaps
+from mtil.run import Run
+
+CircleRun = Callable[..., Run]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that can be seen, as Ray shows it to actors that have reserved none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_an_actor_computes_on_a_gpu_only_if_it_has_reserved_one(foreign_gpu: None) -> None:
+    assert own_device(0.0) == CPU
+    assert torch.get_num_threads() == 1
+    assert own_device(0.5) == torch.device("cuda")
+
+
+def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
+    circle_run: CircleRun, foreign_gpu: None
+) -> None:
+    run = circle_run([0], until=WriteMaps(0, 0), whole=True)
+    assert MapWriter(run.uri, WriteMaps(0, 0))._predictor.device == CPU
+    scorer = Scorer(run.uri, run.data_uri, 0, 0.0)
+    scorer(pa.table({"fold": [0], "shard": [0], "start": [0]}))
+    assert scorer._chains[0][0][0].device == CPU
+
+
+def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(
+    circle_run: CircleRun, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = circle_run([0], until=WriteMaps(0, 0))
+    run.config = replace(run.config, train=replace(run.config.train, gpus_per_worker=0.5))
+    asked: list[object] = []
+
+    def predict_folds(*_: object, **options: object) -> None:
+        asked.append(options["gpus_per_worker"])
+        raise DataError("as far as it matters")
+
+    monkeypatch.setattr(actions, "predict_folds", predict_folds)
+    with pytest.raises(DataError, match="as far as it matters"):
+        actions._evaluate(run, Evaluate(0, 0))
+    assert asked == [0.5]
+
+
+def test_a_run_keeps_the_number_of_threads_that_it_began_with(circle_run: CircleRun) -> None:
+    run = circle_run([0], until=Train(0, 0))
+    assert trainer.num_threads(run, 2) == 2
+    assert trainer.num_threads(run, 8) == 2
+    run.store.write("threads.json", b'{"threads": 0}')
+    with pytest.raises(DataError, match=r"threads\.json must hold the number .* or name another"):
+        trainer.num_threads(run, 8)
