@@ -8,6 +8,7 @@ so that a trial is a list of overrides and nothing else. No Ray.
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class Choice:
 
     def holds(self, value: Any) -> bool:
         """Say whether a value is one of them."""
-        return any(type(one) is type(value) and one == value for one in self.values)
+        return any(_same(one, value) for one in self.values)
 
     def narrowed(self, key: str, wanted: Any) -> "Choice":
         """Return some of the values only; all of `wanted` must be among them."""
@@ -58,7 +59,7 @@ class Choice:
                 raise ConfigError(
                     f"`{key}` can be narrowed to some of {_listed(self.values)}, but got {value!r}."
                 )
-        return Choice(tuple(values))
+        return Choice(tuple(one for one in self.values if any(_same(one, v) for v in values)))
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,15 @@ class Dimension:
 
 _ON = ("self", "cross", "both")
 _YES_OR_NO = Choice((True, False))
-_ATTENDS = {"model.attention.kind": _ON}
+_CHAINED_MAPS = Choice(("in_sample", "cross_fit"))
+"""Where maps may come from if the test is a chain: a model's own output is none of it."""
+_WHOLE: Mapping[str, tuple[Value, ...]] = {"model.baseline": (False,)}
+"""With the baseline all that it lacks is switched off."""
+_ATTENDS: Mapping[str, tuple[Value, ...]] = {**_WHOLE, "model.attention.kind": _ON}
 
 SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
     "attention": (
-        Dimension("model.attention.kind", Choice(("none", *_ON))),
+        Dimension("model.attention.kind", Choice(("none", *_ON)), _WHOLE),
         Dimension("model.attention.form", Choice(("location", "semantic", "both")), _ATTENDS),
         Dimension("model.attention.levels", Choice(("[32]", "[32, 16]", "[32, 16, 8]")), _ATTENDS),
         Dimension("model.attention.width", Choice((32, 64, 96, 128)), _ATTENDS),
@@ -142,28 +147,32 @@ SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
         Dimension(
             "model.attention.direction",
             Choice(("both", "seg_to_cls", "cls_to_seg")),
-            {"model.attention.kind": ("cross", "both")},
+            {**_WHOLE, "model.attention.kind": ("cross", "both")},
         ),
         Dimension(
             "model.attention.fusion",
             Choice(("gate", "concat", "sum")),
-            {"model.attention.kind": ("both",)},
+            {**_WHOLE, "model.attention.kind": ("both",)},
         ),
     ),
     "aggregation": (
-        Dimension("model.aggregation.kind", Choice(("fab", "se", "eca", "concat"))),
+        Dimension("model.aggregation.kind", Choice(("fab", "se", "eca", "concat")), _WHOLE),
         Dimension(
             "model.aggregation.reduction",
             Choice((4, 8, 16)),
-            {"model.aggregation.kind": ("fab", "se")},
+            {**_WHOLE, "model.aggregation.kind": ("fab", "se")},
         ),
     ),
     "prior": (
-        Dimension("model.prior.stem", _YES_OR_NO),
-        Dimension("model.prior.aggregation", _YES_OR_NO),
-        Dimension("model.prior.attention", _YES_OR_NO, _ATTENDS),
-        Dimension("model.prior.dropout", Range(0.0, 0.6)),
-        Dimension("model.prior.roughen", Range(0.0, 0.8)),
+        Dimension("model.prior.stem", _YES_OR_NO, _WHOLE),
+        Dimension("model.prior.aggregation", _YES_OR_NO, _WHOLE),
+        Dimension(
+            "model.prior.attention",
+            _YES_OR_NO,
+            {**_ATTENDS, "model.attention.form": ("location", "both")},
+        ),
+        Dimension("model.prior.dropout", Range(0.0, 0.6), _WHOLE),
+        Dimension("model.prior.roughen", Range(0.0, 0.8), _WHOLE),
     ),
     "circle": (
         Dimension("circle.maps", Choice(("in_sample", "cross_fit", "recycle"))),
@@ -209,6 +218,8 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
     base: Config
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """What narrowing has fixed in the base configuration."""
 
     def suggest(self, trial: Suggests) -> dict[str, Value]:
         """Ask a trial for the values of the dimensions that matter, one after the other."""
@@ -219,6 +230,20 @@ class Space:
                 value = dimension.domain.suggest(trial, dimension.key)
                 chosen[dimension.key] = values[dimension.key] = value
         return chosen
+
+    def varies(self) -> bool:
+        """Say whether any dimension can ever matter."""
+        domains = {one.key: one.domain for one in self.dimensions}
+        values = flat(self.base)
+
+        def can_be(key: str, allowed: Sequence[Value]) -> bool:
+            domain = domains.get(key)
+            return any(domain.holds(one) if domain else _same(one, values[key]) for one in allowed)
+
+        return any(
+            all(can_be(key, allowed) for key, allowed in one.when.items())
+            for one in self.dimensions
+        )
 
     def default(self) -> dict[str, Value] | None:
         """Return the base configuration's own point, or None if the space does not hold it."""
@@ -250,6 +275,8 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
                 f"`--space` must name some of {', '.join(SUBSPACES)}, but got {name!r}."
             )
     dimensions = {one.key: one for name in names for one in SUBSPACES[name]}
+    if base.circle.test == "chain" and "circle.maps" in dimensions:
+        dimensions["circle.maps"] = Dimension("circle.maps", _CHAINED_MAPS)
     fixed: dict[str, str] = {}
     for key, wanted in _leaves(narrowing or {}).items():
         key = key.replace("-", "_")
@@ -261,9 +288,13 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
             del dimensions[key]
         else:
             dimensions[key] = Dimension(key, domain, dimensions[key].when)
-    if not dimensions:
-        raise ConfigError("A search must have something to vary, but every key is fixed.")
-    return Space(tuple(dimensions.values()), with_overrides(base, fixed))
+    space = Space(tuple(dimensions.values()), with_overrides(base, fixed), fixed)
+    if not space.varies():
+        raise ConfigError(
+            "A search must have something to vary, but every key is fixed, or has no effect with "
+            "what the configuration fixes."
+        )
+    return space
 
 
 def overrides(point: Mapping[str, Value]) -> dict[str, str]:
@@ -297,12 +328,24 @@ def _typed(value: Any) -> Any:
 
 
 def _ends(key: str, wanted: Any) -> tuple[float, float]:
-    ends = wanted if isinstance(wanted, list) else [wanted, wanted]
+    ends = [_number(end) for end in (wanted if isinstance(wanted, list) else [wanted, wanted])]
     if len(ends) != 2 or not all(_is_number(end) for end in ends):
         raise ConfigError(f"`{key}` must be a number or the two ends of a range, but got {wanted}.")
     if ends[0] > ends[1]:
         raise ConfigError(f"`{key}` must not have an empty range, but got {ends[0]} to {ends[1]}.")
     return ends[0], ends[1]
+
+
+def _number(value: Any) -> Any:
+    """Return what YAML 1.1 reads as text, such as 1e-4, as the number that it is."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+def _same(one: Value, other: Any) -> bool:
+    """Say whether values are equal; 0 is 0.0, but not false."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import yaml
 
 from mtil import presets
 from mtil.config import Config, from_dict, keys, to_dict, with_overrides
@@ -87,6 +88,19 @@ def test_what_a_key_depends_on_may_be_the_base_configurations() -> None:
     assert list(trial.asked) == ["circle.maps"]
 
 
+def test_a_chain_is_not_searched_with_what_it_cannot_have() -> None:
+    trial = Scripted()
+    make(from_dict({"circle": {"test": "chain"}}), ["circle"]).suggest(trial)
+    assert trial.asked == {"circle.maps": ("in_sample", "cross_fit")}
+
+
+def test_the_map_biases_attention_over_positions_only() -> None:
+    for form, asked in (("location", True), ("semantic", False), ("both", True)):
+        trial = Scripted()
+        make(from_dict({"model": {"attention": {"form": form}}}), ["prior"]).suggest(trial)
+        assert ("model.prior.attention" in trial.asked) == asked
+
+
 def test_a_trial_is_a_list_of_overrides() -> None:
     point = make(Config(), ["attention"]).suggest(Scripted(model__attention__kind="self"))
     assert overrides(point | {"model.prior.stem": False, "train.learning_rate": 1e-05}) == {
@@ -137,6 +151,20 @@ def test_narrowing_leaves_less_and_fixing_leaves_nothing() -> None:
     assert (space.base.loss.boundary, space.base.loss.deep_supervision) == (0.25, 0.0)
 
 
+def test_numbers_are_narrowed_by_their_value() -> None:
+    narrowing = yaml.safe_load("train: {learning_rate: [1e-4, 1e-3], ema_decay: [0, 0.99, 0.99]}")
+    assert narrowing["train"]["learning_rate"] == ["1e-4", "1e-3"]  # as PyYAML has it
+    trial = Scripted()
+    make(Config(), ["optimiser"], narrowing).suggest(trial)
+    assert trial.asked["train.learning_rate"] == (1e-4, 1e-3, True)
+    assert trial.asked["train.ema_decay"] == (0.0, 0.99)
+    fixed = make(Config(), ["optimiser"], {"train": {"ema_decay": 0, "weight_decay": "1e-3"}})
+    assert (fixed.base.train.ema_decay, fixed.base.train.weight_decay) == (0.0, 1e-3)
+    assert fixed.fixed == {"train.ema_decay": "0.0", "train.weight_decay": "0.001"}
+    with pytest.raises(ConfigError, match="but got 0"):
+        make(Config(), ["prior"], {"model.prior.stem": 0})  # which is not false
+
+
 def test_lists_of_levels_can_be_narrowed() -> None:
     space = make(Config(), ["attention"], {"model.attention.levels": [[32], [32, 16, 8]]})
     trial = Scripted(model__attention__kind="self")
@@ -179,6 +207,20 @@ def test_a_space_must_be_known_and_vary_something() -> None:
     everything = {"model.aggregation.kind": "fab", "model.aggregation.reduction": 8}
     with pytest.raises(ConfigError, match="every key is fixed"):
         make(Config(), ["aggregation"], everything)
+
+
+def test_what_has_no_effect_varies_nothing() -> None:
+    with pytest.raises(ConfigError, match="or has no effect"):
+        make(Config(), ["attention"], {"model.attention.kind": "none"})
+    baseline = from_dict({"model": {"baseline": True}})
+    for name in ("attention", "aggregation", "prior"):
+        with pytest.raises(ConfigError, match="or has no effect"):
+            make(baseline, [name])
+    trial = Scripted()
+    make(baseline, ["attention", "loss"]).suggest(trial)
+    assert {key.partition(".")[0] for key in trial.asked} == {"loss"}
+    narrowing = {"model.attention.kind": "self"}
+    assert "model.attention.width" in make(Config(), ["attention"], narrowing).suggest(Scripted())
 
 
 def test_narrowing_changes_nothing_else() -> None:
