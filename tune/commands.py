@@ -41,13 +41,17 @@ def _run(options: argparse.Namespace, output: Output) -> None:
         if number is not None and number < 1:
             flag = name.replace("_", "-")
             raise ConfigError(f"`--{flag}` must be at least 1, but got {number}.")
-    search = Search.create(options.run, _asked(options))
+    search = Search.plan(options.run, _asked(options))
+    if options.storage is not None:
+        studies.open_storage(search.storage)
 
     from mtil.distributed import cluster
     from tune import search as searches
 
     searches.check_figures(search, search.manifest())
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
+        searches.room(cluster.nodes(), search.space.base, 1)
+        search.keep()  # now that nothing is wrong with it
         searches.run(
             search,
             options.num_trials,
@@ -93,7 +97,7 @@ def _asked(options: argparse.Namespace) -> Asked:
         sampler=options.sampler,
         seed=options.search_seed,
         rule=vars(rule),
-        storage=options.storage,
+        storage=None if options.storage is None else studies.storage_of(options.storage),
         study=study_name(uri),
     )
 
@@ -155,6 +159,7 @@ def _summary(search: Search) -> dict[str, Any]:
     best = studies.best(study)
     told = [_described(trial) for trial in best]
     summary: dict[str, Any] = {
+        "ended": studies.ended(counts),
         "completed": counts["completed"],
         "stopped_early": counts["stopped early"],
         "failed": counts["failed"],
@@ -219,6 +224,7 @@ def _status(options: argparse.Namespace, output: Output) -> None:
     output.result(
         {
             "run": options.run,
+            "ended": studies.ended(counts),
             "counts": counts,
             "study": search.asked.study,
             "storage": search.storage,
@@ -326,19 +332,35 @@ def _confirm(options: argparse.Namespace, output: Output) -> None:
         found = confirm(
             search, best, base, folds, options.seeds, lambda line: _hear(line, bar, output)
         )
-    search.store.write("confirm.json", (json.dumps(found, indent=1) + "\n").encode())
+    text = json.dumps(found, indent=1) + "\n"
+    search.store.write("confirm.json", text.encode())
+    _print_confirmed(search, found, output)
+    output.result({"run": options.run, **found})
+
+
+def _print_confirmed(search: Search, found: Mapping[str, Any], output: Output) -> None:
+    if search.space.fixed:
+        fixed = ", ".join(f"{key} {value}" for key, value in search.space.fixed.items())
+        output.line(f"The default has what --narrow fixes as well: {fixed}.")
+    for number in found["same_as_default"]:
+        output.line(f"Trial {number} is the default itself; --top takes more trials.")
+    folds = found["folds"]
+    where = "the holdout" if HOLDOUT in folds else f"folds: {', '.join(map(str, folds))}"
     for contender in found["contenders"]:
         output.line("")
         output.line(
-            f"{contender['name']} minus the default; seeds: {found['seeds']}; test rows of folds: "
-            f"{', '.join(map(str, folds))}"
+            f"{contender['name']} minus the default; seeds: {found['seeds']}; test rows of {where}"
         )
         output.table(
             ["figure", "default", "trial", "difference", "low", "high", "by seed"],
             [[name, *_row(name, found["default"], contender)] for name in SHOWN],
         )
         output.line(contender["verdict"])
-    output.result({"run": options.run, **found})
+    if found.get("rows", {}).get("left_out"):
+        output.line(
+            f"Of the test rows {found['rows']['left_out']} are left out, as other folds of the "
+            f"search were judged by them; {found['rows']['compared']} are compared."
+        )
 
 
 def _row(name: str, default: Mapping[str, Any], contender: Mapping[str, Any]) -> list[str]:

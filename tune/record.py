@@ -8,7 +8,7 @@ confirm/           the trainings of `mtil-tune confirm`
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from mtil import __version__
 from mtil.config import Config, from_dict, with_overrides
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
+from mtil.data.selection import select
+from mtil.data.shards import read
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run import Run
 from mtil.storage import LocalStore, Store, open_store, split_uri
@@ -190,6 +192,44 @@ class Search:
             self.trial_uri(number), self.config_of(point), self.asked.data, self.asked.fingerprint
         )
 
+    def fresh_rows(self, folds: Sequence[int]) -> tuple[set[str], int]:
+        """Return the test rows of folds that no trial was judged by, and the number of others.
+
+        A fold's inner validation rows are test rows of the other folds.
+
+        Raises:
+            DataError: if there are none, or the data set is not as it was.
+        """
+        manifest, store = self.manifest(), open_store(self.asked.data)
+        tests = [select(manifest, fold, "test") for fold in folds]
+        normals = self.space.base.data.normals
+        judged = [
+            select(manifest, fold, "validation", normals=normals) for fold in self.budget.folds
+        ]
+        test: set[str] = set()
+        seen: set[str] = set()
+        for shard in manifest.shards:
+            table = read(store, shard, ("sample_id", "fold", "part", "label"))
+            ids = table.column("sample_id").to_numpy(zero_copy_only=False)
+            test.update(*(ids[one.rows(table)] for one in tests))
+            seen.update(*(ids[one.rows(table)] for one in judged))
+        if test <= seen:
+            raise DataError(
+                "The winners must be compared on rows that the search has not judged by, but it "
+                "has seen all test rows of the folds; name another --fold, or `holdout`."
+            )
+        return test - seen, len(test & seen)
+
+    def keep(self) -> None:
+        """Write what was asked, unless it is there; nothing is written before.
+
+        Raises:
+            ConfigError: if another search is there.
+        """
+        text = json.dumps(asdict(self.asked), indent=1) + "\n"
+        if not self.store.create(FILE_NAME, text.encode()):
+            self.plan(self.uri, self.asked)
+
     @classmethod
     def create(cls, uri: str, asked: Asked) -> "Search":
         """Make a search, or take up the one that is there if it was asked to do the same.
@@ -197,11 +237,21 @@ class Search:
         Raises:
             ConfigError: if what is asked makes no sense, or another search is there.
         """
+        search = cls.plan(uri, asked)
+        search.keep()
+        return search
+
+    @classmethod
+    def plan(cls, uri: str, asked: Asked) -> "Search":
+        """Return the search that `create` would, but write nothing.
+
+        Raises:
+            ConfigError: if what is asked makes no sense, or another search is there.
+        """
         store = open_store(uri)
         made = cls(store, asked)
         _ = made.space, made.storage  # raise what is wrong with them before anything is written
-        text = json.dumps(asdict(asked), indent=1) + "\n"
-        if store.create(FILE_NAME, text.encode()):
+        if not store.exists(FILE_NAME):
             return made
         found = cls.open(uri)
         before, now = asdict(found.asked), asdict(asked)

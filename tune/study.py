@@ -1,7 +1,6 @@
 """The Optuna study of a search: where it is kept, who samples, and what it says. No Ray."""
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,20 +13,25 @@ from optuna.importance import get_param_importances
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from mtil.errors import DataError, StorageError
+from mtil.errors import ConfigError, DataError, StorageError
 from tune.record import Rule, Sampler, Search
 from tune.space import Value
 
 CAUSE, STOPPED, FIGURES, SECONDS = "cause", "stopped_after", "figures", "seconds"
 """What a trial's user attributes are called."""
 
-_STARTUP_TRIALS = 10
-"""Trials that are drawn at random before the sampler learns."""
+_STARTUP_TRIALS = {1: 10, 2: 5}
+"""Trials that are drawn at random before TPE learns, by the number of goals."""
+_CANDIDATES = {1: 24, 2: 100}
+"""Of so many points TPE takes the most promising one; two goals need a finer choice."""
+_POPULATION = 20
+_SECRETS = {"password", "passwd", "sslpassword"}
 _STATES = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "stopped early",
@@ -55,6 +59,37 @@ class Told:
     seconds: float | None
 
 
+def storage_of(where: str) -> str:
+    """Return what `--storage` names so that it means the same from any folder and process.
+
+    Raises:
+        ConfigError: if it holds a password, or names what ends with the process.
+    """
+    if "://" not in where:
+        return str(Path(where).absolute())
+    try:
+        url = make_url(where)
+    except (SQLAlchemyError, ValueError):
+        raise ConfigError(
+            "`--storage` must be a file or a database's URL, such as sqlite:///FILE or "
+            "postgresql://USER@HOST:5432/NAME, but got neither."
+        ) from None
+    if url.password is not None or _SECRETS & url.query.keys():
+        raise ConfigError(
+            "`--storage` must hold no password, as it is kept with the search and shown, but got "
+            "one; leave it to the database's own environment variable or file, such as PGPASSWORD, "
+            "~/.pgpass or ?read_default_file=FILE."
+        )
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ConfigError(
+                f"`--storage` must outlive the command, but got {where}; name a file."
+            )
+        if not url.database.startswith("file:"):
+            url = url.set(database=str(Path(url.database).absolute()))
+    return url.render_as_string()
+
+
 def open_storage(where: str) -> BaseStorage:
     """Open a journal file, or the storage of a URL such as `sqlite:///FILE`.
 
@@ -70,7 +105,6 @@ def open_storage(where: str) -> BaseStorage:
     try:
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
-        mend(path)
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise StorageError(
@@ -78,18 +112,22 @@ def open_storage(where: str) -> BaseStorage:
         ) from None
 
 
-def mend(journal: Path) -> None:
-    """Cut off the line that a writer left unfinished when its machine died, if there is one."""
-    if not journal.exists():
+def mend(where: str) -> None:
+    """Cut off the line that a writer left unfinished when its machine died, if there is one.
+
+    Only for the one driver of a search, before it opens its storage: others just read past it.
+    """
+    journal = Path(where)
+    if "://" in where or not journal.exists():
         return
-    with journal.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            return
-        file.seek(size - 1)
-        if file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+    lock = JournalFileSymlinkLock(where)
+    lock.acquire()
+    try:
+        with journal.open("rb+") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def load(search: Search) -> Study:
@@ -109,7 +147,7 @@ def load(search: Search) -> Study:
         raise missing from None
 
 
-def make_sampler(kind: Sampler, seed: int, number: int) -> BaseSampler:
+def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> BaseSampler:
     """Return the sampler of the trial of a number.
 
     Each trial has one of its own, seeded by the number: what it suggests follows from the study
@@ -121,13 +159,14 @@ def make_sampler(kind: Sampler, seed: int, number: int) -> BaseSampler:
         if kind == "random":
             return RandomSampler(seed=own)
         if kind == "nsga2":
-            return NSGAIISampler(seed=own, population_size=_STARTUP_TRIALS * 2)
+            return NSGAIISampler(seed=own, population_size=_POPULATION)
         return TPESampler(
             seed=own,
             multivariate=True,
             group=True,
             constant_liar=True,
-            n_startup_trials=_STARTUP_TRIALS,
+            n_startup_trials=_STARTUP_TRIALS[num_goals],
+            n_ei_candidates=_CANDIDATES[num_goals],
         )
 
 
@@ -211,6 +250,11 @@ def counts(study: Study) -> dict[str, int]:
     for trial in study.get_trials(deepcopy=False):
         found[_STATES[trial.state]] += 1
     return found
+
+
+def ended(counts: Mapping[str, int]) -> int:
+    """Return how many trials came to an end of their own, as `--num-trials` counts them."""
+    return counts["completed"] + counts["stopped early"]
 
 
 def best(study: Study, number: int | None = None) -> list[Told]:

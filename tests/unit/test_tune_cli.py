@@ -60,6 +60,8 @@ sys.exit(str([name for name in heavy if name in sys.modules]))
         (["--train.lr", "1"], "`train.lr` is not a configuration key"),
         (["--config", "no.yaml"], "no.yaml does not exist"),
         (["--sampler", "grid"], "invalid choice: 'grid'"),
+        (["--storage", "postgresql://me:secret@host/x"], "`--storage` must hold no password"),
+        (["--storage", "nonsense://x"], "storage nonsense://x cannot be opened"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(
@@ -141,6 +143,7 @@ def _told(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -
 def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
     told = _told(capsys, search, "status")
     assert (told["counts"]["completed"], told["counts"]["failed"]) == (12, 1)
+    assert told["ended"] == 12
     assert told["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
     main(["status", "--run", search.uri])
     assert "trial 12 failed: It does not fit in <memory>: 9 GiB" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 
 from mtil import presets
 from mtil.config import from_dict, to_dict
+from mtil.data import manifest as manifests
+from mtil.data.shards import read
 from mtil.errors import ConfigError, DataError
+from mtil.storage import open_store
 from tune.record import Asked, Budget, Rule, Search, study_name
 
 
@@ -85,6 +89,52 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Pat
         with pytest.raises(ConfigError, match=message):
             Search.create(str(tmp_path / "s"), _asked(**changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_writes_nothing(tmp_path: Path) -> None:
+    planned = Search.plan(str(tmp_path / "s"), _asked())
+    assert list(tmp_path.iterdir()) == []
+    planned.keep()
+    with pytest.raises(ConfigError, match="`--objective`"):
+        Search.plan(str(tmp_path / "s"), _asked(objective="auc"))
+    other = Search.plan(str(tmp_path / "o"), _asked(objective="auc"))
+    Search.create(str(tmp_path / "o"), _asked())  # by another command meanwhile
+    with pytest.raises(ConfigError, match="`--objective`"):
+        other.keep()
+
+
+@pytest.mark.parametrize(
+    ("searched", "compared", "unseen"),
+    [
+        ([0], [0], lambda fold, part: fold == 0),
+        ([1], [0, 1], lambda fold, part: fold == 1 or (fold == 0 and part != 1)),
+        ([0, 1], [0, 1], lambda fold, part: (fold, part != 1 - fold) in ((0, True), (1, True))),
+    ],
+)
+def test_rows_that_a_searched_fold_has_validated_on_are_left_out(
+    searched: list[int],
+    compared: list[int],
+    unseen: Callable[[int, int], bool],
+    data_uri: str,
+    tmp_path: Path,
+) -> None:
+    store = open_store(data_uri)
+    manifest = manifests.load(store)
+    asked = _asked(
+        data=data_uri,
+        fingerprint=manifest.fingerprint,
+        budget=vars(Budget(folds=searched)),
+        config=to_dict(presets.demo()),
+    )
+    columns = ("sample_id", "fold", "part")
+    tables = [read(store, shard, columns) for shard in manifest.shards]
+    rows = [row for table in tables for row in table.to_pylist()]
+    tested = [row for row in rows if row["fold"] in compared]
+    expected = {row["sample_id"] for row in tested if unseen(row["fold"], row["part"])}
+    found, left_out = Search.plan(str(tmp_path / "s"), asked).fresh_rows(compared)
+    assert found == expected
+    assert left_out == len(tested) - len(expected)
+    assert (left_out > 0) == (searched != compared or len(searched) > 1)
 
 
 def test_a_bucket_needs_a_storage_for_the_study() -> None:

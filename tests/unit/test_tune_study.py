@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mtil.config import Config
-from mtil.errors import DataError, StorageError
+from mtil.errors import ConfigError, DataError, StorageError
 from tune import space as spaces
 from tune import study as studies
 from tune.record import Rule
@@ -57,18 +58,64 @@ def test_a_line_that_was_cut_off_is_forgotten(journal: Path) -> None:
     study = _study(journal)
     _add(study, 0.5)
     whole = journal.read_bytes()
-    journal.write_bytes(whole + b'{"op_code": 4, "work')
-    studies.open_storage(str(journal))
+    piece = b'{"op_code": 4, "work'
+    journal.write_bytes(whole + piece)
+    read = optuna.load_study(study_name="s", storage=studies.open_storage(str(journal)))
+    assert [trial.value for trial in read.trials] == [0.5]
+    assert journal.read_bytes() == whole + piece  # who only reads it changes nothing
+    studies.mend(str(journal))
     assert journal.read_bytes() == whole
     _add(_study(journal), 0.6)
     assert [trial.value for trial in _study(journal).trials] == [0.5, 0.6]
 
 
+def test_a_journal_is_mended_when_no_other_writes_to_it(journal: Path) -> None:
+    _add(_study(journal), 0.5)
+    lock = Path(f"{journal}.lock")
+    lock.symlink_to(journal)
+    mending = threading.Thread(target=studies.mend, args=(str(journal),))
+    mending.start()
+    journal.write_bytes(journal.read_bytes() + b'{"a line that is')
+    mending.join(0.3)
+    assert mending.is_alive()
+    journal.write_bytes(journal.read_bytes() + b' written": 1}\n')
+    lock.unlink()
+    mending.join()
+    assert journal.read_bytes().endswith(b'{"a line that is written": 1}\n')
+
+
 def test_a_journal_of_nothing_but_a_piece_is_empty(journal: Path) -> None:
     journal.parent.mkdir()
     journal.write_bytes(b'{"op_co')
-    studies.mend(journal)
+    studies.mend(str(journal))
     assert journal.read_bytes() == b""
+
+
+def test_a_storage_means_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert studies.storage_of("x.journal") == f"{tmp_path}/x.journal"
+    assert studies.storage_of("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    for same in ("sqlite:////a/x.db", "postgresql://me@host:5432/optuna"):
+        assert studies.storage_of(same) == same
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("postgresql://me:secret@host/x", "must hold no password.*PGPASSWORD"),
+        ("mysql+pymysql://me@host/x?password=secret", "must hold no password"),
+        ("postgresql://me@host:port/x", "must be a file or a database's URL"),
+        ("://", "must be a file or a database's URL"),
+        ("sqlite://", "must outlive the command"),
+        ("sqlite:///:memory:", "must outlive the command"),
+    ],
+)
+def test_a_storage_that_cannot_serve_is_refused(where: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as raised:
+        studies.storage_of(where)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["nonsense://x", "sqlite:////no/such/folder/x.db"])

@@ -10,28 +10,29 @@ import json
 import math
 import os
 import tempfile
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import optuna
 import ray
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune as ray_tune
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mtil import heartbeat
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.selection import NORMAL, select, total
 from mtil.distributed import cluster, preflight, trainer
 from mtil.distributed.preflight import Node
 from mtil.errors import DataError, ResourceError, RunError
-from mtil.heartbeat import Heart
 from tune import study as studies
 from tune.record import Search
+from tune.search import session
 from tune.search.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
 
 Listener = Callable[[dict[str, Any]], None]
@@ -75,9 +76,8 @@ def run(
         UserError: if the data set or the resources are not as they must be.
         RunError: if another driver is at this search, or too many trials failed.
     """
-    if heartbeat.is_beating(search.store):
-        raise RunError(f"Another `mtil-tune run` is at {search.uri}; let it go on, or end it.")
-    with Heart(search.store, uuid.uuid4().hex):
+    with session.alone(search.store):
+        studies.mend(search.storage)
         searcher = StudySearch(search, num_trials, listen)
         if searcher.missing:
             _run(search, searcher, max_concurrent, keep_models, does)
@@ -102,8 +102,7 @@ def _run(
         num_threads=_threads(config, concurrent),
         keep_models=keep_models,
     )
-    os.environ.update(_TUNE_ENVIRONMENT)
-    with tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
+    with _environment(config), tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
         ray_tune.Tuner(
             ray_tune.with_resources(
                 ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),
@@ -125,6 +124,20 @@ def _run(
         ).fit()
 
 
+@contextmanager
+def _environment(config: Config) -> Iterator[None]:
+    """Give trials the memory settings of a training's workers, as Tune has no option for that."""
+    os.environ.update(_TUNE_ENVIRONMENT)
+    before = dict(DEFAULT_ENV_VARS)
+    if not config.train.gpus_per_worker:
+        DEFAULT_ENV_VARS.update(trainer._CPU_MEMORY)
+    try:
+        yield
+    finally:
+        DEFAULT_ENV_VARS.clear()
+        DEFAULT_ENV_VARS.update(before)
+
+
 class StudySearch(OptunaSearch):
     """Optuna's suggestions to Ray Tune, from a study that outlives both."""
 
@@ -138,7 +151,7 @@ class StudySearch(OptunaSearch):
                 space=search.space.suggest,
                 metric=names[0] if one else names,
                 mode="max" if one else ["max", "max"],
-                sampler=studies.make_sampler(search.asked.sampler, search.asked.seed, 0),
+                sampler=self._new_sampler(0),
                 study_name=search.asked.study,
                 storage=studies.open_storage(search.storage),
             )
@@ -180,9 +193,7 @@ class StudySearch(OptunaSearch):
                 return None if running else cast(dict[str, Any], Searcher.FINISHED)
             if running >= self.missing:
                 return None  # one of these may fail, and is then replaced
-            asked = self._search.asked
-            number = len(self._trials())
-            self.study.sampler = studies.make_sampler(asked.sampler, asked.seed, number)
+            self.study.sampler = self._new_sampler(len(self._trials()))
             with studies.quiet():
                 trial = self.study.ask()
         self._ot_trials[trial_id] = trial
@@ -261,6 +272,10 @@ class StudySearch(OptunaSearch):
     def _write_trace(self, number: int, trace: str | None) -> None:
         if trace:
             self._search.store.write(f"trials/{number:04d}/error.txt", trace.encode())
+
+    def _new_sampler(self, number: int) -> BaseSampler:
+        asked, goals = self._search.asked, self._search.objective.goals
+        return studies.make_sampler(asked.sampler, asked.seed, number, len(goals))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
