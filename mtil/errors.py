@@ -9,6 +9,7 @@ MtilError
 │   │   └── RefusedError  one that answers, and lets nobody in
 │   ├── LedgerError      a circle's ledger that was damaged
 │   ├── CheckpointError  a model file that does not fit
+│   │   └── OtherModelError  one that is not what its result names
 │   └── ResourceError    a plan that the cluster cannot run
 └── RunError             a run that failed on the way: exit code 1
     ├── LostError        a process or a machine that died under it
@@ -53,6 +54,10 @@ class LedgerError(UserError):
 
 class CheckpointError(UserError):
     """A model file does not fit what it is used for."""
+
+
+class OtherModelError(CheckpointError):
+    """A model file is missing, or is not the one that the result beside it names."""
 
 
 class ResourceError(UserError):

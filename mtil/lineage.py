@@ -20,7 +20,14 @@ from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest, Shard
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.splits import FILE_NAME as SPLITS
-from mtil.errors import CheckpointError, DataError, MapError, NotFoundError, RunError
+from mtil.errors import (
+    CheckpointError,
+    DataError,
+    MapError,
+    NotFoundError,
+    OtherModelError,
+    RunError,
+)
 from mtil.ledger import Ledger
 from mtil.links import DataLink, Lineage, MapLink, ModelLink, PassLink, PredictionLink
 from mtil.maps import Origin
@@ -329,7 +336,7 @@ class _Tracer:
             self._check("model", told, result.model_sha256, "ledger", name)
         try:
             model = run.model(of)
-        except RunError as error:
+        except OtherModelError as error:
             self._say(str(error))
             return False
         except CheckpointError:  # what was committed, but by another version
@@ -354,7 +361,7 @@ class _Tracer:
     def _result(self, of: Train) -> FoldResult | None:
         try:
             return self._run.result(of)
-        except RunError as error:
+        except DataError as error:
             self._say(str(error))
             return None
 

@@ -13,7 +13,7 @@ from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
-from mtil.errors import ConfigError, DataError, NotFoundError, RunError
+from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
@@ -221,7 +221,7 @@ class Run:
         """Return a training's committed result, if it has ended.
 
         Raises:
-            RunError: if the file holds something else.
+            DataError: if the file holds something else.
         """
         name = f"{self.folder(of)}/{_RESULT}"
         try:
@@ -229,7 +229,7 @@ class Run:
         except NotFoundError:
             return None
         except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise RunError(
+            raise DataError(
                 f"{self.uri}/{name} is not a result of this version; delete it to train again."
             ) from None
 
@@ -261,7 +261,7 @@ class Run:
 
         Raises:
             DataError: if it has not ended.
-            RunError: if the file is not the one that the result names.
+            OtherModelError: if the file is not the one that the result names.
         """
         result = self.result(of)
         if result is None:
@@ -275,7 +275,7 @@ class Run:
         except NotFoundError:
             data = b""
         if hashlib.sha256(data).hexdigest() != result.model_sha256:
-            raise RunError(
+            raise OtherModelError(
                 f"{self.uri}/{name} is not the file that {_RESULT} beside it names; "
                 "delete both to train again."
             )

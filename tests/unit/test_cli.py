@@ -467,15 +467,15 @@ def test_images_are_predicted(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert Path(told["predictions"]).is_file()
 
 
-def test_a_run_that_is_damaged_is_a_failure_of_its_own(
+def test_a_model_that_is_not_the_runs_is_refused(
     run: Run, tmp_path: Path, fails: Fails, make_model: Callable[..., Model]
 ) -> None:
-    """Exit code 1: there is nothing wrong with what the user typed."""
     (tmp_path / "a.png").write_bytes(b"")
     (name,) = (name for name in run.store.names("rounds") if name.endswith(".pt"))
     run.store.write(name, b"other")
-    sentence = fails("predict", run.uri, tmp_path / "a.png", tmp_path / "out", code=1)
+    sentence = fails("predict", run.uri, tmp_path / "a.png", tmp_path / "out")
     assert "is not the file that result.json beside it names" in sentence
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

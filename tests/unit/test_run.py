@@ -13,7 +13,7 @@ from mtil.checkpoint import Model, TrainingCheckpoints, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
-from mtil.errors import ConfigError, DataError, RunError, StorageError, UserError
+from mtil.errors import ConfigError, DataError, OtherModelError, StorageError, UserError
 from mtil.plan import Train
 from mtil.run import FILE_NAME, News, Run
 from mtil.storage import LocalStore
@@ -199,7 +199,7 @@ def test_a_model_that_its_result_does_not_name_is_refused(
     other = model_to_bytes(make_model(seed=1))
     run.store.write(name, {"other": other, "flipped": bytes(flipped), "cut": data[:-1]}[how])
     with pytest.raises(
-        RunError, match=r"model-\w+\.pt is not the file that result\.json beside it"
+        OtherModelError, match=r"model-\w+\.pt is not the file that result\.json beside it"
     ):
         run.model(Train(0, 0))
 
@@ -207,7 +207,7 @@ def test_a_model_that_its_result_does_not_name_is_refused(
 @pytest.mark.parametrize("text", ["", "[]", '{"fold": 0}', '{"unknown": 1}'])
 def test_a_result_that_is_none_is_one_sentence(run: Run, text: str) -> None:
     run.store.write("rounds/0/fold-0/result.json", text.encode())
-    with pytest.raises(RunError, match=r"fold-0/result\.json is not .* delete it"):
+    with pytest.raises(DataError, match=r"fold-0/result\.json is not .* delete it"):
         run.result(Train(0, 0))
 
 
