@@ -1,147 +1,145 @@
-"""What the search itself is worth and costs: `python -m benchmarks.search sampler|tiny|stopping`.
+"""What the search itself is worth and costs.
 
-sampler   60 TPE trials against 60 random ones on a known function, and what 120 trials find of a
-          known front; no cluster
-tiny      200 trials of nothing: seconds, memory, files, actors and placement groups
-stopping  epochs saved by each rule on made-up learning curves, and the best score; no cluster
+    python -m benchmarks.search sampler|overhead|tiny|stopping [--num-trials N] [--num-seeds N]
+
+sampler   60 TPE trials against 60 random ones on a known function, and the share of the hypervolume
+          under a known front (2,001 points of it) that 100 trials of two goals find; no cluster
+overhead  one-worker trials of `--trial-seconds` each on BUSI, or phantoms: how much longer they
+          take than they train, and how long the same training takes by itself
+tiny      200 trials of nothing: seconds each, memory and files of all processes of the cluster and
+          the driver (the median of ten readings before a mark), and what is left at the end
+stopping  epochs that each rule saves on made-up learning curves, or on those of a search that was
+          run without stopping (`--search URI`) in other orders, and what becomes of the best trial
+
+The exit code is 1 if a goal is missed or something leaks.
 """
 
 import argparse
-import json
-import math
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import psutil
-from optuna._hypervolume import compute_hypervolume
-from ray.tune.search import Searcher
 
-from mtil.config import Config, to_dict
+from benchmarks.common import images, prepared, show
+from benchmarks.known import best_of, front_share, known, make_search
+from benchmarks.stopping import replaying, stopping
+from mtil import presets
+from mtil.config import Config, from_dict, to_dict
+from mtil.data import manifest as manifests
+from mtil.storage import open_store
 from tune import study as studies
-from tune.record import Asked, Budget, Rule, Search, Stopping, study_name
-from tune.search import StudySearch
-from tune.search.trial import NUMBER, TOLD
+from tune.record import Budget
 
-Figures = Callable[[Mapping[str, Any]], dict[str, float]]
-
-_FRONT_SEEDS = 3
-"""So many of the seeds look for the front as well."""
-_NUMBERS = ("loss.dice", "loss.boundary", "loss.deep_supervision")
-_BEST = {"loss.dice": 0.35, "loss.boundary": 0.7, "loss.deep_supervision": 0.6}
-_WIDTH = {"loss.dice": 0.6, "loss.boundary": 1.0, "loss.deep_supervision": 0.8}
-
-
-def make_search(folder: Path, **changes: Any) -> Search:
-    """Return a search of the loss space without data."""
-    values: dict[str, Any] = {
-        "data": "/none",
-        "fingerprint": "0" * 64,
-        "config": to_dict(Config()),
-        "budget": vars(Budget()),
-        "space": ["loss"],
-        "narrowing": {},
-        "objective": "dice",
-        "sampler": "tpe",
-        "seed": 0,
-        "rule": vars(Rule()),
-        "storage": None,
-        "study": study_name(str(folder)),
-    }
-    return Search.create(str(folder), Asked(**values | changes))
-
-
-def drive(searcher: StudySearch, figures: Figures) -> None:
-    """Do a searcher's trials one after the other, as Ray Tune does, but here."""
-    for number in range(sys.maxsize):
-        point = searcher.suggest(str(number))
-        if not isinstance(point, dict):
-            assert point == Searcher.FINISHED
-            return
-        outcome = {"figures": [figures(point)], "seconds": 0.0}
-        searcher.on_trial_complete(str(number), {TOLD: json.dumps(outcome)})
-
-
-def known(point: Mapping[str, Any]) -> dict[str, float]:
-    """Return Dice that is 1 at `_BEST` with a focal loss of gamma 1.5, and lower elsewhere."""
-    off = sum(((point[key] - _BEST[key]) / _WIDTH[key]) ** 2 for key in _NUMBERS)
-    if point["loss.weighting"] == "uncertainty":
-        off += 0.1
-    else:
-        off += 0.1 * math.log(point["loss.classification"] / 0.4) ** 2
-        off += 0.1 * math.log(point["loss.segmentation"]) ** 2
-    kind = point["loss.classification_kind"]
-    off += ((point["loss.focal_gamma"] - 1.5) / 3.5) ** 2 if kind == "focal" else 0.15
-    return {"dice": 1 - off, "auc": 0.5, "f1": 0.5}
-
-
-def front(point: Mapping[str, Any]) -> dict[str, float]:
-    """Return two goals whose front is Dice² + AUC² = 1, reached where two keys are 0."""
-    along = (point["loss.dice"] - 0.2) / 0.6
-    off = 1 + 0.5 * point["loss.boundary"] + 0.5 * point["loss.deep_supervision"]
-    angle = along * math.pi / 2
-    return {"dice": 1 - off * (1 - math.cos(angle)), "auc": 1 - off * (1 - math.sin(angle))}
+_FRONT_SEEDS = (100, 101, 102)
+_FRONT_TRIALS = 100
+_CALIBRATION_EPOCHS = 3
+_MARKS = (20, 50, 100, 200)
+_READINGS = 10
+_PATIENCE_S = 30.0
+"""How long what a search has used may take to go away."""
+_GROWTH = 0.1
+"""What memory and files may grow by from the second mark to the last."""
 
 
 def sampler(num_trials: int, num_seeds: int) -> dict[str, Any]:
-    """Compare TPE with random trials, and measure the front of twice as many with each sampler."""
+    """Compare TPE with random trials, and measure the fronts that each sampler finds."""
     best: dict[str, list[float]] = {"tpe": [], "random": []}
     volumes: dict[str, list[float]] = {"tpe": [], "nsga2": [], "random": []}
-    ideal = _volume(
-        [front({**_at_zero(), "loss.dice": one}) for one in np.linspace(0.2, 0.8, 2001)]
-    )
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            for kind, values in best.items():
+        for kind, values in best.items():
+            for seed in range(num_seeds):
                 where = Path(folder) / f"one-{kind}-{seed}"
-                searcher = StudySearch(
-                    make_search(where, sampler=kind, seed=seed), num_trials, lambda line: None
-                )
-                drive(searcher, known)
-                values.append(float(searcher.study.best_value))
-            for kind, values in volumes.items() if seed < _FRONT_SEEDS else ():
+                values.append(best_of(where, kind, seed, num_trials))
+        for kind, values in volumes.items():
+            for seed in _FRONT_SEEDS:
                 where = Path(folder) / f"two-{kind}-{seed}"
-                search = make_search(where, sampler=kind, seed=seed, objective="dice,auc")
-                searcher = StudySearch(search, 2 * num_trials, lambda line: None)
-                drive(searcher, front)
-                found = studies.best(searcher.study)
-                pairs = [dict(zip(("dice", "auc"), one.values or [], strict=True)) for one in found]
-                values.append(_volume(pairs) / ideal)
+                values.append(front_share(where, kind, seed, _FRONT_TRIALS))
+    wins = sum(a > b for a, b in zip(best["tpe"], best["random"], strict=True))
     return {
         "trials": num_trials,
         "best": best,
-        "tpe_wins": sum(a > b for a, b in zip(best["tpe"], best["random"], strict=True)),
+        "front_trials": _FRONT_TRIALS,
         "share_of_hypervolume": volumes,
+        "goals": {
+            "share_of_seeds_won": {"value": wins / num_seeds, "goal": 0.8},
+            "share_of_hypervolume": {"value": min(volumes["tpe"]), "goal": 0.95},
+        },
+        "is_good": wins >= 0.8 * num_seeds and min(volumes["tpe"]) >= 0.95,
     }
 
 
-def _at_zero() -> dict[str, Any]:
-    return {"loss.boundary": 0.0, "loss.deep_supervision": 0.0}
+def overhead(
+    num_trials: int, trial_seconds: float, image_size: int, concurrent: int
+) -> dict[str, Any]:
+    """Do real trials of one worker, and the same training by itself; return what they take.
+
+    A trial's overhead is what it takes of the search's time beside the seconds of its epochs.
+    """
+    from mtil.distributed import cluster
+    from tune import search as searches
+
+    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+        data = f"{folder}/data"
+        prepared(*images(Path(folder)), data, image_size)
+        config = from_dict(
+            {"data": {"image_size": image_size}, "train": {"num_workers": 1}}, presets.cpu()
+        )
+        short, _ = plain(data, f"{folder}/short", config, _CALIBRATION_EPOCHS)
+        num_epochs = max(1, round(trial_seconds / concurrent * _CALIBRATION_EPOCHS / short))
+        search = make_search(
+            Path(folder) / "s",
+            data=data,
+            fingerprint=manifests.load(open_store(data)).fingerprint,
+            config=to_dict(config),
+            budget=vars(Budget(num_epochs=num_epochs)),
+            objective="0.5*dice+0.5*auc",
+        )
+        start = time.monotonic()
+        searches.run(search, num_trials, lambda line: None, max_concurrent=concurrent)
+        wall = time.monotonic() - start
+        each = [one.seconds or 0.0 for one in studies.trials(studies.load(search))]
+        alone, alone_wall = plain(data, f"{folder}/plain", config, num_epochs)
+    share = (concurrent * wall - sum(each)) / sum(each)
+    return {
+        "trials": num_trials,
+        "concurrent": concurrent,
+        "epochs": num_epochs,
+        "image_size": image_size,
+        "wall_seconds": wall,
+        "training_seconds": each,
+        "plain_training_seconds": alone,
+        "plain_wall_seconds": alone_wall,
+        "training_over_plain": statistics.mean(each) / alone,
+        "goals": {"overhead": {"value": share, "goal": 0.1}},
+        "is_good": share <= 0.1,
+    }
 
 
-def _volume(points: list[dict[str, float]]) -> float:
-    """Return the area that points dominate above (0, 0)."""
-    losses = np.array([[-one["dice"], -one["auc"]] for one in points])
-    return float(compute_hypervolume(losses[(losses < 0).all(axis=1)], np.zeros(2)))
+def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, float]:
+    """Train as `mtil train` does; return the seconds of the epochs, and of everything."""
+    from mtil.distributed import trainer
+
+    start = time.monotonic()
+    whole = Budget(num_epochs=num_epochs).applied(config)
+    (result,) = trainer.train(data, uri, whole, [0], lambda line: None)
+    return result.seconds, time.monotonic() - start
 
 
 def tiny(num_trials: int) -> dict[str, Any]:
     """Do trials of nothing on a cluster of this machine; return what they cost and leave."""
-    import ray
-    from ray.util import placement_group_table
-
     from mtil.distributed import cluster
     from tune import search as searches
 
-    own = psutil.Process()
-    seen: list[tuple[int, int, int]] = []
+    readings: list[dict[str, float]] = []
 
     def listen(line: dict[str, Any]) -> None:
-        seen.append((line["ended"], own.memory_info().rss, own.num_fds()))
+        if line["kind"] == "trial":
+            readings.append(usage())
 
     def work(uri: str, number: int, point: Mapping[str, Any], means: Any) -> dict[str, Any]:
         return {"figures": [known(point)], "seconds": 0.0}
@@ -151,77 +149,83 @@ def tiny(num_trials: int) -> dict[str, Any]:
         start = time.monotonic()
         searches.run(search, num_trials, listen, does=work)
         seconds = time.monotonic() - start
-        groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-        actors = ray._private.state.actors().values()
-        alive = [actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"]
-    quarter = seen[len(seen) // 4], seen[-1]
+        groups, actors = left()
+    marks = {
+        mark: {
+            name: statistics.median(one[name] for one in readings[max(0, mark - _READINGS) : mark])
+            for name in readings[0]
+        }
+        for mark in (*(one for one in _MARKS if one < num_trials), num_trials)
+    }
+    early, late = (marks[one] for one in (sorted(marks)[min(1, len(marks) - 1)], num_trials))
+    growth = {name: late[name] / early[name] - 1 for name in ("rss_mib", "files")}
     return {
         "trials": num_trials,
         "seconds_each": seconds / num_trials,
-        "rss_mib": [one[1] / 2**20 for one in quarter],
-        "files": [one[2] for one in quarter],
-        "groups_left": len(groups),
-        "actors_left": alive,
+        "after_trials": marks,
+        "growth": growth,
+        "groups_left": groups,
+        "actors_left": actors,
+        "is_good": not groups and not actors and max(growth.values()) <= _GROWTH,
     }
 
 
-def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str, Any]:
-    """Return, for each rule, the share of epochs that it saves and the best true score found.
-
-    A trial rises towards its score of the known function at a speed of its own, with noise.
-    """
-    found: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in get_args(Stopping):
-            rule = Rule(kind=kind, first=2)
-            shares, scores = [], []
-            for seed in range(num_seeds):
-                search = make_search(Path(folder) / f"{kind}-{seed}", seed=seed, rule=vars(rule))
-                searcher = StudySearch(search, num_trials, lambda line: None)
-                judge = studies.Judge(search.storage, search.asked.study, rule)
-                curves = Curves(judge, num_epochs, np.random.default_rng(seed))
-                drive(searcher, curves)
-                shares.append(1 - curves.epochs / (num_epochs * num_trials))
-                scores.append(max(curves.completed))
-            found[kind] = {"saved": shares, "best": scores}
-    return {"trials": num_trials, "epochs": num_epochs, "rules": found}
+def usage() -> dict[str, float]:
+    """Return what this process and all below it hold: the cluster's own processes among them."""
+    own = psutil.Process()
+    found = {"processes": 0.0, "rss_mib": 0.0, "files": 0.0}
+    for process in (own, *own.children(recursive=True)):
+        try:
+            rss, files = process.memory_info().rss, process.num_fds()
+        except psutil.Error:
+            continue  # it has just ended
+        found["processes"] += 1
+        found["rss_mib"] += rss / 2**20
+        found["files"] += files
+    return found | {"driver_rss_mib": own.memory_info().rss / 2**20, "driver_files": own.num_fds()}
 
 
-class Curves:
-    """Figures of a trial whose epochs the judge hears of."""
+def left() -> tuple[int, list[str]]:
+    """Return the placement groups and actors that do not go away."""
+    import ray
+    from ray.util import placement_group_table
 
-    def __init__(self, judge: studies.Judge, num_epochs: int, rng: np.random.Generator) -> None:
-        self._judge, self._num_epochs, self._rng = judge, num_epochs, rng
-        self.epochs, self.completed = 0, [0.0]
-
-    def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
-        """Go through a trial's epochs as far as the judge lets it."""
-        score, speed, best = known(point)["dice"], self._rng.uniform(2, 5), 0.0
-        for epoch in range(1, self._num_epochs + 1):
-            self.epochs += 1
-            value = score * (1 - math.exp(-epoch / speed)) + self._rng.normal(0, 0.01)
-            best = max(best, value)
-            if not self._judge.hear(int(point[NUMBER]), epoch, best):
-                return {"dice": best}
-        self.completed.append(score)
-        return {"dice": best}
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        groups = [one for one in placement_group_table().values() if one["state"] != "REMOVED"]
+        actors = ray._private.state.actors().values()
+        alive = [one["ActorClassName"] for one in actors if one["State"] != "DEAD"]
+        if not (groups or alive) or time.monotonic() > end:
+            return len(groups), alive
+        time.sleep(0.5)
 
 
-def main() -> None:
-    """Print one JSON object."""
+def main() -> int:
+    """Print one JSON object and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("sampler", "tiny", "stopping"))
-    parser.add_argument("--num-trials", type=int, default=None)
+    parser.add_argument("what", choices=("sampler", "overhead", "tiny", "stopping"))
+    parser.add_argument("--num-trials", type=int)
     parser.add_argument("--num-seeds", type=int, default=10)
+    parser.add_argument("--search", metavar="URI", help="whose learning curves `stopping` replays")
+    parser.add_argument("--trial-seconds", type=float, default=120.0)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--concurrent", type=int, default=1, help="trials at a time in `overhead`")
     options = parser.parse_args()
     if options.what == "sampler":
         found = sampler(options.num_trials or 60, options.num_seeds)
-    elif options.what == "stopping":
-        found = stopping(options.num_trials or 40, options.num_seeds)
-    else:
+    elif options.what == "overhead":
+        found = overhead(
+            options.num_trials or 2, options.trial_seconds, options.image_size, options.concurrent
+        )
+    elif options.what == "tiny":
         found = tiny(options.num_trials or 200)
-    print(json.dumps(found, indent=1))
+    elif options.search is not None:
+        found = replaying(options.search, options.num_seeds)
+    else:
+        found = stopping(options.num_trials or 40, options.num_seeds)
+    show(found)
+    return 0 if found.get("is_good", True) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

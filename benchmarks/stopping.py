@@ -1,0 +1,128 @@
+"""What stopping trials early saves, on learning curves that are made up or were measured."""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from benchmarks.known import drive, known, make_search
+from mtil.plan import Train
+from mtil.run import Run
+from tune import study as studies
+from tune.objective import kept, running
+from tune.record import Rule, Search, Stopping
+from tune.search import StudySearch
+from tune.search.trial import NUMBER
+
+
+def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str, Any]:
+    """Return, for each rule, the share of epochs that it saves and the best true score found.
+
+    A trial rises towards its score of the known function at a speed of its own, with noise.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in get_args(Stopping):
+            rule = Rule(kind=kind, first=2)
+            shares, scores = [], []
+            for seed in range(num_seeds):
+                search = make_search(Path(folder) / f"{kind}-{seed}", seed=seed, rule=vars(rule))
+                searcher = StudySearch(search, num_trials, lambda line: None)
+                judge = studies.Judge(search.storage, search.asked.study, rule)
+                curves = Curves(judge, num_epochs, np.random.default_rng(seed))
+                drive(searcher, curves)
+                shares.append(1 - curves.epochs / (num_epochs * num_trials))
+                scores.append(max(curves.completed))
+            found[kind] = {"saved": shares, "best": scores}
+    return {"trials": num_trials, "epochs": num_epochs, "rules": found}
+
+
+class Curves:
+    """Figures of a trial whose epochs the judge hears of."""
+
+    def __init__(self, judge: studies.Judge, num_epochs: int, rng: np.random.Generator) -> None:
+        self._judge, self._num_epochs, self._rng = judge, num_epochs, rng
+        self.epochs, self.completed = 0, [0.0]
+
+    def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
+        """Go through a trial's epochs as far as the judge lets it."""
+        score, speed, best = known(point)["dice"], self._rng.uniform(2, 5), 0.0
+        for epoch in range(1, self._num_epochs + 1):
+            self.epochs += 1
+            value = score * (1 - math.exp(-epoch / speed)) + self._rng.normal(0, 0.01)
+            best = max(best, value)
+            if not self._judge.hear(int(point[NUMBER]), epoch, best):
+                return {"dice": best}
+        self.completed.append(score)
+        return {"dice": best}
+
+
+def replaying(uri: str, num_seeds: int) -> dict[str, Any]:
+    """Return what `stopping` does, for the trials of a search that was run without stopping."""
+    real = curves_of(uri)
+    longest = max(len(one) for one in real)
+    whole = [one for one in real if len(one) == longest]
+    best = max(one[-1] for one in whole)
+    found: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in get_args(Stopping):
+            rule = Rule(kind=kind, first=2)
+            shares, scores = [], []
+            for seed in range(num_seeds):
+                search = make_search(
+                    Path(folder) / f"{kind}-{seed}", sampler="random", rule=vars(rule)
+                )
+                searcher = StudySearch(search, len(whole), lambda line: None)
+                judge = studies.Judge(search.storage, search.asked.study, rule)
+                order = np.random.default_rng(seed).permutation(len(whole))
+                replay = Replay(judge, [whole[index] for index in order])
+                drive(searcher, replay)
+                shares.append(1 - replay.epochs / (longest * len(whole)))
+                scores.append(max(replay.completed, default=0.0))
+            found[kind] = {
+                "saved": shares,
+                "best": scores,
+                "share_of_orders_with_the_best": [float(np.mean([one == best for one in scores]))],
+            }
+    return {"trials": len(whole), "epochs": longest, "best": best, "rules": found}
+
+
+def curves_of(uri: str) -> list[list[float]]:
+    """Return what each completed trial of a search was worth after each epoch."""
+    search = Search.open(uri)
+    found = []
+    for trial in studies.trials(studies.load(search)):
+        if trial.values is None:
+            continue
+        run = Run.open(search.trial_uri(trial.number))
+        curve: list[float] = []
+        finished: list[dict[str, float]] = []
+        for fold in search.budget.folds:
+            history = run.history(Train(0, fold))
+            upto = (history[: epoch + 1] for epoch in range(len(history)))
+            curve += [running(search.objective, finished, epochs) for epochs in upto]
+            finished.append(kept(history))
+        found.append(curve)
+    return found
+
+
+class Replay:
+    """Figures of trials whose values after each epoch are known."""
+
+    def __init__(self, judge: studies.Judge, curves: list[list[float]]) -> None:
+        self._judge, self._curves = judge, curves
+        self.epochs = 0
+        self.completed: list[float] = []
+
+    def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
+        """Go through a trial's epochs as far as the judge lets it."""
+        number = int(point[NUMBER])
+        for epoch, value in enumerate(self._curves[number], start=1):
+            self.epochs += 1
+            if not self._judge.hear(number, epoch, value):
+                return {"dice": value}
+        self.completed.append(value)
+        return {"dice": value}
