@@ -5,10 +5,12 @@ what the first is still at.
 """
 
 import json
+import math
+import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from mtil.errors import NotFoundError, RunError, StorageError
 from mtil.storage import Store
@@ -25,6 +27,10 @@ class Beat:
 
     session: str
     count: int
+    host: str = ""
+    """The machine that it comes from."""
+    waits: str = ""
+    """What it waits for, in a sentence, if for anything."""
 
 
 def read(store: Store) -> Beat | None:
@@ -53,11 +59,32 @@ def is_beating(store: Store) -> bool:
     return False
 
 
+class Listener:
+    """Listens to a run again and again, without a wait each time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._latest: Beat | None = None
+        self._heard = 0.0
+
+    def is_beating(self) -> bool:
+        """Say whether a sign of life was new lately; the first time as `is_beating`."""
+        latest = read(self._store)
+        if latest is None or self._latest is None:
+            is_there = latest is not None and is_beating(self._store)
+            self._latest, self._heard = latest, time.monotonic() if is_there else -math.inf
+        elif latest != self._latest:
+            self._latest, self._heard = latest, time.monotonic()
+        return time.monotonic() - self._heard < _SILENCE_S
+
+
 class Heart:
     """Beats for a session from a thread of its own, until it is stopped."""
 
     def __init__(self, store: Store, session: str) -> None:
         self._store, self._session = store, session
+        self.waits = ""
+        """What the session waits for, as the next beat will say."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="mtil-heartbeat", daemon=True)
 
@@ -80,8 +107,8 @@ class Heart:
         count = 0
         while True:
             count += 1
-            text = json.dumps({"session": self._session, "count": count})
+            beat = Beat(self._session, count, socket.gethostname(), self.waits)
             with suppress(StorageError):  # who listens hears nothing either
-                self._store.write(NAME, text.encode())
+                self._store.write(NAME, json.dumps(asdict(beat)).encode())
             if self._stopped.wait(INTERVAL_S):
                 return

@@ -9,9 +9,10 @@ the ledger it can lose.
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from mtil.errors import MtilError, NotFoundError, RefusedError, ResourceError, S
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
 from mtil.logs import to_stderr
-from mtil.plan import Action, Evaluate
+from mtil.plan import Action, Evaluate, Train, WriteMaps
 from mtil.run import Run
 
 NAMESPACE = "mtil"
@@ -38,6 +39,13 @@ _REFUSED_S = 60.0
 """After which a storage that refuses is believed: one that comes up may not know its users yet."""
 _MAX_LOSSES = 8
 """How often in a row an action may lose its processes before that counts as a failure."""
+_RESTART_S = 10.0
+"""Before a coordinator that has failed ends, for Ray to start it again."""
+_GRACE_S = 300.0
+"""After which a coordinator that has nothing to do, and is asked by nobody, ends for good."""
+_CANCEL_S = 20.0
+_AFTER_S = 3.0
+"""Actors die a moment after the tasks that they work for."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -50,18 +58,52 @@ class _Task:
     action: Action
     attempt: int
     losses: int = 0
+    reached: tuple[str, ...] = ()
+    """What it had committed when it last lost its processes."""
+    not_before: float = 0.0
+
+    def lose(self, reached: tuple[str, ...], now: float) -> bool:
+        """Say whether the action is to be tried again, after a while, now that it has lost those.
+
+        One that has come further since the time before has not lost them in a row.
+        """
+        if reached != self.reached:
+            self.reached, self.losses = reached, 0
+        self.not_before = now + min(_WAIT_S[0] * 2**self.losses, _WAIT_S[1])
+        self.losses += 1
+        return self.losses <= _MAX_LOSSES
 
 
 class Coordinator:
     """Schedules the actions of the run at a URI; see `start`."""
 
-    def __init__(self, run_uri: str) -> None:
+    def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         to_stderr(run=run_uri)
-        work = ThreadPoolExecutor(1, "mtil-circle")
-        self._work = work.submit(lambda: Session(run_uri).work())
+        self._asked = time.monotonic()
+        self._work = ThreadPoolExecutor(1, "mtil-circle").submit(self._do, run_uri)
+        threading.Thread(target=self._retire, args=(grace_s,), daemon=True).start()
+
+    def _do(self, run_uri: str) -> None:
+        try:
+            Session(run_uri).work()
+        except MtilError:
+            raise  # whoever asks is told
+        except Exception:  # noqa: BLE001
+            _log.exception("The coordinator has failed, and is started again")
+            time.sleep(_RESTART_S)
+            os._exit(1)
+
+    def _retire(self, grace_s: float) -> None:
+        """End this actor once nobody has asked for a while; nobody does who was detached."""
+        wait([self._work])
+        while time.monotonic() - self._asked < grace_s:
+            time.sleep(min(_POLL_S, grace_s))
+        me: Any = ray.get_runtime_context().current_actor
+        me.leave.options(max_task_retries=0).remote()
 
     def poll(self) -> dict[str, Any]:
         """Say whether this has ended, and by which error, as its kind and its message."""
+        self._asked = time.monotonic()
         if not self._work.done():
             return {"over": False, "error": None}
         error = self._work.exception()
@@ -80,6 +122,9 @@ class Session:
         self._run = patiently(lambda: Run.open(run_uri))
         self._ledger = patiently(lambda: Ledger.open(self._run.store))
         self._tasks: dict[ray.ObjectRef[Any], _Task] = {}
+        self._lost: list[_Task] = []
+        """What waits to be tried again; it keeps its place among what runs."""
+        self._heart = Heart(self._run.store, self._ledger.session)
         self._gauges = Gauges(COORDINATOR, run=run_uri)
 
     def work(self) -> None:
@@ -90,33 +135,60 @@ class Session:
         """
         state = patiently(self._ledger.boot)
         try:
-            with Heart(self._run.store, self._ledger.session):
-                while not (is_over(state) or state.stopped):
-                    cluster.free_orphans()  # an actor may die at any time
-                    state = self._start(state)
-                    self._gauge(state)
-                    state = self._collect(state)
+            with self._heart:  # until nothing writes any more
+                try:
+                    while not (is_over(state) or state.stopped):
+                        self._free_orphans()
+                        state = self._start(state)
+                        self._gauge(state)
+                        state = self._collect(state)
+                finally:
+                    self._put_down()
         except Fenced as fenced:
             _log.warning("%s", fenced)
-        finally:
-            for ref in self._tasks:
-                ray.cancel(ref, force=True, recursive=True)
+
+    def _free_orphans(self) -> None:
+        """Free what dead actors hold: one may die at any time.
+
+        By means that Ray promises nothing of: where they fail, a training may wait, but goes on.
+        """
+        try:
+            cluster.free_orphans()
+        except Exception:  # noqa: BLE001
+            _log.exception("What dead actors hold could not be freed")
+
+    def _put_down(self) -> None:
+        """End what is in flight, and wait for its end."""
+        for ref in self._tasks:
+            ray.cancel(ref, force=True, recursive=True)
+        if self._tasks:
+            ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_CANCEL_S)
+            time.sleep(_AFTER_S)
 
     def _gauge(self, state: State) -> None:
         waiting = next_actions(state)
-        here = [*waiting, *(task.action for task in self._tasks.values())]
+        tasks = [*self._tasks.values(), *self._lost]
+        here = [*waiting, *(task.action for task in tasks)]
         self._gauges.set(
             actions_waiting=len(waiting),
-            actions_running=len(self._tasks),
+            actions_running=len(tasks),
             actions_done=len(state.done),
             actions_failed=sum(len(causes) for causes in state.failures.values()),
             round=min((action.round for action in here), default=0),
         )
 
     def _start(self, state: State) -> State:
-        """Start what may run and finds room."""
-        for action in next_actions(state):
-            if len(self._tasks) >= self._room():
+        """Start what may run and finds room, first what was lost."""
+        ready = next_actions(state)
+        due = [task for task in self._lost if task.not_before <= time.monotonic()]
+        if not (ready or due):
+            return state
+        room = self._room()
+        for task in due[: max(0, room - len(self._tasks))]:
+            self._lost.remove(task)
+            self._launch(task, state)
+        for action in ready:
+            if len(self._tasks) + len(self._lost) >= room:
                 break
             started = self._append(Started(action=action, attempt=state.next_attempt(action)))
             if started is None:
@@ -145,7 +217,7 @@ class Session:
             task = self._tasks.pop(ref)
             change = self._outcome(task, ref)
             if change is None:
-                self._launch(task, state)
+                self._lost.append(task)
                 continue
             while self._append(change) is None:
                 pass  # somebody else's event came first
@@ -161,12 +233,20 @@ class Session:
         try:
             return Done(action=action, attempt=attempt, result=ray.get(ref))
         except (MtilError, ray.exceptions.RayError) as error:
-            if cluster.is_loss(error) and task.losses < _MAX_LOSSES:
+            if cluster.is_loss(error) and task.lose(self._reached(action), time.monotonic()):
                 _log.warning("The %s lost what it ran on: %s", action, error)
-                time.sleep(min(_WAIT_S[0] * 2**task.losses, _WAIT_S[1]))
-                task.losses += 1
                 return None
             return Failed(action=action, attempt=attempt, cause=_told(error))
+
+    def _reached(self, action: Action) -> tuple[str, ...]:
+        """Return what an action has committed of its own on its way."""
+        if isinstance(action, Train):
+            folder = f"{self._run.folder(action)}/checkpoints"
+        elif isinstance(action, WriteMaps):
+            folder = self._run.map_folder(action)
+        else:
+            return ()
+        return tuple(patiently(lambda: self._run.store.names(folder)))
 
     def _append(self, change: Started | Done | Failed) -> State | None:
         """Write an event; None if another's came first, which has been taken in."""
@@ -179,20 +259,25 @@ class Session:
         """Return how many actions the cluster has room for at once."""
         config = self._run.config.train
         try:
-            cpus = config.num_workers * reserved_cpus(self._run.config) + preflight.DATA_TASK_CPUS
-        except ResourceError:
-            return 0  # machines that there were at the start are lost
-        nodes = cluster.nodes()
-        room = sum(node.cpus for node in nodes) / cpus
-        if config.gpus_per_worker:
-            gpus = config.num_workers * config.gpus_per_worker
-            room = min(room, sum(node.gpus for node in nodes) / gpus)
-        return max(1, int(room))
+            cpus = reserved_cpus(self._run.config)
+        except ResourceError as error:  # machines that there were at the start are lost
+            self._wait_for(f"The coordinator waits for machines: {error}")
+            return 0
+        self._wait_for("")
+        return preflight.room(
+            cluster.nodes(), num_workers=config.num_workers, cpus=cpus, gpus=config.gpus_per_worker
+        )
+
+    def _wait_for(self, what: str) -> None:
+        """Say what is waited for, in a sentence, to whoever reads the log or the status."""
+        if what and what != self._heart.waits:
+            _log.warning("%s", what)
+        self._heart.waits = what
 
 
 def patiently(function: Callable[[], _T]) -> _T:
     """Call a function again and again until the storage is reached, or has refused for long."""
-    wait, most = _WAIT_S
+    pause, most = _WAIT_S
     refused_s = 0.0
     while True:
         try:
@@ -204,9 +289,9 @@ def patiently(function: Callable[[], _T]) -> _T:
             if is_refused and refused_s >= _REFUSED_S:
                 raise
             _log.warning("The run's storage failed, which is tried again: %s", error)
-            time.sleep(wait)
-            refused_s = refused_s + wait if is_refused else 0.0
-            wait = min(2 * wait, most)
+            time.sleep(pause)
+            refused_s = refused_s + pause if is_refused else 0.0
+            pause = min(2 * pause, most)
 
 
 def find(run: Run) -> Any | None:
@@ -216,8 +301,13 @@ def find(run: Run) -> Any | None:
     return None
 
 
-def start(run: Run) -> Any:
-    """Return a handle of the run's coordinator on this cluster, which is made if need be."""
+def start(run: Run, grace_s: float = _GRACE_S) -> Any:
+    """Return a handle of the run's coordinator on this cluster, which is made if need be.
+
+    Args:
+        run: the run.
+        grace_s: how long it stays for whoever asks how it ended.
+    """
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     machines = os.environ.get(cluster.MACHINES)  # set on the head alone, perhaps
     return actor.options(
@@ -226,7 +316,7 @@ def start(run: Run) -> Any:
         lifetime="detached",
         get_if_exists=True,
         runtime_env={"env_vars": {cluster.MACHINES: machines}} if machines else None,
-    ).remote(run.uri)
+    ).remote(run.uri, grace_s)
 
 
 def dismiss(handle: Any) -> None:

@@ -147,6 +147,26 @@ def elastic_cpus_per_worker(
     return found
 
 
+def room(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
+    """Return how many trainings fit side by side, each with a task of Ray Data; one at least.
+
+    Args:
+        nodes: the cluster's nodes.
+        num_workers: workers of each training.
+        cpus: CPUs that each of them reserves.
+        gpus: GPUs that each of them reserves.
+    """
+    places = sum(_fit(node, cpus, gpus) for node in nodes)
+    total_cpus = sum(node.cpus for node in nodes)
+    most = min(places // num_workers, int(total_cpus / (num_workers * cpus + DATA_TASK_CPUS)))
+    while most > 1:
+        to_spare = places - most * num_workers
+        if any(_leaves_room(node, to_spare, cpus, gpus) for node in nodes):
+            break
+        most -= 1
+    return max(1, most)
+
+
 def threads_per_worker(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
     """Return the CPU threads that each worker may compute with, on whichever nodes they come to be.
 

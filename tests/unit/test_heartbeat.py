@@ -1,6 +1,7 @@
 """Signs of life: who gives them is seen, who has died or left is not."""
 
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from mtil import heartbeat
 from mtil.errors import RunError, StorageError
-from mtil.heartbeat import NAME, Beat, Heart, is_beating, read
+from mtil.heartbeat import NAME, Beat, Heart, Listener, is_beating, read
 from mtil.storage import LocalStore
 
 
@@ -63,6 +64,34 @@ def test_a_session_that_died_is_silent(store: LocalStore) -> None:
     assert not is_beating(store)
     assert time.monotonic() - begin >= 0.6  # it was listened to for long enough
     assert read(store) == Beat("dead", 7)
+
+
+def test_a_beat_says_where_it_comes_from_and_what_is_waited_for(store: LocalStore) -> None:
+    with Heart(store, "one") as heart:
+        first = wait_for(1, store)
+        assert (first.host, first.waits) == (socket.gethostname(), "")
+        heart.waits = "It waits for machines."
+        assert wait_for(first.count + 2, store).waits == "It waits for machines."
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore) -> None:
+    listener = Listener(store)
+    assert not listener.is_beating()
+    store.write(NAME, json.dumps({"session": "dead", "count": 7}).encode())
+    assert not listener.is_beating()
+    store.delete(NAME)
+    with Heart(store, "one"):
+        wait_for(1, store)
+        assert listener.is_beating()
+        wait_for(3, store)
+        begin = time.monotonic()
+        assert listener.is_beating()
+        assert time.monotonic() - begin < 0.5  # without a wait
+    store.write(NAME, json.dumps({"session": "one", "count": 99}).encode())
+    assert listener.is_beating()
+    time.sleep(0.7)
+    assert not listener.is_beating()
 
 
 def test_one_that_leaves_while_it_is_listened_to_is_not_beating(store: LocalStore) -> None:

@@ -12,6 +12,7 @@ from mtil.distributed.preflight import (
     Node,
     cpus_per_worker,
     elastic_cpus_per_worker,
+    room,
     threads_per_worker,
     to_come,
 )
@@ -264,3 +265,26 @@ def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
 ) -> None:
     cpus = _plan(nodes, num_workers)
     assert threads_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=0) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "cpus", "gpus", "expected"),
+    [
+        (_nodes(2), 1, 1.0, 0, 1),
+        (_nodes(4), 1, 1.0, 0, 3),  # the fourth would leave nothing to Ray Data
+        (_nodes(1, 1, 1), 1, 0.75, 0, 3),
+        (_nodes(1.9, 1.9, 1.9, 1.9), 2, 1.0, 0, 2),  # by their sum, 7.6 CPUs, there would be three
+        (_nodes(3, 3), 2, 1.35, 0, 2),
+        (_nodes(3, 3), 2, 1.4, 0, 1),  # 0.2 CPUs of each are too few for Ray Data
+        (_nodes(8), 4, 1.0, 0, 1),
+        (_nodes(16, gpus=4), 1, 1.0, 1, 4),
+        (_nodes(16, gpus=4), 1, 1.0, 0.5, 8),
+        (_nodes(16, 16, gpus=1), 2, 1.0, 1, 1),
+        (_nodes(0.5), 4, 1.0, 0, 1),  # elastic workers, of which fewer fit for now
+        ([], 1, 1.0, 0, 1),
+    ],
+)
+def test_as_many_trainings_run_side_by_side_as_find_places_on_nodes(
+    nodes: Nodes, num_workers: int, cpus: float, gpus: float, expected: int
+) -> None:
+    assert room(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus) == expected
