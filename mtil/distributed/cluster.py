@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import ray
+from ray._private import ray_logging
 from ray.core.generated import gcs_pb2
 from ray.exceptions import (
     LocalRayletDiedError,
@@ -112,6 +113,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     if not verbose:
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
+        ray_logging.stdout_deduplicator.skip_re = re.compile("")  # what its core tells drivers
     try:
         yield
     finally:
