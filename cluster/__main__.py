@@ -13,6 +13,8 @@ from pathlib import Path
 
 from cluster.errors import ClusterError, UsageError
 
+_BUCKET = "s3://BUCKET or gs://BUCKET that must be reachable from here"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="look for mistakes in a cluster file, and its cost")
     check.add_argument("file", type=Path)
-    check.add_argument("--bucket", help="s3://BUCKET that must be reachable from here")
+    check.add_argument("--bucket", help=_BUCKET)
     check.set_defaults(run=_check)
     for name, told in (
         ("up", "check a file and bring its cluster up"),
@@ -60,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("file", type=Path)
         if name != "status":
             command.add_argument("--yes", "-y", action="store_true", help="do not ask")
+        if name == "up":
+            command.add_argument("--bucket", help=_BUCKET)
         command.set_defaults(run=_launch)
     _add_submit(commands.add_parser("submit", help="run a command on a cluster"))
     store = commands.add_parser("object-store", help="run a local S3 server until Ctrl-C")
@@ -101,6 +105,8 @@ def _check(options: argparse.Namespace) -> int:
     report = check(options.file, bucket=options.bucket)
     for problem in report.problems:
         print(f"NO  {problem}")  # noqa: T201
+    for warning in report.warnings:
+        print(f"!!  {warning}")  # noqa: T201
     for blank in report.blanks:
         print(f"..  to fill in: {blank}")  # noqa: T201
     for note in report.notes:
@@ -117,10 +123,12 @@ def _check(options: argparse.Namespace) -> int:
 def _launch(options: argparse.Namespace) -> int:
     from cluster import launch
 
-    if options.command == "status":
-        launch.status(options.file)
+    if options.command == "up":
+        launch.up(options.file, yes=options.yes, bucket=options.bucket)
+    elif options.command == "down":
+        launch.down(options.file, yes=options.yes)
     else:
-        getattr(launch, options.command)(options.file, yes=options.yes)
+        launch.status(options.file)
     return 0
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster import files, prices, structure
+from cluster import buckets, files, prices, structure
 from cluster.errors import UsageError
-from cluster.files import ClusterFile
-from cluster.rules import RENTED, RULES
+from cluster.files import RENTED, ClusterFile
+from cluster.rules import NEEDED_TO_END, RULES, ports
 
 _EXAMPLES = [ipaddress.ip_network(n) for n in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")]
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
-_QUICKLY = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class Report:
 
     problems: tuple[str, ...]
     blanks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What may be meant, and should be known."""
     notes: tuple[str, ...] = ()
 
 
@@ -35,7 +35,8 @@ def check(path: Path, *, bucket: str | None = None) -> Report:
 
     Args:
         path: the file.
-        bucket: `s3://BUCKET`, with any path behind it, that must be reachable from here.
+        bucket: `s3://BUCKET` or `gs://BUCKET`, with any path behind it, that must be reachable from
+            here; without it those that the file itself names are asked for.
 
     Raises:
         UsageError: if the file cannot be read, or is no cluster file.
@@ -46,9 +47,11 @@ def check(path: Path, *, bucket: str | None = None) -> Report:
         return Report(tuple(wrong))
     file = files.parse(path, kind, document)
     problems = [problem for rule in RULES for problem in rule(file)]
-    problems += _bucket_problems(bucket) if bucket else []
-    notes = (*_cost(file), *(() if bucket else ("bucket: not checked; name it with --bucket",)))
-    return Report(tuple(problems), tuple(_blanks(file)), notes)
+    named = [bucket] if bucket is not None else buckets.named(file)
+    problems += [problem for uri in named for problem in buckets.problems(uri)]
+    warnings = [*ports.plain_storage(file), *(buckets.warnings() if named else ())]
+    notes = (*_cost(file), *(() if named else ("bucket: not checked; name it with --bucket",)))
+    return Report(tuple(problems), tuple(_blanks(file)), tuple(warnings), notes)
 
 
 def _blanks(file: ClusterFile) -> Iterator[str]:
@@ -86,22 +89,6 @@ def _cost(file: ClusterFile) -> Iterator[str]:
         yield f"prices: {source}"
 
 
-def _bucket_problems(uri: str) -> list[str]:
-    scheme, _, rest = uri.partition("://")
-    name = rest.partition("/")[0]
-    if scheme != "s3" or not name:
-        return [f"A bucket must be named as s3://BUCKET, but got {uri}."]
-    try:
-        boto3.client("s3", config=_QUICKLY).head_bucket(Bucket=name)
-    except (BotoCoreError, ClientError) as error:
-        told = str(error).rstrip(".")
-        return [
-            f"The bucket must be reachable from here, but s3://{name} is not ({told}); look at "
-            "AWS_PROFILE and AWS_ENDPOINT_URL."
-        ]
-    return []
-
-
 def account_problems(file: ClusterFile) -> list[str]:
     """Return what keeps an AWS account from running a cluster safely; asks the account.
 
@@ -110,12 +97,11 @@ def account_problems(file: ClusterFile) -> list[str]:
     """
     if file.kind != "aws":
         return []
-    name = file.document["provider"].get("security_group", {}).get("GroupName")
-    if name is None:
+    filters, told = _security_groups(file)
+    if not filters:
         return []
     try:
-        client = boto3.client("ec2", region_name=file.region, config=_QUICKLY)
-        filters: Any = [{"Name": "group-name", "Values": [name]}]
+        client = boto3.client("ec2", region_name=file.region, config=buckets.QUICKLY)
         found = client.describe_security_groups(Filters=filters)["SecurityGroups"]
     except (BotoCoreError, ClientError) as error:
         raise UsageError(
@@ -124,29 +110,61 @@ def account_problems(file: ClusterFile) -> list[str]:
     rules = [rule for group in found for rule in group["IpPermissions"]]
     if not rules:
         return [
-            f"The security group {name} must exist in {file.region} and have a rule, but does not, "
+            f"The security group {told} must exist in {file.region} and have a rule, but does not, "
             "and Ray would open port 22 to everybody; docs/cluster.md makes it."
         ]
-    ranges = [r.get("CidrIp") for rule in rules for r in rule.get("IpRanges", [])]
-    ranges += [r.get("CidrIpv6") for rule in rules for r in rule.get("Ipv6Ranges", [])]
-    if {"0.0.0.0/0", "::/0"} & set(ranges):
-        return [f"The security group {name} must not be open to everybody, but is; see its rules."]
+    ranges = [r["CidrIp"] for rule in rules for r in rule.get("IpRanges", [])]
+    ranges += [r["CidrIpv6"] for rule in rules for r in rule.get("Ipv6Ranges", [])]
+    if any(ports.is_wide(one) for one in ranges):
+        return [f"The security group {told} must not be open to everybody, but is; see its rules."]
     return []
 
 
-def open_file(path: Path) -> ClusterFile:
+def _security_groups(file: ClusterFile) -> tuple[Any, str]:
+    """Return what finds the groups that the file names, by name or by id, and how to call them."""
+    name = file.document["provider"].get("security_group", {}).get("GroupName")
+    types = file.document["available_node_types"].values()
+    ids = sorted({one for kind in types for one in kind["node_config"].get("SecurityGroupIds", [])})
+    if name is not None:
+        return [{"Name": "group-name", "Values": [name]}], name
+    return [{"Name": "group-id", "Values": ids}] if ids else [], " and ".join(ids)
+
+
+def open_file(path: Path, *, bucket: str | None = None) -> ClusterFile:
     """Return a file that `ray up` can act on.
 
     Raises:
         UsageError: if it has problems or blanks, or is for another program.
     """
-    kind, document = files.load(path)
-    if kind not in files.LAUNCHED:
-        program = {"kuberay": "kubectl apply -f", "skypilot": "sky launch"}[kind]
-        raise UsageError(f"{path} is not for `ray up`; use `{program} {path}`.")
-    report = check(path)
+    _launched(path)
+    report = check(path, bucket=bucket)
     if report.problems:
         raise UsageError("\n".join(report.problems))
     if report.blanks:
         raise UsageError(f"{path} must be filled in first, but {'; '.join(report.blanks)}.")
-    return files.parse(path, kind, document)
+    return files.parse(path, *files.load(path))
+
+
+def open_to_end(path: Path) -> ClusterFile:
+    """Return a file by which a cluster can be taken down, whatever else is wrong with it.
+
+    Raises:
+        UsageError: if its structure is wrong, it does not say which machines, or is for another
+            program.
+    """
+    kind, document = _launched(path)
+    wrong = structure.problems(kind, document)
+    if not wrong:
+        file = files.parse(path, kind, document)
+        wrong = [problem for rule in NEEDED_TO_END for problem in rule(file)]
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    return file
+
+
+def _launched(path: Path) -> tuple[str, dict[str, Any]]:
+    kind, document = files.load(path)
+    if kind not in files.LAUNCHED:
+        program = {"kuberay": "kubectl apply -f", "skypilot": "sky launch"}[kind]
+        raise UsageError(f"{path} is not for `ray up`; use `{program} {path}`.")
+    return kind, document

@@ -21,10 +21,14 @@ ROOT = Path(__file__).parents[1]
 LAUNCHED = ("aws", "gcp", "local")
 """Kinds that `ray up` starts."""
 
+RENTED = ("aws", "gcp")
+"""Kinds whose machines come from a cloud when they are asked for."""
+
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 """What has Ray ask for a token; set before Ray is imported, or it is not seen."""
 
 _UNITS = {"": 1.0, "m": 1e-3}
+_SELECTORS = ("ray.io/accelerator-type", "cloud.google.com/gke-accelerator")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Group:
     """What a cloud calls the type, such as `g6.xlarge`."""
     cpus: float | None = None
     gpus: float | None = None
-    accelerator: str | None = None
+    accelerators: tuple[str, ...] = ()
+    """What the GPUs may be, each of them enough."""
     smallest: int = 0
     largest: int = 1
     spot: bool = False
@@ -45,6 +50,8 @@ class Group:
     setup: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     """Commands that start Ray, in order."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Set by the file for every command."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def load(path: Path) -> tuple[str, dict[str, Any]]:
         UsageError: if it cannot be read, or is no cluster file.
     """
     try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as error:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"A cluster file must be readable, but {path} is not: {error}.") from error
     except yaml.YAMLError as error:
         told = " ".join(str(error).split())
@@ -113,7 +120,11 @@ def machines(path: Path) -> str | None:
     Raises:
         UsageError: if the file is none.
     """
-    file = parse(path, *load(path))
+    return machines_of(parse(path, *load(path)))
+
+
+def machines_of(file: ClusterFile) -> str | None:
+    """Return the same of a file that has been read."""
     kinds = [
         {"cpus": group.cpus, "gpus": group.gpus, "most": group.largest} for group in file.workers
     ]
@@ -144,11 +155,13 @@ def _commands(document: dict[str, Any], role: str) -> tuple[tuple[str, ...], tup
 
 def _cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
     groups = []
-    image = document.get("docker", {}).get("image")
-    for name, node_type in document.get("available_node_types", {}).items():
-        is_head = name == document.get("head_node_type")
+    for name, node_type in document["available_node_types"].items():
+        is_head = name == document["head_node_type"]
+        role = "head" if is_head else "worker"
         config, resources = node_type["node_config"], node_type["resources"]
-        setup, start = _commands(document, "head" if is_head else "worker")
+        setup, start = _commands(document, role)
+        docker = document.get("docker", {}) | node_type.get("docker", {})
+        image = docker.get(f"{role}_image") or docker.get("image")
         groups.append(
             Group(
                 name=name,
@@ -156,6 +169,11 @@ def _cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
                 machine=config.get("InstanceType" if kind == "aws" else "machineType"),
                 cpus=resources.get("CPU"),
                 gpus=resources.get("GPU"),
+                accelerators=tuple(
+                    key.partition(":")[2]
+                    for key in resources
+                    if key.startswith("accelerator_type:")
+                ),
                 smallest=1 if is_head else node_type.get("min_workers", 0),
                 largest=1 if is_head else node_type.get("max_workers", document["max_workers"]),
                 spot=_is_spot(config),
@@ -201,7 +219,8 @@ def _kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
     spec = ray_cluster_spec(document)
     groups = [_pods(spec["headGroupSpec"], "head", is_head=True)]
     groups += [
-        _pods(group, group["groupName"], is_head=False) for group in spec["workerGroupSpecs"]
+        _pods(group, group["groupName"], is_head=False)
+        for group in spec.get("workerGroupSpecs", [])
     ]
     return ClusterFile(path, "kuberay", document, tuple(groups))
 
@@ -214,19 +233,23 @@ def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
 
 def _pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
     container = group["template"]["spec"]["containers"][0]
-    limits = container.get("resources", {}).get("limits", {})
+    limits = (container.get("resources") or {}).get("limits") or {}
     told = group.get("rayStartParams", {})
     cpus = told.get("num-cpus", limits.get("cpu"))
-    selector = group["template"]["spec"].get("nodeSelector", {})
+    selector = group["template"]["spec"].get("nodeSelector") or {}
+    named = [selector.get(key) for key in _SELECTORS]
     return Group(
         name=name,
         is_head=is_head,
         cpus=None if cpus is None else _quantity(cpus),
         gpus=_quantity(told.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
-        accelerator=selector.get("ray.io/accelerator-type"),
+        accelerators=tuple(str(name) for name in named if name is not None),
         smallest=1 if is_head else group["minReplicas"],
         largest=1 if is_head else group["maxReplicas"],
         image=container["image"],
+        variables=tuple(
+            (one["name"], str(one["value"])) for one in container.get("env") or [] if "value" in one
+        ),
     )
 
 
@@ -238,24 +261,40 @@ def _quantity(value: Any) -> float:
 
 def _skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
     resources = document.get("resources", {})
-    accelerator, _, count = str(resources.get("accelerators", "")).partition(":")
+    choices = [resources, *resources.get("any_of", []), *resources.get("ordered", [])]
+    wanted = [pair for choice in choices for pair in _wanted(choice.get("accelerators"))]
     cpus = re.match(r"[\d.]+", str(resources.get("cpus", "")))
     nodes = document.get("num_nodes", 1)
+    envs = document.get("envs") or {}
     head = Group(
         name="head",
         is_head=True,
         machine=resources.get("instance_type"),
         cpus=float(cpus[0]) if cpus else None,
-        gpus=float(count or 1) if accelerator else 0.0,
-        accelerator=accelerator or None,
+        gpus=max((count for _, count in wanted), default=0.0),
+        accelerators=tuple(name for name, _ in wanted),
         smallest=1,
         spot=bool(resources.get("use_spot", False)),
         image=resources.get("image_id"),
         setup=(str(document.get("setup", "")),),
         start=(str(document["run"]),),
+        variables=tuple((name, str(value)) for name, value in envs.items() if value is not None),
     )
     groups = [head]
     if nodes > 1:
         rest = {"name": "workers", "is_head": False, "smallest": nodes - 1, "largest": nodes - 1}
         groups.append(Group(**{**vars(head), **rest}))
     return ClusterFile(path, "skypilot", document, tuple(groups))
+
+
+def _wanted(accelerators: Any) -> Iterator[tuple[str, float]]:
+    """Yield GPUs and their number; SkyPilot takes `L4:1`, `{L4: 1}`, and lists of either."""
+    if isinstance(accelerators, str):
+        name, _, count = accelerators.partition(":")
+        yield name.strip(), float(count) if re.fullmatch(r"[\d.]+", count.strip()) else 1.0
+    elif isinstance(accelerators, dict):
+        for name, count in accelerators.items():
+            yield str(name), float(count or 1)
+    elif isinstance(accelerators, list):
+        for one in accelerators:
+            yield from _wanted(one)

@@ -14,27 +14,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import rules
-from cluster.check import account_problems, open_file
+from cluster.check import account_problems, open_file, open_to_end
 from cluster.errors import ClusterError, UsageError
 from cluster.files import ROOT, TOKEN_MODE, ClusterFile, Group
+from cluster.rules.starting import local_path
 
 _TUNNEL_TIMEOUT_S = 90
 _DASHBOARD_PORT = 8265
 
 
-def up(path: Path, *, yes: bool = False) -> None:
+def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
     """Bring a cluster up, or bring it in line with its file.
 
     Args:
         path: the cluster file.
         yes: do not ask before machines are rented.
+        bucket: that must be reachable from here.
 
     Raises:
         UsageError: if a check fails; nothing was started then.
         ClusterError: if `ray up` fails.
     """
-    file = open_file(path)
+    file = open_file(path, bucket=bucket)
     problems = account_problems(file)
     if problems:
         raise UsageError("\n".join(problems))
@@ -45,11 +46,13 @@ def up(path: Path, *, yes: bool = False) -> None:
 def down(path: Path, *, yes: bool = False) -> None:
     """Take a cluster down, its data in the bucket aside.
 
+    What is wrong with the file and does not matter for that keeps nothing running.
+
     Raises:
-        UsageError: if a check fails.
+        UsageError: if the file does not say which machines those are.
         ClusterError: if `ray down` fails, or a host cannot be reached.
     """
-    file = open_file(path)
+    file = open_to_end(path)
     flags = ["--yes"] if yes else []
     if file.kind == "local":
         if not yes and not _confirmed(f"End Ray on {', '.join(_hosts(file))}? [y/N] "):
@@ -139,7 +142,7 @@ def _stop_hosts(file: ClusterFile) -> None:
     groups = [file.head, *(file.workers * len(file.document["provider"]["worker_ips"]))]
     lost = []
     for host, group in zip(_hosts(file), groups, strict=True):
-        command = ["ssh", "-i", str(rules.local_path(auth["ssh_private_key"]))]
+        command = ["ssh", "-i", str(local_path(auth["ssh_private_key"]))]
         for option in (
             "IdentitiesOnly=yes",
             "BatchMode=yes",

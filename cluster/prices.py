@@ -7,23 +7,19 @@ from typing import Any
 
 import yaml
 
-from cluster.files import ClusterFile, Group
+from cluster.files import ClusterFile
 
 _FILE = Path(__file__).with_name("prices.yaml")
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A type of machine of a cloud."""
+class Price:
+    """The price of a type of machine of a cloud."""
 
-    type: str
-    cpus: int
-    gpus: int
-    accelerator: str | None
-    prices: dict[str, float]
-    """US dollars an hour, on demand, by region."""
+    by_region: dict[str, float]
+    """US dollars an hour, on demand."""
     source: str
-    """Where the prices were read, and when."""
+    """Where it was read, and when."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +36,15 @@ class Estimate:
 
 
 @cache
-def machines() -> dict[tuple[str, str], Machine]:
-    """Return the types of machines that are known, by cloud and name."""
+def known() -> dict[tuple[str, str], Price]:
+    """Return the prices that are known, by cloud and type."""
     table: dict[str, Any] = yaml.safe_load(_FILE.read_text())
     found = {}
     for row in table["machines"]:
         source = table["sources"][row["source"]]
-        found[row["cloud"], row["type"]] = Machine(
-            type=row["type"],
-            cpus=row["cpus"],
-            gpus=row["gpus"],
-            accelerator=row.get("accelerator"),
-            prices=row["prices"],
-            source=f"{source['page']}, read {source['date']}",
-        )
+        told = f"{source['page']}, read {source['date']}"
+        found[row["cloud"], row["type"]] = Price(row["prices"], told)
     return found
-
-
-def machine(file: ClusterFile, group: Group) -> Machine | None:
-    """Return what is known of a group's type of machine."""
-    return machines().get((file.kind, group.machine or ""))
 
 
 def estimate(file: ClusterFile) -> Estimate:
@@ -67,13 +52,13 @@ def estimate(file: ClusterFile) -> Estimate:
     prices: dict[str, float] = {}
     unknown, sources = [], []
     for group in file.groups:
-        known = machine(file, group)
-        price = known.prices.get(file.region or "") if known else None
-        if known is None or price is None:
+        found = known().get((file.kind, group.machine or ""))
+        price = found.by_region.get(file.region or "") if found else None
+        if found is None or price is None:
             unknown.append(group.machine or group.name)
         else:
             prices[group.name] = price
-            sources.append(known.source)
+            sources.append(found.source)
     if unknown:
         return Estimate(None, None, tuple(dict.fromkeys(unknown)), tuple(dict.fromkeys(sources)))
     idle = sum(prices[group.name] * group.smallest for group in file.groups)

@@ -1,6 +1,5 @@
 """Every template passes; a file with one mistake is told which."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import prices
+from cluster import machine_types, prices
 from cluster.__main__ import main
 from cluster.check import account_problems, check, open_file
 from cluster.errors import UsageError
@@ -37,7 +36,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _read(name: str) -> Document:
     path = next(path for path in FILES if path.name == f"{name}.yaml")
     # YAML anchors give two places one object; a mistake is to be made in one of them.
-    return copy.deepcopy(yaml.safe_load(path.read_text()))
+    plain: Document = yaml.safe_load(
+        yaml.dump(yaml.safe_load(path.read_text()), Dumper=_Plain, sort_keys=False)
+    )
+    return plain
 
 
 def _problems(document: Document, tmp_path: Path) -> tuple[str, ...]:
@@ -71,6 +73,21 @@ def _spec(document: Document) -> Document:
 def _node(document: Document, name: str) -> Document:
     node: Document = document["available_node_types"][name]
     return node
+
+
+def _config(document: Document, name: str) -> Document:
+    config: Document = _node(document, name)["node_config"]
+    return config
+
+
+def _pod(document: Document) -> Document:
+    pod: Document = _spec(document)["workerGroupSpecs"][0]["template"]
+    return pod
+
+
+def _container(document: Document) -> Document:
+    container: Document = _pod(document)["spec"]["containers"][0]
+    return container
 
 
 def _in_start(document: Document, role: str, old: str, new: str) -> None:
@@ -222,10 +239,308 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "skypilot",
         lambda d: d["resources"].update(accelerators="L5:1"),
-        "must be of a type that Ray knows, but is L5",
+        "must be of a type that is known, but is L5",
     ),
     ("skypilot", lambda d: d["resources"].update(ports=8265), "`resources.ports` must be left out"),
     ("skypilot", lambda d: d.update(envs={"HF_TOKEN": "abc"}), "but `envs.HF_TOKEN` looks like"),
+    # Machines.
+    (
+        "cluster",
+        lambda d: _config(d, "gpu").update(InstanceType="p99.24xlarge"),
+        "gpu must be of a type in cluster/machine_types.yaml, but is p99.24xlarge",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["resources"].update({"accelerator_type:L5": 1}),
+        "must be of a type that is known, but is L5",
+    ),
+    (
+        "cluster",
+        lambda d: (
+            _config(d, "gpu").update(InstanceType="g5.xlarge"),
+            _node(d, "gpu")["resources"].update(CPU=3, GPU=2),
+        ),
+        "gpu must say `GPU: 1`, which is what g5.xlarge has, but says 2",
+    ),
+    (
+        "cluster",
+        lambda d: _node(d, "gpu")["resources"].update(CPU=99),
+        "must not say more than `CPU: 4`, which is what g6.xlarge has, but says 99",
+    ),
+    ("cluster", lambda d: _node(d, "gpu")["resources"].pop("GPU"), "gpu must say GPU in its"),
+    ("gcp", lambda d: _config(d, "gpu").update(machineType="g9-standard-4"), "is g9-standard-4"),
+    (
+        "gcp",
+        lambda d: _config(d, "gpu").update(machineType="n2-standard-4"),
+        "gpu must say `GPU: 0`, which is what n2-standard-4 has",
+    ),
+    (
+        "gcp",
+        lambda d: _config(d, "gpu").update(
+            machineType="n1-standard-4",
+            guestAccelerators=[{"acceleratorType": "nvidia-l5", "acceleratorCount": 1}],
+        ),
+        "must be of a type that is known, but is nvidia-l5",
+    ),
+    ("gcp", lambda d: _config(d, "gpu").pop("scheduling"), "onHostMaintenance: TERMINATE"),
+    (
+        "kuberay-cluster",
+        lambda d: _pod(d)["spec"].update(
+            nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-l5"}
+        ),
+        "must be of a type that is known, but is nvidia-l5",
+    ),
+    ("kuberay-cluster", lambda d: _container(d).pop("resources"), "gpu must have a limit of"),
+    (
+        "kuberay-cluster",
+        lambda d: _container(d)["resources"]["requests"].update({"nvidia.com/gpu": "2"}),
+        "gpu must ask for as many GPUs as its limit, but asks for 2 with 1",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["workerGroupSpecs"][0].update(replicas=9),
+        "`replicas` of gpu must be at most `maxReplicas`, 4, but is 9",
+    ),
+    ("kuberay-cluster", lambda d: _spec(d).update(workerGroupSpecs=[]), "must have a group"),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["workerGroupSpecs"][0].update(maxReplicas=8),
+        "MTIL_MACHINES of the head must be what its groups are",
+    ),
+    ("cluster", lambda d: d.update(max_workers=0), "`max_workers` must be 1 or more"),
+    ("cluster", lambda d: d.update(upscaling_speed=0), "`upscaling_speed` must be more than 0"),
+    # Versions.
+    (
+        "cluster",
+        lambda d: d.update(
+            docker={"head_image": "a/b:1", "worker_image": "a/b:2", "container_name": "x"}
+        ),
+        "All machines must have one image, but got gpu: a/b:2, gpu: a/b:2, head: a/b:1",
+    ),
+    (
+        "cluster",
+        lambda d: (
+            d.update(docker={"image": "a/b:1", "container_name": "x"}),
+            _node(d, "gpu").update(docker={"worker_image": "a/b:2"}),
+        ),
+        "All machines must have one image",
+    ),
+    (
+        "cluster",
+        lambda d: d.update(docker={"image": "a/b:latest", "container_name": "x"}),
+        "Images must have a tag that stays what it is",
+    ),
+    ("cluster", lambda d: d.update(docker={"image": "a/b:1"}), "`docker.container_name`"),
+    (
+        "cluster",
+        lambda d: d["setup_commands"].append("~/venv/bin/pip install ray==2.9 # constraints.txt"),
+        "Packages must come from cluster/install.sh",
+    ),
+    (
+        "cluster",
+        lambda d: d.update(
+            setup_commands=[],
+            head_setup_commands=["~/src/cluster/install.sh ~/venv"],
+            worker_setup_commands=["~/src/cluster/install.sh ~/other"],
+        ),
+        "All machines must install into one folder, but got gpu and gpu: ~/other, head: ~/venv",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].pop("/home/ubuntu/src/constraints.txt"),
+        "`file_mounts` must have constraints.txt",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].update({"/home/ubuntu/src/constraints.txt": "README.md"}),
+        "must take constraints.txt from this checkout, but takes README.md",
+    ),
+    (
+        "kuberay-job",
+        lambda d: _spec(d).update(runtimeEnvYAML="pip:\n- ray==2.9\n"),
+        "`spec.runtimeEnvYAML` must bring no packages, but has `pip`",
+    ),
+    # Secrets.
+    (
+        "cluster",
+        lambda d: d["setup_commands"].append("aws configure set aws_secret_access_key wJalrXUtnFE"),
+        "must hold no secrets, but `setup_commands[3]`",
+    ),
+    (
+        "cluster",
+        lambda d: d["setup_commands"].append("export WANDB_API_KEY='0123456789abcdef'"),
+        "must hold no secrets, but `setup_commands[3]`",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _container(d).update(env=[{"name": "API_KEY", "value": "0123456789"}]),
+        "API_KEY has a value in it",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].update({"/home/ubuntu/.aws": "~/.ray"}),
+        "`file_mounts` must not copy keys to the machines, but has ~/.ray",
+    ),
+    # Who reaches what.
+    (
+        "cluster",
+        lambda d: d["provider"]["security_group"].update(
+            IpPermissions=[
+                {
+                    "FromPort": 0,
+                    "ToPort": 65535,
+                    "IpProtocol": "tcp",
+                    "IpRanges": [{"CidrIp": "8.0.0.0/4"}],
+                }
+            ]
+        ),
+        "Ports must not be open to everybody",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "host=127.0.0.1", "host='0.0.0.0'"),
+        "must listen on 127.0.0.1, but head says --dashboard-host=0.0.0.0",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "host=127.0.0.1", "host=$(curl -s ifconfig.me)"),
+        "must listen on 127.0.0.1",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["headGroupSpec"]["template"]["spec"].update(hostNetwork=True),
+        "hostNetwork` must be false",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _container(d).update(ports=[{"containerPort": 8265, "hostPort": 8265}]),
+        "hostPort` must be left out, but opens 8265",
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _container(d).update(env=[{"name": "RAY_AUTH_MODE", "value": "disabled"}]),
+        "gpu must not set RAY_AUTH_MODE",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "MODE=token", "MODE=tokens"),
+        "must have RAY_AUTH_MODE=token, but that of head has not",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "head", "ray start", "RAY_AUTH_MODE=disabled ray start"),
+        "must have RAY_AUTH_MODE=token, but that of head has not",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].pop("/home/ubuntu/.ray/auth_token"),
+        "`file_mounts` must have ~/.ray/auth_token",
+    ),
+    ("skypilot", lambda d: d.pop("file_mounts"), "`file_mounts` must have ~/.ray/auth_token"),
+    ("cluster", lambda d: d["auth"].update(ssh_user="ec2-user"), "into the home of ec2-user"),
+    (
+        "on-prem",
+        lambda d: d["provider"].update(head_ip="8.8.8.8"),
+        "addresses of a private network, since Ray's ports are open on them, but 8.8.8.8 is",
+    ),
+    (
+        "skypilot",
+        lambda d: d["envs"].update(AWS_ENDPOINT_URL="http://s3.example.com:9000"),
+        "must be reached by https://, but http://s3.example.com:9000 is not encrypted",
+    ),
+    # What clouds take.
+    ("cluster", lambda d: d["provider"].pop("region"), "`provider.region` must be given"),
+    ("cluster", lambda d: d["provider"].update(region="us-esat-1"), "must be a region of AWS"),
+    (
+        "cluster",
+        lambda d: d["provider"].update(availability_zone="us-east-1a, eu-west-1a"),
+        "must be of us-east-1, but is eu-west-1a",
+    ),
+    (
+        "cluster",
+        lambda d: _config(d, "gpu-spot").update(InstanceMarketOptions={"MarketType": "sport"}),
+        "InstanceMarketOptions.MarketType is sport, not spot or",
+    ),
+    (
+        "cluster",
+        lambda d: _config(d, "gpu").update(ImagesId="ami-1"),
+        '`node_config` of gpu must be as EC2 takes it, but: Unknown parameter in input: "ImagesId"',
+    ),
+    (
+        "cluster",
+        lambda d: _config(d, "gpu").update(IamInstanceProfile={"Name": "mtil-head"}),
+        "gpu must have an `IamInstanceProfile` of its own, but has the head's",
+    ),
+    ("cluster", lambda d: _config(d, "gpu").pop("TagSpecifications"), "gpu must have a tag in"),
+    (
+        "cluster",
+        lambda d: _config(d, "gpu").update(MetadataOptions={"HttpTokens": "optional"}),
+        "`HttpTokens` of gpu must be required",
+    ),
+    (
+        "cluster",
+        lambda d: _config(d, "gpu")["BlockDeviceMappings"][0]["Ebs"].update(Encrypted=False),
+        "Disks of gpu must be encrypted, but /dev/sda1 is not",
+    ),
+    ("gcp", lambda d: d["provider"].pop("project_id"), "`provider.project_id` must be given"),
+    (
+        "gcp",
+        lambda d: d["provider"].update(availability_zone="europe-west1-b"),
+        "must be of us-central1, but is europe-west1-b",
+    ),
+    ("gcp", lambda d: _config(d, "gpu").pop("serviceAccounts"), "gpu must have `serviceAccounts`"),
+    ("cluster", lambda d: d.update(cluster_name="my cluster!"), "`cluster_name` must be of lower"),
+    # What is started.
+    (
+        "cluster",
+        lambda d: _in_start(d, "worker", "IP:6379", "IP:6380"),
+        "Workers must join the head's port 6379, but join 6380",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "worker", "$RAY_HEAD_IP", "10.1.1.1"),
+        "Workers must join $RAY_HEAD_IP:6379, but join 10.1.1.1:6379",
+    ),
+    (
+        "cluster",
+        lambda d: _in_start(d, "worker", "--address=$RAY_HEAD_IP:6379", "--head"),
+        "Workers must join the head, but start with --head",
+    ),
+    ("cluster", lambda d: _in_start(d, "head", "--head ", ""), "`ray start` must have --head"),
+    ("on-prem", lambda d: d["provider"].pop("head_ip"), "`provider.head_ip` must name the head"),
+    ("on-prem", lambda d: d["provider"].pop("worker_ips"), "`provider.worker_ips` must name"),
+    (
+        "on-prem",
+        lambda d: d["provider"].update(head_ip="10.0.0.300"),
+        "must name hosts by an address or a name, but has 10.0.0.300",
+    ),
+    (
+        "on-prem",
+        lambda d: d["provider"].update(worker_ips=["10.0.0.2", "10.0.0.2"]),
+        "must name each host once, but has 10.0.0.2 twice",
+    ),
+    (
+        "on-prem",
+        lambda d: d.update(docker={"image": "a/b:1", "container_name": "x"}),
+        "`docker` must be left out",
+    ),
+    # What ends.
+    (
+        "kuberay-job",
+        lambda d: _spec(d).pop("shutdownAfterJobFinishes"),
+        "`spec.shutdownAfterJobFinishes` must be true",
+    ),
+    ("skypilot", lambda d: d["resources"].pop("autostop"), "or fewer, but is missing"),
+    ("skypilot", lambda d: d["resources"].update(autostop="5h"), "or fewer, but is 5h"),
+    # Fields that are misspelt.
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d).update(idleTimeoutSeconds=5),
+        "('idleTimeoutSeconds' was unexpected)",
+    ),
+    ("kuberay-cluster", lambda d: _pod(d)["spec"].update(nodeSelctor={}), "'nodeSelctor' is not"),
+    ("kuberay-cluster", lambda d: _container(d).update(volumMounts=[]), "'volumMounts' is not one"),
+    ("skypilot", lambda d: d["resources"].update(accelerator="L4"), "'accelerator' is not one of"),
 ]
 
 
@@ -239,6 +554,94 @@ def test_a_mistake_is_told_and_nothing_else_is(
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
     assert problems
     assert all(told in problem for problem in problems), problems
+
+
+LEGITIMATE: list[tuple[str, Mistake]] = [
+    ("skypilot", lambda d: d["resources"].update(accelerators={"L4": 1})),
+    ("skypilot", lambda d: d["resources"].update(accelerators=["L4:1", "A10G:1"])),
+    ("skypilot", lambda d: d["resources"].update(accelerators="A100-80GB:1")),
+    ("skypilot", lambda d: d["resources"].update(autostop=10)),
+    ("skypilot", lambda d: d["envs"].update(N=3)),
+    ("skypilot", lambda d: d.update(workdir={"url": "https://example.com/mtil"})),
+    ("skypilot", lambda d: (d.pop("setup"), d["resources"].update(image_id="docker:me/mtil:gpu"))),
+    ("on-prem", lambda d: d["provider"].update(head_ip="desk-1", worker_ips=["desk-2.lab.edu"])),
+    ("on-prem", lambda d: d.update(min_workers=0)),
+    (
+        "on-prem",
+        lambda d: d["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333"),
+    ),
+    ("cluster", lambda d: _in_start(d, "head", " --dashboard-host=127.0.0.1", "")),
+    ("cluster", lambda d: _config(d, "gpu").update(SecurityGroupIds=["sg-1"], SubnetIds=["s-1"])),
+    ("cluster", lambda d: d["provider"].update(availability_zone="us-east-1a,us-east-1b")),
+    (
+        "cluster",
+        lambda d: d.update(docker={"image": "me/mtil:gpu-1.0", "container_name": "mtil"}),
+    ),
+    (
+        "gcp",
+        lambda d: _config(d, "gpu").update(
+            machineType="n1-standard-4",
+            guestAccelerators=[{"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 1}],
+        ),
+    ),
+    (
+        "kuberay-cluster",
+        lambda d: _spec(d)["headGroupSpec"]["rayStartParams"].update({"dashboard-host": "0.0.0.0"}),
+    ),
+    ("kuberay-cluster", lambda d: _spec(d)["workerGroupSpecs"][0].update(idleTimeoutSeconds=60)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), LEGITIMATE)
+def test_what_is_no_mistake_is_not_told(name: str, change: Mistake, tmp_path: Path) -> None:
+    document = _read(name)
+    change(document)
+    assert _problems(document, tmp_path) == ()
+
+
+def test_types_of_machines_have_what_aws_says_of_them() -> None:
+    """Compared with what moto has of EC2's own answers."""
+    from moto.ec2.models.instance_types import INSTANCE_TYPES
+
+    ours = {
+        name: found for (cloud, name), found in machine_types.machines().items() if cloud == "aws"
+    }
+    assert len(ours) > 200
+    for name, found in ours.items():
+        theirs = INSTANCE_TYPES[name]
+        gpus = theirs.get("GpuInfo", {}).get("Gpus", [])
+        counts = (theirs["VCpuInfo"]["DefaultVCpus"], sum(gpu["Count"] for gpu in gpus))
+        assert (found.cpus, found.gpus) == counts, name
+        assert {gpu["Name"] for gpu in gpus} <= {str(found.accelerator).partition("-")[0]}, name
+
+
+def test_every_machine_with_a_price_is_known() -> None:
+    assert prices.known().keys() <= machine_types.machines().keys()
+
+
+def test_an_endpoint_in_the_same_network_that_is_not_encrypted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = _read("on-prem")
+    document["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333")
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.dump(document))
+    assert main(["check", str(path)]) == 0
+    assert "!!  http://10.0.0.9:8333 sends images and maps in the clear" in capsys.readouterr().out
+
+
+def test_buckets_that_a_job_names_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    job, task = _read("kuberay-job"), _read("skypilot")
+    _spec(job)["entrypoint"] = "mtil circle --data s3://mine/data --run s3://mine/run"
+    task["envs"] = {"DATA": "s3://other/data", "RUN": "s3://CHANGE-ME/run"}
+    for document, bucket in ((job, "s3://mine"), (task, "s3://other")):
+        (problem,) = _problems(document, tmp_path)
+        assert problem.startswith(f"The bucket must be reachable from here, but {bucket} is not (")
 
 
 def test_a_key_that_others_may_read_is_told(home: Path, tmp_path: Path) -> None:
@@ -263,14 +666,15 @@ def test_a_missing_token_is_told_how_to_make(home: Path, tmp_path: Path) -> None
         ("- 1", "must have a `provider.type`"),
         ("provider: {type: azure}", "must have a `provider.type`"),
         ("provider: null", "must have a `provider.type`"),
+        (b"\xff\xfe\x00", "must be readable"),
     ],
 )
 def test_what_is_no_cluster_file_is_refused(
-    text: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str | bytes | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["check", str(path)]) == 2
     err = capsys.readouterr().err
     assert told in err
@@ -348,9 +752,10 @@ def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
     assert all(price > 0 for row in table["machines"] for price in row["prices"].values())
 
 
-def test_a_bucket_must_be_named_as_one() -> None:
-    (problem,) = check(ROOT / "cluster.yaml", bucket="gs://mine").problems
-    assert problem == "A bucket must be named as s3://BUCKET, but got gs://mine."
+@pytest.mark.parametrize("bucket", ["mine", "s3://", "s3://My_Bucket!!", "https://mine", "gs://a"])
+def test_a_bucket_must_be_named_as_one(bucket: str) -> None:
+    (problem,) = check(ROOT / "cluster.yaml", bucket=bucket).problems
+    assert problem == f"A bucket must be named as s3://BUCKET or gs://BUCKET, but got {bucket}."
 
 
 def test_an_unreachable_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_hosts_are_left_alone_unless_that_is_confirmed(
     assert "must be confirmed, but was not" in told.err
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status"])
+@pytest.mark.parametrize("command", ["up", "status"])
 def test_a_file_with_a_mistake_is_acted_on_by_no_command(
     command: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,3 +60,28 @@ def test_a_file_for_another_program_is_told_its_program(
     path = ROOT / "cluster" / "templates" / "kuberay-job.yaml"
     assert main(["up", str(path)]) == 2
     assert f"use `kubectl apply -f {path}`" in capsys.readouterr().err
+
+
+def test_down_needs_no_more_than_the_hosts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that has gone since, or a mistake in a start command, keeps no machine running."""
+    ended: list[str] = []
+    monkeypatch.setattr(launch, "_stop_hosts", lambda opened: ended.extend(launch._hosts(opened)))
+    monkeypatch.setattr(launch, "_run", lambda name, words: ended.append(name))
+    document = yaml.safe_load(file.read_text())
+    document["file_mounts"]["/home/mtil/x"] = "gone"
+    document["head_start_ray_commands"] = ["ray start --head"]
+    file.write_text(yaml.dump(document))
+    assert main(["down", str(file), "--yes"]) == 0
+    assert ended == ["10.0.0.1", "10.0.0.2", "down"]
+
+
+def test_down_of_a_file_without_a_head_is_one_sentence(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load(file.read_text())
+    del document["provider"]["head_ip"]
+    file.write_text(yaml.dump(document))
+    assert main(["down", str(file), "--yes"]) == 2
+    assert capsys.readouterr().err == (
+        "cluster: `provider.head_ip` must name the head, but is missing.\n"
+    )

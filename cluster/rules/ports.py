@@ -1,0 +1,149 @@
+"""Nothing listens on a public address, and nothing secret goes over a wire in the clear."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from cluster import files
+from cluster.commands import ray_starts
+from cluster.files import ClusterFile
+
+_NARROWEST_PUBLIC = {4: 16, 6: 32}
+"""Prefixes shorter than these are more than any one organisation's network."""
+_PRIVATE = [
+    ipaddress.ip_network(block)
+    for block in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8",
+        "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128",
+    )
+]  # fmt: skip
+_ENDPOINT = re.compile(
+    r"(?:AWS_ENDPOINT_URL\w*|STORAGE_EMULATOR_HOST|endpoint(?:_url|_override)?)\s*[=:]\s*"
+    r"['\"]?(http://[^\s'\"]+)",
+    re.IGNORECASE,
+)
+_LOCAL_NAMES = (".local", ".internal", ".lan", ".svc", ".localhost")
+
+
+def is_wide(network: str) -> bool:
+    """Say whether addresses in CIDR notation are those of strangers as well."""
+    try:
+        found = ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+    if any(found.version == own.version and found.subnet_of(own) for own in _PRIVATE):  # type: ignore[arg-type]
+        return False
+    return found.prefixlen < _NARROWEST_PUBLIC[found.version]
+
+
+def closed_ports(file: ClusterFile) -> Iterator[str]:
+    """Nothing in a file opens a port to strangers."""
+    for key, value in files.scalars(file.document):
+        if isinstance(value, str) and "/" in value and is_wide(value):
+            yield f"Ports must not be open to everybody, but `{key}` is {value}; name your address."
+        if value in ("LoadBalancer", "NodePort") and key.endswith(("serviceType", "spec.type")):
+            yield f"`{key}` must be ClusterIP, but is {value}; use `kubectl port-forward`."
+        if key.endswith("enableIngress") and value is True:
+            yield f"`{key}` must be false; reach the cluster with `kubectl port-forward`."
+        if key.startswith("resources.ports"):
+            yield f"`resources.ports` must be left out, but opens {value} to everybody."
+        if key.endswith(".hostNetwork") and value is True:
+            yield f"`{key}` must be false, or Ray's ports are open on the node's own addresses."
+        if key.endswith(".hostPort"):
+            yield f"`{key}` must be left out, but opens {value} on the node's own addresses."
+
+
+def private_dashboard(file: ClusterFile) -> Iterator[str]:
+    """The dashboard, which runs whatever it is sent, listens on no public address."""
+    told = set()
+    for group in file.groups:
+        for command in group.start:
+            for start in ray_starts(command):
+                host = start.options.get("--dashboard-host")
+                if host is not None and not _is_private(host) and host not in told:
+                    told.add(host)
+                    yield (
+                        f"The dashboard runs whatever it is sent, so it must listen on 127.0.0.1, "
+                        f"but {group.name} says --dashboard-host={host}; `submit --cluster` "
+                        "reaches it through ssh."
+                    )
+
+
+def _is_private(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in own for own in _PRIVATE if own.version == address.version)
+
+
+def private_hosts(file: ClusterFile) -> Iterator[str]:
+    """On premises, Ray's ports are open on all of a machine's addresses."""
+    if file.kind != "local":
+        return
+    provider = file.document["provider"]
+    for host in [provider.get("head_ip"), *provider.get("worker_ips", [])]:
+        try:
+            public = ipaddress.ip_address(str(host)).is_global
+        except ValueError:
+            continue
+        if public:
+            yield (
+                f"Hosts must be named by addresses of a private network, since Ray's ports are "
+                f"open on them, but {host} is public; where a firewall keeps strangers out, give "
+                "the host's name instead (docs/security.md)."
+            )
+
+
+def encrypted_storage(file: ClusterFile) -> Iterator[str]:
+    """What goes to an object store over the internet is encrypted."""
+    for url in _plain_endpoints(file):
+        if not _is_near(url):
+            yield f"Object storage must be reached by https://, but {url} is not encrypted."
+
+
+def plain_storage(file: ClusterFile) -> Iterator[str]:
+    """Name endpoints within a network that are not encrypted, which may be meant."""
+    for url in _plain_endpoints(file):
+        if _is_near(url):
+            yield warning(url)
+
+
+def warning(url: str) -> str:
+    """Say that an endpoint within a network is not encrypted."""
+    return (
+        f"{url} sends images and maps in the clear to everybody on that network; https:// and "
+        "`object-store --tls` do not"
+    )
+
+
+def is_plain(url: str) -> bool:
+    """Say whether an endpoint is neither encrypted nor on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "http" and host != "localhost" and not _is_loopback(host)
+
+
+def _plain_endpoints(file: ClusterFile) -> list[str]:
+    values = [f"{key}={value}" for key, value in files.scalars(file.document)]
+    values += [f"{name}={value}" for group in file.groups for name, value in group.variables]
+    found = [url for value in values for url in _ENDPOINT.findall(value)]
+    return [url for url in dict.fromkeys(found) if is_plain(url)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_near(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return _is_private(host) or "." not in host or host.endswith(_LOCAL_NAMES)
+
+
+RULES = (closed_ports, private_dashboard, private_hosts, encrypted_storage)
