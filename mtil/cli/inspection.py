@@ -40,6 +40,10 @@ def _describe(found: Inspection, output: Output) -> None:
         f"Near-copies: {found.duplicate_images} images in {found.duplicate_groups} groups; "
         f"{len(found.cross_class)} pairs hold two classes."
     )
+    if found.mixed_patients:
+        output.line(
+            f"Patients with images of two classes, which share a fold: {found.mixed_patients}."
+        )
     for decision, count in found.pairs.items():
         output.line(f"  {count} pairs {decision}")
     for one, other in found.cross_class[:_MOST_LISTED]:

@@ -35,12 +35,14 @@ _FLAGS = (
     "num_holes",
     "implausible",
 )
-_SMALL = ("sample_id", "label", "sha256", "mask_sha256", *_FLAGS)
+_SMALL = ("sample_id", "label", "patient", "sha256", "mask_sha256", *_FLAGS)
 _Found = tuple[int, int, int, float, str]
 """Two indices, the bits that differ, the correlation and the kind."""
 
-_PUBLISHED = "left to the published groups"
 _GIVEN = "left to the given folds"
+
+Splits = Mapping[str, tuple[int, int]]
+"""Fold and inner part by sample id, as a splits file gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +76,33 @@ class Audit:
         return dict(zip(ids, shares, strict=True))
 
 
-def audit(records: Sequence[Record], facts: Iterable[pa.Table]) -> Audit:
+def audit(
+    records: Sequence[Record], facts: Iterable[pa.Table], splits: Splits | None = None
+) -> Audit:
     """Find the images that show the same, and group the collection by what is known of it.
 
-    A published group file decides about the images that it lists, since people have looked at
-    them, and so do folds that a collection gives: a pair of two such images is reported and left
-    as it is. Of images with equal pixels and one class the first is kept.
+    Pairs, patients and published groups add up. Only folds that are given decide otherwise, by the
+    collection or by a splits file: a pair of two such images is reported and left as it is, unless
+    the splits file has them in one place. Of images with equal pixels and one class the first is
+    kept.
 
     Args:
         records: the images whose pixels are usable.
         facts: what was staged of them, chunk by chunk, in the same order.
+        splits: where a splits file has them, if there is one.
     """
-    table, pairs, copies = look(records, facts)
+    table, pairs, copies = look(records, facts, splits=splits)
     grouping = group_rules.group(records, joined(pairs))
-    listed = (
-        (record.sample_id, () if record.published is None else (("group", record.published),))
-        for record in records
-    )
+    listed = ((record.sample_id, group_rules.published(record)) for record in records)
     twins = find_twins(listed, pairs)
     return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
 
 
 def look(
-    records: Sequence[Record], facts: Iterable[pa.Table], num_known: int = 0
+    records: Sequence[Record],
+    facts: Iterable[pa.Table],
+    num_known: int = 0,
+    splits: Splits | None = None,
 ) -> tuple[pa.Table, list[Pair], dict[str, str]]:
     """Compare images with one another.
 
@@ -105,17 +111,18 @@ def look(
         facts: what was staged of them, chunk by chunk, in the same order; of equal images the
             first is kept.
         num_known: the first so many are not compared with one another again.
+        splits: where a splits file has the images, if there is one.
 
     Returns:
         What is small of the facts, in their order; the pairs; and for an image with the pixels
         and the class of one before it, that one.
     """
     table, found = _find(facts, num_known)
-    copies = _copies(records, pixels(table.column("sha256")))
+    copies = _copies(records, pixels(table.column("sha256")), splits or {})
     pairs = []
     for i, j, distance, correlation, kind in found:
         one, other = records[i], records[j]
-        decision = _decision(one, other, copies)
+        decision = _decision(one, other, copies, splits or {})
         pairs.append(Pair(one.sample_id, other.sample_id, distance, correlation, kind, decision))
     return table, pairs, copies
 
@@ -134,7 +141,7 @@ def find_twins(
         listed: sample ids and what else says that they show the same.
         pairs: pairs of images.
     """
-    same = [(pair.one, pair.other) for pair in pairs if pair.decision != _PUBLISHED]
+    same = [(pair.one, pair.other) for pair in pairs]
     return {
         sample_id: members[0] for members in group_rules.join(listed, same) for sample_id in members
     }
@@ -174,6 +181,7 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
     columns = {
         "sample_id": made.facts.column("sample_id"),
         "label": made.facts.column("label"),
+        "patient": made.facts.column("patient"),
         "fold": pa.array([None if at is None else at.fold for at in where], pa.int8()),
         "part": pa.array([None if at is None else at.part for at in where], pa.int8()),
         "dropped": pa.array([why.get(name) for name in ids], pa.string()),
@@ -222,12 +230,15 @@ def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Fo
     return pa.concat_tables(small), found
 
 
-def _copies(records: Sequence[Record], digests: npt.NDArray[np.uint8]) -> dict[str, str]:
+def _copies(
+    records: Sequence[Record], digests: npt.NDArray[np.uint8], splits: Splits
+) -> dict[str, str]:
     """Return, for an image with the pixels and the class of one before it, that one.
 
     Args:
         records: the images.
         digests: (n, 32) sha256 of their pixels.
+        splits: where a splits file has the images.
     """
     first: dict[tuple[bytes, int], Record] = {}
     copies: dict[str, str] = {}
@@ -237,24 +248,22 @@ def _copies(records: Sequence[Record], digests: npt.NDArray[np.uint8]) -> dict[s
     for at in np.flatnonzero(counts[kinds] > 1).tolist():  # few, so that others need no memory
         record = records[at]
         kept = first.setdefault((digests[at].tobytes(), record.label), record)
-        if kept is not record and _decided(record, kept) is None:
+        if kept is not record and not _given(record, kept, splits):
             copies[record.sample_id] = kept.sample_id
     return copies
 
 
-def _decided(one: Record, other: Record) -> str | None:
-    """Return what has been decided about two images elsewhere."""
-    if one.published is not None and other.published is not None and one.source == other.source:
-        return _PUBLISHED
-    if one.fold is not None and other.fold is not None:
-        return _GIVEN
-    return None
+def _given(one: Record, other: Record, splits: Splits) -> bool:
+    """Say whether two images have folds already."""
+    by_collection = one.fold is not None and other.fold is not None
+    return by_collection or (one.sample_id in splits and other.sample_id in splits)
 
 
-def _decision(one: Record, other: Record, copies: dict[str, str]) -> str:
-    decided = _decided(one, other)
-    if decided is not None:
-        return decided
+def _decision(one: Record, other: Record, copies: dict[str, str], splits: Splits) -> str:
+    if _given(one, other, splits):
+        places = splits.get(one.sample_id), splits.get(other.sample_id)
+        together = places[0] is not None and places[0] == places[1] and one.label == other.label
+        return "joined" if together else _GIVEN
     if one.label != other.label:
         return "group dropped: two classes"
     if copies.get(other.sample_id) == one.sample_id or copies.get(one.sample_id) == other.sample_id:

@@ -1,30 +1,27 @@
-"""Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed.
+"""Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed."""
 
-A group holds one class (`mtil.data.groups`), so each class is dealt by itself, and within it, if
-asked for, each tercile of lesion size: largest group first, to where its kind has fewest images
-and, of those, its class. The terciles are those of all tumours together.
-"""
-
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mtil.data.dealing import TUMOURS as TUMOURS
+from mtil.data.dealing import Group, Kind, deal_folds, deal_parts, in_groups, totals
 from mtil.data.layouts.record import Record
+from mtil.data.manifest import Dropped
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 
 NUM_PARTS = 8
 """Inner parts of a fold; a small collection gets fewer."""
-TUMOURS = (LABELS.index("benign"), LABELS.index("malignant"))
 MAX_FOLDS = 100
 HOLDOUT = -1
 """The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
 NOT_IN_PAPER = "the paper protocol is about tumour images"
-_FOLDS, _PARTS, _HOLDOUT = 0, 1, 2
+_HOLDOUT = 2
+"""Its stream of random numbers, beside those of dealing."""
 _BY_SIZE = "class and size"
-_TERCILES = 3
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,6 @@ class Assignment:
     """Fold and inner part by sample id."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    name: str
-    label: int
-    size: int
-    tercile: int
-    """Of all tumours' lesion sizes; 0 for normals, and if sizes do not matter."""
-
-
 def assign(
     records: Sequence[Record],
     group: Mapping[str, str],
@@ -57,6 +45,7 @@ def assign(
     seed: int,
     holdout: Collection[str] = (),
     rule: str = "grouped stratified",
+    dropped: Sequence[Dropped] = (),
 ) -> Assignment:
     """Give every image a fold and an inner part, whole groups together.
 
@@ -72,6 +61,7 @@ def assign(
         seed: the deal's seed.
         holdout: groups that are kept for a final test.
         rule: what to call the rule where folds are made.
+        dropped: images that were not kept, for the error if too few are.
 
     Raises:
         DataError: if a class has too few groups, or a group lies in two given folds.
@@ -79,18 +69,18 @@ def assign(
     kept_apart = frozenset(holdout)
     held = [record for record in records if group[record.sample_id] in kept_apart]
     records = [record for record in records if group[record.sample_id] not in kept_apart]
-    groups = _groups(records, group, area)
+    groups = in_groups(records, group, area)
     given = any(record.fold is not None for record in records)
     if given:
         rule = "given"
         fold = _given(records, group)
         num_folds = max(fold.values()) + 1
     else:
-        _check_enough(groups, num_folds)
-        fold = _deal_folds(groups, num_folds, seed)
+        _check_enough(groups, num_folds, dropped)
+        fold = deal_folds(groups, num_folds, seed)
     _check_folds(groups, fold, num_folds)
     for num_parts in range(NUM_PARTS, 1, -1):
-        part = _deal_parts(groups, fold, num_folds, num_parts, seed)
+        part = deal_parts(groups, fold, num_folds, num_parts, seed)
         if _serves(groups, fold, part, num_folds, num_parts):
             break
     else:
@@ -118,7 +108,7 @@ def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment
         DataError: if a fold lacks a tumour class, or leaves none to train or to validate on.
     """
     records = [record for record in records if given.place[record.sample_id][0] != HOLDOUT]
-    groups = _groups(records, group, None)
+    groups = in_groups(records, group, None)
     fold = {group[record.sample_id]: given.place[record.sample_id][0] for record in records}
     part = {group[record.sample_id]: given.place[record.sample_id][1] for record in records}
     _check_folds(groups, fold, given.num_folds)
@@ -186,9 +176,9 @@ def extend(
                 f"{where} and it is given fold {record.fold}; correct the table's folds."
             )
     records = [r for r in (*before, *added) if fold.get(group[r.sample_id]) != HOLDOUT]
-    groups = _groups(records, group, area)
-    fold |= _deal_folds(groups, num_folds, seed, fold)
-    part |= _deal_parts(groups, fold, num_folds, num_parts, seed, part)
+    groups = in_groups(records, group, area)
+    fold |= deal_folds(groups, num_folds, seed, fold)
+    part |= deal_parts(groups, fold, num_folds, num_parts, seed, part)
     return {
         record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
         for record in added
@@ -206,39 +196,34 @@ def hold_out(
     """Return the groups of a final test set: about this share of each kind of image.
 
     Raises:
-        DataError: if the share is not between 0 and 1.
+        DataError: if the share is not between 0 and 1, or holds no group.
     """
     if not 0 < share < 1:
         raise DataError(f"A holdout must be a share between 0 and 1, or a file, but got {share}.")
     rng = np.random.default_rng((seed, _HOLDOUT))
-    groups = _groups(records, group, area)
-    total = Counter[tuple[int, int]]()
-    for item in groups:
-        total[item.label, item.tercile] += item.size
+    groups = in_groups(records, group, area)
+    total = totals(groups)
     taken = Counter[tuple[int, int]]()
     chosen = set()
+
+    def excess(kind: Kind) -> float:
+        """Say by how much its half is over the share."""
+        key = kind.label, kind.tercile
+        over = taken[key] + kind.size / 2 - share * total[key]
+        return over * kind.size / total[key] ** 2
+
     for index in rng.permutation(len(groups)):
         item = groups[index]
-        kind = (item.label, item.tercile)
-        if taken[kind] + item.size / 2 <= share * total[kind]:
-            taken[kind] += item.size
+        if sum(excess(kind) for kind in item.kinds) <= 0:
+            for kind in item.kinds:
+                taken[kind.label, kind.tercile] += kind.size
             chosen.add(item.name)
+    if not chosen:
+        raise DataError(
+            f"A holdout must hold images, but a share of {share:g} of {len(records)} images in "
+            f"{len(groups)} groups holds none; give a larger share."
+        )
     return chosen
-
-
-def _groups(
-    records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float] | None
-) -> list[_Group]:
-    sizes = Counter(group[record.sample_id] for record in records)
-    labels = {group[record.sample_id]: record.label for record in records}
-    areas: dict[str, float] = defaultdict(float)
-    for record in records:
-        name = group[record.sample_id]
-        areas[name] += area[record.sample_id] / sizes[name] if area else 0.0
-    tumours = [name for name in sizes if labels[name] in TUMOURS] if area else []
-    tumours.sort(key=lambda name: (areas[name], name))
-    tercile = {name: rank * _TERCILES // len(tumours) for rank, name in enumerate(tumours)}
-    return [_Group(name, labels[name], sizes[name], tercile.get(name, 0)) for name in sorted(sizes)]
 
 
 def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
@@ -260,18 +245,20 @@ def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int
     return fold
 
 
-def _check_enough(groups: Sequence[_Group], num_folds: int) -> None:
+def _check_enough(groups: Sequence[Group], num_folds: int, dropped: Sequence[Dropped]) -> None:
     for label in TUMOURS:
-        count = sum(group.label == label for group in groups)
+        count = sum(kind.label == label for group in groups for kind in group.kinds)
         if count < num_folds:
+            first = f"; {len(dropped)} images were dropped, such as " if dropped else ""
+            named = f"{dropped[0].sample_id!r}: {dropped[0].why}" if dropped else ""
             raise DataError(
                 f"Every fold must hold {LABELS[label]} images, but there are {count} groups of "
-                f"them for {num_folds} folds; add images or use fewer folds."
+                f"them for {num_folds} folds; add images or use fewer folds{first}{named}."
             )
 
 
-def _check_folds(groups: Sequence[_Group], fold: Mapping[str, int], num_folds: int) -> None:
-    held = {(fold[group.name], group.label) for group in groups}
+def _check_folds(groups: Sequence[Group], fold: Mapping[str, int], num_folds: int) -> None:
+    held = {(fold[group.name], kind.label) for group in groups for kind in group.kinds}
     for number in range(num_folds):
         for label in TUMOURS:
             if (number, label) not in held:
@@ -281,94 +268,17 @@ def _check_folds(groups: Sequence[_Group], fold: Mapping[str, int], num_folds: i
                 )
 
 
-def _deal_folds(
-    groups: Sequence[_Group], num_folds: int, seed: int, placed: Mapping[str, int] | None = None
-) -> dict[str, int]:
-    by_kind: Counter[tuple[int, int, int]] = Counter()
-    by_class: Counter[tuple[int, int]] = Counter()
-    total: Counter[int] = Counter()
-
-    def load(group: _Group, where: int) -> tuple[int, ...]:
-        return (
-            by_kind[where, group.label, group.tercile],
-            by_class[where, group.label],
-            total[where],
-        )
-
-    def put(group: _Group, where: int) -> None:
-        by_kind[where, group.label, group.tercile] += group.size
-        by_class[where, group.label] += group.size
-        total[where] += group.size
-
-    return _deal(groups, num_folds, np.random.default_rng((seed, _FOLDS)), load, put, placed or {})
-
-
-def _deal_parts(
-    groups: Sequence[_Group],
-    fold: Mapping[str, int],
-    num_folds: int,
-    num_parts: int,
-    seed: int,
-    placed: Mapping[str, int] | None = None,
-) -> dict[str, int]:
-    """Deal each fold's groups to its parts; ties go to the part that is behind over all folds."""
-    here: Counter[tuple[int, int, int]] = Counter()
-    overall: Counter[tuple[int, int]] = Counter()
-    total: Counter[tuple[int, int]] = Counter()
-    part: dict[str, int] = {}
-    inside: dict[int, list[_Group]] = defaultdict(list)
-    for group in groups:
-        inside[fold[group.name]].append(group)
-    for number in range(num_folds):
-
-        def load(group: _Group, where: int, number: int = number) -> tuple[int, ...]:
-            return (
-                here[number, where, group.label],
-                overall[where, group.label],
-                total[number, where],
-            )
-
-        def put(group: _Group, where: int, number: int = number) -> None:
-            here[number, where, group.label] += group.size
-            overall[where, group.label] += group.size
-            total[number, where] += group.size
-
-        rng = np.random.default_rng((seed, _PARTS, number))
-        part |= _deal(inside[number], num_parts, rng, load, put, placed or {})
-    return part
-
-
-def _deal(
-    groups: Sequence[_Group],
-    num_places: int,
-    rng: np.random.Generator,
-    load: Callable[[_Group, int], tuple[int, ...]],
-    put: Callable[[_Group, int], None],
-    placed: Mapping[str, int],
-) -> dict[str, int]:
-    """Deal groups to where the load is least, on top of those that are placed already."""
-    for group in groups:
-        if group.name in placed:
-            put(group, placed[group.name])
-    waiting = [group for group in groups if group.name not in placed]
-    shuffled = [waiting[index] for index in rng.permutation(len(waiting))]
-    place: dict[str, int] = {}
-    for group in sorted(shuffled, key=lambda group: (group.label, -group.size, group.tercile)):
-        where = min(range(num_places), key=lambda where: load(group, where))
-        put(group, where)
-        place[group.name] = where
-    return place
-
-
 def _serves(
-    groups: Sequence[_Group],
+    groups: Sequence[Group],
     fold: Mapping[str, int],
     part: Mapping[str, int],
     num_folds: int,
     num_parts: int,
 ) -> bool:
     """Say whether every fold has both tumour classes to validate on and to train on."""
-    cells = {(fold[group.name], part[group.name], group.label) for group in groups}
+    cells = {
+        (fold[group.name], part[group.name], kind.label) for group in groups for kind in group.kinds
+    }
     for number in range(num_folds):
         for label in TUMOURS:
             parts = {at for where, at, kind in cells if where != number and kind == label}

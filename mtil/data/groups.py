@@ -77,31 +77,42 @@ def read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str,
 def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
     """Join images that share a patient or a published group or are a pair, directly or not.
 
-    Groups that hold two classes are dropped with all of their images: one lesion cannot be both,
-    and nobody can say which label is wrong.
+    Images that show the same, by pairs or by a published file, are dropped if they have two
+    classes: one lesion cannot be both, and nobody can say which label is wrong. A patient's images
+    may be of several classes, and share a group all the same.
 
     Args:
         records: the collection's images.
         pairs: sample ids of images that show the same.
     """
     members = join(((record.sample_id, keys(record)) for record in records), pairs)
+    family = {name: names[0] for names in members for name in names}
+    same = ((record.sample_id, published(record)) for record in records)
     labels = {record.sample_id: record.label for record in records}
-    kept: dict[str, str] = {}
-    family: dict[str, str] = {}
-    dropped: list[Dropped] = []
-    for sample_ids in members:
-        family.update(dict.fromkeys(sample_ids, sample_ids[0]))
-        classes = sorted({labels[sample_id] for sample_id in sample_ids})
-        if len(classes) == 1:
-            kept.update(dict.fromkeys(sample_ids, sample_ids[0]))
-            continue
-        why = two_classes(sample_ids, classes)
-        dropped += [Dropped(sample_id=sample_id, why=why) for sample_id in sample_ids]
-    return Grouping(kept, tuple(sorted(dropped, key=lambda item: item.sample_id)), family)
+    why = contradictions(join(same, pairs), labels)
+    return Grouping(
+        {name: group for name, group in family.items() if name not in why},
+        tuple(Dropped(sample_id=name, why=why[name]) for name in sorted(why)),
+        family,
+    )
 
 
-def two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
-    """Say why the images of a group are dropped."""
+def contradictions(same: Iterable[Sequence[str]], labels: Mapping[str, int]) -> dict[str, str]:
+    """Return why images are dropped that show the same as one of another class, by sample id.
+
+    Args:
+        same: the sample ids of images that show the same, together.
+        labels: class by sample id.
+    """
+    why: dict[str, str] = {}
+    for names in same:
+        classes = sorted({labels[name] for name in names})
+        if len(classes) > 1:
+            why |= dict.fromkeys(names, _two_classes(names, classes))
+    return why
+
+
+def _two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
     return (
         f"its group of {len(sample_ids)} images holds two classes, "
         f"{' and '.join(LABELS[label] for label in classes)}: {', '.join(sample_ids[:8])}"
@@ -110,12 +121,13 @@ def two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
 
 def keys(record: Record) -> list[tuple[str, str]]:
     """Return what an image shares with those that it belongs with."""
-    found = []
-    if record.patient is not None:
-        found.append(("patient", record.patient))
-    if record.published is not None:
-        found.append(("group", record.published))
-    return found
+    of_patient = [] if record.patient is None else [("patient", record.patient)]
+    return of_patient + published(record)
+
+
+def published(record: Record) -> list[tuple[str, str]]:
+    """Return what an image shares with those that a published file says show the same."""
+    return [] if record.published is None else [("group", record.published)]
 
 
 def join(

@@ -2,7 +2,8 @@
 
 What was decided about the images from before stays. New images join the group of an old one that
 shows the same, is of the same patient or of the same published group, wherever it lies; where that
-cannot be, the new ones are dropped.
+cannot be, the new ones are dropped, as are those that show the same as one of another class or as
+one that was dropped.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,12 +96,15 @@ def _audit(
     keys = {record.sample_id: group_rules.keys(record) for record in everything}
     for record in again:
         keys[record.sample_id] += group_rules.keys(record)
-    grouping = _join(known, records, keys, audits.joined(pairs), copies)
     published = {name: [key for key in of if key[0] == "group"] for name, of in keys.items()}
     for name, twin in known.twins.items():
         published[name].append(("twins", twin))
+    joined = audits.joined(pairs)
+    label = {record.sample_id: record.label for record in everything}
+    why = _not_kept(known, group_rules.join(published.items(), joined), label)
+    why |= {name: f"its pixels are those of {of}" for name, of in copies.items() if name not in why}
     return Audit(
-        grouping=grouping,
+        grouping=_join(known, keys, joined, why),
         pairs=(*known.pairs, *pairs),
         twins=audits.find_twins(published.items(), pairs),
         facts=table.sort_by("sample_id"),
@@ -114,19 +118,36 @@ def _of_new(pair: Pair, known: Known) -> Pair:
     return replace(pair, decision="new images dropped: two classes")
 
 
+def _not_kept(
+    known: Known, same: Iterable[Sequence[str]], label: Mapping[str, int]
+) -> dict[str, str]:
+    """Say why new images are dropped for what they show, by sample id."""
+    why: dict[str, str] = {}
+    for names in same:
+        before = [name for name in names if name in known.records]
+        if before and not any(name in known.places for name in before):
+            lost = f"its group holds {before[0]}, which was dropped before"
+            why |= dict.fromkeys(names, lost)
+        else:
+            why |= group_rules.contradictions([names], label)
+    return why
+
+
 def _join(
     known: Known,
-    records: Sequence[Record],
     keys: Mapping[str, list[tuple[str, str]]],
     pairs: Sequence[tuple[str, str]],
-    copies: Mapping[str, str],
+    why: Mapping[str, str],
 ) -> Grouping:
     """Join new images with one another and with the groups from before, which stay as they are."""
     items = {name: list(of) for name, of in keys.items()}
     for name, family in known.family.items():
         items[name].append(("family", family))
-    label = {name: record.label for name, record in known.records.items()}
-    label |= {record.sample_id: record.label for record in records}
+    dropped_before = [name for name in known.family if name not in known.places]
+    bridges = {known.twins[name] for name in dropped_before}
+    for name, twin in known.twins.items():
+        if twin in bridges:  # what an image shows that is not there binds its patient all the same
+            items[name].append(("twins", twin))
     group = {name: place.group for name, place in known.places.items()}
     family_of = dict(known.family)
     dropped = list(known.dropped)
@@ -136,11 +157,12 @@ def _join(
         if not added:
             continue
         before = [name for name in members if name in known.records]
-        why = _why_not(known, members, before, label, kept_member)
-        family = known.family[before[0]] if before and why is None else added[0]
+        kept = [name for name in before if known.family[name] in kept_member]
+        parted = _parted(known, kept, kept_member)
+        family = known.family[(kept or before)[0]] if before and parted is None else added[0]
         for name in added:
             family_of[name] = family
-            reason = why or (f"its pixels are those of {copies[name]}" if name in copies else None)
+            reason = why.get(name) or parted
             if reason is None:
                 group[name] = family
             else:
@@ -148,20 +170,8 @@ def _join(
     return Grouping(group, tuple(sorted(dropped, key=lambda item: item.sample_id)), family_of)
 
 
-def _why_not(
-    known: Known,
-    members: Sequence[str],
-    before: Sequence[str],
-    label: Mapping[str, int],
-    kept_member: Mapping[str, str],
-) -> str | None:
+def _parted(known: Known, before: Sequence[str], kept_member: Mapping[str, str]) -> str | None:
     """Say why new images cannot join those from before that they belong with."""
-    for name in before:
-        if known.family[name] not in kept_member:
-            return f"its group holds {name}, which was dropped before"
-    classes = sorted({label[name] for name in members})
-    if len(classes) > 1:
-        return group_rules.two_classes(members, classes)
     at: dict[tuple[int, int], str] = {}
     for name in before:
         place = known.places[kept_member[known.family[name]]]

@@ -50,6 +50,8 @@ class Inspection:
     duplicate_groups: int
     """Groups of near-copies with more than one image."""
     duplicate_images: int
+    mixed_patients: int
+    """Patients with images of two classes, which share a fold all the same."""
     marks: Mapping[str, Mapping[str, float]]
     """Share of the images with burnt-in text and with calipers, by class."""
     masks: Mapping[str, int]
@@ -88,6 +90,7 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
         ),
         duplicate_groups=int((sizes > 1).sum()),
         duplicate_images=int(sizes[sizes > 1].sum()),
+        mixed_patients=_mixed_patients(images),
         marks={
             mark: {
                 name: float(flags[labels == label].mean())
@@ -161,10 +164,19 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "parted_pairs": [list(pair) for pair in found.parted],
         "duplicate_groups": found.duplicate_groups,
         "duplicate_images": found.duplicate_images,
+        "patients_of_two_classes": found.mixed_patients,
         "marks": {name: dict(shares) for name, shares in found.marks.items()},
         "masks": dict(found.masks),
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
     }
+
+
+def _mixed_patients(images: pa.Table) -> int:
+    if "patient" not in images.column_names:  # an audit of an earlier version of this program
+        return 0
+    known = images.select(["patient", "label"]).drop_null()
+    classes = known.group_by("patient").aggregate([("label", "count_distinct")])
+    return int(pa.compute.sum(pa.compute.greater(classes["label_count_distinct"], 1)).as_py() or 0)
 
 
 def _ids(pairs: pa.Table) -> tuple[tuple[str, str], ...]:

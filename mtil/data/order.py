@@ -51,7 +51,7 @@ def epoch_windows(
 
     Args:
         counts: selected rows of each shard.
-        seed: the run's seed.
+        seed: the run's seed, or a later round's.
         epoch: number of the epoch, from 0.
         rank: the worker, from 0 to `num_workers - 1`.
         num_workers: how many workers share the epoch.

@@ -179,9 +179,12 @@ class _Preparation:
             raise DataError(f"No image can be used; the first says: {refused[0].why}")
         invalid = {item.sample_id for item in refused}
         usable = [record for record in self.records if record.sample_id not in invalid]
-        audit = audits.audit(usable, self.chunks.facts(store, folder))
+        given = None if self.settings.splits is None else splits.read_file(self.settings.splits)
+        audit = audits.audit(
+            usable, self.chunks.facts(store, folder), None if given is None else given.place
+        )
         kept, dropped = self._kept(usable, audit)
-        assignment = self._assignment(kept, audit)
+        assignment = self._assignment(kept, dropped, audit, given)
         places = {
             sample_id: Place(audit.grouping.family[sample_id], fold, part)
             for sample_id, (fold, part) in assignment.place.items()
@@ -216,14 +219,20 @@ class _Preparation:
         left = [record for record in usable if record.label not in fold_rules.TUMOURS]
         return kept, [Dropped(sample_id=record.sample_id, why=why) for record in left]
 
-    def _assignment(self, kept: Sequence[Record], audit: Audit) -> Assignment:
+    def _assignment(
+        self,
+        kept: Sequence[Record],
+        dropped: Sequence[Dropped],
+        audit: Audit,
+        given: Assignment | None,
+    ) -> Assignment:
         settings = self.settings
         grouped = settings.protocol == "grouped"
         group = audit.grouping.family if grouped else {r.sample_id: r.sample_id for r in kept}
-        if settings.splits is not None:
-            given = splits.read_file(settings.splits, kept, group, whole_groups=grouped)
-            fold_rules.check(kept, group, given)
-            return given
+        if given is not None:
+            taken = splits.of_kept(given, kept, group, whole_groups=grouped)
+            fold_rules.check(kept, group, taken)
+            return taken
         by_size = settings.stratify == "class-and-size"
         area = audit.area() if by_size else None
         holdout: set[str] = set()
@@ -242,6 +251,7 @@ class _Preparation:
             seed=settings.seed,
             holdout=holdout,
             rule=fold_rules.rule_name(grouped=grouped, by_size=by_size),
+            dropped=dropped,
         )
 
     def _manifest(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mtil.data.folds import HOLDOUT, MAX_FOLDS, NUM_PARTS, Assignment
@@ -11,6 +12,7 @@ from mtil.errors import DataError, NotFoundError
 from mtil.storage import open_store, split_uri
 
 FILE_NAME = "splits.json"
+RULE = "splits file"
 
 
 def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
@@ -29,19 +31,11 @@ def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
     return (opening + ',\n "images": {\n' + ",\n".join(lines) + "\n }\n}\n").encode()
 
 
-def read_file(
-    uri: str, records: Sequence[Record], group: Mapping[str, str], *, whole_groups: bool
-) -> Assignment:
-    """Read a splits file for the images that are kept; what it says of others is ignored.
-
-    Args:
-        uri: the file.
-        records: the images that are kept.
-        group: group by sample id.
-        whole_groups: whether a group must lie in one fold.
+def read_file(uri: str) -> Assignment:
+    """Read a splits file; its rule is that it says so.
 
     Raises:
-        DataError: if it is no such file, lacks an image or parts a group.
+        DataError: if it is no such file, or places an image where none can be.
     """
     parent, name = split_uri(uri)
     try:
@@ -59,25 +53,45 @@ def read_file(
     num_folds = _number(values.get("num_folds"), 2, MAX_FOLDS, f"`num_folds` of {uri}")
     num_parts = _number(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
     place: dict[str, tuple[int, int]] = {}
+    for name, entry in images.items():
+        where, found = f"{name!r} in {uri}", entry if isinstance(entry, dict) else {}
+        fold = _number(found.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
+        part = _number(found.get("part"), 0, num_parts - 1, f"The part of {where}")
+        place[name] = (fold, part)
+    return Assignment(RULE, num_folds, num_parts, place)
+
+
+def of_kept(
+    given: Assignment, records: Sequence[Record], group: Mapping[str, str], *, whole_groups: bool
+) -> Assignment:
+    """Return what a splits file says of the images that are kept; others are ignored.
+
+    Args:
+        given: what it says.
+        records: the images that are kept.
+        group: group by sample id.
+        whole_groups: whether a group must lie in one fold.
+
+    Raises:
+        DataError: if it lacks an image or parts a group.
+    """
+    place: dict[str, tuple[int, int]] = {}
     seen: dict[str, str] = {}
     for record in records:
-        entry = images.get(record.sample_id)
-        if not isinstance(entry, dict):
+        here = given.place.get(record.sample_id)
+        if here is None:
             raise DataError(
-                f"{uri} must place every image, but lacks {record.sample_id!r}; add it."
+                f"A splits file must place every image, but it lacks {record.sample_id!r}; add it."
             )
-        where = f"{record.sample_id!r} in {uri}"
-        fold = _number(entry.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
-        part = _number(entry.get("part"), 0, num_parts - 1, f"The part of {where}")
-        place[record.sample_id] = (fold, part)
+        place[record.sample_id] = here
         other = seen.setdefault(group[record.sample_id], record.sample_id)
-        for what, one, two in zip(("fold", "part"), place[other], (fold, part), strict=True):
+        for what, one, two in zip(("fold", "part"), place[other], here, strict=True):
             if whole_groups and one != two:
                 raise DataError(
-                    f"A group must lie in one {what}, but {uri} has {other!r} in {what} {one} and "
-                    f"{record.sample_id!r} in {what} {two}; give them the same."
+                    f"A group must lie in one {what}, but the splits file has {other!r} in {what} "
+                    f"{one} and {record.sample_id!r} in {what} {two}; give them the same."
                 )
-    return Assignment("splits file", num_folds, num_parts, place)
+    return replace(given, place=place)
 
 
 def read_holdout(uri: str, records: Sequence[Record], group: Mapping[str, str]) -> set[str]:

@@ -264,9 +264,11 @@ def test_images_that_would_bridge_folds_are_dropped(base: Path, to: Path, add: A
     assert {name: after[name] for name in before} == before
     again = add(Line("z4", "benign (26)", patient="of both"))  # nobody can say where it belongs
     assert again.num_added == 0
-    assert [item.why for item in again.dropped] == [
-        "its group holds z1.png, which was dropped before"
-    ]
+    (item,) = again.dropped
+    assert "its group would join" in item.why
+    assert "b03.png in fold" in item.why
+    near = add(Line("z5", "benign (3)", patient="other"))
+    assert (near.num_added, near.dropped) == (1, ())  # it shows b03.png, and nobody else
 
 
 def test_images_of_another_class_than_their_group_are_dropped(
@@ -280,6 +282,24 @@ def test_images_of_another_class_than_their_group_are_dropped(
     assert "two classes, benign and malignant: b03.png, z1.png" in made.dropped[0].why
     assert _rows(to)["b03.png"] == _rows(base)["b03.png"]
     assert inspect(LocalStore(str(to))).pairs == {"new images dropped: two classes": 1}
+
+
+def test_a_patients_images_of_another_class_join_its_fold(base: Path, to: Path, add: Add) -> None:
+    made = add(Line("z1", "malignant (15)", patient="pb3"), Line("z2", "normal (9)", patient="pb3"))
+    assert (made.num_added, made.dropped) == (2, ())
+    rows = _rows(to)
+    assert _place(rows, "z1") == _place(rows, "z2") == _place(rows, "b03")
+    assert rows["z1.png"]["label"] == 1
+    assert inspect(LocalStore(str(to))).mixed_patients == 1
+
+
+def test_a_patient_whose_image_was_dropped_for_its_class_may_have_others(
+    base: Path, to: Path, add: Add
+) -> None:
+    spoilt = Line("z1", "benign (25)", label="malignant", patient="z")
+    assert add(spoilt, Line("z2", "benign (25)", patient="z", edit=_brighter)).num_added == 0
+    made = add(Line("z3", "benign (26)", patient="z"))
+    assert (made.num_added, made.dropped) == (1, ())
 
 
 def test_exact_copies_are_dropped_and_the_rest_of_their_group_is_kept(to: Path, add: Add) -> None:

@@ -1,5 +1,7 @@
 """Groups and folds: nothing leaks, every class everywhere, the same for the same seed."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,6 +12,7 @@ import pytest
 
 from mtil.data import folds, groups
 from mtil.data.layouts import Record
+from mtil.data.manifest import Dropped
 from mtil.errors import DataError
 
 
@@ -61,18 +64,31 @@ def test_without_patients_and_file_every_image_is_its_own_group() -> None:
     assert found.group == {"a": "a", "b": "b"}
 
 
-def test_groups_of_two_classes_are_dropped_whole_and_said() -> None:
-    records = [
-        _record("a", 0, "1"),
-        _record("b", 1, "1"),
-        _record("c", 0, "1"),
-        _record("d", 1, "2"),
-    ]
-    found = groups.group(records)
+def test_images_that_show_the_same_are_dropped_if_they_have_two_classes() -> None:
+    records = [_record(name, int(name in "bd")) for name in "abcd"]
+    published = {"a": "x", "b": "x"}
+    records = [replace(r, published=published.get(r.sample_id, r.sample_id)) for r in records]
+    found = groups.group(records, [("c", "a")])
     assert found.group == {"d": "d"}
     assert [dropped.sample_id for dropped in found.dropped] == ["a", "b", "c"]
     assert found.family == {"a": "a", "b": "a", "c": "a", "d": "d"}
-    assert "benign and malignant: a, b, c" in found.dropped[0].why
+    assert "group of 3 images holds two classes, benign and malignant: a, b, c" in (
+        found.dropped[0].why
+    )
+
+
+def test_a_patient_with_images_of_two_classes_keeps_them_in_one_group() -> None:
+    records = [_record("a", 0, "1"), _record("b", 1, "1"), _record("c", 2, "1"), _record("d", 1)]
+    found = groups.group(records)
+    assert (found.group, found.dropped) == ({"a": "a", "b": "a", "c": "a", "d": "d"}, ())
+
+
+def test_a_near_copy_of_another_class_costs_a_patient_those_images_alone() -> None:
+    records = [_record("a", 0, "1"), _record("b", 1, "1"), _record("c", 0, "1")]
+    found = groups.group(records, [("a", "b")])
+    assert found.group == {"c": "a"}
+    assert [dropped.sample_id for dropped in found.dropped] == ["a", "b"]
+    assert "group of 2 images holds two classes" in found.dropped[0].why
 
 
 def _group_file(folder: Path, text: str) -> str:
@@ -117,6 +133,38 @@ def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
         assert {record.label for record in validation} == {0, 1, 2}
 
 
+def test_patients_of_several_classes_are_spread_by_the_images_of_each() -> None:
+    """As in BUS-UCLM: 38 patients with some 18 images each, most of them with normals."""
+    rng = np.random.default_rng(3)
+    records, group = [], {}
+    for patient in range(38):
+        tumour, others = patient % 3 % 2, int(rng.integers(4, 18))
+        for index in range(int(rng.integers(8, 24))):
+            name = f"{patient:02}-{index:02}"
+            records.append(_record(name, 2 if index < others else tumour))
+            group[name] = f"{patient:02}"
+    made = _assign(records, group, num_folds=5, seed=0)
+    assert len({(group[name], place) for name, place in made.place.items()}) == 38
+    totals = Counter(record.label for record in records)
+    counts = Counter((made.place[record.sample_id][0], record.label) for record in records)
+    of_patient = Counter((record.sample_id[:2], record.label) for record in records)
+    for label in range(3):
+        largest = max(size for (_, kind), size in of_patient.items() if kind == label)
+        for fold in range(5):
+            assert abs(counts[fold, label] - totals[label] / 5) <= largest / 2 + 2
+
+
+def test_groups_of_one_class_are_dealt_as_ever() -> None:
+    """The places of data sets that were prepared before must come out again."""
+    records, group = _collection(7)
+    area = {r.sample_id: (index * 37 % 101) / 101 for index, r in enumerate(records)}
+    made = folds.assign(records, group, area, num_folds=5, seed=3)
+    text = json.dumps(sorted(made.place.items())).encode()
+    assert hashlib.sha256(text).hexdigest()[:16] == "4f0d9ef3e9e462ad"
+    held = folds.hold_out(records, group, area, share=0.2, seed=3)
+    assert hashlib.sha256(" ".join(sorted(held)).encode()).hexdigest()[:16] == "506ba3eb13bca673"
+
+
 def test_the_seed_alone_decides() -> None:
     records, group = _collection(0)
     once = _assign(records, group, num_folds=5, seed=1)
@@ -157,6 +205,9 @@ def test_too_few_groups_are_refused() -> None:
     group = {record.sample_id: record.sample_id for record in records}
     with pytest.raises(DataError, match=r"malignant images, but there are 4 groups .* 5 folds"):
         _assign(records, group, num_folds=5, seed=0)
+    dropped = [Dropped(sample_id="b7", why="its group holds two classes")]
+    with pytest.raises(DataError, match="1 images were dropped, such as 'b7': its group holds two"):
+        _assign(records, group, num_folds=5, seed=0, dropped=dropped)
     alone = records[2:6]
     with pytest.raises(DataError, match="4 groups in 2 folds do not"):
         _assign(alone, group, num_folds=2, seed=0)
@@ -220,6 +271,11 @@ def test_a_holdout_is_a_share_of_every_kind_and_no_fold_has_it() -> None:
     made = folds.assign(records, group, area, num_folds=5, seed=0, holdout=held)
     assert {name for name, place in made.place.items() if place == (folds.HOLDOUT, 0)} == held
     assert {fold for fold, _ in made.place.values()} == {-1, 0, 1, 2, 3, 4}
+
+
+def test_a_share_that_holds_no_group_is_refused() -> None:
+    with pytest.raises(DataError, match=r"share of 0.01 of 20 images in 20 groups holds none"):
+        folds.hold_out(*_sized(20), share=0.01, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 20.0])

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mtil.data import images, manifest, phantom, shards
+from mtil.data.inspection import inspect
 from mtil.data.manifest import Manifest
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
@@ -462,14 +463,17 @@ def test_patients_and_given_folds_of_a_table_are_kept(mine: Path, tmp_path: Path
     assert folds == [(index // 2) % 2 for index in range(NUM_IMAGES)]
 
 
-def test_a_patient_with_two_classes_is_dropped(mine: Path, tmp_path: Path) -> None:
+def test_a_patient_with_two_classes_is_kept_in_one_fold(mine: Path, tmp_path: Path) -> None:
     table = _table(
         tmp_path, mine, patient=lambda index, _: "x" if index in (0, 1, 25) else f"{index}"
     )
     made = _prepare(table, tmp_path / "out", layout="table")
-    assert (made.read, made.num_rows) == (NUM_IMAGES, NUM_IMAGES - 3)
-    assert len(made.dropped) == 3
-    assert all("benign and malignant" in dropped.why for dropped in made.dropped)
+    assert (made.read, made.num_rows, made.dropped) == (NUM_IMAGES, NUM_IMAGES, ())
+    assert made.num_groups == NUM_IMAGES - 2
+    rows = _rows(tmp_path / "out").to_pylist()
+    assert len({(rows[at]["group"], rows[at]["fold"], rows[at]["part"]) for at in (0, 1, 25)}) == 1
+    assert {rows[at]["label"] for at in (0, 1, 25)} == {0, 1}
+    assert inspect(LocalStore(str(tmp_path / "out"))).mixed_patients == 1
 
 
 def test_a_table_with_wrong_files_is_refused(mine: Path, tmp_path: Path) -> None:

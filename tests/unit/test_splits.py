@@ -44,10 +44,10 @@ def test_a_line_an_image_says_where_it_is() -> None:
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_bytes(splits.to_json(MADE, GROUP))
-    found = splits.read_file(str(path), _records(*PLACE), GROUP, whole_groups=True)
+    found = splits.read_file(str(path))
     assert (found.num_folds, found.num_parts, found.place) == (2, 3, PLACE)
     assert found.rule == "splits file"
-    fewer = splits.read_file(str(path), _records("a", "b"), GROUP, whole_groups=True)
+    fewer = splits.of_kept(found, _records("a", "b"), GROUP, whole_groups=True)
     assert fewer.place == {"a": (0, 1), "b": (1, 0)}
 
 
@@ -56,8 +56,8 @@ def test_a_group_may_be_parted_only_where_images_count_alone(tmp_path: Path) -> 
     values["images"]["c"]["fold"] = 0
     path = _written(tmp_path, values)
     with pytest.raises(DataError, match="has 'b' in fold 1 and 'c' in fold 0"):
-        splits.read_file(path, _records(*PLACE), GROUP, whole_groups=True)
-    found = splits.read_file(path, _records(*PLACE), GROUP, whole_groups=False)
+        splits.of_kept(splits.read_file(path), _records(*PLACE), GROUP, whole_groups=True)
+    found = splits.of_kept(splits.read_file(path), _records(*PLACE), GROUP, whole_groups=False)
     assert found.place["c"] == (0, 0)
 
 
@@ -70,7 +70,7 @@ def test_a_group_may_be_parted_only_where_images_count_alone(tmp_path: Path) -> 
         (("images", "a", "fold"), 2, "The fold of 'a' in .* from -1 to 1, but is 2"),
         (("images", "a", "fold"), True, "The fold of 'a' .* but is True"),
         (("images", "a", "part"), "1", "The part of 'a' .* but is '1'"),
-        (("images", "a"), 3, "must place every image, but lacks 'a'"),
+        (("images", "a"), 3, "The fold of 'a' .* but is None"),
         (("images",), [], "must have `images`"),
     ],
 )
@@ -83,16 +83,21 @@ def test_wrong_files_are_refused(
         at = at[name]
     at[path[-1]] = value
     with pytest.raises(DataError, match=message):
-        splits.read_file(_written(tmp_path, values), _records("a"), GROUP, whole_groups=True)
+        splits.read_file(_written(tmp_path, values))
+
+
+def test_every_image_that_is_kept_must_have_a_place() -> None:
+    with pytest.raises(DataError, match="must place every image, but it lacks 'd'"):
+        splits.of_kept(MADE, _records("a", "d"), GROUP | {"d": "d"}, whole_groups=True)
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        splits.read_file(str(tmp_path / "none.json"), _records("a"), GROUP, whole_groups=True)
+        splits.read_file(str(tmp_path / "none.json"))
     with pytest.raises(DataError, match="is not JSON"):
-        splits.read_file(_written(tmp_path, "{"), _records("a"), GROUP, whole_groups=True)
+        splits.read_file(_written(tmp_path, "{"))
     with pytest.raises(DataError, match="must have `images`"):
-        splits.read_file(_written(tmp_path, "[]"), _records("a"), GROUP, whole_groups=True)
+        splits.read_file(_written(tmp_path, "[]"))
 
 
 def test_a_holdout_file_takes_the_groups_of_its_images(tmp_path: Path) -> None:
@@ -109,4 +114,4 @@ def test_a_group_lies_in_one_inner_part(tmp_path: Path) -> None:
     values["images"]["c"]["part"] = 2
     path = _written(tmp_path, values)
     with pytest.raises(DataError, match=r"one part, .* has 'b' in part 0 and 'c' in part 2"):
-        splits.read_file(path, _records(*PLACE), GROUP, whole_groups=True)
+        splits.of_kept(splits.read_file(path), _records(*PLACE), GROUP, whole_groups=True)
