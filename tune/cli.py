@@ -61,7 +61,10 @@ def _run(commands: "_Commands[Parser]") -> None:
         "with a comma between (0.5*dice+0.5*auc)",
     )  # fmt: skip
     space.add_argument(
-        "--sampler", choices=("tpe", "nsga2", "random"), default="tpe", help="who suggests (tpe)"
+        "--sampler",
+        choices=("tpe", "nsga2", "random"),
+        default="tpe",
+        help="who suggests; tpe for two goals too, as nsga2 needs hundreds of trials (tpe)",
     )
     space.add_argument(
         "--search-seed",
@@ -71,7 +74,8 @@ def _run(commands: "_Commands[Parser]") -> None:
     )
     space.add_argument(
         "--storage", metavar="FILE|URL",
-        help="an Optuna storage for the study, such as sqlite:///FILE (RUN/study.journal)",
+        help="an Optuna storage for the study, such as sqlite:///FILE, without a password "
+        "(RUN/study.journal)",
     )  # fmt: skip
     budget = parser.add_argument_group("what each trial is given")
     budget.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
@@ -129,9 +133,13 @@ def _confirm(commands: "_Commands[Parser]") -> None:
         "them on the test rows",
         configurable=True,
     )
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="how many trials (1)")
+    parser.add_argument(
+        "--top", type=int, default=1, metavar="K", help="how many trials, of two goals' front (1)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (3)")
-    parser.add_argument("--fold", "--folds", help="`0`, `0,2` or `all` (those of the search)")
+    parser.add_argument(
+        "--fold", "--folds", help="`0`, `0,2`, `all` or `holdout` (those of the search)"
+    )
     parser.add_argument(
         "--config", metavar="PRESET|FILE", help="lay the trials over another configuration"
     )

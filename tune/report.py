@@ -26,7 +26,7 @@ def page(search: Search, study: Study) -> str:
     best = studies.best(study)
     parts = [_head(search, study, best)]
     scripts: bool | str = True  # the first plot brings the library along
-    for title, figure in _figures(search, study):
+    for title, figure in _figures(search, study, best):
         plot = plotly.io.to_html(figure, full_html=False, include_plotlyjs=scripts)
         parts.append(f"<h2>{html.escape(title)}</h2>\n{plot}")
         scripts = False
@@ -57,7 +57,8 @@ def _head(search: Search, study: Study, best: list[studies.Told]) -> str:
     )
     return (
         f"<h1>Search {html.escape(search.asked.study)}</h1>\n<p>{html.escape(counts)}. Figures are "
-        "those of inner validation rows; the test rows have not been looked at.</p>\n"
+        "those of inner validation rows. No model has been judged by its own fold's test rows, but "
+        "inner validation rows of one searched fold are test rows of another.</p>\n"
         f"<table><tr><th>trial</th>{goals}<th>overrides</th></tr>\n{rows}\n</table>\n"
         + (f"<h2>Failed</h2>\n<ul>{failed}</ul>" if failed else "")
     )
@@ -67,7 +68,7 @@ def _typed(trial: studies.Told) -> str:
     return " ".join(f"--{key} {value}" for key, value in overrides(trial.point).items())
 
 
-def _figures(search: Search, study: Study) -> Iterator[tuple[str, Any]]:
+def _figures(search: Search, study: Study, best: list[studies.Told]) -> Iterator[tuple[str, Any]]:
     names = search.objective.names
     shares = studies.importances(study, names)
     with studies.quiet():
@@ -81,13 +82,12 @@ def _figures(search: Search, study: Study) -> Iterator[tuple[str, Any]]:
                 f"History: {name}",
                 plots.plot_optimization_history(study, target=target, target_name=name),
             )
-            if name not in shares:
-                continue
-            keys = list(shares[name])
-            yield (
-                f"Importances: {name}",
-                plots.plot_param_importances(study, target=studies.worse(index), target_name=name),
-            )
+            keys = list(shares.get(name) or best[0].point)
+            if name in shares:
+                importances = plots.plot_param_importances(
+                    study, target=studies.worse(index), target_name=name
+                )
+                yield f"Importances: {name}", importances
             yield (
                 f"Slices: {name}",
                 plots.plot_slice(study, params=keys, target=target, target_name=name),

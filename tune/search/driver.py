@@ -27,12 +27,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.selection import NORMAL, select, total
-from mtil.distributed import cluster, preflight, trainer
-from mtil.distributed.preflight import Node
-from mtil.errors import DataError, ResourceError, RunError
+from mtil.distributed import cluster, trainer
+from mtil.errors import DataError, RunError
 from tune import study as studies
 from tune.record import Search
 from tune.search import session
+from tune.search.room import copies, room, threads
 from tune.search.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
 
 Listener = Callable[[dict[str, Any]], None]
@@ -92,14 +92,18 @@ def _run(
     does: Work,
 ) -> None:
     config = search.space.base
-    concurrent, cpus = room(cluster.nodes(), config, max_concurrent or searcher.missing)
-    concurrent = min(concurrent, searcher.missing)
+    nodes, wanted = cluster.nodes(), min(max_concurrent or searcher.missing, searcher.missing)
+    if search.budget.circle:
+        resources: Any = ray.cluster_resources  # untyped
+        store_bytes = resources()["object_store_memory"]
+        wanted = min(wanted, copies(store_bytes, search.manifest()))
+    concurrent, cpus = room(nodes, config, wanted)
     searcher.begin(concurrent)
     means = Means(
         held=_held(search) if does is work else None,
         judge=_judge(search) if len(search.objective.goals) == 1 else None,
         cpus=cpus,
-        num_threads=_threads(config, concurrent),
+        num_threads=threads(nodes, config, concurrent),
         keep_models=keep_models,
     )
     with _environment(config), tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
@@ -309,42 +313,6 @@ class Failures(ray_tune.Callback):
         self._searcher.fail(trial.trial_id, cause_of(error))
 
 
-def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float]:
-    """Return how many trials run side by side, and the CPUs of each of their workers.
-
-    Args:
-        nodes: the cluster's.
-        config: of a trial.
-        wanted: trials at most.
-
-    Raises:
-        ResourceError: if there is not even room for one.
-    """
-    train = config.train
-    gpus = train.gpus_per_worker
-    if gpus:
-        places = sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
-    else:
-        size = train.cpus_per_worker or 1.0
-        places = sum(math.floor(node.cpus / size + 1e-9) for node in nodes)
-    most = max(1, min(wanted, places // train.num_workers))
-    whole = 0.0 if train.num_workers == 1 and gpus % 1 else gpus  # one worker may share a GPU
-    for concurrent in range(most, 1, -1):
-        try:
-            return concurrent, preflight.cpus_per_worker(
-                nodes,
-                num_workers=concurrent * train.num_workers,
-                cpus=train.cpus_per_worker,
-                gpus=whole,
-            )
-        except ResourceError:
-            continue
-    cpus = preflight.cpus_per_worker(
-        nodes, num_workers=train.num_workers, cpus=train.cpus_per_worker, gpus=gpus
-    )
-    return 1, cpus
-
-
 def check_figures(search: Search, manifest: Manifest) -> None:
     """Make sure that the inner validation rows define what is asked for.
 
@@ -367,11 +335,6 @@ def _resources(search: Search, cpus: float) -> dict[str, float]:
     if search.budget.circle or train.num_workers > 1:
         return dict(_LIGHT)
     return {"CPU": cpus} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
-
-
-def _threads(config: Config, concurrent: int) -> int:
-    cpus = sum(node.cpus for node in cluster.nodes())
-    return max(1, int(cpus / (concurrent * config.train.num_workers)))
 
 
 def _held(search: Search) -> list[ray.ObjectRef[Any]] | None:

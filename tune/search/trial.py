@@ -117,16 +117,13 @@ def _train(uri: str, number: int, point: Mapping[str, Value], means: Means) -> O
     if None in found.values():
         found.update(_trainings(run, search, number, means, todo))
     ended = [result for of, result in found.items() if result is not None and of.round == last]
+    trainings = [run.result(of) for of in todo if isinstance(of, Train)]
     if not means.keep_models:
         _delete_models(run, todo)
-    return _outcome(ended)
-
-
-def _outcome(ended: Sequence[FoldResult]) -> Outcome:
     return {
         "figures": [result.metrics for result in ended],
         "best_epochs": [result.best_epoch for result in ended],
-        "seconds": round(sum(result.seconds for result in ended), 3),
+        "seconds": round(sum(result.seconds for result in trainings if result is not None), 3),
     }
 
 
@@ -139,9 +136,14 @@ def _todo(run: Run, search: Search) -> list[Train | WriteMaps]:
 
 
 def _delete_models(run: Run, todo: Sequence[Train | WriteMaps]) -> None:
+    """Delete the models of a trial's trainings, and the maps that they made."""
     for action in todo:
-        result = run.result(action) if isinstance(action, Train) else None
-        if isinstance(action, Train) and result is not None:
+        if isinstance(action, WriteMaps):
+            for name in run.store.names(run.map_folder(action)):
+                run.store.delete(name)
+            continue
+        result = run.result(action)
+        if result is not None:
             run.store.delete(run.model_name(action, result))
 
 
