@@ -1,22 +1,20 @@
-"""Searches through Ray Tune: what trials leave behind, and what kills do not change."""
+"""Searches through Ray Tune: what is asked and told, and what trials leave behind."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from mtil import presets
 from mtil.config import from_dict, to_dict
 from mtil.data import manifest as manifests
+from mtil.data.shards import row_bytes
 from mtil.distributed.preflight import Node
 from mtil.errors import ResourceError, RunError
 from mtil.plan import Train
@@ -27,6 +25,7 @@ from tune import study as studies
 from tune.cli import main
 from tune.record import Asked, Budget, Rule, Search, study_name
 from tune.search import StudySearch
+from tune.search.room import copies
 from tune.search.trial import TOLD, Means, Work, cause_of
 
 Lines = list[dict[str, Any]]
@@ -160,25 +159,6 @@ def test_two_goals_are_kept_apart(tmp_path: Path) -> None:
     assert all(trial.values[1] == 0.5 for trial in study.trials)
 
 
-def test_what_learns_from_trials_beats_what_does_not(tmp_path: Path) -> None:
-    best: dict[str, list[float]] = {"tpe": [], "random": []}
-    for seed in range(2):
-        for kind, values in best.items():
-            search = _search(
-                tmp_path / f"{kind}-{seed}",
-                sampler=kind,
-                seed=seed,
-                space=["loss"],
-                narrowing={"loss.weighting": "uncertainty"},
-            )
-            searcher = StudySearch(search, 40, lambda line: None)
-            searcher.study.enqueue_trial({"loss.dice": 0.2, "loss.boundary": 1.0})
-            _drive(searcher)
-            found = sorted(trial.value or 0 for trial in searcher.study.trials)
-            values.append(sum(found[-10:]) / 10)
-    assert all(one > other for one, other in zip(best["tpe"], best["random"], strict=True))
-
-
 @pytest.mark.parametrize(
     ("nodes", "train", "wanted", "expected"),
     [
@@ -215,6 +195,13 @@ def test_want_of_memory_is_named() -> None:
     assert cause_of(ZeroDivisionError("division by zero")) == (
         "ZeroDivisionError: division by zero"
     )
+
+
+def test_circles_leave_room_for_their_copies_of_the_data(dataset: str) -> None:
+    manifest = manifests.load(open_store(dataset))
+    one = manifest.num_rows * (row_bytes(64) + 64 * 64)
+    found = [copies(share * one, manifest) for share in (0.5, 1.5, 2.5, 4.0)]
+    assert found == [1, 1, 1, 3]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -290,6 +277,12 @@ class TestOnRay:
         assert sorted(path.name for path in tmp_path.glob("died-*")) == ["died-1"]
         assert "Number of trials" not in capfd.readouterr().out  # Tune's own progress is off
 
+    def test_trials_have_the_memory_settings_of_workers(self, tmp_path: Path) -> None:
+        search = _search(tmp_path / "s")
+        searches.run(search, 1, lambda line: None, does=_tells_its_environment(tmp_path))
+        assert (tmp_path / "environment").read_text() == "1"
+        assert "MALLOC_ARENA_MAX" not in class_cache.DEFAULT_ENV_VARS  # as it was
+
     def test_a_trial_that_is_stopped_ends_by_itself(self, dataset: str, tmp_path: Path) -> None:
         """Halving with the default before it: whatever is worse after an epoch is stopped."""
         rule = vars(Rule(kind="halving", first=1, factor=2))
@@ -311,6 +304,14 @@ class TestOnRay:
         assert run.result(Train(0, 0)) is not None
 
 
+def _tells_its_environment(folder: Path) -> Work:
+    def work(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+        (folder / "environment").write_text(os.environ.get("MALLOC_ARENA_MAX", ""))
+        return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 1.0}
+
+    return work
+
+
 def _dies_once(folder: Path) -> Work:
     def work(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
         mark = folder / f"died-{number}"
@@ -320,52 +321,3 @@ def _dies_once(folder: Path) -> Work:
         return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 1.0}
 
     return work
-
-
-DRIVER = """
-import sys, time
-from pathlib import Path
-from mtil.distributed import cluster
-from tune import search as searches
-from tune.record import Search
-
-folder = Path(sys.argv[1])
-
-def work(uri, number, point, means):
-    with (folder / "done.txt").open("a") as file:
-        file.write(f"{number}\\n")
-    time.sleep(0.5)
-    return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 0.5}
-
-with cluster.connected():
-    searches.run(Search.open(sys.argv[2]), 4, lambda line: None, does=work)
-"""
-
-
-def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
-    """SIGKILL the driver with trials in flight; the same again ends with four trials."""
-    search = _search(tmp_path / "s")
-    command = [sys.executable, "-c", DRIVER, str(tmp_path), search.uri]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    begun = tmp_path / "done.txt"
-    deadline = time.monotonic() + 120
-    while not begun.exists() or len(begun.read_text().splitlines()) < 2:
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    for process in family:
-        if process.is_running():
-            process.kill()
-    assert studies.counts(studies.load(search))["running"] > 0
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    counts = studies.counts(studies.load(search))
-    assert counts == {
-        "completed": 4, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
-    }  # fmt: skip

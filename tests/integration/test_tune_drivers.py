@@ -1,0 +1,151 @@
+"""Drivers of searches: what they find of what is known, and that there is one at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.known import best_of, front_share, make_search
+from mtil import heartbeat
+from mtil.errors import DataError, RunError
+from mtil.storage import open_store
+from tune import study as studies
+from tune.record import Search
+from tune.search import session
+
+
+def test_what_learns_from_trials_beats_what_does_not(tmp_path: Path) -> None:
+    """As `python -m benchmarks.search sampler` has it: sixty trials of each in ten seeds."""
+    best = {
+        kind: [best_of(tmp_path / f"{kind}-{seed}", kind, seed, 60) for seed in range(10)]
+        for kind in ("tpe", "random")
+    }
+    wins = sum(one > other for one, other in zip(best["tpe"], best["random"], strict=True))
+    assert wins >= 8, best
+
+
+def test_two_goals_find_the_front(tmp_path: Path) -> None:
+    shares = [front_share(tmp_path / str(seed), "tpe", seed, 100) for seed in (100, 101, 102)]
+    assert min(shares) >= 0.95, shares
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from mtil.distributed import cluster
+from tune import search as searches
+from tune.record import Search
+
+folder = Path(sys.argv[1])
+
+def tell(word, number):
+    with (folder / "told.txt").open("a") as file:
+        file.write(f"{word} {number}\\n")
+
+def work(uri, number, point, means):
+    tell("begun", number)
+    time.sleep(1.0)
+    tell("ended", number)
+    dice = 1 - (float(point["loss.dice"]) - 0.5) ** 2
+    return {"figures": [{"dice": dice}], "seconds": 1.0}
+
+with cluster.connected():
+    searches.run(Search.open(sys.argv[2]), 9, lambda line: None, does=work)
+"""
+
+
+def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
+    """SIGKILL the driver after trial 7 with another in flight; the same again ends with nine."""
+    search = make_search(tmp_path / "s")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), search.uri]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    before = _counted(search, first, lambda counts: counts["completed"] >= 7 and counts["running"])
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    for process in family:
+        if process.is_running():
+            process.kill()
+    killed = studies.trials(studies.load(search))
+    assert 7 <= before["completed"] < 9
+    assert studies.counts(studies.load(search))["running"] > 0
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    study = studies.load(search)
+    assert studies.counts(study) == {
+        "completed": 9, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
+    }  # fmt: skip
+    trials = studies.trials(study)
+    assert len({tuple(sorted(trial.point.items())) for trial in trials}) == 9
+    told = (tmp_path / "told.txt").read_text().splitlines()
+    for trial in killed:
+        if trial.state == "completed":
+            assert trials[trial.number] == trial
+            assert told.count(f"begun {trial.number}") == told.count(f"ended {trial.number}") == 1
+    assert {line for line in told if line.startswith("ended")} == {f"ended {n}" for n in range(9)}
+    assert search.store.names("drivers") == []
+
+
+def _counted(
+    search: Search, driver: "subprocess.Popen[bytes]", enough: Callable[[dict[str, int]], object]
+) -> dict[str, int]:
+    """Wait until the study's counts are what they are to be, and return them."""
+    deadline = time.monotonic() + 180
+    while True:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        with suppress(DataError):
+            counts = studies.counts(studies.load(search))
+            if enough(counts):
+                return counts
+        time.sleep(0.1)
+
+
+def test_of_two_drivers_that_begin_together_one_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    outcomes: list[str] = []
+    both = threading.Barrier(2)
+
+    def drive() -> None:
+        both.wait()
+        try:
+            with session.alone(store):
+                outcomes.append("went")
+                both.wait()
+        except RunError as error:
+            outcomes.append(str(error))
+            both.wait()
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes)[0].startswith("Another `mtil-tune run` is at")
+    assert sorted(outcomes)[1:] == ["went"]
+    assert store.names("drivers") == []
+
+
+def test_a_driver_that_was_killed_does_not_keep_the_next_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.5)
+    store = open_store(str(tmp_path))
+    store.write("drivers/0004", b"dead")
+    with session.alone(store):
+        assert store.names("drivers") == ["drivers/0004", "drivers/0005"]
+        with pytest.raises(RunError, match="Another `mtil-tune run`"), session.alone(store):
+            pass
+    assert store.names("drivers") == []
