@@ -207,6 +207,9 @@ class TrainConfig:
     """Peak rate of everything but the encoder."""
     encoder_learning_rate: Positive = 3e-4
     """Peak rate of the encoder."""
+    rates_for_batch_size: Count | None = None
+    """The batch size that both rates are meant for: with another `batch_size` they are multiplied
+    by the square root of the ratio. By default they are taken as they are."""
     weight_decay: NonNegative = 1e-2
     """AdamW's weight decay; none on biases and normalisation."""
     warmup_epochs: NonNegative = 2.0
@@ -221,6 +224,8 @@ class TrainConfig:
     """Memory layout of activations."""
     compile: bool = False
     """Run the network through `torch.compile`."""
+    cuda_graphs: bool = False
+    """With `compile`, on a GPU: replay the network's kernels as CUDA graphs."""
     dice_weight: Share = 0.5
     """The score that picks the epoch: this share of Dice and the rest of AUC, inner validation."""
     patience: Whole = 0
@@ -244,6 +249,12 @@ class TrainConfig:
             raise ConfigError(
                 f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
+            )
+        if self.cuda_graphs and not (self.compile and self.gpus_per_worker):
+            raise ConfigError(
+                "`train.cuda_graphs` needs `train.compile` and a GPU a worker, but got "
+                f"{str(self.compile).lower()} and {self.gpus_per_worker:g} GPUs; set both or "
+                "leave it."
             )
         if self.min_workers and self.min_workers > self.num_workers:
             raise ConfigError(
@@ -302,6 +313,13 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     circle: CircleConfig = field(default_factory=CircleConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.cuda_graphs and self.circle.maps == "recycle":
+            raise ConfigError(
+                "`train.cuda_graphs` must stay off with `circle.maps` recycle, whose passes "
+                "overwrite one another's results in a graph."
+            )
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -114,6 +114,17 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
             r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
         ),
         (
+            {"train": {"cuda_graphs": True, "compile": True}},
+            r"`train\.cuda_graphs` needs .* and a GPU a worker, but got true and 0 GPUs",
+        ),
+        (
+            {
+                "train": {"cuda_graphs": True, "compile": True, "gpus_per_worker": 1},
+                "circle": {"maps": "recycle"},
+            },
+            r"must stay off with `circle\.maps` recycle",
+        ),
+        (
             {"train": {"min_workers": 3, "num_workers": 2}},
             r"`train\.min_workers` must not exceed `train\.num_workers`, but got 3 for 2 workers",
         ),
