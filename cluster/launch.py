@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from cluster.rules.starting import local_path
 
 _TUNNEL_TIMEOUT_S = 90
 _DASHBOARD_PORT = 8265
+_RESTART_S = 2
 
 
 def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
@@ -86,24 +88,57 @@ def tunnel(path: Path) -> Iterator[str]:
     port = _free_port()
     command = [str(_ray()), "dashboard", str(path.absolute()), "--port", str(port)]
     command += ["--remote-port", str(_DASHBOARD_PORT)]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as forwarder:
-        try:
-            deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
-            while not _answers(port):
-                if forwarder.poll() is not None or time.monotonic() > deadline:
-                    raise ClusterError(f"The head of {path} does not answer; `status` says more.")
-                time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(forwarder.pid, signal.SIGKILL)
+    forwarder = _Forwarder(command)
+    try:
+        deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
+        while not _answers(port):
+            if forwarder.has_ended() or time.monotonic() > deadline:
+                raise ClusterError(f"The head of {path} does not answer; `status` says more.")
+            time.sleep(0.3)
+        forwarder.keep()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        forwarder.end()
+
+
+class _Forwarder:
+    """A process that forwards a port, started again when it ends, as ssh does with a network."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def keep(self) -> None:
+        """From now on, start it again when it ends."""
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._ending.wait(_RESTART_S):
+            if self.has_ended():
+                self._process = self._start()
+
+    def end(self) -> None:
+        self._ending.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        if not self.has_ended():
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def _confirmed(question: str) -> bool:

@@ -8,7 +8,6 @@ are refused there.
 import asyncio
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -16,15 +15,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import credentials
 from cluster.errors import ClusterError, UsageError
 
 MAX_UPLOAD_BYTES = 64 << 20
 """A checkout has a few; more is data or a virtual environment that was meant to stay."""
 
-_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|(?:ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
-_MIN_SECRET_CHARS = 8
+logger = logging.getLogger(__name__)
+
 _RECONNECT_S = 2
-_MAX_LOST = 30
+_PATIENCE_S = 300
+"""For so long a cluster may be out of reach before following a job ends."""
+_WHY_NOT = (
+    "which everybody with access to the cluster could read among its jobs; give the machines a "
+    "role or a mounted file"
+)
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -44,13 +49,15 @@ def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str
                 f"--env must name a variable of this environment, but got {name}; "
                 f"run `export {name}` and give --env {name.partition('=')[0]}."
             )
-        if _SECRET.search(name):
-            raise UsageError(
-                f"--env must name no secret, but got {name}, which everybody with access to the "
-                "cluster could read among its jobs; give the machines a role or a mounted file."
-            )
+        if credentials.is_secret_name(name):
+            raise UsageError(f"--env must name no secret, but got {name}, {_WHY_NOT}.")
         if name not in given:
             raise UsageError(f"--env must name a variable that is set, but {name} is not.")
+        if whose := _secret_in(given[name], given):
+            raise UsageError(
+                f"--env must name no secret, but {name} holds what looks like one ({whose}), "
+                f"{_WHY_NOT}."
+            )
     return {name: given[name] for name in names}
 
 
@@ -63,13 +70,19 @@ def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
     if not command:
         raise UsageError("submit must be given a command after `--`, but got none.")
     line = shlex.join(command)
-    for name, value in given.items():
-        if _SECRET.search(name) and len(value) >= _MIN_SECRET_CHARS and value in line:
-            raise UsageError(
-                f"The command must hold no secrets, but has the value of {name}, which everybody "
-                "with access to the cluster could read; give the machines a role or a mounted file."
-            )
+    if whose := _secret_in(line, given):
+        raise UsageError(
+            f"The command must hold no secrets, but has what looks like one ({whose}), {_WHY_NOT}."
+        )
     return line
+
+
+def _secret_in(text: str, given: Mapping[str, str]) -> str | None:
+    """Return whose secret a text has, or what it looks like."""
+    for name, value in credentials.values(given):
+        if value in text:
+            return f"the value of {name}"
+    return next(credentials.found(text), None)
 
 
 def upload_size(folder: Path) -> dict[str, int]:
@@ -146,32 +159,30 @@ def follow(job: str, *, address: str) -> int:
 
     Raises:
         UsageError: if there is no such job.
-        ClusterError: if the cluster does not answer.
+        ClusterError: if the cluster does not answer for `_PATIENCE_S`.
     """
     client = _client(address)
     print(f"job {job}", file=sys.stderr, flush=True)  # noqa: T201
     try:
-        asyncio.run(_print_logs(client, job))
-        details = client.get_job_info(job)
-        while not details.status.is_terminal():
-            time.sleep(0.5)
-            details = client.get_job_info(job)
+        details = asyncio.run(_print_logs(client, job))
     except KeyboardInterrupt:
         print(  # noqa: T201
             f"\nThe job goes on; `--attach {job}` follows it, and `--stop {job}` ends it.",
             file=sys.stderr,
         )
         raise
-    except (OSError, RuntimeError) as error:
-        if "404" in str(error):
-            raise UsageError(f"--attach must name a job of the cluster, but got {job}.") from error
-        raise ClusterError(f"The cluster no longer answers: {_first_line(error)}") from error
     print(f"job {job}: {details.status.value}", file=sys.stderr)  # noqa: T201
-    if details.driver_exit_code is None:
+    code = details.driver_exit_code
+    if code is None:
         if details.status.value == "SUCCEEDED":
             return 0
         raise ClusterError(f"The job ended without an exit code: {details.message or 'no reason'}")
-    return int(details.driver_exit_code) & 0xFF
+    return exit_code(int(code))
+
+
+def exit_code(code: int) -> int:
+    """Return what a shell makes of the exit code of a process: 128 and the signal that ended it."""
+    return 128 - code if code < 0 else code & 0xFF
 
 
 def stop(job: str, *, address: str) -> None:
@@ -186,11 +197,14 @@ def stop(job: str, *, address: str) -> None:
         raise UsageError(f"--stop must name a job of the cluster, but got {job}.") from error
 
 
-async def _print_logs(client: Any, job: str) -> None:
-    """Follow the logs over lost connections; each connection starts again at their beginning."""
+async def _print_logs(client: Any, job: str) -> Any:
+    """Follow the logs over lost connections, and return what became of the job.
+
+    Each connection starts again at the beginning of the logs.
+    """
     import aiohttp
 
-    printed = lost = 0
+    printed, lost_at = 0, None
     while True:
         seen = 0
         try:
@@ -198,14 +212,34 @@ async def _print_logs(client: Any, job: str) -> None:
                 fresh = text[max(0, printed - seen) :]
                 seen += len(text)
                 if fresh:
-                    printed, lost = seen, 0
+                    printed = seen
                     print(fresh, end="", flush=True)  # noqa: T201
-            return
-        except (OSError, RuntimeError, aiohttp.ClientError):
-            lost += 1
-            if lost > _MAX_LOST or client.get_job_info(job).status.is_terminal():
-                return
-            await asyncio.sleep(_RECONNECT_S)
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            logger.debug("the log of %s broke off: %s", job, error)
+        details = await _details(client, job)
+        if details is not None and details.status.is_terminal():
+            return details
+        if details is not None:
+            lost_at = None
+        elif lost_at is None:
+            lost_at = time.monotonic()
+            print("the cluster does not answer; trying again", file=sys.stderr)  # noqa: T201
+        elif time.monotonic() - lost_at > _PATIENCE_S:
+            raise ClusterError(
+                f"The cluster has not answered for {_PATIENCE_S} s, and the job may go on; "
+                f"`--attach {job}` follows it when it answers."
+            )
+        await asyncio.sleep(_RECONNECT_S)
+
+
+async def _details(client: Any, job: str) -> Any:
+    """Return what is known of a job, None if the cluster does not answer."""
+    try:
+        return await asyncio.to_thread(client.get_job_info, job)
+    except (OSError, RuntimeError) as error:
+        if "404" in str(error):
+            raise UsageError(f"--attach must name a job of the cluster, but got {job}.") from error
+        return None
 
 
 def _client(address: str) -> Any:

@@ -1,6 +1,10 @@
 """What `up`, `down` and `status` refuse before Ray's launcher is called."""
 
 import io
+import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +89,27 @@ def test_down_of_a_file_without_a_head_is_one_sentence(
     assert capsys.readouterr().err == (
         "cluster: `provider.head_ip` must name the head, but is missing.\n"
     )
+
+
+def test_a_forwarder_that_ends_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_RESTART_S", 0.05)
+    starts = tmp_path / "starts"
+    program = f"open({str(starts)!r}, 'a').write('x'); import time; time.sleep(60)"
+    forwarder = launch._Forwarder([sys.executable, "-c", program])
+    forwarder.keep()
+    try:
+        _until(lambda: starts.exists() and starts.read_text() == "x")
+        os.kill(forwarder._process.pid, 9)
+        _until(lambda: starts.read_text() == "xx")
+    finally:
+        forwarder.end()
+    assert forwarder.has_ended()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -13,6 +13,8 @@ GIVEN = {
     "RUN": "s3://bucket/run",
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
     "SHORT_TOKEN": "run",
+    "COPY": "wJalrXUtnFEMI",
+    "LOGIN": "ghp_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
 }
 
 
@@ -27,6 +29,11 @@ def test_variables_go_along_by_name() -> None:
         ("RUN=x", "--env must name a variable of this environment, but got RUN=x"),
         ("AWS_SECRET_ACCESS_KEY", "--env must name no secret, but got AWS_SECRET_ACCESS_KEY"),
         ("WANDB_API_KEY", "--env must name no secret, but got WANDB_API_KEY"),
+        ("WANDB_KEY", "--env must name no secret, but got WANDB_KEY"),
+        ("GITHUB_PAT", "--env must name no secret, but got GITHUB_PAT"),
+        ("DB_PASS", "--env must name no secret, but got DB_PASS"),
+        ("COPY", "--env must name no secret, but COPY holds what looks like one (the value of AWS"),
+        ("LOGIN", "--env must name no secret, but LOGIN holds what looks like one (ghp_Ab"),
     ],
 )
 def test_other_variables_do_not(name: str, told: str) -> None:
@@ -42,8 +49,14 @@ def test_a_command_reaches_the_shell_word_by_word() -> None:
 
 
 def test_a_command_holds_no_secret() -> None:
-    with pytest.raises(UsageError, match="has the value of AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(UsageError, match="the value of AWS_SECRET_ACCESS_KEY"):
         submit.entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
+    with pytest.raises(UsageError, match=r"looks like one \(AWS_SECRET_ACCESS_KEY\)"):
+        submit.entrypoint(["env", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENG", "mtil"], {})
+
+
+def test_a_job_that_a_signal_ended_has_the_code_that_a_shell_gives() -> None:
+    assert [submit.exit_code(code) for code in (0, 3, 255, -9, -15)] == [0, 3, 255, 137, 143]
 
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
