@@ -64,17 +64,17 @@ class Listener:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._latest: Beat | None = None
+        self.latest: Beat | None = None
         self._heard = 0.0
 
     def is_beating(self) -> bool:
         """Say whether a sign of life was new lately; the first time as `is_beating`."""
         latest = read(self._store)
-        if latest is None or self._latest is None:
+        if latest is None or self.latest is None:
             is_there = latest is not None and is_beating(self._store)
-            self._latest, self._heard = latest, time.monotonic() if is_there else -math.inf
-        elif latest != self._latest:
-            self._latest, self._heard = latest, time.monotonic()
+            self.latest, self._heard = latest, time.monotonic() if is_there else -math.inf
+        elif latest != self.latest:
+            self.latest, self._heard = latest, time.monotonic()
         return time.monotonic() - self._heard < _SILENCE_S
 
 

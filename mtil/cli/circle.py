@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
                 f"Detached; the run goes on. Look at it with `mtil status --run {options.run}`, "
                 f"end it with `mtil stop --run {options.run}`."
             )
+            output.result({"run": options.run, "detached": True})
             return
     _end(state, record, options, output)
 
@@ -55,6 +56,9 @@ class Teller:
         """Tell a line of `mtil.distributed.circle.follow`."""
         if line["kind"] == "elsewhere":
             self._output.line("Another cluster's coordinator is at this run; it is followed.")
+            return
+        if line["kind"] == "waits":
+            self._output.line(line["text"])
             return
         action = line["action"]
         if line["kind"] == "step":

@@ -10,9 +10,9 @@ from mtil import heartbeat
 from mtil.circle import State, is_over, progress
 from mtil.cli.console import Output
 from mtil.cli.rounds import describe, tell
-from mtil.errors import ConfigError, DataError, LedgerError, RunError
+from mtil.errors import ConfigError, DataError, LedgerError, RunError, StorageError
 from mtil.ledger import Ledger
-from mtil.plan import Train
+from mtil.plan import Action, Train
 from mtil.run import Run
 
 _EVERY_S = 2.0
@@ -57,16 +57,24 @@ def _trace(record: Run, options: argparse.Namespace, output: Output) -> None:
 
 def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
     ledger, state = _opened(record)
-    before = 0
-    while True:
-        if state.number != before:
-            before = state.number
-            _tell(record, state, output)
-        if not options.watch or is_over(state) or state.stopped:
-            break
+    listener = heartbeat.Listener(record.store)
+    before = values = _values(record, state, listener, options.run)
+    _tell(record, state, values, output)
+    trouble = ""
+    while options.watch and not (is_over(state) or state.stopped):
         time.sleep(_EVERY_S)
-        state = ledger.refresh() or state
-    output.result(_values(record, state, options.run))
+        try:
+            state = ledger.refresh() or state
+            values = _values(record, state, listener, options.run)
+        except StorageError as error:
+            if str(error) != trouble:
+                output.line(f"The run's storage failed, which is tried again: {error}")
+            trouble = str(error)
+            continue
+        if values != before:
+            _tell(record, state, values, output)
+        before, trouble = values, ""
+    output.result(values)
 
 
 def _stop(record: Run, uri: str, output: Output) -> None:
@@ -90,7 +98,7 @@ def _opened(record: Run) -> tuple[Ledger, State]:
     return ledger, ledger.state
 
 
-def _tell(record: Run, state: State, output: Output) -> None:
+def _tell(record: Run, state: State, values: dict[str, Any], output: Output) -> None:
     stages = progress(state)
     for start in range(0, len(state.plan.folds), _FOLDS_A_LINE):
         folds = state.plan.folds[start:][:_FOLDS_A_LINE]
@@ -101,54 +109,64 @@ def _tell(record: Run, state: State, output: Output) -> None:
                 for number, of_round in stages.items()
             ],
         )
-    for action, attempt in state.running.items():
-        output.line(f"Running: {action}, attempt {attempt.number}{_epoch(record, action)}")
+    for one in values["running"]:
+        epoch = f", epoch {one['epoch'] + 1} of {one['epochs']}" if "epoch" in one else ""
+        hosts = f" on {', '.join(one['hosts'])}" if one.get("hosts") else ""
+        output.line(f"Running: {one['action']}, attempt {one['attempt']}{epoch}{hosts}")
     for fold, cause in sorted(state.failed_folds.items()):
         output.line(f"Fold {fold} has failed: {cause}")
     tell(describe(record, state), output)
-    output.line(f"{state.number} events, one chain. {_said(_condition(record, state))}")
+    if values["waits"]:
+        output.line(values["waits"])
+    output.line(f"{state.number} events, one chain. {_said(values)}")
 
 
-def _epoch(record: Run, action: object) -> str:
-    if not isinstance(action, Train):
-        return ""
-    step = record.step(action)
+def _progress(record: Run, action: Action) -> dict[str, Any]:
+    """Return how far an action in flight is, and where it runs, if it has said so."""
+    step = record.step(action) if isinstance(action, Train) else None
     if step is None:
-        return ""
-    return f", epoch {step['epoch'] + 1} of {record.config.train.num_epochs}"
+        return {}
+    epochs = record.config.train.num_epochs
+    return {"epoch": step["epoch"], "epochs": epochs, "hosts": step.get("hosts", [])}
 
 
-def _condition(record: Run, state: State) -> str:
+def _condition(state: State, listener: heartbeat.Listener) -> str:
     if is_over(state):
         return "over"
     if state.stopped:
         return "stopped"
-    return "running" if heartbeat.read(record.store) is not None else "waiting"
+    return "running" if listener.is_beating() else "waiting"
 
 
-def _said(condition: str) -> str:
+def _said(values: dict[str, Any]) -> str:
     return {
         "over": "The run is over.",
         "stopped": "The run is stopped; `mtil circle` goes on.",
-        "running": "A coordinator is at it, or was until it died.",
+        "running": f"A coordinator on {values['host']} is at it.",
         "waiting": "Nobody works on the run; `mtil circle` goes on.",
-    }[condition]
+    }[values["condition"]]
 
 
-def _values(record: Run, state: State, uri: str) -> dict[str, Any]:
+def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -> dict[str, Any]:
     told = describe(record, state)
+    condition = _condition(state, listener)
+    beat = listener.latest if condition == "running" else None
+    at_work = not (is_over(state) or state.stopped)
     return {
         "run": uri,
         "verified": True,
         "events": state.number,
-        "condition": _condition(record, state),
+        "condition": condition,
+        "host": beat.host if beat else "",
+        "waits": beat.waits if beat else "",
         "stages": {
             str(number): {str(fold): stage for fold, stage in of_round.items()}
             for number, of_round in progress(state).items()
         },
         "running": [
-            {"action": str(action), "attempt": attempt.number}
+            {"action": str(action), "attempt": attempt.number} | _progress(record, action)
             for action, attempt in state.running.items()
+            if at_work
         ],
         "failed_folds": told.failed,
         "rounds": told.rounds,

@@ -57,7 +57,8 @@ def follow(run: Run, listen: Listener) -> State:
     Args:
         run: the run.
         listen: told `{"kind": "committed" | "failed", "action", …}` of what was not known at the
-            start, `{"kind": "step", …}` of trainings, and `{"kind": "elsewhere"}`.
+            start, `{"kind": "step", …}` of trainings, `{"kind": "elsewhere"}`, and
+            `{"kind": "waits", "text"}` of what the coordinator begins to wait for.
 
     Raises:
         MtilError: what ended the coordinator.
@@ -65,7 +66,7 @@ def follow(run: Run, listen: Listener) -> State:
     ledger = Ledger.open(run.store)
     state = ledger.state
     assert state is not None
-    handle, is_told = None, False
+    handle, is_told, waits = None, False, ""
     while not (is_over(state) or state.stopped):
         if handle is None:
             handle = coordinator.find(run)
@@ -79,6 +80,7 @@ def follow(run: Run, listen: Listener) -> State:
         before, state = state, patiently(ledger.refresh)
         assert state is not None
         _report(run, before, state, listen)
+        waits = _tell_of_waiting(run, waits, listen)
         if answer["over"]:
             coordinator.dismiss(handle)
             handle = None  # if there is more to do, another takes its place
@@ -109,6 +111,15 @@ def _see_off(handle: Any) -> None:
             break
         time.sleep(_POLL_S)
     coordinator.dismiss(handle)
+
+
+def _tell_of_waiting(run: Run, before: str, listen: Listener) -> str:
+    """Tell what the coordinator waits for if that is new; return it."""
+    beat = patiently(lambda: heartbeat.read(run.store))
+    waits = "" if beat is None else beat.waits
+    if waits and waits != before:
+        listen({"kind": "waits", "text": waits})
+    return waits
 
 
 def _report(run: Run, before: State, state: State, listen: Listener) -> None:

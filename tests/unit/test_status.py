@@ -2,8 +2,10 @@
 
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,9 @@ from mtil.circle import Done, Failed, Started
 from mtil.cli import circle, main, status
 from mtil.cli.console import Output
 from mtil.config import Config
+from mtil.distributed import circle as distributed
+from mtil.distributed import cluster
+from mtil.errors import StorageError
 from mtil.ledger import Ledger
 from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps
 from mtil.run import Run
@@ -87,11 +92,13 @@ def test_rounds_and_folds_are_told_by_their_stage(
 ) -> None:
     run = circle_run(until=Train(1, 0))
     begin(run, Train(1, 1))
-    run.write_step(Train(1, 1), {"epoch": 2, "step": 3, "steps": 9})
+    where = {"epoch": 2, "step": 3, "steps": 9, "hosts": ["node-1", "node-2"]}
+    run.write_step(Train(1, 1), where)
     code, values, seen = told("status", "--run", run.uri)
     assert code == 0
     assert values.keys() == {
-        "run", "verified", "events", "condition", "stages", "running", "failed_folds", "rounds"
+        "run", "verified", "events", "condition", "host", "waits", "stages", "running",
+        "failed_folds", "rounds",
     }  # fmt: skip
     assert (values["run"], values["verified"], values["condition"]) == (run.uri, True, "waiting")
     assert values["stages"] == {
@@ -99,14 +106,17 @@ def test_rounds_and_folds_are_told_by_their_stage(
         "1": {"0": "waiting", "1": "training"},
         "2": {"0": "waiting", "1": "waiting"},
     }
-    assert values["running"] == [{"action": "training of round 1, fold 1", "attempt": 1}]
+    assert values["running"] == [
+        {"action": "training of round 1, fold 1", "attempt": 1}
+        | {"epoch": 2, "epochs": 4, "hosts": ["node-1", "node-2"]}
+    ]
     assert values["failed_folds"] == {}
     # begin, boot, two events for each of 7 actions, a boot and a start
     assert values["events"] == 2 + 2 * 7 + 2
     (of_round,) = values["rounds"]
     assert of_round.keys() == {"round", "folds", "metrics", "by_pass"}
     assert of_round["metrics"]["dice"] == {"value": 0.8125, "low": 0.75, "high": 0.875}
-    assert "Running: training of round 1, fold 1, attempt 1, epoch 3 of 4" in seen
+    assert "Running: training of round 1, fold 1, attempt 1, epoch 3 of 4 on node-1, node-2" in seen
     assert "Nobody works on the run; `mtil circle` goes on." in seen
 
 
@@ -179,7 +189,9 @@ def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[...
     with heartbeat.Heart(run.store, "later"):
         while heartbeat.read(run.store) is None:
             threading.Event().wait(0.01)
-        assert told("status", "--run", run.uri)[1]["condition"] == "running"
+        _, values, seen = told("status", "--run", run.uri)
+        assert (values["condition"], values["host"]) == ("running", socket.gethostname())
+        assert f"A coordinator on {socket.gethostname()} is at it." in seen
     assert told("status", "--run", run.uri)[1]["condition"] == "waiting"
 
 
@@ -274,6 +286,8 @@ def test_a_run_is_stopped_once_however_often_it_is_asked(
     code, values, seen = told("status", "--run", run.uri)
     assert (code, values["condition"]) == (0, "stopped")
     assert values["stages"]["1"] == {"0": "waiting", "1": "waiting"}
+    assert values["running"] == []
+    assert "Running:" not in seen
     assert "The run is stopped; `mtil circle` goes on." in seen
 
 
@@ -316,6 +330,64 @@ def test_watching_ends_with_the_run(
     assert "Nobody works on the run" in seen
 
 
+def test_a_coordinator_that_died_with_everything_is_not_at_work(
+    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.3)
+    run = circle_run(until=Train(0, 0))
+    run.store.write("coordinator.json", b'{"session": "dead", "count": 7}')
+    _, values, _ = told("status", "--run", run.uri)
+    assert (values["condition"], values["host"]) == ("waiting", "")
+
+
+def test_what_a_coordinator_waits_for_is_told(
+    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    run = circle_run(until=Train(0, 0))
+    heart = heartbeat.Heart(run.store, "later")
+    heart.waits = "The coordinator waits for machines: none are left."
+    with heart:
+        while heartbeat.read(run.store) is None:
+            threading.Event().wait(0.01)
+        _, values, seen = told("status", "--run", run.uri)
+    assert values["waits"] == heart.waits
+    assert f"{heart.waits}\n" in seen
+
+
+def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
+    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = circle_run([0], num_rounds=1, until=Train(0, 0))
+    ledger = begin(run, Train(0, 0))
+    failing: list[str] = []
+    happens: list[Callable[[], object]] = [
+        lambda: run.write_step(Train(0, 0), {"epoch": 0, "step": 1, "steps": 9}),
+        lambda: run.write_step(Train(0, 0), {"epoch": 0, "step": 7, "steps": 9}),
+        lambda: failing.append("Bucket 'b' is out of reach."),
+        lambda: None,
+        lambda: failing.clear(),
+        lambda: run.write_step(Train(0, 0), {"epoch": 1, "step": 7, "steps": 9}),
+        ledger.stop,
+    ]
+    refresh = Ledger.refresh
+
+    def moody(self: Ledger) -> Any:
+        if failing:
+            raise StorageError(failing[0])
+        return refresh(self)
+
+    monkeypatch.setattr(Ledger, "refresh", moody)
+    sleep = SimpleNamespace(sleep=lambda seconds: happens.pop(0)())
+    monkeypatch.setattr(status, "time", sleep)
+    code, values, seen = told("status", "--run", run.uri, "--watch")
+    assert (code, values["condition"]) == (0, "stopped")
+    assert seen.count("epoch 1 of 4") == 1
+    assert seen.count("epoch 2 of 4") == 1
+    assert seen.count("which is tried again: Bucket 'b' is out of reach.") == 1
+
+
 def test_watching_an_ended_run_says_so_and_leaves(
     circle_run: CircleRun, told: Callable[..., Told]
 ) -> None:
@@ -323,6 +395,29 @@ def test_watching_an_ended_run_says_so_and_leaves(
     code, values, seen = told("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, "over")
     assert seen.count("round  fold 0") == 1
+
+
+def test_being_detached_is_told_as_json_too(
+    make_config: Callable[..., Config],
+    data_uri: str,
+    circle_run: CircleRun,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[..., Told],
+) -> None:
+    """By Ctrl-C while a run on a cluster is followed; no cluster is needed for that here."""
+    run = circle_run([0], until=Train(0, 0))
+
+    def follow(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(cluster, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr(distributed, "begin", lambda *_: run)
+    monkeypatch.setattr(distributed, "follow", follow)
+    words = ("circle", "--data", data_uri, "--run", run.uri, "--config", "demo", "--fold", "0")
+    code, values, seen = told(*words)
+    assert (code, values) == (0, {"run": run.uri, "detached": True})
+    assert "Detached; the run goes on." in seen
 
 
 def test_what_a_circle_is_at_is_told_line_by_line(
@@ -342,6 +437,7 @@ def test_what_a_circle_is_at_is_told_line_by_line(
     ]
     lines: list[dict[str, Any]] = [
         {"kind": "elsewhere"},
+        {"kind": "waits", "text": "The coordinator waits for machines."},
         {"kind": "step", "action": Train(0, 0), "epoch": 0, "step": 1, "steps": 9},
         {"kind": "step", "action": Train(0, 0), "epoch": 0, "step": 7, "steps": 9},
         {"kind": "step", "action": Train(0, 0), "epoch": 1, "step": 3, "steps": 9},
@@ -355,6 +451,7 @@ def test_what_a_circle_is_at_is_told_line_by_line(
             tell(line)
     assert capsys.readouterr().out.splitlines() == [
         "Another cluster's coordinator is at this run; it is followed.",
+        "The coordinator waits for machines.",
         f"training of round 0, fold 0, epoch 1/{run.config.train.num_epochs}",
         f"training of round 0, fold 0, epoch 2/{run.config.train.num_epochs}",
         "Failed: training of round 0, fold 0: Out of memory.",
