@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="of this machine, to serve others of its network; its keys are no secret (127.0.0.1)",
     )
+    store.add_argument("--cert", type=Path, help="file of a certificate of that address, for TLS")
+    store.add_argument("--key", type=Path, help="file of its key")
     store.set_defaults(run=_object_store)
     return parser
 
@@ -159,8 +161,15 @@ def _submit(options: argparse.Namespace) -> int:
 def _object_store(options: argparse.Namespace) -> int:
     from cluster.object_store import running
 
-    where = {"port": options.port, "address": options.address}
-    with running(options.dir.absolute(), options.bucket, **where) as environment:
+    if (options.cert is None) != (options.key is None):
+        raise UsageError("--cert and --key must be given together, but one of them is missing.")
+    with running(
+        options.dir.absolute(),
+        options.bucket,
+        port=options.port,
+        address=options.address,
+        certificate=(options.cert, options.key) if options.cert else None,
+    ) as environment:
         for name, value in environment.items():
             print(f"export {name}={value}")  # noqa: T201
         print(f"# bucket: s3://{options.bucket}", flush=True)  # noqa: T201

@@ -30,7 +30,12 @@ class ObjectStoreError(ClusterError):
 
 @contextmanager
 def running(
-    folder: Path, bucket: str, *, port: int | None = None, address: str = HOST
+    folder: Path,
+    bucket: str,
+    *,
+    port: int | None = None,
+    address: str = HOST,
+    certificate: tuple[Path, Path] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Run a server that keeps its objects in a folder; yield the environment that reaches it.
 
@@ -39,6 +44,8 @@ def running(
         bucket: a bucket that exists once the server runs.
         port: where it listens; any free one by default.
         address: of this machine, on which it listens: whoever reaches that reads and writes.
+        certificate: files of a certificate of that address and of its key, for TLS; clients must
+            know who signed it, or be told by AWS_CA_BUNDLE.
 
     Raises:
         ObjectStoreError: if the program `weed` is missing or the server does not answer.
@@ -64,12 +71,17 @@ def running(
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=true",
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
+    if certificate is not None:
+        shown, key = certificate
+        command += [f"-s3.cert.file={shown.absolute()}", f"-s3.key.file={key.absolute()}"]
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{address}:{s3}",
+        "AWS_ENDPOINT_URL": f"{'http' if certificate is None else 'https'}://{address}:{s3}",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    if certificate is not None:
+        environment["AWS_CA_BUNDLE"] = str(certificate[0].absolute())
     log = folder / "log"
     with log.open("wb") as sink:
         server = subprocess.Popen(command, stdout=sink, stderr=sink)
@@ -113,6 +125,7 @@ def _make_bucket(
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
         region_name=environment["AWS_DEFAULT_REGION"],
+        verify=environment.get("AWS_CA_BUNDLE"),
         config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
     )
     deadline = time.monotonic() + _START_TIMEOUT_S

@@ -116,7 +116,7 @@ def warning(url: str) -> str:
     """Say that an endpoint within a network is not encrypted."""
     return (
         f"{url} sends images and maps in the clear to everybody on that network; https:// and "
-        "`object-store --tls` do not"
+        "`object-store --cert` do not"
     )
 
 
