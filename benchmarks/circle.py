@@ -35,7 +35,7 @@ from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil import presets
 from mtil.circle import Done, Event, Started, State, is_over, next_actions, replay
-from mtil.config import CircleConfig, with_overrides
+from mtil.config import CircleConfig, digest, with_overrides
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Cell, Manifest, Shard
 from mtil.ledger import FOLDER, Ledger
@@ -135,6 +135,7 @@ def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
         fingerprint=manifest.fingerprint,
         shard=manifest.shards[0].path,
         model_sha256=model.digest,
+        config_digest=digest(config),
         round=0,
         fold=0,
         size=maps.default_size(SIDE),

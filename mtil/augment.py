@@ -22,6 +22,8 @@ ROUGHEN_SHARE = 0.02
 class Augment:
     """Moves image, mask and prior map together, changes the image's look, degrades the prior map.
 
+    `augment.enabled` is about the first two alone.
+
     The prior map is dropped or roughened so that the network neither relies on it nor learns
     that it is as good as maps of training images tend to be.
     """
@@ -45,11 +47,10 @@ class Augment:
             prior: the previous round's probability of lesion.
             generator: gives the random numbers that degrade the prior map.
         """
-        if not self.config.enabled:
-            return image, mask, prior
-        matrix = random_affine(self.config, image)
-        image, mask, prior = move(matrix, image, mask, prior)
-        image = change_look(self.config, image)
+        if self.config.enabled:
+            matrix = random_affine(self.config, image)
+            image, mask, prior = move(matrix, image, mask, prior)
+            image = change_look(self.config, image)
         if prior is not None:
             prior = degrade(self.prior, prior, generator)
         return image, mask, prior

@@ -20,7 +20,7 @@ from mtil.data.rows import Batch
 from mtil.losses import Objective
 from mtil.metrics import auc, f1
 from mtil.models import Output, TwoTaskNetwork
-from mtil.randomness import EpochRandomness
+from mtil.randomness import EpochRandomness, of_round
 
 
 class TrainingStep(nn.Module):
@@ -94,6 +94,7 @@ class Engine:
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
         share: float = 1.0,
+        number: int = 0,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -108,6 +109,7 @@ class Engine:
             earlier: networks of former rounds that take the first of these passes, each one.
             initial: weights to start from, such as those of a former round's model.
             share: of how many times its even share of a step's images this process takes.
+            number: the round, which decides how its epochs differ from those of other rounds.
         """
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
@@ -117,7 +119,7 @@ class Engine:
         )
         self._num_passes, self._earlier = num_passes, [one.to(device).eval() for one in earlier]
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
-        self._share = share
+        self._share, self._seed = share, of_round(config.seed, number)
         self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device)
         if initial is not None:
@@ -154,7 +156,7 @@ class Engine:
     ) -> Iterator[Step]:
         """Take one optimiser step per batch and yield it.
 
-        All randomness of the epoch comes from (seed, epoch, rank): an epoch that is run again
+        All randomness of the epoch comes from (seed, round, epoch, rank): one that is run again
         after a restart is the same epoch. Where the network's output is recycled, every rank
         makes the same number of passes in a step, as the exchange of gradients needs.
 
@@ -166,7 +168,7 @@ class Engine:
             randomness: what `randomness` said after these, in the process of that rank.
         """
         self._random = random = EpochRandomness(
-            self.config.seed,
+            self._seed,
             epoch,
             rank,
             self.device,

@@ -31,7 +31,7 @@ STRIDE = 2
 """Of the network's finest logits."""
 NUM_LEVELS = 128
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = b"mtil_map"
 _COMPRESSION, _COMPRESSION_LEVEL = "zstd", 6
 
@@ -45,6 +45,7 @@ class Origin:
     shard: str
     """Path of the data set's shard."""
     model_sha256: str
+    config_digest: str
     round: int
     fold: int
     part: int | None = None

@@ -18,6 +18,7 @@ import torch
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_from_bytes
+from mtil.config import digest
 from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
@@ -36,10 +37,12 @@ MASKS, OVERLAYS = "masks", "overlays"
 COLUMNS = (
     "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
     "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
-    "error", "model_sha256", "mtil_version",
+    "error", "model_sha256", "fingerprint", "config_digest", "mtil_version",
 )  # fmt: skip
 """Of the table. The box is in pixels, its far corner one past the lesion; empty without a lesion.
-`seconds` is the image's own reading and writing and its share of the network's time."""
+`seconds` is the image's own reading and writing and its share of the network's time. The models are
+those of all voters, separated by `;`, and of a chain those of all rounds, separated by `>`; the
+data set and the configuration are those that they were trained on and by."""
 
 _UNFINISHED = ".mtil-predict"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -63,7 +66,14 @@ class Ensemble:
         """
         self._chains = [predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
-        self.model_sha256 = ";".join(chain[-1].digest for chain in chains)
+        models = [model for chain in chains for model in chain]
+        self.lineage = {
+            "model_sha256": ";".join(">".join(_digests(chain)) for chain in chains),
+            "fingerprint": ";".join(dict.fromkeys(model.fingerprint for model in models)),
+            "config_digest": ";".join(dict.fromkeys(digest(model.config) for model in models)),
+            "mtil_version": __version__,
+        }
+        """What predictions say of where they come from."""
 
     def __call__(
         self, grays: Sequence[Gray], *, at_once: int
@@ -121,8 +131,9 @@ def predict(
     chains = load_chains(source)
     for text in left_out(selection):
         listen({"kind": "skipped", "text": text})
+    ensemble = Ensemble(chains, device)
     num_images = predict_images(
-        Ensemble(chains, device), store, selection.names, out, batch_size=batch_size, listen=listen
+        ensemble, store, selection.names, out, batch_size=batch_size, listen=listen
     )
     return {
         "out": out.uri,
@@ -134,6 +145,7 @@ def predict(
         "num_ignored": selection.num_ignored,
         "seconds": perf_counter() - start,
         "predictions": f"{out.uri}/{TABLE}",
+        **ensemble.lineage,
     }
 
 
@@ -155,7 +167,6 @@ def predict_images(
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
-    lineage = {"model_sha256": ensemble.model_sha256, "mtil_version": __version__}
     num_read, first_error = 0, ""
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for start in range(0, len(names), batch_size):
@@ -170,7 +181,9 @@ def predict_images(
                 _begin(out)
             num_read += num_new
             for row in _predict_batch(ensemble, loaded, targets, out, batch_size, pool):
-                table.writerow({key: cell(value) for key, value in (row | lineage).items()})
+                table.writerow(
+                    {key: cell(value) for key, value in (row | ensemble.lineage).items()}
+                )
             listen({"kind": "predicted", "images": start + len(batch), "of": len(names)})
     if not num_read:
         raise DataError(
@@ -250,6 +263,11 @@ def describe(lesion: Mask) -> dict[str, str]:
         names = ("box_x0", "box_y0", "box_x1", "box_y1")
         cells |= {name: str(corner) for name, corner in zip(names, corners, strict=True)}
     return cells
+
+
+def _digests(chain: Sequence[Model]) -> list[str]:
+    """Return the digests of a chain's models, each once."""
+    return list(dict.fromkeys(model.digest for model in chain))
 
 
 def _apply(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DEGRADING, _PASSES, _LATER = 1, 2, 3
+_DEGRADING, _PASSES, _LATER, _ROUND = 1, 2, 3, 4
 """Independent streams of random numbers; not 0, which is as good as no number."""
 
 
@@ -27,7 +27,7 @@ class EpochRandomness:
         """Stand where an epoch is before a step.
 
         Args:
-            seed: the run's seed.
+            seed: the round's seed, see `of_round`.
             epoch: number of the epoch, from 0.
             rank: the process among those that train together.
             device: where images are degraded.
@@ -60,6 +60,15 @@ class EpochRandomness:
         if self._device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self._device)
         return state
+
+
+def of_round(seed: int, number: int) -> int:
+    """Return the seed of a round's trainings: the first has the run's own, each later one another.
+
+    A round that starts from the weights of the one before sees the images in another order and
+    changed in other ways.
+    """
+    return mix(seed, number, _ROUND) if number else seed
 
 
 def mix(*numbers: int) -> int:

@@ -11,7 +11,7 @@ from mtil.checkpoint import Model
 from mtil.config import Config
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
-from mtil.data.selection import Inner, Selection, select
+from mtil.data.selection import Inner, Selection, select, total
 from mtil.errors import DataError
 from mtil.inference import Predictor
 from mtil.maps import Origin
@@ -40,16 +40,34 @@ def mapped_rows(config: Config, manifest: Manifest, of: WriteMaps) -> Selection:
     return select(manifest, of.fold, "train", normals=config.data.normals, only=only)
 
 
-def check_rows(plan: Plan, config: Config, manifest: Manifest) -> None:
-    """Make sure before anything starts that every training and every division has rows.
+def steps_per_epoch(config: Config, manifest: Manifest, of: Train) -> int:
+    """Return the optimiser steps of a training's epoch: the same on every worker.
 
     Raises:
-        DataError: naming what has none.
+        DataError: if the rows do not fill one batch.
+    """
+    num_rows = total(manifest, training_rows(config, manifest, of))
+    steps = num_rows // config.train.batch_size
+    if not steps:
+        which = f"fold {of.fold}" + ("" if of.part is None else f" without part {of.part}")
+        raise DataError(
+            f"An epoch must fill a batch of {config.train.batch_size} images, but {which} trains "
+            f"on {num_rows}; lower `train.batch_size`."
+        )
+    return steps
+
+
+def check_rows(plan: Plan, config: Config, manifest: Manifest) -> None:
+    """Make sure before anything starts that every training and every division has enough rows.
+
+    Raises:
+        DataError: naming what has too few.
     """
     for fold in plan.folds:
         for part in plan.parts:
             mapped_rows(config, manifest, WriteMaps(0, fold, part))
-            training_rows(config, manifest, Train(0, fold, part))
+            steps_per_epoch(config, manifest, Train(0, fold, part))
+        steps_per_epoch(config, manifest, Train(0, fold))
         select(manifest, fold, "validation")
         select(manifest, fold, "test")
 
@@ -91,6 +109,7 @@ def map_source(run: Run, manifest: Manifest, of: WriteMaps) -> MapSource:
         fingerprint=manifest.fingerprint,
         shard="",
         model_sha256=result.model_sha256,
+        config_digest=result.config_digest,
         round=of.round,
         fold=of.fold,
         part=of.part,

@@ -172,14 +172,14 @@ class Run:
             return []
         return [json.loads(line) for line in lines]
 
-    def write_step(self, of: Train, step: Mapping[str, int]) -> None:
-        """Write how far into an epoch a training is."""
+    def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
+        """Write how far into an epoch a training is, and on which machines."""
         self.store.write(f"{self.folder(of)}/{_STEP}", json.dumps(step).encode())
 
-    def step(self, of: Train) -> dict[str, int] | None:
+    def step(self, of: Train) -> dict[str, Any] | None:
         """Return how far into an epoch a training is, if it has said so."""
         try:
-            values: dict[str, int] = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
+            values: dict[str, Any] = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
         except NotFoundError:
             return None
         return values
@@ -301,7 +301,7 @@ class News:
     def __init__(self, run: Run, of: Train) -> None:
         self._run, self._of = run, of
         self._epochs = len(run.history(of))
-        self._step: dict[str, int] | None = None
+        self._step: dict[str, Any] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
         """Return new `epoch` lines and, if the training has moved on, a `step` line."""

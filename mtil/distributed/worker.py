@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
-from mtil.data.manifest import Manifest
 from mtil.data.order import local_batch
 from mtil.data.rows import Batch, Plan, cut
 from mtil.data.selection import NORMAL, Role, select, total
@@ -34,7 +34,8 @@ from mtil.metrics import fit_temperature, steady_threshold
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.progress import Begun, Best, TrainingProgress
-from mtil.rounds import initial_weights, own_judges, training_rows
+from mtil.randomness import of_round
+from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
 from mtil.run import Run
 
 _log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class _Worker:
         self.plan = self._plan("train")
         self.batch_size = self.config.train.batch_size
         self.local_batch = local_batch(self.batch_size, self.rank, self.num_workers)
-        self.steps = steps_per_epoch(self.manifest, self.plan, self.batch_size)
+        self.hosts = self._everywhere(socket.gethostname())
+        self.steps = steps_per_epoch(self.config, self.manifest, job.train)
 
     def run(self) -> None:
         if self.run_record.result(self.job.train) is not None:
@@ -157,6 +159,14 @@ class _Worker:
         _log.info("trained", extra={"fields": {"best_epoch": progress.best.epoch}})
         self.report({"epoch": progress.next_epoch})  # nobody leaves before the result is there
 
+    def _everywhere(self, host: str) -> list[str]:
+        """Return the machines that train together."""
+        if self.num_workers == 1:
+            return [host]
+        hosts = [""] * self.num_workers
+        torch.distributed.all_gather_object(hosts, host)
+        return sorted(set(hosts))
+
     def _goes_on(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Ask whether to train another epoch; every process gets the one answer."""
         if self.job.goes_on is None or not history:
@@ -179,6 +189,7 @@ class _Worker:
             earlier=[model.network() for model in self._earlier()],
             initial=initial_weights(self.run_record, self.job.train),
             share=self.local_batch * self.num_workers / self.batch_size,
+            number=self.job.train.round,
         )
 
     def _wrap(self, module: nn.Module) -> nn.Module:
@@ -202,7 +213,7 @@ class _Worker:
                 if role == "train"
                 else select(self.manifest, self.job.train.fold, role, normals=normals)
             ),
-            seed=self.config.seed,
+            seed=of_round(self.config.seed, self.job.train.round),
             rank=self.rank,
             num_workers=self.num_workers,
             shuffle_shards=self.config.data.shuffle_shards,
@@ -251,9 +262,8 @@ class _Worker:
             done = begun.steps + len(steps)
             if self.rank == 0 and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                self.run_record.write_step(
-                    self.job.train, {"epoch": epoch, "step": done, "steps": self.steps}
-                )
+                where = {"epoch": epoch, "step": done, "steps": self.steps, "hosts": self.hosts}
+                self.run_record.write_step(self.job.train, where)
                 self._gauge(epoch + done / self.steps, steps, clock.waited, said - started)
             if self.is_leaving and done % _LOOK_EVERY == 0 and done < self.steps:
                 num_warned = num_warned + 1 if self.is_leaving() else 0
@@ -360,22 +370,6 @@ def _terms(begun: Begun, steps: Sequence[Step]) -> dict[str, list[float]]:
     here = {f"loss_{name}": [float(step.terms[name]) for step in steps] for name in steps[0].terms}
     here["gradient_norm"] = [float(step.gradient_norm) for step in steps]
     return {name: [*begun.terms.get(name, ()), *values] for name, values in here.items()}
-
-
-def steps_per_epoch(manifest: Manifest, plan: Plan, batch_size: int) -> int:
-    """Return the optimiser steps of an epoch: the same on every worker.
-
-    Raises:
-        DataError: if the rows do not fill one batch.
-    """
-    num_rows = total(manifest, plan.selection)
-    steps = num_rows // batch_size
-    if not steps:
-        raise DataError(
-            f"An epoch must fill a batch of {batch_size} images, but fold "
-            f"{plan.selection.fold} trains on {num_rows}; lower `train.batch_size`."
-        )
-    return steps
 
 
 class _Clock(Iterator[Batch]):

@@ -28,8 +28,23 @@ def augment(prior=KEEP, **changes):
 
 def test_switched_off_it_returns_its_input():
     image, mask, prior = batch()
-    changed = Augment(AugmentConfig(enabled=False), PriorConfig())(image, mask, prior)
-    assert all(a is b for a, b in zip(changed, (image, mask, prior), strict=True))
+    changed = Augment(AugmentConfig(enabled=False), KEEP)(image, mask, None)
+    assert changed[2] is None
+    changed = Augment(AugmentConfig(enabled=False), KEEP)(image, mask, prior)
+    assert all(torch.equal(a, b) for a, b in zip(changed, (image, mask, prior), strict=True))
+
+
+def test_a_map_is_dropped_and_roughened_even_if_images_are_not_changed():
+    image, mask, prior = batch(size=64)
+    off = AugmentConfig(enabled=False)
+    dropped = Augment(off, PriorConfig(dropout=1, roughen=0))(image, mask, prior)
+    assert dropped[0] is image
+    assert dropped[1] is mask
+    assert not dropped[2].any()
+    half = Augment(off, PriorConfig(dropout=0.5, roughen=0))(image, mask, prior)[2]
+    assert 16 < int(half.flatten(1).any(dim=1).sum()) < 48
+    rough = Augment(off, PriorConfig(dropout=0, roughen=1))(image, mask, prior)[2]
+    assert not torch.equal(rough, prior)
 
 
 def test_with_nothing_to_change_nothing_changes():

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.config import Config
+from mtil.data.order import epoch_windows
 from mtil.data.rows import Batch
 from mtil.engine import Engine, Scored, TrainingStep, as_prior, dice_per_image, validation_metrics
 from mtil.models import Output
+from mtil.randomness import of_round
 
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]
@@ -381,3 +383,34 @@ def test_a_round_starts_from_the_weights_that_it_is_given(
     _train(warm, batches)
     assert not _equal(warm.weights(), kept)
     assert _equal(initial, kept)  # what was given is not trained itself
+
+
+def test_a_later_round_changes_images_in_other_ways_and_the_first_as_ever(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """From the same weights and batches; random numbers of the first round are the seed's own."""
+    batches, config = toy_batches(2), make_config()
+    initial = _engine(config).weights()
+    ends = []
+    for arguments in ({}, {"number": 0}, {"number": 1}, {"number": 1}, {"number": 2}):
+        engine = _engine(config, initial=initial, **arguments)
+        _train(engine, batches)
+        ends.append(engine.weights())
+    assert _equal(ends[0], ends[1])
+    assert _equal(ends[2], ends[3])
+    assert not _equal(ends[1], ends[2])
+    assert not _equal(ends[2], ends[4])
+
+
+def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() -> None:
+    seeds = [of_round(7, number) for number in range(10)]
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 10
+    assert of_round(8, 1) != of_round(7, 1)
+    orders = [
+        epoch_windows([20], seed=seed, epoch=0, rank=0, num_workers=1, shuffle_shards=1)[
+            0
+        ].picks.tolist()
+        for seed in seeds
+    ]
+    assert len({str(order) for order in orders}) == 10

@@ -211,7 +211,7 @@ def test_figures_beside_the_passes_are_those_of_the_last(
 def _origin(model: Model, size: int = 16) -> Origin:
     return Origin(
         fingerprint="f" * 64, shard="shards/part-00000.parquet", model_sha256=model.digest,
-        round=0, fold=0, size=size,
+        config_digest="c" * 64, round=0, fold=0, size=size,
     )  # fmt: skip
 
 

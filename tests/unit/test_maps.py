@@ -26,6 +26,7 @@ ORIGIN = Origin(
     fingerprint="f" * 64,
     shard="shards/part-00000.parquet",
     model_sha256="a" * 64,
+    config_digest="c" * 64,
     round=0,
     fold=1,
     part=None,

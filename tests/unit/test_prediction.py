@@ -1,6 +1,7 @@
 """`mtil predict` on small images and small untrained networks."""
 
 import csv
+import hashlib
 import io
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_to_bytes
-from mtil.config import Config, from_dict
+from mtil.config import Config, digest, from_dict
 from mtil.data.images import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.image_files import output_names, select, shown
@@ -173,7 +174,14 @@ def test_each_image_gets_a_mask_an_overlay_and_a_row(
         assert row["mtil_version"] == __version__
     assert lesions > 0
     assert {row["malignant"] for row in rows.values()} == {"0", "1"}
-    assert len({row["model_sha256"] for row in rows.values()}) == 1
+    lineage = {
+        "model_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        "fingerprint": "f" * 64,
+        "config_digest": digest(from_dict(CONFIG)),
+        "mtil_version": __version__,
+    }
+    assert all(lineage.items() <= row.items() for row in rows.values())
+    assert lineage.items() <= summary.items()
     assert len(files(out)) == 11
     assert summary["num_images"] == 5
     assert summary["num_unreadable"] == 0
@@ -225,6 +233,15 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
         digests = [single[name]["model_sha256"] for single in singles]
         assert row["model_sha256"] == ";".join(digests)
         assert digests[0] != digests[1]
+        assert row["fingerprint"] == "f" * 64
+
+
+def test_of_a_chain_all_models_are_named() -> None:
+    models = [replace(tiny_model(fold), digest=str(fold) * 4) for fold in (0, 1, 2)]
+    other = replace(tiny_model(2), digest="dddd", fingerprint="e" * 64)
+    ensemble = Ensemble([models, [other, other]], torch.device("cpu"))
+    assert ensemble.lineage["model_sha256"] == "0000>1111>2222;dddd"
+    assert ensemble.lineage["fingerprint"] == ";".join(["f" * 64, "e" * 64])
 
 
 def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:

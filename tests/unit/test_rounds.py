@@ -1,6 +1,7 @@
 """What ties a round to the one before: rows, weights and maps, on a real small data set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mtil.checkpoint import Model
-from mtil.config import Config
+from mtil.config import Config, digest
 from mtil.data import shards
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
@@ -135,6 +136,28 @@ def test_a_plan_whose_divisions_have_no_rows_is_refused_before_it_starts(
         check_rows(circle_run(name="third", until=Train(0, 0)).plan([3]), make_config(), manifest)
 
 
+@pytest.mark.parametrize(
+    ("maps", "which"), [("in_sample", "fold 0"), ("cross_fit", "fold 0 without part 0")]
+)
+def test_a_training_that_cannot_fill_a_batch_is_refused_before_anything_starts(
+    circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table], maps: str, which: str
+) -> None:
+    run = circle_run([0], until=Train(0, 0), maps=maps, num_parts=2)
+    parts = None if maps == "in_sample" else {1}
+    count = len(by_hand(tables, 0, parts=parts))
+    assert count < len(by_hand(tables, 0)) or parts is None
+    for batch_size in (count, count + 1):
+        config = replace(run.config, train=replace(run.config.train, batch_size=batch_size))
+        if batch_size == count and maps == "cross_fit":
+            other = len(by_hand(tables, 0, parts={0}))
+            assert other >= count  # part 1 is left out of no fewer
+        if batch_size == count:
+            check_rows(run.plan([0]), config, manifest)
+            continue
+        with pytest.raises(DataError, match=f"fill a batch of {count + 1} images, but {which} "):
+            check_rows(run.plan([0]), config, manifest)
+
+
 # Maps
 
 
@@ -151,6 +174,7 @@ def test_the_maps_of_a_shard_are_named_after_it_and_after_their_model(
         fingerprint=manifest.fingerprint,
         shard="shards/part-00002.parquet",
         model_sha256=result.model_sha256,
+        config_digest=digest(run.config),
         round=0,
         fold=1,
         part=1,
