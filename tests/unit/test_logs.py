@@ -46,6 +46,23 @@ def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["exception"].endswith("ValueError: two\nlines")
 
 
+def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.to_stderr(run="r")
+    fields = {
+        "auc": float("nan"),
+        "loss": {"seg": float("inf"), "cls": 0.5},
+        "all": [-float("inf")],
+    }
+    logging.getLogger("mtil").info("epoch done", extra={"fields": fields})
+    (line,) = capsys.readouterr().err.splitlines()
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    told = json.loads(line, parse_constant=refuse)
+    assert [told["auc"], told["loss"], told["all"]] == [None, {"seg": None, "cls": 0.5}, [None]]
+
+
 def test_a_second_training_in_a_process_replaces_the_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
