@@ -21,13 +21,13 @@ def run(options: argparse.Namespace) -> None:
     if options.list:
         _list(output)
         return
-    if options.name is None or options.out is None:
+    offer = None if options.name is None else find(options.name)
+    if offer is None or options.out is None:
         raise UserError(
             "`mtil download` must be given NAME and OUT; `mtil download --list` shows the names."
         )
     if "://" in options.out:
         raise UserError(f"OUT must be a local folder, but got {options.out!r}.")
-    offer = find(options.name)
     output.line(f"Licence: {offer.licence}")
     output.line(f"Cite: {offer.citation}")
     if not options.accept_licence:

@@ -13,7 +13,7 @@ from typing import Literal
 from mtil.data import audit as audits
 from mtil.data import known as known_images
 from mtil.data import running, staging, tally, versions
-from mtil.data.chunks import Chunks, Progress, silent, stores_of
+from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import is_by_size
 from mtil.data.growth import Growth, grow
 from mtil.data.known import Content, Known
@@ -90,9 +90,7 @@ def append(
     before = versions.newest(target)
     _check(settings, before)
     known = known_images.read(target, before)
-    collections = gather_more(
-        sources, before.sources, known.records, skip_invalid=settings.skip_invalid
-    )
+    collections = gather_more(sources, before.sources, known.records)
     chunks = Chunks(
         records=_sorted(collections),
         stores=stores_of(collections),
@@ -134,12 +132,14 @@ class _Append:
         """Compare, stage, audit and write."""
         records, known = self.chunks.records, self.known.records
         again = [record for record in records if record.sample_id in known]
-        self._compare(again)
+        unlike = self._compare(again)
         fresh = [record for record in records if record.sample_id not in known]
         chunks = replace(self.chunks, records=fresh)
         folder = f"{self.folder}/new"
         chunks.stage(self.target, folder)
-        refused = chunks.refused(self.target, folder, skip=self.skip_invalid)
+        refused = chunks.refused(self.target, folder)
+        if not self.skip_invalid:
+            refuse([*unlike, *refused], self.collections)
         made = Appended(
             self.known.manifest,
             num_added=0,
@@ -157,12 +157,11 @@ class _Append:
         self.target.clear(self.folder)
         return made
 
-    def _compare(self, again: Sequence[Record]) -> None:
-        """Refuse images that the data set has otherwise."""
+    def _compare(self, again: Sequence[Record]) -> list[Refused]:
+        """Refuse images that the data set has otherwise; return those that cannot be used."""
         chunks = replace(self.chunks, records=again)
         folder = f"{self.folder}/known"
         chunks.stage(self.target, folder, keep_rows=False, what="comparing")
-        chunks.refused(self.target, folder, skip=self.skip_invalid)
         by_id = {record.sample_id: record for record in again}
         for table in chunks.facts(self.target, folder):
             rows = table.select(["sample_id", "sha256", "mask_sha256"]).to_pylist()
@@ -172,6 +171,7 @@ class _Append:
                 known_images.check_same(
                     self.known, record, content, self.chunks.stores[record.source]
                 )
+        return chunks.refused(self.target, folder)
 
     def _write(
         self, chunks: Chunks, folder: str, growth: Growth, refused: Sequence[Refused]

@@ -95,20 +95,13 @@ class Chunks:
         for number in range(len(self._parts())):
             yield staging.read_facts(store, folder, number)
 
-    def refused(self, store: Store, folder: str, *, skip: bool) -> list[Refused]:
-        """Return the images that cannot be used.
-
-        Raises:
-            DataError: saying why, if there are any and they may not be skipped.
-        """
-        found = [
+    def refused(self, store: Store, folder: str) -> list[Refused]:
+        """Return the images that cannot be used."""
+        return [
             item
             for number in range(len(self._parts()))
             for item in staging.read_refused(store, folder, number)
         ]
-        if found and not skip:
-            raise DataError(reasons([item.why for item in found], len(self.records)))
-        return found
 
     def finish(
         self,
@@ -166,6 +159,18 @@ class Chunks:
             self.progress(what, done, of)
 
         return self.runner(function, jobs, sizes, listen)
+
+
+def refuse(found: Sequence[Refused], collections: Sequence[Collection]) -> None:
+    """Refuse images that cannot be used, in the order in which their collections have them.
+
+    Raises:
+        DataError: saying why, if there are any.
+    """
+    if found:
+        why = {item.sample_id: item.why for item in found}
+        ids = [record.sample_id for of in collections for record in of.records]
+        raise DataError(reasons([why[name] for name in ids if name in why], len(ids)))
 
 
 def stores_of(collections: Sequence[Collection]) -> dict[str, str]:

@@ -98,6 +98,31 @@ def read_mask(data: bytes, name: str) -> Mask:
     return mask
 
 
+def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
+    """Decode a mask file (h, w) that is red or green by the lesion's class, and take one of them.
+
+    What is neither counts as well, so that a white mask is taken as it is.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        colour: `red` or `green`.
+
+    Raises:
+        DataError: if there is more of the other colour; see `read_mask` for others.
+    """
+    mask = read_mask(data, name)
+    bands = np.asarray(_open(data, name).convert("RGB"), np.int16)
+    lead = bands[..., 0] - bands[..., 1]
+    own, other = (lead > 0, lead < 0) if colour == "red" else (lead < 0, lead > 0)
+    if (mask & other).sum() > (mask & own).sum():
+        raise DataError(
+            f"A lesion of this class must be {colour} in its mask, but {name} has more of the "
+            "other class's colour; correct the mask or the label."
+        )
+    return mask & ~other
+
+
 def resize_image(gray: Gray, size: int) -> Gray:
     """Resize gray pixels to a square of `size`, antialiased: what training and prediction see."""
     return np.array(Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR))

@@ -16,7 +16,7 @@ from mtil.data import folds as fold_rules
 from mtil.data import manifest as manifests
 from mtil.data import running, splits, staging, tally
 from mtil.data.audit import Audit
-from mtil.data.chunks import Chunks, Progress, silent, stores_of
+from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import Assignment
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import FILE_NAME, Dropped, Manifest, SourceInfo
@@ -115,7 +115,7 @@ def prepare(
     settings = settings or Settings()
     _check(settings, sources)
     target = open_store(to)
-    collections = gather(sources, skip_invalid=settings.skip_invalid)
+    collections = gather(sources)
     records = sorted(
         (record for collection in collections for record in collection.records),
         key=lambda record: record.sample_id,
@@ -174,7 +174,9 @@ class _Preparation:
     def decide(self, store: Store, folder: str, *, keep_rows: bool) -> _Decided:
         """Stage every chunk, then audit, group and fold."""
         self.chunks.stage(store, folder, keep_rows=keep_rows)
-        refused = self.chunks.refused(store, folder, skip=self.settings.skip_invalid)
+        refused = self.chunks.refused(store, folder)
+        if not self.settings.skip_invalid:
+            refuse(refused, self.collections)
         if len(refused) == len(self.records):
             raise DataError(f"No image can be used; the first says: {refused[0].why}")
         invalid = {item.sample_id for item in refused}

@@ -16,6 +16,7 @@ from mtil.data.images import (
     Mask,
     encode_mask_png,
     pack_mask,
+    read_coloured_mask,
     read_gray,
     read_mask,
     resize_image,
@@ -120,7 +121,12 @@ def read_sample(store: Store, record: Record, image_size: int) -> Sample:
 def _joined_mask(store: Store, record: Record, shape: tuple[int, int]) -> Mask:
     joined = np.zeros(shape, np.bool_)
     for name in record.masks:
-        mask = read_mask(_bytes(store, name, record), name)
+        data = _bytes(store, name, record)
+        mask = (
+            read_mask(data, name)
+            if record.colour is None
+            else read_coloured_mask(data, name, record.colour)
+        )
         if mask.shape != shape:
             if not record.masks_may_differ:
                 raise DataError(

@@ -30,18 +30,16 @@ class Source:
     """A class by the table's word for it."""
 
 
-def gather(sources: Sequence[Source], *, skip_invalid: bool = False) -> list[Collection]:
+def gather(sources: Sequence[Source]) -> list[Collection]:
     """Scan collections; where there are several, put a collection's name before its ids.
 
-    Args:
-        sources: the collections.
-        skip_invalid: whether images that cannot be used are kept as refused records.
+    Images that cannot be used are among them, as refused records.
 
     Raises:
-        DataError: if a collection is not laid out as it should be, images cannot be used, or only
-            some of several collections give folds.
+        DataError: if a collection is not laid out as it should be, or only some of several
+            collections give folds.
     """
-    found = [_scan(source, skip_invalid) for source in sources]
+    found = [_scan(source) for source in sources]
     if len(found) > 1:
         names = _names(found)
         found = [_prefixed(*pair) for pair in zip(found, names, strict=True)]
@@ -67,24 +65,22 @@ def gather_more(
     sources: Sequence[Source],
     held: Sequence[SourceInfo],
     known: Container[str],
-    *,
-    skip_invalid: bool = False,
 ) -> list[Collection]:
     """Scan collections whose images are added to those of a data set.
 
     A collection of the same name as one that the data set was made from is taken for more of it.
+    Images that cannot be used are among them, as refused records.
 
     Args:
         sources: the collections.
         held: what the data set was made from.
         known: sample ids of images that it was made from, which group files may leave out.
-        skip_invalid: whether images that cannot be used are kept as refused records.
 
     Raises:
-        DataError: if a collection is not laid out as it should be, images cannot be used, names
-            do not tell collections apart, or only some of several collections give folds.
+        DataError: if a collection is not laid out as it should be, names do not tell collections
+            apart, or only some of several collections give folds.
     """
-    found = [_scan(replace(source, groups=None), skip_invalid) for source in sources]
+    found = [_scan(replace(source, groups=None)) for source in sources]
     prefixes = _prefixes(found, held)
     whole = []
     for source, collection, prefix in zip(sources, found, prefixes, strict=True):
@@ -122,14 +118,14 @@ def _prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> 
     return prefixes
 
 
-def _scan(source: Source, skip_invalid: bool) -> Collection:
+def _scan(source: Source) -> Collection:
     collection = scan(
         source.uri,
         source.layout,
         official_folds=source.official_folds,
         columns=source.columns or None,
         classes=source.classes or None,
-        skip_invalid=skip_invalid,
+        skip_invalid=True,
     )
     return collection if source.groups is None else _with_groups(collection, source.groups)
 

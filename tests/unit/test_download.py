@@ -660,5 +660,7 @@ def test_a_name_and_a_local_folder_are_needed(command: Command) -> None:
     for given in ({}, {"name": "bus_bra"}):
         with pytest.raises(UserError, match="must be given NAME and OUT; `mtil download --list`"):
             command(**given)
+    with pytest.raises(UserError, match="given out by its authors on request"):
+        command(name="udiat")
     with pytest.raises(UserError, match="must be a local folder, but got 's3://bucket/x'"):
         command(name="bus_bra", out="s3://bucket/x")

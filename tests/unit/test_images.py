@@ -24,6 +24,19 @@ def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return sink.getvalue()
 
 
+def test_of_a_mask_of_two_colours_one_is_taken() -> None:
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[1:4, 1:4] = (0, 255, 0)  # nine green
+    pixels[4, 5:7] = (255, 0, 0)  # two red
+    pixels[5, 0] = (255, 255, 255)
+    found = images.read_coloured_mask(_file(Image.fromarray(pixels)), "x", "green")
+    assert (found.sum(), found[1:4, 1:4].all(), found[5, 0]) == (10, True, True)
+    with pytest.raises(DataError, match="class must be red in its mask, but x has more of"):
+        images.read_coloured_mask(_file(Image.fromarray(pixels)), "x", "red")
+    white = _file(Image.fromarray(MASK))
+    np.testing.assert_array_equal(images.read_coloured_mask(white, "x", "red"), MASK)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
 def test_gray_survives_every_lossless_mode(mode: str, kind: str) -> None:

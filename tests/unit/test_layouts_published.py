@@ -193,6 +193,7 @@ def test_bus_uclm_takes_patients_from_names_and_keeps_black_masks(tmp_path: Path
         masks=("masks/ALWI_000.png",),
         patient="ALWI",
         masks_may_differ=True,
+        colour="green",
         meta={"resolution": "856x606", "doppler": "No", "marks": "Yes", "combined": "No"},
     )
     assert (normal.label, normal.masks) == (2, ("masks/ALWI_001.png",))
@@ -280,21 +281,78 @@ def test_images_with_and_without_a_row_are_both_refused(tmp_path: Path) -> None:
         _scan(tmp_path, "bus_bra")
     assert str(caught.value).splitlines() == [
         "2 of 4 images cannot be used; correct them or add --skip-invalid:",
-        "- Every image must have a row, but bus_data.csv has none for Images/bus_0002-s.png; add "
-        "the row or remove the image.",
         f"- Line 4 of bus_data.csv must name files that are there, but {tmp_path} has no "
         "Images/bus_0003-s.png; add the file or remove the row.",
+        "- Every image must have a row, but bus_data.csv has none for Images/bus_0002-s.png; add "
+        "the row or remove the image.",
     ]
     records = _scan(tmp_path, "bus_bra", skip_invalid=True)
     assert [record.refused is None for record in records] == [True, True, False, False]
 
 
-def test_an_id_that_is_there_twice_is_refused_although_images_may_be_skipped(
-    tmp_path: Path,
-) -> None:
+def test_an_id_that_is_there_twice_is_refused_as_one_image(tmp_path: Path) -> None:
     _bus_bra(tmp_path, BUS_BRA + BRA_LINES[1].replace("benign", "unknown"))
     with pytest.raises(DataError, match="'bus_0001-l' is given twice; rename or remove one"):
-        _scan(tmp_path, "bus_bra", skip_invalid=True)
+        _scan(tmp_path, "bus_bra")
+    records = _scan(tmp_path, "bus_bra", skip_invalid=True)
+    assert [r.sample_id for r in records if r.refused is not None] == ["bus_0001-l"]
+    assert len({record.sample_id for record in records}) == len(records)
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_what_is_there_twice_can_be_skipped(tmp_path: Path, layout: str) -> None:
+    make, (folder, *_) = MAKERS[layout]
+    make(tmp_path)
+    image = min((tmp_path / folder).glob("*.png"))
+    _touch(image.parent, f"{image.stem}.PNG")
+    records = _scan(tmp_path, layout, skip_invalid=True)
+    (wrong,) = (record for record in records if record.refused is not None)
+    assert "differ by more than their case" in str(wrong.refused)
+    assert wrong.sample_id.lower() == image.stem.lower()
+
+
+def test_a_breast_case_that_is_there_twice_can_be_skipped(tmp_path: Path) -> None:
+    _breast(tmp_path, _breast_rows("CaseID", [1, 2, 1]))
+    records = _scan(tmp_path, "breast", skip_invalid=True)
+    assert [record.refused is None for record in records] == [True, True, False]
+
+
+def test_a_breast_sheet_may_leave_suffixes_out_and_have_decimal_commas(tmp_path: Path) -> None:
+    def said(value: object) -> object:
+        text = str(value)
+        return text.replace(".png", "").replace("0.0", "0,0") if isinstance(value, str) else value
+
+    plain = _scan_of(tmp_path / "plain", BREAST)
+    rows = [BREAST[0], *([said(value) for value in row] for row in BREAST[1:])]
+    assert _scan_of(tmp_path / "short", rows) == plain
+    commas = _scan_of(tmp_path / "commas", _breast_rows("Pixel_size", ["0,0078", "0,009", "0,01"]))
+    assert [record.pixel_size for record in commas] == pytest.approx([0.078, 0.09, 0.1])
+
+
+def _scan_of(root: Path, rows: Rows) -> list[Record]:
+    _breast(root, rows)
+    return _scan(root, "breast")
+
+
+def test_a_legend_may_have_headers_of_its_own(tmp_path: Path) -> None:
+    _udiat(tmp_path / "as-it-is")
+    wide = [[*row, "", "", ""] for row in UDIAT]
+    width = max(map(len, wide))
+    wide = [[*row, *[""] * (width - len(row))] for row in wide]
+    wide[0][-2:] = ["Legend", "Diagnosis"]
+    wide[1][-2:] = ["FA", "Fibroadenoma"]
+    _udiat(tmp_path / "with-headers", wide)
+    assert _scan(tmp_path / "with-headers", "udiat") == _scan(tmp_path / "as-it-is", "udiat")
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_a_collection_is_found_at_any_depth(tmp_path: Path, layout: str) -> None:
+    make, _ = MAKERS[layout]
+    make(tmp_path / "BUS" / "as unpacked" / "twice")
+    deep = _scan(tmp_path, layout)
+    assert [r.sample_id for r in deep] == [
+        r.sample_id for r in _scan(tmp_path / "BUS" / "as unpacked" / "twice", layout)
+    ]
 
 
 def test_two_tumour_masks_are_both_taken(tmp_path: Path) -> None:

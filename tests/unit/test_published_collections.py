@@ -361,6 +361,14 @@ def _cell(name: str, at: str, value: object) -> Callable[[Path], object]:
     return spoil
 
 
+def _coloured(name: str, colour: tuple[int, int, int]) -> Callable[[Path], object]:
+    def spoil(root: Path) -> None:
+        mask = np.asarray(Image.open(root / name)).any(axis=2)
+        Image.fromarray(mask[..., None] * np.array(colour, np.uint8)).save(root / name)
+
+    return spoil
+
+
 def _stray(name: str) -> Callable[[Path], object]:
     return lambda root: _image(root / name, _drawn(999)[0], "L")
 
@@ -385,6 +393,8 @@ IMAGES = "images and masks"
         ("bus_uclm", _unlink("masks/PA_001.PNG"), "PA_001", "Line 3 of INFO.csv must name files"),
         ("bus_uclm", _replace("INFO.csv", "PA_001.png;856x606;Benign", "PA_001.png;856x606;Odd"),
          "PA_001", "Line 3 of INFO.csv must have a label"),
+        ("bus_uclm", _coloured("masks/PA_001.PNG", (255, 0, 0)), "PA_001",
+         "A lesion of this class must be green in its mask, but masks/PA_001.PNG has more of"),
         ("breast", _unlink(f"{IMAGES}/case001_tumor2.png"), "case001", f"Row 2 of {BREAST} must"),
         ("breast", _cell(BREAST, "C3", "case001_tumor.png"), "case002", f"Row 3 of {BREAST} must"),
         ("breast", _cell(BREAST, "E2", "tiny"), "case001", f"Row 2 of {BREAST} must have a pos"),
@@ -423,6 +433,25 @@ def test_the_first_hundred_reasons_are_named(
     assert len(said) == 102
     assert all(line.startswith("- Line ") for line in said[1:-1])
     assert said[-1] == "- and 20 more"
+
+
+def test_reasons_of_all_sources_and_of_table_and_pixels_are_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layout in ("udiat", "bus_bra"):
+        (tmp_path / layout).mkdir()
+        MAKERS[layout](tmp_path / layout)
+    (tmp_path / "udiat" / "GT" / "000002.png").write_bytes(b"no image")
+    (tmp_path / "udiat" / "original" / "000005.png").unlink()
+    (tmp_path / "bus_bra" / "Images" / "bus_0001-l.png").unlink()
+    more = ("--and", str(tmp_path / "bus_bra"), "--layout", "bus_bra")
+    assert _prepare(tmp_path / "udiat", "udiat", tmp_path / "out", *more) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == (
+        f"mtil: 3 of {2 * NUM_IMAGES} images cannot be used; correct them or add --skip-invalid:"
+    )
+    starts = ("- GT/000002.png cannot", "- Row 6 of DatasetB.xlsx must", "- Line 4 of bus_data")
+    assert all(line.startswith(start) for line, start in zip(said[1:], starts, strict=True))
 
 
 def test_skipped_images_of_two_sources_keep_their_prefix(

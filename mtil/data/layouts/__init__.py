@@ -5,14 +5,14 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from mtil.data.layouts import breast, bus_bra, bus_uclm, busi, table, udiat
-from mtil.data.layouts.record import Collection, Record, check_unique, reasons
+from mtil.data.layouts.record import Collection, Record, reasons, unique
 from mtil.errors import DataError
 from mtil.storage import Store, open_store, split_uri
 
 LAYOUTS = ("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table")
 """Names of the layouts."""
 
-__all__ = ["LAYOUTS", "Collection", "Record", "check_unique", "scan"]
+__all__ = ["LAYOUTS", "Collection", "Record", "scan"]
 
 
 class _Published(Protocol):
@@ -64,7 +64,6 @@ def scan(
         collection = _table(source, columns, classes)
     else:
         collection = _published(source, layout, official_folds)
-    check_unique(collection.records)
     refused = [record.refused for record in collection.records if record.refused is not None]
     if refused and not skip_invalid:
         raise DataError(reasons(refused, len(collection.records)))
@@ -96,7 +95,7 @@ def _collection(
         licence=licence,
         citation=citation,
         store=store,
-        records=sorted(records, key=lambda record: record.sample_id),
+        records=unique(records),
     )
 
 

@@ -1,7 +1,7 @@
 """The layout of BrEaST: `case001.png`, `case001_tumor.png` and a clinical workbook."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -45,8 +45,10 @@ def scan(store: Store) -> list[Record]:
     """
     folder = _flat(locate(store, _EXPECTED))
     rows = read_rows(store, folder.table, _REQUIRED)
-    _refuse_repeated(rows)
-    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.values["caseid"], row.where)
+    records = read_each(rows, lambda row: _record(folder, row, first), _sample_id)
     images = [found for name, found in folder.names.items() if _IMAGE.fullmatch(name)]
     return _in_millimetres(records, folder.table) + folder.unlisted(images, records)
 
@@ -54,30 +56,34 @@ def scan(store: Store) -> list[Record]:
 def _flat(folder: Folder) -> Folder:
     """Return the folder with its PNG files by their own name, wherever they lie below it."""
     found: dict[str, str] = {}
-    twice: tuple[str, str] | None = None
+    twice = {name.rpartition("/")[2]: why for name, why in folder.twice.items()}
     for name, stored in folder.names.items():
         file = name.rpartition("/")[2]
         if file.endswith(".png") and found.setdefault(file, stored) != stored:
-            twice = (found[file], stored)
+            twice[file] = (
+                f"A file must be there once, but {folder.uri} has {found[file]} and {stored}; "
+                "remove one."
+            )
     if not any(_IMAGE.fullmatch(file) for file in found):
         top = sorted({name.split("/")[0] for name in folder.names.values()})
         raise DataError(
             f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}; "
             "name its folder or another layout."
         )
-    if twice is not None:
+    return replace(folder, names=found, twice=twice)
+
+
+def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
+    image = _png(value(row, "image_filename"))
+    case = value(row, "caseid")
+    if first[case] != row.where:
         raise DataError(
-            f"A file must be there once, but {folder.uri} has {twice[0]} and {twice[1]}; "
+            f"A CaseID must be given once, but {case!r} is in {first[case]} and in {row.where}; "
             "remove one."
         )
-    return replace(folder, names=found)
-
-
-def _record(folder: Folder, row: Row) -> Record:
-    image = value(row, "image_filename")
     index = label(value(row, "classification"), row.where)
     named = [name.strip() for name in row.values["mask_tumor_filename"].split("&")]
-    masks = tuple(folder.require(name, row.where) for name in named if not _nothing(name))
+    masks = tuple(folder.require(_png(name), row.where) for name in named if not _nothing(name))
     if bool(masks) == (LABELS[index] == "normal"):
         rule = "must not name a tumour mask" if masks else "must name a tumour mask"
         raise DataError(
@@ -89,7 +95,7 @@ def _record(folder: Folder, row: Row) -> Record:
         label=index,
         image=folder.require(image, row.where),
         masks=masks,
-        patient=value(row, "caseid"),
+        patient=case,
         pixel_size=None if _nothing(size) else number(size, row.where, "pixel_size"),
         meta=meta(row.values, without=_NOT_META),
     )
@@ -99,19 +105,13 @@ def _sample_id(row: Row) -> str:
     return stem(row.values["image_filename"]).lower()
 
 
+def _png(name: str) -> str:
+    """Return a file's name, which the sheet may give without its suffix."""
+    return f"{stem(name)}.png"
+
+
 def _nothing(text: str) -> bool:
     return text.lower() in _NOTHING
-
-
-def _refuse_repeated(rows: Sequence[Row]) -> None:
-    seen: dict[str, str] = {}
-    for row in rows:
-        case = row.values["caseid"]
-        if case and seen.setdefault(case, row.where) != row.where:
-            raise DataError(
-                f"A CaseID must be given once, but {case!r} is in {seen[case]} and in {row.where}; "
-                "remove one."
-            )
 
 
 def _in_millimetres(records: Sequence[Record], table: str) -> list[Record]:

@@ -3,6 +3,7 @@
 from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Record
 from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
+from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -19,13 +20,14 @@ _EXPECTED = Expected(
     folders=("images", "masks"),
     shape="images/ALWI_000.png, masks/ALWI_000.png and INFO.csv",
 )
+_COLOURS = {"benign": "green", "malignant": "red"}
 
 
 def scan(store: Store) -> list[Record]:
     """Find the images that the table names.
 
-    A mask is green where a lesion is benign, red where it is malignant, and black elsewhere, so
-    that whatever is not black is lesion; normal images have one that is all black.
+    A mask is green where a lesion is benign, red where it is malignant, and black elsewhere; normal
+    images have one that is all black.
 
     Raises:
         DataError: if there is no such collection, or its table and images do not fit together.
@@ -45,13 +47,15 @@ def _record(folder: Folder, row: Row) -> Record:
             f"{row.where} must name an image as its patient and a number, such as ALWI_000, but "
             f"names {name!r}; correct it."
         )
+    index = label(value(row, "label"), row.where)
     return Record(
         sample_id=name,
-        label=label(value(row, "label"), row.where),
+        label=index,
         image=folder.require(f"images/{name}.png", row.where),
         masks=(folder.require(f"masks/{name}.png", row.where),),
         patient=patient,
         masks_may_differ=True,
+        colour=_COLOURS.get(LABELS[index]),
         meta=meta(row.values, without=("image", "label")),
     )
 

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mtil.data.layouts.folders import some, visible
+from mtil.data.layouts.folders import outermost, some, visible
 from mtil.data.layouts.record import Record, refused
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -21,7 +21,7 @@ _MASK = re.compile(r"(?P<image>.+)_mask(_(?P<number>\d+))?", re.IGNORECASE)
 
 
 def scan(store: Store) -> list[Record]:
-    """Find the images below a folder that holds the class folders, or below its parent.
+    """Find the images in the class folders, which lie together anywhere below the store's root.
 
     Files and folders beside the class folders are ignored, as is what is no PNG in them.
 
@@ -32,14 +32,11 @@ def scan(store: Store) -> list[Record]:
     found = _by_root(files)
     if not found:
         raise DataError(_not_found(store, files))
-    if "" in found:
-        root = ""
-    elif len(found) == 1:
-        (root,) = found
-    else:
+    root, *others = outermost(found)
+    if others:
         raise DataError(
-            f"A source must hold one BUSI collection, but {store.uri} holds {len(found)}: "
-            f"{some(sorted(found))}; name one of them."
+            f"A source must hold one BUSI collection, but {store.uri} holds {len(others) + 1}: "
+            f"{some([root, *others])}; name one of them."
         )
     _refuse_other_classes(store, files, root)
     records: list[Record] = []
@@ -50,11 +47,11 @@ def scan(store: Store) -> list[Record]:
 
 
 def _by_root(files: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the class folders (with their labels) below the store's root and its children."""
+    """Return the class folders (with their labels) by the folder that they lie in."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for name in files:
         parents = name.split("/")[:-1]
-        if len(parents) in (1, 2) and parents[-1].lower() in LABELS and _is_image(name):
+        if parents and parents[-1].lower() in LABELS and _is_image(name):
             found["/".join(parents[:-1])][parents[-1]] = LABELS.index(parents[-1].lower())
     return dict(found)
 
@@ -71,13 +68,14 @@ def _is_image(name: str) -> bool:
 def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record]:
     images: dict[str, str] = {}
     masks: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    twice: dict[str, str] = {}
     for name in names:
         stem = name[len(prefix) : -len(".png")]
         match = _MASK.fullmatch(stem)
         if match is not None:
             masks[match["image"]].append((int(match["number"] or 0), name))
         elif images.setdefault(stem, name) != name:
-            raise DataError(
+            twice[stem] = (
                 f"Names must differ by more than their case, but there are {images[stem]} and "
                 f"{name}; remove one."
             )
@@ -89,6 +87,7 @@ def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record
         )
         for stem in sorted(masks.keys() - images.keys())
     ]
+    alone += [refused(stem, why) for stem, why in twice.items()]
     return alone + [
         refused(
             stem,
@@ -103,6 +102,7 @@ def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record
             masks=tuple(mask for _, mask in sorted(masks.get(stem, []))),
         )
         for stem, name in images.items()
+        if stem not in twice
     ]
 
 

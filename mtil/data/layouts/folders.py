@@ -1,7 +1,7 @@
-"""Where a collection's table and images lie: a folder or its only fitting child."""
+"""Where a collection's table and images lie: a folder or the only fitting one below it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -33,6 +33,8 @@ class Folder:
     """Name of the table in the store."""
     names: Mapping[str, str]
     """Name in the store by lower-case name below the collection's folder."""
+    twice: Mapping[str, str]
+    """Why an image file cannot be told from another, by lower-case name."""
 
     def require(self, name: str, where: str) -> str:
         """Return a file's name in the store.
@@ -50,6 +52,8 @@ class Folder:
                 f"{where} must name files that are there, but {self.uri} has no {name}; "
                 "add the file or remove the row."
             )
+        if name.lower() in self.twice:
+            raise DataError(self.twice[name.lower()])
         return found
 
     def unlisted(self, images: Sequence[str], records: Sequence[Record]) -> list[Record]:
@@ -82,9 +86,9 @@ class Folder:
 
 
 def locate(store: Store, expected: Expected) -> Folder:
-    """Find a collection in a store or in one of its children, by one listing.
+    """Find a collection in a store or in a folder below it, by one listing.
 
-    Hidden files are passed over.
+    Hidden files are passed over, and so is what lies deeper than a collection.
 
     Raises:
         DataError: if there is no such collection, or more than one.
@@ -93,9 +97,9 @@ def locate(store: Store, expected: Expected) -> Folder:
     tables: dict[str, list[str]] = {}
     for name in files:
         root, _, file = name.rpartition("/")
-        if "/" not in root and re.fullmatch(expected.table, file.lower()):
+        if re.fullmatch(expected.table, file.lower()):
             tables.setdefault(root, []).append(name)
-    roots = [""] if "" in tables else sorted(tables)
+    roots = outermost(tables)
     if not roots:
         raise DataError(_not_found(store, expected, files))
     if len(roots) > 1 or len(tables[roots[0]]) > 1:
@@ -106,13 +110,14 @@ def locate(store: Store, expected: Expected) -> Folder:
         )
     start = f"{roots[0]}/" if roots[0] else ""
     names: dict[str, str] = {}
+    twice: dict[str, str] = {}
     for name in files:
         if name.startswith(start):
-            other = names.setdefault(name[len(start) :].lower(), name)
-            if other != name and name.lower().endswith(".png"):
-                raise DataError(
-                    f"Names must differ by more than their case, but {store.uri} has {other} and "
-                    f"{name}; remove one."
+            low = name[len(start) :].lower()
+            if names.setdefault(low, name) != name:
+                twice[low] = (
+                    f"Names must differ by more than their case, but {store.uri} has {names[low]} "
+                    f"and {name}; remove one."
                 )
     for folder in expected.folders:
         if not any(name.startswith(f"{folder.lower()}/") for name in names):
@@ -120,7 +125,14 @@ def locate(store: Store, expected: Expected) -> Folder:
                 f"A {expected.name} collection must have {expected.shape}, but "
                 f"{start or store.uri} has no files in {folder}/; fetch it again."
             )
-    return Folder(uri=store.uri, table=tables[roots[0]][0], names=names)
+    return Folder(uri=store.uri, table=tables[roots[0]][0], names=names, twice=twice)
+
+
+def outermost(folders: Iterable[str]) -> list[str]:
+    """Return the folders that lie least deep, sorted; the store's own is empty."""
+    depth = {folder: len(PurePosixPath(folder).parts) for folder in folders}
+    least = min(depth.values(), default=0)
+    return sorted(folder for folder, at in depth.items() if at == least)
 
 
 def some(names: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ Lines = Iterator[tuple[int, list[str]]]
 
 
 def csv_lines(store: Store, name: str) -> Lines:
-    """Yield the lines of a CSV file, parted by commas or semicolons as its header is.
+    """Yield the lines of a CSV file, parted by commas, semicolons or tabs as its header is.
 
     Raises:
         DataError: if it is missing, is not UTF-8 text, or is no CSV.
@@ -57,7 +57,7 @@ def csv_lines(store: Store, name: str) -> Lines:
             f"A table must be UTF-8 text, but {store.uri}/{name} is not; save it as UTF-8."
         ) from None
     header = text.lstrip().partition("\n")[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","
+    delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for values in reader:

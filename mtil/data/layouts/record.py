@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from mtil.errors import DataError
 from mtil.storage import Store
 
 MAX_REASONS = 100
@@ -31,6 +30,8 @@ class Record:
     """The group that a published file gives it."""
     masks_may_differ: bool = False
     """Whether masks of another size are resized to the image's instead of refused."""
+    colour: str | None = None
+    """What its lesion is in masks of red and green, if they tell classes apart so."""
     pixel_size: float | None = None
     """Millimetres a pixel of the original, where the collection says so."""
     meta: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Collection:
     store: Store
     """What the records' names are relative to."""
     records: Sequence[Record]
-    """Sorted by sample id, which is unique, as are image names."""
+    """In the order of the table or the files; sample ids are unique, as are image names."""
 
 
 def refused(sample_id: str, why: str) -> Record:
@@ -74,28 +75,33 @@ def reasons(found: Sequence[str], of: int) -> str:
     )
 
 
-def check_unique(records: Sequence[Record]) -> None:
-    """Refuse two records with one id or one image file.
+def unique(records: Sequence[Record]) -> list[Record]:
+    """Return the records with one for each id and each image file.
 
-    Raises:
-        DataError: naming the first such pair.
+    An id that is given twice is refused, since nobody can say which is right; of an image that is
+    given twice the second is.
     """
-    ids: dict[str, str] = {}
+    found: dict[str, Record] = {}
     images: dict[str, str] = {}
     for record in records:
-        path = str(PurePosixPath(record.image))
-        if record.sample_id in ids:
-            files = sorted({ids[record.sample_id], record.image} - {""})
-            by = f", by {' and '.join(files)}" if len(files) > 1 else ""
-            raise DataError(
-                f"Sample ids must be unique, but {record.sample_id!r} is given twice{by}; "
-                "rename or remove one."
-            )
-        if record.refused is None and path in images:
-            raise DataError(
+        name, path = record.sample_id, str(PurePosixPath(record.image))
+        if name in found:
+            found[name] = _given_twice(found[name], record)
+        elif record.refused is None and images.setdefault(path, name) != name:
+            found[name] = refused(
+                name,
                 f"An image must be given once, but {path} is given as {images[path]!r} and as "
-                f"{record.sample_id!r}; remove one."
+                f"{name!r}; remove one.",
             )
-        ids[record.sample_id] = record.image
-        if record.refused is None:
-            images[path] = record.sample_id
+        else:
+            found[name] = record
+    return list(found.values())
+
+
+def _given_twice(one: Record, other: Record) -> Record:
+    if one.refused is not None:
+        return one
+    files = sorted({one.image, other.image} - {""})
+    by = f", by {' and '.join(files)}" if len(files) > 1 else ""
+    why = f"Sample ids must be unique, but {one.sample_id!r} is given twice{by}; rename or remove"
+    return refused(one.sample_id, f"{why} one.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from mtil.data.layouts.record import Record
+from mtil.data.layouts.record import Record, refused
 from mtil.data.layouts.tables import Row, label, meta, number, read_csv, read_each, read_rows
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -23,7 +23,7 @@ def scan(
     columns: Mapping[str, str] | None = None,
     classes: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Read the table of that name; its paths are relative to the store.
+    """Read the table of that name; its paths are relative to the store, or below it if absolute.
 
     Several masks are joined by `|`; normal images may have none. Columns without a role become
     the records' meta.
@@ -42,15 +42,12 @@ def scan(
     required = [column_of[role] for role in REQUIRED]
     required += [column_of[role] for role in OPTIONAL if role in (columns or {})]
     rows = read_rows(store, name, required)
-    for row in rows:  # a wrong fold is the column's fault, not the image's
-        _fold(row.values.get(column_of["fold"], ""), row.where)
     records = read_each(
         rows,
-        lambda row: _record(row, column_of, words),
-        lambda row: row.values[column_of["image"]],
+        lambda row: _record(row, column_of, words, store.uri),
+        lambda row: _below(store.uri, row.values[column_of["image"]]),
     )
-    _check_folds([record for record in records if record.refused is None], name)
-    return records
+    return _with_all_folds(records, name)
 
 
 def _column_of(columns: Mapping[str, str]) -> dict[str, str]:
@@ -79,17 +76,17 @@ def _words(classes: Mapping[str, str]) -> dict[str, str]:
     return words
 
 
-def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str]) -> Record:
+def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str], root: str) -> Record:
     where = row.where
     given = {role: row.values.get(column, "") for role, column in column_of.items()}
-    image = given["image"]
+    image = _below(root, given["image"])
     if not image:
         raise DataError(
             f"{where} must name an image, but its `{column_of['image']}` is empty; fill it in or "
             "remove the row."
         )
     index = label(given["label"], where, words)
-    masks = tuple(mask.strip() for mask in given["masks"].split("|") if mask.strip())
+    masks = tuple(_below(root, name.strip()) for name in given["masks"].split("|") if name.strip())
     if not masks and LABELS[index] != "normal":
         raise DataError(
             f"{where} must name a mask, since {image!r} is {LABELS[index]}; add it or correct the "
@@ -114,6 +111,11 @@ def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str]) ->
     )
 
 
+def _below(root: str, path: str) -> str:
+    """Return a path relative to the table's folder, if it lies below it."""
+    return path.removeprefix(root.rstrip("/") + "/")
+
+
 def _fold(text: str, where: str) -> int | None:
     if not text:
         return None
@@ -126,11 +128,17 @@ def _fold(text: str, where: str) -> int | None:
     return int(number)
 
 
-def _check_folds(records: list[Record], name: str) -> None:
-    given = [record for record in records if record.fold is not None]
-    if given and len(given) < len(records):
-        missing = next(record for record in records if record.fold is None)
-        raise DataError(
+def _with_all_folds(records: list[Record], name: str) -> list[Record]:
+    """Return the records, refused where only others are given a fold."""
+    if all(record.fold is None for record in records):
+        return records
+    return [
+        refused(
+            record.sample_id,
             f"{name} must give a fold for every image or for none, but gives none for "
-            f"{missing.sample_id!r}; fill it in or leave the column away."
+            f"{record.sample_id!r}; fill it in or leave the column away.",
         )
+        if record.fold is None and record.refused is None
+        else record
+        for record in records
+    ]

@@ -27,10 +27,11 @@ class Row:
 
 
 def read_rows(store: Store, name: str, required: Sequence[str]) -> list[Row]:
-    """Read a table by its suffix: `.xlsx`, `.parquet`, or else CSV.
+    """Read a table by its suffix: `.xlsx`, `.parquet`, or else CSV, which may be parted by tabs.
 
     Columns without a name are no data. In a workbook, rows that are empty in the required columns
-    are left out, as notes may stand beside the data.
+    are left out, as notes may stand beside the data; of columns of one name that are not required
+    the first counts there.
 
     Args:
         store: what the name is relative to.
@@ -139,13 +140,13 @@ def meta(values: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
 
 
 def number(text: str, where: str, column: str) -> float:
-    """Return a positive, finite number.
+    """Return a positive, finite number; its decimals may come after a comma.
 
     Raises:
         DataError: if it is none.
     """
     try:
-        found = float(text)
+        found = float(text.replace(",", ".", 1))
     except ValueError:
         found = 0.0
     if not 0 < found < float("inf"):
@@ -169,6 +170,11 @@ def _rows(
     """
     first = next((values for _, values in lines if any(values)), [])
     header = [column.lower() for column in first]
+    if deciding is not None:  # what stands beside a workbook's data may have a header like its own
+        header = [
+            "" if column not in required and column in header[:at] else column
+            for at, column in enumerate(header)
+        ]
     _check_header(header, name, required)
     rows = []
     for line, values in lines:
