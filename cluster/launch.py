@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
+from cluster import images
 from cluster.check import account_problems, open_file, open_to_end
 from cluster.errors import ClusterError, UsageError
 from cluster.files import ROOT, TOKEN_MODE, ClusterFile, Group
@@ -42,7 +46,21 @@ def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
     if problems:
         raise UsageError("\n".join(problems))
     flags = ["--no-config-cache", "--disable-usage-stats", *(["--yes"] if yes else [])]
-    _run("up", ["up", str(path.absolute()), *flags])
+    with _settled(file) as settled:
+        _run("up", ["up", str(settled), *flags])
+
+
+@contextmanager
+def _settled(file: ClusterFile) -> Iterator[Path]:
+    """Yield the file, or one beside it for a moment in which images have their own names."""
+    document = images.settled(file)
+    if document is None:
+        yield file.path.absolute()
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="mtil-") as sink:
+        yaml.safe_dump(document, sink, sort_keys=False)
+        sink.flush()
+        yield Path(sink.name)
 
 
 def down(path: Path, *, yes: bool = False) -> None:

@@ -15,7 +15,7 @@ import pytest
 from cluster.files import ROOT
 
 PROGRAM = """
-import json, os, sys, threading
+import json, os, re, sys, threading
 from pathlib import Path
 
 import boto3
@@ -36,7 +36,14 @@ def machines():
     found = ec2.describe_instances()["Reservations"]
     return [machine for reservation in found for machine in reservation["Instances"]]
 
-told = {"without_group": main(["up", "cluster.yaml", "--yes"])}
+# What AWS keeps under names of its own, the mock has not; so the image has one of ours.
+ssm = boto3.client("ssm", region_name="us-east-1")
+ssm.put_parameter(Name="/mtil/latest", Value="ami-11111111111111111", Type="String")
+FILE = os.environ["FILE"]
+text = Path("cluster.yaml").read_text()
+Path(FILE).write_text(re.sub(r"resolve:ssm:\\S+", "resolve:ssm:/mtil/latest", text))
+
+told = {"without_group": main(["up", FILE, "--yes"])}
 (vpc,) = ec2.describe_vpcs()["Vpcs"]
 made = ec2.create_security_group(GroupName="mtil", Description="mtil", VpcId=vpc["VpcId"])
 group = made["GroupId"]
@@ -45,7 +52,7 @@ def allow(address, **more):
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
     return rule
 wide = allow("0.0.0.0/0")
-told["open_group"] = main(["up", "cluster.yaml", "--yes"])
+told["open_group"] = main(["up", FILE, "--yes"])
 ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[wide])
 allow("10.1.2.3/32")
 told["before"] = len(machines())
@@ -62,7 +69,7 @@ def noted(*args, **more):
     made.set()
     return answer
 InstanceBackend.run_instances = noted
-threading.Thread(target=main, args=(["up", "cluster.yaml", "--yes"],), daemon=True).start()
+threading.Thread(target=main, args=(["up", FILE, "--yes"],), daemon=True).start()
 assert made.wait(120)
 (head,) = machines()
 (volume,) = ec2.describe_volumes()["Volumes"]
@@ -76,6 +83,12 @@ told["head"] = {
     "tokens": head["MetadataOptions"]["HttpTokens"],
     "disk": [volume["Size"], volume["Encrypted"], volume["VolumeType"]],
 }
+# A newer image does not reach a cluster whose head has an older one.
+from cluster import files, images
+ssm.put_parameter(Name="/mtil/latest", Value="ami-22222222222222222", Type="String", Overwrite=True)
+file = files.parse(Path(FILE), *files.load(Path(FILE)))
+types = images.settled(file)["available_node_types"].values()
+told["images_later"] = [kind["node_config"]["ImageId"] for kind in types]
 rules = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
 told["addresses"] = [found["CidrIp"] for rule in rules for found in rule["IpRanges"]]
 Path(os.environ["TOLD"]).write_text(json.dumps(told))
@@ -107,7 +120,12 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
     done = subprocess.run(
         _alone(sys.executable, "-c", PROGRAM),
         cwd=ROOT,
-        env=environment | {"HOME": str(tmp_path), "TOLD": str(tmp_path / "told.json")},
+        env=environment
+        | {
+            "HOME": str(tmp_path),
+            "TOLD": str(tmp_path / "told.json"),
+            "FILE": str(tmp_path / "aws.yaml"),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -124,8 +142,7 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
     tags = head.pop("tags")
     assert head == {
         "type": "m6i.large",
-        "image": "resolve:ssm:/aws/service/deeplearning/ami/x86_64/"
-        "base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
+        "image": "ami-11111111111111111",
         "profile": "mtil-head",
         "groups": [True],
         "key": 0o600,
@@ -135,4 +152,5 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
     assert tags["project"] == "mtil"
     assert tags["ray-cluster-name"] == "mtil"
     assert tags["ray-node-type"] == "head"
+    assert told["images_later"] == ["ami-11111111111111111"] * 3
     assert told["addresses"] == ["10.1.2.3/32"]  # Ray adds none of its own
