@@ -58,9 +58,8 @@ def find(run: Run) -> Finding:
     """Return what a run does not need any more, ordered by folder.
 
     Raises:
-        DataError: if a coordinator is at work on the run.
+        DataError: if a coordinator is at work on the run, or a result is not one.
         LedgerError: if its ledger is damaged.
-        RunError: if a result is not one.
     """
     state = Ledger.open(run.store).state
     if heartbeat.is_beating(run.store):

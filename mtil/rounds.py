@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtil import maps
 from mtil.checkpoint import Model
-from mtil.config import Config
+from mtil.config import Config, digest
 from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.data.selection import Inner, Selection, select, total
@@ -109,7 +109,7 @@ def map_source(run: Run, manifest: Manifest, of: WriteMaps) -> MapSource:
         fingerprint=manifest.fingerprint,
         shard="",
         model_sha256=result.model_sha256,
-        config_digest=result.config_digest,
+        config_digest=digest(run.config),
         round=of.round,
         fold=of.fold,
         part=of.part,

@@ -111,6 +111,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
         "fingerprint": manifest.fingerprint,
         "shard": f"shards/{name}",
         "model_sha256": sha256,
+        "config_digest": digest(run.config),
         "round": 1,
         "fold": 1,
         "part": None,
