@@ -34,6 +34,6 @@ fi
 rm -f "$venv/installed"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
     --constraint constraints.txt \
-    --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster]'
+    --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster,gcs]'
 echo "$state" > "$venv/installed"
 echo "mtil is installed in $venv"
