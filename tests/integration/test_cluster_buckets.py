@@ -1,0 +1,23 @@
+"""Buckets that `python -m cluster check` is to reach, on real servers of both kinds."""
+
+import pytest
+
+from cluster import buckets
+
+
+def test_buckets_that_are_there_are_no_problem(bucket: str, gcs_bucket: str) -> None:
+    assert buckets.problems(bucket) == []
+    assert buckets.problems(f"{bucket}/some/path") == []
+    assert buckets.problems(gcs_bucket) == []
+    assert buckets.problems(f"{gcs_bucket}/some/path") == []
+    assert list(buckets.warnings()) == []  # both servers are on this machine
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_bucket_that_is_not_there_is_told_in_one_line(
+    scheme: str, bucket: str, gcs_bucket: str
+) -> None:
+    (problem,) = buckets.problems(f"{scheme}://no-such-bucket")
+    start = f"The bucket must be reachable from here, but {scheme}://no-such-bucket is not ("
+    assert problem.startswith(start)
+    assert "\n" not in problem
