@@ -141,7 +141,8 @@ class Engine:
         )
         network: nn.Module = self.network
         if config.train.compile:
-            network = cast(nn.Module, torch.compile(network))
+            mode = "reduce-overhead" if config.train.cuda_graphs else None
+            network = cast(nn.Module, torch.compile(network, mode=mode))
         self._step = wrap(TrainingStep(network, self._objective))
         self._autocast = wants_bf16(config.train, device)
 
@@ -181,6 +182,8 @@ class Engine:
             image, mask, label, prior = self._to_device(batch)
             image, mask, prior = self._augment(image, mask, prior, random.degrading)
             num_passes = random.num_passes()
+            if self.config.train.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 terms = self._step(self._laid_out(image), mask, label, prior, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
@@ -282,14 +285,18 @@ def make_optimizer(
             continue
         part = "encoder" if id(parameter) in encoder else "rest"
         groups[part if parameter.ndim > 1 else f"{part}_vectors"].append(parameter)
+    scale = math.sqrt(config.batch_size / (config.rates_for_batch_size or config.batch_size))
     return torch.optim.AdamW(
         [
             {
                 "name": name,
                 "params": parameters,
-                "lr": config.encoder_learning_rate
-                if name.startswith("encoder")
-                else config.learning_rate,
+                "lr": scale
+                * (
+                    config.encoder_learning_rate
+                    if name.startswith("encoder")
+                    else config.learning_rate
+                ),
                 "weight_decay": 0.0 if name.endswith("vectors") else config.weight_decay,
             }
             for name, parameters in groups.items()

@@ -345,6 +345,16 @@ def test_every_parameter_is_in_the_group_of_its_kind(
     assert len(learned) == (2 if weighting == "uncertainty" else 0)
 
 
+def test_rates_follow_the_square_root_of_the_batch_size(make_config: MakeConfig) -> None:
+    rates = {"learning_rate": 0.5, "encoder_learning_rate": 0.25, "rates_for_batch_size": 4}
+    for batch_size, factor in ((4, 1.0), (16, 2.0), (1, 0.5)):
+        config = make_config(train=rates | {"batch_size": batch_size})
+        optimizer = make_optimizer(_network(config), Objective(config.loss, 0.5), config.train)
+        found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert found["encoder"] == 0.25 * factor
+        assert found["rest"] == 0.5 * factor
+
+
 def test_frozen_parameters_are_not_optimised(make_config: MakeConfig) -> None:
     config = make_config()
     network = _network(config)
