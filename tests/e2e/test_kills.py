@@ -12,7 +12,7 @@ from tests.faults import KINDS, FaultyProxy
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("kills"), folds="0", num_rounds=1) as found:
+    with ground(tmp_path_factory.mktemp("kills"), folds="0") as found:
         yield found
 
 

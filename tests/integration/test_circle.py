@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,16 +14,16 @@ import pytest
 import ray
 import torch
 
-from mtil import maps
+from mtil import heartbeat, maps
 from mtil.circle import State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
-from mtil.distributed import circle, cluster
+from mtil.distributed import circle, cluster, coordinator
 from mtil.distributed.actions import perform
 from mtil.errors import ConfigError, DataError
 from mtil.ledger import Ledger
-from mtil.plan import Train, WriteMaps, actions
+from mtil.plan import Summarise, Train, WriteMaps, actions
 from mtil.rounds import map_source, training_rows
 from mtil.run import Run
 from mtil.storage import open_store
@@ -242,3 +244,59 @@ def test_cross_fitted_maps_come_from_models_that_have_not_seen_the_image(
         .to_pylist()
     ]
     assert sorted(mapped) == sorted(everything)
+
+
+def _brief(**circle: Any) -> Config:
+    config = _config(**circle)
+    return replace(config, train=replace(config.train, num_epochs=1, max_failures=0))
+
+
+def test_a_cross_fitted_chain_is_stopped_goes_on_and_outlives_a_failed_fold(
+    dataset: str, bucket: str
+) -> None:
+    config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
+    run = circle.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
+    run.store.write("rounds/0/fold-1/checkpoints/latest.json", b"not JSON")  # so that it fails
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "committed" and not stopped.is_set():
+            stopped.set()
+            Ledger.open(run.store).stop()
+
+    stopped = threading.Event()
+    state = circle.follow(run, stop)
+    assert state.stopped
+    assert not is_over(state)
+    assert heartbeat.read(run.store) is None
+    again = circle.begin(dataset, run.uri, config, FOLDS)
+    state = circle.follow(again, _ignore)
+    assert is_over(state)
+    assert list(state.failed_folds) == [1]
+    assert "latest.json is not JSON" in state.failed_folds[1]
+    assert {action for action in actions(run.plan([0])) if action not in state.done} == set()
+    assert [state.done[Summarise(number)]["folds"] for number in (0, 1)] == [[0], [0]]
+    table = pq.read_table(_buffer(run, run.predictions_name(1, 0)))
+    by_pass = table.group_by("pass").aggregate([("model_sha256", "distinct")]).to_pylist()
+    judges = {one["pass"]: one["model_sha256_distinct"] for one in by_pass}
+    assert judges == {n: [state.done[Train(n, 0)]["model_sha256"]] for n in (0, 1)}
+
+
+def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
+    dataset: str, bucket: str
+) -> None:
+    run = circle.begin(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
+    state = circle.follow(run, _ignore)
+    assert set(state.done) == set(actions(run.plan([0])))
+    assert run.store.names("maps") == []
+    for number in (0, 1):
+        table = pq.read_table(_buffer(run, run.predictions_name(number, 0)))
+        assert set(table["pass"].to_pylist()) == set(range(run.config.circle.num_passes))
+
+
+def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str) -> None:
+    """As after Ctrl-C: of a detached run that ends, or is stopped, no actor is left."""
+    run = circle.begin(dataset, f"{bucket}/circle-left", _config(), (0,))
+    Ledger.open(run.store).stop()
+    coordinator.start(run, grace_s=1.0)
+    _wait_for(lambda: coordinator.find(run) is None, 60)
+    assert heartbeat.read(run.store) is None
