@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mtil.cli.console import Output
 from mtil.errors import UserError
@@ -59,7 +59,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
     }
     settings = prepare.Settings(
         **given,
-        protocol=_protocol(options),
+        protocol="paper" if options.protocol == "paper" else "grouped",
         holdout=options.holdout,
         splits=options.splits,
         skip_invalid=options.skip_invalid,
@@ -87,7 +87,7 @@ def _append(options: argparse.Namespace, output: Output) -> None:
         image_size=options.image_size,
         num_folds=options.num_folds,
         seed=options.seed,
-        protocol=None if options.protocol is None else _protocol(options),
+        protocol=options.protocol,
         stratify=options.stratify,
         skip_invalid=options.skip_invalid,
     )
@@ -109,10 +109,6 @@ def _append(options: argparse.Namespace, output: Output) -> None:
         result["dropped"] += [asdict(item) for item in made.dropped]
         result["invalid"] += [asdict(item) for item in made.invalid]
     output.result(result | {"appended": made.num_added})
-
-
-def _protocol(options: argparse.Namespace) -> Literal["grouped", "paper"]:
-    return "paper" if options.protocol == "paper" else "grouped"
 
 
 def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
@@ -161,7 +157,9 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
         f"in {manifest.num_groups} groups."
     )
     share = f"{found.leak.twins:.1%} of the tumour images"
-    twin = "a near-copy" if options.groups is None else "one of their published group"
+    twin = (
+        "a near-copy" if options.groups is None else "a near-copy or one of their published group"
+    )
     if found.parted and manifest.protocol != "paper":
         one, other = found.parted[0]
         output.line(

@@ -14,7 +14,7 @@ from mtil.data import audit as audits
 from mtil.data import known as known_images
 from mtil.data import running, staging, tally, versions
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
-from mtil.data.folds import is_by_size
+from mtil.data.folds import GIVEN, is_by_size
 from mtil.data.growth import Growth, grow
 from mtil.data.known import Content, Known
 from mtil.data.layouts.record import Collection, Record
@@ -37,7 +37,7 @@ class AppendSettings:
     """How many folds there are."""
     seed: int | None = None
     """The folds' seed."""
-    protocol: Literal["grouped", "paper"] | None = None
+    protocol: Literal["grouped", "paper", "official"] | None = None
     """The folds' protocol."""
     stratify: Literal["class", "class-and-size"] | None = None
     """What is spread evenly over the folds."""
@@ -188,7 +188,7 @@ class _Append:
         )
         audits.write(self.target, audit, growth.audit, growth.places)
         kept = [*(self.known.records[name] for name in self.known.places), *growth.kept]
-        grouped = before.protocol == "grouped"
+        grouped = before.protocol != "paper"
         counts = tally.count(kept, growth.places, before.num_folds, whole_groups=grouped)
         sources = self._sources(chunks.records)
         made = replace(
@@ -245,7 +245,8 @@ def _check(settings: AppendSettings, before: Manifest) -> None:
     }
     for name, value in fixed.items():
         asked = getattr(settings, name)
-        if asked is not None and asked != value:
+        given = name == "protocol" and before.fold_rule == GIVEN and asked != "paper"
+        if asked is not None and asked != value and not given:
             option = f"--{name.replace('_', '-')}"
             raise DataError(
                 f"Images are appended as those before were prepared, with {option} {value}, but "

@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mtil.data import staging
+from mtil.data import changes, staging
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import Shard
 from mtil.data.running import Runner
@@ -78,7 +79,7 @@ class Chunks:
         parts = self._parts()
         jobs = [
             StageJob(
-                number=number,
+                name=name,
                 records=tuple(part),
                 stores=self.stores,
                 target=store.uri,
@@ -86,22 +87,18 @@ class Chunks:
                 image_size=self.image_size,
                 keep_rows=keep_rows,
             )
-            for number, part in enumerate(parts)
+            for name, part in zip(self._names, parts, strict=True)
         ]
         self._run(what, staging.stage, jobs, [len(part) for part in parts])
 
     def facts(self, store: Store, folder: str) -> Iterator[pa.Table]:
         """Yield what the staged images are like, chunk by chunk."""
-        for number in range(len(self._parts())):
-            yield staging.read_facts(store, folder, number)
+        for name in self._names:
+            yield staging.read_facts(store, folder, name)
 
     def refused(self, store: Store, folder: str) -> list[Refused]:
         """Return the images that cannot be used."""
-        return [
-            item
-            for number in range(len(self._parts()))
-            for item in staging.read_refused(store, folder, number)
-        ]
+        return [item for name in self._names for item in staging.read_refused(store, folder, name)]
 
     def finish(
         self,
@@ -129,7 +126,7 @@ class Chunks:
             here = {r.sample_id: places[r.sample_id] for r in part if r.sample_id in places}
             jobs.append(
                 FinishJob(
-                    number=number,
+                    name=self._names[number],
                     shard=f"shards/part-{at:05d}{mark}.parquet" if here else None,
                     facts=f"{audit}/facts-{number:05d}.parquet",
                     places=here,
@@ -142,6 +139,15 @@ class Chunks:
         done = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
         return Finished(
             tuple(shard for shard in done if shard is not None), tuple(job.facts for job in jobs)
+        )
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """What the chunks are called, by number and by the state that their files are in."""
+        state = changes.state_of(self.stores, self.records)
+        return tuple(
+            f"{number:05d}-{changes.digest(state, part)}"
+            for number, part in enumerate(self._parts())
         )
 
     def _parts(self) -> list[Sequence[Record]]:

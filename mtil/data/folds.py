@@ -19,6 +19,8 @@ MAX_FOLDS = 100
 HOLDOUT = -1
 """The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
 NOT_IN_PAPER = "the paper protocol is about tumour images"
+GIVEN = "given"
+"""The rule of folds that the sources give."""
 _HOLDOUT = 2
 """Its stream of random numbers, beside those of dealing."""
 _BY_SIZE = "class and size"
@@ -72,7 +74,7 @@ def assign(
     groups = in_groups(records, group, area)
     given = any(record.fold is not None for record in records)
     if given:
-        rule = "given"
+        rule = GIVEN
         fold = _given(records, group)
         num_folds = max(fold.values()) + 1
     else:

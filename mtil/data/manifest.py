@@ -74,6 +74,7 @@ class Manifest:
     sources: tuple[SourceInfo, ...]
     image_size: int
     protocol: str
+    """`grouped`, `paper`, or `official` for the sources' own folds."""
     fold_rule: str
     num_folds: int
     num_parts: int

@@ -128,7 +128,8 @@ def prepare(
         runner=runner,
         progress=progress or silent,
     )
-    job = _Preparation(settings, collections, chunks)
+    official = any(source.official_folds is not None for source in sources)
+    job = _Preparation(settings, collections, chunks, "official" if official else settings.protocol)
     folder = f"{staging.FOLDER}/{chunks.key()}"
     existing = _existing(target, folder)
     with ExitStack() as stack:
@@ -165,6 +166,8 @@ class _Preparation:
     settings: Settings
     collections: Sequence[Collection]
     chunks: Chunks
+    protocol: str
+    """As the manifest says it."""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -241,7 +244,7 @@ class _Preparation:
         if settings.holdout is not None:
             share = _share(settings.holdout)
             holdout = (
-                splits.read_holdout(settings.holdout, kept, group)
+                splits.read_holdout(settings.holdout, self.records, kept, group)
                 if share is None
                 else fold_rules.hold_out(kept, group, area, share=share, seed=settings.seed)
             )
@@ -280,7 +283,7 @@ class _Preparation:
                 for collection in self.collections
             ),
             image_size=settings.image_size,
-            protocol=settings.protocol,
+            protocol=self.protocol,
             fold_rule=assignment.rule,
             num_folds=assignment.num_folds,
             num_parts=assignment.num_parts,
@@ -342,9 +345,12 @@ _OURS = (f"{staging.FOLDER}/", "shards/", "audit/", splits.FILE_NAME)
 
 
 def _refuse_other(target: Store, existing: Manifest, made: Manifest) -> None:
+    free = {"seed", "fold_rule"} if made.fold_rule == splits.RULE else set()
+    if existing.fold_rule == made.fold_rule == fold_rules.GIVEN:
+        free.add("protocol")  # data sets of earlier versions do not say `official`
     for setting in (*SETTINGS, "fingerprint"):
         old, new = getattr(existing, setting), getattr(made, setting)
-        if old != new:
+        if old != new and setting not in free:
             raise DataError(
                 f"A target must be empty or hold the same data, but {target.uri} holds a data set "
                 f"whose {setting} is {str(old)[:60]} where this one's is {str(new)[:60]}; "

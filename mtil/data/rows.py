@@ -59,6 +59,11 @@ class Plan:
             batch_size=self.batch_size,
         )
 
+    def shards(self) -> list[int]:
+        """Return the worker's share of the shards that hold a selected row, by the manifest."""
+        wanted = [i for i, shard in enumerate(self.manifest.shards) if self.selection.count(shard)]
+        return wanted[self.rank :: self.num_workers]
+
 
 class Rows:
     """The selected rows of some tables, looked at where they lie and numbered through."""

@@ -23,7 +23,7 @@ class Source:
     groups: str | None = None
     """A CSV file with the images' published groups."""
     official_folds: int | None = None
-    """How many folds the collection's own fold file has, to take them."""
+    """How many folds the collection's own fold file has, to take them; a table's are a column."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """A table's column by the role that it plays."""
     classes: Mapping[str, str] = field(default_factory=dict)

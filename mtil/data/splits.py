@@ -94,14 +94,28 @@ def of_kept(
     return replace(given, place=place)
 
 
-def read_holdout(uri: str, records: Sequence[Record], group: Mapping[str, str]) -> set[str]:
+def read_holdout(
+    uri: str, read: Sequence[Record], kept: Sequence[Record], group: Mapping[str, str]
+) -> set[str]:
     """Read a CSV with the `image_id` of images for a final test, and return their groups.
 
+    Args:
+        uri: the file.
+        read: all images, of which it may name any.
+        kept: those that are kept.
+        group: group by sample id of those that are kept.
+
     Raises:
-        DataError: if it is no such file, or names no image that is kept.
+        DataError: if it is no such file, names an image that is not there, or none that is kept.
     """
     names = {row["image_id"] for _, row in read_table(uri, ("image_id",))}
-    chosen = {group[record.sample_id] for record in records if record.sample_id in names}
+    unknown = sorted(names - {record.sample_id for record in read})
+    if unknown:
+        raise DataError(
+            f"A holdout file must name images of the sources, but {uri} names {len(unknown)} that "
+            f"none has, such as {unknown[0]!r}; its image_id must be the sample id."
+        )
+    chosen = {group[record.sample_id] for record in kept if record.sample_id in names}
     if not chosen:
         raise DataError(
             f"A holdout file must name images that are kept, but {uri} names none; its image_id "

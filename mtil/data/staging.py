@@ -44,7 +44,8 @@ class Place:
 class StageJob:
     """A chunk of images to decode."""
 
-    number: int
+    name: str
+    """Its number and the state of its files, so that a chunk is decoded again if one changes."""
     records: tuple[Record, ...]
     stores: Mapping[str, str]
     """URI of each source's files."""
@@ -59,7 +60,7 @@ class StageJob:
 class FinishJob:
     """A staged chunk to be written as a shard."""
 
-    number: int
+    name: str
     """Of the chunk."""
     shard: str | None
     """The shard's name; None if no image of the chunk is kept."""
@@ -75,7 +76,7 @@ class FinishJob:
 def stage(job: StageJob, listen: Listener | None = None) -> int:
     """Decode a chunk and stage it, unless that is done already; return how many images it has."""
     store = open_store(job.target)
-    if not store.exists(_facts_name(job.folder, job.number)):
+    if not store.exists(_facts_name(job.folder, job.name)):
         rows = shards.Encoder(_row_schema(job.image_size))
         facts: list[pa.Table] = []
         refused: list[Refused] = []
@@ -89,7 +90,7 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
                 if job.keep_rows:
                     rows.add(_rows(samples, job.image_size))
         if job.keep_rows:
-            store.write(_rows_name(job.folder, job.number), rows.close())
+            store.write(_rows_name(job.folder, job.name), rows.close())
         table = pa.concat_tables(facts or [_facts([])]).replace_schema_metadata(
             {
                 _REFUSED: json.dumps([asdict(item) for item in refused]).encode(),
@@ -98,21 +99,21 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        store.write(_facts_name(job.folder, job.number), sink.getvalue())  # last: it commits
+        store.write(_facts_name(job.folder, job.name), sink.getvalue())  # last: it commits
     elif listen is not None:
         listen(len(job.records))
     return len(job.records)
 
 
-def read_refused(store: Store, folder: str, number: int) -> list[Refused]:
+def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
     """Return the images of a staged chunk that cannot be used."""
-    schema = pq.read_schema(pa.BufferReader(store.read(_facts_name(folder, number))))
+    schema = pq.read_schema(pa.BufferReader(store.read(_facts_name(folder, name))))
     return [Refused(**item) for item in json.loads((schema.metadata or {})[_REFUSED])]
 
 
-def read_facts(store: Store, folder: str, number: int) -> pa.Table:
+def read_facts(store: Store, folder: str, name: str) -> pa.Table:
     """Return what a staged chunk's images are like, without those that cannot be used."""
-    table = pq.read_table(pa.BufferReader(store.read(_facts_name(folder, number))))
+    table = pq.read_table(pa.BufferReader(store.read(_facts_name(folder, name))))
     return table.replace_schema_metadata(None)
 
 
@@ -152,10 +153,10 @@ def finish(job: FinishJob, listen: Listener | None = None) -> Shard | None:
     """
     store = open_store(job.target)
     try:
-        store.write(job.facts, store.read(_facts_name(job.folder, job.number)))
+        store.write(job.facts, store.read(_facts_name(job.folder, job.name)))
         if job.shard is None:
             return None
-        staged = store.read(_rows_name(job.folder, job.number))
+        staged = store.read(_rows_name(job.folder, job.name))
     except NotFoundError:
         raise DataError(
             f"Staged rows of {store.uri} have gone; run the same command again."
@@ -296,9 +297,9 @@ def _text(number: int | None) -> str | None:
     return None if number is None else str(number)
 
 
-def _rows_name(folder: str, number: int) -> str:
-    return f"{folder}/rows-{number:05d}.parquet"
+def _rows_name(folder: str, chunk: str) -> str:
+    return f"{folder}/rows-{chunk}.parquet"
 
 
-def _facts_name(folder: str, number: int) -> str:
-    return f"{folder}/facts-{number:05d}.parquet"
+def _facts_name(folder: str, chunk: str) -> str:
+    return f"{folder}/facts-{chunk}.parquet"

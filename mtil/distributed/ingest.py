@@ -121,7 +121,7 @@ def streaming_epochs(
 
 def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch]:
     """Yield every row of a selection that is in this worker's shards, once, in their order."""
-    mine = range(plan.rank, len(plan.manifest.shards), plan.num_workers)
+    mine = plan.shards()
     if not mine:
         return iter(())
     dataset = _one_task_each(mine, ReadShard(data_uri, plan.manifest, selection=plan.selection))

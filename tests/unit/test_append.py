@@ -394,7 +394,8 @@ def test_a_kill_before_the_manifest_is_replaced_rolls_forward(
     whole = _files(to)
     for name in ("dataset.json", "splits.json"):
         shutil.copy(base / name, to / name)
-    leftover = to / "staging" / made.audit.removeprefix("audit/") / "new" / "facts-00000.parquet"
+    folder = to / "staging" / made.audit.removeprefix("audit/") / "new"
+    leftover = folder / "facts-00000-0123abcd.parquet"
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"of the attempt that was killed")
     again = _append(source, to)

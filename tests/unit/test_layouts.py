@@ -288,7 +288,7 @@ ROW = "image,masks,label\na.png,m.png,benign\n"
         ({"columns": {"image": ""}}, "ROLE=COLUMN"),
         ({"classes": {"1": "cancer"}}, "class one of benign, malignant, normal, but got 1=cancer"),
         ({"classes": {"b": "benign", "B": "malignant"}}, "once each .*got B=malignant"),
-        ({"official_folds": 5}, "table has none; a table's are in its column `fold`"),
+        ({"official_folds": 5}, "in its column `fold`, .* but t gives none"),
     ],
 )
 def test_senseless_table_options_are_refused(

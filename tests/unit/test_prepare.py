@@ -387,6 +387,54 @@ def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_p
     assert _files(out) == _files(tmp_path / "undisturbed")
 
 
+def test_an_image_that_changes_after_an_interruption_is_read_again(
+    mine: Path, tmp_path: Path
+) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what == "writing":
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(mine, out, max_shard_bytes=1, progress=interrupt)
+    before = {path.name for path in out.rglob("staging/*/facts-*.parquet")}
+    assert len(before) == NUM_IMAGES
+    _change_pixel(mine)
+    again: set[str] = set()
+
+    def look(what: str, done: int, of: int) -> None:
+        if what == "reading":
+            again.update(path.name for path in out.rglob("staging/*/facts-*.parquet"))
+
+    made = _prepare(mine, out, max_shard_bytes=1, progress=look)
+    assert len(again - before) == 1
+    assert made == _prepare(mine, tmp_path / "undisturbed", max_shard_bytes=1)
+    assert _files(out) == _files(tmp_path / "undisturbed")
+
+
+def test_official_folds_of_a_table_are_recorded_and_asked_for_again(
+    mine: Path, tmp_path: Path
+) -> None:
+    table = _table(tmp_path, mine, fold=lambda index, _: str(index % 2))
+    made = _prepare(table, tmp_path / "out", layout="table", official_folds=5)
+    assert (made.protocol, made.fold_rule, made.num_folds) == ("official", "given", 2)
+    # a data set of an earlier version, which does not say so, is the same data
+    path = tmp_path / "out" / "dataset.json"
+    path.write_text(path.read_text().replace('"official"', '"grouped"'))
+    again = _prepare(table, tmp_path / "out", layout="table", official_folds=5)
+    assert again.protocol == "grouped"
+
+
+def test_a_data_set_takes_its_own_splits(collection: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = _prepare(collection, out)
+    assert _prepare(collection, out, splits=str(out / "splits.json"), seed=7) == made
+    text = (out / "splits.json").read_text().replace('"part": 1,', '"part": 2,', 1)
+    (tmp_path / "edited.json").write_text(text)
+    with pytest.raises(DataError, match="whose fingerprint is"):
+        _prepare(collection, out, splits=str(tmp_path / "edited.json"))
+
+
 def test_an_unfinished_preparation_is_not_taken_for_another(
     collection: Path, mine: Path, tmp_path: Path
 ) -> None:

@@ -330,6 +330,8 @@ def test_official_folds_arrive_in_the_rows(tmp_path: Path) -> None:
     to = tmp_path / "out"
     assert _prepare(tmp_path, "bus_bra", to, "--folds", "official", "--num-folds", "5") == 0
     rows = _rows(to)
+    made = json.loads((to / "dataset.json").read_text())
+    assert (made["protocol"], made["fold_rule"]) == ("official", "given")
     assert {name: row["fold"] for name, row in rows.items()} == {
         name: int(name[4:8]) // 2 % 5 for name in expected
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,18 @@ def test_tables_may_come_in_pieces_and_may_be_empty(
     assert _same(
         plain.gather(plain.picked(shards, picks)), pieced.gather(pieced.picked(shards + 1, picks))
     )
+
+
+def test_workers_share_the_shards_that_hold_selected_rows(make_plan: MakePlan) -> None:
+    plan = make_plan(role="test")
+    first, *others = plan.manifest.shards
+    tested = [cell for cell in first.cells if cell.fold == 1]
+    empty = replace(first, cells=tuple(cell for cell in first.cells if cell.fold != 1))
+    assert tested
+    plan = replace(plan, manifest=replace(plan.manifest, shards=(empty, *others)))
+    held = [i for i, s in enumerate(plan.manifest.shards) if any(c.fold == 1 for c in s.cells)]
+    shared = [replace(plan, rank=rank, num_workers=2).shards() for rank in (0, 1)]
+    assert sorted(shared[0] + shared[1]) == held == list(range(1, len(plan.manifest.shards)))
 
 
 PARTS = st.lists(st.lists(st.integers(0, 59), max_size=12), max_size=6)

@@ -103,10 +103,14 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
 def test_a_holdout_file_takes_the_groups_of_its_images(tmp_path: Path) -> None:
     path = tmp_path / "final.csv"
     path.write_text("image_id\nc\nnot kept\n")
-    assert splits.read_holdout(str(path), _records("a", "b", "c"), GROUP) == {"b"}
+    read, kept = _records("a", "b", "c", "not kept"), _records("a", "b", "c")
+    assert splits.read_holdout(str(path), read, kept, GROUP) == {"b"}
     path.write_text("image_id\nnot kept\n")
     with pytest.raises(DataError, match="names none"):
-        splits.read_holdout(str(path), _records("a"), GROUP)
+        splits.read_holdout(str(path), read, kept, GROUP)
+    path.write_text("image_id\na\nbenign (999)\n")
+    with pytest.raises(DataError, match=r"names 1 that none has, such as 'benign \(999\)'"):
+        splits.read_holdout(str(path), read, kept, GROUP)
 
 
 def test_a_group_lies_in_one_inner_part(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def scan(
     Args:
         source: a folder, a table, or an `s3://` URI of either.
         layout: how it is laid out, one of `LAYOUTS`.
-        official_folds: how many folds the collection's own fold file has, to take them.
+        official_folds: how many folds the collection's own fold file has, to take them; a table
+            has them in its column `fold`.
         columns: a table's column by the role that it plays.
         classes: class by a table's word for it.
         skip_invalid: whether images that cannot be used are kept as refused records.
@@ -62,6 +63,7 @@ def scan(
     _check_options(layout, official_folds, columns, classes)
     if layout == "table":
         collection = _table(source, columns, classes)
+        _check_folds(collection, official_folds)
     else:
         collection = _published(source, layout, official_folds)
     refused = [record.refused for record in collection.records if record.refused is not None]
@@ -99,17 +101,23 @@ def _collection(
     )
 
 
+def _check_folds(collection: Collection, official_folds: int | None) -> None:
+    if official_folds is not None and all(record.fold is None for record in collection.records):
+        raise DataError(
+            f"Official folds of a table must be in its column `fold`, counted from 0, but "
+            f"{collection.name} gives none; add the column or make folds instead."
+        )
+
+
 def _check_options(
     layout: str,
     official_folds: int | None,
     columns: Mapping[str, str] | None,
     classes: Mapping[str, str] | None,
 ) -> None:
-    if official_folds is not None and layout != "bus_bra":
-        hint = "; a table's are in its column `fold`" if layout == "table" else ""
+    if official_folds is not None and layout not in ("bus_bra", "table"):
         raise DataError(
-            f"Official folds must come with the collection, as bus_bra's do, but {layout} has "
-            f"none{hint}."
+            f"Official folds must come with the collection, as bus_bra's do, but {layout} has none."
         )
     for option, given in (("Columns", columns), ("Classes", classes)):
         if given and layout != "table":
