@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -42,6 +43,8 @@ def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
         ClusterError: if `ray up` fails.
     """
     file = open_file(path, bucket=bucket)
+    if file.kind == "gcp" and find_spec("googleapiclient") is None:
+        raise UsageError("Ray needs Google's client; run `pip install google-api-python-client`.")
     problems = account_problems(file)
     if problems:
         raise UsageError("\n".join(problems))

@@ -3,18 +3,13 @@
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import boto3
-from botocore.model import OperationModel, Shape
-from botocore.validate import ParamValidator
 
 from cluster.files import ClusterFile
 from cluster.machine_types import machine
 from cluster.rules.access import node_config
 
-_RAYS = {"SubnetIds"}
-"""What Ray takes in `node_config` and does not hand on as it is."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -47,42 +42,6 @@ def _regions() -> frozenset[str]:
     return frozenset(
         region for name in partitions for region in session.get_available_regions("ec2", name)
     )
-
-
-def aws_parameters(file: ClusterFile) -> Iterator[str]:
-    """AWS: a machine is described in the words of EC2's RunInstances."""
-    if file.kind != "aws":
-        return
-    shape = _run_instances().input_shape
-    assert shape is not None
-    for group in file.groups:
-        config = {k: v for k, v in node_config(file, group.name).items() if k not in _RAYS}
-        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **config}, shape)
-        wrong = report.generate_report().splitlines() if report.has_errors() else []
-        for line in [*wrong, *_not_allowed(config, shape)]:
-            told = line.removeprefix("- ").rstrip(".")
-            yield f"`node_config` of {group.name} must be as EC2 takes it, but: {told}."
-
-
-def _not_allowed(value: Any, shape: Shape, path: str = "") -> Iterator[str]:
-    """Find values that are none of those that EC2 lists for their place."""
-    if shape.type_name == "structure" and isinstance(value, dict):
-        for name, member in shape.members.items():  # type: ignore[attr-defined]
-            if name in value:
-                yield from _not_allowed(value[name], member, f"{path}.{name}".lstrip("."))
-    elif shape.type_name == "list" and isinstance(value, list):
-        for one in value:
-            yield from _not_allowed(one, shape.member, path)  # type: ignore[attr-defined]
-    elif getattr(shape, "enum", None) and path != "InstanceType" and value not in shape.enum:  # type: ignore[attr-defined]
-        yield f"{path} is {value}, not {' or '.join(shape.enum)}"  # type: ignore[attr-defined]
-
-
-@cache
-def _run_instances() -> OperationModel:
-    session = boto3.Session()
-    client = session.client("ec2", region_name="us-east-1")
-    model: OperationModel = client.meta.service_model.operation_model("RunInstances")
-    return model
 
 
 def aws_tags(file: ClusterFile) -> Iterator[str]:
@@ -121,4 +80,4 @@ def google_gpus_stop(file: ClusterFile) -> Iterator[str]:
             )
 
 
-RULES = (cluster_name, aws_place, aws_parameters, aws_tags, google_place, google_gpus_stop)
+RULES = (cluster_name, aws_place, aws_tags, google_place, google_gpus_stop)

@@ -147,7 +147,7 @@ def limits_of_pods(file: ClusterFile) -> Iterator[str]:
         told = spec["template"]["spec"]["containers"][0].get("resources") or {}
         limits, requests = told.get("limits") or {}, told.get("requests") or {}
         for name in ("cpu", "memory"):
-            if name not in limits and f"num-{name}s" not in spec["rayStartParams"]:
+            if name not in limits and f"num-{name}s" not in (spec.get("rayStartParams") or {}):
                 yield (
                     f"{spec['groupName']} must have a limit of {name}, or Ray counts all of its "
                     "node's, but has none."

@@ -771,6 +771,41 @@ def test_only_aws_has_an_account_to_ask() -> None:
     assert account_problems(parse(ROOT, kind, document)) == []
 
 
+@pytest.mark.parametrize("by_id", [False, True])
+def test_security_groups_of_the_account_are_looked_at(
+    by_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        ec2 = boto3.client("ec2", region_name="us-east-1")
+        (vpc,) = ec2.describe_vpcs()["Vpcs"]
+        group = ec2.create_security_group(GroupName="mtil", Description="mtil", VpcId=vpc["VpcId"])[
+            "GroupId"
+        ]
+        document = _read("cluster")
+        if by_id:
+            del document["provider"]["security_group"]
+            for node_type in document["available_node_types"].values():
+                node_type["node_config"]["SecurityGroupIds"] = [group]
+        file = parse(tmp_path, "aws", document)
+        (empty,) = account_problems(file)
+        assert "must exist in us-east-1 and have a rule" in empty
+        for addresses, wide in (
+            ("10.0.0.0/8", False),
+            ("198.51.100.7/32", False),
+            ("0.0.0.0/1", True),
+        ):
+            ec2.authorize_security_group_ingress(
+                GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=addresses
+            )
+            assert bool(account_problems(file)) == wide
+
+
 def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
     gpu = {"cpus": 4, "gpus": 1, "most": 2}
     told = machines(ROOT / "cluster.yaml")
