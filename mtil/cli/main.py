@@ -197,7 +197,7 @@ def _prepare(commands: "_Commands[Parser]") -> None:
     )
     of_source.add_argument(
         "--folds", action=_OfSource, choices=("official",),
-        help="take the collection's own folds, 5 or 10 by --num-folds",
+        help="take its own folds: bus_bra's 5 or 10 by --num-folds, or a table's column `fold`",
     )  # fmt: skip
     of_source.add_argument(
         "--columns", action=_OfSource, metavar="ROLE=COLUMN,…",

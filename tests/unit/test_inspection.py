@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,13 @@ def test_an_audit_that_is_lost_is_said(prepared: Path, tmp_path: Path) -> None:
     store.write("dataset.json", (prepared / "dataset.json").read_bytes())
     with pytest.raises(DataError, match=r"has lost audit/duplicates\.parquet"):
         inspect(store)
+
+
+def test_an_audit_of_an_earlier_version_is_read(prepared: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    path = out / "audit" / "images.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["patient"]), path)
+    assert to_dict(inspect(LocalStore(str(out))))["patients_of_two_classes"] == 0
 
 
 def test_leakage_worked_out_by_hand() -> None:

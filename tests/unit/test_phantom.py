@@ -344,10 +344,10 @@ def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path
     of_two_classes = {patient for patient, found in classes.items() if len(found) == 2}
     assert of_two_classes
     assert folds.keys() == classes.keys() - of_two_classes
-    exact = {row["sample_id"] for row in _rows(viewed) if row["kind"] == "exact"}
-    assert patients.keys() - kept - exact == {
-        sample_id for sample_id in patients.keys() - exact if patients[sample_id] in of_two_classes
-    }
+    exact = [{row["sample_id"], row["original"]} for row in _rows(viewed) if row["kind"] == "exact"]
+    whole = {name for name in patients if patients[name] not in of_two_classes}
+    assert all(len(pair & kept) == 1 for pair in exact if pair <= whole)
+    assert kept | set().union(*exact) >= whole >= kept
 
 
 # What is drawn
