@@ -67,9 +67,18 @@ def check_rows(plan: Plan, config: Config, manifest: Manifest) -> None:
         for part in plan.parts:
             mapped_rows(config, manifest, WriteMaps(0, fold, part))
             steps_per_epoch(config, manifest, Train(0, fold, part))
-        steps_per_epoch(config, manifest, Train(0, fold))
-        select(manifest, fold, "validation")
+        check_fold(config, manifest, fold)
         select(manifest, fold, "test")
+
+
+def check_fold(config: Config, manifest: Manifest, fold: int) -> None:
+    """Make sure before anything starts that a fold can be trained and validated.
+
+    Raises:
+        DataError: naming what has too few rows.
+    """
+    steps_per_epoch(config, manifest, Train(0, fold))
+    select(manifest, fold, "validation")
 
 
 def initial_weights(run: Run, of: Train) -> Mapping[str, Tensor] | None:

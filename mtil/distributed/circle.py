@@ -14,6 +14,7 @@ from mtil.distributed.coordinator import patiently
 from mtil.distributed.trainer import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
+from mtil.models.encoders import build_encoder
 from mtil.plan import Plan, Train
 from mtil.rounds import check_rows
 from mtil.run import Run, manifest_for
@@ -38,6 +39,7 @@ def begin(data_uri: str, run_uri: str, config: Config, folds: Sequence[int]) -> 
     reserved_cpus(config)
     plan = Plan.of(config.circle, folds)
     check_rows(plan, config, manifest)
+    build_encoder(config.model.encoder)
     probe(open_store(run_uri))
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
     ledger = Ledger.open(run.store)

@@ -22,9 +22,10 @@ from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
 from mtil.errors import DataError, LostError, ResourceError, RunError, StorageError
+from mtil.models.encoders import build_encoder
 from mtil.plan import Train
 from mtil.priors import PriorMaps
-from mtil.rounds import prior_maps
+from mtil.rounds import check_fold, prior_maps
 from mtil.run import FoldResult, News, Run, manifest_for
 from mtil.storage import open_store
 
@@ -63,6 +64,9 @@ def train(
     """
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store)
+    build_encoder(config.model.encoder)  # refused here, a run is not begun
+    for fold in folds:
+        check_fold(config, manifest, fold)
     cpus = reserved_cpus(config)
     tell_of_waiting(config)
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
