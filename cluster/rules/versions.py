@@ -13,6 +13,7 @@ from cluster.rules.starting import local_path
 
 _PIN = re.compile(r"^ray==(\S+)$", re.MULTILINE)
 _INSTALLERS = {"pip", "pip3", "conda", "mamba", "uv", "pipx", "poetry", "easy_install"}
+_OF_THE_SYSTEM = {"apt", "apt-get", "dnf", "yum"}
 _SCRIPT = "cluster/install.sh"
 _CONSTRAINTS = "constraints.txt"
 
@@ -71,6 +72,8 @@ def _loose(group: Group) -> Iterator[str]:
         for words in statements(command):
             programs = {PurePosixPath(word).name for word in words}
             if not programs & _INSTALLERS or not programs & {"install", "add", "sync"}:
+                continue
+            if programs & _OF_THE_SYSTEM:
                 continue
             limits = [PurePosixPath(word.rpartition("=")[2]).name for word in words]
             flagged = any(word.startswith(("-c", "--constraint")) for word in words)

@@ -571,6 +571,11 @@ LEGITIMATE: list[tuple[str, Mistake]] = [
         lambda d: d["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333"),
     ),
     ("cluster", lambda d: _in_start(d, "head", " --dashboard-host=127.0.0.1", "")),
+    ("cluster", lambda d: d["setup_commands"].append("sudo apt-get install --yes pipx")),
+    (
+        "cluster",
+        lambda d: d["setup_commands"].append("~/venv/bin/pip install x -c ~/src/constraints.txt"),
+    ),
     ("cluster", lambda d: _config(d, "gpu").update(SecurityGroupIds=["sg-1"], SubnetIds=["s-1"])),
     ("cluster", lambda d: d["provider"].update(availability_zone="us-east-1a,us-east-1b")),
     (
