@@ -1,12 +1,15 @@
 """What goes along with a job, decided before a cluster is asked."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import submit
 from cluster.__main__ import main
-from cluster.errors import UsageError
+from cluster.errors import ClusterError, UsageError
 from cluster.files import ROOT
 
 GIVEN = {
@@ -94,3 +97,44 @@ def test_this_checkout_fits_by_far() -> None:
     assert sum(sizes.values()) < submit.MAX_UPLOAD_BYTES / 10
     assert not {".git", ".venv", "tests", "docs"} & set(sizes)
     assert {"mtil", "tune", "pyproject.toml"} <= set(sizes)
+
+
+class Cluster:
+    """A job's log as Ray's client gives it: from the start, and gone for a while in the middle."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.connections = 0
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        self.connections += 1
+        yield "one\n"
+        if self.connections == 1:
+            raise ConnectionResetError
+        if self.refusals:
+            raise ConnectionRefusedError
+        yield "two\nthree\n"
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionRefusedError
+        ended = self.connections > 1
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: ended))
+
+
+def test_a_log_goes_on_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "_RECONNECT_S", 0)
+    asyncio.run(submit._print_logs(Cluster(refusals=3), "job"))
+    told = capsys.readouterr()
+    assert told.out == "one\ntwo\nthree\n"
+    assert told.err == "the cluster does not answer; trying again\n"
+
+
+def test_an_outage_that_does_not_end_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_RECONNECT_S", 0)
+    monkeypatch.setattr(submit, "_PATIENCE_S", 0)
+    with pytest.raises(ClusterError, match="`--attach job` follows it when it answers"):
+        asyncio.run(submit._print_logs(Cluster(refusals=10**6), "job"))
