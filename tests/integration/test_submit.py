@@ -1,5 +1,6 @@
 """Jobs on a small real Ray that asks for a token, through `python -m cluster submit`."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -229,6 +231,85 @@ def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
     assert again.returncode not in (0, None)
     states = {kept["submission_id"]: kept["status"] for kept in _jobs(address) or []}
     assert states[name] == "STOPPED"
+
+
+class Proxy:
+    """Hands connections on to a port, or ends and refuses them while it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._lines: list[socket.socket] = []
+        self.port = _free_ports(1)[0]
+        self._listener = self._listen()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._lines += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def cut(self) -> None:
+        """End all connections, and take no more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for line in self._lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
+        self._lines = []
+
+    def mend(self) -> None:
+        """Take connections again."""
+        self._listener = self._listen()
+
+
+def test_a_job_is_followed_over_an_outage(
+    submit: Submit, ports: dict[str, int], folder: Path
+) -> None:
+    loop = "import time\nfor n in range(60): print('tick', n, flush=True); time.sleep(0.2)"
+    (folder / "loop.py").write_text(loop)
+    proxy = Proxy(ports["--dashboard-port"])
+    url = f"http://127.0.0.1:{proxy.port}"
+    job = submit("--address", url, "--working-dir", folder, "--", "python", "loop.py")
+    assert job.stdout is not None
+    seen = ""
+    while "tick 5" not in seen:
+        line = job.stdout.readline()
+        assert line, job.communicate()[1]
+        seen += line
+    proxy.cut()
+    time.sleep(6)
+    proxy.mend()
+    out, err = job.communicate(timeout=120)
+    proxy.cut()
+    assert job.returncode == 0, err
+    ticks = re.findall(r"^tick (\d+)$", seen + out, re.MULTILINE)
+    assert ticks == [str(n) for n in range(60)]
+    assert err.count("the cluster does not answer; trying again") == 1
+
+
+def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder: Path) -> None:
+    job = submit("--working-dir", folder, "--", "bash", "-c", "kill -9 $$")
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 137, err
 
 
 @pytest.mark.parametrize(
