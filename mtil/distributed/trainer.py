@@ -38,7 +38,7 @@ _THREADS = "threads.json"
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
-_CPU_MEMORY = {
+CPU_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -230,7 +230,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 worker_runtime_env={  # type: ignore[call-arg]
-                    "env_vars": {} if workers.gpus_per_worker else _CPU_MEMORY
+                    "env_vars": {} if workers.gpus_per_worker else CPU_MEMORY
                 },
             ),
         )

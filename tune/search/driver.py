@@ -134,7 +134,7 @@ def _environment(config: Config) -> Iterator[None]:
     os.environ.update(_TUNE_ENVIRONMENT)
     before = dict(DEFAULT_ENV_VARS)
     if not config.train.gpus_per_worker:
-        DEFAULT_ENV_VARS.update(trainer._CPU_MEMORY)
+        DEFAULT_ENV_VARS.update(trainer.CPU_MEMORY)
     try:
         yield
     finally:
