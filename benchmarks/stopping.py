@@ -103,8 +103,9 @@ def curves_of(uri: str) -> list[list[float]]:
         for fold in search.budget.folds:
             history = run.history(Train(0, fold))
             upto = (history[: epoch + 1] for epoch in range(len(history)))
-            curve += [running(search.objective, finished, epochs) for epochs in upto]
-            finished.append(kept(history))
+            tolerance = run.config.train.score_tolerance
+            curve += [running(search.objective, finished, epochs, tolerance) for epochs in upto]
+            finished.append(kept(history, tolerance))
         found.append(curve)
     return found
 

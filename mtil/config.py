@@ -228,6 +228,9 @@ class TrainConfig:
     """With `compile`, on a GPU: replay the network's kernels as CUDA graphs."""
     dice_weight: Share = 0.5
     """The score that picks the epoch: this share of Dice and the rest of AUC, inner validation."""
+    score_tolerance: Share = 0.02
+    """The last epoch is kept whose score is within this of the highest: with few validation images
+    smaller differences are chance. With 0 it is the best one, the last of several."""
     patience: Whole = 0
     """Stop after so many epochs without a better score; 0 never stops early."""
     num_workers: Count = 1

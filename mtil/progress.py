@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mtil.checkpoint import TrainingCheckpoints
 from mtil.engine import Engine
+from mtil.metrics import kept_epoch
 
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch with the highest score so far."""
+    """The epoch that is kept so far."""
 
     epoch: int
     metrics: dict[str, float]
@@ -84,12 +85,18 @@ class TrainingProgress:
 
     def has_stalled(self, patience: int) -> bool:
         """Say whether the score has not risen for so many epochs; never if `patience` is 0."""
-        return bool(patience and self.best and self.next_epoch - 1 - self.best.epoch >= patience)
+        scores = self._scores
+        return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
     def add(self, record: dict[str, Any], figures: dict[str, float], engine: Engine) -> None:
-        """Add an epoch, and keep its weights if its score is the highest."""
+        """Add an epoch, and keep its weights if its score is as good as the highest."""
         validated = {f"validation_{name}": value for name, value in figures.items()}
         self.history.append(record | validated)
         self.begun = Begun()
-        if self.best is None or figures["score"] > self.best.metrics["score"]:
-            self.best = Best(self.next_epoch - 1, figures, engine.weights())
+        epoch = self.next_epoch - 1
+        if kept_epoch(self._scores, engine.config.train.score_tolerance) == epoch:
+            self.best = Best(epoch, figures, engine.weights())
+
+    @property
+    def _scores(self) -> list[float]:
+        return [record["validation_score"] for record in self.history]

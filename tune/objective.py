@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtil.errors import ConfigError, DataError
+from mtil.metrics import kept_epoch
 
 FIGURES = ("dice", "auc", "f1")
 """What a training says of its inner validation rows."""
@@ -84,14 +85,15 @@ def _goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
     return tuple(terms.items())
 
 
-def kept(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def kept(history: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, float]:
     """Return the figures of the epoch that a training would keep if it ended now.
 
     Args:
-        history: its epochs; the one with the highest `validation_score` is kept, the first of
-            several.
+        history: its epochs.
+        tolerance: the configuration's `train.score_tolerance`.
     """
-    best = max(history, key=lambda record: float(record["validation_score"]))
+    scores = [float(record["validation_score"]) for record in history]
+    best = history[kept_epoch(scores, tolerance)]
     names = (*FIGURES, "score")
     found = {name: best.get(f"validation_{name}") for name in names}
     return {name: float(value) for name, value in found.items() if value is not None}
@@ -101,6 +103,7 @@ def running(
     objective: Objective,
     finished: Sequence[Mapping[str, float]],
     history: Sequence[Mapping[str, Any]],
+    tolerance: float,
 ) -> float:
     """Return what a trial is worth so far: the mean over its trainings, the last one under way."""
-    return objective.mean([*finished, kept(history)])[0]
+    return objective.mean([*finished, kept(history, tolerance)])[0]

@@ -14,6 +14,7 @@ from mtil.metrics.classification import (
     sensitivity_at_90_specificity,
     specificity,
 )
+from mtil.metrics.picking import kept_epoch
 from mtil.metrics.results import Label, Results
 from mtil.metrics.segmentation import MaskScores, score_mask
 from mtil.metrics.summary import METRICS, by_class, by_size, paired_difference, summarise
@@ -35,6 +36,7 @@ __all__ = [
     "ece",
     "f1",
     "fit_temperature",
+    "kept_epoch",
     "macro_f1",
     "paired_difference",
     "resample_weights",

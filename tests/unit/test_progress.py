@@ -12,6 +12,7 @@ from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
 from mtil.data.rows import Batch
 from mtil.engine import Engine
+from mtil.metrics import kept_epoch
 from mtil.progress import Begun, TrainingProgress
 from mtil.storage import LocalStore
 
@@ -71,15 +72,26 @@ def test_every_epoch_is_a_record_with_its_validation(engine: Engine) -> None:
     }
 
 
-def test_the_best_epoch_keeps_its_own_weights(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.3, 0.6, 0.5], 1),
+        ([0.3, 0.6, 0.6, 0.5], 2),  # of equals the last
+        ([0.3, 0.6, 0.585, 0.575], 2),  # within 0.02 of the highest
+        ([0.6, 0.585, 0.61, 0.58], 2),  # which has risen meanwhile
+    ],
+)
+def test_the_last_epoch_that_is_as_good_as_the_best_keeps_its_own_weights(
+    engine: Engine, scores: list[float], kept: int
+) -> None:
     progress = TrainingProgress()
-    for epoch, score in enumerate([0.3, 0.6, 0.6, 0.5]):
+    for epoch, score in enumerate(scores):
         _mark(engine, epoch)
         _add(progress, engine, score)
     assert progress.best is not None
-    assert progress.best.epoch == 1  # of equals the first
-    assert progress.best.metrics == {"dice": 0.3, "score": 0.6}
-    assert progress.best.weights["logits.2.bias"].item() == 1
+    assert progress.best.epoch == kept == kept_epoch(scores, 0.02)
+    assert progress.best.metrics == {"dice": scores[kept] / 2, "score": scores[kept]}
+    assert progress.best.weights["logits.2.bias"].item() == kept
 
 
 def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: Engine) -> None:

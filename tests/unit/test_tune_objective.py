@@ -58,7 +58,9 @@ def _epoch(score: float, dice: float, **others: float) -> dict[str, Any]:
 
 
 def test_the_epoch_that_a_training_keeps_is_judged() -> None:
-    history = [_epoch(0.5, 0.9, auc=0.1), _epoch(0.7, 0.6, auc=0.8), _epoch(0.7, 0.7)]
-    assert kept(history) == {"dice": 0.6, "auc": 0.8, "score": 0.7}
-    assert running(parse("dice"), [], history) == pytest.approx(0.6)
-    assert running(parse("dice"), [{"dice": 0.8}, {"dice": 1.0}], history) == pytest.approx(0.8)
+    history = [_epoch(0.5, 0.9, auc=0.1), _epoch(0.75, 0.6, auc=0.8), _epoch(0.625, 0.7)]
+    assert kept(history, 0.0) == {"dice": 0.6, "auc": 0.8, "score": 0.75}
+    assert kept(history, 0.125) == {"dice": 0.7, "score": 0.625}
+    assert running(parse("dice"), [], history, 0.0) == pytest.approx(0.6)
+    before = [{"dice": 0.8}, {"dice": 1.0}]
+    assert running(parse("dice"), before, history, 0.0) == pytest.approx(0.8)

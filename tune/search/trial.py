@@ -58,10 +58,12 @@ class Asks:
     """The figures of the trainings of the same round that have ended."""
     before: int
     """Epochs that the trial's trainings had before this one."""
+    tolerance: float
+    """The trial's `train.score_tolerance`."""
 
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Tell what the trial is worth so far, and return whether to go on."""
-        value = running(self.objective, self.finished, history)
+        value = running(self.objective, self.finished, history, self.tolerance)
         answer = self.judge.hear.remote(self.number, self.before + len(history), value)
         return bool(ray.get(answer))
 
@@ -166,6 +168,7 @@ def _trainings(
                 search.objective,
                 tuple(done[of].metrics for of in done if of.round == action.round),
                 run.config.train.num_epochs * len(done),
+                run.config.train.score_tolerance,
             )
         result = _fold(run, search, action, means, asks)
         if action.part is None:
