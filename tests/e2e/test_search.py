@@ -45,6 +45,7 @@ def tune(environment: dict[str, str]) -> Told:
     return run
 
 
+@pytest.mark.long
 def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
     tune: Told, mtil: Command, data: Path, tmp_path: Path
 ) -> None:
