@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from cluster.errors import ClusterError, UsageError
@@ -163,17 +163,22 @@ def _object_store(options: argparse.Namespace) -> int:
 
     if (options.cert is None) != (options.key is None):
         raise UsageError("--cert and --key must be given together, but one of them is missing.")
-    with running(
-        options.dir.absolute(),
-        options.bucket,
-        port=options.port,
-        address=options.address,
-        certificate=(options.cert, options.key) if options.cert else None,
-    ) as environment:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # past the server's own end
+    with (
+        suppress(KeyboardInterrupt),
+        running(
+            options.dir.absolute(),
+            options.bucket,
+            port=options.port,
+            address=options.address,
+            certificate=(options.cert, options.key) if options.cert else None,
+        ) as environment,
+    ):
         for name, value in environment.items():
             print(f"export {name}={value}")  # noqa: T201
         print(f"# bucket: s3://{options.bucket}", flush=True)  # noqa: T201
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        while True:
+            signal.pause()
     return 0
 
 
