@@ -63,11 +63,13 @@ class Bar:
     def __init__(self, progress: Progress, say: Callable[[str], None] | None) -> None:
         self._progress, self._say = progress, say
         self._task = progress.add_task("", total=None)
-        self._said_s = time.monotonic()
+        self._said, self._said_s = "", time.monotonic()
 
     def show(self, text: str, done: int, of: int) -> None:
         """Say how much is done of what."""
         self._progress.update(self._task, description=text, completed=done, total=of)
-        if self._say is not None and time.monotonic() - self._said_s >= LINE_S:
-            self._said_s = time.monotonic()
-            self._say(f"{text} {done}/{of}")
+        line = f"{text} {done}/{of}"
+        due = line != self._said and time.monotonic() - self._said_s >= LINE_S
+        if self._say is not None and due:
+            self._said, self._said_s = line, time.monotonic()
+            self._say(line)
