@@ -211,7 +211,7 @@ def operate(state: Path, hosts: list[psutil.Process]) -> Operate:
 
 
 def _run(
-    module: str, environment: dict[str, str], *words: str | Path, timeout_s: float = 300
+    module: str, environment: dict[str, str], *words: str | Path, timeout_s: float = 600
 ) -> "subprocess.CompletedProcess[str]":
     """Run a module where the hosts can be reached."""
     command = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", module]
