@@ -75,6 +75,7 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_run_ends_on_all_nodes_when_it_fails_and_leaves_skypilots_ray_alone(
     reason: str | None, home: Path
 ) -> None:
