@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -119,14 +120,33 @@ def streaming_epochs(
                 pass
 
 
+def resident_rows(rows: Rows, plan: Plan, batch_size: int) -> Iterator[Batch]:
+    """Yield this worker's share of a selection's batches from held rows, each row once in all."""
+    starts = [
+        (index, start)
+        for index, shard in enumerate(plan.manifest.shards)
+        for start in range(0, plan.selection.count(shard), batch_size)
+    ]
+    for index, start in starts[plan.rank :: plan.num_workers]:
+        stop = min(start + batch_size, plan.selection.count(plan.manifest.shards[index]))
+        picks = np.arange(start, stop)
+        yield rows.gather(rows.picked(np.full_like(picks, index), picks))
+
+
 def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch]:
-    """Yield every row of a selection that is in this worker's shards, once, in their order."""
+    """Yield the batches of a selection that lie in this worker's shards, each row once in all.
+
+    They are those of `resident_rows`: a batch holds rows of one shard, so that neither the way nor
+    the number of workers decides which rows a network sees together.
+    """
     mine = plan.shards()
     if not mine:
-        return iter(())
-    dataset = _one_task_each(mine, ReadShard(data_uri, plan.manifest, selection=plan.selection))
-    parts = ((rows, rows.everything()) for rows in (Rows([table]) for table in _blocks(dataset)))
-    return cut(parts, batch_size, whole=False)
+        return
+    task = ReadShard(data_uri, plan.manifest, selection=plan.selection)
+    with closing(_blocks(_one_task_each(mine, task))) as tables:
+        for shard in mine:
+            rows = Rows([_whole(tables, plan.selection.count(plan.manifest.shards[shard]))])
+            yield from cut([(rows, rows.everything())], batch_size, whole=False)
 
 
 def _parts(tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]) -> Iterator[Part]:

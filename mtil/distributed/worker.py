@@ -21,11 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
 from mtil.data.order import local_batch
-from mtil.data.rows import Batch, Plan, cut
+from mtil.data.rows import Batch, Plan
 from mtil.data.selection import NORMAL, Role, select, total
 from mtil.distributed.cluster import to_foreground
 from mtil.distributed.gauges import TRAINING, Gauges
-from mtil.distributed.ingest import resident, resident_epoch, streaming_epochs, streaming_rows
+from mtil.distributed.ingest import (
+    resident,
+    resident_epoch,
+    resident_rows,
+    streaming_epochs,
+    streaming_rows,
+)
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, calibrated, in_passes
@@ -40,7 +46,7 @@ from mtil.run import Run
 
 _log = logging.getLogger(__name__)
 
-_VALIDATION_BATCH = 32
+_VALIDATION_BATCH = 16
 _SAY_EVERY_S = 2.0
 _LOOK_EVERY = 16
 """Steps after which the processes ask whether a machine of theirs is about to be taken away."""
@@ -240,8 +246,7 @@ class _Worker:
         if self.job.held is None:
             return lambda: streaming_rows(self.job.data_uri, plan, _VALIDATION_BATCH)
         rows = resident(self.job.held, plan)
-        mine = rows.everything()[self.rank :: self.num_workers]
-        return lambda: cut([(rows, mine)], _VALIDATION_BATCH, whole=False)
+        return lambda: resident_rows(rows, plan, _VALIDATION_BATCH)
 
     def _train_epoch(
         self, engine: Engine, progress: TrainingProgress, epoch: int, batches: Iterator[Batch]

@@ -14,7 +14,14 @@ from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster
-from mtil.distributed.ingest import hold, resident, resident_epoch, streaming_epochs, streaming_rows
+from mtil.distributed.ingest import (
+    hold,
+    resident,
+    resident_epoch,
+    resident_rows,
+    streaming_epochs,
+    streaming_rows,
+)
 from mtil.distributed.trainer import unwrapped
 from mtil.errors import DataError
 from mtil.storage import open_store
@@ -62,13 +69,23 @@ def test_held_rows_are_those_of_the_shards(dataset: str) -> None:
     assert _same(held.gather(where), direct.gather(where))
 
 
-def test_streamed_validation_sees_every_row_once(dataset: str) -> None:
-    seen: list[str] = []
+def test_validation_has_the_same_batches_whichever_way_and_with_any_number_of_workers(
+    dataset: str,
+) -> None:
+    """What a network sees together decides the last digits of what it says."""
+    plan = _plan(dataset, role="validation")
+    alone = resident(hold(dataset, plan.manifest), plan)
+    expected = sorted(batch.sample_id for batch in resident_rows(alone, plan, 4))
+    seen = [name for names in expected for name in names]
+    assert len(seen) == len(set(seen)) == total(plan.manifest, plan.selection)
+    assert len(expected) > 3
+    held: list[list[str]] = []
+    streamed: list[list[str]] = []
     for rank in range(2):
         plan = _plan(dataset, rank, 2, role="validation")
-        seen += [name for batch in streaming_rows(dataset, plan, 4) for name in batch.sample_id]
-    plan = _plan(dataset, role="validation")
-    assert len(seen) == len(set(seen)) == total(plan.manifest, plan.selection)
+        held += [batch.sample_id for batch in resident_rows(alone, plan, 4)]
+        streamed += [batch.sample_id for batch in streaming_rows(dataset, plan, 4)]
+    assert sorted(held) == sorted(streamed) == expected
 
 
 def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
