@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+MTIL := $(VENV)/.mtil
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 export RAY_AUTH_MODE ?= disabled
 
@@ -11,15 +13,19 @@ export RAY_AUTH_MODE ?= disabled
 
 install: $(STAMP)  ## set up .venv with everything that development needs
 
-$(STAMP): pyproject.toml constraints.txt
+$(MTIL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune,cluster]' --group dev
+	$(PIP) --editable '.[ray,tune,cluster]'
 	touch $@
 
-demo: install  ## phantoms → data set → training → figures → predictions → circle, in $(DEMO)
+$(STAMP): $(MTIL)
+	$(PIP) --group dev
+	touch $@
+
+demo: $(MTIL)  ## phantoms → data set → training → figures → predictions → circle, in $(DEMO)
 	rm -rf $(DEMO)
-	$(BIN)/mtil phantom $(DEMO)/images --num-images 240 --seed 0
+	$(BIN)/mtil phantom $(DEMO)/images --num-images 160 --seed 0
 	$(BIN)/mtil prepare $(DEMO)/images --layout busi --to $(DEMO)/data --image-size 96
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run

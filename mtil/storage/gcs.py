@@ -15,7 +15,7 @@ from mtil.storage.names import checked
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
-    from pyarrow.fs import GcsFileSystem
+    from pyarrow.fs import FileInfo, GcsFileSystem
 
 _CHUNK_BYTES = 2**20
 _RETRY_S = 60.0
@@ -82,15 +82,11 @@ class GcsStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
-        from pyarrow.fs import FileSelector
+        return {name: info.size for name, info in self._listed(prefix).items()}
 
-        root = f"{self.bucket}/{self.prefix}".rstrip("/") + "/"
-        start = self._path(prefix) if prefix else root.rstrip("/")
-        with _Errors(start):
-            found = _pyarrow().get_file_info(
-                FileSelector(start, recursive=True, allow_not_found=True)
-            )
-        return dict(sorted((i.path.removeprefix(root), i.size) for i in found if i.is_file))
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """See `Store.marks`: size and time of the last change."""
+        return {name: f"{i.size}:{i.mtime_ns}" for name, i in self._listed(prefix).items()}
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
@@ -106,6 +102,18 @@ class GcsStore:
         path = self._path(folder)
         with _Errors(path):
             _pyarrow().delete_dir_contents(path, missing_dir_ok=True)
+
+    def _listed(self, prefix: str) -> "dict[str, FileInfo]":
+        from pyarrow.fs import FileSelector
+
+        root = f"{self.bucket}/{self.prefix}".rstrip("/") + "/"
+        start = self._path(prefix) if prefix else root.rstrip("/")
+        with _Errors(start):
+            found = _pyarrow().get_file_info(
+                FileSelector(start, recursive=True, allow_not_found=True)
+            )
+        listed = {i.path.removeprefix(root): i for i in found if i.is_file}
+        return dict(sorted(listed.items()))
 
     def _path(self, name: str) -> str:
         return "/".join(part for part in (self.bucket, self.prefix, checked(name)) if part)

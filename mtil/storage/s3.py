@@ -19,7 +19,7 @@ from mtil.storage.names import checked
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, ObjectTypeDef
 
 _CHUNK_BYTES = 2**20
 _CREATE_ATTEMPTS = 6
@@ -117,16 +117,11 @@ class S3Store:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
-        root = f"{self.prefix}/" if self.prefix else ""
-        start = f"{self._key(prefix)}/" if prefix else root
-        found: dict[str, int] = {}
-        with _S3Errors(self.bucket, start):
-            pages = _s3().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
-                found |= {
-                    item["Key"][len(root) :]: item["Size"] for item in page.get("Contents", [])
-                }
-        return {name: size for name, size in sorted(found.items()) if not name.endswith("/")}
+        return {name: item["Size"] for name, item in self._listed(prefix).items()}
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """See `Store.marks`: the entity tag, which follows from the bytes."""
+        return {name: item["ETag"] for name, item in self._listed(prefix).items()}
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
@@ -147,6 +142,16 @@ class S3Store:
                     f"s3://{self.bucket}/{error.get('Key')} cannot be deleted: "
                     f"{error.get('Message') or error.get('Code')}."
                 )
+
+    def _listed(self, prefix: str) -> "dict[str, ObjectTypeDef]":
+        root = f"{self.prefix}/" if self.prefix else ""
+        start = f"{self._key(prefix)}/" if prefix else root
+        found: dict[str, ObjectTypeDef] = {}
+        with _S3Errors(self.bucket, start):
+            pages = _s3().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+                found |= {item["Key"][len(root) :]: item for item in page.get("Contents", [])}
+        return {name: item for name, item in sorted(found.items()) if not name.endswith("/")}
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{checked(name)}".lstrip("/")
