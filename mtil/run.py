@@ -282,14 +282,22 @@ class Run:
         return model_from_bytes(data, f"{self.uri}/{name}")
 
 
-def manifest_for(run_uri: str, data: Store) -> Manifest:
+def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:
     """Return the version of a data set to train on: the run's, or the newest for a new run.
 
-    Where the data set has no version that is the run's, `Run.create` says so.
+    Where the data set has no version that is the run's, or another was asked for, `Run.create` says
+    so.
+
+    Args:
+        run_uri: where the run is, or will be.
+        data: the data set's store.
+        version: that which was asked for, if any was.
 
     Raises:
-        DataError: if there is no data set, or the run's file is not one.
+        DataError: if there is no data set or no such version, or the run's file is not one.
     """
+    if version is not None:
+        return manifests.load_version(data, version)
     if not open_store(run_uri).exists(FILE_NAME):
         return manifests.load(data)
     return manifests.find(data, Run.open(run_uri).fingerprint) or manifests.load(data)

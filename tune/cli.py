@@ -40,6 +40,10 @@ def _run(commands: "_Commands[Parser]") -> None:
     parser = _command(commands, "run", "search, or go on searching", configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument(
+        "--data-version", type=int, metavar="N",
+        help="which version of it; the search's, or the newest, if none is named",
+    )  # fmt: skip
+    parser.add_argument(
         "--config", default="base", metavar="PRESET|FILE",
         help="what is searched around, and trained in the end: demo, cpu, base or a YAML file",
     )  # fmt: skip

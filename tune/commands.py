@@ -12,9 +12,10 @@ from mtil.cli.console import Bar, Output
 from mtil.config import from_dict, to_dict, with_overrides
 from mtil.data import manifest as manifests
 from mtil.data.folds import HOLDOUT
+from mtil.data.manifest import Manifest
 from mtil.data.selection import parse_folds
 from mtil.errors import ConfigError, DataError, NotFoundError
-from mtil.storage import open_store, split_uri
+from mtil.storage import Store, open_store, split_uri
 from tune import study as studies
 from tune.comparison import SHOWN
 from tune.record import Asked, Budget, Rule, Search, study_name
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace, output: Output) -> None:
 def _asked(options: argparse.Namespace) -> Asked:
     """Return what the options ask for."""
     store = open_store(options.data)
-    manifest = manifests.load(store)
+    manifest = _manifest(options, store)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be searched on; name a fold.")
@@ -88,7 +89,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     uri = open_store(options.run).uri
     return Asked(
         data=store.uri,
-        fingerprint=_fingerprint(options.run, manifest.fingerprint),
+        fingerprint=manifest.fingerprint,
         config=to_dict(config),
         budget=vars(budget),
         space=[name.strip() for name in options.space.split(",")],
@@ -102,12 +103,18 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _fingerprint(uri: str, newest: str) -> str:
-    """Return the version of the data set to search on: the search's, or the newest."""
+def _manifest(options: argparse.Namespace, data: Store) -> Manifest:
+    """Return the version of the data set to search on: what is named, the search's or the newest.
+
+    Where the data set has no version that is the search's, `Search.plan` says so.
+    """
+    if options.data_version is not None:
+        return manifests.load_version(data, options.data_version)
     try:
-        return Search.open(uri).asked.fingerprint
+        fingerprint = Search.open(options.run).asked.fingerprint
     except DataError:
-        return newest
+        return manifests.load(data)
+    return manifests.find(data, fingerprint) or manifests.load(data)
 
 
 def _narrowing(name: str | None) -> dict[str, Any]:

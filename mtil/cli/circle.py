@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     """Have a run go through its rounds, and print what came of them."""
     output = Output(as_json=options.json)
     config = with_overrides(presets.load(options.config), options.overrides)
-    manifest = manifest_for(options.run, open_store(options.data))
+    manifest = manifest_for(options.run, open_store(options.data), options.data_version)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
@@ -29,7 +29,9 @@ def run(options: argparse.Namespace) -> None:
     from mtil.distributed import circle, cluster
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        record = circle.begin(options.data, options.run, config, folds)
+        record = circle.begin(
+            options.data, options.run, config, folds, data_version=options.data_version
+        )
         try:
             state = circle.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:

@@ -249,9 +249,7 @@ def _inspect(commands: "_Commands[Parser]") -> None:
         module="inspection",
     )
     parser.add_argument("data", metavar="URI", help="a prepared data set")
-    parser.add_argument(
-        "--data-version", type=int, metavar="N", help="which version; the newest if none is named"
-    )
+    _of_version(parser, "which version; the newest if none is named")
 
 
 class _OfSource(argparse.Action):
@@ -311,9 +309,14 @@ def _gc(commands: "_Commands[Parser]") -> None:
     parser.add_argument("--yes", action="store_true", help="delete it")
 
 
+def _of_version(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--data-version", type=int, metavar="N", help=about)
+
+
 def _trained(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
+    _of_version(parser, "which version of it; the run's, or the newest, if none is named")
     parser.add_argument("--run", required=True, metavar="URI", help="where results go")
     parser.add_argument(
         "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"

@@ -7,11 +7,10 @@ from typing import Any
 from mtil import presets
 from mtil.cli.console import Bar, Output
 from mtil.config import with_overrides
-from mtil.data import manifest as manifests
 from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
 from mtil.errors import DataError
-from mtil.run import FoldResult
+from mtil.run import FoldResult, manifest_for
 from mtil.storage import open_store
 
 
@@ -19,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
     """Train the folds that the options name and print what came of it."""
     output = Output(as_json=options.json)
     config = with_overrides(presets.load(options.config), options.overrides)
-    manifest = manifests.load(open_store(options.data))
+    manifest = manifest_for(options.run, open_store(options.data), options.data_version)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
@@ -33,6 +32,7 @@ def run(options: argparse.Namespace) -> None:
             config,
             folds,
             lambda line: _show(line, config.train.num_epochs, bar, output),
+            data_version=options.data_version,
         )
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())

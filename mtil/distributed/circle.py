@@ -28,14 +28,28 @@ _NOTHING: dict[str, Any] = {"over": False, "error": None}
 """What a coordinator says that has nothing to say."""
 
 
-def begin(data_uri: str, run_uri: str, config: Config, folds: Sequence[int]) -> Run:
+def begin(
+    data_uri: str,
+    run_uri: str,
+    config: Config,
+    folds: Sequence[int],
+    *,
+    data_version: int | None = None,
+) -> Run:
     """Make a circle run, or take up the one that is there if it was asked to do the same.
+
+    Args:
+        data_uri: a prepared data set.
+        run_uri: where the run is, or will be made.
+        config: the run's configuration.
+        folds: which folds to hold out.
+        data_version: of the data set; the run's, or for a new run the newest, if none is named.
 
     Raises:
         UserError: if the data set, the run, its storage or the resources are not as they must be.
     """
     store = open_store(data_uri)
-    manifest = manifest_for(run_uri, store)
+    manifest = manifest_for(run_uri, store, data_version)
     reserved_cpus(config)
     plan = Plan.of(config.circle, folds)
     check_rows(plan, config, manifest)

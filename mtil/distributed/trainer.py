@@ -47,7 +47,13 @@ CPU_MEMORY = {
 
 
 def train(
-    data_uri: str, run_uri: str, config: Config, folds: Sequence[int], listen: Listener
+    data_uri: str,
+    run_uri: str,
+    config: Config,
+    folds: Sequence[int],
+    listen: Listener,
+    *,
+    data_version: int | None = None,
 ) -> list[FoldResult]:
     """Train folds one after the other; a fold that has a result is not trained again.
 
@@ -57,13 +63,14 @@ def train(
         config: the run's configuration.
         folds: which folds to hold out, one at a time.
         listen: takes progress: `step`, `epoch` and `done` lines.
+        data_version: of the data set; the run's, or for a new run the newest, if none is named.
 
     Raises:
         UserError: if the data set, the run or the resources are not as they must be.
         RunError: if the workers failed more often than the configuration allows.
     """
     store = open_store(data_uri)
-    manifest = manifest_for(run_uri, store)
+    manifest = manifest_for(run_uri, store, data_version)
     build_encoder(config.model.encoder)  # refused here, a run is not begun
     for fold in folds:
         check_fold(config, manifest, fold)

@@ -241,6 +241,10 @@ def test_a_run_goes_on_with_the_version_that_it_was_made_with(
     assert run.manifest() == Run.open(uri).manifest(str(to)) == old
     assert manifest_for(uri, LocalStore(str(to))) == old
     assert manifest_for(str(tmp_path / "another"), LocalStore(str(to))) == new
+    assert manifest_for(str(tmp_path / "another"), LocalStore(str(to)), 1) == old
+    asked = manifest_for(uri, LocalStore(str(to)), 2)
+    with pytest.raises(DataError, match="A run must stay with its data set"):
+        Run.create(uri, make_config(), str(to), asked.fingerprint)
     later = Run.create(str(tmp_path / "later"), make_config(), str(to), new.fingerprint)
     with pytest.raises(DataError, match=r"must stay with its data set, .* the data set it was"):
         later.manifest(str(base))

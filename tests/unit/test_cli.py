@@ -265,6 +265,13 @@ def test_folds_are_checked_before_anything_starts(
 
 
 @pytest.mark.parametrize("command", ["train", "circle"])
+def test_a_version_must_be_there(fails: Fails, data_uri: str, tmp_path: Path, command: str) -> None:
+    words = ("--data", data_uri, "--run", tmp_path / "run", "--data-version", "2")
+    assert fails(command, *words).startswith("A version must be one of 1 to 1 of ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "circle"])
 def test_the_holdout_is_not_trained(
     fails: Fails, data_uri: str, tmp_path: Path, command: str
 ) -> None:

@@ -55,6 +55,7 @@ sys.exit(str([name for name in heavy if name in sys.modules]))
         (["--narrow", "{tmp}/broken.yaml"], "--narrow must be YAML"),
         (["--narrow", "{tmp}/key.yaml"], "`loss.dise` is not in the space; did you mean"),
         (["--fold", "9"], "A fold must be one of"),
+        (["--data-version", "2"], "A version must be one of 1 to 1 of "),
         (["--fold", "holdout"], "A holdout is for a final test"),
         (["--trial-image-size", "100"], "data.image_size"),
         (["--train.lr", "1"], "`train.lr` is not a configuration key"),
