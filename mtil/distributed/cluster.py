@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import ray
 from ray._private import ray_logging
+from ray._private.services import get_webui_url_from_internal_kv
 from ray.core.generated import gcs_pb2
 from ray.exceptions import (
     LocalRayletDiedError,
@@ -236,6 +237,11 @@ def is_loss(error: BaseException) -> bool:
         lost = isinstance(ours, LostError | ResourceError | StorageError)
         return lost and not isinstance(ours, NotFoundError)
     return any(isinstance(current, _LOSSES) for current in _chain(error))
+
+
+def has_dashboard() -> bool:
+    """Say whether the cluster has a dashboard, which is also what Ray asks about its actors."""
+    return bool(get_webui_url_from_internal_kv())  # type: ignore[no-untyped-call]
 
 
 def free_orphans() -> None:

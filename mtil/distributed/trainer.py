@@ -14,6 +14,9 @@ import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil.config import Config
@@ -208,6 +211,19 @@ def hold_if_resident(
         return hold(data_uri, manifest, priors)
 
 
+class _Trainer(TorchTrainer):
+    """Ray's, which where there is no dashboard has no actor that asks it for the controller.
+
+    There that actor learns nothing, and each training would wait for it twelve seconds at its end.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        if cluster.has_dashboard():
+            return callbacks
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
 def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
@@ -219,7 +235,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         _relayed(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_fold,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
