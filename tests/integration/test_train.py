@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 
 from mtil.config import Config, from_dict
@@ -18,7 +19,7 @@ from mtil.data import manifest as manifests
 from mtil.data.prepare import Settings, prepare
 from mtil.data.selection import select, total
 from mtil.data.sources import Source
-from mtil.distributed import inference, trainer
+from mtil.distributed import cluster, inference, trainer
 from mtil.errors import ConfigError, DataError, ResourceError
 from mtil.evaluation import evaluate
 from mtil.plan import Train
@@ -61,6 +62,14 @@ def test_a_run_keeps_what_the_contract_says(undisturbed: Run) -> None:
     assert 0 <= result.metrics["auc"] <= 1
     lines = undisturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()
     assert len(lines) == 3
+
+
+def test_no_actor_asks_a_dashboard_that_is_not_there(undisturbed: Run) -> None:
+    """Ray's own did, and each training waited for it."""
+    assert not cluster.has_dashboard()
+    names = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
+    assert "TrainController" in names
+    assert "PlacementGroupCleaner" not in names
 
 
 def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) -> None:
