@@ -45,7 +45,7 @@ check: install  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 test: check  ## what CI runs
-	$(BIN)/python -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist loadfile --durations=5
 	$(BIN)/python -m pytest -q --durations=10 -m "(integration or e2e) and not long"
 
 test-long: install  ## what takes too long for every change

@@ -109,7 +109,8 @@ def _lines(project: dict[str, Any]) -> list[str]:
     extras = project["project"]["optional-dependencies"]
     groups = project["dependency-groups"]
     makefile = (ROOT / "Makefile").read_text()
-    (chosen,) = re.findall(r"--editable '\.\[(.+?)\]' --group dev", makefile)
+    (chosen,) = re.findall(r"\$\(PIP\) --editable '\.\[(.+?)\]'$", makefile, re.MULTILINE)
+    assert re.findall(r"\$\(PIP\) --group (\w+)$", makefile, re.MULTILINE) == ["dev"]
     lines = [*project["project"]["dependencies"]]
     for name in chosen.split(","):
         lines += extras[name]

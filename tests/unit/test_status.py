@@ -412,7 +412,7 @@ def test_being_detached_is_told_as_json_too(
 
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(cluster, "connected", lambda **_: nullcontext())
-    monkeypatch.setattr(distributed, "begin", lambda *_: run)
+    monkeypatch.setattr(distributed, "begin", lambda *_, **__: run)
     monkeypatch.setattr(distributed, "follow", follow)
     words = ("circle", "--data", data_uri, "--run", run.uri, "--config", "demo", "--fold", "0")
     code, values, seen = told(*words)
