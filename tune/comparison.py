@@ -9,7 +9,8 @@ import numpy as np
 from mtil.metrics import Results, paired_difference, summarise
 
 SHOWN = ("dice", "auc", "f1", "hd95")
-"""Figures that are compared seed by seed as well."""
+"""Figures that are compared seed by seed as well, and told of in words."""
+_LESS_IS_BETTER = {"hd95"}
 
 
 def compared(name: str, winner: Sequence[Results], default: Sequence[Results]) -> dict[str, Any]:
@@ -41,16 +42,18 @@ def pooled(seeds: Sequence[Results]) -> Results:
 
 
 def verdict(name: str, difference: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Say in words what the intervals of Dice and AUC allow to say."""
-    better, worse = [], []
-    for figure in ("dice", "auc"):
+    """Say in words what the intervals of the shown figures allow to say."""
+    better: list[str] = []
+    worse: list[str] = []
+    for figure in SHOWN:
         low, high = difference[figure]["low"], difference[figure]["high"]
+        more, less = (worse, better) if figure in _LESS_IS_BETTER else (better, worse)
         if low is not None and low > 0:
-            better.append(figure)
+            more.append(figure)
         elif high is not None and high < 0:
-            worse.append(figure)
+            less.append(figure)
     if not better and not worse:
-        return f"{name} cannot be told from the default: both intervals hold 0."
+        return f"{name} cannot be told from the default: all intervals hold 0."
     parts = [
         f"{what} in {' and '.join(figures)}"
         for what, figures in (("better", better), ("worse", worse))

@@ -70,16 +70,22 @@ def _interval(low: float | None, high: float | None) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize(
-    ("dice", "auc", "says"),
+    ("dice", "auc", "hd95", "says"),
     [
-        ((0.01, 0.02), (0.01, 0.02), "is better in dice and auc than"),
-        ((-0.02, -0.01), (-0.01, 0.02), "is worse in dice than"),
-        ((0.01, 0.02), (-0.2, -0.1), "is better in dice and worse in auc than"),
-        ((-0.01, 0.02), (None, None), "cannot be told from"),
+        ((0.01, 0.02), (0.01, 0.02), (-1, 1), "is better in dice and auc than"),
+        ((-0.02, -0.01), (-0.01, 0.02), (-1, 1), "is worse in dice than"),
+        ((0.01, 0.02), (-0.2, -0.1), (-9, -1), "is better in dice and hd95 and worse in auc than"),
+        ((0.01, 0.02), (-0.1, 0.1), (1, 9), "is better in dice and worse in hd95 than"),
+        ((-0.01, 0.02), (None, None), (None, None), "cannot be told from"),
     ],
 )
 def test_the_verdict_is_what_the_intervals_allow(
-    dice: tuple[float, float], auc: tuple[float, float], says: str
+    dice: tuple[float, float], auc: tuple[float, float], hd95: tuple[float, float], says: str
 ) -> None:
-    difference = {"dice": _interval(*dice), "auc": _interval(*auc)}
+    difference = {
+        "dice": _interval(*dice),
+        "auc": _interval(*auc),
+        "f1": _interval(-0.1, 0.1),
+        "hd95": _interval(*hd95),
+    }
     assert says in verdict("trial 1", difference)
