@@ -298,9 +298,10 @@ def test_a_job_is_followed_over_an_outage(
     proxy.cut()
     time.sleep(6)
     proxy.mend()
-    out, err = job.communicate(timeout=120)
+    assert job.stderr is not None
+    out, err = job.stdout.read(), job.stderr.read()  # `communicate` passes over what is buffered
     proxy.cut()
-    assert job.returncode == 0, err
+    assert job.wait(120) == 0, err
     ticks = re.findall(r"^tick (\d+)$", seen + out, re.MULTILINE)
     assert ticks == [str(n) for n in range(60)]
     assert err.count("the cluster does not answer; trying again") == 1
