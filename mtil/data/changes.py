@@ -1,11 +1,15 @@
-"""What tells that a collection's files have changed, without reading them: a listing's marks."""
+"""What tells that a collection's files have changed, without reading them.
+
+On a disk size and time of the last change, file by file; in a bucket the marks of a listing, which
+says them of many objects at once.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from os.path import commonpath
 
 from mtil.data.layouts.record import Record
-from mtil.storage import Store, open_store
+from mtil.storage import GcsStore, LocalStore, S3Store, Store, open_store
 
 State = Callable[[Record], str]
 
@@ -15,7 +19,7 @@ def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
 
     Args:
         stores: URI of each source's files.
-        records: all records; their files are listed here.
+        records: all records; those of a bucket are listed here.
     """
     by_source = {
         source: _state_of_files(open_store(uri), [r for r in records if r.source == source])
@@ -37,6 +41,17 @@ def _files(record: Record) -> tuple[str, ...]:
 
 
 def _state_of_files(store: Store, records: Sequence[Record]) -> Callable[[str], str]:
+    if isinstance(store, LocalStore):
+        return lambda name: _on_disk(store, name)
+    assert isinstance(store, S3Store | GcsStore)
     folders = {name.rpartition("/")[0] for record in records for name in _files(record)}
     marks = store.marks(commonpath(folders) if folders else "")
     return lambda name: marks.get(name, "-")
+
+
+def _on_disk(store: LocalStore, name: str) -> str:
+    try:
+        found = (store.root / name).stat()
+    except OSError:  # it is said when the file is read
+        return "-"
+    return f"{found.st_size}:{found.st_mtime_ns}"

@@ -54,9 +54,6 @@ class Store(Protocol):
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the bytes of all objects below a folder, and of what interrupted writes left."""
 
-    def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return for all objects below a folder what is another once one is written anew."""
-
     def delete(self, name: str) -> None:
         """Delete an object; a missing one is no error."""
 

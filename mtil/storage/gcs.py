@@ -85,7 +85,7 @@ class GcsStore:
         return {name: info.size for name, info in self._listed(prefix).items()}
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        """See `Store.marks`: size and time of the last change."""
+        """Return what is another once an object below a folder is written anew: size and time."""
         return {name: f"{i.size}:{i.mtime_ns}" for name, i in self._listed(prefix).items()}
 
     def delete(self, name: str) -> None:

@@ -88,14 +88,11 @@ class LocalStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Store.sizes`."""
-        return {name: status.st_size for name, status in self._statuses(prefix).items()}
-
-    def marks(self, prefix: str = "") -> dict[str, str]:
-        """See `Store.marks`: size and time of the last change."""
-        return {
-            name: f"{status.st_size}:{status.st_mtime_ns}"
-            for name, status in self._statuses(prefix).items()
-        }
+        found = {}
+        for path in _files(self._path(prefix) if prefix else self.root):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return dict(sorted(found.items()))
 
     def delete(self, name: str) -> None:
         """See `Store.delete`; folders that this empties go too, as a bucket has none."""
@@ -118,13 +115,6 @@ class LocalStore:
         except OSError as error:
             raise StorageError(f"{path} cannot be deleted: {error.strerror}.") from None
         self._remove_empty(path.parent)
-
-    def _statuses(self, prefix: str) -> dict[str, os.stat_result]:
-        found = {}
-        for path in _files(self._path(prefix) if prefix else self.root):
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                found[path.relative_to(self.root).as_posix()] = path.stat()
-        return dict(sorted(found.items()))
 
     def _remove_empty(self, folder: Path) -> None:
         while folder != self.root:

@@ -120,7 +120,7 @@ class S3Store:
         return {name: item["Size"] for name, item in self._listed(prefix).items()}
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        """See `Store.marks`: the entity tag, which follows from the bytes."""
+        """Return what is another once an object below a folder is written anew: its tag."""
         return {name: item["ETag"] for name, item in self._listed(prefix).items()}
 
     def delete(self, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtil.errors import NotFoundError, StorageError
-from mtil.storage import LocalStore, Store, open_store
+from mtil.storage import GcsStore, LocalStore, S3Store, Store, open_store
 from tests.faults import FaultyProxy
 
 
@@ -52,7 +52,8 @@ def test_names_are_sorted_and_below_the_folder(store: Store) -> None:
     assert store.names("x") == ["x/2"]
 
 
-def test_another_object_of_the_same_size_has_another_mark(store: Store) -> None:
+@pytest.mark.parametrize("store", ["s3", "gs"], indirect=True)
+def test_another_object_of_the_same_size_has_another_mark(store: S3Store | GcsStore) -> None:
     store.write("a/1", b"one")
     store.write("a/2", b"two")
     before = store.marks("a")

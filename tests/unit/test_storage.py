@@ -33,17 +33,6 @@ def test_names_are_sorted_relative_and_below_a_folder(store: LocalStore) -> None
     assert store.names("none") == []
 
 
-def test_another_object_of_the_same_size_has_another_mark(store: LocalStore) -> None:
-    store.write("a/1", b"one")
-    store.write("a/2", b"two")
-    before = store.marks("a")
-    store.write("a/2", b"TWO")
-    after = store.marks("a")
-    assert list(before) == list(after) == ["a/1", "a/2"]
-    assert before["a/1"] == after["a/1"]
-    assert before["a/2"] != after["a/2"]
-
-
 def test_missing_objects_and_folders_are_not_found(store: LocalStore) -> None:
     store.write("a/b", b"")
     for name in ("x", "a", "a/b/c"):
