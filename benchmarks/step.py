@@ -158,19 +158,25 @@ def epoch_config(mode: str, precision: str) -> Config:
     )
 
 
-def bare_epochs(config: Config) -> list[float]:
-    """Return the seconds of epochs of the engine on batches that lie in memory."""
-    store = open_store(DATA)
+def memory_batches(data_uri: str, config: Config, epoch: int) -> list[Batch]:
+    """Return the batches of an epoch of fold 0, in memory."""
+    store = open_store(data_uri)
     manifest = manifests.load(store)
     plan = Plan(manifest, select(manifest, 0, "train"), config.seed, 0, 1, 4)
     rows = Rows([read(store, shard) for shard in manifest.shards], plan.selection)
-    steps = len(rows.everything()) // config.train.batch_size
-    engine = Engine(config, steps_per_epoch=steps, malignant_share=MALIGNANT_SHARE, device=DEVICE)
+    parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1]))
+             for w in plan.windows(epoch))  # fmt: skip
+    return list(cut(parts, config.train.batch_size, whole=True))
+
+
+def bare_epochs(config: Config) -> list[float]:
+    """Return the seconds of epochs of the engine on batches that lie in memory."""
+    epochs = [memory_batches(DATA, config, epoch) for epoch in range(EPOCHS)]
+    engine = Engine(
+        config, steps_per_epoch=len(epochs[0]), malignant_share=MALIGNANT_SHARE, device=DEVICE
+    )
     seconds = []
-    for epoch in range(EPOCHS):
-        parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1]))
-                 for w in plan.windows(epoch))  # fmt: skip
-        batches: list[Batch] = list(cut(parts, config.train.batch_size, whole=True))
+    for epoch, batches in enumerate(epochs):
         start = time.perf_counter()
         for _ in engine.train_epoch(batches, epoch=epoch):
             pass

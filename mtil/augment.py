@@ -11,6 +11,7 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
+from mtil.batches import moved
 from mtil.config import AugmentConfig, PriorConfig
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -48,25 +49,29 @@ class Augment:
             generator: gives the random numbers that degrade the prior map.
         """
         if self.config.enabled:
-            matrix = random_affine(self.config, image)
-            image, mask, prior = move(matrix, image, mask, prior)
+            matrix = random_affine(self.config, len(image), *image.shape[-2:])
+            image, mask, prior = move(moved(matrix, image.device), image, mask, prior)
             image = change_look(self.config, image)
         if prior is not None:
             prior = degrade(self.prior, prior, generator)
         return image, mask, prior
 
 
-def random_affine(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 3"]:
-    """Draw each image's matrix from source to target pixels: flips, scale, rotation, shift."""
-    size, height, width = len(image), *image.shape[-2:]
-    draw = torch.rand(6, size, device=image.device)
+def random_affine(
+    config: AugmentConfig, num_images: int, height: int, width: int
+) -> Float[Tensor, "b 2 3"]:
+    """Draw each image's matrix from source to target pixels: flips, scale, rotation, shift.
+
+    On the CPU, since a GPU would take longer to be told of so many small steps than to do them.
+    """
+    draw = torch.rand(6, num_images)
     signed = 2 * draw - 1
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
     scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.float())
     angle = config.rotation * signed[3]
-    sides = torch.tensor([width, height], device=image.device)
+    sides = torch.tensor([width, height])
     shift = config.translation * signed[4:].T * sides
-    centre = ((sides - 1) / 2).expand(size, 2)
+    centre = ((sides - 1) / 2).expand(num_images, 2)
     matrix: Tensor = get_affine_matrix2d(shift, centre, scale, angle)
     return matrix[:, :2]
 

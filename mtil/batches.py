@@ -1,9 +1,8 @@
 """Batches of stored rows to tensors on a device, at the network's input size."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,13 +26,13 @@ class TensorBatch(NamedTuple):
 def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
     """Move a batch to a device as bytes, and make it floats of the wanted size there."""
     stored = batch.image.shape[-1]
-    image = _moved(np.array(batch.image), device)
+    image = moved(torch.from_numpy(np.array(batch.image)), device)
     bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)
-    mask = _moved(bits, device)
-    label = _moved(batch.label, device)
+    mask = moved(torch.from_numpy(bits), device)
+    label = moved(torch.from_numpy(batch.label), device)
     prior = None
     if batch.prior is not None:
-        stored_prior = _moved(np.array(batch.prior), device)
+        stored_prior = moved(torch.from_numpy(np.array(batch.prior)), device)
         prior = resize_images(stored_prior[:, None], image_size)
     return TensorBatch(
         image=resize_images(image[:, None], image_size),
@@ -43,9 +42,8 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
     )
 
 
-def _moved(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to a device; to a GPU from pinned memory, so that the host does not wait for it."""
-    tensor = torch.from_numpy(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 

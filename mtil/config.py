@@ -225,7 +225,7 @@ class TrainConfig:
     compile: bool = False
     """Run the network through `torch.compile`."""
     cuda_graphs: bool = False
-    """With `compile`, on a GPU: replay the network's kernels as CUDA graphs."""
+    """On a GPU: replay the network's kernels as CUDA graphs, with `compile` those that it makes."""
     dice_weight: Share = 0.5
     """The score that picks the epoch: this share of Dice and the rest of AUC, inner validation."""
     score_tolerance: Share = 0.02
@@ -253,11 +253,10 @@ class TrainConfig:
                 f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
             )
-        if self.cuda_graphs and not (self.compile and self.gpus_per_worker):
+        if self.cuda_graphs and not self.gpus_per_worker:
             raise ConfigError(
-                "`train.cuda_graphs` needs `train.compile` and a GPU a worker, but got "
-                f"{str(self.compile).lower()} and {self.gpus_per_worker:g} GPUs; set both or "
-                "leave it."
+                "`train.cuda_graphs` needs a GPU a worker, but `train.gpus_per_worker` is 0; set "
+                "it to 1, or leave out `train.cuda_graphs`."
             )
         if self.min_workers and self.min_workers > self.num_workers:
             raise ConfigError(

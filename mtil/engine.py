@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from mtil.augment import Augment
+from mtil.averaging import MovingAverage
 from mtil.batches import TensorBatch, to_tensors
 from mtil.config import Config, TrainConfig
 from mtil.data.rows import Batch
@@ -127,11 +127,7 @@ class Engine:
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._objective = Objective(config.loss, malignant_share).to(device)
         self._augment = Augment(config.augment, config.model.prior)
-        self._average = AveragedModel(
-            self.network,
-            multi_avg_fn=moving_average(config.train.ema_decay),
-            use_buffers=True,
-        )
+        self._average = MovingAverage(self.network, config.train.ema_decay)
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer,
@@ -139,11 +135,7 @@ class Engine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
-        network: nn.Module = self.network
-        if config.train.compile:
-            mode = "reduce-overhead" if config.train.cuda_graphs else None
-            network = cast(nn.Module, torch.compile(network, mode=mode))
-        self._step = wrap(TrainingStep(network, self._objective))
+        self._step = wrap(TrainingStep(compiled(self.network, config.train), self._objective))
         self._autocast = wants_bf16(config.train, device)
 
     def train_epoch(
@@ -182,17 +174,17 @@ class Engine:
             image, mask, label, prior = self._to_device(batch)
             image, mask, prior = self._augment(image, mask, prior, random.degrading)
             num_passes = random.num_passes()
+            self._optimizer.zero_grad(set_to_none=True)
             if self.config.train.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 terms = self._step(self._laid_out(image), mask, label, prior, num_passes)
-            self._optimizer.zero_grad(set_to_none=True)
             loss = torch.stack(list(terms.values())).sum() * self._share
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
-            self._average.update_parameters(self.network)
+            self._average.update(self.network)
             yield Step(index, {name: term.detach() for name, term in terms.items()}, norm.detach())
 
     def validate(self, batches: Iterable[Batch]) -> list[Scored]:
@@ -272,6 +264,16 @@ class Engine:
         return image.contiguous(memory_format=self._layout)
 
 
+def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
+    """Return the network as the configuration wants it run: as it is, compiled, in CUDA graphs."""
+    if config.compile:
+        mode = "reduce-overhead" if config.cuda_graphs else None
+        return cast(nn.Module, torch.compile(network, mode=mode))
+    if config.cuda_graphs:
+        return cast(nn.Module, torch.compile(network, backend="cudagraphs"))
+    return network
+
+
 def make_optimizer(
     network: TwoTaskNetwork, objective: nn.Module, config: TrainConfig
 ) -> torch.optim.AdamW:
@@ -286,6 +288,7 @@ def make_optimizer(
         part = "encoder" if id(parameter) in encoder else "rest"
         groups[part if parameter.ndim > 1 else f"{part}_vectors"].append(parameter)
     scale = math.sqrt(config.batch_size / (config.rates_for_batch_size or config.batch_size))
+    on_gpu = next(network.parameters()).is_cuda
     return torch.optim.AdamW(
         [
             {
@@ -302,7 +305,8 @@ def make_optimizer(
             for name, parameters in groups.items()
             if parameters
         ],
-        foreach=True,
+        foreach=not on_gpu,
+        fused=on_gpu,
     )
 
 
@@ -312,26 +316,6 @@ def rate_factor(epochs: float, warmup: float, total: int) -> float:
         return (epochs + 1e-3) / (warmup + 1e-3)
     progress = min((epochs - warmup) / max(total - warmup, 1e-9), 1.0)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def moving_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """Return the update of exponentially averaged tensors.
-
-    The first steps forget faster, by (1 + n) / (10 + n), so that an average over a short training
-    does not remember the weights it started from. Counters are copied.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        step = int(num_averaged)
-        share = 1 - min(decay, (1 + step) / (10 + step))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share)
-            return
-        for old, new in zip(averaged, current, strict=True):
-            old.copy_(new)
-
-    return update
 
 
 def wants_bf16(config: TrainConfig, device: torch.device) -> bool:

@@ -279,6 +279,7 @@ class _Worker:
                 f"An epoch must have {self.steps} steps, but the data gave "
                 f"{begun.steps + len(steps)}."
             )
+        terms = _terms(begun, steps)  # waits until a GPU has done the steps
         seconds = time.monotonic() - started
         self._gauge(epoch + 1, steps, clock.waited, seconds)
         return {
@@ -286,7 +287,7 @@ class _Worker:
             "fold": self.job.train.fold,
             "steps": self.steps,
             "num_workers": self.num_workers,
-            **{name: float(np.mean(values)) for name, values in _terms(begun, steps).items()},
+            **{name: float(np.mean(values)) for name, values in terms.items()},
             **{f"learning_rate_{name}": rate for name, rate in engine.rates().items()},
             "seconds": seconds,
             "images": self.steps * self.batch_size,

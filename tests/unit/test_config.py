@@ -114,12 +114,12 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
             r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
         ),
         (
-            {"train": {"cuda_graphs": True, "compile": True}},
-            r"`train\.cuda_graphs` needs .* and a GPU a worker, but got true and 0 GPUs",
+            {"train": {"cuda_graphs": True}},
+            r"`train\.cuda_graphs` needs a GPU a worker, but `train\.gpus_per_worker` is 0",
         ),
         (
             {
-                "train": {"cuda_graphs": True, "compile": True, "gpus_per_worker": 1},
+                "train": {"cuda_graphs": True, "gpus_per_worker": 1},
                 "circle": {"maps": "recycle"},
             },
             r"must stay off with `circle\.maps` recycle",

@@ -25,7 +25,6 @@ from mtil.engine import (
     TrainingStep,
     dice_per_image,
     make_optimizer,
-    moving_average,
     rate_factor,
     validation_metrics,
     wants_bf16,
@@ -251,18 +250,6 @@ def test_the_averaged_weights_follow_the_network_s(
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
-
-
-def test_an_average_worked_by_hand() -> None:
-    update = moving_average(0.5)
-    old, counter = [torch.tensor([1.0, 2.0]), torch.tensor([0.0])], [torch.tensor(3)]
-    update(old, [torch.tensor([3.0, 2.0]), torch.tensor([10.0])], torch.tensor(0))
-    assert old[0].tolist() == pytest.approx([2.8, 2.0])  # a tenth of the old: (1 + 0) / (10 + 0)
-    assert old[1].tolist() == pytest.approx([9.0])
-    update(old, [torch.tensor([0.0, 2.0]), torch.tensor([0.0])], torch.tensor(1000))
-    assert old[0].tolist() == pytest.approx([1.4, 2.0])  # half of the old
-    update(counter, [torch.tensor(8)], torch.tensor(1000))
-    assert counter[0].item() == 8
 
 
 @pytest.mark.parametrize(

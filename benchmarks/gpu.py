@@ -1,0 +1,198 @@
+"""What a GPU makes of a fold of `base`, by precision, `torch.compile` and CUDA graphs.
+
+    python -m benchmarks.gpu [--data URI] [--epochs 4] [--ways bare resident streaming]
+
+Each variant trains the same fold: the engine alone on batches that lie in memory, then one worker
+through Ray, its rows resident and streamed. Of each are told images per second (the first epoch,
+which compiles, left out), the share of a step that waits for data, the utilisation that the driver
+samples meanwhile, and the seconds of the first epoch. Needs one NVIDIA GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from benchmarks.common import images, prepared, show, spread
+from benchmarks.step import memory_batches
+from mtil.config import Config, from_dict
+from mtil.engine import Engine
+from mtil.plan import Train
+from mtil.run import Run
+
+WAYS = ("bare", "resident", "streaming")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "fp32_cuda_graphs": {"precision": "fp32", "cuda_graphs": True},
+    "bf16_cuda_graphs": {"precision": "bf16", "cuda_graphs": True},
+    "fp32_compiled": {"precision": "fp32", "compile": True},
+    "bf16_compiled": {"precision": "bf16", "compile": True},
+    "bf16_compiled_cuda_graphs": {"precision": "bf16", "compile": True, "cuda_graphs": True},
+}
+_SAMPLE_MS = 100
+
+
+class Utilisation:
+    """Samples of how busy the GPU is, each with its moment."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[float, float]] = []
+
+    def between(self, start: float, stop: float) -> float | None:
+        """Return the average share of the samples between two moments of `time.time`."""
+        found = [share for moment, share in self.samples if start <= moment <= stop]
+        return mean(found) if found else None
+
+    @contextmanager
+    def sampled(self) -> Iterator[None]:
+        """Sample while the block runs."""
+        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        with subprocess.Popen(
+            ["nvidia-smi", *query, f"--loop-ms={_SAMPLE_MS}"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+            reader.start()
+            try:
+                yield
+            finally:
+                process.terminate()
+                reader.join()
+
+    def _read(self, lines: Any) -> None:
+        for line in lines:
+            self.samples.append((time.time(), float(line) / 100))
+
+
+def configured(variant: str, way: str, num_epochs: int, batch_size: int) -> Config:
+    """Return `base` with a variant's switches."""
+    return from_dict(
+        {
+            "data": {"mode": "streaming" if way == "streaming" else "resident"},
+            "train": {
+                "num_epochs": num_epochs,
+                "batch_size": batch_size,
+                "gpus_per_worker": 1,
+                **VARIANTS[variant],
+            },
+        }
+    )
+
+
+def bare(data_uri: str, config: Config, utilisation: Utilisation) -> dict[str, Any]:
+    """Train by the engine alone on batches that lie in memory."""
+    torch.compiler.reset()
+    torch.cuda.reset_peak_memory_stats()
+    epochs = range(config.train.num_epochs)
+    batches = [memory_batches(data_uri, config, epoch) for epoch in epochs]
+    engine = Engine(
+        config,
+        steps_per_epoch=len(batches[0]),
+        malignant_share=0.3,
+        device=torch.device("cuda"),
+    )
+    moments, loss = [time.time()], 0.0
+    for epoch in epochs:
+        for step in engine.train_epoch(batches[epoch], epoch=epoch):
+            last = step
+        loss = sum(float(term) for term in last.terms.values())  # waits for the GPU
+        moments.append(time.time())
+    seconds = [after - before for before, after in pairwise(moments[1:])]
+    num_images = len(batches[0]) * config.train.batch_size
+    return {
+        "images_per_second": spread([num_images / second for second in seconds]),
+        "first_epoch_seconds": moments[1] - moments[0],
+        "utilisation": utilisation.between(moments[1], moments[-1]),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "last_loss": loss,
+    }
+
+
+def through_ray(
+    data_uri: str, run_uri: str, config: Config, utilisation: Utilisation
+) -> dict[str, Any]:
+    """Train through Ray in a worker of its own."""
+    from mtil.distributed import trainer
+
+    moments: list[float] = []
+
+    def listen(line: dict[str, Any]) -> None:
+        if line["kind"] == "epoch":
+            moments.append(time.time())
+
+    start = time.time()
+    trainer.train(data_uri, run_uri, config, [0], listen)
+    stop = time.time()
+    run = Run.open(run_uri)
+    lines = run.store.read(f"{run.folder(Train(0, 0))}/history.jsonl").splitlines()
+    first, *history = [json.loads(line) for line in lines]
+    return {
+        "images_per_second": spread([epoch["images_per_second"] for epoch in history]),
+        "data_wait_share": spread([epoch["data_wait_share"] for epoch in history]),
+        "first_epoch_seconds": first["seconds"],
+        "utilisation": utilisation.between(moments[0], moments[-1]) if moments else None,
+        "seconds": stop - start,
+        "last_loss": history[-1]["loss_segmentation"] + history[-1]["loss_classification"],
+    }
+
+
+def measure(
+    data_uri: str, scratch: Path, options: argparse.Namespace
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure every variant in every way."""
+    utilisation = Utilisation()
+    found: dict[str, dict[str, dict[str, Any]]] = {variant: {} for variant in options.variants}
+    with utilisation.sampled():
+        for variant in options.variants if "bare" in options.ways else ():
+            config = configured(variant, "bare", options.epochs, options.batch_size)
+            found[variant]["bare"] = bare(data_uri, config, utilisation)
+            print(variant, "bare", json.dumps(found[variant]["bare"]), flush=True)
+        torch.cuda.empty_cache()
+        ways: Sequence[str] = [way for way in options.ways if way != "bare"]
+        if ways:
+            from mtil.distributed import cluster
+
+            with cluster.connected():
+                for variant in options.variants:
+                    for way in ways:
+                        config = configured(variant, way, options.epochs, options.batch_size)
+                        run_uri = str(scratch / f"run-{variant}-{way}")
+                        found[variant][way] = through_ray(data_uri, run_uri, config, utilisation)
+                        print(variant, way, json.dumps(found[variant][way]), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="a prepared data set; else BUSI or phantoms, prepared here")
+    parser.add_argument("--epochs", type=int, default=4, help="of each training")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here that PyTorch can use")
+    with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
+        scratch = Path(folder)
+        data_uri = options.data
+        if data_uri is None:
+            data_uri = str(scratch / "data")
+            prepared(*images(scratch), data_uri, 256)
+        found = measure(data_uri, scratch, options)
+    show({"benchmark": "gpu", "epochs": options.epochs, "batch_size": options.batch_size,
+          "variants": found})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
