@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
@@ -212,16 +213,19 @@ def hold_if_resident(
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, which where there is no dashboard has no actor that asks it for the controller.
+    """Ray's, without the actors that do nothing here and that each training would wait for.
 
-    There that actor learns nothing, and each training would wait for it twelve seconds at its end.
+    One hands out the shards of data sets, of which this trainer is given none. One asks the
+    dashboard for the controller: without a dashboard it learns nothing and takes twelve seconds
+    to end.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        if cluster.has_dashboard():
-            return callbacks
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        idle: list[type] = [DatasetsCallback]
+        if not cluster.has_dashboard():
+            idle.append(PlacementGroupCleanerCallback)
+        return [one for one in callbacks if not isinstance(one, tuple(idle))]
 
 
 def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
