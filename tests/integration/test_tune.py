@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
@@ -238,6 +240,17 @@ class TestOnRay:
             assert list(frozen.intermediate_values) == [1, 2]
             assert frozen.intermediate_values[2] == frozen.value
             assert not run.store.exists(run.model_name(Train(0, 0), result))
+
+    def test_no_judge_is_left(self, search: Search) -> None:
+        """Tune keeps what trials are given, a judge too, for as long as the driver lives."""
+        deadline = time.monotonic() + 10
+        while states := {
+            actor["State"]
+            for actor in ray._private.state.actors().values()
+            if actor["ActorClassName"] == "Judge" and actor["State"] != "DEAD"
+        }:
+            assert time.monotonic() < deadline, states
+            time.sleep(0.2)
 
     def test_the_same_search_again_does_nothing(self, search: Search) -> None:
         lines: Lines = []

@@ -106,11 +106,26 @@ def _run(
         num_threads=threads(nodes, config, concurrent),
         keep_models=keep_models,
     )
+    try:
+        _fit(search, searcher, concurrent, means, does)
+    finally:
+        if means.judge is not None:
+            ray.kill(means.judge)  # what Tune keeps of the trials would keep it
+
+
+def _fit(
+    search: Search,
+    searcher: "StudySearch",
+    concurrent: int,
+    means: Means,
+    does: Work,
+) -> None:
+    config = search.space.base
     with _environment(config), tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
         ray_tune.Tuner(
             ray_tune.with_resources(
                 ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),
-                ray_tune.PlacementGroupFactory([_resources(search, cpus)]),
+                ray_tune.PlacementGroupFactory([_resources(search, means.cpus)]),
             ),
             tune_config=ray_tune.TuneConfig(
                 search_alg=searcher,
