@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
@@ -24,6 +24,7 @@ from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
 from mtil.distributed.ingest import hold
+from mtil.distributed.processes import Processes
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
 from mtil.errors import DataError, LostError, ResourceError, RunError, StorageError
 from mtil.models.encoders import build_encoder
@@ -250,7 +251,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 use_gpu=workers.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
-            torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+            torch_config=Processes(backend="nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=run.folder(job.train).replace("/", "-"),
                 storage_path=scratch,  # checkpoints go to the run's own storage

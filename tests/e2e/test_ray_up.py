@@ -33,7 +33,7 @@ CIRCLE = (
     "mtil", "circle", "--config", "demo", "--data", f"s3://{BUCKET}/set", "--fold", "0,1",
     "--train.cpus-per-worker", "1.5",
 )  # fmt: skip
-"""A fold finds room on each of two hosts with two CPUs."""
+"""Each of two hosts with two CPUs has room for one process: for a fold, or for half of one."""
 SHORT = ("--circle.num-rounds", "1", "--train.num-epochs", "1")
 LONGER = ("--circle.num-rounds", "2", "--train.num-epochs", "8")
 ALONE, TOGETHER = (("--train.num-workers", number) for number in "12")
@@ -273,7 +273,7 @@ def _both_have_joined(
 def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     file: Path, operate: Operate, outside: Operate, hosts: list[psutil.Process]
 ) -> None:
-    """Each trains a fold from and to an S3 server that neither of them is."""
+    """They train together, one process each, from and to an S3 server that neither of them is."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
     status = _both_have_joined(file, operate)
@@ -284,7 +284,7 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     assert "2 node(s) with 4 CPUs" in job.stdout, job.stdout + job.stderr
     assert job.returncode == 0, job.stdout + job.stderr
     run = f"s3://{BUCKET}/run"
-    job = operate("submit", "--cluster", file, "--", *CIRCLE, *SHORT, *ALONE, "--run", run)
+    job = operate("submit", "--cluster", file, "--", *CIRCLE, *SHORT, *TOGETHER, "--run", run)
     assert job.returncode == 0, job.stdout + job.stderr
     told = json.loads(outside("status", "--run", run, "--json").stdout)
     assert told["verified"] is True
