@@ -181,6 +181,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
+    if options.epochs < 2:
+        parser.error("the first epoch is left out, so there must be two or more")
     if not torch.cuda.is_available():
         parser.error("there is no GPU here that PyTorch can use")
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:

@@ -12,7 +12,8 @@ class MovingAverage(nn.Module):
     The first steps forget faster, by (1 + n) / (10 + n), so that an average over a short training
     does not remember the weights it started from. Counters are copied.
 
-    As PyTorch's `AveragedModel`, but counted on the CPU: with that, every step waits for the GPU.
+    It is PyTorch's `AveragedModel` with a count that stays on the CPU: to read one that is on the
+    GPU, each step would wait for the step before.
     """
 
     n_averaged: Tensor
