@@ -1,5 +1,6 @@
 """What every encoder offers to the network."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Turns a gray image in [0, 1] into five maps, one for each of `STRIDES`.
 
     Subclasses set `channels` and `stem_channels` and implement `features`. They never see the
@@ -40,8 +41,8 @@ class Encoder(nn.Module):
         pixels = (image - self.mean) / self.std  # the gray value repeated: (b, 3, h, w)
         return self.features(pixels, stem_bias)
 
+    @abstractmethod
     def features(
         self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the five maps of normalised pixels."""
-        raise NotImplementedError
