@@ -75,7 +75,8 @@ class EncoderConfig:
     """The shared encoder."""
 
     name: str = "efficientnet_lite0"
-    """`efficientnet_lite0`, `resnet18`, `resnet34`, or `hf:NAME-or-path` (extra `mtil[hf]`)."""
+    """`efficientnet_lite0`, `resnet18`, `resnet34`, `resnet10_tiny` (with few channels, to try
+    things out), or `hf:NAME-or-path` (extra `mtil[hf]`)."""
     pretrained: bool = True
     """Start from ImageNet weights, where the encoder has some."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -16,9 +16,9 @@ from mtil import maps
 from mtil.circle import State
 from mtil.config import digest
 from mtil.data import shards
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest, Shard
 from mtil.data.rows import ROLE_COLUMNS
+from mtil.data.shards import HOLDOUT
 from mtil.data.splits import FILE_NAME as SPLITS
 from mtil.errors import (
     CheckpointError,

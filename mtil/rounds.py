@@ -9,9 +9,9 @@ from torch import Tensor
 from mtil import maps
 from mtil.checkpoint import Model
 from mtil.config import Config, digest
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.data.selection import Inner, Selection, select, total
+from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.inference import Predictor
 from mtil.maps import Origin

@@ -11,8 +11,8 @@ from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
+from mtil.data.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store

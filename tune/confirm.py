@@ -9,7 +9,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mtil.config import Config, digest, from_dict
-from mtil.data.folds import HOLDOUT
+from mtil.data.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
 from mtil.errors import RunError
 from mtil.evaluation import to_results

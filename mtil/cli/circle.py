@@ -9,8 +9,8 @@ from mtil.circle import State
 from mtil.cli.console import Bar, Output
 from mtil.cli.rounds import SHOWN, describe, tell
 from mtil.config import with_overrides
-from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
+from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError, RunError
 from mtil.plan import Action
 from mtil.run import Run, manifest_for

@@ -7,8 +7,8 @@ from typing import Any
 from mtil import presets
 from mtil.cli.console import Bar, Output
 from mtil.config import with_overrides
-from mtil.data.folds import HOLDOUT
 from mtil.data.selection import parse_folds
+from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.run import FoldResult, manifest_for
 from mtil.storage import open_store

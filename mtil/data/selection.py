@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest, Shard
-from mtil.data.shards import LABELS
+from mtil.data.shards import HOLDOUT, LABELS
 from mtil.errors import DataError
 
 Role = Literal["train", "validation", "test"]

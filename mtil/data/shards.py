@@ -27,6 +27,8 @@ _thread = threading.local()
 
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
+HOLDOUT = -1
+"""The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
 
 
 def schema(image_size: int) -> pa.Schema:

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mtil.data.folds import HOLDOUT, MAX_FOLDS, NUM_PARTS, Assignment
+from mtil.data.folds import MAX_FOLDS, NUM_PARTS, Assignment
 from mtil.data.groups import read_table
 from mtil.data.layouts.record import Record
+from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import open_store, split_uri
 

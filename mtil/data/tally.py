@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mtil.data import staging
-from mtil.data.folds import HOLDOUT
 from mtil.data.layouts.record import Record
-from mtil.data.shards import LABELS
+from mtil.data.shards import HOLDOUT, LABELS
 from mtil.data.staging import Place
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtil.errors import DataError
-from mtil.metrics.classification import Array
+from mtil.metrics.weighted import Array
 
 Statistics = Callable[[Array], dict[str, Array]]
 """From weights (resamples, n) to figures by name, each (resamples,), NaN where undefined."""

@@ -5,9 +5,9 @@ Where the cases say nothing about one, it keeps its neutral value: temperature 1
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
-from mtil.metrics.classification import Array, checked
+from mtil.metrics.classification import checked
+from mtil.metrics.weighted import Array
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -27,6 +27,8 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
         DataError: the lengths differ, a logit is not finite, or a label is neither 0 nor 1.
     """
+    from scipy.optimize import minimize_scalar  # half a second, which most processes never need
+
     values, malignant = checked(logits, labels)
     margin = np.where(malignant, values, -values)  # (n,); positive where the sign is right
     if malignant.all() or not malignant.any() or (margin >= 0).all():

@@ -2,71 +2,15 @@
 
 A figure is NaN where it is not defined: a rate without the cases that it counts; F1, AUC, average
 precision and what derives from them unless there are both classes; everything without any case.
+Each is that of `mtil.metrics.weighted` for one resample, which holds every case once.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from mtil.errors import DataError
-
-Array = npt.NDArray[np.float64]
-
-NUM_BINS = 15
-"""Bins of the calibration error."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Confusion:
-    """Cases by class and decision; each an array of one shape, so that resamples go in one step.
-
-    Counts add, so parts of a data set combine exactly.
-    """
-
-    tp: Array
-    """Malignant, called malignant."""
-    fp: Array
-    """Benign, called malignant."""
-    fn: Array
-    """Malignant, called benign."""
-    tn: Array
-    """Benign, called benign."""
-
-    def sensitivity(self) -> Array:
-        """Return the share of malignant cases that are found."""
-        return ratio(self.tp, self.tp + self.fn)
-
-    def specificity(self) -> Array:
-        """Return the share of benign cases that are called benign."""
-        return ratio(self.tn, self.tn + self.fp)
-
-    def accuracy(self) -> Array:
-        """Return the share of cases that are called what they are."""
-        return ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
-
-    def f1(self) -> Array:
-        """Return F1 of the malignant class."""
-        return self._if_both(ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))
-
-    def macro_f1(self) -> Array:
-        """Return the mean of both classes' F1."""
-        malignant = ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-        benign = ratio(2 * self.tn, 2 * self.tn + self.fp + self.fn)
-        return self._if_both((malignant + benign) / 2)
-
-    def _if_both(self, figure: Array) -> Array:
-        both = (self.tp + self.fn > 0) & (self.tn + self.fp > 0)
-        return np.where(both, figure, np.nan)
-
-
-def ratio(part: Array, whole: Array) -> Array:
-    """Return `part / whole`, and NaN where `whole` is 0."""
-    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    quotient = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=quotient, where=whole != 0)
-    return quotient
+from mtil.metrics import weighted
+from mtil.metrics.weighted import Array, Confusion, Flags, Ranking
 
 
 def confusion(
@@ -83,42 +27,36 @@ def confusion(
         DataError: as for `checked`; so for all functions below.
     """
     score, malignant = checked(probability, label)
-    called = score >= threshold
-    return Confusion(
-        tp=np.asarray((called & malignant).sum(), np.float64),
-        fp=np.asarray((called & ~malignant).sum(), np.float64),
-        fn=np.asarray((~called & malignant).sum(), np.float64),
-        tn=np.asarray((~called & ~malignant).sum(), np.float64),
-    )
+    return weighted.confusion(score >= threshold, malignant, _once(score))
 
 
 def f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return F1 of the malignant class. Arguments as for `confusion`; so for the next four."""
-    return float(confusion(probability, label, threshold=threshold).f1())
+    return float(confusion(probability, label, threshold=threshold).f1()[0])
 
 
 def macro_f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return the mean of both classes' F1."""
-    return float(confusion(probability, label, threshold=threshold).macro_f1())
+    return float(confusion(probability, label, threshold=threshold).macro_f1()[0])
 
 
 def accuracy(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return the share of cases that are called what they are."""
-    return float(confusion(probability, label, threshold=threshold).accuracy())
+    return float(confusion(probability, label, threshold=threshold).accuracy()[0])
 
 
 def sensitivity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
     """Return the share of malignant cases that are found."""
-    return float(confusion(probability, label, threshold=threshold).sensitivity())
+    return float(confusion(probability, label, threshold=threshold).sensitivity()[0])
 
 
 def specificity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
     """Return the share of benign cases that are called benign."""
-    return float(confusion(probability, label, threshold=threshold).specificity())
+    return float(confusion(probability, label, threshold=threshold).specificity()[0])
 
 
 def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -128,14 +66,12 @@ def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
         score: (n,), higher for malignant; logits and probabilities have the same area.
         label: (n,), 1 malignant or 0 benign.
     """
-    values, malignant = checked(score, label)
-    return float(roc_auc_score(malignant, values)) if _both(malignant) else np.nan
+    return float(_ranking(*checked(score, label)).auc()[0])
 
 
 def average_precision(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the area under the steps of the precision-recall curve. Arguments as for `auc`."""
-    values, malignant = checked(score, label)
-    return float(average_precision_score(malignant, values)) if _both(malignant) else np.nan
+    return float(_ranking(*checked(score, label)).average_precision()[0])
 
 
 def sensitivity_at_90_specificity(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -143,11 +79,7 @@ def sensitivity_at_90_specificity(score: npt.ArrayLike, label: npt.ArrayLike) ->
 
     Arguments as for `auc`. A point between two thresholds is not reached by interpolation.
     """
-    values, malignant = checked(score, label)
-    if not _both(malignant):
-        return np.nan
-    false_alarms, found, _ = roc_curve(malignant, values, drop_intermediate=False)
-    return float(found[false_alarms <= 0.1].max())
+    return float(_ranking(*checked(score, label)).sensitivity_at_90_specificity()[0])
 
 
 def ece(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -160,21 +92,16 @@ def ece(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
         probability: (n,), of being malignant, in [0, 1].
         label: (n,), 1 malignant or 0 benign.
     """
-    values, malignant = _checked_probability(probability, label)
-    _, case, counts = np.unique(values, return_inverse=True, return_counts=True)
-    twice_rank = (2 * np.cumsum(counts) - counts)[case]  # (n,)
-    bins = NUM_BINS * twice_rank // max(2 * len(values), 1)
-    gaps = np.bincount(bins, weights=values - malignant, minlength=NUM_BINS)
-    return float(ratio(np.abs(gaps).sum(), np.asarray(len(values))))
+    return float(_ranking(*_checked_probability(probability, label)).ece()[0])
 
 
 def brier(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the mean squared error of the probabilities. Arguments as for `ece`."""
     values, malignant = _checked_probability(probability, label)
-    return float(ratio(((values - malignant) ** 2).sum(), np.asarray(len(values))))
+    return float(weighted.mean((values - malignant) ** 2, _once(values))[0])
 
 
-def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
+def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
     """Return scores as float64 and whether each case is malignant, both (n,).
 
     Raises:
@@ -200,9 +127,7 @@ def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, npt.NDAr
     return values, labels == 1
 
 
-def _checked_probability(
-    probability: npt.ArrayLike, label: npt.ArrayLike
-) -> tuple[Array, npt.NDArray[np.bool_]]:
+def _checked_probability(probability: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
     values, malignant = checked(probability, label)
     if ((values < 0) | (values > 1)).any():
         other = values[(values < 0) | (values > 1)][0]
@@ -212,5 +137,10 @@ def _checked_probability(
     return values, malignant
 
 
-def _both(malignant: npt.NDArray[np.bool_]) -> bool:
-    return bool(malignant.any() and not malignant.all())
+def _ranking(score: Array, malignant: Flags) -> Ranking:
+    return Ranking.of(score, malignant, _once(score))
+
+
+def _once(cases: Array) -> Array:
+    """Return the weights (1, n) of the cases (n,) as they are."""
+    return np.ones((1, len(cases)))

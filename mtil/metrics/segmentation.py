@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import KDTree
 
 from mtil.errors import DataError
 
@@ -97,6 +96,8 @@ def _outline_distances(
     prediction: Mask, target: Mask, spacing: tuple[float, float]
 ) -> tuple[float, float]:
     """Return HD95 and ASSD of two masks of which neither is empty."""
+    from scipy.spatial import KDTree  # a third of a second, which a training never needs
+
     a, b = _outline_points(prediction, spacing), _outline_points(target, spacing)
     to_target = np.asarray(KDTree(b, leafsize=32).query(a)[0])  # (points of a,)
     to_prediction = np.asarray(KDTree(a, leafsize=32).query(b)[0])  # (points of b,)

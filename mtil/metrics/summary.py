@@ -10,8 +10,8 @@ import numpy.typing as npt
 from mtil.errors import DataError
 from mtil.metrics import weighted
 from mtil.metrics.bootstrap import Statistics, bootstrap, difference, finite
-from mtil.metrics.classification import Array, ratio
 from mtil.metrics.results import Label, Results
+from mtil.metrics.weighted import Array, ratio
 
 METRICS = (
     "dice",

@@ -10,10 +10,63 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtil.metrics.classification import NUM_BINS, Array, Confusion, ratio
-
+Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+NUM_BINS = 15
+"""Bins of the calibration error."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confusion:
+    """Cases by class and decision; each an array of one shape, so that resamples go in one step.
+
+    Counts add, so parts of a data set combine exactly.
+    """
+
+    tp: Array
+    """Malignant, called malignant."""
+    fp: Array
+    """Benign, called malignant."""
+    fn: Array
+    """Malignant, called benign."""
+    tn: Array
+    """Benign, called benign."""
+
+    def sensitivity(self) -> Array:
+        """Return the share of malignant cases that are found."""
+        return ratio(self.tp, self.tp + self.fn)
+
+    def specificity(self) -> Array:
+        """Return the share of benign cases that are called benign."""
+        return ratio(self.tn, self.tn + self.fp)
+
+    def accuracy(self) -> Array:
+        """Return the share of cases that are called what they are."""
+        return ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
+
+    def f1(self) -> Array:
+        """Return F1 of the malignant class."""
+        return self._if_both(ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))
+
+    def macro_f1(self) -> Array:
+        """Return the mean of both classes' F1."""
+        malignant = ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        benign = ratio(2 * self.tn, 2 * self.tn + self.fp + self.fn)
+        return self._if_both((malignant + benign) / 2)
+
+    def _if_both(self, figure: Array) -> Array:
+        both = (self.tp + self.fn > 0) & (self.tn + self.fp > 0)
+        return np.where(both, figure, np.nan)
+
+
+def ratio(part: Array, whole: Array) -> Array:
+    """Return `part / whole`, and NaN where `whole` is 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
+    quotient = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=quotient, where=whole != 0)
+    return quotient
 
 
 def total(values: Array | Counts | Flags, weights: Array) -> Array:

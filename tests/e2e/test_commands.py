@@ -22,7 +22,7 @@ from mtil.run import Run
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SMALL = (
-    "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet18",
+    "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet10_tiny",
     "--model.encoder.pretrained", "false", "--train.num-epochs", "3",
 )  # fmt: skip
 

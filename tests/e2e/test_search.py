@@ -20,7 +20,7 @@ from tune.record import Search
 Told = Callable[..., dict[str, Any]]
 
 SMALL = (
-    "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet18",
+    "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet10_tiny",
     "--model.encoder.pretrained", "false", "--train.num-epochs", "2",
 )  # fmt: skip
 

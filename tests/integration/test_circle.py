@@ -37,7 +37,7 @@ def _config(**values: Any) -> Config:
     return from_dict(
         {
             "data": {"image_size": 64},
-            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
             "train": {"num_epochs": 2, "batch_size": 8, "num_workers": 1, "warmup_epochs": 0.5},
             "circle": {"num_rounds": 2, **values},
         }

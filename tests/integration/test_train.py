@@ -33,7 +33,7 @@ def _config(**train: Any) -> Config:
     return from_dict(
         {
             "data": {"image_size": 64},
-            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
             "train": {"num_epochs": 3, "batch_size": 8, "num_workers": 2, **train},
         }
     )

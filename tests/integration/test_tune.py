@@ -37,7 +37,7 @@ def _search(folder: Path, data: str = "/none", **changes: Any) -> Search:
     config = from_dict(
         {
             "data": {"image_size": 64},
-            "model": {"encoder": {"name": "resnet18", "pretrained": False}},
+            "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
             "train": {"num_epochs": 40, "batch_size": 8},
         }
     )

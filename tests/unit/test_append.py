@@ -19,11 +19,11 @@ from mtil.config import Config
 from mtil.data import manifest as manifests
 from mtil.data import phantom, shards
 from mtil.data.append import Appended, AppendSettings, append
-from mtil.data.folds import HOLDOUT
 from mtil.data.inspection import inspect
 from mtil.data.manifest import Manifest
 from mtil.data.prepare import Settings, prepare
 from mtil.data.selection import select
+from mtil.data.shards import HOLDOUT
 from mtil.data.sources import Source
 from mtil.errors import DataError
 from mtil.run import Run, manifest_for

@@ -111,6 +111,12 @@ class TestEfficientNetLite0(EncoderContract):
         return build("efficientnet_lite0")
 
 
+class TestResNet10Tiny(EncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return build("resnet10_tiny")
+
+
 class TestResNet18(EncoderContract):
     @pytest.fixture
     def encoder(self):
@@ -221,7 +227,7 @@ def test_resnet_has_no_packaged_weights():
 
 
 def test_an_unknown_encoder_lists_the_names():
-    expected = "efficientnet_lite0, resnet18, resnet34, hf:NAME, but got 'vgg'"
+    expected = "efficientnet_lite0, resnet10_tiny, resnet18, resnet34, hf:NAME, but got 'vgg'"
     with pytest.raises(ConfigError, match=expected):
         build("vgg")
 

@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -533,3 +535,13 @@ def test_with_one_class_the_score_is_dice_alone() -> None:
 @pytest.mark.parametrize("rows", [[], [_row(2, math.nan, 1.0)]])
 def test_without_tumours_there_is_no_figure_but_a_score(rows: list[Scored]) -> None:
     assert validation_metrics(rows, 0.5) == {"score": 0.0}
+
+
+def test_a_training_loads_no_library_that_it_does_not_need() -> None:
+    """Each of its processes would start seconds later."""
+    code = """
+import sys
+import mtil.engine, mtil.metrics
+assert not {"scipy", "sklearn", "pandas", "monai", "openpyxl"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from mtil.errors import DataError
-from mtil.metrics import bootstrap, classification, resample_weights, weighted
+from mtil.metrics import bootstrap, resample_weights, weighted
 from mtil.metrics.bootstrap import CHUNK, difference
 
 
@@ -24,31 +25,75 @@ def assert_equals_repetition(many, plain, probability, label, weights):
         assert figure == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True)
 
 
+def caught_at_90(probability, label):
+    """Try every threshold in turn."""
+    benign, malignant = probability[label == 0], probability[label == 1]
+    thresholds = [*probability, np.inf]
+    allowed = [t for t in thresholds if 10 * (benign >= t).sum() <= len(benign)]
+    return max((malignant >= t).mean() for t in allowed)
+
+
+def gap_of_bins(probability, label):
+    """Put the cases into 15 bins one by one."""
+    inside = {}
+    for value, malignant in zip(probability, label, strict=True):
+        below, as_much = (probability < value).sum(), (probability == value).sum()
+        number = int(15 * (2 * below + as_much) // (2 * len(label)))
+        inside[number] = inside.get(number, 0) + value - malignant
+    return sum(map(abs, inside.values())) / len(label)
+
+
+def of_both_classes(figure):
+    return lambda value, label: figure(value, label) if len(set(label)) == 2 else np.nan
+
+
+def sklearns(figure):
+    return of_both_classes(lambda probability, label: figure(label, probability))
+
+
+RANKINGS = {
+    "auc": sklearns(sk.roc_auc_score),
+    "average_precision": sklearns(sk.average_precision_score),
+    "sensitivity_at_90_specificity": of_both_classes(caught_at_90),
+    "ece": gap_of_bins,
+}
+DECISIONS = {
+    "f1": sklearns(lambda label, called: sk.f1_score(label, called, zero_division=0)),
+    "macro_f1": sklearns(
+        lambda label, called: sk.f1_score(label, called, average="macro", zero_division=0)
+    ),
+    "accuracy": lambda called, label: sk.accuracy_score(label, called),
+    "sensitivity": lambda called, label: called[label == 1].mean() if any(label) else np.nan,
+    "specificity": lambda called, label: (
+        1 - called[label == 0].mean() if not all(label) else np.nan
+    ),
+}
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [2, 6, 31, 150])
-@pytest.mark.parametrize(
-    "name", ["auc", "average_precision", "sensitivity_at_90_specificity", "ece"]
-)
-def test_rankings_equal_sklearn_on_repeated_cases(name, n, ties):
+@pytest.mark.parametrize("name", RANKINGS)
+def test_rankings_equal_plain_ones_on_repeated_cases(name, n, ties):
     probability, label, weights = sample(n, n, ties=ties)
     many = getattr(weighted.Ranking.of(probability, label, weights), name)()
-    plain = getattr(classification, name)
-    assert_equals_repetition(many, plain, probability, label, weights)
+    assert_equals_repetition(many, RANKINGS[name], probability, label, weights)
 
 
 @pytest.mark.parametrize("n", [2, 6, 31, 150])
-@pytest.mark.parametrize("name", ["f1", "macro_f1", "accuracy", "sensitivity", "specificity"])
-def test_decisions_equal_the_plain_ones_on_repeated_cases(name, n):
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decisions_equal_plain_ones_on_repeated_cases(name, n):
     probability, label, weights = sample(n, n, ties=False)
-    many = getattr(weighted.confusion(probability >= 0.5, label, weights), name)()
-    plain = getattr(classification, name)
-    assert_equals_repetition(many, plain, probability, label, weights)
+    called = probability >= 0.5
+    many = getattr(weighted.confusion(called, label, weights), name)()
+    assert_equals_repetition(many, DECISIONS[name], called, label, weights)
 
 
 def test_means_equal_the_plain_ones_on_repeated_cases():
     probability, label, weights = sample(31, 1, ties=False)
     many = weighted.mean((probability - label) ** 2, weights)
-    assert_equals_repetition(many, classification.brier, probability, label, weights)
+    assert_equals_repetition(
+        many, lambda value, of: sk.brier_score_loss(of, value), probability, label, weights
+    )
 
 
 def test_a_resample_without_cases_is_undefined():

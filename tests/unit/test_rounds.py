@@ -11,10 +11,9 @@ import torch
 from mtil.checkpoint import Model
 from mtil.config import Config, digest
 from mtil.data import shards
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Manifest
 from mtil.data.selection import Selection
-from mtil.data.shards import pixels
+from mtil.data.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.maps import Origin, encode
 from mtil.plan import Evaluate, Train, WriteMaps, actions, needs

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtil.data.folds import HOLDOUT
 from mtil.data.manifest import Cell, Manifest, Shard
 from mtil.data.selection import NORMAL, Inner, Role, Selection, parse_folds, select, total
-from mtil.data.shards import read
+from mtil.data.shards import HOLDOUT, read
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

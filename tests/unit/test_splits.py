@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mtil.data import splits
-from mtil.data.folds import HOLDOUT, Assignment
+from mtil.data.folds import Assignment
 from mtil.data.layouts.record import Record
+from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
 
 PLACE = {"a": (0, 1), "b": (1, 0), "c": (1, 0), "é": (HOLDOUT, 0)}

@@ -5,7 +5,7 @@ from mtil.errors import ConfigError
 from mtil.models.encoders.base import STRIDES, Encoder
 from mtil.models.encoders.efficientnet import EfficientNetLite0
 from mtil.models.encoders.huggingface import HuggingFaceBackbone
-from mtil.models.encoders.resnet import DEPTHS, ResNet
+from mtil.models.encoders.resnet import VARIANTS, ResNet
 
 __all__ = ["STRIDES", "Encoder", "build_encoder"]
 
@@ -21,10 +21,10 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """
     if config.name == "efficientnet_lite0":
         return EfficientNetLite0(pretrained=config.pretrained, drop_path=config.drop_path)
-    if config.name in DEPTHS:
+    if config.name in VARIANTS:
         return ResNet(config.name, pretrained=config.pretrained)
     if config.name.startswith(HUGGING_FACE):
         name = config.name.removeprefix(HUGGING_FACE)
         return HuggingFaceBackbone(name, pretrained=config.pretrained)
-    names = ", ".join(["efficientnet_lite0", *DEPTHS, "hf:NAME"])
+    names = ", ".join(["efficientnet_lite0", *VARIANTS, "hf:NAME"])
     raise ConfigError(f"`model.encoder.name` must be one of {names}, but got {config.name!r}.")

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 (He et al. 2016), without packaged weights."""
+"""ResNets of basic blocks (He et al. 2016), without packaged weights."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,8 +7,12 @@ from torch import Tensor, nn
 from mtil.errors import ConfigError
 from mtil.models.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-WIDTHS = (64, 128, 256, 512)
+VARIANTS = {
+    "resnet10_tiny": ((1, 1, 1, 1), 16),
+    "resnet18": ((2, 2, 2, 2), 64),
+    "resnet34": ((3, 4, 6, 3), 64),
+}
+"""Blocks of each stage, and channels of the first; each later stage has twice as many."""
 
 
 class BasicBlock(nn.Module):
@@ -37,9 +41,6 @@ class BasicBlock(nn.Module):
 class ResNet(Encoder):
     """A ResNet of basic blocks without its classification head."""
 
-    channels = (64, *WIDTHS)
-    stem_channels = 64
-
     def __init__(self, name: str, *, pretrained: bool) -> None:
         if pretrained:
             raise ConfigError(
@@ -47,11 +48,13 @@ class ResNet(Encoder):
                 "weights; set `--model.encoder.pretrained false` or use the default encoder."
             )
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
+        depths, width = VARIANTS[name]
+        self.stem_channels = width
+        self.channels = (width, width, 2 * width, 4 * width, 8 * width)
         self.conv = nn.Conv2d(3, self.stem_channels, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(self.stem_channels)
         self.stages = nn.ModuleList()
-        width = self.stem_channels
-        for index, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS[name], strict=True)):
+        for index, (channels, depth) in enumerate(zip(self.channels[1:], depths, strict=True)):
             blocks = [BasicBlock(width, channels, stride=1 if index == 0 else 2)]
             blocks += [BasicBlock(channels, channels, stride=1) for _ in range(depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
