@@ -54,7 +54,7 @@ _TIMES = {"seconds", "written"}
 
 CONFIG = {
     "data": {"image_size": 64},
-    "model": {"encoder": {"pretrained": False}},
+    "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
     "train": {
         "num_epochs": 2,
         "batch_size": 8,
