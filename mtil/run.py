@@ -5,10 +5,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtil import __version__
-from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
@@ -16,6 +15,9 @@ from mtil.data.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
+
+if TYPE_CHECKING:  # torch takes two seconds, and `mtil status` does not need it
+    from mtil.checkpoint import Model, TrainingCheckpoints
 
 FILE_NAME = "run.json"
 _HISTORY = "history.jsonl"
@@ -155,8 +157,10 @@ class Run:
         inner = "" if of.part is None else f"/part-{of.part}"
         return f"maps/{of.round}/fold-{of.fold}{inner}"
 
-    def checkpoints(self, of: Train) -> TrainingCheckpoints:
+    def checkpoints(self, of: Train) -> "TrainingCheckpoints":
         """Return the checkpoints of a training."""
+        from mtil.checkpoint import TrainingCheckpoints
+
         return TrainingCheckpoints(self.store, f"{self.folder(of)}/checkpoints")
 
     def write_history(self, of: Train, records: Sequence[Mapping[str, Any]]) -> None:
@@ -184,11 +188,13 @@ class Run:
             return None
         return values
 
-    def commit(self, of: Train, model: Model, **figures: Any) -> FoldResult:
+    def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
         """Write a training's model and then, once and for all, the result that names it.
 
         Of two processes that do the same training, the first result counts, and is returned.
         """
+        from mtil.checkpoint import model_to_bytes
+
         data = model_to_bytes(model)
         result = FoldResult(
             round=of.round,
@@ -256,13 +262,15 @@ class Run:
             )
         return max(number for number, folds in trained.items() if folds == trained[0])
 
-    def model(self, of: Train) -> Model:
+    def model(self, of: Train) -> "Model":
         """Read a training's model.
 
         Raises:
             DataError: if it has not ended.
             OtherModelError: if the file is not the one that the result names.
         """
+        from mtil.checkpoint import model_from_bytes
+
         result = self.result(of)
         if result is None:
             raise DataError(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import optuna
-from optuna.importance import get_param_importances
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
@@ -283,6 +282,8 @@ def importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float
 
     A goal for which the trials are too few or all alike is left out.
     """
+    from optuna.importance import get_param_importances  # scikit-learn, where it is installed
+
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     found = {}
     for index, name in enumerate(names):

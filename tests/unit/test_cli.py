@@ -121,6 +121,19 @@ sys.exit(f"imported: {{found}}" if found else 0)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("module", ["mtil.cli.status", "tune.commands"])
+def test_what_tells_of_a_run_loads_no_network(module: str) -> None:
+    """And nothing of Ray, of which both would take seconds."""
+    code = f"""
+import sys
+import {module}
+found = [name for name in ("torch", "ray", "scipy", "sklearn", "pandas") if name in sys.modules]
+sys.exit(f"imported: {{found}}" if found else 0)
+"""
+    done = _process("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_module_is_the_command() -> None:
     done = _process("-m", "mtil", "--version")
     assert (done.returncode, done.stdout) == (0, f"mtil {__version__}\n")
