@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -95,7 +96,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             _knock(address)
         with warnings.catch_warnings(), nullcontext() if verbose else _muted():
             warnings.simplefilter("default" if verbose else "ignore")
-            with nullcontext() if address else _in_background():
+            with nullcontext() if address else _in_background(), _closed_token():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else False,
@@ -120,6 +121,18 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     finally:
         _wait_for_ray_data()
         ray.shutdown()
+
+
+@contextmanager
+def _closed_token() -> Iterator[None]:
+    """Keep the token that Ray makes for its first cluster from others, who could run code by it."""
+    token = Path.home() / ".ray" / "auth_token"
+    was_there = token.exists()
+    try:
+        yield
+    finally:
+        if not was_there and token.exists():
+            token.chmod(0o600)
 
 
 def _wait_for_ray_data() -> None:

@@ -176,9 +176,14 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
     assert not (tmp_path / "r").exists()
 
 
-def test_doctor_knows_the_storage(mtil: Command, tmp_path: Path) -> None:
-    done = mtil("doctor", "--to", tmp_path, "--json")
+def test_doctor_knows_the_storage_and_leaves_no_token_that_others_can_read(
+    mtil: Command, tmp_path: Path
+) -> None:
+    home, to = tmp_path / "home", tmp_path / "to"
+    home.mkdir()
+    done = mtil("doctor", "--to", to, "--json", HOME=str(home), RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stderr + done.stdout
     told = json.loads(done.stdout)
     assert told["ok"]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in to.rglob("*") if path.is_file()]
+    assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
