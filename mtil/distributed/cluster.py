@@ -96,7 +96,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             _knock(address)
         with warnings.catch_warnings(), nullcontext() if verbose else _muted():
             warnings.simplefilter("default" if verbose else "ignore")
-            with nullcontext() if address else _in_background(), _closed_token():
+            with nullcontext() if address else _as_local():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else False,
@@ -124,9 +124,16 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def _as_local() -> Iterator[None]:
+    """Start a cluster of one's own: in the background, and with a token that is nobody else's."""
+    with _in_background(), _closed_token():
+        yield
+
+
+@contextmanager
 def _closed_token() -> Iterator[None]:
     """Keep the token that Ray makes for its first cluster from others, who could run code by it."""
-    token = Path.home() / ".ray" / "auth_token"
+    token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111  (users without a home)
     was_there = token.exists()
     try:
         yield
