@@ -15,6 +15,7 @@ from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.inference import Predictor
 from mtil.maps import Origin
+from mtil.models.encoders import build_encoder
 from mtil.plan import Evaluate, Plan, Train, WriteMaps, models_of, reads_maps_of, starts_from
 from mtil.priors import MapSource, PriorMaps
 from mtil.run import Run
@@ -57,28 +58,32 @@ def steps_per_epoch(config: Config, manifest: Manifest, of: Train) -> int:
     return steps
 
 
-def check_rows(plan: Plan, config: Config, manifest: Manifest) -> None:
-    """Make sure before anything starts that every training and every division has enough rows.
+def check_plan(plan: Plan, config: Config, manifest: Manifest) -> None:
+    """Make sure before anything starts that a circle can be trained: its network and all its rows.
 
     Raises:
-        DataError: naming what has too few.
+        ConfigError: if there is no such network.
+        DataError: naming the training or the division that has too few rows.
     """
+    check_folds(plan.folds, config, manifest)
     for fold in plan.folds:
         for part in plan.parts:
             mapped_rows(config, manifest, WriteMaps(0, fold, part))
             steps_per_epoch(config, manifest, Train(0, fold, part))
-        check_fold(config, manifest, fold)
         select(manifest, fold, "test")
 
 
-def check_fold(config: Config, manifest: Manifest, fold: int) -> None:
-    """Make sure before anything starts that a fold can be trained and validated.
+def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> None:
+    """Make sure before anything starts that folds can be trained and validated.
 
     Raises:
+        ConfigError: if there is no such network.
         DataError: naming what has too few rows.
     """
-    steps_per_epoch(config, manifest, Train(0, fold))
-    select(manifest, fold, "validation")
+    build_encoder(config.model.encoder)
+    for fold in folds:
+        steps_per_epoch(config, manifest, Train(0, fold))
+        select(manifest, fold, "validation")
 
 
 def initial_weights(run: Run, of: Train) -> Mapping[str, Tensor] | None:

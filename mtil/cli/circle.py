@@ -12,7 +12,7 @@ from mtil.config import with_overrides
 from mtil.data.selection import parse_folds
 from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError, RunError
-from mtil.plan import Action
+from mtil.plan import Action, Plan
 from mtil.run import Run, manifest_for
 from mtil.storage import open_store
 
@@ -25,6 +25,11 @@ def run(options: argparse.Namespace) -> None:
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
+
+    from mtil.rounds import check_plan
+
+    # a mistake need not wait until Ray has started
+    check_plan(Plan.of(config.circle, folds), config, manifest)
 
     from mtil.distributed import circle, cluster
 

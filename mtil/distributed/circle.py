@@ -14,9 +14,8 @@ from mtil.distributed.coordinator import patiently
 from mtil.distributed.trainer import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
-from mtil.models.encoders import build_encoder
 from mtil.plan import Plan, Train
-from mtil.rounds import check_rows
+from mtil.rounds import check_plan
 from mtil.run import Run, manifest_for
 from mtil.storage import open_store
 
@@ -52,8 +51,7 @@ def begin(
     manifest = manifest_for(run_uri, store, data_version)
     reserved_cpus(config)
     plan = Plan.of(config.circle, folds)
-    check_rows(plan, config, manifest)
-    build_encoder(config.model.encoder)
+    check_plan(plan, config, manifest)
     probe(open_store(run_uri))
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
     ledger = Ledger.open(run.store)

@@ -27,10 +27,9 @@ from mtil.distributed.ingest import hold
 from mtil.distributed.processes import Processes
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
 from mtil.errors import DataError, LostError, ResourceError, RunError, StorageError
-from mtil.models.encoders import build_encoder
 from mtil.plan import Train
 from mtil.priors import PriorMaps
-from mtil.rounds import check_fold, prior_maps
+from mtil.rounds import check_folds, prior_maps
 from mtil.run import FoldResult, News, Run, manifest_for
 from mtil.storage import open_store
 
@@ -76,9 +75,7 @@ def train(
     """
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store, data_version)
-    build_encoder(config.model.encoder)  # refused here, a run is not begun
-    for fold in folds:
-        check_fold(config, manifest, fold)
+    check_folds(folds, config, manifest)  # refused here, a run is not begun
     cpus = reserved_cpus(config)
     tell_of_waiting(config)
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)

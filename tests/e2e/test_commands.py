@@ -132,14 +132,6 @@ def test_a_driver_that_was_killed_goes_on(
         (("train", "--data", "{tmp}/none", "--run", "{tmp}/r"), "dataset.json"),
         (("train", "--data", "{data}", "--run", "{tmp}/r", "--fold", "7"), "fold"),
         (("train", "--data", "{data}", "--run", "{tmp}/r", "--config", "no.yaml"), "no.yaml"),
-        (
-            ("train", "--data", "{data}", "--run", "{tmp}/r", "--model.encoder.name", "vgg"),
-            "must be one of efficientnet_lite0",
-        ),
-        (
-            ("train", "--data", "{data}", "--run", "{tmp}/r", "--train.batch-size", "5000"),
-            "must fill a batch of 5000 images",
-        ),
         (("evaluate", "--run", "{tmp}/r"), "run.json"),
         (("predict", "{tmp}/r", "{images}", "{tmp}/out"), "{tmp}/r"),
         (("prepare", "{tmp}", "--layout", "busi", "--to", "{tmp}/d"), "empty or missing"),

@@ -253,6 +253,30 @@ def test_without_ray_one_sentence_names_the_extra(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model.encoder.name", "vgg"], "must be one of efficientnet_lite0, .* but got 'vgg'"),
+        (["--train.batch-size", "5000"], "must fill a batch of 5000 images, but fold 0 "),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "circle"])
+def test_what_cannot_be_trained_is_told_without_ray(
+    fails: Fails,
+    data_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    words: list[str],
+    says: str,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mtil.distributed")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert re.search(says, fails(command, "--data", data_uri, "--run", tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_module_of_ours_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mtil.cli.predict", None)
     with pytest.raises(ModuleNotFoundError, match=r"mtil\.cli\.predict"):

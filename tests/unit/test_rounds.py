@@ -20,7 +20,7 @@ from mtil.plan import Evaluate, Train, WriteMaps, actions, needs
 from mtil.priors import PriorMaps
 from mtil.rounds import (
     chains,
-    check_rows,
+    check_plan,
     initial_weights,
     judges,
     map_source,
@@ -126,13 +126,13 @@ def test_a_plan_whose_divisions_have_no_rows_is_refused_before_it_starts(
     circle_run: CircleRun, manifest: Manifest, make_config: Callable[..., Config]
 ) -> None:
     run = circle_run(until=Train(0, 0))
-    check_rows(run.plan([0, 1, 2]), run.config, manifest)
+    check_plan(run.plan([0, 1, 2]), run.config, manifest)
     config = make_config(circle={"maps": "cross_fit", "num_parts": 8})
     run = circle_run(name="other", until=Train(0, 0), maps="cross_fit", num_parts=8)
     with pytest.raises(DataError, match=r"at most 7 parts .* `circle\.num_parts` is 8"):
-        check_rows(run.plan([0]), config, manifest)
+        check_plan(run.plan([0]), config, manifest)
     with pytest.raises(DataError, match="one of 0 to 2 in this data set, but got 3"):
-        check_rows(circle_run(name="third", until=Train(0, 0)).plan([3]), make_config(), manifest)
+        check_plan(circle_run(name="third", until=Train(0, 0)).plan([3]), make_config(), manifest)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,10 @@ def test_a_training_that_cannot_fill_a_batch_is_refused_before_anything_starts(
             other = len(by_hand(tables, 0, parts={0}))
             assert other >= count  # part 1 is left out of no fewer
         if batch_size == count:
-            check_rows(run.plan([0]), config, manifest)
+            check_plan(run.plan([0]), config, manifest)
             continue
         with pytest.raises(DataError, match=f"fill a batch of {count + 1} images, but {which} "):
-            check_rows(run.plan([0]), config, manifest)
+            check_plan(run.plan([0]), config, manifest)
 
 
 # Maps
