@@ -3,6 +3,7 @@
 Apart from `mtil.rounds`, which says whose maps they are: the processes that read need no network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -13,7 +14,7 @@ from mtil.data.manifest import Shard
 from mtil.data.selection import Selection
 from mtil.errors import NotFoundError
 from mtil.maps import Origin
-from mtil.storage import open_store
+from mtil.storage import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,15 @@ class PriorMaps:
         return maps.join(table, found, self.needed.rows(table))
 
 
-def is_whole(run_uri: str, name: str, origin: Origin) -> bool:
-    """Say whether a map shard is there, undamaged and of an origin."""
+def are_whole(run_uri: str, source: MapSource, shards: Sequence[Shard]) -> list[bool]:
+    """Say of which shards of a data set the map shard is there, undamaged and of its origin."""
+    store = open_store(run_uri)
+    return [_is_whole(store, source.name(shard), source.origin_of(shard)) for shard in shards]
+
+
+def _is_whole(store: Store, name: str, origin: Origin) -> bool:
     try:
-        found, _ = maps.decode(open_store(run_uri).read(name))
+        found, _ = maps.decode(store.read(name))
     except (NotFoundError, ValueError):
         return False
     return found == origin

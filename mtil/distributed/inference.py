@@ -1,6 +1,7 @@
 """A run's models over the shards' test rows: an actor pool in which each image is seen once."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from mtil.run import Run
 from mtil.storage import open_store
 
 _UNIT_ROWS = 64
-"""Test rows of a shard that one call scores: small enough to share a small data set out."""
+"""Test rows of a shard that one call scores: small enough to share a small data set out, and enough
+to be worth an actor, which takes seconds to start."""
 
 
 class Scorer:
@@ -84,7 +86,7 @@ def predict_folds(
     for fold in folds:
         chains(run, number, fold)  # what is missing or damaged is an error before anything starts
     units = _units(manifest, folds)
-    pool, cpus = actor_pool(len(units), num_workers, gpus_per_worker)
+    pool, cpus = actor_pool(len(units), _count(units), num_workers, gpus_per_worker)
     with unwrapped():
         scored = quiet(units).map_batches(
             Scorer,
@@ -125,19 +127,19 @@ def own_device(gpus: float) -> torch.device:
 
 
 def actor_pool(
-    num_units: int, num_workers: int | None, gpus_per_worker: float
+    num_units: int, num_rows: int, num_workers: int | None, gpus_per_worker: float
 ) -> tuple[ActorPoolStrategy, float]:
     """Return a pool of actors and the CPUs that each reserves.
 
     A number that is asked for is what the pool has; otherwise it starts with one and grows as far
-    as the cluster has room beside what runs already.
+    as the units, their rows and the room that the cluster has beside what runs already go.
 
     Raises:
         ResourceError: if the cluster has no room.
     """
     nodes = cluster.nodes()
     most = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
-    wanted = num_workers or min(most, num_units)
+    wanted = num_workers or min(most, num_units, max(1, math.ceil(num_rows / _UNIT_ROWS)))
     cpus = preflight.cpus_per_worker(nodes, num_workers=wanted, cpus=None, gpus=gpus_per_worker)
     if num_workers:
         return ActorPoolStrategy(size=wanted), cpus

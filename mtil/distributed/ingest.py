@@ -29,6 +29,9 @@ _MAX_TASKS = 2048
 
 _PREFETCHED_SHARDS = 4
 
+_PORTION_BYTES = 64 * 2**20
+"""Stored bytes of shards that one task reads to hold them."""
+
 
 class ReadShard:
     """A task of Ray Data: number of a shard in, its rows out, whole or those of a selection.
@@ -67,15 +70,37 @@ def hold(
         DataError: wrapped by Ray, if a shard is missing or not the one that the manifest names.
         MapError: wrapped by Ray, if a map shard is.
     """
-    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS, num_returns=2)(_read_to_hold)
-    answers = [task.remote(data_uri, shard, priors) for shard in manifest.shards]
-    ray.get([num_rows for _, num_rows in answers])  # raises what a task raised
-    return [table for table, _ in answers]
+    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_read_to_hold)
+    tables: list[ray.ObjectRef[Any]] = []
+    read_rows: list[ray.ObjectRef[int]] = []
+    for shards in _portions(manifest.shards):
+        *found, num_rows = task.options(num_returns=len(shards) + 1).remote(
+            data_uri, shards, priors
+        )
+        tables += found
+        read_rows.append(num_rows)
+    ray.get(read_rows)  # raises what a task raised
+    return tables
 
 
-def _read_to_hold(data_uri: str, shard: Shard, priors: PriorMaps | None) -> tuple[pa.Table, int]:
-    table = _read_whole(data_uri, shard, priors)
-    return table, table.num_rows
+def _portions(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Divide shards into what one task reads: a process for each takes longer to start."""
+    portions: list[list[Shard]] = []
+    room = 0
+    for shard in shards:
+        if room < shard.bytes:
+            portions.append([])
+            room = _PORTION_BYTES
+        portions[-1].append(shard)
+        room -= shard.bytes
+    return portions
+
+
+def _read_to_hold(
+    data_uri: str, shards: Sequence[Shard], priors: PriorMaps | None
+) -> tuple[pa.Table | int, ...]:
+    tables = [_read_whole(data_uri, shard, priors) for shard in shards]
+    return (*tables, sum(table.num_rows for table in tables))
 
 
 def _read_whole(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:

@@ -15,10 +15,13 @@ from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.distributed.trainer import unwrapped
 from mtil.inference import Predictor, map_shard
 from mtil.plan import Train, WriteMaps, reads_maps_of
-from mtil.priors import MapSource, is_whole
+from mtil.priors import MapSource, are_whole
 from mtil.rounds import map_source, prior_maps
 from mtil.run import Run
 from mtil.storage import open_store
+
+_CHECKED_SHARDS = 64
+"""Map shards that one task looks at: a process takes longer to start than to read them."""
 
 _COLUMNS = ("sample_id", "image", "label", *ROLE_COLUMNS)
 
@@ -63,7 +66,9 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
     if missing:
         for former in reads_maps_of(run.plan([of.fold]), of):
             write_maps(run, former)
-        pool, cpus = actor_pool(len(missing), None, run.config.train.gpus_per_worker)
+        num_rows = sum(source.rows.count(manifest.shards[number]) for number in missing)
+        gpus = run.config.train.gpus_per_worker
+        pool, cpus = actor_pool(len(missing), num_rows, None, gpus)
         with unwrapped():
             written = quiet([{"id": number} for number in missing]).map_batches(
                 MapWriter,
@@ -72,7 +77,7 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
                 batch_format="pyarrow",
                 compute=pool,
                 num_cpus=cpus,
-                num_gpus=run.config.train.gpus_per_worker,
+                num_gpus=gpus,
             )
             written.materialize()
     return {
@@ -85,13 +90,15 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
 
 def damaged(run: Run, source: MapSource) -> list[int]:
     """Return the numbers of the map shards that are missing, damaged or of another origin."""
-    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(is_whole)
-    manifest = run.manifest()
+    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(are_whole)
+    shards = run.manifest().shards
+    starts = range(0, len(shards), _CHECKED_SHARDS)
     with unwrapped():
         found = ray.get(
             [
-                check.remote(run.uri, source.name(shard), source.origin_of(shard))
-                for shard in manifest.shards
+                check.remote(run.uri, source, shards[start : start + _CHECKED_SHARDS])
+                for start in starts
             ]
         )
-    return [number for number, whole in enumerate(found) if not whole]
+    whole = [one for part in found for one in part]
+    return [number for number, one in enumerate(whole) if not one]

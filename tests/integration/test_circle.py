@@ -18,6 +18,7 @@ from mtil import heartbeat, maps
 from mtil.circle import State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.rows import ROLE_COLUMNS
+from mtil.data.selection import Selection
 from mtil.data.shards import read
 from mtil.distributed import circle, cluster, coordinator
 from mtil.distributed.actions import perform
@@ -38,7 +39,13 @@ def _config(**values: Any) -> Config:
         {
             "data": {"image_size": 64},
             "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
-            "train": {"num_epochs": 2, "batch_size": 8, "num_workers": 1, "warmup_epochs": 0.5},
+            "train": {
+                "num_epochs": 2,
+                "batch_size": 8,
+                "num_workers": 1,
+                "cpus_per_worker": 0.75,  # so that two folds train side by side on two CPUs
+                "warmup_epochs": 0.5,
+            },
             "circle": {"num_rounds": 2, **values},
         }
     )
@@ -213,47 +220,14 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.2)
 
 
-def test_cross_fitted_maps_come_from_models_that_have_not_seen_the_image(
-    dataset: str, bucket: str
-) -> None:
-    config = _config(maps="cross_fit", num_parts=2, num_passes=1)
-    run = circle.begin(dataset, f"{bucket}/circle-cross", config, (0,))
-    manifest = run.manifest()
-    for of in (Train(0, 0, 0), Train(0, 0, 1), WriteMaps(0, 0, 0), WriteMaps(0, 0, 1)):
-        perform(run.uri, of, ())
-    mapped: list[str] = []
-    for part in (0, 1):
-        source = map_source(run, manifest, WriteMaps(0, 0, part))
-        for shard in manifest.shards:
-            origin, table = maps.decode(run.store.read(source.name(shard)))
-            result = run.result(Train(0, 0, part))
-            assert result is not None
-            assert origin == source.origin_of(shard)
-            assert (origin.part, origin.model_sha256) == (part, result.model_sha256)
-            rows = read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS))
-            seen = training_rows(config, manifest, Train(0, 0, part)).rows(rows)
-            ids = table.column("sample_id").to_pylist()
-            assert not set(ids) & set(rows.column("sample_id").take(seen).to_pylist())
-            mapped += ids
-    everything = [
-        name
-        for shard in manifest.shards
-        for rows in [read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS))]
-        for name in rows.column("sample_id")
-        .take(training_rows(config, manifest, Train(0, 0)).rows(rows))
-        .to_pylist()
-    ]
-    assert sorted(mapped) == sorted(everything)
-
-
 def _brief(**circle: Any) -> Config:
     config = _config(**circle)
     return replace(config, train=replace(config.train, num_epochs=1, max_failures=0))
 
 
-def test_a_cross_fitted_chain_is_stopped_goes_on_and_outlives_a_failed_fold(
-    dataset: str, bucket: str
-) -> None:
+@pytest.fixture(scope="module")
+def chain(dataset: str, bucket: str) -> Run:
+    """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
     run = circle.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
     run.store.write("rounds/0/fold-1/checkpoints/latest.json", b"not JSON")  # so that it fails
@@ -269,16 +243,51 @@ def test_a_cross_fitted_chain_is_stopped_goes_on_and_outlives_a_failed_fold(
     assert not is_over(state)
     assert heartbeat.read(run.store) is None
     again = circle.begin(dataset, run.uri, config, FOLDS)
-    state = circle.follow(again, _ignore)
-    assert is_over(state)
+    assert is_over(circle.follow(again, _ignore))
+    return run
+
+
+def test_a_chain_outlives_a_failed_fold(chain: Run) -> None:
+    state = Ledger.open(chain.store).state
+    assert state is not None
     assert list(state.failed_folds) == [1]
     assert "latest.json is not JSON" in state.failed_folds[1]
-    assert {action for action in actions(run.plan([0])) if action not in state.done} == set()
+    assert {action for action in actions(chain.plan([0])) if action not in state.done} == set()
     assert [state.done[Summarise(number)]["folds"] for number in (0, 1)] == [[0], [0]]
-    table = pq.read_table(_buffer(run, run.predictions_name(1, 0)))
+    table = pq.read_table(_buffer(chain, chain.predictions_name(1, 0)))
     by_pass = table.group_by("pass").aggregate([("model_sha256", "distinct")]).to_pylist()
     judges = {one["pass"]: one["model_sha256_distinct"] for one in by_pass}
     assert judges == {n: [state.done[Train(n, 0)]["model_sha256"]] for n in (0, 1)}
+
+
+def test_cross_fitted_maps_come_from_models_that_have_not_seen_the_image(
+    chain: Run, dataset: str
+) -> None:
+    manifest = chain.manifest()
+    shards = [
+        (shard, read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS)))
+        for shard in manifest.shards
+    ]
+    mapped: list[str] = []
+    for part in (0, 1):
+        source = map_source(chain, manifest, WriteMaps(0, 0, part))
+        result = chain.result(Train(0, 0, part))
+        assert result is not None
+        rows_of = training_rows(chain.config, manifest, Train(0, 0, part))
+        for shard, rows in shards:
+            origin, table = maps.decode(chain.store.read(source.name(shard)))
+            assert origin == source.origin_of(shard)
+            assert (origin.part, origin.model_sha256) == (part, result.model_sha256)
+            ids = table.column("sample_id").to_pylist()
+            assert not set(ids) & _ids(rows, rows_of)
+            mapped += ids
+    everything = training_rows(chain.config, manifest, Train(0, 0))
+    assert len(mapped) == len(set(mapped))
+    assert set(mapped) == set[str]().union(*(_ids(rows, everything) for _, rows in shards))
+
+
+def _ids(rows: pa.Table, selection: Selection) -> set[str]:
+    return set(rows.column("sample_id").take(pa.array(selection.rows(rows))).to_pylist())
 
 
 def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
