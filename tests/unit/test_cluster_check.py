@@ -1,23 +1,17 @@
 """Every template passes; a file with one mistake is told which."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from cluster import machine_types, prices
 from cluster.__main__ import main
 from cluster.check import account_problems, check, open_file
 from cluster.errors import UsageError
-from cluster.files import ROOT, load, machines, parse, ray_cluster_spec
+from cluster.files import ROOT, load, parse
+from tests.unit.documents import FILES, Document, Plain, node_type, read
 
-TEMPLATES = sorted((ROOT / "cluster" / "templates").glob("*.yaml"))
-FILES = [ROOT / "cluster.yaml", *TEMPLATES]
-
-Document = dict[str, Any]
 Mistake = Callable[[Document], object]
 
 
@@ -33,24 +27,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _read(name: str) -> Document:
-    path = next(path for path in FILES if path.name == f"{name}.yaml")
-    # YAML anchors give two places one object; a mistake is to be made in one of them.
-    plain: Document = yaml.safe_load(
-        yaml.dump(yaml.safe_load(path.read_text()), Dumper=_Plain, sort_keys=False)
-    )
-    return plain
-
-
 def _problems(document: Document, tmp_path: Path) -> tuple[str, ...]:
     path = tmp_path / "file.yaml"
-    path.write_text(yaml.dump(document, Dumper=_Plain))
+    path.write_text(yaml.dump(document, Dumper=Plain))
     return check(path).problems
-
-
-class _Plain(yaml.SafeDumper):
-    def ignore_aliases(self, data: object) -> bool:
-        return True
 
 
 def test_there_is_a_template_for_each_kind() -> None:
@@ -70,13 +50,8 @@ def _spec(document: Document) -> Document:
     return spec
 
 
-def _node(document: Document, name: str) -> Document:
-    node: Document = document["available_node_types"][name]
-    return node
-
-
 def _config(document: Document, name: str) -> Document:
-    config: Document = _node(document, name)["node_config"]
+    config: Document = node_type(document, name)["node_config"]
     return config
 
 
@@ -101,7 +76,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     ("cluster", lambda d: d.update(head_node_type="haed"), "must be one of `available_node_types`"),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["node_config"].update(ImageId="ami-0123456789abcdef0"),
+        lambda d: node_type(d, "gpu")["node_config"].update(ImageId="ami-0123456789abcdef0"),
         "All machines must have one image",
     ),
     (
@@ -146,33 +121,33 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["node_config"].pop("IamInstanceProfile"),
+        lambda d: node_type(d, "gpu")["node_config"].pop("IamInstanceProfile"),
         "gpu must have an `IamInstanceProfile`",
     ),
     (
         "cluster",
-        lambda d: _node(d, "head")["resources"].update(CPU=2),
+        lambda d: node_type(d, "head")["resources"].update(CPU=2),
         "The head must offer no CPU (`CPU: 0`)",
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu").update(min_workers=2),
+        lambda d: node_type(d, "gpu").update(min_workers=2),
         "gpu must start from 0 workers",
     ),
     ("cluster", lambda d: d.pop("idle_timeout_minutes"), "but the idle timeout is not said"),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["resources"].update(GPU=2),
+        lambda d: node_type(d, "gpu")["resources"].update(GPU=2),
         "gpu must say `GPU: 1`, which is what g6.xlarge has, but says 2",
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["node_config"].update(InstanceType="m6i.xlarge"),
+        lambda d: node_type(d, "gpu")["node_config"].update(InstanceType="m6i.xlarge"),
         "gpu must say `GPU: 0`, which is what m6i.xlarge has, but says 1",
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["resources"].update(CPU=1),
+        lambda d: node_type(d, "gpu")["resources"].update(CPU=1),
         "a CPU for each GPU and one for Ray Data, which else waits for ever, but has 1 for 1",
     ),
     (
@@ -186,7 +161,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         "must name paths that exist here, but no-such-folder does not.",
     ),
     ("cluster", lambda d: d["auth"].update(ssh_private_key="~/.ssh/no"), "but ~/.ssh/no does not"),
-    ("gcp", lambda d: _node(d, "gpu").update(min_workers=1), "gpu must start from 0 workers"),
+    ("gcp", lambda d: node_type(d, "gpu").update(min_workers=1), "gpu must start from 0 workers"),
     ("on-prem", lambda d: d["auth"].pop("ssh_private_key"), "must name a private key"),
     (
         "on-prem",
@@ -251,23 +226,23 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["resources"].update({"accelerator_type:L5": 1}),
+        lambda d: node_type(d, "gpu")["resources"].update({"accelerator_type:L5": 1}),
         "must be of a type that is known, but is L5",
     ),
     (
         "cluster",
         lambda d: (
             _config(d, "gpu").update(InstanceType="g5.xlarge"),
-            _node(d, "gpu")["resources"].update(CPU=3, GPU=2),
+            node_type(d, "gpu")["resources"].update(CPU=3, GPU=2),
         ),
         "gpu must say `GPU: 1`, which is what g5.xlarge has, but says 2",
     ),
     (
         "cluster",
-        lambda d: _node(d, "gpu")["resources"].update(CPU=99),
+        lambda d: node_type(d, "gpu")["resources"].update(CPU=99),
         "must not say more than `CPU: 4`, which is what g6.xlarge has, but says 99",
     ),
-    ("cluster", lambda d: _node(d, "gpu")["resources"].pop("GPU"), "gpu must say GPU in its"),
+    ("cluster", lambda d: node_type(d, "gpu")["resources"].pop("GPU"), "gpu must say GPU in its"),
     ("gcp", lambda d: _config(d, "gpu").update(machineType="g9-standard-4"), "is g9-standard-4"),
     (
         "gcp",
@@ -321,7 +296,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         "cluster",
         lambda d: (
             d.update(docker={"image": "a/b:1", "container_name": "x"}),
-            _node(d, "gpu").update(docker={"worker_image": "a/b:2"}),
+            node_type(d, "gpu").update(docker={"worker_image": "a/b:2"}),
         ),
         "All machines must have one image",
     ),
@@ -548,7 +523,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
 def test_a_mistake_is_told_and_nothing_else_is(
     name: str, mistake: Mistake, told: str, tmp_path: Path
 ) -> None:
-    document = _read(name)
+    document = read(name)
     mistake(document)
     # What both GPU groups share is told of each.
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
@@ -599,35 +574,15 @@ LEGITIMATE: list[tuple[str, Mistake]] = [
 
 @pytest.mark.parametrize(("name", "change"), LEGITIMATE)
 def test_what_is_no_mistake_is_not_told(name: str, change: Mistake, tmp_path: Path) -> None:
-    document = _read(name)
+    document = read(name)
     change(document)
     assert _problems(document, tmp_path) == ()
-
-
-def test_types_of_machines_have_what_aws_says_of_them() -> None:
-    """Compared with what moto has of EC2's own answers."""
-    from moto.ec2.models.instance_types import INSTANCE_TYPES
-
-    ours = {
-        name: found for (cloud, name), found in machine_types.machines().items() if cloud == "aws"
-    }
-    assert len(ours) > 200
-    for name, found in ours.items():
-        theirs = INSTANCE_TYPES[name]
-        gpus = theirs.get("GpuInfo", {}).get("Gpus", [])
-        counts = (theirs["VCpuInfo"]["DefaultVCpus"], sum(gpu["Count"] for gpu in gpus))
-        assert (found.cpus, found.gpus) == counts, name
-        assert {gpu["Name"] for gpu in gpus} <= {str(found.accelerator).partition("-")[0]}, name
-
-
-def test_every_machine_with_a_price_is_known() -> None:
-    assert prices.known().keys() <= machine_types.machines().keys()
 
 
 def test_an_endpoint_in_the_same_network_that_is_not_encrypted_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = _read("on-prem")
+    document = read("on-prem")
     document["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333")
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document))
@@ -641,7 +596,7 @@ def test_buckets_that_a_job_names_are_asked_for(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    job, task = _read("kuberay-job"), _read("skypilot")
+    job, task = read("kuberay-job"), read("skypilot")
     _spec(job)["entrypoint"] = "mtil circle --data s3://mine/data --run s3://mine/run"
     task["envs"] = {"DATA": "s3://other/data", "RUN": "s3://CHANGE-ME/run"}
     for document, bucket in ((job, "s3://mine"), (task, "s3://other")):
@@ -652,14 +607,14 @@ def test_buckets_that_a_job_names_are_asked_for(
 def test_a_key_that_others_may_read_is_told(home: Path, tmp_path: Path) -> None:
     (home / ".ssh" / "mtil").chmod(0o644)
     (home / ".ray" / "auth_token").chmod(0o640)
-    token, key = _problems(_read("on-prem"), tmp_path)
+    token, key = _problems(read("on-prem"), tmp_path)
     assert token.startswith("Nobody else may read ~/.ray/auth_token")
     assert key.startswith("Nobody else may read ~/.ssh/mtil")
 
 
 def test_a_missing_token_is_told_how_to_make(home: Path, tmp_path: Path) -> None:
     (home / ".ray" / "auth_token").unlink()
-    (problem,) = _problems(_read("cluster"), tmp_path)
+    (problem,) = _problems(read("cluster"), tmp_path)
     assert problem.endswith("run `ray get-auth-token --generate`.")
 
 
@@ -696,7 +651,7 @@ def test_check_prints_what_to_fill_in_and_what_is_wrong(
     assert "cost: none to a cloud\n" in out
 
     path = tmp_path / "file.yaml"
-    path.write_text(yaml.dump(_read("on-prem") | {"max_workers": 3}))
+    path.write_text(yaml.dump(read("on-prem") | {"max_workers": 3}))
     assert main(["check", str(path)]) == 2
     told = capsys.readouterr()
     assert told.out.startswith("NO  `max_workers` must be 1")
@@ -708,53 +663,11 @@ def test_only_whole_files_are_launched(tmp_path: Path) -> None:
         open_file(ROOT / "cluster" / "templates" / "on-prem.yaml")
     with pytest.raises(UsageError, match="use `sky launch "):
         open_file(ROOT / "cluster" / "templates" / "skypilot.yaml")
-    document = _read("on-prem")
+    document = read("on-prem")
     document["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document))
     assert open_file(path).head.start[0] == "~/venv/bin/ray stop"
-
-
-def test_the_cost_of_the_aws_file_is_that_of_its_machines() -> None:
-    kind, document = load(ROOT / "cluster.yaml")
-    found = prices.estimate(parse(ROOT / "cluster.yaml", kind, document))
-    # m6i.large at 0.096; max_workers lets four g6.xlarge at 0.8048 in.
-    assert found.idle == pytest.approx(0.096)
-    assert found.most == pytest.approx(0.096 + 4 * 0.8048)
-    assert found.unknown == ()
-
-
-def test_the_dearest_workers_count_first(tmp_path: Path) -> None:
-    document = _read("cluster")
-    document["max_workers"] = 3
-    _node(document, "gpu")["node_config"]["InstanceType"] = "g6.4xlarge"
-    found = prices.estimate(parse(tmp_path, "aws", document))
-    assert found.most == pytest.approx(0.096 + 2 * 1.3232 + 1 * 0.8048)
-
-
-@pytest.mark.parametrize(
-    ("change", "unknown"),
-    [
-        (lambda d: _node(d, "gpu")["node_config"].update(InstanceType="p9.xlarge"), ("p9.xlarge",)),
-        (lambda d: d["provider"].update(region="sa-east-1"), ("m6i.large", "g6.xlarge")),
-    ],
-)
-def test_a_price_that_is_not_known_is_not_guessed(
-    change: Mistake, unknown: tuple[str, ...], tmp_path: Path
-) -> None:
-    document = _read("cluster")
-    change(document)
-    found = prices.estimate(parse(tmp_path, "aws", document))
-    assert (found.idle, found.most, found.unknown) == (None, None, unknown)
-
-
-def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
-    table = yaml.safe_load((ROOT / "cluster" / "prices.yaml").read_text())
-    for source in table["sources"].values():
-        assert "https://" in source["page"]
-        assert source["date"].year >= 2026
-    assert {row["source"] for row in table["machines"]} == set(table["sources"])
-    assert all(price > 0 for row in table["machines"] for price in row["prices"].values())
 
 
 @pytest.mark.parametrize("bucket", ["mine", "s3://", "s3://My_Bucket!!", "https://mine", "gs://a"])
@@ -792,7 +705,7 @@ def test_security_groups_of_the_account_are_looked_at(
         group = ec2.create_security_group(GroupName="mtil", Description="mtil", VpcId=vpc["VpcId"])[
             "GroupId"
         ]
-        document = _read("cluster")
+        document = read("cluster")
         if by_id:
             del document["provider"]["security_group"]
             for node_type in document["available_node_types"].values():
@@ -809,19 +722,3 @@ def test_security_groups_of_the_account_are_looked_at(
                 GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=addresses
             )
             assert bool(account_problems(file)) == wide
-
-
-def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
-    gpu = {"cpus": 4, "gpus": 1, "most": 2}
-    told = machines(ROOT / "cluster.yaml")
-    assert told is not None
-    assert json.loads(told) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
-    assert machines(ROOT / "cluster" / "templates" / "on-prem.yaml") is None  # all are there
-
-
-@pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])
-def test_pods_are_told_what_their_groups_may_grow_to(name: str) -> None:
-    spec = ray_cluster_spec(_read(name))
-    (variable,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
-    assert variable["name"] == "MTIL_MACHINES"
-    assert variable["value"] == machines(ROOT / "cluster" / "templates" / f"{name}.yaml")
