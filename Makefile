@@ -30,7 +30,7 @@ demo: $(MTIL)  ## phantoms → data set → training → figures → predictions
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run
 	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
-	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 2 --train.cpus-per-worker 0.75
+	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 3 --train.cpus-per-worker 0.75
 	@echo
 	@echo "Metrics:      $(DEMO)/run/evaluation.json"
 	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"
@@ -46,7 +46,8 @@ check: install  ## style, types and the direction of imports
 
 test: check  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist loadfile --durations=5
-	$(BIN)/python -m pytest -q --durations=10 -m "(integration or e2e) and not long"
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 \
+		-m "(integration or e2e) and not long" tests/e2e tests/integration
 
 test-long: install  ## what takes too long for every change
 	$(BIN)/python -m pytest -q -m long

@@ -115,6 +115,7 @@ def test_machines_come_for_a_training(mtil: Command, data: Path, tmp_path: Path,
     """Two workers of 0.7 CPUs find no room on less than two machines of one."""
     arguments = ["train", "--config", "demo", "--data", data, "--run", tmp_path / "run"]
     arguments += ["--fold", "0", "--train.num-epochs", "1", "--train.num-workers", "2"]
+    arguments += ["--model.encoder.name", "resnet10_tiny", "--model.encoder.pretrained", "false"]
     arguments += ["--train.cpus-per-worker", "0.7", "--json"]
     refused = mtil(*arguments, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled")
     assert refused.returncode == 2, refused.stderr

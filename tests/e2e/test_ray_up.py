@@ -31,9 +31,10 @@ TOKEN = "a-token-of-this-test-alone-0123456789"
 BUCKET, S3_PORT = "mtil-hosts", 8333
 CIRCLE = (
     "mtil", "circle", "--config", "demo", "--data", f"s3://{BUCKET}/set",
-    "--train.cpus-per-worker", "1.5",
+    "--train.cpus-per-worker", "1.4",
 )  # fmt: skip
-"""Each of two hosts with two CPUs has room for one process: for a fold, or for half of one."""
+"""Each of two hosts with two CPUs has room for one process: for a fold, or for half of one. It has
+one thread, since the hosts share the processors of this machine."""
 SHORT = (
     "--fold", "0", "--circle.num-rounds", "1", "--train.num-epochs", "1",
     "--model.encoder.name", "resnet10_tiny", "--model.encoder.pretrained", "false",

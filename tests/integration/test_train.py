@@ -186,7 +186,9 @@ def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
         lines.append(line)
         heard.set()
 
-    trainer.train(data, run, _config(num_epochs=1, num_workers=1), [1], listen)
+    trainer.train(
+        data, run, _config(num_epochs=1, num_workers=1, cpus_per_worker=0.75), [1], listen
+    )
     assert heard.is_set()
     kinds = [line["kind"] for line in lines]
     assert kinds.count("epoch") == 1
