@@ -30,7 +30,7 @@ demo: $(MTIL)  ## phantoms → data set → training → figures → predictions
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run
 	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
-	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 3 --train.cpus-per-worker 0.75
+	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 2 --train.cpus-per-worker 0.75
 	@echo
 	@echo "Metrics:      $(DEMO)/run/evaluation.json"
 	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"

@@ -13,6 +13,8 @@ def demo() -> Config:
             "train": {
                 "num_epochs": 6,
                 "batch_size": 8,
+                "learning_rate": 3e-3,  # so that two epochs of so few steps find lesions
+                "encoder_learning_rate": 1e-3,
                 "warmup_epochs": 0.5,
                 "ema_decay": 0.9,
             },
