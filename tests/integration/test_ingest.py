@@ -13,7 +13,7 @@ from mtil.data import manifest as manifests
 from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
-from mtil.distributed import cluster
+from mtil.distributed import cluster, ingest
 from mtil.distributed.ingest import (
     hold,
     resident,
@@ -59,7 +59,11 @@ def test_resident_and_streaming_give_the_same_batches(
         assert all(_same(one, other) for one, other in zip(held, arrived, strict=True))
 
 
-def test_held_rows_are_those_of_the_shards(dataset: str) -> None:
+@pytest.mark.parametrize("portion_bytes", [1, 250_000, 2**30])
+def test_held_rows_are_those_of_the_shards_however_many_a_task_reads(
+    dataset: str, portion_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_PORTION_BYTES", portion_bytes)
     plan = _plan(dataset)
     store = open_store(dataset)
     direct = Rows([read(store, shard) for shard in plan.manifest.shards], plan.selection)
