@@ -73,7 +73,7 @@ def make_config() -> Callable[..., Config]:
         {
             "data": {"image_size": 32},
             "model": {
-                "encoder": {"pretrained": False},
+                "encoder": {"name": "resnet10_tiny", "pretrained": False},
                 "decoder_channels": [8, 8, 8, 8],
                 "attention": {"width": 16, "num_heads": 2},
             },
