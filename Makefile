@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 MTIL := $(VENV)/.mtil
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# On all cores, as pip does not. One file of torch's own tests is in a newer Python than ours may be.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x py312_intrinsics $(VENV)/lib
 
 export RAY_AUTH_MODE ?= disabled
 
@@ -17,10 +19,12 @@ $(MTIL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(PIP) --editable '.[ray,tune,cluster]'
+	$(COMPILE)
 	touch $@
 
 $(STAMP): $(MTIL)
 	$(PIP) --group dev
+	$(COMPILE)
 	touch $@
 
 demo: $(MTIL)  ## phantoms → data set → training → figures → predictions → circle, in $(DEMO)

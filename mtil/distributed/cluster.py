@@ -67,6 +67,7 @@ _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",  # Ray looks for logs to show ten times a second
 }
 
 

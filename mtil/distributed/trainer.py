@@ -8,16 +8,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil.config import Config
@@ -210,7 +211,7 @@ def hold_if_resident(
         return hold(data_uri, manifest, priors)
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(DataParallelTrainer):
     """Ray's, without the actors that do nothing here and that each training would wait for.
 
     One hands out the shards of data sets, of which this trainer is given none. One asks the
@@ -219,7 +220,7 @@ class _Trainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        callbacks: list[Any] = super()._create_default_callbacks()
         idle: list[type] = [DatasetsCallback]
         if not cluster.has_dashboard():
             idle.append(PlacementGroupCleanerCallback)
@@ -238,8 +239,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
         trainer = _Trainer(
-            train_fold,
-            train_loop_config={"job": job},
+            partial(train_fold, job),  # as a configuration its controller would unpack it too
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]
                 if workers.min_workers
@@ -248,7 +248,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 use_gpu=workers.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
-            torch_config=Processes(backend="nccl" if workers.gpus_per_worker else "gloo"),
+            backend_config=Processes("nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=run.folder(job.train).replace("/", "-"),
                 storage_path=scratch,  # checkpoints go to the run's own storage

@@ -86,7 +86,7 @@ class Place:
     """Asked by every process: whether a machine of theirs is about to be taken away."""
 
 
-def train_fold(job: dict[str, FoldJob]) -> None:
+def train_fold(job: FoldJob) -> None:
     """Train a fold; every process of a group of Ray Train's runs this."""
     context = ray.train.get_context()
     place = Place(
@@ -95,7 +95,7 @@ def train_fold(job: dict[str, FoldJob]) -> None:
         ray.train.report,
         _is_leaving if os.environ.get(PREEMPTION_WATCHER) != "0" else None,
     )
-    _Worker(job["job"], place, ray.train.torch.get_device()).run()
+    _Worker(job, place, ray.train.torch.get_device()).run()
 
 
 def _is_leaving() -> bool:

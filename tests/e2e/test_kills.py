@@ -10,9 +10,12 @@ from tests.e2e.places import Nodes
 from tests.faults import KINDS, FaultyProxy
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with ground(tmp_path_factory.mktemp("kills"), folds="0") as found:
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    """A circle of fold 0 and as many rounds; the first round has its share of the kills."""
+    with ground(tmp_path_factory.mktemp("kills"), "0", request.param) as found:
         yield found
 
 
