@@ -8,10 +8,12 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # On all cores, as pip does not. One file of torch's own tests is in a newer Python than ours may be.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x py312_intrinsics $(VENV)/lib
+# One more than there are cores: some tests wait for processes that they have started.
+UNIT := $(shell nproc | awk '{print ($$1 < 8 ? $$1 : 8) + 1}')
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install demo test test-long check clean
+.PHONY: install demo unit test test-long check clean
 
 install: $(STAMP)  ## set up .venv with everything that development needs
 
@@ -48,9 +50,12 @@ check: install  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check  ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist loadfile --durations=5
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 \
+unit: install  ## the tests without Ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(UNIT) --dist worksteal --durations=5
+
+test: install  ## what CI runs
+	$(MAKE) --jobs 2 check unit
+	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=10 \
 		-m "(integration or e2e) and not long" tests/e2e tests/integration
 
 test-long: install  ## what takes too long for every change
