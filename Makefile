@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraint
 # On all cores, as pip does not. One file of torch's own tests is in a newer Python than ours may be.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x py312_intrinsics $(VENV)/lib
 # One more than there are cores: some tests wait for processes that they have started.
-UNIT := $(shell nproc | awk '{print ($$1 < 8 ? $$1 : 8) + 1}')
+UNIT := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8) + 1)')
 
 export RAY_AUTH_MODE ?= disabled
 

@@ -11,35 +11,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray._private import ray_logging
 from ray._private.services import get_webui_url_from_internal_kv
 from ray.core.generated import gcs_pb2
-from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RaySystemError,
-    RpcError,
-    WorkerCrashedError,
-)
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from mtil import errors
 from mtil.distributed import preflight
 from mtil.distributed.preflight import Node
-from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, StorageError
-
-_QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
+from mtil.errors import ResourceError
 
 MACHINES = "MTIL_MACHINES"
 """The environment variable that says which machines the cluster can start, see `preflight`."""
@@ -47,22 +29,6 @@ MACHINES = "MTIL_MACHINES"
 _KNOCK_S = 10
 _THREADS_S = 10.0
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
-_LOSSES = (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    PreemptionError,
-    RayActorError,
-    RaySystemError,
-    RpcError,
-    WorkerCrashedError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckTimeoutError,
-)
-_WRAPPED = ("cause", "controller_failure", "health_check_failure")
-"""Where errors of Ray and of Ray Train keep the one that they are about."""
-
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -234,32 +200,6 @@ def live_nodes() -> list[Node]:
     ]
 
 
-def cause(error: BaseException) -> MtilError | None:
-    """Find the error of ours that Ray has wrapped, if there is one.
-
-    Ray Data passes on only the text of what its tasks raise, so that is looked at too.
-    """
-    for current in _chain(error):
-        if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
-            return current
-        quoted = _QUOTED.search(str(current))
-        if quoted:
-            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
-    return None
-
-
-def is_loss(error: BaseException) -> bool:
-    """Say whether something failed for want of a process, a machine or the storage.
-
-    The same again may then succeed, once others have taken their place.
-    """
-    ours = cause(error)
-    if ours is not None:
-        lost = isinstance(ours, LostError | ResourceError | StorageError)
-        return lost and not isinstance(ours, NotFoundError)
-    return any(isinstance(current, _LOSSES) for current in _chain(error))
-
-
 def has_dashboard() -> bool:
     """Say whether the cluster has a dashboard, which is also what Ray asks about its actors."""
     return bool(get_webui_url_from_internal_kv())  # type: ignore[no-untyped-call]
@@ -281,18 +221,3 @@ def free_orphans() -> None:
         if orphaned and not group.is_detached and group.state != _GroupData.REMOVED:
             identity = ray.PlacementGroupID(group.placement_group_id)
             remove_placement_group(PlacementGroup(identity))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that it was raised from or holds."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting += [current.__cause__, current.__context__]
-        waiting += [getattr(current, name, None) for name in _WRAPPED]
-        waiting += list(getattr(current, "worker_failures", {}).values())

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import ray
 
 from mtil.circle import Done, Failed, Started, State, is_over, next_actions
-from mtil.distributed import cluster, preflight
+from mtil.distributed import cluster, failures, preflight
 from mtil.distributed.actions import perform
 from mtil.distributed.gauges import COORDINATOR, Gauges
 from mtil.distributed.trainer import reserved_cpus
@@ -233,7 +233,7 @@ class Session:
         try:
             return Done(action=action, attempt=attempt, result=ray.get(ref))
         except (MtilError, ray.exceptions.RayError) as error:
-            if cluster.is_loss(error) and task.lose(self._reached(action), time.monotonic()):
+            if failures.is_loss(error) and task.lose(self._reached(action), time.monotonic()):
                 _log.warning("The %s lost what it ran on: %s", action, error)
                 return None
             return Failed(action=action, attempt=attempt, cause=_told(error))
@@ -330,7 +330,7 @@ def _name(run: Run) -> str:
 
 
 def _told(error: BaseException) -> str:
-    ours = cluster.cause(error)
+    ours = failures.cause(error)
     if ours is not None:
         return str(ours)
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -15,7 +15,7 @@ from mtil.data.manifest import Manifest
 from mtil.data.selection import Selection, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster, preflight
-from mtil.distributed.trainer import unwrapped
+from mtil.distributed.failures import unwrapped
 from mtil.evaluation import EVALUATION_COLUMNS, check_complete, score_chains
 from mtil.inference import Predictor
 from mtil.rounds import chains, predictors

@@ -10,9 +10,9 @@ import ray
 
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
+from mtil.distributed.failures import unwrapped
 from mtil.distributed.inference import actor_pool, own_device, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
-from mtil.distributed.trainer import unwrapped
 from mtil.inference import Predictor, map_shard
 from mtil.plan import Train, WriteMaps, reads_maps_of
 from mtil.priors import MapSource, are_whole

@@ -19,15 +19,15 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.distributed import cluster, preflight
+from mtil.distributed.failures import unwrapped
 from mtil.distributed.ingest import hold
 from mtil.distributed.processes import Processes
 from mtil.distributed.worker import FoldJob, train_alone, train_fold
-from mtil.errors import DataError, LostError, ResourceError, RunError, StorageError
+from mtil.errors import DataError, ResourceError, StorageError
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import check_folds, prior_maps
@@ -262,20 +262,6 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         with unwrapped(), _interruptible():
             trainer.fit()
     listen({"kind": "done", "fold": job.train.fold})
-
-
-@contextmanager
-def unwrapped(what: str = "Training") -> Iterator[None]:
-    """Raise our own error where Ray wraps one, else a `RunError` that says what failed."""
-    try:
-        yield
-    except (TrainingFailedError, ray.exceptions.RayError) as error:
-        ours = cluster.cause(error)
-        if ours is not None:
-            raise ours from error
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        kind = LostError if cluster.is_loss(error) else RunError
-        raise kind(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 @contextmanager

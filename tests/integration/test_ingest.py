@@ -14,6 +14,7 @@ from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster, ingest
+from mtil.distributed.failures import unwrapped
 from mtil.distributed.ingest import (
     hold,
     resident,
@@ -22,7 +23,6 @@ from mtil.distributed.ingest import (
     streaming_epochs,
     streaming_rows,
 )
-from mtil.distributed.trainer import unwrapped
 from mtil.errors import DataError
 from mtil.storage import open_store
 

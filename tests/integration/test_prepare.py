@@ -231,3 +231,13 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
             for item in page["Contents"]
         }
     assert found == _contents(undisturbed)
+
+
+def test_tasks_that_prepare_do_not_load_pytorch() -> None:
+    script = (
+        "import sys, mtil.data.prepare, mtil.distributed.prepare; print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

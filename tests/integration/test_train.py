@@ -91,16 +91,19 @@ def test_a_killed_worker_costs_nothing_but_time(
     """SIGKILL one of two workers in mid-epoch: the weights are those of the undisturbed run.
 
     That one's rows were resident, and these are streamed; tests/e2e/test_kills.py has the others.
+    The controller, which only starts workers, does so without PyTorch.
     """
     config = from_dict({"data": {"mode": "streaming"}}, _config())
     uri = f"{bucket}/run-killed"
     killed: list[int] = []
+    with_torch: list[bool] = []
     over = threading.Event()
 
     def kill_in_second_epoch() -> None:
         while not (over.wait(0.05) or killed):
-            workers = _train_workers()
+            workers = _processes("RayTrainWorker")
             if workers and open_store(uri).exists("rounds/0/fold-0/history.jsonl"):
+                with_torch.extend(map(_has_torch, (workers[-1], *_processes("TrainController"))))
                 os.kill(workers[-1], signal.SIGKILL)
                 killed.append(workers[-1])
 
@@ -112,20 +115,25 @@ def test_a_killed_worker_costs_nothing_but_time(
         over.set()
         killer.join()
     assert killed
+    assert with_torch == [True, False]
     disturbed = Run.open(uri)
     lines = disturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()
     assert len(lines) == 3
     _assert_same_weights(disturbed, undisturbed)
 
 
-def _train_workers() -> list[int]:
-    """Processes of Ray Train's workers that descend from this test's Ray."""
-    workers = []
+def _processes(title: str) -> list[int]:
+    """Processes of Ray Train's that descend from this test's Ray."""
+    found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                workers.append(child.pid)
-    return sorted(workers)
+            if title in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return sorted(found)
+
+
+def _has_torch(pid: int) -> bool:
+    return any("libtorch" in one.path for one in psutil.Process(pid).memory_maps())
 
 
 def _assert_same_weights(one: Run, other: Run) -> None:

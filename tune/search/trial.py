@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from mtil.distributed import cluster, trainer
+from mtil.distributed import failures, trainer
 from mtil.distributed.mapping import write_maps
 from mtil.distributed.worker import FoldJob
 from mtil.plan import Plan, Train, WriteMaps, actions
@@ -78,7 +78,7 @@ def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> Non
     try:
         outcome = work(uri, number, point, means)
     except Exception as error:  # whatever it was, it is the trial's outcome
-        if cluster.is_loss(error):
+        if failures.is_loss(error):
             raise
         outcome = {"cause": cause_of(error), "trace": traceback.format_exc()}
     ray_tune.report({TOLD: json.dumps(outcome)})
@@ -90,7 +90,7 @@ def work(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Out
     if search.budget.circle or search.space.base.train.num_workers > 1:
         # Outside of the trial's own placement group, which is too small for what this starts.
         apart: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(_train)
-        with trainer.unwrapped():
+        with failures.unwrapped():
             outcome: Outcome = ray.get(apart.remote(uri, number, point, means))
         return outcome
     return _train(uri, number, point, means)
@@ -98,7 +98,7 @@ def work(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Out
 
 def cause_of(error: BaseException) -> str:
     """Say in a sentence why a trial failed."""
-    ours = cluster.cause(error)
+    ours = failures.cause(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     text = str(ours or last)

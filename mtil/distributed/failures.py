@@ -1,0 +1,98 @@
+"""What fails on a cluster: our own error within Ray's, and what the same again may mend."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RpcError,
+    WorkerCrashedError,
+)
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
+
+from mtil import errors
+from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, RunError, StorageError
+
+_QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
+_LOSSES = (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    PreemptionError,
+    RayActorError,
+    RaySystemError,
+    RpcError,
+    WorkerCrashedError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+_WRAPPED = ("cause", "controller_failure", "health_check_failure")
+"""Where errors of Ray and of Ray Train keep the one that they are about."""
+
+
+@contextmanager
+def unwrapped(what: str = "Training") -> Iterator[None]:
+    """Raise our own error where Ray wraps one, else a `RunError` that says what failed."""
+    try:
+        yield
+    except (TrainingFailedError, RayError) as error:
+        ours = cause(error)
+        if ours is not None:
+            raise ours from error
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        kind = LostError if is_loss(error) else RunError
+        raise kind(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
+
+
+def cause(error: BaseException) -> MtilError | None:
+    """Find the error of ours that Ray has wrapped, if there is one.
+
+    Ray Data passes on only the text of what its tasks raise, so that is looked at too.
+    """
+    for current in _chain(error):
+        if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
+            return current
+        quoted = _QUOTED.search(str(current))
+        if quoted:
+            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
+    return None
+
+
+def is_loss(error: BaseException) -> bool:
+    """Say whether something failed for want of a process, a machine or the storage.
+
+    The same again may then succeed, once others have taken their place.
+    """
+    ours = cause(error)
+    if ours is not None:
+        lost = isinstance(ours, LostError | ResourceError | StorageError)
+        return lost and not isinstance(ours, NotFoundError)
+    return any(isinstance(current, _LOSSES) for current in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it was raised from or holds."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [current.__cause__, current.__context__]
+        waiting += [getattr(current, name, None) for name in _WRAPPED]
+        waiting += list(getattr(current, "worker_failures", {}).values())
