@@ -55,7 +55,7 @@ unit: install  ## the tests without Ray
 
 test: install  ## what CI runs
 	$(MAKE) --jobs 2 check unit
-	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=10 \
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 \
 		-m "(integration or e2e) and not long" tests/e2e tests/integration
 
 test-long: install  ## what takes too long for every change

@@ -52,15 +52,14 @@ _END_S = 900.0
 _TIMES = {"seconds", "written"}
 """What a result says of how it came about, not of what it is."""
 
-CONFIG = {
+CONFIG: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64},
     "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
     "train": {
         "num_epochs": 2,
         "batch_size": 8,
         "warmup_epochs": 0.5,
-        "num_workers": 2,
-        "cpus_per_worker": 0.75,  # of a node's one CPU: the workers are on both nodes
+        "cpus_per_worker": 0.75,  # of a node's one CPU: two workers are on both nodes
     },
 }
 
@@ -68,8 +67,11 @@ CONFIG = {
 class Ground:
     """A storage with a small data set, and the commands that work on it."""
 
-    def __init__(self, folder: Path, storage: Storage, folds: str, num_rounds: int) -> None:
+    def __init__(
+        self, folder: Path, storage: Storage, folds: str, num_rounds: int, num_workers: int
+    ) -> None:
         self.folder, self.storage, self.folds = folder, storage, folds
+        self.num_workers = num_workers
         self.data = f"s3://{BUCKET}/phantoms"
         self._config = folder / "config.yaml"
         self._commands: list[Command] = []
@@ -80,7 +82,8 @@ class Ground:
                 self.data,
                 Settings(image_size=64, num_folds=3, max_shard_bytes=100_000),
             )
-            config = CONFIG | {"circle": {"num_rounds": num_rounds}}
+            train = CONFIG["train"] | {"num_workers": num_workers}
+            config = CONFIG | {"circle": {"num_rounds": num_rounds}, "train": train}
             self._config.write_text(yaml.safe_dump(config))
 
     def uri(self, name: str) -> str:
@@ -113,14 +116,14 @@ class Ground:
 
 
 @contextmanager
-def ground(folder: Path, folds: str, num_rounds: int = 2) -> Iterator[Ground]:
+def ground(folder: Path, folds: str, num_rounds: int = 2, num_workers: int = 2) -> Iterator[Ground]:
     """Set the environment of all that is started, and run the storage."""
     folder.mkdir(parents=True, exist_ok=True)
     before = dict(os.environ)
     os.environ.update(SETTINGS)
     try:
         with Storage(folder / "s3") as storage:
-            place = Ground(folder, storage, folds, num_rounds)
+            place = Ground(folder, storage, folds, num_rounds, num_workers)
             try:
                 yield place
             finally:
@@ -167,12 +170,12 @@ def _sha256(data: bytes) -> str:
 def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
     """Do a run without any kill; return what it commits, and how long it takes.
 
-    With two workers on two nodes, which is seen while it trains.
+    Two workers are on two nodes, which is seen while it trains.
     """
     command = ground.circle("undisturbed", nodes)
     start = time.monotonic()
     command.start()
-    wait_for(lambda: nodes.hosts("ray::RayTrainWorker") == 2)
+    wait_for(lambda: nodes.hosts("ray::RayTrainWorker") == ground.num_workers)
     wait_for(lambda: command.code is not None, _END_S)
     assert command.code == 0, command.said()
     return committed(ground.uri("undisturbed")) | {"seconds": time.monotonic() - start}

@@ -14,8 +14,9 @@ from tests.faults import KINDS, FaultyProxy
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ground]:
-    """A circle of fold 0 and as many rounds; the first round has its share of the kills."""
-    with ground(tmp_path_factory.mktemp("kills"), "0", request.param) as found:
+    """A circle of fold 0: one round with one worker, or two rounds with two on two nodes."""
+    many = request.param
+    with ground(tmp_path_factory.mktemp("kills"), "0", many, many) as found:
         yield found
 
 

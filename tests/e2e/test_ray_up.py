@@ -117,11 +117,7 @@ def venv(state: Path) -> Path:
                 shutil.copy2(ROOT / source, to)
     done = subprocess.run(
         ["unshare", "--mount", "bash", "-c", INSTALL.format(home=home)],
-        env=os.environ
-        | {
-            "PYTHON": os.path.realpath(sys.executable),
-            "PIP_NO_COMPILE": "1",  # most of what is installed is never imported
-        },
+        env=os.environ | {"PYTHON": os.path.realpath(sys.executable)},
         cwd="/",
         capture_output=True,
         text=True,
