@@ -25,7 +25,7 @@ class Processes(BackendConfig):
 
     Gloo listens where the machine's name leads. On many machines that is the loopback, or nowhere,
     and the others then cannot reach it. Unlike Ray's own this has the workers alone import PyTorch:
-    the process that only controls them would take seconds and a third of its memory for it.
+    the process that only controls them would take seconds and a quarter of a GiB for it.
     """
 
     def __init__(self, backend: str) -> None:
