@@ -58,17 +58,17 @@ def work(uri, number, point, means):
     return {"figures": [{"dice": dice}], "seconds": 1.0}
 
 with cluster.connected():
-    searches.run(Search.open(sys.argv[2]), 5, lambda line: None, does=work)
+    searches.run(Search.open(sys.argv[2]), 9, lambda line: None, does=work)
 """
 
 
 def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
-    """SIGKILL the driver after trial 3 with another in flight; the same again ends with five."""
+    """SIGKILL the driver after trial 7 with another in flight; the same again ends with nine."""
     search = make_search(tmp_path / "s")
     command = [sys.executable, "-c", DRIVER, str(tmp_path), search.uri]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    before = _counted(search, first, lambda counts: counts["completed"] >= 3 and counts["running"])
+    before = _counted(search, first, lambda counts: counts["completed"] >= 7 and counts["running"])
     family = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -76,7 +76,7 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
         if process.is_running():
             process.kill()
     killed = studies.trials(studies.load(search))
-    assert 3 <= before["completed"] < 5
+    assert 7 <= before["completed"] < 9
     assert studies.counts(studies.load(search))["running"] > 0
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -84,16 +84,16 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     study = studies.load(search)
     assert studies.counts(study) == {
-        "completed": 5, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
+        "completed": 9, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
     }  # fmt: skip
     trials = studies.trials(study)
-    assert len({tuple(sorted(trial.point.items())) for trial in trials}) == 5
+    assert len({tuple(sorted(trial.point.items())) for trial in trials}) == 9
     told = (tmp_path / "told.txt").read_text().splitlines()
     for trial in killed:
         if trial.state == "completed":
             assert trials[trial.number] == trial
             assert told.count(f"begun {trial.number}") == told.count(f"ended {trial.number}") == 1
-    assert {line for line in told if line.startswith("ended")} == {f"ended {n}" for n in range(5)}
+    assert {line for line in told if line.startswith("ended")} == {f"ended {n}" for n in range(9)}
     assert search.store.names("drivers") == []
 
 
