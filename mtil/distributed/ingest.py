@@ -29,6 +29,10 @@ _MAX_TASKS = 2048
 
 _PREFETCHED_SHARDS = 4
 
+_READING_TASKS = 3
+"""Shards that are read at a time for one stream: more take the cores from each other, and each
+is a process that has to start."""
+
 _PORTION_BYTES = 64 * 2**20
 """Stored bytes of shards that one task reads to hold them."""
 
@@ -225,5 +229,9 @@ def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:
     # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.
     numbers = [{"id": shard} for shard in shards]
     return ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
-        task, batch_size=None, batch_format="pyarrow", num_cpus=DATA_TASK_CPUS
+        task,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=DATA_TASK_CPUS,
+        concurrency=_READING_TASKS,
     )

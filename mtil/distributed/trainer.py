@@ -22,6 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from mtil.config import Config
 from mtil.data.manifest import Manifest
+from mtil.data.shards import row_bytes
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
 from mtil.distributed.ingest import hold
@@ -203,7 +204,7 @@ def hold_if_resident(
         DataError: if a shard is missing or not the one that the manifest names.
         MapError: if a map shard is.
     """
-    size_gib = sum(shard.bytes for shard in manifest.shards) / 2**30
+    size_gib = manifest.num_rows * row_bytes(manifest.image_size) / 2**30
     mode = config.data.mode
     if mode == "streaming" or (mode == "auto" and size_gib > config.data.resident_gib):
         return None

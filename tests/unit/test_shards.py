@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mtil.data import shards
@@ -74,6 +75,19 @@ def test_same_rows_same_bytes() -> None:
     chunked = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])
     assert shards.encode(whole) == shards.encode(_table(300)) == shards.encode(chunked)
     assert shards.encode(whole) != shards.encode(_table(300, seed=1))
+
+
+def test_masks_take_little_room_and_images_are_not_compressed() -> None:
+    disc = np.hypot(*(np.mgrid[:64, :64] - 32)) < 20
+    row = _table(1).to_pylist()[0] | {"image": bytes(64 * 64), "mask": np.packbits(disc).tobytes()}
+    table = pa.Table.from_pylist([row] * 256, schema=shards.schema(64))
+    columns = pq.ParquetFile(pa.BufferReader(shards.encode(table))).metadata.row_group(0)
+    sizes = {
+        column.path_in_schema: column.total_compressed_size
+        for column in map(columns.column, range(columns.num_columns))
+    }
+    assert sizes["image"] >= 256 * 64 * 64
+    assert sizes["mask"] < 256 * 64 * 64 // 8 / 10
 
 
 @pytest.mark.parametrize("position", [0, 1000, -1])
