@@ -10,9 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mtil import maps
+from mtil import maps, parquet
 from mtil.circle import State
 from mtil.config import digest
 from mtil.data import shards
@@ -192,7 +191,7 @@ class _Tracer:
 
     def _predicted(self, number: int, name: str, data: bytes) -> PredictionLink | None:
         try:
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+            table = parquet.read(data)
             rows = table.filter(pa.compute.equal(table.column("sample_id"), self._id))
             claims = rows.select(_CLAIMS).sort_by("pass").to_pylist()
         except (pa.ArrowException, OSError, LookupError):

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtil import __version__
+from mtil import __version__, parquet
 from mtil.data.shards import ROW_GROUP_ROWS, pixels
 from mtil.errors import MapError, NotFoundError, RunError
 from mtil.storage import Store
@@ -110,7 +110,7 @@ def decode(data: bytes) -> tuple[Origin, pa.Table]:
         ValueError: if the bytes are not a whole map shard of this format.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        table = parquet.read(data)
         about = json.loads(table.schema.metadata[_KEY])
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']!r}")

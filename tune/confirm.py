@@ -1,13 +1,12 @@
 """Whether a search has found something: its winners against the default, trained again."""
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
+from mtil import parquet
 from mtil.config import Config, digest, from_dict
 from mtil.data.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
@@ -111,7 +110,7 @@ def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> 
             gpus_per_worker=config.train.gpus_per_worker,
             listen=lambda _: None,
         )
-    tables = [pq.read_table(io.BytesIO(run.store.read(one))) for one in names]
+    tables = [parquet.read(run.store.read(one)) for one in names]
     predictions = pa.concat_tables(tables)
     last = pa.compute.max(predictions["pass"])
     return predictions.filter(pa.compute.equal(predictions["pass"], last))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtil import parquet
 from mtil.data import groups as group_rules
 from mtil.data.duplicates import NUM_HASHES, SIDE, OnDisk, find_pairs
 from mtil.data.groups import Grouping
@@ -199,7 +200,7 @@ def read(store: Store, folder: str, name: str) -> pa.Table:
         DataError: if the file is missing or damaged.
     """
     try:
-        return pq.read_table(io.BytesIO(store.read(f"{folder}/{name}")))
+        return parquet.read(store.read(f"{folder}/{name}"))
     except NotFoundError:
         raise DataError(
             f"{store.uri} has lost {folder}/{name}; delete it and prepare it again."

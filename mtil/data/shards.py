@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtil import parquet
 from mtil.data.manifest import Shard
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
@@ -125,9 +126,7 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
             f"{shard.sha256[:12]}…, but its {size} bytes differ; prepare the data again."
         )
-    return pq.read_table(
-        pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False
-    )
+    return parquet.read(data, columns)
 
 
 def _buffer(size: int) -> memoryview:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtil import parquet
 from mtil.data import shards
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Cell, Shard
@@ -113,7 +114,7 @@ def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
 
 def read_facts(store: Store, folder: str, name: str) -> pa.Table:
     """Return what a staged chunk's images are like, without those that cannot be used."""
-    table = pq.read_table(pa.BufferReader(store.read(_facts_name(folder, name))))
+    table = parquet.read(store.read(_facts_name(folder, name)))
     return table.replace_schema_metadata(None)
 
 
@@ -129,9 +130,7 @@ def read_kept_facts(store: Store, name: str, columns: Sequence[str] | None = Non
         DataError: if the file is missing, damaged, or of another version of this program.
     """
     try:
-        table = pq.read_table(
-            pa.BufferReader(store.read(name)), columns=None if columns is None else list(columns)
-        )
+        table = parquet.read(store.read(name), columns)
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
     except pa.ArrowException:

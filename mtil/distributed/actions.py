@@ -1,16 +1,15 @@
 """What a circle's actions do, each as often as it takes: what is committed already is kept."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from mtil import parquet
 from mtil.distributed.inference import predict_folds
 from mtil.distributed.mapping import write_maps
 from mtil.distributed.trainer import train_round
@@ -72,7 +71,7 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
 
 def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
     names = [run.predictions_name(action.round, fold) for fold in folds]
-    tables = [pq.read_table(io.BytesIO(run.store.read(name))) for name in names]
+    tables = [parquet.read(run.store.read(name)) for name in names]
     figures = evaluate(pa.concat_tables(tables), run_uri=run.uri, folds=folds)
     name = run.evaluation_name(action.round)
     run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())

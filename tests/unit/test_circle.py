@@ -310,7 +310,6 @@ def test_an_attempt_may_end_after_a_stop() -> None:
 # Any course of events
 
 
-@settings(deadline=None)
 @given(plans, randoms, st.integers(0, 6))
 def test_any_course_with_failures_and_restarts_commits_the_same(
     plan: Plan, rng: random.Random, num_restarts: int
@@ -327,7 +326,6 @@ def test_any_course_with_failures_and_restarts_commits_the_same(
     assert {stage for row in progress(run.state).values() for stage in row.values()} == {"done"}
 
 
-@settings(deadline=None)
 @given(plans, randoms, st.integers(0, 6), st.floats(0, 0.3))
 def test_what_always_fails_takes_only_what_needs_it_along(
     plan: Plan, rng: random.Random, num_restarts: int, share: float
@@ -349,7 +347,7 @@ def test_what_always_fails_takes_only_what_needs_it_along(
         assert len(causes) <= plan.circle.max_attempts, action
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(plans, randoms, st.data())
 def test_a_state_and_what_came_later_make_the_same_as_all_events(
     plan: Plan, rng: random.Random, data: st.DataObject

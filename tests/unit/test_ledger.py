@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mtil.circle import Boot, Done, Failed, Go, Started, State, Stop, next_actions
@@ -315,7 +315,6 @@ class Writer:
             self.ledger.refresh()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32).map(random.Random), st.integers(2, 4))
 def test_writers_at_random_leave_one_chain_and_commit_everything_once(
     rng: random.Random, num_writers: int

@@ -105,7 +105,7 @@ def test_the_decision_is_that_of_the_fold_not_of_one_threshold():
     assert summary["auc"]["value"] == SUMMARY["auc"]["value"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(len(TABLE))), st.lists(st.integers(0, len(TABLE)), max_size=5))
 def test_figures_do_not_depend_on_how_rows_were_split_and_shuffled(order, cuts):
     parts = np.split(np.array(order), sorted(cuts))

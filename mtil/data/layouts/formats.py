@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from openpyxl.utils.exceptions import InvalidFileException
 
+from mtil import parquet
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
@@ -103,7 +104,7 @@ def parquet_lines(store: Store, name: str) -> Lines:
     try:
         schema = pq.read_schema(io.BytesIO(data))
         columns = [field.name for field in schema if _is_text_like(field)]
-        return iter(list(_parquet_rows(pq.read_table(io.BytesIO(data), columns=columns))))
+        return iter(list(_parquet_rows(parquet.read(data, columns))))
     except _BROKEN_PARQUET as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
