@@ -39,6 +39,16 @@ def test_columns_come_in_the_order_in_which_they_are_named() -> None:
     assert parquet.read(_file(TABLE), ["b", "a"]).equals(TABLE.select(["b", "a"]))
 
 
+def test_a_table_does_not_look_at_the_bytes_that_it_was_read_from() -> None:
+    pixels = pa.table({"pixels": pa.array([b"abcd"] * 100, pa.binary(4))})
+    sink = io.BytesIO()
+    pq.write_table(pixels, sink, compression="none", use_dictionary=False)
+    data = bytearray(sink.getvalue())
+    table = parquet.read(memoryview(data))
+    data[:] = bytes(len(data))  # as `shards.read` does with the next shard
+    assert table.equals(pixels)
+
+
 def test_what_is_no_parquet_or_lacks_a_column_is_refused() -> None:
     with pytest.raises(pa.ArrowInvalid):
         parquet.read(_file(TABLE)[:-10])
