@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 # A machine that does much else is slow, not wrong.
-settings.register_profile("mtil", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("mtil", deadline=None)
 settings.load_profile("mtil")
 
 _ROOT = Path(__file__).parent.parent
