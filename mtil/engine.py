@@ -17,9 +17,10 @@ from mtil.averaging import MovingAverage
 from mtil.batches import TensorBatch, to_tensors
 from mtil.config import Config, TrainConfig
 from mtil.data.rows import Batch
+from mtil.devices import wants_bf16
 from mtil.losses import Objective
 from mtil.metrics import auc, f1
-from mtil.models import Output, TwoTaskNetwork
+from mtil.models import TwoTaskNetwork
 from mtil.randomness import EpochRandomness, of_round
 
 
@@ -46,16 +47,11 @@ class TrainingStep(nn.Module):
         output = self.network(image, prior)
         passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
         for _ in range(num_passes - 1):
-            output = self.network(image, as_prior(output))
+            output = self.network(image, output.as_prior())
             passes.append(self.objective(output, mask, label))
         if num_passes == 1:
             return passes[0]
         return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}
-
-
-def as_prior(output: Output) -> Tensor:
-    """Return what the network says of the mask as a prior map for its next pass, (b, 1, h, w)."""
-    return output.mask.detach().float().sigmoid()
 
 
 @dataclass(frozen=True)
@@ -206,7 +202,7 @@ class Engine:
                     torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
                 ):
                     output = network(image, prior)
-                    prior = as_prior(output)
+                    prior = output.as_prior()
                 dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
                 passes.append((dice.tolist(), output.malignant.float().tolist()))
             for index, sample_id in enumerate(batch.sample_id):
@@ -316,13 +312,6 @@ def rate_factor(epochs: float, warmup: float, total: int) -> float:
         return (epochs + 1e-3) / (warmup + 1e-3)
     progress = min((epochs - warmup) / max(total - warmup, 1e-9), 1.0)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def wants_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Say whether to compute in bf16 under autocast."""
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
 
 
 def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:

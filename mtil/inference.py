@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,8 +16,9 @@ from mtil.checkpoint import Model
 from mtil.config import Config
 from mtil.data.rows import squares
 from mtil.data.shards import pixels
-from mtil.engine import as_prior, wants_bf16
+from mtil.devices import wants_bf16
 from mtil.maps import Origin, encode, quantised
+from mtil.metrics import calibrated
 
 MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to the lesion."""
@@ -88,7 +88,7 @@ class Predictor:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
             output = self._network(image.flip(-1) if view.mirrored else image, prior)
-        return as_prior(output), output.malignant.float()
+        return output.as_prior(), output.malignant.float()
 
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
@@ -143,6 +143,13 @@ def _averaged(seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Pred
     )
 
 
+def predictors(models: Sequence[Model], device: torch.device | None = None) -> list[Predictor]:
+    """Build the networks of a chain; a model that comes several times is built once."""
+    different = {id(model): model for model in models}
+    built = {key: Predictor(model, device) for key, model in different.items()}
+    return [built[id(model)] for model in models]
+
+
 def map_shard(rows: pa.Table, predictor: Predictor, origin: Origin) -> bytes:
     """Map a data shard's rows and return the map shard.
 
@@ -188,12 +195,6 @@ def views(config: Config) -> list[View]:
     if config.predict.views == "flip_and_scale":
         sizes.append(size + STRIDE * max(1, round(ENLARGEMENT * size / STRIDE)))
     return [View(at, flip) for at in sizes for flip in mirrored]
-
-
-def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.NDArray[np.float64]:
-    """Return the calibrated probabilities of logits, in double precision like the threshold."""
-    probability: npt.NDArray[np.float64] = expit(np.asarray(logit, np.float64) / temperature)
-    return probability
 
 
 def at_size(lesion: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:

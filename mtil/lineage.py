@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from mtil import maps, parquet
 from mtil.circle import State

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mtil import __version__, parquet
@@ -209,7 +210,7 @@ def join(
     return joined
 
 
-_NO_IDS = pa.array([], pa.string())
+_NO_IDS = pa.nulls(0, pa.string())  # an array of a list would have pyarrow look for pandas
 
 
 def _fixed_size(rows: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:

@@ -22,9 +22,8 @@ from mtil.config import digest
 from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
-from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes
+from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes, predictors
 from mtil.rounds import chains as models_of
-from mtil.rounds import predictors
 from mtil.run import FILE_NAME as RUN_FILE
 from mtil.run import Run
 from mtil.storage import LocalStore, Store, open_store

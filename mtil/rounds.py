@@ -2,23 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mtil import maps
-from mtil.checkpoint import Model
 from mtil.config import Config, digest
 from mtil.data.manifest import Manifest
 from mtil.data.selection import Inner, Selection, select, total
 from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.inference import Predictor
 from mtil.maps import Origin
-from mtil.models.encoders import build_encoder
 from mtil.plan import Evaluate, Plan, Train, WriteMaps, models_of, reads_maps_of, starts_from
 from mtil.priors import MapSource, PriorMaps
 from mtil.run import Run
+
+if TYPE_CHECKING:  # torch takes two seconds, and what only schedules does not need it
+    from torch import Tensor
+
+    from mtil.checkpoint import Model
 
 
 def training_rows(config: Config, manifest: Manifest, of: Train) -> Selection:
@@ -80,13 +80,15 @@ def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> Non
         ConfigError: if there is no such network.
         DataError: naming what has too few rows.
     """
+    from mtil.models.encoders import build_encoder
+
     build_encoder(config.model.encoder)
     for fold in folds:
         steps_per_epoch(config, manifest, Train(0, fold))
         select(manifest, fold, "validation")
 
 
-def initial_weights(run: Run, of: Train) -> Mapping[str, Tensor] | None:
+def initial_weights(run: Run, of: Train) -> "Mapping[str, Tensor] | None":
     """Return the weights that a training starts from; none means from scratch."""
     before = starts_from(run.plan([of.fold]), of)
     return None if before is None else run.model(before).weights
@@ -150,28 +152,32 @@ def own_judges(run: Run, of: Train) -> Sequence[Train]:
     return [replace(one, part=of.part) for one in judges(run, of.round, of.fold)]
 
 
-def chains(run: Run, number: int, fold: int) -> list[list[Model]]:
+def chains(run: Run, number: int, fold: int) -> "list[list[Model]]":
     """Return the models that judge a fold's test rows: chains that vote together, a model a pass.
 
     Raises:
         DataError: if a training that is needed has no result.
     """
+    of_pass = _chains(run, number, fold)
+    found = {of: run.model(of) for of in dict.fromkeys(of for chain in of_pass for of in chain)}
+    return [[found[of] for of in chain] for chain in of_pass]
+
+
+def check_models(run: Run, number: int, fold: int) -> None:
+    """Make sure before anything starts that the models of `chains` are there, and whole.
+
+    Raises:
+        DataError: if a training that is needed has no result.
+        OtherModelError: if a file is not the one that its result names.
+    """
+    for of in {of for chain in _chains(run, number, fold) for of in chain}:
+        run.model_file(of)
+
+
+def _chains(run: Run, number: int, fold: int) -> list[Sequence[Train]]:
+    """Return the trainings of `chains`."""
     voters = run.trained().get(number, []) if fold == HOLDOUT else [fold]
     if not voters:
         run.last_round()  # says it if no round at all is trained
         raise DataError(f"A round must be trained first, but round {number} of {run.uri} is not.")
-    found: dict[Train, Model] = {}
-    return [
-        [
-            found[of] if of in found else found.setdefault(of, run.model(of))
-            for of in judges(run, number, voter)
-        ]
-        for voter in voters
-    ]
-
-
-def predictors(models: Sequence[Model], device: torch.device | None = None) -> list[Predictor]:
-    """Build the networks of a chain; a model that comes several times is built once."""
-    different = {id(model): model for model in models}
-    built = {key: Predictor(model, device) for key, model in different.items()}
-    return [built[id(model)] for model in models]
+    return [judges(run, number, voter) for voter in voters]

@@ -268,9 +268,20 @@ class Run:
         Raises:
             DataError: if it has not ended.
             OtherModelError: if the file is not the one that the result names.
+            CheckpointError: if this version does not know it.
         """
         from mtil.checkpoint import model_from_bytes
 
+        name, data = self.model_file(of)
+        return model_from_bytes(data, f"{self.uri}/{name}")
+
+    def model_file(self, of: Train) -> tuple[str, bytes]:
+        """Read a training's model file; return its name and its bytes.
+
+        Raises:
+            DataError: if it has not ended.
+            OtherModelError: if the file is not the one that the result names.
+        """
         result = self.result(of)
         if result is None:
             raise DataError(
@@ -287,7 +298,7 @@ class Run:
                 f"{self.uri}/{name} is not the file that {_RESULT} beside it names; "
                 "delete both to train again."
             )
-        return model_from_bytes(data, f"{self.uri}/{name}")
+        return name, data
 
 
 def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:

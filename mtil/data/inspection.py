@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 
 from mtil.data import audit, manifest
 from mtil.data.folds import TUMOURS

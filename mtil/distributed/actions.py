@@ -1,4 +1,8 @@
-"""What a circle's actions do, each as often as it takes: what is committed already is kept."""
+"""What a circle's actions do, each as often as it takes: what is committed already is kept.
+
+What an action needs is imported when it is done: the coordinator, which only names them, needs
+none of it.
+"""
 
 import hashlib
 import json
@@ -6,14 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
 from pydantic import JsonValue
 
-from mtil import parquet
-from mtil.distributed.inference import predict_folds
-from mtil.distributed.mapping import write_maps
-from mtil.distributed.trainer import train_round
-from mtil.evaluation import evaluate
 from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
 from mtil.run import Run
 
@@ -35,20 +33,32 @@ def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
     if isinstance(action, Train):
         return _train(run, action)
     if isinstance(action, WriteMaps):
-        return write_maps(run, action)
+        return _write_maps(run, action)
     if isinstance(action, Evaluate):
         return _evaluate(run, action)
     return _summarise(run, action, folds)
 
 
 def _train(run: Run, action: Train) -> Result:
+    from mtil.distributed.mapping import write_maps
+    from mtil.distributed.trainer import train_round
+
     for writer in reads_maps_of(run.plan([action.fold]), action):
         write_maps(run, writer)  # what was damaged since is written again
     result = train_round(run, action, lambda line: None)
     return {"folder": run.folder(action), **asdict(result)}
 
 
+def _write_maps(run: Run, action: WriteMaps) -> Result:
+    from mtil.distributed.mapping import write_maps
+
+    return write_maps(run, action)
+
+
 def _evaluate(run: Run, action: Evaluate) -> Result:
+    from mtil.distributed.inference import predict_folds
+    from mtil.evaluation import evaluate
+
     predictions = predict_folds(
         run,
         [action.fold],
@@ -70,6 +80,11 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
 
 
 def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
+    import pyarrow as pa
+
+    from mtil import parquet
+    from mtil.evaluation import evaluate
+
     names = [run.predictions_name(action.round, fold) for fold in folds]
     tables = [parquet.read(run.store.read(name)) for name in names]
     figures = evaluate(pa.concat_tables(tables), run_uri=run.uri, folds=folds)

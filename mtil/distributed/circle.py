@@ -11,7 +11,7 @@ from mtil.circle import State, is_over
 from mtil.config import Config, digest
 from mtil.distributed import coordinator
 from mtil.distributed.coordinator import patiently
-from mtil.distributed.trainer import reserved_cpus, tell_of_waiting
+from mtil.distributed.resources import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
 from mtil.plan import Plan, Train

@@ -23,7 +23,7 @@ from mtil.circle import Done, Failed, Started, State, is_over, next_actions
 from mtil.distributed import cluster, failures, preflight
 from mtil.distributed.actions import perform
 from mtil.distributed.gauges import COORDINATOR, Gauges
-from mtil.distributed.trainer import reserved_cpus
+from mtil.distributed.resources import reserved_cpus
 from mtil.errors import MtilError, NotFoundError, RefusedError, ResourceError, StorageError
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken

@@ -1,7 +1,7 @@
 """What fails on a cluster: our own error within Ray's, and what the same again may mend."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import cast
 
@@ -15,12 +15,6 @@ from ray.exceptions import (
     RpcError,
     WorkerCrashedError,
 )
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from mtil import errors
 from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, RunError, StorageError
@@ -30,15 +24,19 @@ _LOSSES = (
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
-    PreemptionError,
     RayActorError,
     RaySystemError,
     RpcError,
     WorkerCrashedError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckTimeoutError,
 )
+# Ray Train's by name: only who trains has them, and to import them takes half a second.
+_FAILED_TRAININGS = {"TrainingFailedError"}
+_TRAIN_LOSSES = {
+    "PreemptionError",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckTimeoutError",
+}
 _WRAPPED = ("cause", "controller_failure", "health_check_failure")
 """Where errors of Ray and of Ray Train keep the one that they are about."""
 
@@ -48,7 +46,9 @@ def unwrapped(what: str = "Training") -> Iterator[None]:
     """Raise our own error where Ray wraps one, else a `RunError` that says what failed."""
     try:
         yield
-    except (TrainingFailedError, RayError) as error:
+    except Exception as error:
+        if not (isinstance(error, RayError) or _is_of_ray_train(error, _FAILED_TRAININGS)):
+            raise
         ours = cause(error)
         if ours is not None:
             raise ours from error
@@ -80,7 +80,17 @@ def is_loss(error: BaseException) -> bool:
     if ours is not None:
         lost = isinstance(ours, LostError | ResourceError | StorageError)
         return lost and not isinstance(ours, NotFoundError)
-    return any(isinstance(current, _LOSSES) for current in _chain(error))
+    return any(
+        isinstance(current, _LOSSES) or _is_of_ray_train(current, _TRAIN_LOSSES)
+        for current in _chain(error)
+    )
+
+
+def _is_of_ray_train(error: BaseException, names: Set[str]) -> bool:
+    return any(
+        kind.__name__ in names and kind.__module__.startswith("ray.train")
+        for kind in type(error).__mro__
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -3,12 +3,12 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from mtil.data.manifest import Manifest
@@ -16,11 +16,13 @@ from mtil.data.selection import Selection, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
-from mtil.evaluation import EVALUATION_COLUMNS, check_complete, score_chains
-from mtil.inference import Predictor
-from mtil.rounds import chains, predictors
+from mtil.evaluation import check_complete
+from mtil.rounds import chains, check_models
 from mtil.run import Run
 from mtil.storage import open_store
+
+if TYPE_CHECKING:
+    from mtil.inference import Predictor
 
 _UNIT_ROWS = 64
 """Test rows of a shard that one call scores: small enough to share a small data set out, and enough
@@ -31,6 +33,8 @@ class Scorer:
     """An actor that scores test rows with the models of a run's round."""
 
     def __init__(self, run_uri: str, data_uri: str, number: int, gpus: float) -> None:
+        from mtil.devices import own_device  # PyTorch, which the driver of this does not need
+
         self._device = own_device(gpus)
         self._run, self._number = Run.open(run_uri), number
         self._store = open_store(data_uri)
@@ -40,6 +44,9 @@ class Scorer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit that the block names: (fold, shard, start)."""
+        from mtil.inference import predictors
+        from mtil.scoring import EVALUATION_COLUMNS, score_chains
+
         (unit,) = block.to_pylist()
         fold = unit["fold"]
         if fold not in self._chains:
@@ -84,7 +91,7 @@ def predict_folds(
     store = open_store(run.data_uri)
     manifest = run.manifest()
     for fold in folds:
-        chains(run, number, fold)  # what is missing or damaged is an error before anything starts
+        check_models(run, number, fold)  # not by actors, after seconds
     units = _units(manifest, folds)
     pool, cpus = actor_pool(len(units), _count(units), num_workers, gpus_per_worker)
     with unwrapped():
@@ -112,18 +119,6 @@ def predict_folds(
         pq.write_table(of_fold, sink)
         run.store.write(run.predictions_name(number, fold), sink.getvalue())
     return predictions
-
-
-def own_device(gpus: float) -> torch.device:
-    """Return where an actor computes that has reserved so many GPUs, and get it ready for that.
-
-    One that has reserved none may see GPUs all the same, which are others'. On a CPU it computes
-    with one thread: there are as many actors as CPUs, and each adds in the same order.
-    """
-    if gpus:
-        return torch.device("cuda")
-    torch.set_num_threads(1)
-    return torch.device("cpu")
 
 
 def actor_pool(

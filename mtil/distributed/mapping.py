@@ -11,9 +11,8 @@ import ray
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.shards import read
 from mtil.distributed.failures import unwrapped
-from mtil.distributed.inference import actor_pool, own_device, quiet
+from mtil.distributed.inference import actor_pool, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
-from mtil.inference import Predictor, map_shard
 from mtil.plan import Train, WriteMaps, reads_maps_of
 from mtil.priors import MapSource, are_whole
 from mtil.rounds import map_source, prior_maps
@@ -30,6 +29,9 @@ class MapWriter:
     """An actor that maps the rows of shards with the model of a training."""
 
     def __init__(self, run_uri: str, of: WriteMaps) -> None:
+        from mtil.devices import own_device  # PyTorch, which the driver of this does not need
+        from mtil.inference import Predictor
+
         self._run = Run.open(run_uri)
         device = own_device(self._run.config.train.gpus_per_worker)
         self._data = open_store(self._run.data_uri)
@@ -40,6 +42,8 @@ class MapWriter:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Write the map shard of the one shard that the block names; return what it came to."""
+        from mtil.inference import map_shard
+
         (number,) = block.column("id").to_pylist()
         shard = self._manifest.shards[number]
         table = read(self._data, shard, _COLUMNS)

@@ -1,18 +1,15 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
-import json
-import logging
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
-import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -23,12 +20,12 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.shards import row_bytes
-from mtil.distributed import cluster, preflight
+from mtil.distributed import cluster, resources
 from mtil.distributed.failures import unwrapped
 from mtil.distributed.ingest import hold
+from mtil.distributed.job import FoldJob
 from mtil.distributed.processes import Processes
-from mtil.distributed.worker import FoldJob, train_alone, train_fold
-from mtil.errors import DataError, ResourceError, StorageError
+from mtil.errors import StorageError
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import check_folds, prior_maps
@@ -37,10 +34,7 @@ from mtil.storage import open_store
 
 Listener = Callable[[dict[str, Any]], None]
 
-_log = logging.getLogger(__name__)
-
 _POLL_S = 2.0
-_THREADS = "threads.json"
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
@@ -78,8 +72,8 @@ def train(
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store, data_version)
     check_folds(folds, config, manifest)  # refused here, a run is not begun
-    cpus = reserved_cpus(config)
-    tell_of_waiting(config)
+    cpus = resources.reserved_cpus(config)
+    resources.tell_of_waiting(config)
     run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
     trainings = [Train(0, fold) for fold in folds]
     waiting = [of for of in trainings if run.result(of) is None]
@@ -98,7 +92,7 @@ def train_round(run: Run, of: Train, listen: Listener) -> FoldResult:
         MapError: if a map that it reads is missing or damaged.
         RunError: if the workers failed more often than the configuration allows.
     """
-    cpus = reserved_cpus(run.config)
+    cpus = resources.reserved_cpus(run.config)
     result = run.result(of)
     if result is not None:
         return result
@@ -131,68 +125,12 @@ def train_here(run: Run, job: FoldJob) -> FoldResult:
         MapError: if a map that it reads is missing or damaged.
     """
     if run.result(job.train) is None:
-        device = torch.device("cuda" if run.config.train.gpus_per_worker else "cpu")
-        train_alone(job, device)
+        from mtil.distributed import worker  # PyTorch, which what only waits does not need
+
+        worker.train_alone(job, run.config.train.gpus_per_worker)
     result = run.result(job.train)
     assert result is not None
     return result
-
-
-def reserved_cpus(config: Config) -> float:
-    """Return the CPUs that each of a training's workers reserves.
-
-    Raises:
-        ResourceError: if the cluster has no room for them, and cannot make any.
-    """
-    return _reserved(config, cluster.nodes())
-
-
-def tell_of_waiting(config: Config) -> None:
-    """Say so where a training has to wait for machines that the cluster starts for it."""
-    try:
-        _reserved(config, cluster.live_nodes())
-    except ResourceError:
-        _log.warning("The cluster has to start machines for this, which may take minutes.")
-
-
-def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
-    return preflight.elastic_cpus_per_worker(
-        nodes,
-        min_workers=config.train.min_workers or config.train.num_workers,
-        num_workers=config.train.num_workers,
-        cpus=config.train.cpus_per_worker,
-        gpus=config.train.gpus_per_worker,
-    )
-
-
-def num_threads(run: Run, proposed: int) -> int:
-    """Return the CPU threads of each training process of a run: what was proposed first.
-
-    Sums depend on it in their last digits: whoever goes on, and wherever, computes with as many.
-
-    Raises:
-        DataError: if the run's file of it holds something else.
-    """
-    run.store.create(_THREADS, json.dumps({"threads": proposed}).encode())
-    with suppress(ValueError, TypeError, LookupError):
-        threads = json.loads(run.store.read(_THREADS))["threads"]
-        if isinstance(threads, int) and threads > 0:
-            return threads
-    raise DataError(
-        f"{run.uri}/{_THREADS} must hold the number of threads that the run began with, but does "
-        'not; write {"threads": N}, or name another --run.'
-    )
-
-
-def _threads(config: Config, cpus: float) -> int:
-    """Return the CPU threads of each worker that reserves so many CPUs."""
-    asked = config.train.cpus_per_worker
-    if asked is not None:
-        return max(1, round(asked))
-    num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
-    return preflight.threads_per_worker(
-        cluster.nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
-    )
 
 
 def hold_if_resident(
@@ -228,26 +166,32 @@ class _Trainer(DataParallelTrainer):
         return [one for one in callbacks if not isinstance(one, tuple(idle))]
 
 
+def _train_fold(job: FoldJob) -> None:
+    """Train a fold; every process of a group of Ray Train's runs this."""
+    from mtil.distributed import worker  # PyTorch, which the controller does not need
+
+    worker.train_fold(job)
+
+
 def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
-        job = replace(job, num_threads=num_threads(run, _threads(run.config, cpus)))
-    resources = {"CPU": cpus} | (
-        {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
-    )
+        proposed = resources.threads(run.config, cpus)
+        job = replace(job, num_threads=resources.num_threads(run, proposed))
+    reserved = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     with (
         _relayed(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
         trainer = _Trainer(
-            partial(train_fold, job),  # as a configuration its controller would unpack it too
+            partial(_train_fold, job),  # as a configuration its controller would unpack it too
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]
                 if workers.min_workers
                 else workers.num_workers,
                 elastic_resize_monitor_interval_s=_RESIZE_S,
                 use_gpu=workers.gpus_per_worker > 0,
-                resources_per_worker=resources,
+                resources_per_worker=reserved,
             ),
             backend_config=Processes("nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(

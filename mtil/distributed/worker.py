@@ -32,13 +32,12 @@ from mtil.distributed.ingest import (
     streaming_epochs,
     streaming_rows,
 )
+from mtil.distributed.job import FoldJob
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
-from mtil.inference import Predictor, calibrated, in_passes
+from mtil.inference import Predictor, in_passes
 from mtil.logs import to_stderr
-from mtil.metrics import fit_temperature, steady_threshold
-from mtil.plan import Train
-from mtil.priors import PriorMaps
+from mtil.metrics import calibrated, fit_temperature, steady_threshold
 from mtil.progress import Begun, Best, TrainingProgress
 from mtil.randomness import of_round
 from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
@@ -54,24 +53,6 @@ _SAVE_EVERY_LOOKS = 4
 """After the first such warning a checkpoint is written, and then one after so many looks."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Ray Train's switch, which it hands on to its workers."""
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """What a group of workers is asked to train."""
-
-    run_uri: str
-    data_uri: str
-    train: Train
-    held: list[ray.ObjectRef[Any]] | None
-    """The data set's tables in the object store, or None to stream the training rows."""
-    priors: PriorMaps | None = None
-    """The maps of the round before, which held tables have already."""
-    goes_on: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None
-    """Asked by one process after each epoch with the history so far; False ends the training, whose
-    best epoch is committed."""
-    num_threads: int | None = None
-    """CPU threads of each process; by default as many as PyTorch takes."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +83,9 @@ def _is_leaving() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def train_alone(job: FoldJob, device: torch.device) -> None:
-    """Train a fold in the calling process."""
-    _Worker(job, Place(), device).run()
+def train_alone(job: FoldJob, gpus: float) -> None:
+    """Train a fold in the calling process, on its GPU if it has reserved one, or a part of one."""
+    _Worker(job, Place(), torch.device("cuda" if gpus else "cpu")).run()
 
 
 class _Worker:

@@ -1,7 +1,12 @@
 """Figures of outlines and diagnoses, with intervals over groups of images. No Ray, no torch."""
 
 from mtil.metrics.bootstrap import Interval, bootstrap, resample_weights
-from mtil.metrics.calibration import best_threshold, fit_temperature, steady_threshold
+from mtil.metrics.calibration import (
+    best_threshold,
+    calibrated,
+    fit_temperature,
+    steady_threshold,
+)
 from mtil.metrics.classification import (
     accuracy,
     auc,
@@ -33,6 +38,7 @@ __all__ = [
     "brier",
     "by_class",
     "by_size",
+    "calibrated",
     "ece",
     "f1",
     "fit_temperature",

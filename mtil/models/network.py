@@ -30,6 +30,10 @@ class Output(NamedTuple):
     malignant: Float[Tensor, "b"]
     """Logit of malignant."""
 
+    def as_prior(self) -> Float[Tensor, "b 1 h w"]:
+        """Return what the network says of the mask as a prior map for its next pass."""
+        return self.mask.detach().float().sigmoid()
+
 
 class TwoTaskNetwork(nn.Module):
     """Outlines the lesion and says whether it is malignant.

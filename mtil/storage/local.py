@@ -22,6 +22,8 @@ class LocalStore:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root).expanduser().absolute()
+        above = (self.root, *self.root.parents)
+        self._found = next(folder for folder in above if os.path.isdir(folder))  # noqa: PTH112
 
     @property
     def uri(self) -> str:
@@ -95,7 +97,10 @@ class LocalStore:
         return dict(sorted(found.items()))
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`; folders that this empties go too, as a bucket has none."""
+        """See `Store.delete`; folders that this empties go too, as a bucket has none.
+
+        Those that were there before the store was opened stay.
+        """
         path = self._path(name)
         try:
             path.unlink()
@@ -106,7 +111,7 @@ class LocalStore:
         self._remove_empty(path.parent)
 
     def clear(self, folder: str) -> None:
-        """See `Store.clear`; folders that this empties go too."""
+        """See `Store.clear`; folders that this empties go too, as in `delete`."""
         path = self._path(folder)
         try:
             shutil.rmtree(path)
@@ -117,7 +122,7 @@ class LocalStore:
         self._remove_empty(path.parent)
 
     def _remove_empty(self, folder: Path) -> None:
-        while folder != self.root:
+        while folder != self._found:
             try:
                 folder.rmdir()
             except OSError:

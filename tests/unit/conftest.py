@@ -23,12 +23,12 @@ from mtil.data.prepare import Settings, prepare
 from mtil.data.rows import Batch
 from mtil.data.selection import select
 from mtil.data.sources import Source
-from mtil.evaluation import PREDICTIONS
 from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
 from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
 from mtil.rounds import judges, map_source
 from mtil.run import Run
+from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 
 torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtil.config import Config
-from mtil.distributed import actions, trainer
-from mtil.distributed.inference import Scorer, own_device
+from mtil.config import Config, TrainConfig
+from mtil.devices import own_device, wants_bf16
+from mtil.distributed import actions, inference, resources
+from mtil.distributed.inference import Scorer
 from mtil.distributed.mapping import MapWriter
 from mtil.errors import DataError
 from mtil.plan import Evaluate, Train, WriteMaps
@@ -35,6 +36,13 @@ def test_an_actor_computes_on_a_gpu_only_if_it_has_reserved_one(foreign_gpu: Non
     assert own_device(0.5) == torch.device("cuda")
 
 
+def test_only_the_wanted_processor_computes_in_bf16() -> None:
+    assert not wants_bf16(TrainConfig(precision="auto"), CPU)
+    assert not wants_bf16(TrainConfig(precision="fp32"), CPU)
+    assert wants_bf16(TrainConfig(precision="bf16"), CPU)
+    assert not wants_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
+
+
 def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
     circle_run: CircleRun, foreign_gpu: None
 ) -> None:
@@ -56,7 +64,7 @@ def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(
         asked.append(options["gpus_per_worker"])
         raise DataError("as far as it matters")
 
-    monkeypatch.setattr(actions, "predict_folds", predict_folds)
+    monkeypatch.setattr(inference, "predict_folds", predict_folds)
     with pytest.raises(DataError, match="as far as it matters"):
         actions._evaluate(run, Evaluate(0, 0))
     assert asked == [0.5]
@@ -64,8 +72,8 @@ def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(
 
 def test_a_run_keeps_the_number_of_threads_that_it_began_with(circle_run: CircleRun) -> None:
     run = circle_run([0], until=Train(0, 0))
-    assert trainer.num_threads(run, 2) == 2
-    assert trainer.num_threads(run, 8) == 2
+    assert resources.num_threads(run, 2) == 2
+    assert resources.num_threads(run, 8) == 2
     run.store.write("threads.json", b'{"threads": 0}')
     with pytest.raises(DataError, match=r"threads\.json must hold the number .* or name another"):
-        trainer.num_threads(run, 8)
+        resources.num_threads(run, 8)

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from monai.metrics import DiceMetric
 
-from mtil.config import Config, TrainConfig
+from mtil.config import Config
 from mtil.data.rows import Batch
 from mtil.engine import (
     Engine,
@@ -29,7 +29,6 @@ from mtil.engine import (
     make_optimizer,
     rate_factor,
     validation_metrics,
-    wants_bf16,
 )
 from mtil.losses import Objective
 from mtil.models import TwoTaskNetwork
@@ -410,13 +409,6 @@ def test_a_wrapper_gets_network_and_losses_as_one(
     assert isinstance(step, TrainingStep)
     optimised = {id(p) for group in engine._optimizer.param_groups for p in group["params"]}
     assert {id(parameter) for parameter in step.parameters()} == optimised
-
-
-def test_only_the_wanted_processor_computes_in_bf16() -> None:
-    assert not wants_bf16(TrainConfig(precision="auto"), CPU)
-    assert not wants_bf16(TrainConfig(precision="fp32"), CPU)
-    assert wants_bf16(TrainConfig(precision="bf16"), CPU)
-    assert not wants_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
 
 
 def test_a_step_in_bf16_is_near_one_in_fp32(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtil.config import Config
 from mtil.data.order import epoch_windows
 from mtil.data.rows import Batch
-from mtil.engine import Engine, Scored, TrainingStep, as_prior, dice_per_image, validation_metrics
+from mtil.engine import Engine, Scored, TrainingStep, dice_per_image, validation_metrics
 from mtil.models import Output
 from mtil.randomness import of_round
 
@@ -225,7 +225,7 @@ def test_each_pass_is_given_the_map_of_the_one_before() -> None:
 
 def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
     mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
-    prior = as_prior(Output(mask, (), torch.zeros(1)))
+    prior = Output(mask, (), torch.zeros(1)).as_prior()
     assert prior.dtype == torch.float32
     assert not prior.requires_grad
     assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])

@@ -18,16 +18,10 @@ from mtil.config import Config, digest
 from mtil.data.manifest import Manifest
 from mtil.data.shards import read
 from mtil.errors import CheckpointError, DataError
-from mtil.evaluation import (
-    EVALUATION_COLUMNS,
-    PREDICTIONS,
-    check_complete,
-    evaluate,
-    lineage,
-    score,
-    to_results,
-)
-from mtil.inference import Predictor, at_size, calibrated, views
+from mtil.evaluation import check_complete, evaluate, to_results
+from mtil.inference import Predictor, at_size, views
+from mtil.metrics import calibrated
+from mtil.scoring import EVALUATION_COLUMNS, PREDICTIONS, lineage, score
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]

@@ -16,9 +16,10 @@ from mtil.data.manifest import Manifest
 from mtil.data.rows import squares
 from mtil.data.shards import pixels, read
 from mtil.errors import DataError
-from mtil.evaluation import EVALUATION_COLUMNS, check_complete, evaluate, score, score_chains
+from mtil.evaluation import check_complete, evaluate
 from mtil.inference import Prediction, Predictor, in_passes, map_shard
 from mtil.maps import Origin, decode, join, quantised
+from mtil.scoring import EVALUATION_COLUMNS, score, score_chains
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]

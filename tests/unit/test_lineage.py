@@ -23,11 +23,11 @@ from mtil.data.manifest import Manifest
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
 from mtil.errors import DataError
-from mtil.evaluation import PREDICTIONS
 from mtil.lineage import trace
 from mtil.links import Lineage, MapLink, ModelLink
 from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.run import Run
+from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 
 CircleRun = Callable[..., Run]

@@ -15,6 +15,7 @@ from mtil.data.manifest import Manifest
 from mtil.data.selection import Selection
 from mtil.data.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
+from mtil.inference import predictors
 from mtil.maps import Origin, encode
 from mtil.plan import Evaluate, Train, WriteMaps, actions, needs
 from mtil.priors import PriorMaps
@@ -26,7 +27,6 @@ from mtil.rounds import (
     map_source,
     mapped_rows,
     own_judges,
-    predictors,
     prior_maps,
     training_rows,
 )

@@ -10,8 +10,8 @@ import ray
 from ray import tune as ray_tune
 
 from mtil.distributed import failures, trainer
+from mtil.distributed.job import FoldJob
 from mtil.distributed.mapping import write_maps
-from mtil.distributed.worker import FoldJob
 from mtil.plan import Plan, Train, WriteMaps, actions
 from mtil.rounds import prior_maps
 from mtil.run import FoldResult, Run

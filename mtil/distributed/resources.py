@@ -1,0 +1,72 @@
+"""What of a cluster a run's trainings take: the CPUs that they reserve, and their threads."""
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from mtil.config import Config
+from mtil.distributed import cluster, preflight
+from mtil.errors import DataError, ResourceError
+from mtil.run import Run
+
+_log = logging.getLogger(__name__)
+
+_THREADS = "threads.json"
+
+
+def reserved_cpus(config: Config) -> float:
+    """Return the CPUs that each of a training's workers reserves.
+
+    Raises:
+        ResourceError: if the cluster has no room for them, and cannot make any.
+    """
+    return _reserved(config, cluster.nodes())
+
+
+def tell_of_waiting(config: Config) -> None:
+    """Say so where a training has to wait for machines that the cluster starts for it."""
+    try:
+        _reserved(config, cluster.live_nodes())
+    except ResourceError:
+        _log.warning("The cluster has to start machines for this, which may take minutes.")
+
+
+def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
+    return preflight.elastic_cpus_per_worker(
+        nodes,
+        min_workers=config.train.min_workers or config.train.num_workers,
+        num_workers=config.train.num_workers,
+        cpus=config.train.cpus_per_worker,
+        gpus=config.train.gpus_per_worker,
+    )
+
+
+def num_threads(run: Run, proposed: int) -> int:
+    """Return the CPU threads of each training process of a run: what was proposed first.
+
+    Sums depend on it in their last digits: whoever goes on, and wherever, computes with as many.
+
+    Raises:
+        DataError: if the run's file of it holds something else.
+    """
+    run.store.create(_THREADS, json.dumps({"threads": proposed}).encode())
+    with suppress(ValueError, TypeError, LookupError):
+        threads = json.loads(run.store.read(_THREADS))["threads"]
+        if isinstance(threads, int) and threads > 0:
+            return threads
+    raise DataError(
+        f"{run.uri}/{_THREADS} must hold the number of threads that the run began with, but does "
+        'not; write {"threads": N}, or name another --run.'
+    )
+
+
+def threads(config: Config, cpus: float) -> int:
+    """Return the CPU threads of each worker that reserves so many CPUs."""
+    asked = config.train.cpus_per_worker
+    if asked is not None:
+        return max(1, round(asked))
+    num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
+    return preflight.threads_per_worker(
+        cluster.nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+    )

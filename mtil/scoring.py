@@ -1,0 +1,122 @@
+"""Test rows to scores per image. No Ray."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtil.checkpoint import Model
+from mtil.config import digest
+from mtil.data.images import decode_mask_png
+from mtil.data.rows import squares
+from mtil.data.shards import pixels
+from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
+from mtil.metrics import score_mask
+
+EVALUATION_COLUMNS = (
+    "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
+    "pixel_size",
+)  # fmt: skip
+
+_BATCH = 32
+
+PREDICTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("group", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.int8()),
+        ("fold", pa.int8()),
+        ("pass", pa.int8()),
+        ("logit", pa.float64()),
+        ("probability", pa.float64()),
+        ("predicted", pa.bool_()),
+        ("tp", pa.int64()),
+        ("fp", pa.int64()),
+        ("fn", pa.int64()),
+        ("dice", pa.float64()),
+        ("iou", pa.float64()),
+        ("hd95", pa.float64()),
+        ("assd", pa.float64()),
+        ("missed", pa.bool_()),
+        ("false_positive_area", pa.float64()),
+        ("hd95_mm", pa.float64()),
+        ("assd_mm", pa.float64()),
+        ("model_sha256", pa.string()),
+        ("fingerprint", pa.string()),
+        ("config_digest", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+"""A row per image and pass; distances are in pixels of the original image.
+
+In millimetres they are given where the collection says how large a pixel is.
+"""
+
+
+def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Table:
+    """Predict the rows of a shard with models that go over them again and again.
+
+    See `score_chains`.
+    """
+    return score_chains(rows, [[predictor] * num_passes for predictor in predictors])
+
+
+def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Table:
+    """Predict the rows of a shard in passes and score each pass at the rows' original size.
+
+    A chain names the model of each pass, see `in_passes`. Several chains of the same length vote
+    together in every pass: lesion maps, logits, probabilities and thresholds are averaged. Batches
+    are cut from the given rows alone, so that the same rows give the same figures whoever computes
+    them.
+    """
+    scored: list[dict[str, Any]] = []
+    for start in range(0, rows.num_rows, _BATCH):
+        batch = rows.slice(start, _BATCH)
+        images = squares(pixels(batch.column("image")))
+        told = [in_passes(chain, images) for chain in chains]
+        for number, (said, judges) in enumerate(
+            zip(zip(*told, strict=True), zip(*chains, strict=True), strict=True)
+        ):
+            scored += _score_batch(batch, number, mean(said), [judge.model for judge in judges])
+    return pa.Table.from_pylist(scored, schema=PREDICTIONS)
+
+
+def _score_batch(
+    rows: pa.Table, number: int, said: Prediction, models: Sequence[Model]
+) -> list[dict[str, Any]]:
+    """Score what models said together of some rows in the pass of a number."""
+    threshold = float(np.mean([model.threshold for model in models]))
+    origin = lineage(models)
+    plain = rows.drop_columns(
+        ["image", "mask_png", "height", "width", "part", "pixel_size"]
+    ).to_pylist()
+    sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
+    scored = []
+    for index, (row, (height, width)) in enumerate(zip(plain, sizes, strict=True)):
+        target = decode_mask_png(rows.column("mask_png")[index].as_py())
+        scores = score_mask(at_size(said.lesion[index], height, width) >= MASK_THRESHOLD, target)
+        row |= {
+            "pass": number,
+            "logit": float(said.logit[index]),
+            "probability": float(said.malignant[index]),
+            "predicted": bool(said.malignant[index] >= threshold),
+        }
+        row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
+        pixel_size = rows.column("pixel_size")[index].as_py()
+        for name in ("hd95", "assd"):
+            row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
+        scored.append(row | origin)
+    return scored
+
+
+def lineage(models: Sequence[Model]) -> dict[str, str]:
+    """Return what the predictions of models of one run name as their origin."""
+    return {
+        "model_sha256": ";".join(model.digest for model in models),
+        "fingerprint": models[0].fingerprint,
+        "config_digest": digest(models[0].config),
+        "version": models[0].version,
+    }
