@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from mtil.inference import Predictor
 
 _UNIT_ROWS = 64
-"""Test rows of a shard that one call scores: small enough to share a small data set out, and enough
-to be worth an actor, which takes seconds to start."""
+"""Test rows of a shard that one call scores: small enough to share a small data set out."""
+_WORTH_PIXELS = 32 * 256**2
+"""Of input to the network that are worth an actor on a CPU, which takes four seconds to start."""
 
 
 class Scorer:
@@ -93,7 +94,8 @@ def predict_folds(
     for fold in folds:
         check_models(run, number, fold)  # not by actors, after seconds
     units = _units(manifest, folds)
-    pool, cpus = actor_pool(len(units), _count(units), num_workers, gpus_per_worker)
+    num_pixels = _count(units) * run.config.data.image_size**2
+    pool, cpus = actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
     with unwrapped():
         scored = quiet(units).map_batches(
             Scorer,
@@ -122,19 +124,19 @@ def predict_folds(
 
 
 def actor_pool(
-    num_units: int, num_rows: int, num_workers: int | None, gpus_per_worker: float
+    num_units: int, num_pixels: int, num_workers: int | None, gpus_per_worker: float
 ) -> tuple[ActorPoolStrategy, float]:
     """Return a pool of actors and the CPUs that each reserves.
 
     A number that is asked for is what the pool has; otherwise it starts with one and grows as far
-    as the units, their rows and the room that the cluster has beside what runs already go.
+    as the units, their pixels and the room that the cluster has beside what runs already go.
 
     Raises:
         ResourceError: if the cluster has no room.
     """
     nodes = cluster.nodes()
     most = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
-    wanted = num_workers or min(most, num_units, max(1, math.ceil(num_rows / _UNIT_ROWS)))
+    wanted = num_workers or min(most, num_units, max(1, math.ceil(num_pixels / _WORTH_PIXELS)))
     cpus = preflight.cpus_per_worker(nodes, num_workers=wanted, cpus=None, gpus=gpus_per_worker)
     if num_workers:
         return ActorPoolStrategy(size=wanted), cpus

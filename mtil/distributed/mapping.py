@@ -72,7 +72,8 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
             write_maps(run, former)
         num_rows = sum(source.rows.count(manifest.shards[number]) for number in missing)
         gpus = run.config.train.gpus_per_worker
-        pool, cpus = actor_pool(len(missing), num_rows, None, gpus)
+        num_pixels = num_rows * run.config.data.image_size**2
+        pool, cpus = actor_pool(len(missing), num_pixels, None, gpus)
         with unwrapped():
             written = quiet([{"id": number} for number in missing]).map_batches(
                 MapWriter,

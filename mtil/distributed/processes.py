@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -25,7 +26,8 @@ class Processes(BackendConfig):
 
     Gloo listens where the machine's name leads. On many machines that is the loopback, or nowhere,
     and the others then cannot reach it. Unlike Ray's own this has the workers alone import PyTorch:
-    the process that only controls them would take seconds and a quarter of a GiB for it.
+    the process that only controls them would take seconds and a quarter of a GiB for it. A process
+    that trains alone has no group.
     """
 
     def __init__(self, backend: str) -> None:
@@ -35,13 +37,6 @@ class Processes(BackendConfig):
     def backend_cls(self) -> type[Backend]:
         """What Ray runs on the workers."""
         return _Group
-
-    @property
-    def train_func_context(self) -> Any:
-        """What the training function is run within: Ray's own choice of the worker's GPU."""
-        from ray.train.torch import TorchConfig  # in the process that starts the training
-
-        return TorchConfig().train_func_context
 
 
 class _Group(Backend):
@@ -53,18 +48,22 @@ class _Group(Backend):
         backend_config: Processes,  # type: ignore[override]  # as Ray's own
     ) -> None:
         """Choose each worker's network, then form the group."""
+        size = len(worker_group)
+        if size == 1:
+            return
         host, port = worker_group.execute_single(0, get_address_and_port)
         url = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-        backend, size = backend_config.backend, len(worker_group)
         joined: list[Any] = [
-            worker_group.execute_single_async(rank, _join, backend, url, rank, size)
+            worker_group.execute_single_async(rank, _join, backend_config.backend, url, rank, size)
             for rank in range(size)
         ]
         ray.get(joined)
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """Dissolve the group."""
-        left: list[Any] = worker_group.execute_async(_leave, len(worker_group) > 1)
+        if len(worker_group) == 1:
+            return
+        left: list[Any] = worker_group.execute_async(_leave)
         try:
             ray.get(left, timeout=_LEAVE_S)
         except GetTimeoutError:
@@ -73,17 +72,20 @@ class _Group(Backend):
 
 def _join(backend: str, url: str, rank: int, size: int) -> None:
     """Become a process of the group."""
-    from ray.train.torch import config  # here, and not where the workers are controlled from
+    import torch.distributed  # here, and not where the workers are controlled from
 
     _listen_where_ray_does()
-    config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
-    config._setup_torch_process_group(backend, rank, size, url, _STUCK_S)
+    stuck = timedelta(seconds=_STUCK_S)
+    torch.distributed.init_process_group(
+        backend, init_method=url, rank=rank, world_size=size, timeout=stuck
+    )
 
 
-def _leave(has_group: bool) -> None:
-    from ray.train.torch import config
+def _leave() -> None:
+    import torch.distributed
 
-    config._shutdown_torch(has_group)  # type: ignore[no-untyped-call]
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _listen_where_ray_does() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -76,7 +75,18 @@ def train_fold(job: FoldJob) -> None:
         ray.train.report,
         _is_leaving if os.environ.get(PREEMPTION_WATCHER) != "0" else None,
     )
-    _Worker(job, place, ray.train.torch.get_device()).run()
+    _Worker(job, place, _reserved_device()).run()
+
+
+def _reserved_device() -> torch.device:
+    """Return the GPU that Ray has given to this process, now the present one; else the CPU."""
+    if not ray.get_gpu_ids():
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # which takes a second, and much memory
+
+    device = get_device()
+    torch.cuda.set_device(device)
+    return device
 
 
 def _is_leaving() -> bool:

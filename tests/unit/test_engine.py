@@ -333,6 +333,34 @@ def test_every_parameter_is_in_the_group_of_its_kind(
     assert len(learned) == (2 if weighting == "uncertainty" else 0)
 
 
+def test_the_optimiser_computes_what_pytorch_s_does(make_config: MakeConfig) -> None:
+    """And its state can be taken up by PyTorch's own."""
+    config = make_config(train={"learning_rate": 0.5, "encoder_learning_rate": 0.25})
+    ours, theirs = _network(config), _network(config)
+    theirs.load_state_dict(ours.state_dict())
+    objective = Objective(config.loss, 0.5)
+    optimizer = make_optimizer(ours, objective, config.train)
+    twin = make_optimizer(theirs, objective, config.train)
+    groups = [
+        {key: group[key] for key in ("params", "lr", "weight_decay")} for group in twin.param_groups
+    ]
+    plain = torch.optim.AdamW(
+        groups, **{key: optimizer.defaults[key] for key in ("fused", "foreach")}
+    )
+    for seed in range(3):
+        for network, steps in ((ours, optimizer), (theirs, plain)):
+            torch.manual_seed(seed)
+            for parameter in network.parameters():
+                parameter.grad = torch.rand_like(parameter)
+            assert steps.step() is None
+        optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in ours.parameters())
+        assert torch.is_grad_enabled()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    plain.load_state_dict(optimizer.state_dict())
+    assert plain.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
 def test_rates_follow_the_square_root_of_the_batch_size(make_config: MakeConfig) -> None:
     rates = {"learning_rate": 0.5, "encoder_learning_rate": 0.25, "rates_for_batch_size": 4}
     for batch_size, factor in ((4, 1.0), (16, 2.0), (1, 0.5)):
