@@ -159,11 +159,11 @@ def streaming() -> Epochs:
 
 def resident() -> Epochs:
     """Hold the shards in Ray's object store as mtil does where a data set fits."""
-    from mtil.distributed import cluster, ingest
+    from mtil.distributed import cluster, holding, ingest
 
     with cluster.connected():
         plan = _plan()
-        held = ingest.hold(DATA, plan.manifest)
+        held = holding.hold(DATA, plan.manifest)
         rows = ingest.resident(held, plan)
         for epoch in itertools.count():
             yield (len(batch) for batch in ingest.resident_epoch(rows, plan, epoch, BATCH))

@@ -32,8 +32,15 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 rm -f "$venv/installed"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
     --constraint constraints.txt \
     --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster,gcs]'
+if [ -z "${PIP_NO_COMPILE:-}" ]; then
+    # On all cores, where pip takes one. What is not Python, as a file of torch's tests, is no loss.
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
+fi
+# What is broken shows here, and not when a training begins.
+"$venv/bin/python" -I -c \
+    'import mtil.distributed.worker, tune.search, ray.dashboard.dashboard, boto3, torch._dynamo'
 echo "$state" > "$venv/installed"
 echo "mtil is installed in $venv"

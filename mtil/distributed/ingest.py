@@ -14,15 +14,14 @@ import ray
 import ray.data
 from ray.data import DataContext, Dataset
 
-from mtil.data.manifest import Manifest, Shard
+from mtil.data.manifest import Manifest
 from mtil.data.order import Window
-from mtil.data.rows import ROLE_COLUMNS, TRAINING_COLUMNS, Batch, Part, Plan, Rows, cut
+from mtil.data.rows import Batch, Part, Plan, Rows, cut
 from mtil.data.selection import Selection
-from mtil.data.shards import read
+from mtil.distributed.holding import read_whole
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
 from mtil.priors import PriorMaps
-from mtil.storage import open_store
 
 _MAX_TASKS = 2048
 """Shards that one execution of Ray Data reads, about; more follow in another."""
@@ -32,9 +31,6 @@ _PREFETCHED_SHARDS = 4
 _READING_TASKS = 3
 """Shards that are read at a time for one stream: more take the cores from each other, and each
 is a process that has to start."""
-
-_PORTION_BYTES = 64 * 2**20
-"""Stored bytes of shards that one task reads to hold them."""
 
 
 class ReadShard:
@@ -57,59 +53,10 @@ class ReadShard:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Read the one shard that the block names."""
         (number,) = block.column("id").to_pylist()
-        table = _read_whole(self.data_uri, self.manifest.shards[number], self.priors)
+        table = read_whole(self.data_uri, self.manifest.shards[number], self.priors)
         if self.selection is None:
             return table
         return table.take(pa.array(self.selection.rows(table)))
-
-
-def hold(
-    data_uri: str, manifest: Manifest, priors: PriorMaps | None = None
-) -> list[ray.ObjectRef[Any]]:
-    """Read every shard once into the object store and return references to its tables, in order.
-
-    Plain tasks, since the actors that Ray Data leaves behind wake a hundred times a second each.
-
-    Raises:
-        DataError: wrapped by Ray, if a shard is missing or not the one that the manifest names.
-        MapError: wrapped by Ray, if a map shard is.
-    """
-    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_read_to_hold)
-    tables: list[ray.ObjectRef[Any]] = []
-    read_rows: list[ray.ObjectRef[int]] = []
-    for shards in _portions(manifest.shards):
-        *found, num_rows = task.options(num_returns=len(shards) + 1).remote(
-            data_uri, shards, priors
-        )
-        tables += found
-        read_rows.append(num_rows)
-    ray.get(read_rows)  # raises what a task raised
-    return tables
-
-
-def _portions(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Divide shards into what one task reads: a process for each takes longer to start."""
-    portions: list[list[Shard]] = []
-    room = 0
-    for shard in shards:
-        if room < shard.bytes:
-            portions.append([])
-            room = _PORTION_BYTES
-        portions[-1].append(shard)
-        room -= shard.bytes
-    return portions
-
-
-def _read_to_hold(
-    data_uri: str, shards: Sequence[Shard], priors: PriorMaps | None
-) -> tuple[pa.Table | int, ...]:
-    tables = [_read_whole(data_uri, shard, priors) for shard in shards]
-    return (*tables, sum(table.num_rows for table in tables))
-
-
-def _read_whole(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:
-    table = read(open_store(data_uri), shard, (*TRAINING_COLUMNS, *ROLE_COLUMNS))
-    return table if priors is None else priors.join(table, shard)
 
 
 def resident(refs: Sequence[ray.ObjectRef[Any]], plan: Plan) -> Rows:

@@ -22,7 +22,7 @@ from mtil.data.manifest import Manifest
 from mtil.data.shards import row_bytes
 from mtil.distributed import cluster, resources
 from mtil.distributed.failures import unwrapped
-from mtil.distributed.ingest import hold
+from mtil.distributed.holding import hold
 from mtil.distributed.job import FoldJob
 from mtil.distributed.processes import Processes
 from mtil.errors import StorageError

@@ -117,7 +117,8 @@ def venv(state: Path) -> Path:
                 shutil.copy2(ROOT / source, to)
     done = subprocess.run(
         ["unshare", "--mount", "bash", "-c", INSTALL.format(home=home)],
-        env=os.environ | {"PYTHON": os.path.realpath(sys.executable)},
+        # What the hosts load is compiled all the same: as it is loaded, and kept.
+        env=os.environ | {"PYTHON": os.path.realpath(sys.executable), "PIP_NO_COMPILE": "1"},
         cwd="/",
         capture_output=True,
         text=True,

@@ -13,10 +13,10 @@ from mtil.data import manifest as manifests
 from mtil.data.rows import Batch, Plan, Rows
 from mtil.data.selection import Role, select, total
 from mtil.data.shards import read
-from mtil.distributed import cluster, ingest
+from mtil.distributed import cluster, holding
 from mtil.distributed.failures import unwrapped
+from mtil.distributed.holding import hold
 from mtil.distributed.ingest import (
-    hold,
     resident,
     resident_epoch,
     resident_rows,
@@ -63,7 +63,7 @@ def test_resident_and_streaming_give_the_same_batches(
 def test_held_rows_are_those_of_the_shards_however_many_a_task_reads(
     dataset: str, portion_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "_PORTION_BYTES", portion_bytes)
+    monkeypatch.setattr(holding, "_PORTION_BYTES", portion_bytes)
     plan = _plan(dataset)
     store = open_store(dataset)
     direct = Rows([read(store, shard) for shard in plan.manifest.shards], plan.selection)

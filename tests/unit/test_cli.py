@@ -133,6 +133,7 @@ _NETWORK = ("torch", "kornia", "scipy", "sklearn")
         ("mtil.distributed.actions", ("ray", "pandas")),
         ("mtil.distributed.inference", ("ray.train",)),
         ("mtil.distributed.mapping", ("ray.train",)),
+        ("mtil.distributed.holding", ("ray.data", "ray.train", "pandas")),
         ("mtil.distributed.trainer", ()),
         ("tune.search", ()),
     ],
