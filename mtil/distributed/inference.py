@@ -92,7 +92,7 @@ def predict_folds(
     store = open_store(run.data_uri)
     manifest = run.manifest()
     for fold in folds:
-        check_models(run, number, fold)  # not by actors, after seconds
+        check_models(run, number, fold)  # told here, and not by actors after seconds
     units = _units(manifest, folds)
     num_pixels = _count(units) * run.config.data.image_size**2
     pool, cpus = actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)

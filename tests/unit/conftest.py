@@ -1,7 +1,8 @@
 """What several unit tests share: a small data set of several shards, a small network, batches."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from mtil import maps
 from mtil.checkpoint import Model
 from mtil.circle import Done, Started
+from mtil.cli import main
 from mtil.config import Config, digest, from_dict
 from mtil.data import manifest as manifests
 from mtil.data import phantom, shards
@@ -237,3 +239,27 @@ def _toy_batch(rng: np.random.Generator, name: str, size: int, side: int) -> Bat
         mask=np.packbits(mask.reshape(size, -1), axis=1),
         label=label.astype(np.int64),
     )
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put back the handler that a command sets."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that fails with an exit code, and return its one sentence."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        assert main([str(word) for word in arguments]) == code
+        told = capsys.readouterr()
+        (line,) = told.err.strip().splitlines()[-1:]
+        assert "Traceback" not in told.err
+        assert told.out == ""
+        assert line.startswith("mtil: ")
+        return line.removeprefix("mtil: ")
+
+    return run
