@@ -7,7 +7,7 @@ MTIL := $(VENV)/.mtil
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # pip would compile on one core. What is not Python here, as a file of torch's tests, is not imported.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib mtil tune cluster || true
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib mtil tune cluster || true
 # One more than there are cores: some tests wait for processes that they have started.
 UNIT := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8) + 1)')
 # Begun first, so that neither process is left alone with one of them.
