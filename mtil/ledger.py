@@ -35,6 +35,8 @@ FOLDER = "ledger"
 PROBE_FOLDER = "ledger-probe"
 _NAME = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
 _NUM_READERS = 16
+_MAX_UNLISTED = 1000
+"""Events that a listing may leave out because they were written while it was made."""
 _RESTORE = "restore it, or name another --run"
 
 
@@ -90,9 +92,12 @@ class Ledger:
                 those before it, or the folder holds something else.
         """
         ledger = cls(store, session=session)
-        numbers = [ledger._number_of(name) for name in store.names(FOLDER)]
+        numbers = {ledger._number_of(name) for name in store.names(FOLDER)}
+        last = max(numbers, default=0)
+        if last > len(numbers) + _MAX_UNLISTED:
+            raise ledger._gap(next(n for n in range(1, last) if n not in numbers))
         with ThreadPoolExecutor(_NUM_READERS) as readers:
-            found = readers.map(ledger._read, range(1, max(numbers, default=0) + 1))
+            found = readers.map(ledger._read, range(1, last + 1))
             ledger._take(found)
         return ledger
 
@@ -232,10 +237,13 @@ class Ledger:
         try:
             return self.store.read(_name(number))
         except NotFoundError:
-            raise LedgerError(
-                f"A ledger must have no gap, but event {number} of {self.uri} is missing and "
-                f"there are later ones; {_RESTORE}."
-            ) from None
+            raise self._gap(number) from None
+
+    def _gap(self, number: int) -> LedgerError:
+        return LedgerError(
+            f"A ledger must have no gap, but event {number} of {self.uri} is missing and there "
+            f"are later ones; {_RESTORE}."
+        )
 
     def _take(self, found: Iterable[bytes]) -> None:
         """Take in the next events, all or none."""
