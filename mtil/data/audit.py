@@ -148,9 +148,7 @@ def find_twins(
     }
 
 
-def write(
-    store: Store, folder: str, made: Audit, places: Mapping[str, Place]
-) -> dict[str, File]:
+def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> dict[str, File]:
     """Write the audit of a data set, and return what its files hold, by name.
 
     Args:

@@ -10,7 +10,6 @@ import pytest
 from mtil.errors import NotFoundError, StorageError, TooLargeError
 from mtil.storage import LocalStore, local, open_store, split_uri
 
-
 ANY = re.compile(".*")
 
 
