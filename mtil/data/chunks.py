@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -55,14 +55,20 @@ class Chunks:
 
     def key(self, *more: object) -> str:
         """Return what tells these staged chunks from others."""
-        return self.content_key(staging.SEALED, list(self.stores.values()), *more)
+        values = [staging.SEALED, list(self.stores.values()), *more]
+        return self._key((asdict(record) for record in self.records), values)
 
     def content_key(self, *more: object) -> str:
-        """Return what tells the chunks' images from others, wherever their files are."""
+        """Return what tells the images from others, wherever their files are."""
+        files = {"image", "masks", "refused"}
+        said = ({k: v for k, v in asdict(r).items() if k not in files} for r in self.records)
+        return self._key(said, more)
+
+    def _key(self, records: Iterable[Mapping[str, Any]], more: Sequence[object]) -> str:
         values = [staging.FORMAT, self.image_size, self.rows_per_chunk, *more]
         found = hashlib.sha256(json.dumps(values).encode())
-        for record in self.records:
-            found.update(json.dumps(asdict(record)).encode())
+        for record in records:
+            found.update(json.dumps(record).encode())
         return found.hexdigest()[:16]
 
     def stage(

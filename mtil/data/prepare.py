@@ -141,7 +141,11 @@ def prepare(
                 if not isinstance(error, StorageError):  # the same command would fail again
                     target.clear(folder, versions.STAGED)
                 raise
-        existing = manifests.load(target)  # of another process, which was faster
+        try:
+            existing = manifests.load(target)  # of another process, which was faster
+        except DataError:
+            job.withdraw(target, folder, made)
+            raise DataError(_MEANWHILE.format(target.uri)) from None
     return job.compare(target, folder, existing, made)
 
 
@@ -201,7 +205,7 @@ class _Preparation:
         Raises:
             DataError: if the target holds a data set meanwhile.
         """
-        tag = versions.tag(1, self._key(made.manifest))
+        tag = self._tag(made.manifest)
         audit = f"audit/{tag}"
         done = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
         files = {**done.files, **audits.write(target, audit, made.audit, made.places)}
@@ -230,24 +234,36 @@ class _Preparation:
         Raises:
             DataError: if the target holds other data.
         """
-        was_overtaken = made is not None
-        if made is None:  # look again, write nothing
+        found = made
+        if found is None:  # look again, write nothing
             with TemporaryDirectory(prefix="mtil-prepare-") as scratch:
                 # other machines do not see the scratch
                 here = replace(self, chunks=replace(self.chunks, runner=running.processes))
-                made = here.decide(open_store(scratch), folder, keep_rows=False)
-        existing = manifests.find(target, made.manifest.fingerprint) or existing
+                found = here.decide(open_store(scratch), folder, keep_rows=False)
+        existing = manifests.find(target, found.manifest.fingerprint) or existing
         try:
-            _refuse_other(target, existing, made.manifest)
-        finally:
-            target.clear(folder, versions.STAGED)
-            if was_overtaken:
-                versions.newest(target)  # deletes what this attempt has written
+            _refuse_other(target, existing, found.manifest)
+        except DataError:
+            self.withdraw(target, folder, made)
+            raise
+        target.clear(folder, versions.STAGED)
         return _whole(target, existing)
 
-    def _key(self, made: Manifest) -> str:
-        """Return what tells this preparation's files from those of other data or settings."""
-        return self.chunks.content_key(manifests.to_json(made).decode())
+    def withdraw(self, target: Store, folder: str, made: _Decided | None) -> None:
+        """Delete what was staged and written in a target that holds other data by now.
+
+        Args:
+            target: the target.
+            folder: where chunks were staged in it.
+            made: what was decided of the images; None if nothing but staged chunks was written.
+        """
+        target.clear(folder, versions.STAGED)
+        if made is not None:
+            versions.withdraw(target, self._tag(made.manifest))
+
+    def _tag(self, made: Manifest) -> str:
+        """Return what the files of this preparation are called, and no other data's."""
+        return versions.tag(1, self.chunks.content_key(manifests.to_json(made).decode()))
 
     def _kept(self, usable: Sequence[Record], audit: Audit) -> tuple[list[Record], list[Dropped]]:
         if self.settings.protocol == "grouped":

@@ -97,6 +97,14 @@ def publish(store: Store, made: Manifest) -> Manifest:
     return made
 
 
+def withdraw(store: Store, tag: str) -> None:
+    """Delete the shards and the audit of an attempt that came to nothing."""
+    for folder in ("shards", "audit"):
+        for name in store.deletable(folder).sizes:
+            if tag in name and _WRITTEN[folder].fullmatch(name):
+                store.delete(name)
+
+
 def repair(store: Store, made: Manifest) -> None:
     """Write the `splits.json` of the first version if an interrupted preparation has not."""
     if made.version == 1 and not _has_splits(store, made) and not _has_next(store, made):
