@@ -75,7 +75,7 @@ def _reader_has_left() -> bool:
 
 
 def _say(parser: Parser, message: str, code: int) -> int:
-    print(f"{parser.prog}: {streams.shown(message)}", file=sys.stderr)  # noqa: T201
+    print(f"{parser.prog}: {streams.shown(message, in_line=False)}", file=sys.stderr)  # noqa: T201
     return code
 
 
