@@ -12,7 +12,7 @@ from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.shards import HOLDOUT
-from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
+from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, StorageError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
@@ -181,12 +181,20 @@ class Run:
         self.store.write(f"{self.folder(of)}/{_STEP}", json.dumps(step).encode())
 
     def step(self, of: Train) -> dict[str, Any] | None:
-        """Return how far into an epoch a training is, if it has said so."""
+        """Return how far into an epoch a training is: `epoch`, `step`, `steps` and `hosts`.
+
+        None if it has not said so. A damaged file, which is only for people, says nothing.
+        """
         try:
-            values: dict[str, Any] = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
+            values = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
+            where = {name: int(values[name]) for name in ("epoch", "step", "steps")}
+            return where | {"hosts": [str(host) for host in values.get("hosts", [])]}
         except NotFoundError:
             return None
-        return values
+        except StorageError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return None
 
     def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
         """Write a training's model and then, once and for all, the result that names it.
