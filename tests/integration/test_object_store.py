@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from cluster.object_store import free_ports
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,5 +32,5 @@ def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -
         servers = psutil.Process(process.pid).children()
         assert [server.name() for server in servers] == ["weed"]
         process.send_signal(end)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert not any(server.is_running() for server in servers)
