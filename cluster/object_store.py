@@ -62,7 +62,7 @@ def running(
         "actions": _ACTIONS,
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = _ports(port, address)
+    master, volume, filer, s3 = free_ports(port, address)
     command = [
         str(program), "server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}",
         f"-master.port={master}", f"-volume.port={volume}", f"-volume.port.public={volume}",
@@ -93,8 +93,8 @@ def running(
             server.wait()
 
 
-def _ports(s3: int | None, address: str) -> list[int]:
-    """Free ports of master, volume, filer and S3; the server also takes each plus 10000."""
+def free_ports(s3: int | None, address: str) -> list[int]:
+    """Return free ports of master, volume, filer and S3; the server also takes each plus 10000."""
     found = [] if s3 is None else [s3]
     candidates = list(_PORTS)
     random.shuffle(candidates)  # servers that start at one time look at different ones

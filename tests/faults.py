@@ -11,6 +11,8 @@ import aiohttp
 import yarl
 from aiohttp import web
 
+from tests.waiting import PATIENCE_S
+
 KINDS = ("throttled", "error", "reset", "answer lost", "answer cut", "slow")
 """Of these the server has done its work when an answer is lost, cut or slow."""
 _SLOW_S = 2.0
@@ -22,10 +24,10 @@ class FaultyProxy:
     """Passes requests on while it is entered, and lets some of them fail, drawn from a seed."""
 
     def __init__(
-        self, server: str, *, share: float, seed: int, kinds: Sequence[str] = KINDS
+        self, server: str, *, share: float, seed: int, kinds: Sequence[str] = KINDS, port: int = 0
     ) -> None:
         """Stand before the server of a URL; `share` of the requests go wrong, in one of `kinds`."""
-        self._kinds = kinds
+        self._kinds, self._port = kinds, port
         self._server, self._share = server, share
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -35,7 +37,7 @@ class FaultyProxy:
 
     def __enter__(self) -> str:
         self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(PATIENCE_S)
 
     def __exit__(
         self,
@@ -43,7 +45,7 @@ class FaultyProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -54,10 +56,13 @@ class FaultyProxy:
         application.router.add_route("*", "/{path:.*}", self._pass_on)
         self._runner = web.AppRunner(application, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
+        await self._listen()
         host, port = self._runner.addresses[0][:2]
         return f"http://{host}:{port}"
+
+    async def _listen(self) -> None:
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await self._site.start()
 
     async def _close(self) -> None:
         await self._runner.cleanup()
@@ -96,6 +101,6 @@ class FaultyProxy:
 
     @staticmethod
     def _hung_up(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        request.transport.abort()
+        if request.transport is not None:  # else who has asked is gone
+            request.transport.abort()
         return web.Response()

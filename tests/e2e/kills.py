@@ -1,11 +1,13 @@
-"""Kill what a circle runs on, at seeded random moments, and see that the run comes out the same.
+"""Kill what a circle runs on, at seeded writes of its own, and see that it comes out the same.
 
     python -m tests.e2e.kills --kills 20 --seed 0 --folder kills
 
 First a run is left alone. Then two clusters do one run, and the first of them dies. Then, run after
 run, a process is killed at a time: a train worker, the train controller, the coordinator, the
 command (which is given again), a node with its raylet (which is replaced), the S3 server (which
-comes back after 20 s). Each run must end by itself, with what the undisturbed one has committed:
+comes back once the command and the coordinator have met the outage). No kill waits for a clock: a
+gate before the storage stops the run at one of its writes, drawn by number, and the write arrives
+after the kill, or never. Each run must end by itself, with what the undisturbed one has committed:
 the same weights, maps, predictions and figures, bit for bit; and its ledger must be one chain in
 which each action is done once. Prints JSON; `kills.json` in the folder has it too, and a second
 call goes on there.
@@ -21,6 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,9 @@ from mtil.ledger import FOLDER, Ledger
 from mtil.plan import Train, WriteMaps
 from mtil.run import Run
 from mtil.storage import open_store
-from tests.e2e.places import BUCKET, SETTINGS, Command, Nodes, Storage, kill, wait_for
+from tests.e2e.gate import NEVER, Gate, Moment
+from tests.e2e.places import BUCKET, SETTINGS, Command, Nodes, Storage, kill
+from tests.waiting import until, until_gone
 
 KINDS = ("worker", "controller", "coordinator", "command", "node", "storage")
 _TITLES = {
@@ -45,10 +51,12 @@ _TITLES = {
 }
 """What is killed of each kind; `keepers` are all at once that would free a training's CPUs."""
 _KILLS_A_RUN = 5
-_GAP_S = 20.0
-"""Between a kill and the next: between nothing and twice as much."""
-_OUTAGE_S = 20.0
-_END_S = 900.0
+_MOST_WRITES = 20
+"""Of the run, between a kill and the next: at least one."""
+_PROGRESS = r"(rounds|maps)/.*|ledger/(?!00000[12]\.).*"
+"""What the coordinator and its actions write; the first two events come before there are any."""
+CHECKPOINT = r"rounds/{round}/.*/checkpoints/latest\.json"
+_TRIED_AGAIN = "storage failed, which is tried again"
 _TIMES = {"seconds", "written"}
 """What a result says of how it came about, not of what it is."""
 
@@ -64,13 +72,28 @@ CONFIG: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, at which write, and whether that write still arrives."""
+
+    kind: str
+    moment: Moment
+    delivered: bool
+
+
 class Ground:
-    """A storage with a small data set, and the commands that work on it."""
+    """A storage with a small data set behind a gate, and the commands that work on it."""
 
     def __init__(
-        self, folder: Path, storage: Storage, folds: str, num_rounds: int, num_workers: int
+        self,
+        folder: Path,
+        storage: Storage,
+        gate: Gate,
+        folds: str,
+        num_rounds: int,
+        num_workers: int,
     ) -> None:
-        self.folder, self.storage, self.folds = folder, storage, folds
+        self.folder, self.storage, self.gate, self.folds = folder, storage, gate, folds
         self.num_workers = num_workers
         self.data = f"s3://{BUCKET}/phantoms"
         self._config = folder / "config.yaml"
@@ -123,11 +146,13 @@ def ground(folder: Path, folds: str, num_rounds: int = 2, num_workers: int = 2) 
     os.environ.update(SETTINGS)
     try:
         with Storage(folder / "s3") as storage:
-            place = Ground(folder, storage, folds, num_rounds, num_workers)
-            try:
-                yield place
-            finally:
-                place.end()
+            gate = Gate(storage.environment["AWS_ENDPOINT_URL"], BUCKET)
+            with gate as os.environ["AWS_ENDPOINT_URL"]:
+                place = Ground(folder, storage, gate, folds, num_rounds, num_workers)
+                try:
+                    yield place
+                finally:
+                    place.end()
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -170,57 +195,71 @@ def _sha256(data: bytes) -> str:
 def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
     """Do a run without any kill; return what it commits, and how long it takes.
 
-    Two workers are on two nodes, which is seen while it trains.
+    Two workers are on two nodes, which is seen while they train.
     """
-    command = ground.circle("undisturbed", nodes)
+    name = "undisturbed"
+    command = ground.circle(name, nodes)
     start = time.monotonic()
+    ground.gate.shut(name, Moment(CHECKPOINT.format(round=0)))
     command.start()
-    wait_for(lambda: nodes.hosts("ray::RayTrainWorker") == ground.num_workers)
-    wait_for(lambda: command.code is not None, _END_S)
+    _wait_until_held(ground, [command])
+    assert nodes.hosts("ray::RayTrainWorker") == ground.num_workers
+    ground.gate.open(deliver=True)
+    until(lambda: command.code is not None)
     assert command.code == 0, command.said()
-    return committed(ground.uri("undisturbed")) | {"seconds": time.monotonic() - start}
+    return committed(ground.uri(name)) | {"seconds": time.monotonic() - start}
 
 
-def disturbed(
-    ground: Ground, nodes: Nodes, name: str, plan: Sequence[tuple[str, float, float]]
-) -> dict[str, Any]:
+def disturbed(ground: Ground, nodes: Nodes, name: str, plan: Sequence[Kill]) -> dict[str, Any]:
     """Do a run, kill as planned, and return the kills and what it has committed.
+
+    The run may end before the last moments of a plan: then it has fewer kills.
 
     Args:
         ground: where.
         nodes: on which cluster.
         name: of the run.
-        plan: kinds, with the seconds before each and those that its target, once there, has left.
+        plan: the kills, each with its moment after the kill before.
     """
     command = ground.circle(name, nodes)
-    command.start()
-    start = time.monotonic()
     kills: list[dict[str, Any]] = []
-    for kind, gap, grace in plan:
-        if not _is_there(kind, command, nodes, gap, grace):
+    start = time.monotonic()
+    moments = [one.moment for one in plan]
+    if plan:
+        ground.gate.shut(name, moments[0])
+    command.start()
+    for one, after in zip(plan, [*moments[1:], NEVER], strict=True):
+        if not _is_held(one.kind, ground, nodes, command):
             break
-        moment = {"run": name, "kind": kind, "at": round(time.monotonic() - start, 1)}
+        moment = {"run": name, "kind": one.kind, "at": round(time.monotonic() - start, 1)}
+        moment |= {"write": ground.gate.held, "delivered": one.delivered}
         kills.append(moment | {"running": ground.running(name)})
-        _kill(kind, ground, nodes, command)
-    wait_for(lambda: command.code is not None, _END_S)
+        _kill(one.kind, ground, nodes, command)
+        ground.gate.open(deliver=one.delivered, until=after)
+    until(lambda: command.code is not None)
     end = time.monotonic() - start
     assert command.code == 0, command.said()
-    for one in kills:
-        one["seconds_to_the_end"] = round(end - one["at"], 1)
+    for entry in kills:
+        entry["seconds_to_the_end"] = round(end - entry["at"], 1)
     return {"kills": kills, "seconds": round(end, 1)} | committed(ground.uri(name))
 
 
-def _is_there(kind: str, command: Command, nodes: Nodes, gap: float, grace: float) -> bool:
-    """Wait for the moment of a kill; say whether the run still goes on then."""
+def _is_held(kind: str, ground: Ground, nodes: Nodes, command: Command) -> bool:
+    """Wait until the run is held while the target of a kill is there; False if the run ends."""
     titles = _TITLES.get(kind)
-    end = time.monotonic() + gap
-    while command.code is None:
-        if time.monotonic() >= end and (titles is None or nodes.processes(titles[0])):
-            if titles is None or grace <= 0:
-                return True
-            end, grace = time.monotonic() + grace, 0.0
-        time.sleep(0.1)
-    return False
+    while True:
+        until(lambda: ground.gate.held or command.code is not None)
+        if not ground.gate.held:
+            return False
+        if titles is None or nodes.processes(titles[0]):
+            return True
+        ground.gate.open(deliver=True, until=Moment(_PROGRESS))
+
+
+def _wait_until_held(ground: Ground, commands: Sequence[Command]) -> None:
+    """Wait until the gate has shut; an AssertionError if a command ends before."""
+    until(lambda: ground.gate.held or any(one.code is not None for one in commands))
+    assert ground.gate.held, [one.said() for one in commands]
 
 
 def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
@@ -231,16 +270,32 @@ def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
         nodes.kill_other()
         nodes.add()
     elif kind == "storage":
-        ground.storage.kill()
-        time.sleep(_OUTAGE_S)
-        ground.storage.restart()
+        _outage(ground, nodes, command)
     else:
+        workers = nodes.processes("ray::RayTrainWorker")
         kill(process for title in _TITLES[kind] for process in nodes.processes(title)[:1])
+        if kind == "keepers":  # who would go on with the training if the gate opened before
+            until_gone(workers)
 
 
-def planned(random_: random.Random, kinds: Sequence[str]) -> list[tuple[str, float, float]]:
-    """Return when to kill what."""
-    return [(kind, random_.uniform(0, 2 * _GAP_S), random_.uniform(0, 8)) for kind in kinds]
+def _outage(ground: Ground, nodes: Nodes, command: Command) -> None:
+    """Kill the storage, and start it again when the command and the coordinator have met that."""
+    coordinators = nodes.processes("ray::Coordinator")
+    told = [command.said, *(partial(nodes.said, process) for process in coordinators)]
+    before = [said().count(_TRIED_AGAIN) for said in told]
+    ground.storage.kill()
+    ground.gate.refuse()
+    for said, count in zip(told, before, strict=True):
+        until(lambda said=said, count=count: said().count(_TRIED_AGAIN) > count)  # type: ignore[misc]
+    ground.storage.restart()
+
+
+def planned(random_: random.Random, kinds: Sequence[str]) -> list[Kill]:
+    """Return at which writes to kill what."""
+    return [
+        Kill(kind, Moment(_PROGRESS, random_.randint(1, _MOST_WRITES)), random_.random() < 0.5)
+        for kind in kinds
+    ]
 
 
 def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
@@ -250,20 +305,23 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
     """
     with Nodes() as first, Nodes() as second:
         commands = [ground.circle(name, first, log=f"{name}-a")]
+        ground.gate.shut(name, Moment(CHECKPOINT.format(round=0)))
         commands[0].start()
-        wait_for(lambda: ground.running(name))
+        _wait_until_held(ground, commands)
         commands += [ground.circle(name, second, log=f"{name}-{which}") for which in "bc"]
         for command in commands[1:]:
             command.start()
-        wait_for(lambda: all("it is followed" in one.said() for one in commands[1:]))
+        until(lambda: all("it is followed" in one.said() for one in commands[1:]))
         assert not second.processes("ray::Coordinator")
-        wait_for(lambda: any(one.startswith("training of round 1") for one in ground.running(name)))
+        ground.gate.open(deliver=True, until=Moment(CHECKPOINT.format(round=1)))
+        _wait_until_held(ground, commands)
         start = time.monotonic()
         commands[0].kill()
         first.kill()
-        wait_for(lambda: second.processes("ray::Coordinator"))
+        ground.gate.open(deliver=True)
+        until(lambda: second.processes("ray::Coordinator"))
         takeover = time.monotonic() - start
-        wait_for(lambda: all(one.code is not None for one in commands[1:]), _END_S)
+        until(lambda: all(one.code is not None for one in commands[1:]))
         assert [one.code for one in commands[1:]] == [0, 0], [one.said() for one in commands[1:]]
         told = {"takeover_seconds": round(takeover, 1)}
     store = open_store(ground.uri(name))

@@ -6,16 +6,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from cluster import object_store
+from tests.waiting import until_gone
 
 BUCKET = "mtil-kills"
 SETTINGS = {
@@ -27,15 +28,6 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
-_POLL_S = 0.1
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
-    """Wait until a condition holds; an AssertionError if it does not in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come about"
-        time.sleep(_POLL_S)
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -44,7 +36,7 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     for process in killed:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(killed, timeout=10)
+    until_gone(killed)
 
 
 class Storage:
@@ -57,6 +49,7 @@ class Storage:
 
     def __enter__(self) -> "Storage":
         self._start(None)
+        os.environ.update(self.environment)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -75,7 +68,6 @@ class Storage:
     def _start(self, port: int | None) -> None:
         server = object_store.running(self._folder, BUCKET, port=port)
         self.environment = self._running.enter_context(server)
-        os.environ.update(self.environment)
 
 
 class Nodes:
@@ -87,6 +79,8 @@ class Nodes:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="mtil-")  # short: it holds sockets
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": self._folder}
+        # `Cluster` writes the head's address into this folder, which no head of its own makes.
+        Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         self.add()
@@ -135,6 +129,11 @@ class Nodes:
     def processes(self, name: str) -> list[psutil.Process]:
         """Return the processes of the cluster whose title begins with a name."""
         return [one for node in self._cluster.list_all_nodes() for one in self._titled(node, name)]
+
+    def said(self, process: psutil.Process) -> str:
+        """Return what a process of the cluster has written to stderr so far."""
+        logs = Path(self._folder).glob(f"session_*/logs/worker-*-{process.pid}.err")
+        return "".join(log.read_text() for log in logs if not log.parent.parent.is_symlink())
 
     def hosts(self, name: str) -> int:
         """Return on how many nodes there are processes whose title begins with a name."""

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster import object_store
 from mtil.plan import Train
 from mtil.run import Run
+from tests.e2e.gate import Gate, Moment
+from tests.e2e.places import BUCKET, kill
+from tests.waiting import until
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -91,38 +92,40 @@ def test_predict_writes_masks_overlays_and_a_table(
 
 
 def test_a_driver_that_was_killed_goes_on(
-    mtil: Command, environment: dict[str, str], run: Path, data: Path, tmp_path: Path
+    mtil: Command,
+    environment: dict[str, str],
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGKILL the command and all it started after an epoch; the same command ends the same."""
-    folder = tmp_path / "killed"
-    command = [
-        sys.executable, "-m", "mtil", "train", "--data", str(data), "--run", str(folder),
-        "--fold", "0", *SMALL,
-    ]  # fmt: skip
-    first = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    pointer = folder / "rounds" / "0" / "fold-0" / "checkpoints" / "latest.json"
-    deadline = time.monotonic() + 300
-    while not pointer.exists():
-        assert first.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = [
-        first.pid,
-        *(child.pid for child in psutil.Process(first.pid).children(recursive=True)),
-    ]
-    for pid in family:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    first.wait()
-    assert not (folder / "rounds" / "0" / "fold-0" / "result.json").exists()
-    again = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL)
-    assert again.returncode == 0, again.stderr
-    assert "epoch 1/3" not in again.stdout
-    ours, theirs = (Run.open(str(root)).model(Train(0, 0)).weights for root in (folder, run))
+    """SIGKILL the command and all it started in epoch 2; the same command ends the same."""
+    killed = f"s3://{BUCKET}/killed"
+    arguments = ["train", "--data", str(data), "--run", killed, "--fold", "0", *SMALL]
+    with object_store.running(tmp_path / "s3", BUCKET) as keys:
+        gate = Gate(keys["AWS_ENDPOINT_URL"], BUCKET)
+        with gate as url:
+            for name, value in (keys | {"AWS_ENDPOINT_URL": url}).items():
+                monkeypatch.setenv(name, value)
+            keys |= {"AWS_ENDPOINT_URL": url}
+            gate.shut("killed", Moment(r"rounds/0/fold-0/checkpoints/latest\.json", 2))
+            first = subprocess.Popen(
+                [sys.executable, "-m", "mtil", *arguments],
+                env=environment | keys,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            until(lambda: gate.held, first)
+            family = [psutil.Process(first.pid)]
+            kill([*family, *family[0].children(recursive=True)])
+            first.wait()
+            gate.open(deliver=False)
+            assert Run.open(killed).result(Train(0, 0)) is None
+            again = mtil(*arguments, **keys)
+            assert again.returncode == 0, again.stderr
+            assert "epoch 1/3" not in again.stdout
+            assert "epoch 2/3" in again.stdout
+            ours, theirs = (Run.open(str(uri)).model(Train(0, 0)).weights for uri in (killed, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -162,7 +165,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
     mtil: Command, data: Path, tmp_path: Path
 ) -> None:
     arguments = ("train", "--data", data, "--run", tmp_path / "r", "--fold", "0")
-    done = mtil(*arguments, RAY_ADDRESS="127.0.0.1:1", timeout_s=60)
+    done = mtil(*arguments, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2, done.stderr
     assert "RAY_ADDRESS=127.0.0.1:1 does not answer (Connection refused)" in done.stderr
     assert done.stderr.count("\n") == 1

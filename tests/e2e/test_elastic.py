@@ -11,8 +11,9 @@ import yaml
 from mtil.plan import Train
 from mtil.run import Run
 from tests.e2e.conftest import Command
-from tests.e2e.places import SETTINGS, Nodes, kill, wait_for
+from tests.e2e.places import SETTINGS, Nodes, kill
 from tests.e2e.places import Command as Given
+from tests.waiting import until
 
 _EPOCHS = 14
 _CONFIG = {
@@ -71,19 +72,19 @@ def test_two_workers_then_one_then_two(
         command = Given(list(map(str, arguments)), tmp_path / "log", RAY_ADDRESS=nodes.address)
         command.start()
         try:
-            wait_for(lambda: command.code is not None or (uri / "rounds").exists())
+            until(lambda: command.code is not None or (uri / "rounds").exists())
             run = Run.open(str(uri))
-            wait_for(lambda: command.code is not None or len(_history(run)) > 1)
+            until(lambda: command.code is not None or len(_history(run)) > 1)
             nodes.warn_other(60)
-            wait_for(lambda: command.code is not None or _is_within_epoch(run))
+            until(lambda: command.code is not None or _is_within_epoch(run))
             kill(nodes.processes("ray::RayTrainWorker"))
             nodes.kill_other()
             state = run.checkpoints(Train(0, 0)).load()
             assert state is not None
             kept, interrupted = state["begun"]["steps"], len(json.loads(state["history"]))
-            wait_for(lambda: command.code is not None or _history(run)[-1]["num_workers"] == 1)
+            until(lambda: command.code is not None or _history(run)[-1]["num_workers"] == 1)
             nodes.add()
-            wait_for(lambda: command.code is not None)
+            until(lambda: command.code is not None)
         finally:
             command.kill()
     assert command.code == 0, command.said()

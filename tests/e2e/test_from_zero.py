@@ -121,7 +121,7 @@ def test_machines_come_for_a_training(mtil: Command, data: Path, tmp_path: Path,
     assert refused.returncode == 2, refused.stderr
     assert "the workers must leave" in refused.stderr.lower()
     machines = {"MTIL_MACHINES": json.dumps(_MACHINES)}
-    done = mtil(*arguments, timeout_s=240, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled", **machines)
+    done = mtil(*arguments, RAY_ADDRESS=head, RAY_AUTH_MODE="disabled", **machines)
     assert done.returncode == 0, done.stderr
     assert "has to start machines" in done.stderr
     assert json.loads(done.stdout)["fold"] == 0

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.kills import Ground, disturbed, ground, same, undisturbed
+from tests.e2e.gate import Moment
+from tests.e2e.kills import CHECKPOINT, Ground, Kill, disturbed, ground, same, undisturbed
 from tests.e2e.places import Nodes
 from tests.faults import KINDS, FaultyProxy
 
@@ -37,9 +38,15 @@ def expected(place: Ground, nodes: Nodes) -> dict[str, Any]:
 def test_killed_workers_coordinators_and_storage_change_nothing(
     place: Ground, nodes: Nodes, expected: dict[str, Any]
 ) -> None:
-    plan = [("keepers", 0.0, 6.0), ("worker", 2.0, 3.0), ("storage", 2.0, 0.0)]
+    """Each dies at a write of its training, so that no machine is too fast or too slow for it."""
+    checkpoint = Moment(CHECKPOINT.format(round=0))
+    plan = [
+        Kill("keepers", checkpoint, delivered=False),  # of the first epoch, which begins again
+        Kill("worker", checkpoint, delivered=True),  # the first epoch is kept
+        Kill("storage", Moment(r"rounds/0/.*/model-.*\.pt"), delivered=False),
+    ]
     ended = disturbed(place, nodes, "killed", plan)
-    assert [one["kind"] for one in ended["kills"]] == [kind for kind, _, _ in plan]
+    assert [one["kind"] for one in ended["kills"]] == ["keepers", "worker", "storage"]
     assert same(ended, expected)
 
 

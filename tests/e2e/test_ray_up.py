@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ import yaml
 
 from cluster import object_store
 from cluster.files import ROOT
+from tests.waiting import until
 
 HEAD, WORKER = ADDRESSES = ("10.77.0.11", "10.77.0.12")
 GATEWAY = "10.77.0.1"
@@ -264,15 +264,16 @@ def _programs(host: psutil.Process) -> set[str]:
     return {process.name() for process in host.children(recursive=True)}
 
 
-def _both_have_joined(
-    file: Path, operate: Operate, seconds: float = 120
-) -> "subprocess.CompletedProcess[str]":
-    """Wait until the cluster has the CPUs of both hosts; return what `status` says then."""
-    deadline = time.monotonic() + seconds
-    while "/4.0 CPU" not in (status := operate("status", file)).stdout:
-        assert time.monotonic() < deadline, status.stdout + status.stderr
-        time.sleep(1)
-    return status
+def _has_cpus(file: Path, operate: Operate, count: int) -> "subprocess.CompletedProcess[str]":
+    """Wait until the cluster has so many CPUs; return what `status` says then."""
+    said: list[subprocess.CompletedProcess[str]] = []
+
+    def is_so() -> bool:
+        said[:] = [operate("status", file)]
+        return f"/{count}.0 CPU" in said[0].stdout
+
+    until(is_so)
+    return said[0]
 
 
 def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
@@ -281,7 +282,7 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     """They train together, one process each, from and to an S3 server that neither of them is."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
-    status = _both_have_joined(file, operate)
+    status = _has_cpus(file, operate, 4)
     assert status.returncode == 0, status.stdout + status.stderr
     assert "Active:" in status.stdout
 
@@ -300,10 +301,7 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
 
     down = operate("down", file, "--yes")
     assert down.returncode == 0, down.stdout + down.stderr
-    deadline = time.monotonic() + 20
-    while any(_programs(host) != {"sshd"} for host in hosts) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert [_programs(host) for host in hosts] == [{"sshd"}, {"sshd"}]
+    until(lambda: all(_programs(host) == {"sshd"} for host in hosts))
 
 
 @pytest.mark.long
@@ -313,7 +311,7 @@ def test_a_host_that_is_cut_off_costs_nothing_but_time(
     """While it trains, its link goes down and its raylet dies; it comes back and is used again."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
-    _both_have_joined(file, operate)
+    _has_cpus(file, operate, 4)
 
     def circle(name: str, *words: str) -> "subprocess.CompletedProcess[str]":
         submit = ("submit", "--cluster", file, "--", *CIRCLE, *words)
@@ -328,22 +326,19 @@ def test_a_host_that_is_cut_off_costs_nothing_but_time(
     assert quiet.returncode == 0, quiet.stdout + quiet.stderr
     with ThreadPoolExecutor(1) as pool:
         cut = pool.submit(circle, "cut", *LONGER, *ALONE)
-        deadline = time.monotonic() + 120
-        while not any(name.startswith("ray::RayTrain") for name in _programs(hosts[1])):
-            assert time.monotonic() < deadline
-            assert not cut.done()
-            time.sleep(0.2)
-        time.sleep(5)
+        trains = lambda: any(name.startswith("ray::RayTrain") for name in _programs(hosts[1]))  # noqa: E731
+        until(lambda: trains() or cut.done())
+        assert not cut.done()
         _ip("-n", NAMES[2], "link", "set", "eth0", "down")
         for process in hosts[1].children(recursive=True):
             if process.name() == "raylet":
                 process.kill()
-        time.sleep(60)
+        _has_cpus(file, operate, 2)  # the head has noticed
         _ip("-n", NAMES[2], "link", "set", "eth0", "up")
         job = cut.result()
     assert job.returncode == 0, job.stdout + job.stderr
     assert rounds("cut") == rounds("quiet")
-    _both_have_joined(file, operate, 300)
+    _has_cpus(file, operate, 4)
     wide = circle("wide", *SHORT, *TOGETHER)  # which needs both hosts
     assert wide.returncode == 0, wide.stdout + wide.stderr
     down = operate("down", file, "--yes")

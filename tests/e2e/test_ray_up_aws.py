@@ -129,7 +129,7 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -28,7 +28,7 @@ RAY_TMPDIR=$HOME/s RAY_AUTH_MODE=disabled ray start --head --port=6380 --dashboa
 sky=$!
 SKYPILOT_NODE_RANK=1 bash $HOME/worker.sh > $HOME/worker.log 2>&1 & worker=$!
 SKYPILOT_NODE_RANK=0 bash $HOME/head.sh > $HOME/head.log 2>&1 & head=$!
-(sleep 200; kill $head $worker) 2> /dev/null &
+(sleep 900; kill $head $worker) 2> /dev/null &
 wait $head; echo "head: $?"
 wait $worker; echo "worker: $?"
 export RAY_ADDRESS=$address:6380 RAY_AUTH_MODE=disabled
@@ -90,7 +90,7 @@ def test_run_ends_on_all_nodes_when_it_fails_and_leaves_skypilots_ray_alone(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         check=False,
     )
     logs = {name: (home / f"{name}.log").read_text()[-3000:] for name in ("head", "worker", "sky")}

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,12 @@ from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
 from mtil.distributed.prepare import tasks
 from mtil.storage import LocalStore, Store, open_store
+from tests.waiting import STOP_AT, until_stopped
 
 ONE_A_SHARD = AppendSettings(max_shard_bytes=1)
 NUM_BEFORE = 60
 _SCRIPT = (
-    "import sys\n"
+    f"{STOP_AT}\n"
     "from mtil.data.append import AppendSettings, append\n"
     "from mtil.data.sources import Source\n"
     "source = Source(uri=sys.argv[1], layout='table')\n"
@@ -73,14 +73,12 @@ def test_an_append_that_was_killed_goes_on_with_the_same_command(
     undisturbed = append([more], here, ONE_A_SHARD, runner=tasks)
 
     store = open_store(uri)
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, more.uri, uri], env=os.environ)
-    deadline = time.monotonic() + 60
-    while len([name for name in store.names("shards") if name.count("-") > 1]) < 3:
-        assert time.monotonic() < deadline, "it took too long"
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
+    command = [sys.executable, "-c", _SCRIPT, more.uri, uri, "shards/12"]
+    process = subprocess.Popen(command, env=os.environ)
+    until_stopped(process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    assert len([name for name in store.names("shards") if name.count("-") > 1]) >= 3
     assert manifests.load(store) == before
     assert sum(shards.read(store, shard).num_rows for shard in before.shards) == NUM_BEFORE
 

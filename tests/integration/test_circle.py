@@ -3,8 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +26,7 @@ from mtil.plan import Summarise, Train, WriteMaps, actions
 from mtil.rounds import map_source, training_rows
 from mtil.run import Run
 from mtil.storage import open_store
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -160,17 +159,17 @@ def test_groups_of_dead_actors_of_this_job_are_freed_and_no_others() -> None:
         assert other.stdout is not None
         theirs = other.stdout.readline().strip()
         ray.kill(ours)
-        _wait_for(lambda: len(_dead(freed, theirs)) == 2, 30)
+        until(lambda: len(_dead(freed, theirs)) == 2)
         cluster.free_orphans()
-        _wait_for(lambda: _groups()[freed] == "REMOVED", 30)
+        until(lambda: _groups()[freed] == "REMOVED")
         states = [_groups()[group] for group in (kept, theirs, driver.id.hex())]
         assert states == ["CREATED"] * 3
         other.communicate("end")
     ray.util.remove_placement_group(driver)
     ray.kill(alive)
-    _wait_for(lambda: len(_dead(kept)) == 1, 30)
+    until(lambda: len(_dead(kept)) == 1)
     cluster.free_orphans()
-    _wait_for(lambda: _groups()[kept] == "REMOVED", 30)
+    until(lambda: _groups()[kept] == "REMOVED")
 
 
 @ray.remote(num_cpus=0)
@@ -214,13 +213,6 @@ def _dead(*groups: str) -> list[str]:
     return [group for group in groups if group in dead]
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 def _brief(**circle: Any) -> Config:
     config = _config(**circle)
     return replace(config, train=replace(config.train, num_epochs=1, max_failures=0))
@@ -239,7 +231,9 @@ def chain(dataset: str, bucket: str) -> Run:
             Ledger.open(run.store).stop()
 
     stopped = threading.Event()
-    state = circle.follow(run, stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(circle, "_POLL_S", 0.05)  # heard of long before the many actions that follow
+        state = circle.follow(run, stop)
     assert state.stopped
     assert not is_over(state)
     assert heartbeat.read(run.store) is None
@@ -308,5 +302,5 @@ def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str)
     run = circle.begin(dataset, f"{bucket}/circle-left", _config(), (0,))
     Ledger.open(run.store).stop()
     coordinator.start(run, grace_s=1.0)
-    _wait_for(lambda: coordinator.find(run) is None, 60)
+    until(lambda: coordinator.find(run) is None)
     assert heartbeat.read(run.store) is None

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from mtil.distributed.ingest import (
 )
 from mtil.errors import DataError
 from mtil.storage import open_store
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -116,7 +116,4 @@ def test_a_stream_that_is_closed_reads_no_more(dataset: str) -> None:
     with closing(streaming_epochs(dataset, _plan(dataset), range(100), 5)) as stream:
         assert next(next(stream)).sample_id
         assert cluster.data_threads()
-    end = time.monotonic() + 10
-    while cluster.data_threads():
-        assert time.monotonic() < end, cluster.data_threads()
-        time.sleep(0.1)
+    until(lambda: not cluster.data_threads())

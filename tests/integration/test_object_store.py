@@ -8,14 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.object_store import _ports
+from cluster.object_store import free_ports
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -> None:
-    port = _ports(None, "127.0.0.1")[-1]
+    port = free_ports(None, "127.0.0.1")[-1]
     command = [sys.executable, "-m", "cluster", "object-store", "--dir", str(tmp_path / "store")]
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     with subprocess.Popen(
@@ -31,5 +32,5 @@ def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -
         servers = psutil.Process(process.pid).children()
         assert [server.name() for server in servers] == ["weed"]
         process.send_signal(end)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert not any(server.is_running() for server in servers)

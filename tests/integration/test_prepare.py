@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mtil.distributed import prepare as on_ray
 from mtil.distributed.prepare import tasks
 from mtil.errors import DataError, LostError
 from mtil.storage import LocalStore, Store, open_store
+from tests.waiting import PATIENCE_S, STOP_AT, until_stopped
 
 SETTINGS = Settings(image_size=64, max_shard_bytes=120_000)
 
@@ -50,19 +50,23 @@ def test_ray_and_one_process_write_the_same_bytes(
 
 
 def test_results_arrive_while_other_jobs_wait(local_ray: None, tmp_path: Path) -> None:
+    heard_of_one = tmp_path / "heard"
+
     def square(job: int, listen: Any = None) -> int:
-        (tmp_path / str(job)).touch()
-        time.sleep(0.2)
+        end = time.monotonic() + PATIENCE_S
+        while job == 19 and not heard_of_one.exists():
+            assert time.monotonic() < end, "no result has arrived before the last job's"
+            time.sleep(0.02)
         return job * job
 
-    begun: list[int] = []
+    heard: list[int] = []
 
     def listen(images: int) -> None:
-        begun.append(len(list(tmp_path.iterdir())))
+        heard_of_one.touch()
+        heard.append(images)
 
     assert tasks(square, range(20), [1] * 20, listen) == [job * job for job in range(20)]
-    assert len(begun) == 20
-    assert begun[0] <= 10  # of two CPUs
+    assert heard == [1] * 20
 
 
 def test_very_many_images_are_done_part_by_part(
@@ -103,20 +107,18 @@ def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path
     def fail_or_wait(job: int, listen: Any = None) -> None:
         if job == 0:
             raise DataError("the first job fails")
-        (tmp_path / f"begun-{job}").touch()
-        for _ in range(600):  # short sleeps, since only Python can be interrupted
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:  # short sleeps, since only Python can be interrupted
             time.sleep(0.1)
         (tmp_path / f"ended-{job}").touch()
 
-    start = time.monotonic()
     with pytest.raises(DataError, match="the first job fails"):
         tasks(fail_or_wait, range(6), [1] * 6, lambda images: None)
-    assert time.monotonic() - start < 50
     assert not list(tmp_path.glob("ended-*"))
 
 
 _SCRIPT = (
-    "import sys\n"
+    f"{STOP_AT}\n"
     "from mtil.data.prepare import Settings, prepare\n"
     "from mtil.data.sources import Source\n"
     "from mtil.errors import StorageError\n"
@@ -129,8 +131,11 @@ _SCRIPT = (
 ONE_A_SHARD = Settings(image_size=64, max_shard_bytes=1)
 
 
-def _start(phantoms: Path, to: str, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", _SCRIPT, str(phantoms), to]
+def _start(
+    phantoms: Path, to: str, environment: dict[str, str], stop_at: str = ""
+) -> "subprocess.Popen[bytes]":
+    """Start a preparation, which stops itself at a write: see `STOP_AT`."""
+    command = [sys.executable, "-c", _SCRIPT, str(phantoms), to, stop_at]
     return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE)
 
 
@@ -142,13 +147,6 @@ def _client(environment: dict[str, str]) -> Any:
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name=environment["AWS_DEFAULT_REGION"],
     )
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +161,8 @@ def test_a_preparation_that_was_killed_goes_on_with_the_same_command(
     phantoms: Path, undisturbed: LocalStore, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = _start(phantoms, str(out), {})
-    _until(lambda: len(list(out.rglob("facts-*.parquet"))) >= 5)
+    process = _start(phantoms, str(out), {}, stop_at="facts-/20")
+    until_stopped(process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     staged = {path: path.stat().st_mtime_ns for path in out.rglob("facts-*.parquet")}
@@ -194,12 +192,12 @@ def test_a_full_disk_is_said_and_the_same_command_finishes_on_a_larger_one(
         pytest.skip("a file system of limited size takes the rights to mount one")
     try:
         process = _start(phantoms, str(disk / "set"), {})
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 1
         assert b"cannot be written: No space left on device" in said
         assert not (disk / "set" / manifests.FILE_NAME).exists()
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        assert _start(phantoms, str(disk / "set"), {}).wait(60) == 0
+        assert _start(phantoms, str(disk / "set"), {}).wait(PATIENCE_S) == 0
         assert _contents(LocalStore(str(disk / "set"))) == _contents(undisturbed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -209,17 +207,15 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
     phantoms: Path, undisturbed: LocalStore, tmp_path: Path
 ) -> None:
     with object_store.running(tmp_path / "s3", "bucket") as environment:
-        process = _start(phantoms, "s3://bucket/set", environment)
-        client = _client(environment)
-        _until(
-            lambda: client.list_objects_v2(Bucket="bucket", Prefix="set/").get("KeyCount", 0) >= 10
-        )
-    _, said = process.communicate(timeout=120)
+        process = _start(phantoms, "s3://bucket/set", environment, stop_at="facts-/20")
+        until_stopped(process)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert b"out of reach" in said
     with object_store.running(tmp_path / "s3", "bucket") as environment:
         again = _start(phantoms, "s3://bucket/set", environment)
-        _, said = again.communicate(timeout=120)
+        _, said = again.communicate(timeout=PATIENCE_S)
         assert again.returncode == 0, said
         client = _client(environment)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix="set/")

@@ -1,11 +1,14 @@
 """What Ray's core tells drivers on stdout, where a command's one JSON object goes."""
 
-import time
+import threading
+from typing import Any
 
 import pytest
 from ray._private import ray_logging
 from ray._private.utils import push_error_to_driver
 from ray._private.worker import global_worker
+
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -14,13 +17,27 @@ def test_what_the_core_tells_is_not_printed(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two messages come one after the other; only the second is let through."""
+    skip = ray_logging.stdout_deduplicator.skip_re
+    assert skip is not None
+    has_come = threading.Event()
+
+    class Skip:
+        def search(self, line: str) -> Any:
+            if "kept back" in line:
+                has_come.set()
+            return skip.search(line)
+
+    monkeypatch.setattr(ray_logging.stdout_deduplicator, "skip_re", Skip())
     push_error_to_driver(global_worker, "kind", "kept back")
-    time.sleep(1)
+    assert has_come.wait(PATIENCE_S)
     monkeypatch.setattr(ray_logging.stdout_deduplicator, "skip_re", None)
     push_error_to_driver(global_worker, "kind", "let through")
-    told, deadline = "", time.monotonic() + 30
-    while "let through" not in told:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    told = ""
+
+    def is_let_through() -> bool:
+        nonlocal told
         told += capfd.readouterr().out
+        return "let through" in told
+
+    until(is_let_through)
     assert "kept back" not in told

@@ -134,7 +134,7 @@ queue = fork.Queue()
 children = [fork.Process(target=read, args=(queue,)) for _ in range(3)]
 for child in children:
     child.start()
-answers = [queue.get(timeout=60) for _ in children]
+answers = [queue.get(timeout=600) for _ in children]
 answers.append([store.read(name) for name in names])
 for child in children:
     child.join()

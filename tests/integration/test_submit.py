@@ -10,16 +10,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
 import requests
 
 from cluster.files import ROOT
+from tests.waiting import PATIENCE_S, until, until_gone
 
 TOKEN = "a-token-of-this-test-alone-0123456789"
 PORT_OPTIONS = (
@@ -69,18 +69,15 @@ def address(environment: dict[str, str], ports: dict[str, int]) -> Iterator[str]
         head = subprocess.Popen(command, env=given, stdout=sink, stderr=sink)
         try:
             url = f"http://127.0.0.1:{ports['--dashboard-port']}"
-            deadline = time.monotonic() + 90
-            while _jobs(url) is None:
-                assert head.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+            until(lambda: _jobs(url) is not None or head.poll() is not None)
+            assert head.poll() is None, log.read_text()
             yield url
         finally:
             processes = psutil.Process(head.pid).children(recursive=True)
             for process in [psutil.Process(head.pid), *processes]:
                 process.kill()
             head.wait()
-            psutil.wait_procs(processes, timeout=10)
+            until_gone(processes)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -127,11 +124,10 @@ def _heed_interrupts() -> None:
 
 
 PROGRAM = """
-import os, sys, time
+import os, sys
 import helper
 for number in range(3):
     print(number, helper.WORD, os.environ["GREETING"], flush=True)
-    time.sleep(0.2)
 print("last", file=sys.stderr)
 sys.exit(3)
 """
@@ -151,7 +147,7 @@ def test_a_job_has_the_folder_and_the_named_variables_and_gives_its_exit_code(
 ) -> None:
     words = ("--working-dir", folder, "--env", "GREETING", "--", "python", "run.py")
     job = submit(*words, GREETING="hello", AWS_SECRET_ACCESS_KEY="wJalrXUtnFEMI")
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 3, err
     lines = [n for n in out.splitlines() if "from the folder" in n or n == "last"]
     assert lines == [*(f"{n} from the folder hello" for n in range(3)), "last"]
@@ -184,17 +180,20 @@ def test_prometheus_is_told_what_the_dashboard_shows(
     (tmp_path / "gauges.py").write_text(GAUGES)
     job = submit("--working-dir", tmp_path, "--", sys.executable, "gauges.py")
     url = f"http://127.0.0.1:{ports['--metrics-export-port']}/metrics"
-    deadline = time.monotonic() + 90
+    text = ""
+
+    def is_told() -> bool:
+        nonlocal text
+        text = requests.get(url, timeout=PATIENCE_S).text
+        return "ray_mtil_round{" in text
+
     try:
-        while "ray_mtil_round{" not in (text := requests.get(url, timeout=10).text):
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(1)
+        until(is_told, job)
     finally:
         name = next(one["submission_id"] for one in _jobs(address) or []
                     if one["entrypoint"].endswith("gauges.py"))  # fmt: skip
-        submit("--stop", name).communicate(timeout=60)
-        job.communicate(timeout=60)
+        submit("--stop", name).communicate(timeout=PATIENCE_S)
+        job.communicate(timeout=PATIENCE_S)
     told = dict(re.findall(r"^ray_(mtil_\w+){([^}]*)}", text, re.MULTILINE))
     dashboard = (ROOT / "cluster" / "grafana.json").read_text()
     assert told.keys() == set(re.findall(r"ray_(mtil_\w+)", dashboard))
@@ -212,7 +211,7 @@ def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
     while "tick 1" not in (line := job.stdout.readline()):
         assert line, job.communicate()[1]
     job.send_signal(signal.SIGINT)
-    _, err = job.communicate(timeout=30)
+    _, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 130
     assert "The job goes on" in err
     assert "Traceback" not in err
@@ -225,9 +224,9 @@ def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
     while "tick 3" not in (line := again.stdout.readline()):
         assert line, again.communicate()[1]
     stopped = submit("--stop", name)
-    _, err = stopped.communicate(timeout=60)
+    _, err = stopped.communicate(timeout=PATIENCE_S)
     assert stopped.returncode == 0, err
-    again.communicate(timeout=60)
+    again.communicate(timeout=PATIENCE_S)
     assert again.returncode not in (0, None)
     states = {kept["submission_id"]: kept["status"] for kept in _jobs(address) or []}
     assert states[name] == "STOPPED"
@@ -281,35 +280,56 @@ class Proxy:
         self._listener = self._listen()
 
 
+LOOP = """
+import itertools, time
+from pathlib import Path
+for n in itertools.count():
+    print("tick", n, flush=True)
+    if Path({over!r}).exists():
+        break
+    time.sleep(0.2)
+"""
+
+
 def test_a_job_is_followed_over_an_outage(
     submit: Submit, ports: dict[str, int], folder: Path
 ) -> None:
-    loop = "import time\nfor n in range(60): print('tick', n, flush=True); time.sleep(0.2)"
-    (folder / "loop.py").write_text(loop)
+    over = folder / "over"
+    (folder / "loop.py").write_text(LOOP.format(over=str(over)))
     proxy = Proxy(ports["--dashboard-port"])
     url = f"http://127.0.0.1:{proxy.port}"
     job = submit("--address", url, "--working-dir", folder, "--", "python", "loop.py")
     assert job.stdout is not None
-    seen = ""
-    while "tick 5" not in seen:
-        line = job.stdout.readline()
-        assert line, job.communicate()[1]
-        seen += line
-    proxy.cut()
-    time.sleep(6)
-    proxy.mend()
     assert job.stderr is not None
-    out, err = job.stdout.read(), job.stderr.read()  # `communicate` passes over what is buffered
+    out = _read_until(job.stdout, "tick 5")
     proxy.cut()
-    assert job.wait(120) == 0, err
-    ticks = re.findall(r"^tick (\d+)$", seen + out, re.MULTILINE)
-    assert ticks == [str(n) for n in range(60)]
+    err = _read_until(job.stderr, "the cluster does not answer; trying again")
+    proxy.mend()
+    last = int(out.split()[-1])
+    out += _read_until(job.stdout, f"tick {last + 3}")
+    over.touch()
+    out += job.stdout.read()  # `communicate` passes over what is buffered
+    err += job.stderr.read()
+    proxy.cut()
+    assert job.wait(PATIENCE_S) == 0, err
+    ticks = re.findall(r"^tick (\d+)$", out, re.MULTILINE)
+    assert ticks == [str(n) for n in range(len(ticks))]
     assert err.count("the cluster does not answer; trying again") == 1
+
+
+def _read_until(stream: IO[str], word: str) -> str:
+    """Return what a stream says up to a line with a word."""
+    said = ""
+    while word not in said:
+        line = stream.readline()
+        assert line, f"the stream has ended without {word!r}: {said}"
+        said += line
+    return said
 
 
 def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder: Path) -> None:
     job = submit("--working-dir", folder, "--", "bash", "-c", "kill -9 $$")
-    _, err = job.communicate(timeout=120)
+    _, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 137, err
 
 
@@ -326,7 +346,7 @@ def test_what_cannot_be_done_is_one_sentence(
     submit: Submit, words: tuple[str, ...], variables: dict[str, str], code: int, told: str
 ) -> None:
     job = submit(*words, **variables)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == code, err
     (line,) = [line for line in err.splitlines() if line.startswith("cluster: ")]
     assert told in line

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mtil.errors import ResourceError, RunError
 from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
+from tests.waiting import until
 from tune import search as searches
 from tune import study as studies
 from tune.cli import main
@@ -243,14 +243,16 @@ class TestOnRay:
 
     def test_no_judge_is_left(self, search: Search) -> None:
         """Tune keeps what trials are given, a judge too, for as long as the driver lives."""
-        deadline = time.monotonic() + 10
-        while states := {
-            actor["State"]
-            for actor in ray._private.state.actors().values()
-            if actor["ActorClassName"] == "Judge" and actor["State"] != "DEAD"
-        }:
-            assert time.monotonic() < deadline, states
-            time.sleep(0.2)
+        until(
+            lambda: (
+                {
+                    actor["State"]
+                    for actor in ray._private.state.actors().values()
+                    if actor["ActorClassName"] == "Judge"
+                }
+                <= {"DEAD"}
+            )
+        )
 
     def test_the_same_search_again_does_nothing(self, search: Search) -> None:
         lines: Lines = []

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import LocalStore
 from tests.unit.commands import Fails, outcome
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.usefixtures("signals")
 
@@ -300,12 +300,9 @@ def test_an_interrupted_command_leaves_nothing_half_done(
         preexec_fn=_heed_interrupts,
     ) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not any(tmp_path.rglob("*.png")):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: any(tmp_path.rglob("*.png")), process)
             os.kill(process.pid, number)
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -3,8 +3,6 @@
 import io
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import yaml
 from cluster import launch
 from cluster.__main__ import main
 from cluster.files import ROOT
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -96,20 +95,13 @@ def test_a_forwarder_that_ends_is_started_again(
 ) -> None:
     monkeypatch.setattr(launch, "_RESTART_S", 0.05)
     starts = tmp_path / "starts"
-    program = f"open({str(starts)!r}, 'a').write('x'); import time; time.sleep(60)"
+    program = f"open({str(starts)!r}, 'a').write('x'); import signal; signal.pause()"
     forwarder = launch._Forwarder([sys.executable, "-c", program])
     forwarder.keep()
     try:
-        _until(lambda: starts.exists() and starts.read_text() == "x")
+        until(lambda: starts.exists() and starts.read_text() == "x")
         os.kill(forwarder._process.pid, 9)
-        _until(lambda: starts.read_text() == "xx")
+        until(lambda: starts.read_text() == "xx")
     finally:
         forwarder.end()
     assert forwarder.has_ended()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,34 @@ from mtil import heartbeat
 from mtil.errors import RunError, StorageError
 from mtil.heartbeat import NAME, Beat, Heart, Listener, is_beating, read
 from mtil.storage import LocalStore
+from tests.waiting import PATIENCE_S, until
+
+SILENCE_S = 15.0
+
+
+class Clock:
+    """The clock of whoever listens: it goes on only while there is a sleep."""
+
+    def __init__(self) -> None:
+        self.now = self.slept = 0.0
+        self.in_a_sleep: Callable[[], object] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+        self.in_a_sleep()
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
-    monkeypatch.setattr(heartbeat, "_SILENCE_S", 60.0)  # a busy machine is not silent
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.6)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(heartbeat, "time", found)
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)  # of those who beat, by the real clock
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", SILENCE_S)
+    return found
 
 
 @pytest.fixture
@@ -31,38 +48,44 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def wait_for(count: int, store: LocalStore) -> Beat:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
+    found: list[Beat] = []
+
+    def is_there() -> bool:
         latest = read(store)
-        if latest is not None and latest.count >= count:
-            return latest
-        time.sleep(0.005)
-    raise AssertionError(f"no beat of number {count}")
+        found.extend([latest] if latest is not None and latest.count >= count else [])
+        return bool(found)
+
+    until(is_there)
+    return found[0]
 
 
-def test_where_nobody_has_begun_nothing_beats(store: LocalStore) -> None:
-    begin = time.monotonic()
+def beats_meanwhile(clock: Clock, store: LocalStore) -> None:
+    """Let another beat come in each sleep of the listener."""
+    clock.in_a_sleep = lambda: wait_for(wait_for(1, store).count + 1, store)
+
+
+def test_where_nobody_has_begun_nothing_beats(store: LocalStore, clock: Clock) -> None:
     assert read(store) is None
     assert not is_beating(store)
-    assert time.monotonic() - begin < 30  # there is nothing to wait for
+    assert clock.slept == 0.0  # there is nothing to wait for
     assert not Path(store.uri).exists()
 
 
-def test_a_session_at_work_beats_until_it_leaves(store: LocalStore) -> None:
+def test_a_session_at_work_beats_until_it_leaves(store: LocalStore, clock: Clock) -> None:
     with Heart(store, "one"):
         assert wait_for(3, store).session == "one"
+        beats_meanwhile(clock, store)
         assert is_beating(store)
+        assert clock.slept == pytest.approx(heartbeat.INTERVAL_S / 3)
     assert read(store) is None
     assert not is_beating(store)
     assert store.names() == []
 
 
-@pytest.mark.usefixtures("_impatient")
-def test_a_session_that_died_is_silent(store: LocalStore) -> None:
+def test_a_session_that_died_is_silent(store: LocalStore, clock: Clock) -> None:
     store.write(NAME, json.dumps({"session": "dead", "count": 7}).encode())
-    begin = time.monotonic()
     assert not is_beating(store)
-    assert time.monotonic() - begin >= 0.6  # it was listened to for long enough
+    assert SILENCE_S <= clock.slept < SILENCE_S + heartbeat.INTERVAL_S  # and not longer
     assert read(store) == Beat("dead", 7)
 
 
@@ -74,8 +97,7 @@ def test_a_beat_says_where_it_comes_from_and_what_is_waited_for(store: LocalStor
         assert wait_for(first.count + 2, store).waits == "It waits for machines."
 
 
-@pytest.mark.usefixtures("_impatient")
-def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore) -> None:
+def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore, clock: Clock) -> None:
     listener = Listener(store)
     assert not listener.is_beating()
     store.write(NAME, json.dumps({"session": "dead", "count": 7}).encode())
@@ -83,29 +105,38 @@ def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore) -> None:
     store.delete(NAME)
     with Heart(store, "one"):
         wait_for(1, store)
+        beats_meanwhile(clock, store)
         assert listener.is_beating()
         wait_for(3, store)
-        begin = time.monotonic()
+        slept = clock.slept
         assert listener.is_beating()
-        assert time.monotonic() - begin < 0.5  # without a wait
+        assert clock.slept == slept  # without a wait
     store.write(NAME, json.dumps({"session": "one", "count": 99}).encode())
     assert listener.is_beating()
-    time.sleep(0.7)
+    clock.now += SILENCE_S - 1
+    assert listener.is_beating()
+    clock.now += 2
     assert not listener.is_beating()
 
 
-def test_one_that_leaves_while_it_is_listened_to_is_not_beating(store: LocalStore) -> None:
+def test_one_that_leaves_while_it_is_listened_to_is_not_beating(
+    store: LocalStore, clock: Clock
+) -> None:
     store.write(NAME, json.dumps({"session": "one", "count": 1}).encode())
-    leaving = threading.Timer(0.1, store.delete, [NAME])
-    leaving.start()
+    clock.in_a_sleep = lambda: store.delete(NAME)
     assert not is_beating(store)
-    leaving.join()
+    assert clock.slept < heartbeat.INTERVAL_S
 
 
-def test_a_successor_is_seen_at_once(store: LocalStore) -> None:
+def test_a_successor_is_seen_at_once(store: LocalStore, clock: Clock) -> None:
     store.write(NAME, json.dumps({"session": "dead", "count": 1}).encode())
-    with Heart(store, "two"):
-        assert is_beating(store)
+
+    def come() -> None:
+        store.write(NAME, json.dumps({"session": "two", "count": 1}).encode())
+
+    clock.in_a_sleep = come
+    assert is_beating(store)
+    assert clock.slept < heartbeat.INTERVAL_S
 
 
 def test_who_leaves_lets_a_successor_s_beat_be(
@@ -132,7 +163,7 @@ def test_a_storage_that_fails_for_a_while_does_not_end_the_beat(store: LocalStor
     with Heart(Moody(store.uri), "one"):
         wait_for(1, store)
         failing.set()
-        assert tried.wait(10)
+        assert tried.wait(PATIENCE_S)
         before = read(store)
         assert before is not None
         failing.clear()
@@ -140,7 +171,6 @@ def test_a_storage_that_fails_for_a_while_does_not_end_the_beat(store: LocalStor
     assert read(store) is None
 
 
-@pytest.mark.usefixtures("_impatient")
 def test_leaving_a_storage_that_fails_is_no_error(store: LocalStore) -> None:
     class Gone(LocalStore):
         def delete(self, name: str) -> None:

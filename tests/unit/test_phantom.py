@@ -5,7 +5,6 @@ import itertools
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from mtil.data.phantom import folder
 from mtil.data.phantom.scanner import speckle
 from mtil.errors import DataError, RunError, StorageError
 from mtil.storage import LocalStore
+from tests.waiting import PATIENCE_S, until, until_gone
 
 NUM_ORIGINALS, NUM_DUPLICATES = 40, 36
 NUM_VIEWS, MAX_VIEWS, NUM_COPIES = 61, 4, 30
@@ -572,11 +572,7 @@ def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]
         text=True,
         preexec_fn=_heed_interrupts,
     )
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.rglob("*.png")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: any(tmp_path.rglob("*.png")), process)
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
@@ -586,11 +582,10 @@ def test_workers_end_with_the_process_that_asked(tmp_path: Path, number: signal.
     with process:
         try:
             process.send_signal(number)
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive
+    until_gone(workers)
     if number == signal.SIGINT:
         assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
@@ -601,7 +596,7 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
         drawing = [worker for worker in workers if worker.ppid() != process.pid]  # forkserver's
         try:
             drawing[0].kill()
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert told.strip().splitlines()[-1] == (

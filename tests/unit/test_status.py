@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from mtil.errors import StorageError
 from mtil.ledger import Ledger
 from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps
 from mtil.run import Run
+from tests.waiting import until
 
 CircleRun = Callable[..., Run]
 Meanwhile = Callable[[Callable[[], object]], None]
@@ -187,8 +187,7 @@ def test_a_failed_fold_is_told_with_its_cause(
 def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[..., Told]) -> None:
     run = circle_run(until=Train(0, 0))
     with heartbeat.Heart(run.store, "later"):
-        while heartbeat.read(run.store) is None:
-            threading.Event().wait(0.01)
+        until(lambda: heartbeat.read(run.store))
         _, values, seen = told("status", "--run", run.uri)
         assert (values["condition"], values["host"]) == ("running", socket.gethostname())
         assert f"A coordinator on {socket.gethostname()} is at it." in seen
@@ -349,8 +348,7 @@ def test_what_a_coordinator_waits_for_is_told(
     heart = heartbeat.Heart(run.store, "later")
     heart.waits = "The coordinator waits for machines: none are left."
     with heart:
-        while heartbeat.read(run.store) is None:
-            threading.Event().wait(0.01)
+        until(lambda: heartbeat.read(run.store))
         _, values, seen = told("status", "--run", run.uri)
     assert values["waits"] == heart.waits
     assert f"{heart.waits}\n" in seen
