@@ -32,7 +32,10 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 """Escapes that may stand for half a surrogate pair, or for NUL."""
-_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+")
+_NUMBER = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?)"
+)
+"""Numbers that YAML 1.1 takes for text, such as `1e-3` and `-.5`."""
 _LONGEST_SHOWN = 60
 
 Value = TypeVar("Value")
@@ -171,7 +174,7 @@ def shown(value: object) -> str:
         return repr(shortened(value))
     if isinstance(value, int) and value.bit_length() > 128:
         return "an integer of many digits"
-    return shortened(repr(value)) if value is not None else "null"
+    return shortened(repr(value))
 
 
 def shortened(text: str) -> str:
@@ -252,7 +255,7 @@ def _constant(finite: bool) -> Callable[[str], float]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values of YAML 1.1, and `1e-3` as the number that it is in YAML 1.2."""
+    """Plain values of YAML 1.1, with the numbers of YAML 1.2."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -299,7 +302,7 @@ _Loader.yaml_implicit_resolvers = {
     letter: [(tag, rule) for tag, rule in rules if tag != f"{_PREFIX}timestamp"]
     for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(f"{_PREFIX}float", _EXPONENT, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_PREFIX}float", _NUMBER, list("-+.0123456789"))
 _Loader.yaml_constructors = {
     tag: rule
     for tag, rule in yaml.SafeLoader.yaml_constructors.items()
