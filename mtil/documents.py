@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mtil.errors import DataError, MtilError
 
@@ -38,6 +38,8 @@ _NUMBER = re.compile(
 """Numbers that YAML 1.1 takes for text, such as `1e-3` and `-.5`."""
 _LONGEST_SHOWN = 60
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256 in lower-case hex, as mtil writes fingerprints and digests."""
 Value = TypeVar("Value")
 
 

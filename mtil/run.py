@@ -4,14 +4,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
 from mtil import __version__
-from mtil.config import Config, digest, from_dict, to_dict
+from mtil.config import STRICT, Config, Count, NonNegative, Whole, digest, from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.shards import HOLDOUT
+from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
@@ -26,21 +30,51 @@ _RESULT = "result.json"
 _RESULT_NAME = re.compile(rf"rounds/(\d+)/fold-(\d+)/{re.escape(_RESULT)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FoldResult:
     """What one training came to, by its fold's inner validation rows."""
 
-    round: int
-    fold: int
-    part: int | None
-    best_epoch: int
-    num_epochs: int
-    seconds: float
+    round: Whole
+    fold: Whole
+    part: Whole | None
+    best_epoch: Whole
+    num_epochs: Count
+    seconds: NonNegative
     metrics: dict[str, float]
-    model_sha256: str
-    fingerprint: str
-    config_digest: str
+    model_sha256: Sha256
+    fingerprint: Sha256
+    config_digest: Sha256
     version: str = __version__
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Asked:
+    """`run.json`: what a run was asked to do."""
+
+    config: dict[str, Any]
+    data: str
+    fingerprint: Sha256
+    config_digest: Sha256 | None = None
+    """Of the configuration as it is stored; None in files of early versions."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Step:
+    """`step.json`: how far into an epoch a training is."""
+
+    epoch: Whole
+    step: Whole
+    steps: Count
+    hosts: tuple[str, ...] = ()
+
+
+_RESULTS: TypeAdapter[FoldResult] = TypeAdapter(FoldResult)
+_ASKED: TypeAdapter[_Asked] = TypeAdapter(_Asked)
+_STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
+_RECORDS: TypeAdapter[list[dict[str, int | float | str | None]]] = TypeAdapter(
+    list[dict[str, int | float | str | None]]
+)
+_MAX_HISTORY_BYTES = 64 * MIB
 
 
 class Run:
@@ -100,19 +134,24 @@ class Run:
         """
         store = open_store(uri)
         try:
-            values = json.loads(store.read(FILE_NAME))
+            data = store.read(FILE_NAME)
         except NotFoundError:
             raise DataError(
                 f"A run must have a {FILE_NAME}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            values = None
-        if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
-            values = {}
-        if not {"config", "data", "fingerprint"} <= values.keys():
-            raise DataError(f"{store.uri}/{FILE_NAME} is not a run's; name another --run.")
-        return cls(store, values)
+        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another --run")
+        values = document.object(data)
+        asked = document.validate(_ASKED, values)
+        if asked.config_digest not in (None, _digest_of(asked.config)):
+            document.refuse(
+                f"must hold the configuration with the digest {asked.config_digest}, but its "
+                "configuration has another"
+            )
+        try:
+            return cls(store, values)
+        except ConfigError as error:
+            document.refuse(f"holds a configuration that mtil {__version__} does not know: {error}")
 
     def manifest(self, data_uri: str | None = None) -> Manifest:
         """Read the version of the data set that this run is trained on.
@@ -170,11 +209,16 @@ class Run:
 
     def history(self, of: Train) -> list[dict[str, Any]]:
         """Return the records of the epochs that a training has had."""
+        name = f"{self.folder(of)}/{_HISTORY}"
         try:
-            lines = self.store.read(f"{self.folder(of)}/{_HISTORY}").splitlines()
+            data = self.store.read(name)
         except NotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        document = Document(
+            f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
+        )
+        records: list[dict[str, Any]] = document.validate(_RECORDS, document.lines(data))
+        return records
 
     def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
         """Write how far into an epoch a training is, and on which machines."""
@@ -182,11 +226,14 @@ class Run:
 
     def step(self, of: Train) -> dict[str, Any] | None:
         """Return how far into an epoch a training is, if it has said so."""
+        name = f"{self.folder(of)}/{_STEP}"
         try:
-            values: dict[str, Any] = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
+            data = self.store.read(name)
         except NotFoundError:
             return None
-        return values
+        document = Document(f"{self.uri}/{name}", "delete it")
+        step = document.validate(_STEPS, document.object(data))
+        return {**asdict(step), "hosts": list(step.hosts)}
 
     def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
         """Write a training's model and then, once and for all, the result that names it.
@@ -231,13 +278,14 @@ class Run:
         """
         name = f"{self.folder(of)}/{_RESULT}"
         try:
-            return FoldResult(**json.loads(self.store.read(name)))
+            data = self.store.read(name)
         except NotFoundError:
             return None
-        except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise DataError(
-                f"{self.uri}/{name} is not a result of this version; delete it to train again."
-            ) from None
+        document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
+        result = document.validate(_RESULTS, document.object(data))
+        if (result.round, result.fold, result.part) != (of.round, of.fold, of.part):
+            document.refuse(f"must be the result of the {of}, but is another training's")
+        return result
 
     def trained(self) -> dict[int, list[int]]:
         """Return the folds whose main model is trained, by round; both ascending."""
@@ -341,6 +389,12 @@ class News:
             self._step = step
             lines.append({"kind": "step", **step})
         return lines
+
+
+def _digest_of(config: Mapping[str, Any]) -> str:
+    """Return the `config.digest` of a stored configuration, whatever version's it is."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
