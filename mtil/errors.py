@@ -6,6 +6,7 @@ MtilError
 │   ├── DataError        an image, a mask, a table, a data set
 │   ├── StorageError     a path or bucket that cannot be read or written
 │   │   ├── NotFoundError
+│   │   ├── TooLargeError  an object of more bytes than its reader takes
 │   │   └── RefusedError  one that answers, and lets nobody in
 │   ├── LedgerError      a circle's ledger that was damaged
 │   ├── CheckpointError  a model file that does not fit
@@ -42,6 +43,10 @@ class StorageError(UserError):
 
 class NotFoundError(StorageError):
     """A path or object does not exist."""
+
+
+class TooLargeError(StorageError):
+    """An object has more bytes than its reader takes into memory."""
 
 
 class RefusedError(StorageError):

@@ -33,8 +33,17 @@ class Store(Protocol):
     def uri(self) -> str:
         """The root, as the user would write it."""
 
-    def read(self, name: str) -> bytes:
-        """Return an object's bytes; `NotFoundError` if there is none."""
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Return an object's bytes.
+
+        Args:
+            name: the object's.
+            max_bytes: the most bytes that are read into memory; no bound by default.
+
+        Raises:
+            NotFoundError: if there is no such object.
+            TooLargeError: if it has more than `max_bytes` bytes.
+        """
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Yield an object's bytes piece by piece; `NotFoundError` if there is none."""

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from mtil.errors import NotFoundError, StorageError
+from mtil.storage.bounds import join
 from mtil.storage.names import checked
 
 PARTIAL = ".partial-"
@@ -30,15 +31,9 @@ class LocalStore:
         """The folder's absolute path."""
         return str(self.root)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
-        path = self._path(name)
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise NotFoundError(f"{path} does not exist.") from None
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+        return join(self.chunks(name), str(self._path(name)), max_bytes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`."""

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mtil.errors import NotFoundError, RefusedError, StorageError
+from mtil.storage.bounds import join
 from mtil.storage.names import checked
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class S3Store:
         """The bucket and prefix."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
-        return b"".join(self.chunks(name))
+        return join(self.chunks(name), f"{self.uri}/{name}", max_bytes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`; goes on behind what has come where an answer breaks off."""

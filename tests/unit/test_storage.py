@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtil.errors import NotFoundError, StorageError
+from mtil.errors import NotFoundError, StorageError, TooLargeError
 from mtil.storage import LocalStore, local, open_store, split_uri
 
 
@@ -22,6 +22,13 @@ def test_what_was_written_is_read(store: LocalStore) -> None:
     assert store.exists("a/b (1).png")
     assert not store.exists("a")
     assert not store.exists("c")
+
+
+def test_no_more_is_read_than_the_reader_takes(store: LocalStore) -> None:
+    store.write("x", b"12345")
+    assert store.read("x", max_bytes=5) == b"12345"
+    with pytest.raises(TooLargeError, match=r"x must have at most 4 bytes, but has more"):
+        store.read("x", max_bytes=4)
 
 
 def test_names_are_sorted_relative_and_below_a_folder(store: LocalStore) -> None:
