@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from mtil.errors import DataError, MtilError
+from mtil.errors import DataError, MtilError, TooLargeError
 
 MAX_DEPTH = 32
 """Levels of arrays and objects inside each other; mtil's own files have fewer than ten."""
@@ -43,6 +43,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Value = TypeVar("Value")
 
 
+class _Store(Protocol):
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes: ...
+
+
 class _Problem(ValueError):  # noqa: N818
     """What is wrong with a document, as the predicate of a sentence about the file."""
 
@@ -59,6 +63,18 @@ class Document:
     max_bytes: int = MIB
     finite: bool = True
     """Whether NaN and infinities are refused."""
+
+    def read(self, store: _Store, name: str) -> bytes:
+        """Read at most `max_bytes` bytes.
+
+        Raises:
+            NotFoundError: if there is no such object.
+            `error`: if it is longer.
+        """
+        try:
+            return store.read(name, max_bytes=self.max_bytes)
+        except TooLargeError:
+            self.refuse(f"must have at most {self.max_bytes} bytes, but has more")
 
     def json(self, data: bytes) -> Any:
         """Parse JSON.

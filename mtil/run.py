@@ -133,15 +133,14 @@ class Run:
             DataError: if there is none.
         """
         store = open_store(uri)
+        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another --run")
         try:
-            data = store.read(FILE_NAME)
+            values = document.object(document.read(store, FILE_NAME))
         except NotFoundError:
             raise DataError(
                 f"A run must have a {FILE_NAME}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
-        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another --run")
-        values = document.object(data)
         asked = document.validate(_ASKED, values)
         if asked.config_digest not in (None, _digest_of(asked.config)):
             document.refuse(
@@ -210,29 +209,31 @@ class Run:
     def history(self, of: Train) -> list[dict[str, Any]]:
         """Return the records of the epochs that a training has had."""
         name = f"{self.folder(of)}/{_HISTORY}"
-        try:
-            data = self.store.read(name)
-        except NotFoundError:
-            return []
         document = Document(
             f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
         )
-        records: list[dict[str, Any]] = document.validate(_RECORDS, document.lines(data))
-        return records
+        try:
+            records = document.lines(document.read(self.store, name))
+        except NotFoundError:
+            return []
+        return [dict(record) for record in document.validate(_RECORDS, records)]
 
     def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
         """Write how far into an epoch a training is, and on which machines."""
         self.store.write(f"{self.folder(of)}/{_STEP}", json.dumps(step).encode())
 
     def step(self, of: Train) -> dict[str, Any] | None:
-        """Return how far into an epoch a training is, if it has said so."""
+        """Return how far into an epoch a training is: `epoch`, `step`, `steps` and `hosts`.
+
+        None if it has not said so. A damaged file, which is only for people, says nothing.
+        """
         name = f"{self.folder(of)}/{_STEP}"
-        try:
-            data = self.store.read(name)
-        except NotFoundError:
-            return None
         document = Document(f"{self.uri}/{name}", "delete it")
-        step = document.validate(_STEPS, document.object(data))
+        try:
+            values = document.object(document.read(self.store, name))
+            step = document.validate(_STEPS, values)
+        except (NotFoundError, DataError):
+            return None
         return {**asdict(step), "hosts": list(step.hosts)}
 
     def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
@@ -277,12 +278,12 @@ class Run:
             DataError: if the file holds something else.
         """
         name = f"{self.folder(of)}/{_RESULT}"
+        document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
         try:
-            data = self.store.read(name)
+            values = document.object(document.read(self.store, name))
         except NotFoundError:
             return None
-        document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
-        result = document.validate(_RESULTS, document.object(data))
+        result = document.validate(_RESULTS, values)
         if (result.round, result.fold, result.part) != (of.round, of.fold, of.part):
             document.refuse(f"must be the result of the {of}, but is another training's")
         return result
