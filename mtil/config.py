@@ -388,7 +388,12 @@ def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> 
 
 def digest(config: Config) -> str:
     """Return the sha256 of the configuration's canonical JSON, in hex."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return digest_of(to_dict(config))
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the `digest` of a stored configuration, whatever version wrote it."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

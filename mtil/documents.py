@@ -128,7 +128,11 @@ class Document:
             `error`: naming the first key that is missing, unknown or wrong, and its value.
         """
         try:
-            return adapter.validate_json(json.dumps(values), strict=True)
+            text = json.dumps(values)
+        except (TypeError, ValueError, RecursionError):  # of values that another reader made
+            self.refuse("must hold plain values alone, but holds something else")
+        try:
+            return adapter.validate_json(text, strict=True)
         except ValidationError as error:
             self.refuse(complaint(error))
 

@@ -288,10 +288,10 @@ class Ledger:
         document = self._document(number)
         values = document.object(data)
         keys = _Envelope.__dataclass_fields__.keys()
-        if values.get("kind") not in _KINDS:
+        if values.get("kind", _KINDS[0]) not in _KINDS:
             raise LedgerError(
                 f"{name} must be of a kind that mtil {__version__} knows, but is "
-                f"{shown(values.get('kind'))}; use the version that wrote it."
+                f"{shown(values['kind'])}; use the version that wrote it."
             )
         envelope = document.validate(_ENVELOPE, {k: v for k, v in values.items() if k in keys})
         change = document.validate(_CHANGE, {k: v for k, v in values.items() if k not in keys})

@@ -11,12 +11,22 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.config import STRICT, Config, Count, NonNegative, Whole, digest, from_dict, to_dict
+from mtil.config import (
+    STRICT,
+    Config,
+    Count,
+    NonNegative,
+    Whole,
+    digest,
+    digest_of,
+    from_dict,
+    to_dict,
+)
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.shards import HOLDOUT
 from mtil.documents import MIB, Document, Sha256
-from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError
+from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
@@ -75,6 +85,8 @@ _RECORDS: TypeAdapter[list[dict[str, int | float | str | None]]] = TypeAdapter(
     list[dict[str, int | float | str | None]]
 )
 _MAX_HISTORY_BYTES = 64 * MIB
+_MAX_MODEL_BYTES = 2**34
+"""As in `mtil.checkpoint`, which needs torch."""
 
 
 class Run:
@@ -142,7 +154,7 @@ class Run:
                 "make one with `mtil train`."
             ) from None
         asked = document.validate(_ASKED, values)
-        if asked.config_digest not in (None, _digest_of(asked.config)):
+        if asked.config_digest not in (None, digest_of(asked.config)):
             document.refuse(
                 f"must hold the configuration with the digest {asked.config_digest}, but its "
                 "configuration has another"
@@ -339,8 +351,8 @@ class Run:
             )
         name = self.model_name(of, result)
         try:
-            data = self.store.read(name)
-        except NotFoundError:
+            data = self.store.read(name, max_bytes=_MAX_MODEL_BYTES)
+        except (NotFoundError, TooLargeError):
             data = b""
         if hashlib.sha256(data).hexdigest() != result.model_sha256:
             raise OtherModelError(
@@ -390,12 +402,6 @@ class News:
             self._step = step
             lines.append({"kind": "step", **step})
         return lines
-
-
-def _digest_of(config: Mapping[str, Any]) -> str:
-    """Return the `config.digest` of a stored configuration, whatever version's it is."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
