@@ -9,17 +9,21 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from mtil import __version__
-from mtil.config import Config, from_dict, to_dict
+from mtil.config import STRICT, Config, Share, Whole, digest_of, from_dict, to_dict
 from mtil.config import digest as config_digest
-from mtil.errors import CheckpointError, ConfigError, NotFoundError
+from mtil.documents import Document, Sha256, shortened, shown
+from mtil.errors import CheckpointError, ConfigError, NotFoundError, TooLargeError
 from mtil.models import TwoTaskNetwork
 from mtil.storage import PARTIAL_NAME, Store
 
@@ -27,6 +31,9 @@ _MODEL_KIND = "mtil model"
 _LATEST = "latest.json"
 _FILE = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
 """What a checkpoint is called."""
+MAX_BYTES = 2**34
+"""Of a checkpoint or a model file, which is held in memory: a thousand times the usual size."""
+_MAX_CONFIG_VALUES = 1000
 
 _UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
@@ -64,18 +71,37 @@ class Model:
         Raises:
             CheckpointError: if the weights are those of another architecture.
         """
+        self._check_widths()
         values = to_dict(self.config)
         values["model"]["encoder"]["pretrained"] = False  # the weights follow
         network = TwoTaskNetwork(from_dict(values).model)
+        self._check_dtypes(network.state_dict())
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(
-                f"A model file must hold the weights of the architecture it names, but this one's "
-                f"do not fit ({reason}…); train again."
-            ) from None
+            raise _unfit(" ".join(str(error).split())) from None
         return network.eval()
+
+    def _check_widths(self) -> None:
+        """Compare the decoder's widths with the weights, before a wide network takes memory."""
+        for stride, channels in zip((16, 8, 4, 2), self.config.model.decoder_channels, strict=True):
+            name = f"logits.{stride}.weight"
+            found = tuple(self.weights[name].shape) if name in self.weights else None
+            if found != (1, channels, 1, 1):
+                raise _unfit(f"{name} is {found} where {channels} channels are named")
+
+    def _check_dtypes(self, expected: Mapping[str, Tensor]) -> None:
+        """Compare types, which PyTorch would convert without a word."""
+        for name, value in self.weights.items():
+            if name in expected and value.dtype != expected[name].dtype:
+                raise _unfit(f"{name} is {value.dtype} instead of {expected[name].dtype}")
+
+
+def _unfit(reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"A model file must hold the weights of the architecture it names, but this one's do not "
+        f"fit ({reason[:160]}…); train again."
+    )
 
 
 def model_to_bytes(model: Model) -> bytes:
@@ -108,23 +134,100 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     if values.get("kind") != _MODEL_KIND:
         raise CheckpointError(f"A model file is needed, but {source} is another kind of file.")
     known = {item.name for item in fields(Model)} - {"digest"}
+    version = values.get("version")
+    made_by = f"{source} was made by mtil {version if isinstance(version, str) else '?'}"[:300]
     if differing := (values.keys() - {"kind", "config_digest"}) ^ known:
         raise CheckpointError(
-            f"{source} was made by mtil {values.get('version')}, whose model files differ from "
-            f"this version's in {', '.join(sorted(differing))}; train again."
+            f"{made_by}, whose model files differ from this version's in "
+            f"{shortened(', '.join(sorted(differing)))}; train again."
         )
+    document = Document(source, "train again", CheckpointError)
+    about = document.validate(_ABOUT, {key: values[key] for key in _ABOUT_KEYS})
+    stored = document.validate(_TREE, _plain(values["config"]))
+    if values.get("config_digest") not in (None, digest_of(stored)):
+        document.refuse("must hold the configuration that its digest names, but holds another")
     try:
-        config = from_dict(values["config"])
+        config = from_dict(stored)
     except ConfigError as error:
         raise CheckpointError(
-            f"{source} was made by mtil {values.get('version')} with a configuration that this "
-            f"version does not know: {error}"
+            f"{made_by} with a configuration that this version does not know: {error}"
         ) from None
+    _check_weights(values["weights"], len(data), document)
     return Model(
         config=config,
+        weights=values["weights"],
         digest=hashlib.sha256(data).hexdigest(),
-        **{key: values[key] for key in known - {"config"}},
+        **asdict(about),
     )
+
+
+def _plain(tree: object) -> object:
+    """Return a configuration, or None if it has more values than any has.
+
+    Lists in a pickle may hold each other again and again, so that a walk would not end.
+    """
+    waiting, count = [tree], 0
+    while waiting:
+        node = waiting.pop()
+        count += 1
+        if count > _MAX_CONFIG_VALUES:
+            return None
+        if isinstance(node, dict):
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+    return tree
+
+
+def _check_weights(weights: object, size: int, document: Document) -> None:
+    """Refuse weights that are no finite tensors, or more than a file of `size` bytes holds."""
+    if not isinstance(weights, dict) or not weights:
+        document.refuse("must hold weights by name, but does not")
+    total = 0
+    for name, value in weights.items():
+        if not (
+            isinstance(name, str)
+            and isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and value.device.type == "cpu"
+            and not value.is_quantized
+        ):
+            document.refuse(f"must hold dense tensors as weights, but {shown(name)} is none")
+        total += value.numel() * value.element_size()
+        if total > size:  # before anything looks at them: a view can be larger than its storage
+            document.refuse(f"must hold all its weights, but {shown(name)} is larger than the file")
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            document.refuse(f"must hold finite weights, but {shown(name)} has NaN or infinity")
+
+
+@validated(frozen=True, config=STRICT)
+class _About:
+    """The metadata of a model file."""
+
+    fingerprint: Sha256
+    fold: Whole
+    source_size: Annotated[int, Field(ge=1, le=4096)]
+    epoch: Whole
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    threshold: Share
+    num_passes: Annotated[int, Field(ge=1, le=100)]
+    version: str
+
+
+@validated(frozen=True, config=STRICT)
+class _Pointer:
+    """`latest.json`: the committed checkpoint."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.pt$")]
+    epoch: Whole
+    sha256: Sha256
+
+
+_ABOUT: TypeAdapter[_About] = TypeAdapter(_About)
+_ABOUT_KEYS = tuple(item.name for item in fields(_About))
+_POINTERS: TypeAdapter[_Pointer] = TypeAdapter(_Pointer)
+_TREE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class TrainingCheckpoints:
@@ -162,8 +265,8 @@ class TrainingCheckpoints:
             return None
         name = f"{self._folder}/{pointer['file']}"
         try:
-            data = self._store.read(name)
-        except NotFoundError:
+            data = self._store.read(name, max_bytes=MAX_BYTES)
+        except (NotFoundError, TooLargeError):
             data = b""
         if hashlib.sha256(data).hexdigest() != pointer["sha256"]:
             raise CheckpointError(
@@ -178,16 +281,17 @@ class TrainingCheckpoints:
         self._store.clear(self._folder, re.compile(rf"{_FILE.pattern}|{PARTIAL_NAME}"))
 
     def _pointer(self) -> dict[str, Any] | None:
+        name = f"{self._folder}/{_LATEST}"
+        document = Document(
+            f"{self._store.uri}/{name}",
+            "delete its folder to train again from the start",
+            CheckpointError,
+        )
         try:
-            pointer: dict[str, Any] = json.loads(self._store.read(f"{self._folder}/{_LATEST}"))
+            values = document.object(document.read(self._store, name))
         except NotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise CheckpointError(
-                f"{self._store.uri}/{self._folder}/{_LATEST} is not JSON; delete its folder to "
-                "train again from the start."
-            ) from None
-        return pointer
+        return asdict(document.validate(_POINTERS, values))
 
 
 def _to_bytes(values: dict[str, Any]) -> bytes:
@@ -203,8 +307,10 @@ def _from_bytes(data: bytes, source: str) -> dict[str, Any]:
         warnings.catch_warnings(action="ignore"),  # about files that are not ours
         zipfile.ZipFile(io.BytesIO(data)) as archive,
     ):
-        if archive.testzip() is None:  # torch.load does not look at the checksums
+        size = sum(info.file_size for info in archive.infolist())
+        # torch.load neither bounds what compressed members unfold to nor looks at checksums
+        if size <= len(data) and archive.testzip() is None:
             values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise CheckpointError(f"{source} is not a file that mtil wrote, or it is damaged.")
     return values

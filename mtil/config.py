@@ -13,10 +13,10 @@ from dataclasses import field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from mtil.documents import Document, shortened, shown
 from mtil.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -368,15 +368,15 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """
     tree = to_dict(base or Config())
     _merge(tree, values, prefix="")
-    try:
-        return _ADAPTER.validate_python(tree)
+    try:  # as JSON, since strict types then still let lists be tuples and groups be dataclasses
+        return _ADAPTER.validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
             raise cause from None
         key = ".".join(str(part) for part in first["loc"] if part != "function-after")
         rule = first["msg"][:1].lower() + first["msg"][1:]
-        raise ConfigError(f"`{key}` is wrong: {rule}, but got {first['input']!r}.") from None
+        raise ConfigError(f"`{key}` is wrong: {rule}, but got {shown(first['input'])}.") from None
 
 
 def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
@@ -394,30 +394,30 @@ def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 group = ".".join(parents[:depth])
-                raise ConfigError(f"`{group}` must be a group of keys, but got {node!r}.")
+                raise ConfigError(f"`{group}` must be a group of keys, but got {shown(node)}.")
         node[leaf] = _scalar(key, text)
     return from_dict(tree, base)
 
 
-def from_yaml(text: str, base: Config | None = None, *, source: str) -> Config:
+def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> Config:
     """Read a YAML configuration; `source` names it in errors."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"A configuration must be YAML, but {source} is not: {line}.") from None
+    document = Document(f"The configuration {source}", "correct the file", ConfigError)
+    values = document.yaml(text)
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"A configuration must be a mapping of keys, but {source} holds {values!r}."
-        )
+        document.refuse(f"must be a mapping of keys, but holds {shown(values)}")
     return from_dict(values, base)
 
 
 def digest(config: Config) -> str:
     """Return the sha256 of the configuration's canonical JSON, in hex."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return digest_of(to_dict(config))
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the `digest` of a stored configuration, whatever version wrote it."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -469,12 +469,12 @@ def _plain(number: float) -> str:
 
 def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
-        name = f"{prefix}{key}"
+        name = shortened(f"{prefix}{key}")
         if key not in tree:
             raise ConfigError(f"`{name}` is not a configuration key{_suggestion(name)}.")
         if isinstance(tree[key], dict):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"`{name}` must be a group of keys, but got {value!r}.")
+                raise ConfigError(f"`{name}` must be a group of keys, but got {shown(value)}.")
             _merge(tree[key], value, f"{name}.")
         else:
             tree[key] = value
@@ -486,16 +486,7 @@ def _suggestion(name: str) -> str:
 
 
 def _scalar(key: str, text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"`{key}` must be a plain value, but got {text!r}.") from None
-    if isinstance(value, str):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3 as text
-        except ValueError:
-            return value
-    return value
+    return Document(f"`{shortened(key)}` on the command line", "correct it", ConfigError).yaml(text)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Sequence[str]:

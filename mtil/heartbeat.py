@@ -10,8 +10,13 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from mtil.config import Whole
+from mtil.documents import Document
 from mtil.errors import NotFoundError, RunError, StorageError
 from mtil.storage import Store
 
@@ -21,16 +26,19 @@ _SILENCE_S = 5 * INTERVAL_S
 """After which nobody is thought to be there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Beat:
     """A session's latest sign of life."""
 
     session: str
-    count: int
+    count: Whole
     host: str = ""
     """The machine that it comes from."""
     waits: str = ""
     """What it waits for, in a sentence, if for anything."""
+
+
+_BEATS: TypeAdapter[Beat] = TypeAdapter(Beat)
 
 
 def read(store: Store) -> Beat | None:
@@ -39,12 +47,12 @@ def read(store: Store) -> Beat | None:
     Raises:
         RunError: if the file holds something else.
     """
+    document = Document(f"{store.uri}/{NAME}", "delete it", RunError)
     try:
-        return Beat(**json.loads(store.read(NAME)))
+        values = document.object(document.read(store, NAME))
     except NotFoundError:
         return None
-    except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
-        raise RunError(f"{store.uri}/{NAME} is not a coordinator's; delete it.") from None
+    return document.validate(_BEATS, values)
 
 
 def is_beating(store: Store) -> bool:

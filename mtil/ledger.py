@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
 from mtil.circle import Begin, Boot, Change, Event, Go, State, Stop, replay
 from mtil.config import STRICT, Count
+from mtil.documents import MIB, Document, Sha256, shown
 from mtil.errors import (
     ConfigError,
     DataError,
@@ -37,6 +38,8 @@ _NAME = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
 _NUM_READERS = 16
 _MAX_UNLISTED = 1000
 """Events that a listing may leave out because they were written while it was made."""
+_MAX_EVENT_BYTES = 4 * MIB
+_KINDS = ("begin", "boot", "started", "done", "failed", "stop", "go")
 _RESTORE = "restore it, or name another --run"
 
 
@@ -57,7 +60,7 @@ class _Envelope:
     """The sha256 of the bytes of the event before, in hex; empty for the first."""
     at: str
     session: str
-    sha256: str
+    sha256: Sha256
     """Of the event's own text without this key, in hex."""
 
 
@@ -115,7 +118,7 @@ class Ledger:
         """
         while True:
             try:
-                data = self.store.read(_name(self._number + 1))
+                data = self._document(self._number + 1).read(self.store, _name(self._number + 1))
             except NotFoundError:
                 break
             self._take([data])
@@ -235,14 +238,19 @@ class Ledger:
 
     def _read(self, number: int) -> bytes:
         try:
-            return self.store.read(_name(number))
+            return self._document(number).read(self.store, _name(number))
         except NotFoundError:
             raise self._gap(number) from None
 
     def _gap(self, number: int) -> LedgerError:
         return LedgerError(
-            f"A ledger must have no gap, but event {number} of {self.uri} is missing and there "
-            f"are later ones; {_RESTORE}."
+            f"A ledger must have no gap, but event {number} of {self.uri} is missing and "
+            f"there are later ones; {_RESTORE}."
+        )
+
+    def _document(self, number: int) -> Document:
+        return Document(
+            f"Event {number} of {self.uri}", _RESTORE, LedgerError, max_bytes=_MAX_EVENT_BYTES
         )
 
     def _take(self, found: Iterable[bytes]) -> None:
@@ -280,18 +288,16 @@ class Ledger:
     def _decoded(self, number: int, data: bytes, previous: str) -> tuple[Event, str]:
         """Return an event and the sha256 of its bytes, after the event with sha256 `previous`."""
         name = f"Event {number} of {self.uri}"
-        try:
-            values = json.loads(data)
-        except ValueError:
-            raise LedgerError(f"{name} must be whole JSON, but is not; {_RESTORE}.") from None
-        if not isinstance(values, dict):
-            raise LedgerError(f"{name} must be a JSON object, but is not; {_RESTORE}.")
+        document = self._document(number)
+        values = document.object(data)
         keys = _Envelope.__dataclass_fields__.keys()
-        try:
-            envelope = _ENVELOPE.validate_python({k: v for k, v in values.items() if k in keys})
-            change = _CHANGE.validate_python({k: v for k, v in values.items() if k not in keys})
-        except ValidationError as error:
-            raise LedgerError(_complaint(name, values, error)) from None
+        if values.get("kind", _KINDS[0]) not in _KINDS:
+            raise LedgerError(
+                f"{name} must be of a kind that mtil {__version__} knows, but is "
+                f"{shown(values['kind'])}; use the version that wrote it."
+            )
+        envelope = document.validate(_ENVELOPE, {k: v for k, v in values.items() if k in keys})
+        change = document.validate(_CHANGE, {k: v for k, v in values.items() if k not in keys})
         if _sealed({k: v for k, v in values.items() if k != "sha256"}) != data:
             raise LedgerError(
                 f"{name} must be as it was written, but has another sha256 than it says; "
@@ -329,18 +335,6 @@ def probe(store: Store) -> None:
     store.delete(name)
     if not honoured:
         raise StorageError(f"{rule} does not; name another --run.")
-
-
-def _complaint(name: str, values: dict[str, object], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "union_tag_invalid" and not first["loc"]:
-        return (
-            f"{name} must be of a kind that mtil {__version__} knows, but is "
-            f"{values['kind']!r}; use the version that wrote it."
-        )
-    key = ".".join(str(part) for part in first["loc"])
-    rule = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{name} is not an event: `{key}` {rule}; {_RESTORE}."
 
 
 def _sealed(values: dict[str, object]) -> bytes:

@@ -69,6 +69,9 @@ class Summarise:
         return f"summary of round {self.round}"
 
 
+_MAX_ACTIONS = 100_000
+"""Of a plan, which every reader of the ledger holds in memory."""
+
 Action = Annotated[Train | WriteMaps | Evaluate | Summarise, Field(discriminator="kind")]
 
 
@@ -82,7 +85,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.folds or list(self.folds) != sorted(set(self.folds)):
-            raise ConfigError(f"The folds must be ascending, but got {list(self.folds)}.")
+            raise ConfigError(f"The folds must be ascending, but got {list(self.folds)[:10]}.")
+        a_fold = 2 + 2 * (self.circle.num_parts if self._cross_fit else 1)
+        most = self.circle.num_rounds * (len(self.folds) * a_fold + 1)
+        if most > _MAX_ACTIONS:
+            raise ConfigError(
+                f"A circle run must have at most {_MAX_ACTIONS} actions, but its rounds, folds and "
+                f"parts make {most}; lower `circle.num_rounds`."
+            )
 
     @classmethod
     def of(cls, circle: CircleConfig, folds: Iterable[int]) -> "Plan":

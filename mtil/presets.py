@@ -54,9 +54,7 @@ def load(name: str) -> Config:
         )
     folder, file = split_uri(name)
     try:
-        text = open_store(folder).read(file).decode()
+        text = open_store(folder).read(file)
     except NotFoundError:
         raise ConfigError(f"The configuration file {name} does not exist.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"A configuration must be YAML text, but {name} is not text.") from None
     return from_yaml(text, source=name)

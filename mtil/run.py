@@ -4,15 +4,29 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
 from mtil import __version__
-from mtil.config import Config, digest, from_dict, to_dict
+from mtil.config import (
+    STRICT,
+    Config,
+    Count,
+    NonNegative,
+    Whole,
+    digest,
+    digest_of,
+    from_dict,
+    to_dict,
+)
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.shards import HOLDOUT
-from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, StorageError
+from mtil.documents import MIB, Document, Sha256
+from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
@@ -26,21 +40,53 @@ _RESULT = "result.json"
 _RESULT_NAME = re.compile(rf"rounds/(\d+)/fold-(\d+)/{re.escape(_RESULT)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FoldResult:
     """What one training came to, by its fold's inner validation rows."""
 
-    round: int
-    fold: int
-    part: int | None
-    best_epoch: int
-    num_epochs: int
-    seconds: float
+    round: Whole
+    fold: Whole
+    part: Whole | None
+    best_epoch: Whole
+    num_epochs: Count
+    seconds: NonNegative
     metrics: dict[str, float]
-    model_sha256: str
-    fingerprint: str
-    config_digest: str
+    model_sha256: Sha256
+    fingerprint: Sha256
+    config_digest: Sha256
     version: str = __version__
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Asked:
+    """`run.json`: what a run was asked to do."""
+
+    config: dict[str, Any]
+    data: str
+    fingerprint: Sha256
+    config_digest: Sha256 | None = None
+    """Of the configuration as it is stored; None in files of early versions."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Step:
+    """`step.json`: how far into an epoch a training is."""
+
+    epoch: Whole
+    step: Whole
+    steps: Count
+    hosts: tuple[str, ...] = ()
+
+
+_RESULTS: TypeAdapter[FoldResult] = TypeAdapter(FoldResult)
+_ASKED: TypeAdapter[_Asked] = TypeAdapter(_Asked)
+_STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
+_RECORDS: TypeAdapter[list[dict[str, int | float | str | None]]] = TypeAdapter(
+    list[dict[str, int | float | str | None]]
+)
+_MAX_HISTORY_BYTES = 64 * MIB
+_MAX_MODEL_BYTES = 2**34
+"""As in `mtil.checkpoint`, which needs torch."""
 
 
 class Run:
@@ -99,20 +145,24 @@ class Run:
             DataError: if there is none.
         """
         store = open_store(uri)
+        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another --run")
         try:
-            values = json.loads(store.read(FILE_NAME))
+            values = document.object(document.read(store, FILE_NAME))
         except NotFoundError:
             raise DataError(
                 f"A run must have a {FILE_NAME}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            values = None
-        if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
-            values = {}
-        if not {"config", "data", "fingerprint"} <= values.keys():
-            raise DataError(f"{store.uri}/{FILE_NAME} is not a run's; name another --run.")
-        return cls(store, values)
+        asked = document.validate(_ASKED, values)
+        if asked.config_digest not in (None, digest_of(asked.config)):
+            document.refuse(
+                f"must hold the configuration with the digest {asked.config_digest}, but its "
+                "configuration has another"
+            )
+        try:
+            return cls(store, values)
+        except ConfigError as error:
+            document.refuse(f"holds a configuration that mtil {__version__} does not know: {error}")
 
     def manifest(self, data_uri: str | None = None) -> Manifest:
         """Read the version of the data set that this run is trained on.
@@ -170,11 +220,15 @@ class Run:
 
     def history(self, of: Train) -> list[dict[str, Any]]:
         """Return the records of the epochs that a training has had."""
+        name = f"{self.folder(of)}/{_HISTORY}"
+        document = Document(
+            f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
+        )
         try:
-            lines = self.store.read(f"{self.folder(of)}/{_HISTORY}").splitlines()
+            records = document.lines(document.read(self.store, name))
         except NotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        return [dict(record) for record in document.validate(_RECORDS, records)]
 
     def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
         """Write how far into an epoch a training is, and on which machines."""
@@ -185,16 +239,14 @@ class Run:
 
         None if it has not said so. A damaged file, which is only for people, says nothing.
         """
+        name = f"{self.folder(of)}/{_STEP}"
+        document = Document(f"{self.uri}/{name}", "delete it")
         try:
-            values = json.loads(self.store.read(f"{self.folder(of)}/{_STEP}"))
-            where = {name: int(values[name]) for name in ("epoch", "step", "steps")}
-            return where | {"hosts": [str(host) for host in values.get("hosts", [])]}
-        except NotFoundError:
+            values = document.object(document.read(self.store, name))
+            step = document.validate(_STEPS, values)
+        except (NotFoundError, DataError):
             return None
-        except StorageError:
-            raise
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return None
+        return {**asdict(step), "hosts": list(step.hosts)}
 
     def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
         """Write a training's model and then, once and for all, the result that names it.
@@ -239,14 +291,15 @@ class Run:
             DataError: if the file holds something else.
         """
         name = f"{self.folder(of)}/{_RESULT}"
+        document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
         try:
-            return FoldResult(**json.loads(self.store.read(name)))
+            values = document.object(document.read(self.store, name))
         except NotFoundError:
             return None
-        except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise DataError(
-                f"{self.uri}/{name} is not a result of this version; delete it to train again."
-            ) from None
+        result = document.validate(_RESULTS, values)
+        if (result.round, result.fold, result.part) != (of.round, of.fold, of.part):
+            document.refuse(f"must be the result of the {of}, but is another training's")
+        return result
 
     def trained(self) -> dict[int, list[int]]:
         """Return the folds whose main model is trained, by round; both ascending."""
@@ -299,8 +352,8 @@ class Run:
             )
         name = self.model_name(of, result)
         try:
-            data = self.store.read(name)
-        except NotFoundError:
+            data = self.store.read(name, max_bytes=_MAX_MODEL_BYTES)
+        except (NotFoundError, TooLargeError):
             data = b""
         if hashlib.sha256(data).hexdigest() != result.model_sha256:
             raise OtherModelError(

@@ -2,15 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as validated
 
 from mtil.circle import State
 from mtil.cli.console import Output
+from mtil.config import Whole
+from mtil.documents import Document
+from mtil.errors import LedgerError
 from mtil.plan import Summarise
 from mtil.run import Run
 
 SHOWN = ("dice", "f1", "auc")
 """The figures that a person is told."""
+
+
+@validated(frozen=True)
+class _Figure:
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@validated(frozen=True)
+class _Figures:
+    dice: _Figure
+    f1: _Figure
+    auc: _Figure
+
+
+@validated(frozen=True)
+class _Pass:
+    number: Annotated[Whole, Field(alias="pass")]
+    metrics: _Figures
+
+
+@validated(frozen=True)
+class _Summary:
+    """What the ledger must say of a round for a person to be told."""
+
+    folds: list[Whole]
+    by_pass: Annotated[list[_Pass], Field(min_length=1)]
+
+
+_SUMMARIES: TypeAdapter[_Summary] = TypeAdapter(_Summary)
 
 
 @dataclass(frozen=True)
@@ -32,6 +69,12 @@ def describe(record: Run, state: State) -> Told:
         result: Any = state.done.get(Summarise(number))
         if result is None:
             continue
+        document = Document(
+            f"The ledger's summary of round {number} of {record.uri}",
+            "restore the ledger, or name another --run",
+            LedgerError,
+        )
+        document.validate(_SUMMARIES, result)
         by_pass = result["by_pass"]
         metrics = by_pass[-1]["metrics"]
         rounds.append(

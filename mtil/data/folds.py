@@ -9,13 +9,13 @@ import numpy as np
 from mtil.data.dealing import TUMOURS as TUMOURS
 from mtil.data.dealing import Group, Kind, deal_folds, deal_parts, in_groups, totals
 from mtil.data.layouts.record import Record
+from mtil.data.manifest import MAX_FOLDS as MAX_FOLDS
 from mtil.data.manifest import Dropped
 from mtil.data.shards import HOLDOUT, LABELS
 from mtil.errors import DataError
 
 NUM_PARTS = 8
 """Inner parts of a fold; a small collection gets fewer."""
-MAX_FOLDS = 100
 NOT_IN_PAPER = "the paper protocol is about tumour images"
 GIVEN = "given"
 """The rule of folds that the sources give."""

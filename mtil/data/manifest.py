@@ -6,29 +6,44 @@ on, and `dataset.json` is the newest.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FailFast, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from mtil.config import Count, Whole
+from mtil.documents import MIB, Document, Sha256, shown
 from mtil.errors import DataError, NotFoundError, TooLargeError
 from mtil.storage import Store
 
 FILE_NAME = "dataset.json"
 VERSIONS = "versions"
 SCHEMA_VERSION = 2
+MAX_FOLDS = 100
+MAX_SHARD_BYTES = 2**30
+"""Readers hold a shard in memory; `mtil prepare` writes about 64 MiB."""
+_MAX_BYTES = 64 * MIB
+_HOLDOUT = -1
+_VERSION = re.compile(rf"{VERSIONS}/([0-9]{{6}})\.json")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+_Fold = Annotated[int, Field(ge=_HOLDOUT, lt=MAX_FOLDS)]
+_Part = Annotated[int, Field(ge=0, lt=MAX_FOLDS)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """How many rows of a shard share a fold, an inner part and a label."""
 
-    fold: int
-    part: int
-    label: int
-    rows: int
+    fold: _Fold
+    part: _Part
+    label: Annotated[int, Field(ge=0, le=2)]
+    rows: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +51,18 @@ class Shard:
     """One Parquet file of rows."""
 
     path: str
-    rows: int
-    bytes: int
-    sha256: str
-    cells: tuple[Cell, ...]
+    rows: Count
+    bytes: Annotated[int, Field(gt=0, le=MAX_SHARD_BYTES)]
+    sha256: Sha256
+    cells: Annotated[tuple[Cell, ...], FailFast()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
     """The bytes of one file."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0, le=MAX_SHARD_BYTES)]
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +82,7 @@ class SourceInfo:
     """What its sample ids begin with; empty if there is only one collection."""
     licence: str
     citation: str
-    read: int
+    read: Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,25 +96,25 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     name: str
     sources: tuple[SourceInfo, ...]
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=2048)]
     protocol: str
     """`grouped`, `paper`, or `official` for the sources' own folds."""
     fold_rule: str
-    num_folds: int
-    num_parts: int
-    seed: int
-    num_groups: int
-    read: int
-    kept: dict[str, int]
-    folds: dict[str, dict[str, int]]
-    holdout: dict[str, int]
+    num_folds: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
+    num_parts: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
+    seed: Whole
+    num_groups: Whole
+    read: Whole
+    kept: dict[str, Whole]
+    folds: dict[str, dict[str, Whole]]
+    holdout: dict[str, Whole]
     """Images by class that are kept for a final test."""
-    dropped: tuple[Dropped, ...] = field(default=())
-    invalid: tuple[Dropped, ...] = field(default=())
+    dropped: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
+    invalid: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
     """Images that could not be used and were skipped."""
-    shards: tuple[Shard, ...]
+    shards: Annotated[tuple[Shard, ...], FailFast()]
     fingerprint: str
-    version: int = 1
+    version: Annotated[int, Field(ge=1, le=999_999)] = 1
     """Counts up with every `mtil prepare --append`."""
     audit: str = "audit"
     """The folder of this version's audit."""
@@ -219,23 +234,71 @@ def version_name(version: int) -> str:
 
 def read(store: Store, name: str = FILE_NAME) -> Manifest:
     """Read one manifest. See `load`."""
+    document = Document(f"{store.uri}/{name}", "prepare the data again", max_bytes=_MAX_BYTES)
     try:
-        values = json.loads(store.read(name))
+        values = document.object(document.read(store, name))
     except NotFoundError:
         raise DataError(
             f"A data set must have a {name}, but {store.uri} has none; "
             "make one with `mtil prepare`."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(f"{store.uri}/{name} is not JSON; prepare the data again.") from None
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
+    version = values.get("schema_version")
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise DataError(
             f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has "
-            f"{version!r}; prepare the data again."
+            f"{shown(version)}; prepare the data again."
         )
-    try:
-        return _ADAPTER.validate_python(values)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise DataError(f"{store.uri}/{name} is wrong at `{where}`; prepare again.") from None
+    made = document.validate(_ADAPTER, values)
+    for problem in _contradictions(made, name):
+        document.refuse(problem)
+    return made
+
+
+def _contradictions(made: Manifest, name: str) -> Iterator[str]:
+    """Yield what the values of a manifest contradict in each other or in the file's name."""
+    version = _VERSION.fullmatch(name)
+    if version and int(version[1]) != made.version:
+        yield f"must be version {int(version[1])}, but says version {made.version}"
+    if not _SHA256.fullmatch(made.fingerprint):
+        yield f"is wrong at `fingerprint`: it must be a sha256, but is {shown(made.fingerprint)}"
+    paths = [shard.path for shard in made.shards]
+    if len(set(paths)) < len(paths):
+        yield "must name each shard once, but names one twice"
+    names = [("shards", path) for path in paths] + [("audit", path) for path in made.facts]
+    names += [("audit", f"{made.audit}/x")]
+    for folder, path in names:
+        if not _is_below(folder, path):
+            yield f"must name files below {folder}/, but names {shown(path)}"
+    yield from _miscounts(made)
+
+
+def _miscounts(made: Manifest) -> Iterator[str]:
+    """Yield the counts of rows that do not add up."""
+    rows: Counter[int] = Counter()
+    for shard in made.shards:
+        if sum(cell.rows for cell in shard.cells) != shard.rows:
+            yield f"must give {shard.path} as many rows as its cells have, but does not"
+        for cell in shard.cells:
+            rows[cell.fold] += cell.rows
+            if cell.fold >= made.num_folds or cell.part >= made.num_parts:
+                yield (
+                    f"must have folds below {made.num_folds} and parts below {made.num_parts}, but "
+                    f"{shard.path} has fold {cell.fold} and part {cell.part}"
+                )
+    counts = {str(_HOLDOUT): made.holdout, **made.folds}
+    for fold in range(_HOLDOUT, made.num_folds):
+        counted = sum(counts.get(str(fold), {}).values())
+        if counted != rows[fold]:
+            yield (
+                f"must count the rows of its shards, but counts {counted} of the {rows[fold]} in "
+                f"fold {fold}"
+            )
+    kept = sum(made.kept.values())
+    if kept != made.num_rows:
+        yield f"must keep the {made.num_rows} images of its shards, but keeps {kept}"
+
+
+def _is_below(folder: str, path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    plain = str(PurePosixPath(path)) == path and ".." not in parts and "\0" not in path
+    return plain and len(parts) > 1 and parts[0] == folder

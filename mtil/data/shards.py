@@ -6,6 +6,7 @@ image is then a copy, not a decode. Masks, a ninth of the pixels' bytes, shrink 
 
 import hashlib
 import io
+import math
 import threading
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mtil import parquet
 from mtil.data.manifest import Shard
+from mtil.documents import shortened
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
@@ -25,6 +27,20 @@ _OTHER_BYTES = 1536
 """What a row takes beside its pixels, the mask at the original size above all."""
 
 _thread = threading.local()
+
+_TYPES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("fold", pa.int8(), nullable=False),
+        pa.field("part", pa.int8(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("mask_png", pa.binary(), nullable=False),
+    ]
+)
+"""Of the columns whose type does not depend on the images' size."""
 
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
@@ -117,6 +133,8 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
             found.update(chunk)
             data[size : size + len(chunk)] = chunk[: max(shard.bytes - size, 0)]
             size += len(chunk)
+            if size > shard.bytes:
+                break
     except NotFoundError:
         raise DataError(
             f"Shard {shard.path} of {store.uri} is missing; prepare the data again."
@@ -126,7 +144,31 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
             f"{shard.sha256[:12]}…, but its {size} bytes differ; prepare the data again."
         )
-    return parquet.read(data, columns)
+    try:
+        table = parquet.read(data, columns, _TYPES)
+        if table.num_rows != shard.rows:
+            raise pa.ArrowInvalid(f"it has {table.num_rows} rows")
+        _check_pixels(table)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"Shard {shard.path} of {store.uri} must be a Parquet file of {shard.rows} images, but "
+            f"is not: {shortened(str(error))}; prepare the data again."
+        ) from None
+    return table
+
+
+def _check_pixels(table: pa.Table) -> None:
+    """Refuse images and masks that are not the bytes and the bits of one square."""
+    for name, per_byte in (("image", 1), ("mask", 8)):
+        if name in table.column_names:
+            kind = table.schema.field(name).type
+            num = kind.byte_width * per_byte if pa.types.is_fixed_size_binary(kind) else 0
+            if not num or math.isqrt(num) ** 2 != num or table.column(name).null_count:
+                raise pa.ArrowInvalid(f"column {name} must hold squares, but is {kind}")
+    if {"image", "mask"} <= set(table.column_names):
+        image, mask = (table.schema.field(name).type.byte_width for name in ("image", "mask"))
+        if image != 8 * mask:
+            raise pa.ArrowInvalid(f"a mask must have {image} bits, but has {8 * mask}")
 
 
 def _buffer(size: int) -> memoryview:

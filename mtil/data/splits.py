@@ -3,17 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from mtil.data.folds import MAX_FOLDS, NUM_PARTS, Assignment
 from mtil.data.groups import read_table
 from mtil.data.layouts.record import Record
 from mtil.data.shards import HOLDOUT
+from mtil.documents import MIB, Document, shown
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import open_store, split_uri
 
 FILE_NAME = "splits.json"
 RULE = "splits file"
+_MAX_BYTES = 128 * MIB
 
 
 def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
@@ -39,13 +40,12 @@ def read_file(uri: str) -> Assignment:
         DataError: if it is no such file, or places an image where none can be.
     """
     parent, name = split_uri(uri)
+    document = Document(uri, "write it as `mtil prepare` does", max_bytes=_MAX_BYTES)
     try:
-        values: Any = json.loads(open_store(parent).read(name))
+        values = document.object(document.read(open_store(parent), name))
     except NotFoundError:
         raise DataError(f"The splits file {uri} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(f"{uri} is not JSON; write it as `mtil prepare` does.") from None
-    images = values.get("images") if isinstance(values, dict) else None
+    images = values.get("images")
     if not isinstance(images, dict):
         raise DataError(
             f"{uri} must have `images`, a fold and a part by sample id; write it as `mtil prepare` "
@@ -55,7 +55,7 @@ def read_file(uri: str) -> Assignment:
     num_parts = _number(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
     place: dict[str, tuple[int, int]] = {}
     for name, entry in images.items():
-        where, found = f"{name!r} in {uri}", entry if isinstance(entry, dict) else {}
+        where, found = f"{shown(name)} in {uri}", entry if isinstance(entry, dict) else {}
         fold = _number(found.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
         part = _number(found.get("part"), 0, num_parts - 1, f"The part of {where}")
         place[name] = (fold, part)
@@ -127,5 +127,5 @@ def read_holdout(
 
 def _number(value: object, low: int, high: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DataError(f"{what} must be a number from {low} to {high}, but is {value!r}.")
+        raise DataError(f"{what} must be a number from {low} to {high}, but is {shown(value)}.")
     return value

@@ -1,11 +1,16 @@
 """Resource plans that would hang are refused before anything starts, with the numbers. No Ray."""
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as validated
+
+from mtil.config import STRICT, NonNegative
+from mtil.documents import Document
 from mtil.errors import ResourceError
 
 DATA_TASK_CPUS = 0.25
@@ -22,6 +27,25 @@ class Node:
     gpus: float
 
 
+_Machines = Annotated[int, Field(ge=0, le=100_000)]
+
+
+@validated(frozen=True, config=STRICT)
+class _Kind:
+    cpus: NonNegative
+    gpus: NonNegative
+    most: _Machines
+
+
+@validated(frozen=True, config=STRICT)
+class _Told:
+    most: _Machines
+    kinds: list[_Kind]
+
+
+_MACHINES: TypeAdapter[_Told] = TypeAdapter(_Told)
+
+
 def to_come(live: Sequence[Node], machines: str) -> list[Node]:
     """Return the nodes that a cluster can still start.
 
@@ -33,19 +57,18 @@ def to_come(live: Sequence[Node], machines: str) -> list[Node]:
     Raises:
         ResourceError: if it is something else.
     """
-    try:
-        told = json.loads(machines)
-        room = int(told["most"]) - sum(node.cpus > 0 for node in live)
-        nodes: list[Node] = []
-        for kind in told["kinds"]:
-            node = Node(cpus=float(kind["cpus"]), gpus=float(kind["gpus"]))
-            missing = min(int(kind["most"]) - list(live).count(node), room - len(nodes))
-            nodes += [node] * max(missing, 0)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ResourceError(
-            'MTIL_MACHINES must be like {"most": 2, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}]}, '
-            f"but is {machines}."
-        ) from error
+    document = Document(
+        "MTIL_MACHINES",
+        'write it like {"most": 2, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}]}',
+        ResourceError,
+    )
+    told = document.validate(_MACHINES, document.object(machines.encode(errors="replace")))
+    room = told.most - sum(node.cpus > 0 for node in live)
+    nodes: list[Node] = []
+    for kind in told.kinds:
+        node = Node(cpus=kind.cpus, gpus=kind.gpus)
+        missing = min(kind.most - list(live).count(node), room - len(nodes))
+        nodes += [node] * max(missing, 0)
     return nodes
 
 

@@ -3,16 +3,23 @@
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from mtil.config import Config
 from mtil.distributed import cluster, preflight
-from mtil.errors import DataError, ResourceError
+from mtil.documents import Document
+from mtil.errors import ResourceError
 from mtil.run import Run
 
 _log = logging.getLogger(__name__)
 
 _THREADS = "threads.json"
+_MAX_THREADS = 4096
+_NUMBERS: TypeAdapter[dict[str, int]] = TypeAdapter(
+    dict[str, Annotated[int, Field(ge=1, le=_MAX_THREADS)]]
+)
 
 
 def reserved_cpus(config: Config) -> float:
@@ -51,14 +58,14 @@ def num_threads(run: Run, proposed: int) -> int:
         DataError: if the run's file of it holds something else.
     """
     run.store.create(_THREADS, json.dumps({"threads": proposed}).encode())
-    with suppress(ValueError, TypeError, LookupError):
-        threads = json.loads(run.store.read(_THREADS))["threads"]
-        if isinstance(threads, int) and threads > 0:
-            return threads
-    raise DataError(
-        f"{run.uri}/{_THREADS} must hold the number of threads that the run began with, but does "
-        'not; write {"threads": N}, or name another --run.'
+    document = Document(
+        f"{run.uri}/{_THREADS}",
+        'write {"threads": N} with the number that the run began with, or name another --run',
     )
+    values = document.validate(_NUMBERS, document.object(document.read(run.store, _THREADS)))
+    if values.keys() != {"threads"}:
+        document.refuse("must hold `threads` alone")
+    return values["threads"]
 
 
 def threads(config: Config, cpus: float) -> int:

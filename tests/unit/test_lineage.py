@@ -434,7 +434,7 @@ def claim(column: str, value: str) -> Callable[[Run, str], None]:
         (
             lambda run, _: run.store.write("rounds/1/fold-1/result.json", b"{}"),
             [
-                r"rounds/1/fold-1/result\.json is not a result of this version",
+                r"rounds/1/fold-1/result\.json is wrong at `round`: it is missing",
                 "The training of round 1, fold 1 must have a result, since there are the maps of",
             ],
         ),

@@ -240,10 +240,21 @@ def test_a_cluster_of_nothing_but_its_head_can_train() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["4", "{", "{}", '{"most": 1, "kinds": [{"cpus": 1}]}', '["most"]']
+    "text",
+    [
+        "4",
+        "{",
+        "{}",
+        '{"most": 1, "kinds": [{"cpus": 1}]}',
+        '["most"]',
+        "[" * 100_000,
+        '{"most": 1000000000, "kinds": [{"cpus": 1, "gpus": 0, "most": 1000000000}]}',
+        '{"most": "2", "kinds": []}',
+        '{"most": 2, "most": 2, "kinds": []}',
+    ],
 )
 def test_machines_must_be_described(text: str) -> None:
-    with pytest.raises(ResourceError, match=r"^MTIL_MACHINES must be like .*, but is "):
+    with pytest.raises(ResourceError, match=r"^MTIL_MACHINES .*; write it like \{"):
         to_come([HEAD], text)
 
 

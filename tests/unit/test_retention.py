@@ -205,7 +205,7 @@ def test_a_model_that_the_ledger_names_is_kept(circle_run: CircleRun) -> None:
 def test_nothing_is_found_where_the_files_cannot_be_trusted(circle_run: CircleRun) -> None:
     run = circle_run([0], num_rounds=2)
     run.store.write("rounds/0/fold-0/result.json", b"{}")
-    with pytest.raises(DataError, match="is not a result of this version"):
+    with pytest.raises(DataError, match=r"result\.json is wrong at `round`"):
         retention.find(run)
     run.store.write("ledger/000004.json", b"{")
     with pytest.raises(LedgerError, match="Event 4 of"):

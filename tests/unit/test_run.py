@@ -207,7 +207,7 @@ def test_a_model_that_its_result_does_not_name_is_refused(
 @pytest.mark.parametrize("text", ["", "[]", '{"fold": 0}', '{"unknown": 1}'])
 def test_a_result_that_is_none_is_one_sentence(run: Run, text: str) -> None:
     run.store.write("rounds/0/fold-0/result.json", text.encode())
-    with pytest.raises(DataError, match=r"fold-0/result\.json is not .* delete it"):
+    with pytest.raises(DataError, match=r"fold-0/result\.json .*; restore it, or delete it"):
         run.result(Train(0, 0))
 
 
@@ -246,7 +246,7 @@ def test_history_and_step_are_read_as_they_were_written(run: Run, uri: str) -> N
     run.write_history(Train(0, 1), [epoch(0), epoch(1)])
     run.write_step(Train(0, 1), {"epoch": 2, "step": 3, "steps": 9})
     assert run.history(Train(0, 1)) == [epoch(0), epoch(1)]
-    assert run.step(Train(0, 1)) == {"epoch": 2, "step": 3, "steps": 9}
+    assert run.step(Train(0, 1)) == {"epoch": 2, "step": 3, "steps": 9, "hosts": []}
     assert run.history(Train(0, 0)) == []
     lines = (Path(uri) / "rounds/0/fold-1/history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [epoch(0), epoch(1)]
@@ -257,7 +257,7 @@ def test_news_is_what_was_not_told_before(run: Run) -> None:
     news = News(run, Train(0, 0))
     assert news.lines() == []
     run.write_step(Train(0, 0), {"epoch": 1, "step": 4, "steps": 9})
-    assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9}]
+    assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9, "hosts": []}]
     assert news.lines() == []
     run.write_history(Train(0, 0), [epoch(0), epoch(1), epoch(2)])
     assert news.lines() == [{"kind": "epoch", **epoch(1)}, {"kind": "epoch", **epoch(2)}]

@@ -95,7 +95,7 @@ def test_every_image_that_is_kept_must_have_a_place() -> None:
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         splits.read_file(str(tmp_path / "none.json"))
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="must be JSON, but is not"):
         splits.read_file(_written(tmp_path, "{"))
     with pytest.raises(DataError, match="must have `images`"):
         splits.read_file(_written(tmp_path, "[]"))

@@ -248,7 +248,9 @@ def test_a_foreign_sign_of_life_is_one_sentence(
     run.store.write("coordinator.json", b"[]")
     code, values, seen = told("status", "--run", run.uri)
     assert code == 1
-    assert values["error"] == f"{run.uri}/coordinator.json is not a coordinator's; delete it."
+    assert values["error"] == (
+        f"{run.uri}/coordinator.json must be a JSON object, but is an array; delete it."
+    )
     assert "Traceback" not in seen
 
 
