@@ -2,7 +2,11 @@
 
 import sys
 
-from mtil.cli import main
+from mtil import supervisor
 
 if __name__ == "__main__":
+    supervisor.watch("mtil")  # before the imports, which take longer
+
+    from mtil.cli import main
+
     sys.exit(main())

@@ -2,7 +2,11 @@
 
 import sys
 
-from tune.cli import main
+from mtil import supervisor
 
 if __name__ == "__main__":
+    supervisor.watch("mtil-tune")  # before the imports, which take longer
+
+    from tune.cli import main
+
     sys.exit(main())

@@ -3,11 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
+from mtil import supervisor
 from mtil.cli.main import Parser, answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 wrong input, 1 anything else."""
+    """Run a command and return its exit code: 0 done, 2 wrong input, 130 interrupted, 1 else."""
+    if arguments is None:
+        supervisor.watch("mtil-tune")
     return answer(_parser(), arguments)
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from mtil import presets
+from mtil import presets, supervisor
 from mtil.circle import State
 from mtil.cli.console import Bar, Output
 from mtil.cli.rounds import SHOWN, describe, tell
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             if not os.environ.get("RAY_ADDRESS"):
                 raise
+            supervisor.answer()
             output.line(
                 f"Detached; the run goes on. Look at it with `mtil status --run {options.run}`, "
                 f"end it with `mtil stop --run {options.run}`."

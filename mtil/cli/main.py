@@ -3,14 +3,12 @@
 import argparse
 import os
 import select
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from mtil import __version__
+from mtil import __version__, interrupts, supervisor
 from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
 
@@ -26,7 +24,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 wrong input, 1 anything else."""
+    """Run a command and return its exit code: 0 done, 2 wrong input, 130 interrupted, 1 else.
+
+    Without arguments the command line's are taken, in a process that `mtil.supervisor` watches.
+    """
+    if arguments is None:
+        supervisor.watch("mtil")
     return answer(_parser(), arguments)
 
 
@@ -37,8 +40,22 @@ def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
     The parsed options name the module whose `run` takes them, and whether the command is
     `configurable`, that is takes overrides of configuration keys.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    with interrupts.heeded():
+        try:
+            code, sentence = _outcome(parser, arguments)
+        except BaseException:  # a signal may bring down a library with any error
+            if not interrupts.has_arrived():
+                raise
+        if interrupts.has_arrived():
+            supervisor.leave()
+            code, sentence = supervisor.INTERRUPTED, supervisor.SENTENCE
+        if sentence:
+            print(f"{parser.prog}: {streams.shown(sentence, in_line=False)}", file=sys.stderr)  # noqa: T201
+        return code
+
+
+def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]:
+    """Run the command. Return its exit code and the sentence for stderr, if it failed."""
     try:
         options, rest = parser.parse_known_args(arguments)
         told = f"{parser.prog} {options.command}"
@@ -46,22 +63,21 @@ def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
         command = import_module(options.module)
         command.run(options)
     except UserError as error:
-        return _say(parser, str(error), 2)
+        return 2, str(error)
     except MtilError as error:
-        return _say(parser, str(error), 1)
+        return 1, str(error)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        needed = f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`."
-        return _say(parser, needed, 2)
+        return 2, f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`."
     except BrokenPipeError:
         if not _reader_has_left():
             raise
-        return 1
+        return 1, ""
     except KeyboardInterrupt:
-        return _say(parser, "Interrupted; the same command goes on where it was.", 130)
-    return 0
+        return supervisor.INTERRUPTED, supervisor.SENTENCE
+    return 0, ""
 
 
 def _reader_has_left() -> bool:
@@ -72,11 +88,6 @@ def _reader_has_left() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
-
-
-def _say(parser: Parser, message: str, code: int) -> int:
-    print(f"{parser.prog}: {streams.shown(message, in_line=False)}", file=sys.stderr)  # noqa: T201
-    return code
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, str]:

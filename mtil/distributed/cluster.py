@@ -3,22 +3,25 @@
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_logging
 from ray._private.services import get_webui_url_from_internal_kv
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from mtil import interrupts, machine, scratch, supervisor
 from mtil.distributed import preflight
 from mtil.distributed.preflight import Node
 from mtil.errors import ResourceError
@@ -28,6 +31,7 @@ MACHINES = "MTIL_MACHINES"
 
 _KNOCK_S = 10
 _THREADS_S = 10.0
+_KILLED_S = 5.0
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -46,67 +50,137 @@ urgent than what else runs: Ray would give its workers way to all of that."""
 def connected(*, verbose: bool = False) -> Iterator[None]:
     """Use the cluster of `RAY_ADDRESS`, or one that lives as long as this block.
 
+    A cluster of this block's own keeps its files in a folder of its own, which goes with it, except
+    with `verbose`. A signal that arrives while the cluster starts or ends waits until that is done.
+
     Raises:
-        ResourceError: if the cluster of `RAY_ADDRESS` does not answer.
+        ResourceError: if the cluster of `RAY_ADDRESS` does not answer, or this machine lacks what
+            a cluster needs.
     """
     if ray.is_initialized():
         yield
         return
     for name, value in ({} if verbose else _QUIET_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    level = logging.INFO if verbose else logging.ERROR
-    address = os.environ.get("RAY_ADDRESS")
-    for name, value in ({} if address else _LOCAL_ENVIRONMENT).items():
-        os.environ.setdefault(name, value)
+    start = _join(verbose) if is_shared() else _alone(verbose)
+    with start:
+        if not verbose:
+            for name in ("ray", "ray.data", "ray.train"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
+            ray_logging.stdout_deduplicator.skip_re = re.compile("")  # what its core tells drivers
+        yield
+
+
+def is_shared() -> bool:
+    """Say whether commands use a cluster that lives on when they end."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def _join(verbose: bool) -> Iterator[None]:
+    """Connect to the cluster of `RAY_ADDRESS` for this block."""
+    address = os.environ["RAY_ADDRESS"]
     try:
-        if address:
+        try:
             _knock(address)
-        with warnings.catch_warnings(), nullcontext() if verbose else _muted():
-            warnings.simplefilter("default" if verbose else "ignore")
-            with nullcontext() if address else _as_local():
-                ray.init(
-                    address=address or "local",
-                    include_dashboard=None if address else False,
-                    log_to_driver=verbose,
-                    logging_level=level,
-                    configure_logging=True,
+            _start(verbose, address=address)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
+            raise ResourceError(
+                f"The cluster of RAY_ADDRESS={address} does not answer ({reason}); "
+                "unset RAY_ADDRESS to run on this machine."
+            ) from error
+        yield
+    finally:
+        _stop()
+
+
+@contextmanager
+def _alone(verbose: bool) -> Iterator[None]:
+    """Run a cluster of this process's own for this block."""
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Ray would write its token into the home folder, and others could read it there
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    place = machine.place()
+    with ExitStack() as stack:
+        own = _own_folder(place.sockets, verbose, stack)
+        spilled = (
+            own if place.objects == place.sockets else _own_folder(place.objects, False, stack)
+        )
+        try:
+            with _in_background():
+                _start(
+                    verbose,
+                    address="local",
+                    include_dashboard=False,
+                    _temp_dir=str(own),
+                    object_spilling_directory=str(spilled),
                 )
-    except (OSError, RuntimeError) as error:
-        if not address:
-            raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
-        raise ResourceError(
-            f"The cluster of RAY_ADDRESS={address} does not answer ({reason}); "
-            "unset RAY_ADDRESS to run on this machine."
-        ) from error
-    if not verbose:
-        for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
-        ray_logging.stdout_deduplicator.skip_re = re.compile("")  # what its core tells drivers
+            yield
+        finally:
+            _stop()
+
+
+def _own_folder(base: Path, keep: bool, stack: ExitStack) -> Path:
+    """Make a folder for Ray that goes with the stack, or with the process if that is killed."""
+    scratch.remove_abandoned(base)
+    own = stack.enter_context(scratch.folder(base, keep=keep))
+    if not keep:
+        supervisor.remove_at_end(own)
+    return own
+
+
+def _start(verbose: bool, **options: Any) -> None:
+    """Start Ray. It leaves the signals to `mtil.interrupts`."""
+    with (
+        interrupts.deferred(),
+        warnings.catch_warnings(),
+        nullcontext() if verbose else _muted(),
+        _own_signals(),
+    ):
+        warnings.simplefilter("default" if verbose else "ignore")
+        ray.init(
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            configure_logging=True,
+            **options,
+        )
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep SIGTERM what it is: Ray would have it exit with its number, in the middle of a line."""
+    before = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        ray._private.utils.set_sigterm_handler = before
+
+
+def _stop() -> None:
+    """Disconnect, and end the cluster that this process has started, to its last process."""
+    with interrupts.deferred():
+        started = _started()
         _wait_for_ray_data()
         ray.shutdown()
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # agents wait for seconds before they miss what they belong to
+        psutil.wait_procs(started, timeout=_KILLED_S)
 
 
-@contextmanager
-def _as_local() -> Iterator[None]:
-    """Start a cluster of one's own: in the background, and with a token that is nobody else's."""
-    with _in_background(), _closed_token():
-        yield
-
-
-@contextmanager
-def _closed_token() -> Iterator[None]:
-    """Keep the token that Ray makes for its first cluster from others, who could run code by it."""
-    token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111  (users without a home)
-    was_there = token.exists()
-    try:
-        yield
-    finally:
-        if not was_there and token.exists():
-            token.chmod(0o600)
+def _started() -> list[psutil.Process]:
+    """Return the processes of the cluster that this process has started."""
+    node = ray._private.worker._global_node
+    found: list[psutil.Process] = []
+    for infos in [] if node is None else node.all_processes.values():
+        for info in infos:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(info.process.pid)
+                found += [process, *process.children(recursive=True)]
+    return found
 
 
 def _wait_for_ray_data() -> None:

@@ -1,15 +1,15 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
-import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -38,6 +38,7 @@ from mtil.run import FoldResult, Run, manifest_for
 from mtil.storage import open_store
 
 _POLL_S = 2.0
+_ABORT_S = 10.0
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
@@ -182,6 +183,18 @@ class _Trainer(DataParallelTrainer):
             idle.append(PlacementGroupCleanerCallback)
         return [one for one in callbacks if not isinstance(one, tuple(idle))]
 
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave signals to mtil: Ray's handler exits with 0, and stays after the training."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """Stop the training on a cluster that lives on, and free what it holds there."""
+        if self._controller is not None:
+            with suppress(RayError):
+                ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
+
 
 def _train_fold(job: FoldJob) -> None:
     """Train a fold; every process of a group of Ray Train's runs this."""
@@ -221,22 +234,14 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 },
             ),
         )
-        with unwrapped(), _interruptible():
-            trainer.fit()
+        try:
+            with unwrapped():
+                trainer.fit()
+        except KeyboardInterrupt:
+            if cluster.is_shared():
+                trainer.abort()
+            raise
     Guarded(listen)({"kind": "done", "fold": job.train.fold})
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Keep Ctrl-C what it is elsewhere: Ray Train takes it over, exits with 0, and keeps it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
