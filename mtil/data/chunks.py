@@ -13,7 +13,7 @@ from mtil.data import changes, staging
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import Shard
 from mtil.data.running import Runner
-from mtil.data.samples import Refused
+from mtil.data.samples import READING, Refused
 from mtil.data.staging import FinishJob, Place, StageJob
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -55,6 +55,7 @@ class Chunks:
         """Return what tells these staged chunks from others."""
         values = [
             staging.FORMAT,
+            READING,
             self.image_size,
             self.rows_per_chunk,
             list(self.stores.values()),
