@@ -1,16 +1,19 @@
 """Which images a user means by a file, a folder or a bucket prefix, and how results are named."""
 
-import re
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mtil.data.images import SUFFIXES
+from mtil.data.mask_names import find_masks
 from mtil.errors import DataError
 from mtil.storage import BUCKETS, LocalStore, Store, open_store, split_uri
 
-_MASK_NAME = re.compile(r"(?P<image>.+)_mask(_\d+)?\.png", re.IGNORECASE)
+_MAX_NAME_BYTES = 255
+"""Of a file or folder, on nearly every file system."""
+_DIGEST = 8
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,27 @@ class Selection:
     """The images among the files that were found."""
 
     names: list[str]
-    num_masks: int = 0
-    """Masks that lie beside their image, as in BUSI."""
-    num_ignored: int = 0
-    """Files that are hidden or no images."""
+    masks: tuple[str, ...] = ()
+    """Masks of images that are there too, in one of the published layouts."""
+    hidden: tuple[str, ...] = ()
+    """Files that are hidden, or lie in a hidden folder."""
+    others: tuple[str, ...] = ()
+    """Files whose names do not end as those of images do."""
+
+    @property
+    def num_masks(self) -> int:
+        """Masks that are left out."""
+        return len(self.masks)
+
+    @property
+    def num_ignored(self) -> int:
+        """Files that are hidden or no images."""
+        return len(self.hidden) + len(self.others)
+
+    @property
+    def num_files(self) -> int:
+        """Files that were found."""
+        return len(self.names) + self.num_masks + self.num_ignored
 
 
 def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
@@ -35,7 +55,8 @@ def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
         return file[0], Selection([file[1]])
     store = open_store(uri)
     if isinstance(store, LocalStore) and not store.root.is_dir():
-        raise DataError(f"The input {uri} does not exist; name an image or a folder of images.")
+        what = "is no regular file" if store.root.exists() else "does not exist"
+        raise DataError(f"The input {shown(uri)} {what}; name an image or a folder of images.")
     inside = _relative(out, store)
     if inside == ".":
         raise DataError(f"Results must not go where the images are, but both are {uri}.")
@@ -50,16 +71,16 @@ def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
 
 
 def select(names: Sequence[str]) -> Selection:
-    """Find the images among file names: no hidden files, no masks that lie beside their image."""
-    images = [name for name in names if name.lower().endswith(SUFFIXES) and not _hidden(name)]
-    stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
-    kept = []
-    for name in images:
-        match = _MASK_NAME.fullmatch(name)
-        if match is None or match["image"] not in stems:
-            kept.append(name)
+    """Find the images among file names: no hidden files, no masks of images that are there too."""
+    hidden = [name for name in names if _hidden(name)]
+    seen = [name for name in names if not _hidden(name)]
+    images = [name for name in seen if name.lower().endswith(SUFFIXES)]
+    masks = find_masks(images)
     return Selection(
-        names=kept, num_masks=len(images) - len(kept), num_ignored=len(names) - len(images)
+        names=[name for name in images if name not in masks],
+        masks=tuple(name for name in images if name in masks),
+        hidden=tuple(hidden),
+        others=tuple(name for name in seen if not name.lower().endswith(SUFFIXES)),
     )
 
 
@@ -67,15 +88,35 @@ def output_names(names: Sequence[str]) -> dict[str, str]:
     """Return the name below `masks/` and `overlays/` of each image's results; all differ.
 
     It is the image's name with `.png` for its suffix (`a.jpg` → `a.png`), or after its suffix
-    (`a.jpg` → `a.jpg.png`) where the former could be another image's.
+    (`a.jpg` → `a.jpg.png`) where the former could be another image's or is a folder. A name that is
+    too long for a file is cut and ends in a digest of the whole.
     """
     shorts = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
     uses = Counter(shorts.values())
-    return {
-        name: f"{name}.png" if uses[short] > 1 or (short in shorts and short != name)
-        else f"{short}.png"
-        for name, short in shorts.items()
-    }  # fmt: skip
+    taken = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    found = {}
+    for name, short in shorts.items():
+        other = uses[short] > 1 or (short in shorts and short != name) or f"{short}.png" in taken
+        target = _fitting(f"{name}.png" if other else f"{short}.png")
+        while target in taken:
+            target = _fitting(f"{target}.png")
+        taken.add(target)
+        found[name] = target
+    return found
+
+
+def _fitting(target: str) -> str:
+    """Return a name whose parts are cut to what file systems take, where they are longer."""
+    *folders, file = target.split("/")
+    return "/".join([*(_cut(folder, "") for folder in folders), _cut(file, ".png")])
+
+
+def _cut(part: str, suffix: str) -> str:
+    whole = part.encode(errors="surrogateescape")
+    if len(whole) <= _MAX_NAME_BYTES:
+        return part
+    end = f"-{hashlib.sha256(whole).hexdigest()[:_DIGEST]}{suffix}"
+    return whole[: _MAX_NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def shown(name: str) -> str:
@@ -121,10 +162,15 @@ def _hidden(name: str) -> bool:
 def left_out(selection: Selection) -> list[str]:
     """Say in sentences what a selection leaves out."""
     texts = []
-    if selection.num_masks:
-        texts.append(f"{count(selection.num_masks, 'mask')} beside an image skipped.")
+    if selection.masks:
+        example = shown(selection.masks[0])
+        texts.append(f"{count(selection.num_masks, 'mask')} of images left out, such as {example}.")
     if selection.num_ignored:
-        texts.append(f"{count(selection.num_ignored, 'file')} hidden or no image: ignored.")
+        example = shown((*selection.others, *selection.hidden)[0])
+        texts.append(
+            f"{count(selection.num_ignored, 'file')} hidden or no image by the name, such as "
+            f"{example}: ignored."
+        )
     return texts
 
 

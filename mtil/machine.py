@@ -15,7 +15,7 @@ _RAY_BYTES = len("/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_sto
 """What Ray appends to its folder for the longest of its sockets."""
 PATH_BYTES = _SOCKET_BYTES - _RAY_BYTES - 1 - scratch.NAME_BYTES
 """The longest path of a folder that can hold Ray's."""
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass(frozen=True)

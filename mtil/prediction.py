@@ -5,9 +5,11 @@ What is held at once is a batch of images, the list of names and a line of the t
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
@@ -19,7 +21,10 @@ import torch
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_from_bytes
 from mtil.config import digest
-from mtil.data.images import Gray, Mask, encode_mask_png, read_gray, resize_image
+from mtil.data.budget import PIXELS
+from mtil.data.flags import NOTES, STRAY_REGIONS
+from mtil.data.image_bytes import read_image_bytes, room_for
+from mtil.data.images import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
 from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes, predictors
@@ -46,6 +51,8 @@ data set and the configuration are those that they were trained on and by."""
 _UNFINISHED = ".mtil-predict"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
+_MAX_HELD_PIXELS = 2**26
+"""A batch of large images is cut where it holds more."""
 
 
 class Ensemble:
@@ -95,6 +102,24 @@ class _Loaded:
     gray: Gray | None
     error: str
     seconds: float
+    stray_regions: bool = False
+
+
+@dataclass(frozen=True)
+class _Predicted(_Loaded):
+    lesion: npt.NDArray[np.float32] = field(kw_only=True)
+    malignant: float = field(kw_only=True)
+
+
+@dataclass
+class Outcome:
+    """What became of images."""
+
+    num_predicted: int
+    skipped: list[dict[str, str]]
+    """`image` and `why` of each image that could not be read or predicted."""
+    num_stray_regions: int = 0
+    """Images whose ultrasound regions do not fit their frame and are not used."""
 
 
 def predict(
@@ -131,9 +156,13 @@ def predict(
     for text in left_out(selection):
         listen({"kind": "skipped", "text": text})
     ensemble = Ensemble(chains, device)
+    outcome = Outcome(0, [])
     num_images = predict_images(
-        ensemble, store, selection.names, out, batch_size=batch_size, listen=listen
+        ensemble, store, selection.names, out, batch_size=batch_size, listen=listen, outcome=outcome
     )
+    if outcome.num_stray_regions:
+        text = f"{count(outcome.num_stray_regions, 'image')} {NOTES[STRAY_REGIONS]}."
+        listen({"kind": "skipped", "text": text})
     return {
         "out": out.uri,
         "model": source,
@@ -142,6 +171,15 @@ def predict(
         "num_unreadable": len(selection.names) - num_images,
         "num_masks_skipped": selection.num_masks,
         "num_ignored": selection.num_ignored,
+        "num_stray_regions": outcome.num_stray_regions,
+        "files": {
+            "seen": selection.num_files,
+            "predicted": num_images,
+            "masks": selection.num_masks,
+            "ignored": selection.num_ignored,
+            "skipped": len(outcome.skipped),
+        },
+        "skipped": outcome.skipped,
         "seconds": perf_counter() - start,
         "predictions": f"{out.uri}/{TABLE}",
         **ensemble.lineage,
@@ -156,42 +194,54 @@ def predict_images(
     *,
     batch_size: int,
     listen: Listen,
+    outcome: Outcome | None = None,
 ) -> int:
-    """Predict the named images of a store into another, and return how many could be read.
+    """Predict the named images of a store into another, and return how many could be.
+
+    Args:
+        ensemble: the models.
+        source: where the images are.
+        names: what they are called there.
+        out: where masks, overlays and the table go.
+        batch_size: how many images are predicted at once; fewer if they are large.
+        listen: see `predict`.
+        outcome: filled in.
 
     Raises:
-        DataError: if none could be; nothing is written then.
+        DataError: if no image could be read or predicted; nothing is written then.
     """
     targets = output_names(names)
+    outcome = outcome or Outcome(0, [])
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
-    num_read, first_error = 0, ""
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for start in range(0, len(names), batch_size):
-            batch = names[start : start + batch_size]
-            loaded = list(pool.map(lambda name: _load(source, name), batch))
-            for image in loaded:
-                if image.error:
-                    first_error = first_error or image.error
-                    listen({"kind": "unreadable", "image": image.name, "text": image.error})
-            num_new = sum(image.gray is not None for image in loaded)
-            if num_new and not num_read:
+        for batch in _batches(source, names, batch_size, pool):
+            predicted = _predict_batch(ensemble, batch, batch_size)
+            if not outcome.num_predicted and any(image.gray is not None for image in predicted):
                 _begin(out)
-            num_read += num_new
-            for row in _predict_batch(ensemble, loaded, targets, out, batch_size, pool):
+            rows = pool.map(lambda image: _finish(image, ensemble, targets, out), predicted)
+            for image, row in zip(predicted, rows, strict=True):
                 table.writerow(
                     {key: cell(value) for key, value in (row | ensemble.lineage).items()}
                 )
-            listen({"kind": "predicted", "images": start + len(batch), "of": len(names)})
-    if not num_read:
+                outcome.num_stray_regions += image.stray_regions
+                if image.error:
+                    outcome.skipped.append({"image": shown(image.name), "why": image.error})
+                    listen({"kind": "unreadable", "image": image.name, "text": image.error})
+                else:
+                    outcome.num_predicted += 1
+            done = outcome.num_predicted + len(outcome.skipped)
+            listen({"kind": "predicted", "images": done, "of": len(names)})
+    if not outcome.num_predicted:
+        first = outcome.skipped[0]["why"] if outcome.skipped else "there is none"
         raise DataError(
             f"At least one image must be readable, but none of {len(names)} in {source.uri} is; "
-            f"the first: {first_error}"
+            f"the first: {first}"
         )
     out.write(TABLE, text.getvalue().encode())
     out.delete(_UNFINISHED)
-    return num_read
+    return outcome.num_predicted
 
 
 def load_chains(source: str) -> list[list[Model]]:
@@ -286,35 +336,79 @@ def _apply(
     )
 
 
+def _batches(
+    source: Store, names: Sequence[str], batch_size: int, pool: ThreadPoolExecutor
+) -> Iterator[list[_Loaded]]:
+    """Yield images in order, at most so many at once and no more large ones than fit."""
+    ahead: deque[Future[_Loaded]] = deque()
+    rest = iter(names)
+    batch: list[_Loaded] = []
+    for _ in names:
+        ahead.extend(
+            pool.submit(_load, source, name) for name in islice(rest, _NUM_THREADS - len(ahead))
+        )
+        batch.append(ahead.popleft().result())
+        held = sum(image.gray.size for image in batch if image.gray is not None)
+        if len(batch) == batch_size or held > _MAX_HELD_PIXELS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def _predict_batch(
-    ensemble: Ensemble,
-    loaded: Sequence[_Loaded],
-    targets: dict[str, str],
-    out: Store,
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-) -> list[dict[str, str]]:
+    ensemble: Ensemble, loaded: Sequence[_Loaded], batch_size: int
+) -> list[_Loaded | _Predicted]:
+    """Return images with what is predicted of them, or with why nothing is."""
     start = perf_counter()
-    readable = {image.name: image.gray for image in loaded if image.gray is not None}
-    said = {}
-    if readable:
-        lesions, malignant = ensemble(list(readable.values()), at_once=batch_size)
-        said = dict(zip(readable, zip(lesions, malignant, strict=True), strict=True))
-    share = (perf_counter() - start) / max(1, len(readable))
+    grays = [image.gray for image in loaded if image.gray is not None]
+    if not grays:
+        return list(loaded)
+    said = zip(*ensemble(grays, at_once=batch_size), strict=True)
+    share = (perf_counter() - start) / len(grays)
+    found: list[_Loaded | _Predicted] = []
+    for image in loaded:
+        if image.gray is None:
+            found.append(image)
+            continue
+        lesion, malignant = next(said)
+        if np.isfinite(malignant) and np.isfinite(lesion).all():
+            spent = image.seconds + share
+            found.append(
+                _Predicted(
+                    image.name,
+                    image.gray,
+                    "",
+                    spent,
+                    image.stray_regions,
+                    lesion=lesion,
+                    malignant=float(malignant),
+                )
+            )
+        else:
+            error = (
+                f"{shown(image.name)} cannot be predicted: what the model says of it is not a "
+                "number; use another model."
+            )
+            found.append(_Loaded(image.name, None, error, image.seconds + share))
+    return found
 
-    def finish(image: _Loaded) -> dict[str, str]:
-        row = {"image": image.name, "error": image.error}
-        seconds = image.seconds
-        if image.gray is not None:
-            begin = perf_counter()
-            lesion, probability = said[image.name]
-            row |= _save(image.gray, lesion, targets[image.name], out)
-            row["malignant_probability"] = f"{probability:.6f}"
-            row["malignant"] = str(int(probability >= ensemble.threshold))
-            seconds += share + perf_counter() - begin
-        return row | {"seconds": f"{seconds:.4f}"}
 
-    return list(pool.map(finish, loaded))
+def _finish(
+    image: _Loaded | _Predicted, ensemble: Ensemble, targets: dict[str, str], out: Store
+) -> dict[str, str]:
+    """Write an image's mask and overlay, and return its line of the table."""
+    row = {"image": image.name, "error": image.error}
+    seconds = image.seconds
+    if isinstance(image, _Predicted):
+        begin = perf_counter()
+        assert image.gray is not None
+        with PIXELS.hold(image.gray.size):
+            row |= _save(image.gray, image.lesion, targets[image.name], out)
+        row["malignant_probability"] = f"{image.malignant:.6f}"
+        row["malignant"] = str(int(image.malignant >= ensemble.threshold))
+        seconds += perf_counter() - begin
+    return row | {"seconds": f"{seconds:.4f}"}
 
 
 def _save(gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store) -> dict[str, str]:
@@ -327,12 +421,15 @@ def _save(gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store) 
 
 def _load(source: Store, name: str) -> _Loaded:
     start = perf_counter()
-    gray, error = None, ""
+    gray, error, stray = None, "", False
     try:
-        gray = read_gray(_read(source, name), shown(name))
+        with room_for(source, [name]):
+            image = open_image(_read(source, name), shown(name))
+            with PIXELS.hold(image.num_pixels):
+                gray, stray = image.gray(), image.stray_regions
     except DataError as reason:
         error = str(reason)
-    return _Loaded(name, gray, error, perf_counter() - start)
+    return _Loaded(name, gray, error, perf_counter() - start, stray)
 
 
 def _read(source: Store, name: str) -> bytes:
@@ -340,7 +437,7 @@ def _read(source: Store, name: str) -> bytes:
     if path.is_absolute() or ".." in path.parts or str(path) != name:
         raise DataError(f"A name must stay inside its folder, but got {shown(name)}.")
     try:
-        return source.read(name)
+        return read_image_bytes(source, name, shown(name))
     except NotFoundError:
         raise DataError(f"{shown(name)} does not exist.") from None
     except StorageError as error:

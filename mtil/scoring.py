@@ -12,6 +12,7 @@ from mtil.config import digest
 from mtil.data.images import decode_mask_png
 from mtil.data.rows import squares
 from mtil.data.shards import pixels
+from mtil.errors import CheckpointError
 from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import score_mask
 
@@ -88,6 +89,7 @@ def _score_batch(
     rows: pa.Table, number: int, said: Prediction, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
     """Score what models said together of some rows in the pass of a number."""
+    _check_finite(rows, said, models)
     threshold = float(np.mean([model.threshold for model in models]))
     origin = lineage(models)
     plain = rows.drop_columns(
@@ -110,6 +112,19 @@ def _score_batch(
             row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
         scored.append(row | origin)
     return scored
+
+
+def _check_finite(rows: pa.Table, said: Prediction, models: Sequence[Model]) -> None:
+    """Refuse predictions that are no numbers, of which every figure would be nonsense."""
+    finite = np.isfinite(said.logit) & np.isfinite(said.malignant)
+    finite &= np.isfinite(said.lesion).all(axis=(1, 2))
+    if not finite.all():
+        name = rows.column("sample_id")[int(np.flatnonzero(~finite)[0])].as_py()
+        digests = ", ".join(model.digest[:12] for model in models)
+        raise CheckpointError(
+            f"A prediction must be a number, but that of {name!r} by the model {digests} is not; "
+            "train the fold again."
+        )
 
 
 def lineage(models: Sequence[Model]) -> dict[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtil.data.manifest import Manifest
     from mtil.data.sources import Source
 
-_OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes")
+_OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -137,6 +137,7 @@ def _working(options: argparse.Namespace, output: Output) -> Iterator[dict[str, 
 
 def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Print what a data set has become, and return it."""
+    from mtil.cli.inspection import oddities
     from mtil.data.inspection import inspect
     from mtil.storage import open_store
 
@@ -173,6 +174,8 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
         )
     else:
         output.line(f"Folds of single images would leak: {share} would have {twin} in another.")
+    for line in oddities(found):
+        output.line(line)
     version = f", version {manifest.version}," if manifest.version > 1 else ""
     output.line(f"Data set {manifest.fingerprint[:12]}…{version} in {options.to}")
     return {
@@ -188,6 +191,8 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
         "folds": manifest.folds,
         "holdout": manifest.holdout,
         "image_level_leakage": found.leak.twins,
+        "notes": dict(found.notes),
+        "odd_masks": [asdict(odd) for odd in found.odd_masks],
     }
 
 
@@ -206,6 +211,7 @@ def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: i
         official_folds=num_folds if official else None,
         columns=_pairs(values.get("columns"), "--columns"),
         classes=_pairs(values.get("classes"), "--classes"),
+        invert_masks=bool(values.get("invert_masks")),
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 
 from mtil.cli.console import Output
 from mtil.data import manifest as manifests
+from mtil.data.flags import NOTES
 from mtil.data.inspection import Inspection, inspect, to_dict
 from mtil.storage import open_store
 
@@ -67,3 +68,16 @@ def _describe(found: Inspection, output: Output) -> None:
         ["masks of tumour images", "images"],
         [[name, str(count)] for name, count in found.masks.items()],
     )
+    for line in oddities(found):
+        output.line(line)
+
+
+def oddities(found: Inspection) -> list[str]:
+    """Return sentences about files that were read in a way of their own, and about odd masks."""
+    texts = [f"{number} images {NOTES[key]}." for key, number in found.notes.items() if number]
+    return texts + [
+        f"Warning: of {odd.of} tumour masks of {odd.source}, {odd.touching} touch the border and "
+        f"{odd.implausible} are implausibly small or large; if lesions are black on white there, "
+        "prepare it again with --invert-masks after its --layout."
+        for odd in found.odd_masks
+    ]

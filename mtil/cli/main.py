@@ -220,6 +220,9 @@ def _prepare(commands: "_Commands[Parser]") -> None:
         "--classes", action=_OfSource, metavar="WORD=CLASS,…",
         help="a table's words for classes, such as 0=benign,1=malignant",
     )  # fmt: skip
+    of_source.add_argument(
+        "--invert-masks", action=_OfSource, nargs=0, help="lesions are black on white in its masks"
+    )
     parser.add_argument(
         "--and", action=_AndSource, dest="more", metavar="SOURCE", help="another source"
     )
@@ -272,10 +275,11 @@ class _OfSource(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
         option: str | None = None,
     ) -> None:  # fmt: skip
+        value = True if self.nargs == 0 else values
         if namespace.more:
-            namespace.more[-1][self.dest] = values
+            namespace.more[-1][self.dest] = value
         else:
-            setattr(namespace, self.dest, values)
+            setattr(namespace, self.dest, value)
 
 
 class _AndSource(argparse.Action):

@@ -14,6 +14,11 @@ def run(options: argparse.Namespace) -> None:
         summary = predict(
             options.model, options.input, options.out, listen=lambda line: _show(line, bar, output)
         )
+    files = summary["files"]
+    output.line(
+        f"{files['seen']} files: {files['predicted']} predicted, {files['masks']} masks left out, "
+        f"{files['ignored']} ignored, {files['skipped']} skipped."
+    )
     output.line(
         f"{summary['num_images']} images predicted, {summary['num_unreadable']} unreadable, "
         f"{summary['seconds']:.1f} s; masks, overlays and predictions.csv in {options.out}"

@@ -36,6 +36,7 @@ _FLAGS = (
     "num_holes",
     "implausible",
 )
+_NOTES = "notes"
 _SMALL = ("sample_id", "label", "patient", "sha256", "mask_sha256", *_FLAGS)
 _Found = tuple[int, int, int, float, str]
 """Two indices, the bits that differ, the correlation and the kind."""
@@ -189,7 +190,7 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
         "group": pa.array([made.grouping.family[name] for name in ids], pa.string()),
         "twins": pa.array([made.twins[name] for name in ids], pa.string()),
     }
-    columns |= {name: made.facts.column(name) for name in _FLAGS}
+    columns |= {name: made.facts.column(name) for name in (*_FLAGS, _NOTES)}
     return files | _write(store, f"{folder}/{IMAGES}", pa.table(columns))
 
 
@@ -227,10 +228,18 @@ def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Fo
             if table.num_rows:
                 hashes.append(pixels(table.column("hashes")).view(np.uint64))
                 thumbs.append(pixels(table.column("thumb")).reshape(-1, SIDE, SIDE))
-                small.append(table.select(_SMALL))
+                small.append(_with_notes(table).select([*_SMALL, _NOTES]))
         pairs = find_pairs(hashes, thumbs, num_known)
     found = [(p.i, p.j, int(p.distance), float(p.correlation), str(p.kind)) for p in pairs]
     return pa.concat_tables(small), found
+
+
+def _with_notes(facts: pa.Table) -> pa.Table:
+    """Return facts with their notes; an earlier version of this program made none."""
+    if _NOTES in facts.column_names:
+        return facts
+    none = pa.nulls(facts.num_rows, pa.list_(pa.string()))
+    return facts.append_column(_NOTES, none)
 
 
 def _copies(

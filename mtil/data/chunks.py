@@ -13,7 +13,7 @@ from mtil.data import changes, staging
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import File, Shard
 from mtil.data.running import Runner
-from mtil.data.samples import Refused
+from mtil.data.samples import READING, Refused
 from mtil.data.staging import FinishJob, Place, StageJob
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -55,7 +55,7 @@ class Chunks:
 
     def key(self, *more: object) -> str:
         """Return what tells these staged chunks from others."""
-        values = [staging.SEALED, list(self.stores.values()), *more]
+        values = [staging.SEALED, READING, list(self.stores.values()), *more]
         return self._key((asdict(record) for record in self.records), values)
 
     def content_key(self, *more: object) -> str:

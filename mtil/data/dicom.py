@@ -9,30 +9,33 @@ import struct
 import textwrap
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from mtil.data import encapsulated, grayscale
+from mtil.data.ultrasound import Regions, read_regions
 from mtil.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
 
 Pixels = npt.NDArray[np.uint8]
 """Gray (h, w) or RGB (h, w, 3)."""
-Box = tuple[int, int, int, int]
-"""First row, first column, and the row and the column behind the last."""
 
 _MAGIC = slice(128, 132)
-_TWO_DIMENSIONAL = 1
-"""Region Spatial Format (0018,6012)."""
-_TISSUE = 1
-"""Region Data Type (0018,6014)."""
-_CENTIMETRES = 3
-"""Physical Units X and Y Direction (0018,6024) and (0018,6026)."""
-_MAX_DIFFERENCE = 0.01
-"""Pixels whose sides differ by a larger share have no single size."""
+_META_GROUP = 2
+_META_START = 144
+"""Where the elements begin that the group length of the file meta information counts."""
+_PIXEL_DATA = 0x7FE00010
+_HEADER_BYTES = 2**24
+"""What a deflated file may have beside its pixels, inflated."""
+_MAX_SAMPLE_BYTES = 8
 _MAX_REASON = 200
 """Characters of pydicom's own words; some of its errors quote the file."""
 
@@ -56,13 +59,67 @@ def is_dicom(data: bytes) -> bool:
     return data[_MAGIC] == b"DICM"
 
 
-def read_frame(data: bytes, name: str, *, max_pixels: int) -> Pixels:
-    """Decode a single frame to 8 bits: gray (h, w) or RGB (h, w, 3).
+@dataclass(frozen=True)
+class Frame:
+    """A DICOM file with one frame, whose header is checked and whose pixels are not decoded."""
 
-    Gray pixels pass through the modality and the value-of-interest tables or the window of the
-    header, if any, and are then scaled from the range of these, or of the stored bits, to 0...255.
-    Where the header places the ultrasound regions, whatever lies outside of those of tissue in two
-    dimensions is black: scales, logos and names are burnt in there. The size stays.
+    name: str
+    """What the file is called in an error."""
+    header: "Dataset"
+    height: int
+    width: int
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of the frame."""
+        return self.height * self.width
+
+    @property
+    def lossy(self) -> bool:
+        """Whether edges may ring."""
+        return bool(self.header.file_meta.TransferSyntaxUID.is_compressed)
+
+    @property
+    def pixel_size(self) -> float | None:
+        """Side of a pixel in millimetres. See `pixel_size`."""
+        return self._regions.pixel_size
+
+    @property
+    def stray_regions(self) -> bool:
+        """Whether the header has ultrasound regions that do not fit the frame."""
+        return self._regions.stray
+
+    @cached_property
+    def _regions(self) -> Regions:
+        with _reading(self.name):
+            return read_regions(self.header, self.height, self.width)
+
+    def pixels(self) -> Pixels:
+        """Decode the pixels. See `read_frame`."""
+        with _reading(self.name):
+            return self._without_surroundings(grayscale.shown(self.header))
+
+    def gray(self) -> Pixels:
+        """Decode the pixels as gray (h, w)."""
+        return np.array(Image.fromarray(self.pixels()).convert("L"))
+
+    def bands(self) -> npt.NDArray[Any]:
+        """Decode the stored values (h, w) or (h, w, 3), not negative, through no window."""
+        with _reading(self.name):
+            return self._without_surroundings(grayscale.stored(self.header))
+
+    def _without_surroundings(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        boxes = self._regions.boxes
+        if not boxes:
+            return pixels
+        kept = np.zeros_like(pixels)
+        for top, left, bottom, right in boxes:
+            kept[top:bottom, left:right] = pixels[top:bottom, left:right]
+        return kept
+
+
+def open_frame(data: bytes, name: str, *, max_pixels: int) -> Frame:
+    """Open a DICOM file and check its header.
 
     Args:
         data: the file's bytes.
@@ -74,16 +131,38 @@ def read_frame(data: bytes, name: str, *, max_pixels: int) -> Pixels:
             several frames.
     """
     with _reading(name):
-        header = _header(data)
-        _check(header, name, max_pixels)
-        return _without_surroundings(_shown(header), header)
+        header = _header(data, name, max_pixels)
+        height, width = _check(header, name, max_pixels)
+        return Frame(name, header, height, width)
+
+
+def read_frame(data: bytes, name: str, *, max_pixels: int) -> Pixels:
+    """Decode a single frame to 8 bits: gray (h, w) or RGB (h, w, 3).
+
+    Gray pixels pass through the modality and the value-of-interest tables or the window of the
+    header, if any, and are then scaled from the range of these, or of the stored bits, to 0...255.
+    A window that is no window, or leaves no gray apart, is passed over. Where the header places the
+    ultrasound regions, whatever lies outside of those of tissue in two dimensions is black: scales,
+    logos and names are burnt in there. The size stays.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        max_pixels: refuse larger frames before they are decoded.
+
+    Raises:
+        DataError: if pydicom or a decoder is missing, or the file is damaged, too large, or has
+            several frames.
+    """
+    return open_frame(data, name, max_pixels=max_pixels).pixels()
 
 
 def pixel_size(data: bytes, name: str = "The image") -> float | None:
     """Return the side of a pixel in millimetres, by the header of a DICOM file.
 
     It is that of the tissue regions, if the header has any, or else the pixel spacing. It is
-    None for other files, without either, and where it differs between rows and columns or regions.
+    None for other files, without either, where it differs between rows and columns or regions, and
+    where the regions do not fit the frame.
 
     Raises:
         DataError: if pydicom is missing or the header is damaged.
@@ -91,18 +170,8 @@ def pixel_size(data: bytes, name: str = "The image") -> float | None:
     if not is_dicom(data):
         return None
     with _reading(name):
-        header = _header(data, pixels=False)
-        sides = [
-            10 * abs(float(side))
-            for region in _tissue_regions(header)
-            if region.get("PhysicalUnitsXDirection") == _CENTIMETRES
-            and region.get("PhysicalUnitsYDirection") == _CENTIMETRES
-            for side in (region.PhysicalDeltaX, region.PhysicalDeltaY)
-        ]
-        sides = sides or [float(side) for side in header.get("PixelSpacing") or ()]
-    if not sides or min(sides) <= 0 or max(sides) > (1 + _MAX_DIFFERENCE) * min(sides):
-        return None
-    return sides[0]
+        header = _header(data, name, Image.MAX_IMAGE_PIXELS or 2**27)
+        return read_regions(header, int(header.Rows), int(header.Columns)).pixel_size
 
 
 @contextlib.contextmanager
@@ -119,127 +188,110 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (*_BROKEN, errors.BytesLengthException, errors.InvalidDicomError) as error:
+    except (
+        *_BROKEN, Image.DecompressionBombError, errors.BytesLengthException,
+        errors.InvalidDicomError,
+    ) as error:  # fmt: skip
         reason = textwrap.shorten(str(error), _MAX_REASON).rstrip(".") or type(error).__name__
         raise DataError(f"{name} cannot be read: {reason}; fetch or save it again.") from None
 
 
-def _header(data: bytes, *, pixels: bool = True) -> "Dataset":
+def _header(data: bytes, name: str, max_pixels: int) -> "Dataset":
     from pydicom import dcmread
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    return dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+    meta = _meta(data)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return dcmread(io.BytesIO(data))
+    return _inflated(data, meta, name, max_pixels)
 
 
-def _check(header: "Dataset", name: str, max_pixels: int) -> None:
-    from pydicom.pixels.decoders.base import get_decoder
+def _meta(data: bytes) -> "FileMetaDataset":
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset
 
+    stream = io.BytesIO(data)
+    stream.seek(_MAGIC.stop)
+    return FileMetaDataset(
+        read_dataset(
+            stream, is_implicit_VR=False, is_little_endian=True,
+            stop_when=lambda tag, _vr, _length: tag.group != _META_GROUP,
+        )
+    )  # fmt: skip
+
+
+def _inflated(data: bytes, meta: "FileMetaDataset", name: str, max_pixels: int) -> "Dataset":
+    """Read a deflated file, inflating no more than its frame asks for."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    deflated = data[_META_START + int(meta.FileMetaInformationGroupLength) :]
+    start = inflater.decompress(deflated, _HEADER_BYTES)
+    header = read_dataset(
+        io.BytesIO(start), is_implicit_VR=False, is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag >= _PIXEL_DATA,
+    )  # fmt: skip
+    height, width = _check_frame(header, name, max_pixels)
+    samples = _number(header.get("SamplesPerPixel"), 1)
+    sample_bytes = -(-_number(header.get("BitsAllocated"), 8) // 8)
+    if not (1 <= samples <= 4 and 1 <= sample_bytes <= _MAX_SAMPLE_BYTES):
+        raise ValueError("its pixels have no known form")
+    most = _HEADER_BYTES + height * width * samples * sample_bytes
+    rest = inflater.decompress(inflater.unconsumed_tail, most - len(start) + 1)
+    if len(start) + len(rest) > most:
+        raise DataError(
+            f"A deflated DICOM file must hold its frame and little else, but {name} inflates to "
+            f"more than {most:,} bytes; save it again."
+        )
+    whole = read_dataset(io.BytesIO(start + rest), is_implicit_VR=False, is_little_endian=True)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    whole.file_meta = meta
+    return whole
+
+
+def _check(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
+    """Return a frame's height and width.
+
+    Raises:
+        DataError: if it cannot be decoded, or should not be.
+    """
     if "PixelData" not in header:
         raise DataError(
             f"{name} cannot be read: it has no pixels, or is cut short; fetch or save it again."
         )
-    frames = int(header.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise DataError(
-            f"A DICOM file must hold a single frame, but {name} holds {frames}; save the frames "
-            "that you need as files of their own."
-        )
+    size = _check_frame(header, name, max_pixels)
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        encapsulated.check_decoder(header, name)
+        held = encapsulated.count_frames(header)
+        encapsulated.check_size(header, name)
+    else:
+        held = len(header.PixelData) // encapsulated.frame_bytes(header)
+    _check_frames(max(1, held), name)
+    return size
+
+
+def _check_frame(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
+    _check_frames(_number(header.get("NumberOfFrames"), 1), name)
     height, width = int(header.Rows), int(header.Columns)
     if height * width > max_pixels:
         raise DataError(
             f"An image must have at most {max_pixels:,} pixels, but {name} has {width} x {height}; "
             "make it smaller."
         )
-    syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed:
-        return
-    try:
-        known = get_decoder(syntax).is_available
-    except NotImplementedError:
-        known = False
-    if not known:
+    if height * width == 0:
+        raise ValueError("its frame has no pixels")
+    return height, width
+
+
+def _check_frames(number: int, name: str) -> None:
+    if number != 1:
         raise DataError(
-            f"{name} cannot be read: its pixels are compressed as {syntax.name}, for which pydicom "
-            "finds no decoder; run: pip install 'pylibjpeg[libjpeg,openjpeg]', or save it "
-            "uncompressed."
+            f"A DICOM file must hold a single frame, but {name} holds {number}; save the frames "
+            "that you need as files of their own."
         )
 
 
-def _shown(header: "Dataset") -> Pixels:
-    from pydicom.pixels.processing import apply_color_lut
-
-    kind = str(header.PhotometricInterpretation)
-    pixels = header.pixel_array  # YBR_FULL and YBR_FULL_422 come as RGB
-    if kind == "PALETTE COLOR":
-        bits = int(header.RedPaletteColorLookupTableDescriptor[2])
-        return _scaled(apply_color_lut(pixels, header)[..., :3], 0, 2**bits - 1)
-    if pixels.ndim == 3:
-        return _scaled(pixels, 0, 2 ** int(header.BitsStored) - 1)
-    if kind == "MONOCHROME1":
-        return np.uint8(255) - _windowed(header, pixels)
-    if kind == "MONOCHROME2":
-        return _windowed(header, pixels)
-    raise ValueError(f"its photometric interpretation {kind} is not known")
-
-
-def _windowed(header: "Dataset", pixels: npt.NDArray[np.generic]) -> Pixels:
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
-
-    bits = int(header.BitsStored)
-    signed = int(header.PixelRepresentation) == 1
-    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-    if header.get("ModalityLUTSequence"):
-        pixels = apply_modality_lut(pixels, header)
-        low, high = 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    elif header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None:
-        pixels = apply_modality_lut(pixels, header)
-        low, high = (
-            bound * float(header.RescaleSlope) + float(header.RescaleIntercept)
-            for bound in (low, high)
-        )
-    if header.get("VOILUTSequence"):
-        pixels = apply_voi(np.rint(pixels).astype(np.int64), header)
-        return _scaled(pixels, 0, 2.0 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    if header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
-        # a window is spread from `low` to `high`, which a negative slope has turned around
-        return _scaled(apply_windowing(pixels, header), low, high)
-    return _scaled(pixels, min(low, high), max(low, high))
-
-
-def _scaled(pixels: npt.NDArray[np.generic], low: float, high: float) -> Pixels:
-    """Map `low` to 0 and `high` to 255."""
-    if low == high:
-        raise ValueError("its rescale slope is 0")
-    shares = (pixels.astype(np.float64) - low) / (high - low)
-    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
-
-
-def _without_surroundings(pixels: Pixels, header: "Dataset") -> Pixels:
-    boxes = [
-        (top, left, bottom, right)
-        for top, left, bottom, right in map(_box, _tissue_regions(header))
-        if top < bottom and left < right and top < pixels.shape[0] and left < pixels.shape[1]
-    ]
-    if not boxes:
-        return pixels
-    kept = np.zeros_like(pixels)
-    for top, left, bottom, right in boxes:
-        kept[top:bottom, left:right] = pixels[top:bottom, left:right]
-    return kept
-
-
-def _tissue_regions(header: "Dataset") -> Iterator["Dataset"]:
-    for region in header.get("SequenceOfUltrasoundRegions") or ():
-        if (
-            region.get("RegionSpatialFormat") == _TWO_DIMENSIONAL
-            and region.get("RegionDataType") == _TISSUE
-        ):
-            yield region
-
-
-def _box(region: "Dataset") -> Box:
-    return (
-        int(region.RegionLocationMinY0),
-        int(region.RegionLocationMinX0),
-        int(region.RegionLocationMaxY1) + 1,
-        int(region.RegionLocationMaxX1) + 1,
-    )
+def _number(value: object, default: int) -> int:
+    """Return an element's number; 0 or nothing stands for the default."""
+    return int(value or default)  # type: ignore[call-overload, no-any-return]

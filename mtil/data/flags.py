@@ -4,6 +4,7 @@ Text and calipers tell a network who looked at what, not what is there: where on
 them, they are a shortcut.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,16 @@ Box = tuple[slice, slice]
 """Rows and columns."""
 Directions = tuple[tuple[int, int], ...]
 """Pixels down and to the right."""
+
+SOFT_MASK, NUMBERED_MASK, STRAY_REGIONS = "soft_mask", "numbered_mask", "stray_regions"
+NOTES: Mapping[str, str] = {
+    SOFT_MASK: "have a mask of more than two levels, whose lesion is what is at least half as "
+    "bright as its brightest",
+    NUMBERED_MASK: "have a mask of small numbers, each of which but 0 is lesion",
+    STRAY_REGIONS: "have ultrasound regions that do not fit their frame, so that neither regions "
+    "nor their pixel size are used",
+}
+"""What can be odd about an image's files, as the end of a sentence about images."""
 
 MIN_AREA_SHARE = 0.0005
 """A lesion that covers less of its image is implausible."""

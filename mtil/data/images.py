@@ -1,107 +1,95 @@
 """Image files to arrays and back: gray pixels, masks, and their working size."""
 
 import io
-import struct
-import warnings
-import zlib
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from mtil.data import dicom
+from mtil.data import dicom, masks
+from mtil.data.masks import MaskReading
+from mtil.data.pictures import Bands, max_pixels, open_picture
 from mtil.errors import DataError
-
-# What is odd in a file is refused below in a sentence or does not matter; the decoders' own words
-# about it would stand between. Here, since what sets filters for a while is not safe in threads.
-warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
 
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")
-"""Formats that are tried; those that run programs, such as EPS, are not among them."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".dcm")
 """How the names of image files end."""
-DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that an image in a 16-bit file may have."""
-
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises on damaged files."""
 
 
-def read_gray(data: bytes, name: str) -> Gray:
-    """Decode an image file to gray pixels (h, w).
+class ImageFile(Protocol):
+    """An image file whose header is checked and whose pixels are not decoded yet."""
 
-    Gray, colour, palette, 1-bit and 16-bit images are read, and DICOM single frames. What is
-    transparent is black, unless nothing is opaque. Files of 16 bits often hold fewer: they are
-    scaled to 8 by the least of 8, 10, 12, 14 and 16 bits that holds their largest value, so that
-    an image always gives the same pixels, whatever stands beside it.
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of the image."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the file's format alters pixels, so that edges may ring."""
+
+    @property
+    def pixel_size(self) -> float | None:
+        """Millimetres a pixel, where the file says so."""
+
+    @property
+    def stray_regions(self) -> bool:
+        """Whether the header's ultrasound regions do not fit the image, and are not used."""
+
+    def gray(self) -> Gray:
+        """Decode the gray pixels (h, w) that people see."""
+
+    def bands(self) -> Bands:
+        """Decode the values (h, w) or (h, w, 3) that are stored, as of a mask."""
+
+
+def open_image(data: bytes, name: str) -> ImageFile:
+    """Open an image file: its kind, its size and its pages are checked, no pixel is decoded.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error.
 
     Raises:
-        DataError: if it is damaged, too large, or of another kind.
+        DataError: if it is damaged, too large, of another kind, or has several pages or frames.
     """
     if dicom.is_dicom(data):
-        frame = dicom.read_frame(data, name, max_pixels=_max_pixels())
-        return np.array(Image.fromarray(frame).convert("L"))
-    image = _open(data, name)
-    if image.mode.startswith("I"):
-        return _scaled(np.asarray(image))
-    if image.mode == "F":
-        raise DataError(
-            f"An image must have integer pixels, but {name} has floating-point ones; "
-            "convert it to 8 or 16 bits."
-        )
-    if image.has_transparency_data:
-        return _on_black(image.convert("RGBA"))
-    if image.mode == "P":
-        image = image.convert("RGB")
-    return np.array(image.convert("L"))
+        return dicom.open_frame(data, name, max_pixels=max_pixels())
+    return open_picture(data, name)
+
+
+def read_gray(data: bytes, name: str) -> Gray:
+    """Decode an image file to gray pixels (h, w).
+
+    Gray, colour, palette, 1-bit and 16-bit images are read, and DICOM single frames. They are
+    turned upright as their EXIF or TIFF orientation says. What is transparent is black, unless
+    nothing is opaque. Files of 16 bits often hold fewer: they are scaled to 8 by the least of 8,
+    10, 12, 14 and 16 bits that holds their largest value, so that an image always gives the same
+    pixels, whatever stands beside it.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: if it is damaged, too large, of another kind, or has several pages or frames.
+    """
+    return open_image(data, name).gray()
 
 
 def read_mask(data: bytes, name: str) -> Mask:
-    """Decode a mask file (h, w): whatever is neither black nor transparent is lesion.
-
-    What is transparent counts, too, if nothing is opaque. In JPEG files, whose edges ring, lesion
-    is whatever is brighter than half.
+    """Decode a mask file (h, w). See `decode_mask`.
 
     Raises:
-        DataError: if it is damaged, too large, or no image.
+        DataError: if it is damaged, too large, no image, or has several pages or frames.
     """
-    if dicom.is_dicom(data):
-        frame = dicom.read_frame(data, name, max_pixels=_max_pixels())
-        return np.asarray(frame.reshape(*frame.shape[:2], -1).any(axis=2))
-    image = _open(data, name)
-    if image.mode.startswith(("I", "F")):
-        return np.asarray(image) > 0
-    least = 128 if image.format == "JPEG" else 1
-    bands = (image if image.mode in ("1", "L") else image.convert("RGB")).split()
-    mask = np.asarray(np.logical_or.reduce([np.asarray(band) >= least for band in bands]))
-    if image.has_transparency_data:
-        opaque = np.asarray(image.convert("RGBA").getchannel("A")) > 0
-        return mask & opaque if opaque.any() else mask
-    return mask
+    return decode_mask(open_image(data, name), name).mask
 
 
 def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
     """Decode a mask file (h, w) that is red or green by the lesion's class, and take one of them.
-
-    What is neither counts as well, so that a white mask is taken as it is.
 
     Args:
         data: the file's bytes.
@@ -111,16 +99,39 @@ def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
     Raises:
         DataError: if there is more of the other colour; see `read_mask` for others.
     """
-    mask = read_mask(data, name)
-    bands = np.asarray(_open(data, name).convert("RGB"), np.int16)
-    lead = bands[..., 0] - bands[..., 1]
-    own, other = (lead > 0, lead < 0) if colour == "red" else (lead < 0, lead > 0)
-    if (mask & other).sum() > (mask & own).sum():
+    return decode_mask(open_image(data, name), name, colour=colour).mask
+
+
+def decode_mask(
+    image: ImageFile, name: str, *, colour: str | None = None, inverted: bool = False
+) -> MaskReading:
+    """Decode a mask (h, w), upright as an image is.
+
+    A pixel is as bright as the brightest of its colours, times its opacity. Which brightness is
+    lesion, `masks.read_levels` says.
+
+    Args:
+        image: the file.
+        name: what to call it in an error.
+        colour: `red` or `green`, if one of them is wanted; what is neither counts as well, so that
+            a white mask is taken as it is.
+        inverted: whether the lesion is the darker part.
+
+    Raises:
+        DataError: if the file is damaged, or more of the mask is of the other colour.
+    """
+    bands = image.bands()
+    levels = bands if bands.ndim == 2 else bands.max(axis=2)
+    found = masks.read_levels(levels, lossy=image.lossy, inverted=inverted)
+    if colour is None:
+        return found
+    own, other = masks.of_colour(bands, colour)
+    if (found.mask & other).sum() > (found.mask & own).sum():
         raise DataError(
             f"A lesion of this class must be {colour} in its mask, but {name} has more of the "
             "other class's colour; correct the mask or the label."
         )
-    return mask & ~other
+    return MaskReading(found.mask & ~other, found.kind)
 
 
 def resize_image(gray: Gray, size: int) -> Gray:
@@ -162,62 +173,3 @@ def unpack_mask(data: bytes, size: int) -> Mask:
     """Return the square mask of `size` that `pack_mask` packed."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * size)
     return bits.reshape(size, size).astype(np.bool_)
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, name)
-            if image.format == "PNG":
-                image.verify()  # checksums, which loading skips
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(
-            f"An image must have at most {_max_pixels():,} pixels, but {name} claims more; "
-            "make it smaller."
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{name} cannot be read: it is none of {', '.join(FORMATS)}, or is damaged; "
-            "fetch or save it again."
-        ) from None
-    except DataError:
-        raise
-    except _BROKEN as error:
-        raise DataError(
-            f"{name} cannot be read: {_reason(error)}; fetch or save it again."
-        ) from None
-    return image
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    if image.width * image.height > _max_pixels():
-        raise DataError(
-            f"An image must have at most {_max_pixels():,} pixels, but {name} has "
-            f"{image.width} x {image.height}; make it smaller."
-        )
-
-
-def _max_pixels() -> int:
-    return Image.MAX_IMAGE_PIXELS or 2**27
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _scaled(pixels: npt.NDArray[np.generic]) -> Gray:
-    sixteen = np.clip(pixels.astype(np.int64), 0, 65535)
-    largest = int(sixteen.max())
-    full = 2 ** next(bits for bits in DEPTHS if largest < 2**bits) - 1
-    return np.asarray((sixteen * 255 + full // 2) // full, dtype=np.uint8)
-
-
-def _on_black(image: Image.Image) -> Gray:
-    """Return the gray pixels of an RGBA image before black."""
-    gray = np.array(image.convert("RGB").convert("L"))
-    alpha = np.asarray(image.getchannel("A"), dtype=np.uint16)
-    if not alpha.any():  # some programs leave it unset
-        return gray
-    return ((gray * alpha + 127) // 255).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,18 @@ import pyarrow as pa
 import pyarrow.compute
 
 from mtil.data import audit, manifest, versions
+from mtil.data.flags import NOTES
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
 from mtil.data.shards import LABELS
 from mtil.storage import Store
 
+_MOST = 0.5
+"""A source more of whose masks are odd may have inverted ones."""
 _DRAWS = 200
 _MOST_WORK = 20_000_000
 """Images times draws; large sets need fewer draws for the same precision."""
+_NOTES = "notes"
 _MASK_FLAGS = {
     "several components": "num_components",
     "touching the border": "touches_border",
@@ -35,6 +39,19 @@ class Leak:
     """Share of the tumour images that have a near-copy in another fold."""
     family: float
     """The same, counting images of the same patient too."""
+
+
+@dataclass(frozen=True)
+class OddMasks:
+    """A source most of whose tumour masks look wrong, as inverted ones do."""
+
+    source: str
+    implausible: int
+    """Masks whose lesion is implausibly small or large."""
+    touching: int
+    """Masks whose lesion touches the border."""
+    of: int
+    """Tumour images of the source."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,10 @@ class Inspection:
     """Share of the images with burnt-in text and with calipers, by class."""
     masks: Mapping[str, int]
     """Images whose mask looks unusual, by what is unusual."""
+    notes: Mapping[str, int]
+    """Images whose files are odd, by the keys of `mtil.data.flags.NOTES`."""
+    odd_masks: tuple[OddMasks, ...]
+    """Sources whose masks may be inverted."""
     leak: Leak
 
 
@@ -108,6 +129,8 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
             for name, column in _MASK_FLAGS.items()
             for values in [images.column(column).to_numpy()[tumours].astype(np.int64)]
         },
+        notes=_notes(images),
+        odd_masks=_odd_masks(made, images.filter(pa.array(tumours))),
         leak=Leak(
             *(
                 leakage(_codes(images, column)[tumours], labels[tumours], made.num_folds)
@@ -170,8 +193,39 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "patients_of_two_classes": found.mixed_patients,
         "marks": {name: dict(shares) for name, shares in found.marks.items()},
         "masks": dict(found.masks),
+        "notes": dict(found.notes),
+        "odd_masks": [asdict(odd) for odd in found.odd_masks],
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
     }
+
+
+def _notes(images: pa.Table) -> dict[str, int]:
+    if _NOTES not in images.column_names:  # an audit of an earlier version of this program
+        return dict.fromkeys(NOTES, 0)
+    said = pa.compute.list_flatten(images.column(_NOTES)).to_pylist()
+    return dict.fromkeys(NOTES, 0) | Counter(said)
+
+
+def _odd_masks(made: Manifest, tumours: pa.Table) -> tuple[OddMasks, ...]:
+    """Return the sources more than half of whose masks are implausible or touch the border."""
+    ids = tumours.column("sample_id").to_pylist()
+    prefixes = sorted((source.prefix for source in made.sources), key=len, reverse=True)
+    names = {source.prefix: source.name for source in made.sources}
+    of = np.array(
+        [next((p for p in prefixes if not p or name.startswith(f"{p}/")), "") for name in ids],
+        dtype=object,
+    )
+    implausible, touching = (
+        tumours.column(flag).to_numpy().astype(np.bool_)
+        for flag in ("implausible", "touches_border")
+    )
+    odd = []
+    for prefix in prefixes:
+        here = of == prefix
+        if (implausible | touching)[here].sum() > _MOST * here.sum():
+            counts = int(implausible[here].sum()), int(touching[here].sum()), int(here.sum())
+            odd.append(OddMasks(names[prefix], *counts))
+    return tuple(odd)
 
 
 def _mixed_patients(images: pa.Table) -> int:

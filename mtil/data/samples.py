@@ -9,16 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mtil.data import dicom
+from mtil.data.budget import PIXELS
 from mtil.data.duplicates import Description, describe
-from mtil.data.flags import Marks, MaskFlags, flag_image, flag_mask
+from mtil.data.flags import (
+    NUMBERED_MASK,
+    SOFT_MASK,
+    STRAY_REGIONS,
+    Marks,
+    MaskFlags,
+    flag_image,
+    flag_mask,
+)
+from mtil.data.image_bytes import read_image_bytes, room_for
 from mtil.data.images import (
+    ImageFile,
     Mask,
+    decode_mask,
     encode_mask_png,
+    open_image,
     pack_mask,
-    read_coloured_mask,
-    read_gray,
-    read_mask,
     resize_image,
     resize_mask,
 )
@@ -27,6 +36,8 @@ from mtil.data.shards import LABELS
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
+READING = 2
+"""How files become pixels; chunks that were staged by another way are not taken up."""
 _THREADS = 8
 """Of a process: decoding frees the interpreter, and reading from a bucket waits."""
 
@@ -49,6 +60,8 @@ class Sample:
     description: Description
     marks: Marks
     mask_flags: MaskFlags
+    notes: tuple[str, ...] = ()
+    """What was odd about the files, keys of `mtil.data.flags.NOTES`."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +110,22 @@ def read_sample(store: Store, record: Record, image_size: int) -> Sample:
     Raises:
         DataError: if a file is missing or damaged, or the masks fit neither image nor class.
     """
-    data = _bytes(store, record.image, record)
-    gray = read_gray(data, record.image)
+    with room_for(store, (record.image, *record.masks)):
+        image, *masks = [
+            open_image(_bytes(store, name, record), name) for name in (record.image, *record.masks)
+        ]
+        with PIXELS.hold(max(file.num_pixels for file in (image, *masks))):
+            return _sample(record, image, masks, image_size)
+
+
+def _sample(
+    record: Record, image: ImageFile, masks: Sequence[ImageFile], image_size: int
+) -> Sample:
+    gray = image.gray()
     height, width = gray.shape
-    mask = _joined_mask(store, record, (height, width))
+    mask, notes = _joined_mask(record, masks, (height, width))
+    if image.stray_regions:
+        notes.add(STRAY_REGIONS)
     size = f"{height}x{width}:".encode()
     return Sample(
         record=record,
@@ -111,54 +136,69 @@ def read_sample(store: Store, record: Record, image_size: int) -> Sample:
         mask_png=encode_mask_png(mask),
         sha256=hashlib.sha256(size + gray.tobytes()).digest(),
         mask_sha256=hashlib.sha256(size + pack_mask(mask)).digest(),
-        pixel_size=_pixel_size(record, data),
+        pixel_size=image.pixel_size if record.pixel_size is None else record.pixel_size,
         description=describe(gray),
         marks=flag_image(gray),
         mask_flags=flag_mask(mask),
+        notes=tuple(sorted(notes)),
     )
 
 
-def _joined_mask(store: Store, record: Record, shape: tuple[int, int]) -> Mask:
+def _joined_mask(
+    record: Record, masks: Sequence[ImageFile], shape: tuple[int, int]
+) -> tuple[Mask, set[str]]:
+    """Return the lesion of all masks, and notes on them."""
     joined = np.zeros(shape, np.bool_)
-    for name in record.masks:
-        data = _bytes(store, name, record)
-        mask = (
-            read_mask(data, name)
-            if record.colour is None
-            else read_coloured_mask(data, name, record.colour)
-        )
+    notes = set()
+    for name, file in zip(record.masks, masks, strict=True):
+        found = decode_mask(file, name, colour=record.colour, inverted=record.inverted)
+        if found.kind != "plain":
+            notes.add(SOFT_MASK if found.kind == "soft" else NUMBERED_MASK)
+        mask = found.mask
         if mask.shape != shape:
-            if not record.masks_may_differ:
-                raise DataError(
-                    f"A mask must have its image's size, but {name} has {_size(mask.shape)} and "
-                    f"{record.image} has {_size(shape)} (width x height); correct the mask."
-                )
+            _check_shape(record, name, mask.shape, shape)
             fitted = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
             mask = np.asarray(fitted, np.bool_)
         joined |= mask
+    _check_lesion(record, joined)
+    return joined, notes
+
+
+def _check_shape(
+    record: Record, name: str, found: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    if found == expected[::-1]:
+        raise DataError(
+            f"A mask must lie as its image does, but {name} has {_size(found)} and {record.image} "
+            f"has {_size(expected)} (width x height); turn one of them, or correct its orientation."
+        )
+    if not record.masks_may_differ:
+        raise DataError(
+            f"A mask must have its image's size, but {name} has {_size(found)} and "
+            f"{record.image} has {_size(expected)} (width x height); correct the mask."
+        )
+
+
+def _check_lesion(record: Record, mask: Mask) -> None:
     normal = LABELS[record.label] == "normal"
-    if normal and joined.any():
+    if normal and mask.any():
+        inverted = mask.all() and not record.inverted
+        hint = ", or add --invert-masks if lesions are black in this source" if inverted else ""
         raise DataError(
             f"A normal image must have no lesion, but {record.masks[0]} is not black; "
-            "correct the mask or the label."
+            f"correct the mask or the label{hint}."
         )
-    if not normal and not joined.any():
+    if not normal and not mask.any():
+        black = "white" if record.inverted else "black"
         raise DataError(
-            f"A {LABELS[record.label]} image must have a lesion, but {record.masks[0]} is black; "
+            f"A {LABELS[record.label]} image must have a lesion, but {record.masks[0]} is {black}; "
             "correct the mask or the label."
         )
-    return joined
-
-
-def _pixel_size(record: Record, data: bytes) -> float | None:
-    if record.pixel_size is not None:
-        return record.pixel_size
-    return dicom.pixel_size(data, record.image)
 
 
 def _bytes(store: Store, name: str, record: Record) -> bytes:
     try:
-        return store.read(name)
+        return read_image_bytes(store, name, name)
     except NotFoundError:
         kind = "image" if name == record.image else "mask"
         raise DataError(

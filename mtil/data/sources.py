@@ -28,6 +28,8 @@ class Source:
     """A table's column by the role that it plays."""
     classes: Mapping[str, str] = field(default_factory=dict)
     """A class by the table's word for it."""
+    invert_masks: bool = False
+    """Whether lesions are black on white in the masks."""
 
 
 def gather(sources: Sequence[Source]) -> list[Collection]:
@@ -127,7 +129,19 @@ def _scan(source: Source) -> Collection:
         classes=source.classes or None,
         skip_invalid=True,
     )
+    if source.invert_masks:
+        collection = _inverted(collection)
     return collection if source.groups is None else _with_groups(collection, source.groups)
+
+
+def _inverted(collection: Collection) -> Collection:
+    if any(record.colour is not None for record in collection.records):
+        raise DataError(
+            "Masks whose colours name the class cannot be inverted, but those of "
+            f"{collection.name} are such; leave --invert-masks away."
+        )
+    records = [replace(record, inverted=True) for record in collection.records]
+    return replace(collection, records=records)
 
 
 def _with_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:

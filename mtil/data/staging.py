@@ -303,6 +303,7 @@ def _facts(samples: Sequence[Sample]) -> pa.Table:
             "area_share": pa.array([s.mask_flags.area_share for s in samples], pa.float32()),
             "num_holes": pa.array([s.mask_flags.num_holes for s in samples], pa.int32()),
             "implausible": pa.array([s.mask_flags.implausible for s in samples], pa.bool_()),
+            "notes": pa.array([list(s.notes) for s in samples], pa.list_(pa.string())),
             "source": pa.array([s.record.source for s in samples], pa.string()),
             "patient": pa.array([s.record.patient for s in samples], pa.string()),
             "published": pa.array([s.record.published for s in samples], pa.string()),

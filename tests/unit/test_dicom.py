@@ -303,7 +303,7 @@ def test_changed_bytes_never_end_in_a_traceback() -> None:
 def test_whatever_is_outside_of_the_tissue_regions_is_black() -> None:
     ds = header(GRAY)
     ds.SequenceOfUltrasoundRegions = Sequence(
-        [region((5, 2, 14, 11)), region((20, 4, 99, 8)), region((0, 15, 35, 23), 3, 3)]
+        [region((5, 2, 14, 11)), region((20, 4, 36, 8)), region((0, 15, 35, 23), 3, 3)]
     )
     expected = np.zeros_like(GRAY)
     expected[2:12, 5:15] = GRAY[2:12, 5:15]

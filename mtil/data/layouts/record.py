@@ -32,6 +32,8 @@ class Record:
     """Whether masks of another size are resized to the image's instead of refused."""
     colour: str | None = None
     """What its lesion is in masks of red and green, if they tell classes apart so."""
+    inverted: bool = False
+    """Whether lesions are the darker part of its masks."""
     pixel_size: float | None = None
     """Millimetres a pixel of the original, where the collection says so."""
     meta: Mapping[str, str] = field(default_factory=dict)
