@@ -21,8 +21,8 @@ _MAX_NUMBER = 2**63
 # Written in C and several times as fast, where PyYAML has been built with it.
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What PyYAML raises, beside its own errors, of values such as `!!timestamp x` or 2026-99-99."""
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises, beside its own errors and ValueError, of values such as `!!timestamp x`."""
 
 
 def read(path: Path) -> list[Any]:
@@ -65,8 +65,10 @@ def documents(text: str, wrong: str) -> list[Any]:
         raise UsageError(f"{wrong}: {' '.join(str(error).split())}.") from error
     except RecursionError:
         raise UsageError(f"{wrong}: it is nested too deeply.") from None
+    except ValueError as error:
+        raise UsageError(f"{wrong}: {_short(str(error))}.") from error
     except _MALFORMED as error:
-        raise UsageError(f"{wrong}: {_short(str(error) or type(error).__name__)}.") from error
+        raise UsageError(f"{wrong}: it has a value that does not fit its tag.") from error
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.files import LAUNCHED, ClusterFile
 from cluster.rules.starting import can_be_reached
 
-_USER = re.compile(r"[A-Za-z0-9_][\w.+@\\-]{0,63}\$?")
+USER = re.compile(r"[A-Za-z0-9_][\w.+@\\-]{0,63}\$?")
 _PATH = re.compile(r"[^-'\"\\%][^'\"\\]*")
 _CLUSTER = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
@@ -31,11 +31,12 @@ def names(file: ClusterFile) -> Iterator[str]:
         return
     auth = file.document.get("auth") or {}
     provider = file.document["provider"]
-    yield from _fits("auth.ssh_user", auth.get("ssh_user"), _USER, "the name of a user")
+    yield from _fits("auth.ssh_user", auth.get("ssh_user"), USER, "the name of a user")
     for key in ("ssh_private_key", "ssh_public_key"):
         what = "a path without quotes that does not begin with a hyphen"
         yield from _fits(f"auth.{key}", auth.get(key), _PATH, what)
-    yield from _fits("cluster_name", file.document.get("cluster_name"), _CLUSTER, "a name")
+    if file.kind == "local":  # it is part of a path of Ray's; clouds.py has the clouds' names
+        yield from _fits("cluster_name", file.document.get("cluster_name"), _CLUSTER, "a name")
     outside = provider.get("external_head_ip")
     if outside is not None and not can_be_reached(str(outside)):
         yield (
