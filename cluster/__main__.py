@@ -38,8 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(error: ClusterError, code: int) -> int:
     for line in str(error).splitlines():
-        print(f"cluster: {line}", file=sys.stderr)  # noqa: T201
+        print(f"cluster: {_printable(line)}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _printable(text: str) -> str:
+    """Return a text without what would command a terminal, or be no text to it."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,11 +111,11 @@ def _check(options: argparse.Namespace) -> int:
 
     report = check(options.file, bucket=options.bucket)
     for problem in report.problems:
-        print(f"NO  {problem}")  # noqa: T201
+        print(f"NO  {_printable(problem)}")  # noqa: T201
     for warning in report.warnings:
-        print(f"!!  {warning}")  # noqa: T201
+        print(f"!!  {_printable(warning)}")  # noqa: T201
     for blank in report.blanks:
-        print(f"..  to fill in: {blank}")  # noqa: T201
+        print(f"..  to fill in: {_printable(blank)}")  # noqa: T201
     for note in report.notes:
         print(f"    {note}")  # noqa: T201
     if report.problems:

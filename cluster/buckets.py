@@ -10,6 +10,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from cluster import files
 from cluster.files import ClusterFile
 from cluster.rules import ports
 
@@ -25,7 +26,8 @@ _PATIENCE = timedelta(seconds=10)
 
 def named(file: ClusterFile) -> list[str]:
     """Return the buckets that a job in the file is given."""
-    texts = [str(file.document.get("spec", {}).get("entrypoint", "")), file.document.get("run", "")]
+    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    texts = [str((job or {}).get("entrypoint", "")), str(file.document.get("run", ""))]
     texts += [value for group in file.groups for _, value in group.variables]
     found = [match for text in texts for match in _IN_TEXT.finditer(text)]
     return list(dict.fromkeys(match[0] for match in found if _BLANK not in match[1]))

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cluster import reading
 from cluster.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +27,10 @@ TOKEN_MODE = "RAY_AUTH_MODE=token"
 """What has Ray ask for a token; set before Ray is imported, or it is not seen."""
 
 _UNITS = {"": 1.0, "m": 1e-3}
+UNLIMITED = 2**31 - 1
+"""Workers of a group of KubeRay's that does not say how many there may be."""
+_DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": UNLIMITED}
+"""Of a group of workers, by the definition of KubeRay's resources (ray.io/v1)."""
 _SELECTORS = ("ray.io/accelerator-type", "cloud.google.com/gke-accelerator")
 
 
@@ -79,28 +82,71 @@ class ClusterFile:
 def load(path: Path) -> tuple[str, dict[str, Any]]:
     """Return a file's kind and content, of which only the kind has been looked at.
 
+    KubeRay's files may have other objects of Kubernetes beside the one of Ray's.
+
     Raises:
         UsageError: if it cannot be read, or is no cluster file.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"A cluster file must be readable, but {path} is not: {error}.") from error
-    except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise UsageError(f"A cluster file must be YAML, but {path} is not: {told}.") from error
-    if isinstance(document, dict):
-        if str(document.get("apiVersion", "")).startswith("ray.io/"):
-            return "kuberay", document
-        kind = document["provider"].get("type") if isinstance(document.get("provider"), dict) else 0
-        if kind in LAUNCHED:
-            return str(kind), document
-        if kind == 0 and "run" in document:
-            return "skypilot", document
-    raise UsageError(
-        "A cluster file must have a `provider.type` of aws, gcp or local, or be KubeRay's or "
-        f"SkyPilot's, but {path} is none of these; start from one in cluster/templates."
-    )
+    documents = reading.read(path)
+    found = [(kind, one) for one in documents if (kind := _kind(one)) is not None]
+    rays = [_without_nulls(one) for kind, one in found if kind == "kuberay"]
+    machines = [one for one in rays if not _is_guest(one)]
+    if rays and not machines:
+        raise UsageError(
+            f"A file must say which machines a cluster has, but the job of {path} runs on the "
+            "cluster that its `clusterSelector` names; check that cluster's file."
+        )
+    rays = machines
+    if len(rays) == 1:
+        return "kuberay", rays[0]
+    if len(rays) > 1:
+        told = ", ".join(f"{one.get('kind')} {_name(one)}" for one in rays)
+        raise UsageError(
+            f"A file must have one object of Ray's, but {path} has {len(rays)} ({told}); check "
+            "each in a file of its own."
+        )
+    if not found:
+        what = "is none of these" if len(documents) == 1 else "has none of these"
+        raise UsageError(
+            "A cluster file must have a `provider.type` of aws, gcp or local, or be KubeRay's or "
+            f"SkyPilot's, but {path} {what}; start from one in cluster/templates."
+        )
+    if len(documents) > 1:
+        raise UsageError(
+            f"A cluster file of the kind {found[0][0]} must be one YAML document, but {path} has "
+            f"{len(documents)}; only KubeRay's may have more."
+        )
+    return found[0]
+
+
+def _kind(document: Any) -> str | None:
+    """Return whose file a document is, if it is one of a cluster."""
+    if not isinstance(document, dict):
+        return None
+    if str(document.get("apiVersion", "")).startswith("ray.io/"):
+        return "kuberay"
+    provider = document.get("provider")
+    if isinstance(provider, dict):
+        return provider["type"] if provider.get("type") in LAUNCHED else None
+    return "skypilot" if "run" in document else None
+
+
+def _without_nulls(node: Any) -> Any:
+    """Return a document as Kubernetes takes it: a field that is null is not there."""
+    if isinstance(node, dict):
+        return {key: _without_nulls(value) for key, value in node.items() if value is not None}
+    return [_without_nulls(one) for one in node] if isinstance(node, list) else node
+
+
+def _is_guest(document: dict[str, Any]) -> bool:
+    """Say whether a job of KubeRay's runs on a cluster that is there already."""
+    spec = document.get("spec")
+    return isinstance(spec, dict) and "clusterSelector" in spec and "rayClusterSpec" not in spec
+
+
+def _name(document: dict[str, Any]) -> object:
+    metadata = document.get("metadata")
+    return metadata.get("name") if isinstance(metadata, dict) else None
 
 
 def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
@@ -218,23 +264,42 @@ def _local(path: Path, document: dict[str, Any]) -> ClusterFile:
 def _kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
     spec = ray_cluster_spec(document)
     groups = [_pods(spec["headGroupSpec"], "head", is_head=True)]
-    groups += [
-        _pods(group, group["groupName"], is_head=False)
-        for group in spec.get("workerGroupSpecs", [])
-    ]
+    groups += [_pods(group, group["groupName"], is_head=False) for group in worker_groups(document)]
     return ClusterFile(path, "kuberay", document, tuple(groups))
 
 
 def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of the cluster of a `RayCluster` or a `RayJob`."""
+    """Return the spec of the cluster of any object of KubeRay's."""
+    job = job_spec(document)
     spec: dict[str, Any] = document["spec"]
-    return spec["rayClusterSpec"] if document["kind"] == "RayJob" else spec
+    if job is not None:
+        spec = job["rayClusterSpec"]
+    return spec["rayClusterConfig"] if document["kind"] == "RayService" else spec
+
+
+def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the spec of the job of a `RayJob` or a `RayCronJob`; None if it is neither."""
+    spec: dict[str, Any] = document.get("spec", {})
+    if document.get("kind") == "RayCronJob":
+        spec = spec["jobTemplate"]
+    return spec if document.get("kind") in ("RayJob", "RayCronJob") else None
+
+
+def job_key(document: dict[str, Any]) -> str:
+    """Return where the spec of the job is in a `RayJob` or a `RayCronJob`."""
+    return "spec.jobTemplate" if document.get("kind") == "RayCronJob" else "spec"
+
+
+def worker_groups(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of workers of an object of KubeRay's, with what Kubernetes fills in."""
+    groups: list[dict[str, Any]] = ray_cluster_spec(document).get("workerGroupSpecs", [])
+    return [_DEFAULTS | group for group in groups]
 
 
 def _pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
     container = group["template"]["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}
-    told = group.get("rayStartParams", {})
+    told = group.get("rayStartParams") or {}
     cpus = told.get("num-cpus", limits.get("cpu"))
     selector = group["template"]["spec"].get("nodeSelector") or {}
     named = [selector.get(key) for key in _SELECTORS]

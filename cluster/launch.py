@@ -208,7 +208,7 @@ def _stop_hosts(file: ClusterFile) -> None:
             "LogLevel=ERROR",
         ):
             command += ["-o", option]
-        command += [f"{auth['ssh_user']}@{host}", f"{_program(group)} stop --force"]
+        command += ["--", f"{auth['ssh_user']}@{host}", f"{_program(group)} stop --force"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             lost.append(host)
     if lost:

@@ -12,10 +12,11 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cluster import credentials
+from cluster import credentials, secret_files
 from cluster.errors import ClusterError, UsageError
 
 MAX_UPLOAD_BYTES = 64 << 20
@@ -26,10 +27,8 @@ logger = logging.getLogger(__name__)
 _RECONNECT_S = 2
 _PATIENCE_S = 300
 """For so long a cluster may be out of reach before following a job ends."""
-_WHY_NOT = (
-    "which everybody with access to the cluster could read among its jobs; give the machines a "
-    "role or a mounted file"
-)
+_READABLE = "everybody with access to the cluster could read among its jobs"
+_WHY_NOT = f"which {_READABLE}; give the machines a role or a mounted file"
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -89,7 +88,8 @@ def upload_size(folder: Path) -> dict[str, int]:
     """Return the bytes that would go along, by entry of a folder, as Ray itself decides.
 
     Raises:
-        UsageError: if it is no folder, or larger in all than `MAX_UPLOAD_BYTES`.
+        UsageError: if it is no folder, has files with secrets, or is larger in all than
+            `MAX_UPLOAD_BYTES`.
     """
     if not folder.is_dir():
         raise UsageError(f"--working-dir must be a folder, but {folder} is not.")
@@ -97,6 +97,7 @@ def upload_size(folder: Path) -> dict[str, int]:
 
     folder = folder.absolute()
     sizes: dict[str, int] = {}
+    files: list[Path] = []
     silent = logging.getLogger("cluster.upload")
     silent.setLevel(logging.CRITICAL)  # Ray tells it of every file that it skips
 
@@ -104,6 +105,7 @@ def upload_size(folder: Path) -> dict[str, int]:
         if path.is_file():
             entry = path.relative_to(folder).parts[0]
             sizes[entry] = sizes.get(entry, 0) + path.stat().st_size
+            files.append(path)
 
     packaging._dir_travel(folder, [], count, include_gitignore=True, logger=silent)
     total = sum(sizes.values())
@@ -113,6 +115,13 @@ def upload_size(folder: Path) -> dict[str, int]:
         raise UsageError(
             f"The working directory must be at most {MAX_UPLOAD_BYTES >> 20} MiB, but has "
             f"{total / 2**20:.0f} (MiB: {told}); name in .rayignore what is to stay."
+        )
+    secret = list(islice(secret_files.found(folder, files, os.environ), 4))
+    if secret:
+        told = ", ".join(secret[:3]) + (" and more" if len(secret) > 3 else "")
+        raise UsageError(
+            f"The working directory must hold no secrets, which {_READABLE}, but has {told}; name "
+            "in .rayignore what is to stay."
         )
     return sizes
 

@@ -7,6 +7,7 @@ from typing import Any
 from cluster import credentials, files
 from cluster.commands import ray_starts
 from cluster.files import LAUNCHED, RENTED, ClusterFile
+from cluster.rules.arguments import USER
 
 _TOKEN = ".ray/auth_token"
 
@@ -76,7 +77,8 @@ def token_on_every_machine(file: ClusterFile) -> Iterator[str]:
     for remote in found:
         parts = Path(remote).parts
         whose = parts[2] if parts[:2] == ("/", "home") else user
-        if file.kind in LAUNCHED and user and whose != user and "docker" not in file.document:
+        is_name = USER.fullmatch(str(user)) and file.kind in LAUNCHED  # else arguments.py says so
+        if is_name and user and whose != user and "docker" not in file.document:
             yield f"`file_mounts` must put the token into the home of {user}, but has {remote}."
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from cluster import files
 from cluster.files import ClusterFile
 
 _MAX_IDLE_MINUTES = 60
@@ -11,11 +12,11 @@ _UNITS = {"s": 1 / 60, "m": 1.0, "": 1.0, "h": 60.0, "d": 1440.0, "w": 10080.0}
 
 
 def job_shuts_down(file: ClusterFile) -> Iterator[str]:
-    """KubeRay: the cluster of a `RayJob` goes when the job is done."""
-    if file.document.get("kind") != "RayJob":
-        return
-    if file.document["spec"].get("shutdownAfterJobFinishes") is not True:
-        yield "`spec.shutdownAfterJobFinishes` must be true, or the cluster stays and costs."
+    """KubeRay: the cluster of a `RayJob` or a `RayCronJob` goes when the job is done."""
+    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    if job is not None and job.get("shutdownAfterJobFinishes") is not True:
+        key = f"{files.job_key(file.document)}.shutdownAfterJobFinishes"
+        yield f"`{key}` must be true, or the cluster stays and costs."
 
 
 def machines_stop(file: ClusterFile) -> Iterator[str]:

@@ -66,8 +66,13 @@ def counts_fit(file: ClusterFile) -> Iterator[str]:
 def _replicas(file: ClusterFile) -> Iterator[str]:
     if not file.workers:
         yield "`workerGroupSpecs` must have a group, since the head takes no work, but has none."
-    for spec in files.ray_cluster_spec(file.document).get("workerGroupSpecs", []):
-        replicas, most = spec.get("replicas", 0), spec["maxReplicas"]
+    for spec in files.worker_groups(file.document):
+        replicas, most = spec["replicas"], spec["maxReplicas"]
+        if most == files.UNLIMITED:
+            yield (
+                f"{spec['groupName']} must say `maxReplicas`, or as many workers may come as "
+                "there is room and money for, but does not."
+            )
         if replicas > most and spec["minReplicas"] <= most:
             yield (
                 f"`replicas` of {spec['groupName']} must be at most `maxReplicas`, {most}, but "
@@ -143,7 +148,7 @@ def limits_of_pods(file: ClusterFile) -> Iterator[str]:
     """Kubernetes: a worker says what it takes, or Ray counts the whole node as its own."""
     if file.kind != "kuberay":
         return
-    for spec in files.ray_cluster_spec(file.document).get("workerGroupSpecs", []):
+    for spec in files.worker_groups(file.document):
         told = spec["template"]["spec"]["containers"][0].get("resources") or {}
         limits, requests = told.get("limits") or {}, told.get("requests") or {}
         for name in ("cpu", "memory"):

@@ -10,6 +10,7 @@ from cluster.commands import Start, ray_starts
 from cluster.files import LAUNCHED, ClusterFile, Group
 
 _PORT = "6379"
+_ZONE = re.compile(r"\w[\w.-]*")
 _ANYWHERE = re.compile(r"\$\{?RAY_HEAD_IP\}?")
 
 
@@ -94,13 +95,15 @@ def hosts(file: ClusterFile) -> Iterator[str]:
     if file.workers[0].largest > len(workers):
         yield f"`max_workers` must be {len(workers)}, the number of `worker_ips`, or fewer."
     for host in filter(None, [head, *workers]):
-        if not _can_be_reached(str(host)):
+        if not can_be_reached(str(host)):
             yield f"`provider` must name hosts by an address or a name, but has {host}."
 
 
-def _can_be_reached(host: str) -> bool:
+def can_be_reached(host: str) -> bool:
+    """Say whether something can be the address or the name of a host."""
     try:
-        return not ipaddress.ip_address(host).is_unspecified
+        zone = getattr(ipaddress.ip_address(host), "scope_id", None)
+        return not ipaddress.ip_address(host).is_unspecified and bool(_ZONE.fullmatch(zone or "0"))
     except ValueError:
         name = re.fullmatch(r"[A-Za-z0-9]([\w-]*\w)?(\.\w([\w-]*\w)?)*", host)
         return bool(name) and not re.fullmatch(r"[\d.]+", host)

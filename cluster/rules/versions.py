@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-import yaml
-
-from cluster import files
+from cluster import files, reading
 from cluster.commands import statements
+from cluster.errors import UsageError
 from cluster.files import LAUNCHED, ClusterFile, Group
 from cluster.rules.starting import local_path
 
@@ -129,19 +128,20 @@ def _constraints_mounted(file: ClusterFile) -> Iterator[str]:
 
 def no_packages_for_jobs(file: ClusterFile) -> Iterator[str]:
     """A job brings no packages of its own: each machine would install them when it likes."""
-    if file.document.get("kind") != "RayJob":
-        return
+    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    text = "" if job is None else job.get("runtimeEnvYAML") or ""
+    name = f"`{files.job_key(file.document)}.runtimeEnvYAML`"
     try:
-        told = yaml.safe_load(file.document["spec"].get("runtimeEnvYAML") or "{}")
-    except yaml.YAMLError:
-        yield "`spec.runtimeEnvYAML` must be YAML, but is not."
+        (told,) = reading.documents(text, f"{name} must be YAML, but is not") or [{}]
+    except UsageError as error:
+        yield str(error)
+        return
+    except ValueError:
+        yield f"{name} must be one YAML document, but is more."
         return
     for key in ("pip", "uv", "conda", "image_uri", "container"):
         if isinstance(told, dict) and key in told:
-            yield (
-                f"`spec.runtimeEnvYAML` must bring no packages, but has `{key}`; put them into the "
-                "image."
-            )
+            yield (f"{name} must bring no packages, but has `{key}`; put them into the image.")
 
 
 RULES = (one_image, named_container, pinned_versions, one_installation, no_packages_for_jobs)

@@ -15,6 +15,7 @@ from benchmarks.known import best_of, front_share, make_search
 from mtil import heartbeat
 from mtil.errors import DataError, RunError
 from mtil.storage import open_store
+from tests.waiting import PATIENCE_S, until
 from tune import study as studies
 from tune.record import Search
 from tune.search import session
@@ -41,7 +42,6 @@ from pathlib import Path
 from mtil.distributed import cluster
 from tune import search as searches
 from tune.record import Search
-from tests.waiting import PATIENCE_S, until
 
 folder = Path(sys.argv[1])
 

@@ -499,6 +499,48 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: d.update(docker={"image": "a/b:1", "container_name": "x"}),
         "`docker` must be left out",
     ),
+    # What programs of this machine would take for options, or run.
+    *(
+        (name, lambda d, user=user: d["auth"].update(ssh_user=user), "`auth.ssh_user` must be the")
+        for name in ("cluster", "gcp")
+        for user in ("-oProxyCommand=touch x", "-l", "a b", "a;b", "$(id)", "a'b", "%h", "a\nb")
+    ),
+    *(
+        ("cluster", lambda d, at=at: d["auth"].update(ssh_proxy_command=at), "ssh -W %h:%p` and a")
+        for at in ("touch /tmp/x", "ssh -oProxyCommand=id -W %h:%p x", "ssh -W %h:%p x; id", "-W")
+    ),
+    *(
+        ("on-prem", lambda d, name=name: d.update(cluster_name=name), "`cluster_name` must be a")
+        for name in ("../../home/x", "-x", "a/b", "a b", ".")
+    ),
+    *(
+        (
+            "on-prem",
+            lambda d, host=host: d["provider"].update(head_ip=host),
+            "`provider` must name hosts by an address or a name",
+        )
+        for host in ("-oProxyCommand=id", "x;id", "fe80::1%$(id)", "fe80::1%-l", "a@b", "a b")
+    ),
+    (
+        "on-prem",
+        lambda d: d["provider"].update(external_head_ip="-oProxyCommand=id"),
+        "`provider.external_head_ip` must be an address or a name",
+    ),
+    (
+        "cluster",
+        lambda d: d.update(docker={"image": "me/mtil:gpu-1.0", "container_name": "x; id"}),
+        "`docker.container_name` must be a name",
+    ),
+    (
+        "cluster",
+        lambda d: d.update(docker={"image": "me/mtil:$(id)", "container_name": "x"}),
+        "`docker.image` must be the name of an image",
+    ),
+    (
+        "cluster",
+        lambda d: d["file_mounts"].update({"/home/ubuntu/$(id)": "./cluster"}),
+        "`file_mounts` must name paths on the machines",
+    ),
     # What ends.
     (
         "kuberay-job",
@@ -540,6 +582,20 @@ LEGITIMATE: list[tuple[str, Mistake]] = [
     ("skypilot", lambda d: d.update(workdir={"url": "https://example.com/mtil"})),
     ("skypilot", lambda d: (d.pop("setup"), d["resources"].update(image_id="docker:me/mtil:gpu"))),
     ("on-prem", lambda d: d["provider"].update(head_ip="desk-1", worker_ips=["desk-2.lab.edu"])),
+    ("on-prem", lambda d: d["provider"].update(head_ip="fe80::1%eth0", worker_ips=["fd00::2"])),
+    (
+        "on-prem",
+        lambda d: (
+            d["auth"].update(ssh_user="ann@lab"),
+            d.update(file_mounts={"/home/ann@lab/.ray/auth_token": "~/.ray/auth_token", "/s": "."}),
+        ),
+    ),
+    (
+        "cluster",
+        lambda d: d["auth"].update(
+            ssh_proxy_command="ssh -i ~/.ssh/jump -o StrictHostKeyChecking=no -W %h:%p me@bastion"
+        ),
+    ),
     ("on-prem", lambda d: d.update(min_workers=0)),
     (
         "on-prem",

@@ -10,6 +10,7 @@ import yaml
 
 from cluster import launch
 from cluster.__main__ import main
+from cluster.check import open_to_end
 from cluster.files import ROOT
 from tests.waiting import until
 
@@ -88,6 +89,37 @@ def test_down_of_a_file_without_a_head_is_one_sentence(
     assert capsys.readouterr().err == (
         "cluster: `provider.head_ip` must name the head, but is missing.\n"
     )
+
+
+def test_a_user_that_is_an_option_reaches_no_ssh(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = yaml.safe_load(file.read_text())
+    document["auth"]["ssh_user"] = "-oProxyCommand=touch x"
+    file.write_text(yaml.dump(document))
+    for command in (["up"], ["down", "--yes"], ["status"]):
+        assert main([command[0], str(file), *command[1:]]) == 2
+        assert capsys.readouterr().err == (
+            "cluster: `auth.ssh_user` must be the name of a user, but is "
+            "'-oProxyCommand=touch x'.\n"
+        )
+
+
+def test_ssh_is_told_where_its_options_end(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program `ssh` that writes down its words, for each of two hosts."""
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> {tmp_path}/words\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    launch._stop_hosts(open_to_end(file))
+    words = (tmp_path / "words").read_text().splitlines()
+    ends = [index for index, word in enumerate(words) if word == "--"]
+    assert [words[at + 1] for at in ends] == ["mtil@10.0.0.1", "mtil@10.0.0.2"]
 
 
 def test_a_forwarder_that_ends_is_started_again(

@@ -99,6 +99,70 @@ def test_this_checkout_fits_by_far() -> None:
     assert {"mtil", "tune", "pyproject.toml"} <= set(sizes)
 
 
+SECRET_FILES = (
+    ".env", ".env.local", "prod.env", "id_rsa", "keys/id_ed25519", "server.key", "cert.p12",
+    ".aws/credentials", ".ssh/config", ".kube/config", ".docker/config.json", ".netrc", ".pgpass",
+    "my-service-account.json", "client_secret_123.json", "application_default_credentials.json",
+    ".git-credentials", ".pypirc", "secrets.yaml", "terraform.tfstate", "auth_token", ".RAY/x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
+def test_files_with_secrets_by_their_names_stay_here(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UsageError) as raised:
+        submit.upload_size(tmp_path)
+    assert f"but has {name} (by its name); name in .rayignore" in str(raised.value)
+    (tmp_path / ".rayignore").write_text(f"/{name}\n")
+    assert submit.upload_size(tmp_path).keys() == {".rayignore"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("deploy.pem", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n"),
+        ("notes.txt", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n"),
+        ("robot.json", '{"type": "x", "private_key": "-----BEGIN PRIVATE KEY-----\\nMII"}'),
+        ("config", "[default]\naws_secret_access_key = wJalrXUtnFEMI/K7MDENGbPxRfi\n"),
+        ("login.txt", "machine host login me password letmein\n"),
+        ("run.sh", "export A=wJalrXUtnFEMI\n"),
+    ],
+)
+def test_files_with_secrets_in_them_stay_here(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", GIVEN["AWS_SECRET_ACCESS_KEY"])
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=rf"{name} \(.* in it\); name in \.rayignore"):
+        submit.upload_size(tmp_path)
+
+
+def test_a_link_to_a_key_stays_here(tmp_path: Path) -> None:
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "mtil").write_text("x")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "plain.txt").symlink_to(tmp_path / ".ssh" / "mtil")
+    with pytest.raises(UsageError, match=r"plain\.txt \(by its name\)"):
+        submit.upload_size(tmp_path / "code")
+
+
+def test_what_is_only_about_secrets_goes_along(tmp_path: Path) -> None:
+    names = (".env.example", "id_rsa.pub", "credentials.py", "keys.py", "cert.pem", "tokens.json")
+    for name in names:
+        (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+    assert submit.upload_size(tmp_path).keys() == set(names)
+
+
+def test_many_files_with_secrets_are_named_in_one_sentence(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.key").write_text("x")
+    with pytest.raises(UsageError) as raised:
+        submit.upload_size(tmp_path)
+    assert str(raised.value).count("(by its name)") == 3
+    assert " and more; name in .rayignore" in str(raised.value)
+
+
 class Cluster:
     """A job's log as Ray's client gives it: from the start, and gone for a while in the middle."""
 

@@ -1,0 +1,75 @@
+"""Files that hold secrets: by their name, their folder, or what they begin with."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+
+from cluster import credentials
+
+_FOLDERS = {
+    ".aws", ".azure", ".docker", ".gnupg", ".kube", ".oci", ".password-store", ".ray", ".ssh",
+    "gcloud", ".huggingface", ".kaggle",
+}  # fmt: skip
+_NAMES = (
+    ".env", ".env.*", "*.env", ".envrc", ".flaskenv", "id_rsa*", "id_dsa*", "id_ecdsa*",
+    "id_ed25519*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.keytab",
+    "*.ovpn", ".netrc", "_netrc", ".pgpass", "pgpass.conf", ".my.cnf", ".git-credentials",
+    ".pypirc", ".npmrc", ".dockercfg", ".dockerconfigjson", "kubeconfig*", "*.kubeconfig",
+    "credentials", "credentials.*", "*-credentials.json", "*_credentials.json", "*credentials*.csv",
+    "*accesskeys*.csv", "client_secret*.json", "*service*account*.json", "adc.json",
+    "secret.*", "secrets.*", ".secrets*", ".htpasswd", ".s3cfg", ".boto", ".rclone.conf",
+    "rclone.conf", "auth_token", ".vault-token", ".vault_pass*", "*.tfstate", "*.tfstate.backup",
+    "*.tfvars", ".databrickscfg", "kaggle.json", ".terraformrc", "token.json", ".token",
+)  # fmt: skip
+_TEMPLATES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub", "*.tmpl")
+_CODE = (".py", ".pyi", ".c", ".cc", ".cpp", ".h", ".go", ".js", ".ts", ".rs", ".java", ".md")
+"""Of what a name such as `credentials.py` says that it is about secrets, not that it has them."""
+_CONTENT = re.compile(
+    rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----\s*\n|PuTTY-User-Key-File-"
+    rb"|\"private_key\"\s*:\s*\"-----BEGIN|\"type\"\s*:\s*\"authorized_user\""
+    rb"|^\s*(?:aws_secret_access_key|aws_session_token)\s*=\s*[\w/+]{16,}"
+    rb"|^\s*(?:machine|default)\s+.*\s*(?:login\s+\S+\s+)?password\s+\S+"
+    rb"|^\s*(?:client-key-data|token):\s*[\w+/.=-]{40,}|:?_authToken\s*=\s*[\w-]{8,}",
+    re.MULTILINE,
+)
+_MOST_BYTES = 1 << 20
+"""Of a file that is looked into: what is larger is data."""
+
+
+def found(folder: Path, files: Iterable[Path], given: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names of files with secrets, each with the reason in brackets.
+
+    Args:
+        folder: what names are relative to.
+        files: within the folder, or linked to from there.
+        given: the environment, whose secrets no file may repeat.
+    """
+    secrets = [(name, value.encode()) for name, value in credentials.values(given)]
+    for path in files:
+        name = path.relative_to(folder)
+        if is_secret(name) or (path.is_symlink() and is_secret(path.resolve())):
+            yield f"{name} (by its name)"
+        elif reason := _inside(path, secrets):
+            yield f"{name} ({reason})"
+
+
+def is_secret(path: PurePath) -> bool:
+    """Say whether a file holds secrets by what it and its folders are called."""
+    name = path.name.lower()
+    if any(part.lower() in _FOLDERS for part in path.parts[:-1]):
+        return True
+    if any(fnmatch(name, template) for template in _TEMPLATES) or path.suffix in _CODE:
+        return False
+    return any(fnmatch(name, form) for form in _NAMES)
+
+
+def _inside(path: Path, secrets: list[tuple[str, bytes]]) -> str | None:
+    """Return what is in a file that must not go along."""
+    if path.stat().st_size > _MOST_BYTES:
+        return None
+    content = path.read_bytes()
+    if _CONTENT.search(content):
+        return "a private key or a login is in it"
+    whose = next((name for name, value in secrets if value in content), None)
+    return None if whose is None else f"the value of {whose} is in it"
