@@ -20,10 +20,28 @@ from mtil.documents import Document, shortened, shown
 from mtil.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+
+# Upper bounds refuse what no machine can hold or no training comes to the end of. They are far
+# above what makes sense, so that what an older version has begun can still be read.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What PyTorch takes as a seed."""
+Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
+"""Pixels of a square image's side."""
+Channels = Annotated[int, Field(ge=1, le=2048)]
+BatchSize = Annotated[int, Field(ge=1, le=16_384)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+"""Factor of a loss term."""
+Workers = Annotated[int, Field(ge=1, le=4096)]
+Rounds = Annotated[int, Field(ge=1, le=100)]
+Parts = Annotated[int, Field(ge=2, le=100)]
+Passes = Annotated[int, Field(ge=1, le=100)]
+Attempts = Annotated[int, Field(ge=1, le=1000)]
+Retries = Annotated[int, Field(ge=-1, le=1_000_000)]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -32,13 +50,13 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 class DataConfig:
     """How rows become batches."""
 
-    image_size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
+    image_size: Side = 256
     """Side of the network's square input in pixels; stored images of another size are resized."""
     mode: Literal["auto", "resident", "streaming"] = "auto"
     """Keep the training rows in memory, stream them from storage, or decide by their size."""
-    resident_gib: Positive = 4.0
+    resident_gib: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0
     """With `auto`: the most memory that one worker's training rows may take, in GiB."""
-    shuffle_shards: Count = 4
+    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 4
     """How many shards are shuffled together."""
     normals: bool = True
     """Whether images without a lesion are trained on."""
@@ -54,19 +72,19 @@ class AugmentConfig:
     """Probability of a left-right flip."""
     vertical_flip: Share = 0.0
     """Probability of an up-down flip; off, since the acoustic shadow has a direction."""
-    rotation: NonNegative = 20.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 20.0
     """Largest rotation in degrees."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Largest relative change of scale."""
     translation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Largest shift as a share of the side."""
-    brightness: NonNegative = 0.1
+    brightness: Share = 0.1
     """Largest additive change of brightness, images being in [0, 1]."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of contrast."""
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of gamma."""
-    speckle: NonNegative = 0.1
+    speckle: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Largest standard deviation of the multiplicative noise."""
 
 
@@ -100,9 +118,9 @@ class AttentionConfig:
     """Stride to which keys and values are averaged for attention over positions, where finer."""
     fusion: Literal["gate", "concat", "sum"] = "gate"
     """How self- and cross-task messages are joined: by a gate predicted per sample, or plainly."""
-    num_heads: Count = 4
+    num_heads: Channels = 4
     """Attention heads; must divide `width`."""
-    width: Count = 96
+    width: Channels = 96
     """Channels of the attention's tokens."""
 
     def __post_init__(self) -> None:
@@ -123,7 +141,7 @@ class AggregationConfig:
 
     kind: Literal["fab", "se", "eca", "concat"] = "fab"
     """Channel weights over both sources, squeeze-and-excitation, ECA, or a plain concatenation."""
-    reduction: Count = 8
+    reduction: Channels = 8
     """Factor by which the channel attention of `fab` and `se` narrows its hidden layer."""
 
 
@@ -162,7 +180,7 @@ class ModelConfig:
     baseline: bool = False
     """Hard sharing only: same encoder and decoder, plain skips, plain pooling, no interaction."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder_channels: tuple[Count, Count, Count, Count] = (128, 64, 32, 16)
+    decoder_channels: tuple[Channels, Channels, Channels, Channels] = (128, 64, 32, 16)
     """Channels of the segmentation decoder at strides 16, 8, 4 and 2."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
@@ -176,19 +194,19 @@ class LossConfig:
 
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """Fixed weights, or weights learned from each task's uncertainty."""
-    segmentation: NonNegative = 1.0
+    segmentation: Weight = 1.0
     """Weight of the segmentation task."""
-    classification: NonNegative = 0.5
+    classification: Weight = 0.5
     """Weight of the classification task."""
     dice: Share = 0.5
     """Share of Dice in the segmentation term; the rest is binary cross-entropy."""
-    boundary: NonNegative = 0.0
+    boundary: Weight = 0.0
     """Weight of the boundary term inside the segmentation task."""
-    deep_supervision: NonNegative = 0.4
+    deep_supervision: Weight = 0.4
     """Weight of the coarsest side output; they fall to it evenly from the final one's 1."""
     classification_kind: Literal["cross_entropy", "focal"] = "cross_entropy"
     """The classification term."""
-    focal_gamma: NonNegative = 2.0
+    focal_gamma: Annotated[float, Field(ge=0, le=100)] = 2.0
     """Exponent of the focal loss."""
     class_balance: bool = True
     """Weigh the classes by their inverse frequency in the training rows."""
@@ -200,22 +218,22 @@ class LossConfig:
 class TrainConfig:
     """Optimisation and resources."""
 
-    num_epochs: Count = 100
+    num_epochs: Epochs = 100
     """Passes over the training rows."""
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     """Images in an optimiser step, over all workers together."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak rate of everything but the encoder."""
-    encoder_learning_rate: Positive = 3e-4
+    encoder_learning_rate: Rate = 3e-4
     """Peak rate of the encoder."""
-    rates_for_batch_size: Count | None = None
+    rates_for_batch_size: BatchSize | None = None
     """The batch size that both rates are meant for: with another `batch_size` they are multiplied
     by the square root of the ratio. By default they are taken as they are."""
-    weight_decay: NonNegative = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-2
     """AdamW's weight decay; none on biases and normalisation."""
-    warmup_epochs: NonNegative = 2.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=100_000)] = 2.0
     """Epochs over which the rates rise from zero; they fall along a cosine afterwards."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(gt=0, le=1_000_000_000_000)] = 1.0
     """Largest norm of the gradient."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the averaged weights a step; 0 evaluates the plain weights."""
@@ -232,20 +250,20 @@ class TrainConfig:
     score_tolerance: Share = 0.02
     """The last epoch is kept whose score is within this of the highest: with few validation images
     smaller differences are chance. With 0 it is the best one, the last of several."""
-    patience: Whole = 0
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Stop after so many epochs without a better score; 0 never stops early."""
-    num_workers: Count = 1
+    num_workers: Workers = 1
     """Training processes."""
-    min_workers: Count | None = None
+    min_workers: Workers | None = None
     """Go on with as few processes as this while machines are missing, and with `num_workers` again
     when they are back; an optimiser step is of `batch_size` images all the same. By default a
     training waits until all find room."""
-    cpus_per_worker: Positive | None = None
+    cpus_per_worker: Annotated[float, Field(ge=0.01, le=4096)] | None = None
     """CPUs that each worker reserves and, without a GPU, computes on; by default it reserves what
     leaves room for Ray Data, and computes on its share of all CPUs of the node."""
-    gpus_per_worker: NonNegative = 0.0
+    gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0.0
     """GPUs that each worker reserves."""
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    max_failures: Retries = 3
     """How often the workers are started again after a failure; -1 means always."""
 
     def __post_init__(self) -> None:
@@ -253,6 +271,12 @@ class TrainConfig:
             raise ConfigError(
                 f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
+            )
+        gpus = self.gpus_per_worker
+        if 0 < gpus < 0.01 or (gpus > 1 and gpus % 1):
+            raise ConfigError(
+                "`train.gpus_per_worker` must be a whole number or a share from 0.01 to 1, but is "
+                f"{gpus:g}; set it to 1, or to 0 for the CPU."
             )
         if self.cuda_graphs and not self.gpus_per_worker:
             raise ConfigError(
@@ -278,21 +302,21 @@ class PredictConfig:
 class CircleConfig:
     """Rounds of training in which one round's segmentation maps refine the next."""
 
-    num_rounds: Count = 3
+    num_rounds: Rounds = 3
     """Trainings of each fold's model; the first has no maps."""
     maps: Literal["in_sample", "cross_fit", "recycle"] = "in_sample"
     """Who maps a training image: the model trained on it, an inner model that has never seen it,
     or the network itself within the training step."""
-    num_parts: Annotated[int, Field(ge=2)] = 4
+    num_parts: Parts = 4
     """With `cross_fit`: parts of the training rows, and inner models that each leave one out."""
-    num_passes: Count = 2
+    num_passes: Passes = 2
     """Passes over a test image, the first from a zero map; with `recycle` also the most inside a
     training step."""
     test: Literal["passes", "chain"] = "passes"
     """Test images go through the last model again and again, or through each round's in turn."""
     warm_start: bool = True
     """Start a round from the weights of the round before, instead of from scratch."""
-    max_attempts: Count = 3
+    max_attempts: Attempts = 3
     """How often a step may fail before its fold is given up."""
 
     def __post_init__(self) -> None:
@@ -307,7 +331,7 @@ class CircleConfig:
 class Config:
     """Everything that decides a run's result, and the resources that it runs on."""
 
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of weights, order and augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -426,7 +450,7 @@ def _kind(hint: Any) -> str:
         return "|".join(str(value) for value in arguments)
     if origin is Annotated:
         rules = [
-            f"{sign} {getattr(rule, name):g}"
+            f"{sign} {_plain(getattr(rule, name))}"
             for rule in arguments[1].metadata
             for name, sign in _SIGNS.items()
             if hasattr(rule, name)
@@ -437,6 +461,10 @@ def _kind(hint: Any) -> str:
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
     return "null" if hint is type(None) else str(hint.__name__)
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:

@@ -29,17 +29,17 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(_finite(line), default=str)
+        return json.dumps(finite(line), default=str)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Put None, which is null, where JSON has no number: for what is infinite or none at all."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return value
 
 

@@ -64,7 +64,7 @@ class Teller:
         if line["kind"] == "elsewhere":
             self._output.line("Another cluster's coordinator is at this run; it is followed.")
             return
-        if line["kind"] == "waits":
+        if line["kind"] in ("waits", "trouble"):
             self._output.line(line["text"])
             return
         action = line["action"]

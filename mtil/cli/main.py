@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mtil import __version__
+from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
 
 _EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return answer(_parser(), arguments)
 
 
+@streams.written
 def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Run the command that a parser finds in the arguments, and return its exit code.
 
@@ -73,7 +75,7 @@ def _reader_has_left() -> bool:
 
 
 def _say(parser: Parser, message: str, code: int) -> int:
-    print(f"{parser.prog}: {message}", file=sys.stderr)  # noqa: T201
+    print(f"{parser.prog}: {streams.shown(message, in_line=False)}", file=sys.stderr)  # noqa: T201
     return code
 
 

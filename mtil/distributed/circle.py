@@ -1,7 +1,7 @@
 """A circle run from the driver's side: begin it, find or start its coordinator, and follow it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -9,9 +9,11 @@ import ray
 from mtil import errors, heartbeat
 from mtil.circle import State, is_over
 from mtil.config import Config, digest
-from mtil.distributed import coordinator
+from mtil.distributed import coordinator, failures
 from mtil.distributed.coordinator import patiently
+from mtil.distributed.listening import Guarded, Listener
 from mtil.distributed.resources import reserved_cpus, tell_of_waiting
+from mtil.distributed.restarts import MAX_ERRORS
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
 from mtil.plan import Plan, Train
@@ -19,11 +21,17 @@ from mtil.rounds import check_plan
 from mtil.run import Run, manifest_for
 from mtil.storage import open_store
 
-Listener = Callable[[dict[str, Any]], None]
-
 _POLL_S = 2.0
 _ANSWER_S = 30.0
-_NOTHING: dict[str, Any] = {"over": False, "error": None}
+_NOTHING: dict[str, Any] = {
+    "answered": False,
+    "over": False,
+    "error": None,
+    "errors": [],
+    "deaths": 0,
+    "cannot_start": None,
+    "silent": False,
+}
 """What a coordinator says that has nothing to say."""
 
 
@@ -71,51 +79,99 @@ def follow(run: Run, listen: Listener) -> State:
     Args:
         run: the run.
         listen: told `{"kind": "committed" | "failed", "action", …}` of what was not known at the
-            start, `{"kind": "step", …}` of trainings, `{"kind": "elsewhere"}`, and
-            `{"kind": "waits", "text"}` of what the coordinator begins to wait for.
+            start, `{"kind": "step", …}` of trainings, `{"kind": "elsewhere"}`,
+            `{"kind": "waits", "text"}` of what the coordinator begins to wait for, and
+            `{"kind": "trouble", "text"}` of what it fails by and is started again after. Its own
+            errors end nothing.
 
     Raises:
         MtilError: what ended the coordinator.
     """
+    listen = Guarded(listen)
     ledger = Ledger.open(run.store)
     state = ledger.state
     assert state is not None
     handle, is_told, waits = None, False, ""
+    troubles = Troubles(listen)
+    is_new = False  # whether the coordinator was started or has worked while this looked on
     while not (is_over(state) or state.stopped):
         if handle is None:
-            handle = coordinator.find(run)
+            handle, is_new = coordinator.find(run), False
         if handle is None and patiently(lambda: heartbeat.is_beating(run.store)):
             if not is_told:
                 listen({"kind": "elsewhere"})
             is_told = True
         elif handle is None:
-            handle = coordinator.start(run)
+            handle, is_new = coordinator.start(run), True
         answer = _NOTHING if handle is None else _asked(handle)
         before, state = state, patiently(ledger.refresh)
         assert state is not None
         _report(run, before, state, listen)
         waits = _tell_of_waiting(run, waits, listen)
+        troubles.hear(answer)
+        is_new = is_new or (answer["answered"] and not answer["over"])
+        if answer["error"] and is_new:  # it stays for a while, to tell others that follow
+            kind, message = answer["error"]
+            raise getattr(errors, kind, RunError)(message)
         if answer["over"]:
             coordinator.dismiss(handle)
             handle = None  # if there is more to do, another takes its place
-            if answer["error"]:
-                kind, message = answer["error"]
-                raise getattr(errors, kind, RunError)(message)
         time.sleep(_POLL_S)
     if handle is not None:
         _see_off(handle)
     return state
 
 
+class Troubles:
+    """Tells a listener why a coordinator does not work, and gives up where it cannot even start."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+        self._errors = self._deaths = self._starts = 0
+        self._is_silent = False
+
+    def hear(self, answer: Mapping[str, Any]) -> None:
+        """Tell what is new in a coordinator's answer.
+
+        Raises:
+            MtilError: the cause, if it could not start several times in a row.
+        """
+        if answer["answered"]:
+            self._starts, self._is_silent = 0, False
+            for number, cause in enumerate(answer["errors"][self._errors :], self._errors + 1):
+                self._tell(f"The coordinator failed ({number} of {MAX_ERRORS}): {cause}")
+            if answer["deaths"] > self._deaths:
+                self._tell("The coordinator's process died, and is started again.")
+            self._errors, self._deaths = len(answer["errors"]), answer["deaths"]
+        elif answer["cannot_start"] is not None:
+            self._starts += 1
+            error: Exception = answer["cannot_start"]
+            ours = failures.cause(error)
+            cause = str(ours or coordinator.told(error))
+            self._tell(f"The coordinator cannot start ({self._starts} of {MAX_ERRORS}): {cause}")
+            if self._starts == MAX_ERRORS:
+                raise ours or RunError(f"The coordinator cannot start: {cause}")
+        elif answer["silent"] and not self._is_silent:
+            self._is_silent = True
+            self._tell(f"The coordinator has not answered for {_ANSWER_S:.0f} s; it is waited for.")
+
+    def _tell(self, text: str) -> None:
+        self._listen({"kind": "trouble", "text": text})
+
+
 def _asked(handle: Any) -> dict[str, Any]:
     """Ask a coordinator how it is; one that does not answer may be on its way back."""
     try:
         answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_S)
-    except ray.exceptions.ActorDiedError:
-        return _NOTHING | {"over": True}
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        return _NOTHING | {"over": True, "cannot_start": error}
+    except ray.exceptions.ActorDiedError as error:
+        return _NOTHING | {"over": True, "cannot_start": error if error.actor_init_failed else None}
+    except ray.exceptions.GetTimeoutError:
+        return _NOTHING | {"silent": True}
     except ray.exceptions.RayError:
         return _NOTHING
-    return answer
+    return _NOTHING | answer | {"answered": True}
 
 
 def _see_off(handle: Any) -> None:

@@ -24,7 +24,15 @@ from mtil.distributed import cluster, failures, preflight
 from mtil.distributed.actions import perform
 from mtil.distributed.gauges import COORDINATOR, Gauges
 from mtil.distributed.resources import reserved_cpus
-from mtil.errors import MtilError, NotFoundError, RefusedError, ResourceError, StorageError
+from mtil.distributed.restarts import Restarts
+from mtil.errors import (
+    MtilError,
+    NotFoundError,
+    RefusedError,
+    ResourceError,
+    RunError,
+    StorageError,
+)
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
 from mtil.logs import to_stderr
@@ -39,8 +47,10 @@ _REFUSED_S = 60.0
 """After which a storage that refuses is believed: one that comes up may not know its users yet."""
 _MAX_LOSSES = 8
 """How often in a row an action may lose its processes before that counts as a failure."""
-_RESTART_S = 10.0
-"""Before a coordinator that has failed ends, for Ray to start it again."""
+_RESTART_S = (3.0, 10.0)
+"""Before a coordinator that has failed ends, for Ray to start it again: by errors in a row."""
+_APART_S = 600.0
+"""Errors of processes that worked for longer are not in a row."""
 _GRACE_S = 300.0
 """After which a coordinator that has nothing to do, and is asked by nobody, ends for good."""
 _CANCEL_S = 20.0
@@ -80,18 +90,47 @@ class Coordinator:
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         to_stderr(run=run_uri)
         self._asked = time.monotonic()
+        self._errors: list[str] = []
+        self._deaths = 0
         self._work = ThreadPoolExecutor(1, "mtil-circle").submit(self._do, run_uri)
         threading.Thread(target=self._retire, args=(grace_s,), daemon=True).start()
 
     def _do(self, run_uri: str) -> None:
+        """Work until the run ends; after an error, in a new process, and not for ever."""
+        restarts = Restarts(_name(run_uri))
+        self._errors, self._deaths = list(restarts.errors), restarts.deaths
+        restarts.begin()
+        self._end_after(restarts)
+        start = time.monotonic()
         try:
-            Session(run_uri).work()
-        except MtilError:
-            raise  # whoever asks is told
-        except Exception:  # noqa: BLE001
-            _log.exception("The coordinator has failed, and is started again")
-            time.sleep(_RESTART_S)
-            os._exit(1)
+            self._session(run_uri, restarts).work()
+        except MtilError:  # the clients are told
+            restarts.forget()
+            raise
+        except Exception as error:  # noqa: BLE001
+            _log.exception("The coordinator has failed")
+            if time.monotonic() - start > _APART_S:
+                restarts.forget()
+            restarts.fail(told(error))
+            self._errors = list(restarts.errors)
+            self._end_after(restarts)
+            time.sleep(_RESTART_S[len(self._errors) - 1])
+            os._exit(1)  # Ray starts it again
+        restarts.forget()
+
+    def _session(self, run_uri: str, restarts: Restarts) -> "Session":
+        return Session(run_uri, restarts)
+
+    def _end_after(self, restarts: Restarts) -> None:
+        """End if there were too many failures in a row.
+
+        Raises:
+            RunError: with the last cause.
+        """
+        verdict = restarts.verdict()
+        if verdict:
+            restarts.forget()
+            raise RunError(verdict)
 
     def _retire(self, grace_s: float) -> None:
         """End this actor once nobody has asked for a while; nobody does who was detached."""
@@ -102,13 +141,19 @@ class Coordinator:
         me.leave.options(max_task_retries=0).remote()
 
     def poll(self) -> dict[str, Any]:
-        """Say whether this has ended, and by which error, as its kind and its message."""
+        """Say how this is.
+
+        Returns:
+            whether it is `over`, by which `error`, as its kind and its message; the causes of the
+            `errors` in a row that it was started again after, and the number of `deaths`.
+        """
         self._asked = time.monotonic()
+        answer = {"over": False, "error": None, "errors": self._errors, "deaths": self._deaths}
         if not self._work.done():
-            return {"over": False, "error": None}
+            return answer
         error = self._work.exception()
-        told = None if error is None else (type(error).__name__, str(error))
-        return {"over": True, "error": told}
+        kind = None if error is None else (type(error).__name__, str(error))
+        return answer | {"over": True, "error": kind}
 
     def leave(self) -> None:
         """End this actor for good."""
@@ -118,7 +163,11 @@ class Coordinator:
 class Session:
     """A coordinator's work from its boot to its end."""
 
-    def __init__(self, run_uri: str) -> None:
+    _cannot_free = False
+    """Whether it was logged that dead actors keep what they hold."""
+
+    def __init__(self, run_uri: str, restarts: Restarts) -> None:
+        self._restarts = restarts
         self._run = patiently(lambda: Run.open(run_uri))
         self._ledger = patiently(lambda: Ledger.open(self._run.store))
         self._tasks: dict[ray.ObjectRef[Any], _Task] = {}
@@ -131,7 +180,8 @@ class Session:
         """Have actions done until there are none, or the run is stopped or taken over.
 
         Raises:
-            MtilError: if the ledger is damaged or the run cannot be read.
+            MtilError: if the ledger is damaged, the run cannot be read, or an action failed by a
+                user's mistake.
         """
         state = patiently(self._ledger.boot)
         try:
@@ -142,6 +192,7 @@ class Session:
                         state = self._start(state)
                         self._gauge(state)
                         state = self._collect(state)
+                        self._restarts.work()
                 finally:
                     self._put_down()
         except Fenced as fenced:
@@ -155,7 +206,9 @@ class Session:
         try:
             cluster.free_orphans()
         except Exception:  # noqa: BLE001
-            _log.exception("What dead actors hold could not be freed")
+            if not self._cannot_free:
+                _log.exception("What dead actors hold could not be freed")
+            self._cannot_free = True
 
     def _put_down(self) -> None:
         """End what is in flight, and wait for its end."""
@@ -221,14 +274,19 @@ class Session:
                 continue
             while self._append(change) is None:
                 pass  # somebody else's event came first
-            told = {"cause": change.cause} if isinstance(change, Failed) else {}
-            _log.info(change.kind, extra={"fields": asdict(task.action) | told})
+            self._restarts.forget()
+            cause = {"cause": change.cause} if isinstance(change, Failed) else {}
+            _log.info(change.kind, extra={"fields": asdict(task.action) | cause})
         refreshed = patiently(self._ledger.refresh)
         assert refreshed is not None
         return refreshed
 
     def _outcome(self, task: _Task, ref: "ray.ObjectRef[Any]") -> Done | Failed | None:
-        """Return what a task came to; None if it is to be launched again."""
+        """Return what a task came to; None if it is to be launched again.
+
+        Raises:
+            UserError: if it failed by a user's mistake, which another attempt would not mend.
+        """
         action, attempt = task.action, task.attempt
         try:
             return Done(action=action, attempt=attempt, result=ray.get(ref))
@@ -236,7 +294,9 @@ class Session:
             if failures.is_loss(error) and task.lose(self._reached(action), time.monotonic()):
                 _log.warning("The %s lost what it ran on: %s", action, error)
                 return None
-            return Failed(action=action, attempt=attempt, cause=_told(error))
+            if (mistaken := failures.mistake(error)) is not None:
+                raise mistaken from error
+            return Failed(action=action, attempt=attempt, cause=told(error))
 
     def _reached(self, action: Action) -> tuple[str, ...]:
         """Return what an action has committed of its own on its way."""
@@ -297,7 +357,7 @@ def patiently(function: Callable[[], _T]) -> _T:
 def find(run: Run) -> Any | None:
     """Return a handle of the run's coordinator on this cluster, if there is one."""
     with suppress(ValueError):
-        return ray.get_actor(_name(run), NAMESPACE)
+        return ray.get_actor(_name(run.uri), NAMESPACE)
     return None
 
 
@@ -311,7 +371,7 @@ def start(run: Run, grace_s: float = _GRACE_S) -> Any:
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     machines = os.environ.get(cluster.MACHINES)  # set on the head alone, perhaps
     return actor.options(
-        name=_name(run),
+        name=_name(run.uri),
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
@@ -325,13 +385,17 @@ def dismiss(handle: Any) -> None:
         ray.get(handle.leave.options(max_task_retries=0).remote())
 
 
-def _name(run: Run) -> str:
-    return f"circle-{hashlib.sha256(run.uri.encode()).hexdigest()[:16]}"
+def _name(run_uri: str) -> str:
+    """Return the name of the actor: letters that Ray takes, whatever the run is called."""
+    return f"circle-{hashlib.sha256(run_uri.encode()).hexdigest()[:16]}"
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Say in a line what failed."""
     ours = failures.cause(error)
     if ours is not None:
         return str(ours)
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if isinstance(error, ray.exceptions.RayError):  # which quotes another error's text
+        return lines[-1] if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

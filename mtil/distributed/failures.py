@@ -17,7 +17,15 @@ from ray.exceptions import (
 )
 
 from mtil import errors
-from mtil.errors import LostError, MtilError, NotFoundError, ResourceError, RunError, StorageError
+from mtil.errors import (
+    LostError,
+    MtilError,
+    NotFoundError,
+    ResourceError,
+    RunError,
+    StorageError,
+    UserError,
+)
 
 _QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
 _LOSSES = (
@@ -69,6 +77,16 @@ def cause(error: BaseException) -> MtilError | None:
         if quoted:
             return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
     return None
+
+
+def mistake(error: BaseException) -> UserError | None:
+    """Return the user's mistake that an error is about, if it is one.
+
+    The same again then fails in the same way, unlike with a storage that does not answer or a
+    cluster that has lost machines.
+    """
+    ours = cause(error)
+    return ours if isinstance(ours, UserError) and not is_loss(ours) else None
 
 
 def is_loss(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
-"""What Prometheus is told of a run, through Ray's own exporter on each node.
+"""Prometheus gauges of a run, through Ray's own exporter on each node.
 
 Ray puts `ray_` before the names; `cluster/grafana.json` is a dashboard of them.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,21 +25,40 @@ COORDINATOR = {
     "mtil_round": "The round that the coordinator works on, the earliest of all folds.",
 }
 
+_log = logging.getLogger(__name__)
+
 
 class Gauges:
-    """Some gauges, all with the same tags."""
+    """Gauges that share their tags. An error in them is logged once and ends no training."""
 
     def __init__(self, described: Mapping[str, str], **tags: Any) -> None:
-        """Make gauges by name and description, tagged with what they are of; None is nothing."""
-        self._gauges = {}
-        for name, description in described.items():
-            gauge = Gauge(name, description, tag_keys=tuple(tags))
-            gauge.set_default_tags(
-                {key: "" if value is None else str(value) for key, value in tags.items()}
-            )
-            self._gauges[name] = gauge
+        """Make gauges by name and description. The tag of None is empty."""
+        self._gauges: dict[str, Gauge] = {}
+        self._has_failed = False
+        values = {key: "" if value is None else tag(str(value)) for key, value in tags.items()}
+        try:
+            for name, description in described.items():
+                gauge = Gauge(name, description, tag_keys=tuple(values))
+                self._gauges[name] = gauge.set_default_tags(values)
+        except Exception:  # noqa: BLE001
+            self._tell()
 
     def set(self, **values: float) -> None:
-        """Set some of them, by their names without `mtil_`."""
-        for name, value in values.items():
-            self._gauges[f"mtil_{name}"].set(value)
+        """Set some gauges, by their names without `mtil_`; after an error, none."""
+        if self._has_failed:
+            return
+        try:
+            for name, value in values.items():
+                self._gauges[f"mtil_{name}"].set(value)
+        except Exception:  # noqa: BLE001
+            self._tell()
+
+    def _tell(self) -> None:
+        self._has_failed = True
+        _log.exception("The gauges of this process have failed and are not set any more")
+
+
+def tag(text: str) -> str:
+    r"""Return the value of a tag: Ray takes printable ASCII, so other letters become `\xe4`."""
+    plain = text.encode("ascii", "backslashreplace").decode("ascii")
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in plain)

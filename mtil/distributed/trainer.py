@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,24 +15,27 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.shards import row_bytes
 from mtil.distributed import cluster, resources
-from mtil.distributed.failures import unwrapped
+from mtil.distributed.failures import mistake, unwrapped
 from mtil.distributed.holding import hold
 from mtil.distributed.job import FoldJob
+from mtil.distributed.listening import Guarded, Listener, Relay
 from mtil.distributed.processes import Processes
-from mtil.errors import StorageError
 from mtil.plan import Train
 from mtil.priors import PriorMaps
 from mtil.rounds import check_folds, prior_maps
-from mtil.run import FoldResult, News, Run, manifest_for
+from mtil.run import FoldResult, Run, manifest_for
 from mtil.storage import open_store
-
-Listener = Callable[[dict[str, Any]], None]
 
 _POLL_S = 2.0
 _RESIZE_S = 10.0
@@ -150,6 +153,16 @@ def hold_if_resident(
         return hold(data_uri, manifest, priors)
 
 
+class _Policy(DefaultFailurePolicy):
+    """Ray's, but for a user's mistake: the same again would fail in the same way."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Say whether to start the workers again."""
+        if mistake(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
 class _Trainer(DataParallelTrainer):
     """Ray's, without the actors that do nothing here and that each training would wait for.
 
@@ -157,6 +170,10 @@ class _Trainer(DataParallelTrainer):
     dashboard for the controller: without a dashboard it learns nothing and takes twelve seconds
     to end.
     """
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        policy = _Policy(self.run_config.failure_config)  # type: ignore[arg-type]  # as Ray's own
+        return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
@@ -206,7 +223,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         )
         with unwrapped(), _interruptible():
             trainer.fit()
-    listen({"kind": "done", "fold": job.train.fold})
+    Guarded(listen)({"kind": "done", "fold": job.train.fold})
 
 
 @contextmanager
@@ -228,17 +245,12 @@ def _relayed(run: Run, of: Train, listen: Listener) -> Iterator[None]:
 
     Through the run's storage, since an actor in between would take its share of the workers' CPU.
     """
-    news = News(run, of)
+    news = Relay(run, of, listen)
     over = threading.Event()
 
     def relay() -> None:
         while not over.wait(_POLL_S):
-            try:
-                lines = news.lines()
-            except StorageError:
-                continue  # training goes on, unseen
-            for line in lines:
-                listen(line)
+            news.pass_on()
 
     thread = threading.Thread(target=relay, name="mtil-progress", daemon=True)
     thread.start()
@@ -247,5 +259,4 @@ def _relayed(run: Run, of: Train, listen: Listener) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-    for line in news.lines():
-        listen(line)
+    news.pass_on()

@@ -37,6 +37,7 @@ from mtil.errors import DataError
 from mtil.inference import Predictor, in_passes
 from mtil.logs import to_stderr
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
+from mtil.plan import Train
 from mtil.progress import Begun, Best, TrainingProgress
 from mtil.randomness import of_round
 from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
@@ -115,6 +116,7 @@ class _Worker:
         of = {"run": job.run_uri, **asdict(job.train)}
         to_stderr(**of, rank=self.rank)
         self.gauges = Gauges(TRAINING, **of) if self.rank == 0 else None
+        self.is_unseen = False
         self.plan = self._plan("train")
         self.batch_size = self.config.train.batch_size
         self.local_batch = local_batch(self.batch_size, self.rank, self.num_workers)
@@ -139,13 +141,14 @@ class _Worker:
             progress.add(record, figures, engine)
             if self.rank == 0:
                 progress.save(self.checkpoints, engine)
-                self.run_record.write_history(self.job.train, progress.history)
+                self._show(self.run_record.write_history, progress.history)
                 _log.info("epoch done", extra={"fields": progress.history[-1]})
             self.report({"epoch": epoch, **figures})
             going = self._goes_on(progress.history)
         assert progress.best is not None
         model = self._model(progress.best, validation())
         if self.rank == 0:
+            self.run_record.write_history(self.job.train, progress.history)
             self.run_record.commit(
                 self.job.train,
                 model,
@@ -259,7 +262,7 @@ class _Worker:
             if self.rank == 0 and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 where = {"epoch": epoch, "step": done, "steps": self.steps, "hosts": self.hosts}
-                self.run_record.write_step(self.job.train, where)
+                self._show(self.run_record.write_step, where)
                 self._gauge(epoch + done / self.steps, steps, clock.waited, said - started)
             if self.is_leaving and done % _LOOK_EVERY == 0 and done < self.steps:
                 num_warned = num_warned + 1 if self.is_leaving() else 0
@@ -285,6 +288,17 @@ class _Worker:
             "images_per_second": len(steps) * self.batch_size / seconds,
             "data_wait_share": clock.waited / seconds,
         }
+
+    def _show(self, write: Callable[[Train, Any], None], values: Any) -> None:
+        """Write what only shows the progress: its failure ends no training, and is logged once."""
+        try:
+            write(self.job.train, values)
+        except Exception:  # noqa: BLE001
+            if not self.is_unseen:
+                _log.exception("The progress cannot be written to the run; the training goes on")
+            self.is_unseen = True
+        else:
+            self.is_unseen = False
 
     def _gauge(self, epoch: float, steps: Sequence[Step], waited: float, seconds: float) -> None:
         if self.gauges is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,49 @@ def test_a_wrong_value_is_named_with_key_and_rule(key: str, value: object, rule:
     if key != "model.decoder_channels":  # there the input is what is missing
         assert f"but got {value!r}." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+_NUMBERS = [name for name, kind, _ in documented() if kind.split()[0] in ("int", "float")]
+
+
+@pytest.mark.parametrize("key", [*_NUMBERS, "model.decoder_channels"])
+@pytest.mark.parametrize("value", [1e30, 10**400])
+def test_no_number_is_without_bounds(key: str, value: float) -> None:
+    """Refused when it is read, and not by what it breaks in a training."""
+    tree: object = [value] * 4 if key == "model.decoder_channels" else value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    with pytest.raises(ConfigError, match=rf"^`{re.escape(key)}(\.0)?` is wrong: "):
+        from_dict(tree)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "more"),
+    [
+        ("seed", 2**63 - 1, 2**63),
+        ("data.image_size", 4096, 4128),
+        ("train.batch_size", 16_384, 16_385),
+        ("train.num_epochs", 100_000, 100_001),
+        ("model.aggregation.reduction", 2048, 2049),
+        ("circle.num_passes", 100, 101),
+        ("circle.num_rounds", 100, 101),
+        ("circle.num_parts", 100, 101),
+        ("train.max_failures", 1_000_000, 1_000_001),
+        ("train.gpus_per_worker", 64, 65),
+        ("train.cpus_per_worker", 0.01, 0.001),
+    ],
+)
+def test_a_bound_is_allowed_and_what_is_beyond_is_not(key: str, most: float, more: float) -> None:
+    with_overrides(Config(), {key: str(most)})
+    with pytest.raises(ConfigError, match=rf"`{re.escape(key)}` is wrong: input should be "):
+        with_overrides(Config(), {key: str(more)})
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.001])
+def test_a_worker_has_whole_gpus_or_a_share_of_one(gpus: float) -> None:
+    with pytest.raises(ConfigError, match=rf"a whole number or a share .*, but is {gpus};"):
+        from_dict({"train": {"gpus_per_worker": gpus}})
+    assert from_dict({"train": {"gpus_per_worker": 0.25}}).train.gpus_per_worker == 0.25
 
 
 def test_a_value_in_place_of_a_group_is_refused() -> None:
@@ -221,11 +265,11 @@ def test_plain_values_make_the_same_configuration_again() -> None:
 @given(
     st.fixed_dictionaries(
         {
-            "seed": st.integers(0, 2**63),
+            "seed": st.integers(0, 2**63 - 1),
             "train": st.fixed_dictionaries(
                 {
                     "learning_rate": st.floats(1e-12, 10),
-                    "num_epochs": st.integers(1, 10**6),
+                    "num_epochs": st.integers(1, 10**5),
                     "cpus_per_worker": st.none() | st.floats(0.01, 64),
                 }
             ),
@@ -262,14 +306,14 @@ def test_every_key_is_listed_with_its_type_and_value() -> None:
     assert [name for name, _, _ in rows] == list(keys())
     assert len(set(keys())) == len(keys())
     assert {
-        ("seed", "int >= 0", 4),
-        ("data.image_size", "int >= 32, multiple of 32", 256),
+        ("seed", "int >= 0, <= 9223372036854775807", 4),
+        ("data.image_size", "int >= 32, <= 4096, multiple of 32", 256),
         ("data.normals", "bool", True),
         ("model.encoder.name", "str", "efficientnet_lite0"),
         ("model.attention.levels", "list of 8|16|32", (32, 16)),
         ("loss.label_smoothing", "float >= 0, < 0.5", 0.05),
         ("train.precision", "auto|fp32|bf16", "auto"),
-        ("train.cpus_per_worker", "float > 0 or null", None),
+        ("train.cpus_per_worker", "float >= 0.01, <= 4096 or null", None),
     } <= set(rows)
     promised = (
         "train.num_epochs train.batch_size train.learning_rate train.num_workers "

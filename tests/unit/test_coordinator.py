@@ -1,12 +1,16 @@
 """What a coordinator makes of lost processes and of errors; the rest of it needs a cluster."""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from ray.experimental import internal_kv
 
-from mtil.distributed import cluster, coordinator
+from mtil.distributed import circle, cluster, coordinator
 from mtil.distributed.coordinator import _MAX_LOSSES, Coordinator, Session, _Task
-from mtil.errors import LedgerError
+from mtil.distributed.restarts import MAX_DEATHS, Restarts
+from mtil.errors import DataError, LedgerError, RunError
 from mtil.plan import Train
 
 
@@ -30,28 +34,150 @@ def test_an_action_that_has_come_further_has_not_lost_in_a_row() -> None:
     assert not task.lose((f"epoch-{epoch}",), now=0.0)
 
 
-@pytest.mark.parametrize("error", [ValueError("a mistake"), LedgerError("a gap")])
-def test_an_error_of_its_own_ends_the_process_and_one_of_the_run_is_told(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Ray starts a process again that has died, and not one that has only stopped working."""
+class Exited(BaseException):
+    """Raised in place of the process's end."""
 
-    class Exited(BaseException):
-        pass
 
-    def failing(run_uri: str) -> None:
-        raise error
+class Fails:
+    """A session whose work ends in an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def work(self) -> None:
+        raise self.error
+
+
+@pytest.fixture
+def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What processes leave in the cluster's key-value store, in a dict."""
+    kept: dict[str, str] = {}
+
+    def put(key: str, value: str, *, namespace: str) -> None:
+        kept[key] = value
+
+    def get(key: str, *, namespace: str) -> str | None:
+        return kept.get(key)
+
+    def delete(key: str, *, namespace: str) -> None:
+        kept.pop(key, None)
+
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", put)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", get)
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", delete)
+    return kept
+
+
+@pytest.fixture
+def process(
+    monkeypatch: pytest.MonkeyPatch, cluster_memory: dict[str, str]
+) -> Callable[[Exception], Coordinator]:
+    """Return a coordinator in a process of its own, whose session will end in an error."""
 
     def exit_(code: int) -> None:
         assert code == 1
         raise Exited
 
-    monkeypatch.setattr(coordinator, "Session", failing)
-    monkeypatch.setattr(coordinator, "_RESTART_S", 0.0)
+    monkeypatch.setattr(coordinator, "_RESTART_S", (0.0, 0.0))
     monkeypatch.setattr(os, "_exit", exit_)
-    of_the_run = isinstance(error, LedgerError)
-    with pytest.raises(LedgerError if of_the_run else Exited):
-        Coordinator.__new__(Coordinator)._do("run")
+
+    def make(error: Exception) -> Coordinator:
+        monkeypatch.setattr(coordinator, "Session", lambda run_uri, restarts: Fails(error))
+        return Coordinator.__new__(Coordinator)
+
+    return make
+
+
+def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
+    process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
+) -> None:
+    """Ray starts a process again that has died, and not one that has only stopped working."""
+    for number in (1, 2):
+        one = process(ValueError(f"mistake {number}"))
+        with pytest.raises(Exited):
+            one._do("läufe/проба")
+        assert one._errors == [f"ValueError: mistake {n}" for n in range(1, number + 1)]
+    last = process(ValueError("mistake 3"))
+    with pytest.raises(RunError) as caught:
+        last._do("läufe/проба")
+    assert str(caught.value) == "The coordinator failed 3 times in a row: ValueError: mistake 3"
+    assert len(last._errors) == 3
+    assert cluster_memory == {}  # the next command counts anew
+
+
+def test_an_error_of_the_run_is_told_at_once(
+    process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
+) -> None:
+    with pytest.raises(LedgerError, match="a gap"):
+        process(LedgerError("a gap"))._do("run")
+    assert cluster_memory == {}
+
+
+def test_errors_are_in_a_row_until_an_action_ends(
+    process: Callable[[Exception], Coordinator],
+) -> None:
+    for _ in range(2):
+        with pytest.raises(Exited):
+            process(ValueError("a mistake"))._do("run")
+    Restarts(coordinator._name("run")).forget()  # as after each action
+    for _ in range(2):
+        with pytest.raises(Exited):
+            process(ValueError("a mistake"))._do("run")
+
+
+def test_processes_that_die_before_they_work_are_counted(
+    process: Callable[[Exception], Coordinator],
+) -> None:
+    name = coordinator._name("run")
+    for _ in range(MAX_DEATHS):
+        Restarts(name).begin()  # and no more
+    one = process(ValueError("not reached"))
+    with pytest.raises(RunError, match=r"process died 8 times in a row before it worked"):
+        one._do("run")
+    for _ in range(3 * MAX_DEATHS):
+        restarts = Restarts(name)
+        assert restarts.verdict() == ""
+        restarts.begin()
+        restarts.work()  # and it dies afterwards
+
+
+def answer(**values: Any) -> dict[str, Any]:
+    return circle._NOTHING | values
+
+
+def test_a_client_hears_each_error_once() -> None:
+    lines: list[dict[str, Any]] = []
+    troubles = circle.Troubles(lines.append)
+    for errors, deaths in ([], 0), (["one"], 0), (["one"], 0), (["one", "two"], 1), ([], 0):
+        troubles.hear(answer(answered=True, errors=errors, deaths=deaths))
+    troubles.hear(answer(silent=True))
+    troubles.hear(answer(silent=True))
+    assert [line["text"] for line in lines] == [
+        "The coordinator failed (1 of 3): one",
+        "The coordinator failed (2 of 3): two",
+        "The coordinator's process died, and is started again.",
+        "The coordinator has not answered for 30 s; it is waited for.",
+    ]
+    assert {line["kind"] for line in lines} == {"trouble"}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ModuleNotFoundError("No module named 'mtil'"), RunError, "cannot start: .*'mtil'"),
+        (DataError("A file is wrong."), DataError, r"^A file is wrong\.$"),
+    ],
+)
+def test_a_coordinator_that_cannot_be_made_ends_the_command(
+    error: Exception, kind: type[Exception], message: str
+) -> None:
+    lines: list[dict[str, Any]] = []
+    troubles = circle.Troubles(lines.append)
+    for _ in range(2):
+        troubles.hear(answer(over=True, cannot_start=error))
+    with pytest.raises(kind, match=message):
+        troubles.hear(answer(over=True, cannot_start=error))
+    assert len(lines) == 3
 
 
 def test_what_cannot_be_freed_does_not_end_the_run(
