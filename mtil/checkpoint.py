@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -24,13 +25,15 @@ from mtil.config import digest as config_digest
 from mtil.documents import Document, Sha256, shortened, shown
 from mtil.errors import CheckpointError, ConfigError, NotFoundError, TooLargeError
 from mtil.models import TwoTaskNetwork
-from mtil.storage import Store
+from mtil.storage import PARTIAL_NAME, Store
 
 _MODEL_KIND = "mtil model"
 _LATEST = "latest.json"
 MAX_BYTES = 2**34
 """Of a checkpoint or a model file, which is held in memory: a thousand times the usual size."""
 _MAX_CONFIG_VALUES = 1000
+_FILE = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
+"""What a checkpoint is called."""
 
 _UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
@@ -252,8 +255,9 @@ class TrainingCheckpoints:
         self._store.write(f"{self._folder}/{name}", data)
         pointer = {"file": name, "epoch": epoch, "sha256": sha256}
         self._store.write(f"{self._folder}/{_LATEST}", json.dumps(pointer).encode())
-        if previous and previous["file"] != name:
-            self._store.delete(f"{self._folder}/{previous['file']}")
+        older = str(previous.get("file")) if previous else name
+        if older != name and _FILE.fullmatch(older):
+            self._store.delete(f"{self._folder}/{older}")
 
     def load(self) -> dict[str, Any] | None:
         """Return the state of the latest committed checkpoint, if there is one.
@@ -277,10 +281,9 @@ class TrainingCheckpoints:
         return _from_bytes(data, name)
 
     def clear(self) -> None:
-        """Delete every checkpoint, the pointer first."""
-        self._store.delete(f"{self._folder}/{_LATEST}")
-        for name in self._store.names(self._folder):
-            self._store.delete(name)
+        """Delete every checkpoint, the pointer first, and nothing else that lies in the folder."""
+        self._store.clear(self._folder, re.compile(re.escape(_LATEST)))
+        self._store.clear(self._folder, re.compile(rf"{_FILE.pattern}|{PARTIAL_NAME}"))
 
     def _pointer(self) -> dict[str, Any] | None:
         name = f"{self._folder}/{_LATEST}"

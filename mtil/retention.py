@@ -1,10 +1,13 @@
-"""What a run keeps but needs no more: found, told, and deleted on request. No Ray.
+"""Files of a run that no later step reads: found, listed, and deleted on request. No Ray.
 
-Nothing that the ledger or a result names goes, except maps that every action which reads them has
-read; whoever needs one of those after all has it written again. Of a run without a ledger, where
-nobody can tell who is at work, only the folders of trainings that have ended are looked at.
+Only names that a run itself writes are looked at, and no link is followed. Nothing that the ledger
+or a result names goes, except maps that every action which reads them has read; an action that
+needs such a map after all has it written again. A training loses nothing unless the model that its
+result names is there, byte for byte. Of a run without a ledger, where nobody can tell whether a
+process is at work, only the folders of trainings that have ended are looked at.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +16,28 @@ from pathlib import PurePosixPath
 
 from mtil import heartbeat, ledger
 from mtil.circle import State, is_over
-from mtil.errors import DataError
+from mtil.errors import DataError, NotFoundError
 from mtil.ledger import Ledger
 from mtil.plan import Train, WriteMaps, actions, reads_maps_of
 from mtil.run import Run
-from mtil.storage import is_partial
+from mtil.storage import PARTIAL_NAME, Store
 
-_OF_TRAINING = re.compile(r"rounds/(\d+)/fold-(\d+)(?:/part-(\d+))?/(checkpoints/.+|[^/]+)")
-_MODEL = re.compile(r"model-[0-9a-f]+\.pt")
-_STEP = "step.json"
+_TRAINING = r"rounds/(\d{1,9})/fold-(\d{1,9})(?:/part-(\d{1,9}))?"
+_MODEL = r"model-[0-9a-f]{12}\.pt"
+_CHECKPOINT = r"checkpoints/(?:latest\.json|epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt)"
+_OF_TRAINING = re.compile(rf"{_TRAINING}/({_MODEL}|{_CHECKPOINT}|step\.json)")
+_MAPS = r"maps/\d{1,9}/fold-\d{1,9}(?:/part-\d{1,9})?"
+_MAP = re.compile(rf"({_MAPS})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
+_PROBE = re.compile(rf"{ledger.PROBE_FOLDER}/[0-9a-f]{{16}}")
+_FOLDERS = (
+    rf"{ledger.FOLDER}|{ledger.PROBE_FOLDER}|{_MAPS}|{_TRAINING}(?:/checkpoints)?"
+    r"|rounds/\d{1,9}(?:/holdout)?"
+)
+"""The folders that a run writes files to."""
+_PARTIAL = re.compile(rf"(?:(?:{_FOLDERS})/)?{PARTIAL_NAME}")
+_LOOKED_AT = ("rounds", "maps", ledger.FOLDER, ledger.PROBE_FOLDER)
+_WHOLES = ("run.json", "dataset.json")
+"""A folder below the run's with one of these is another run or a data set."""
 _NUM_DELETERS = 16
 
 
@@ -42,6 +58,8 @@ class Finding:
     superseded: tuple[Superseded, ...]
     number: int
     """The latest event of the ledger; 0 without one."""
+    left: tuple[str, ...] = ()
+    """A sentence for everything that is left alone since it cannot be trusted."""
 
     @property
     def num_files(self) -> int:
@@ -67,15 +85,19 @@ def find(run: Run) -> Finding:
             f"A run must be at rest to be tidied, but a coordinator is at work on {run.uri}; "
             f"wait for its end, or end it with `mtil stop --run {run.uri}`."
         )
-    sizes = run.store.sizes()
-    reasons = dict(_of_trainings(run, state, sizes))
+    listing = run.store.deletable()
+    sizes = _own(listing.sizes)
+    left = [
+        f"{name} is a link or no regular file; mtil follows no link and leaves it alone."
+        for name in listing.left
+        if name.split("/")[0] in _LOOKED_AT
+    ]
+    reasons = dict(_of_trainings(run, state, sizes, left))
     if state is not None:
         reasons |= _read_maps(run, state, sizes)
-        reasons |= {
-            name: "ledger probe" for name in sizes if name.startswith(f"{ledger.PROBE_FOLDER}/")
-        }
+        reasons |= {name: "ledger probe" for name in sizes if _PROBE.fullmatch(name)}
         if _is_settled(state):
-            reasons |= {name: "interrupted write" for name in sizes if is_partial(name)}
+            reasons |= {name: "interrupted write" for name in sizes if _PARTIAL.fullmatch(name)}
     found: dict[tuple[str, str], list[str]] = {}
     for name, why in reasons.items():
         found.setdefault((str(PurePosixPath(name).parent), why), []).append(name)
@@ -90,6 +112,7 @@ def find(run: Run) -> Finding:
             for (folder, why), names in sorted(found.items())
         ),
         number=0 if state is None else state.number,
+        left=tuple(left),
     )
 
 
@@ -114,11 +137,30 @@ def _is_settled(state: State) -> bool:
     return state.stopped or is_over(state) or not state.running
 
 
-def _of_trainings(run: Run, state: State | None, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _own(sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """Return the files without those of other runs and of data sets in folders of the run."""
+    others = {
+        str(PurePosixPath(name).parent)
+        for name in sizes
+        if "/" in name and PurePosixPath(name).name in _WHOLES
+    }
+    is_dataset = any(name.split("/")[0] in ("dataset.json", "staging", "shards") for name in sizes)
+    return {
+        name: size
+        for name, size in sizes.items()
+        if not others.intersection(str(folder) for folder in PurePosixPath(name).parents)
+        and not (is_dataset and "/" not in name)  # a preparation may be writing it
+    }
+
+
+def _of_trainings(
+    run: Run, state: State | None, names: Iterable[str], left: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield what trainings do not need, and why; note in `left` whose models are in doubt."""
     files: dict[Train, dict[str, str]] = {}
     for name in names:
         match = _OF_TRAINING.fullmatch(name)
-        if match and not is_partial(name):
+        if match:
             part = None if match[3] is None else int(match[3])
             of = Train(int(match[1]), int(match[2]), part)
             files.setdefault(of, {})[name] = match[4]
@@ -126,22 +168,48 @@ def _of_trainings(run: Run, state: State | None, names: Iterable[str]) -> Iterat
         result = run.result(of)
         if result is None and (state is None or not _is_settled(state)):
             continue
-        named = {_ledger_model(run, state, of)}
-        if result is not None:
-            named.add(run.model_name(of, result))
-        for name, kind in kinds.items():
-            if _MODEL.fullmatch(kind):
-                if name not in named:
-                    yield name, "unnamed model"
-            elif result is not None and (kind == _STEP or kind.startswith("checkpoints/")):
-                yield name, "ended training"
+        named = _named_models(run, state, of)
+        superseded = {
+            name: "unnamed model" if is_model else "ended training"
+            for name, kind in kinds.items()
+            for is_model in [re.fullmatch(_MODEL, kind) is not None]
+            if (name not in named if is_model else result is not None)
+        }
+        if not superseded:
+            continue
+        missing = [n for n, sha256 in named.items() if not _is_there(run.store, n, sha256)]
+        if missing:
+            left.append(
+                f"{missing[0]} is not there with the sha256 that the run names; everything in "
+                f"{run.folder(of)} is left alone."
+            )
+        elif named:
+            yield from superseded.items()
 
 
-def _ledger_model(run: Run, state: State | None, of: Train) -> str | None:
-    """Return the name of the model that the ledger says a training has made."""
-    result = {} if state is None else state.done.get(of, {})
-    sha256 = result.get("model_sha256")
-    return f"{run.folder(of)}/model-{sha256[:12]}.pt" if isinstance(sha256, str) else None
+def _named_models(run: Run, state: State | None, of: Train) -> dict[str, str]:
+    """Return the sha256 of the models that a training's result and the ledger name, by file."""
+    said = {} if state is None else state.done.get(of, {})
+    found = [said.get("model_sha256")]
+    result = run.result(of)
+    if result is not None:
+        found.append(result.model_sha256)
+    return {
+        f"{run.folder(of)}/model-{sha256[:12]}.pt": sha256
+        for sha256 in found
+        if isinstance(sha256, str)
+    }
+
+
+def _is_there(store: Store, name: str, sha256: str) -> bool:
+    """Say whether a file has the bytes that its sha256 says."""
+    found = hashlib.sha256()
+    try:
+        for chunk in store.chunks(name):
+            found.update(chunk)
+    except NotFoundError:
+        return False
+    return found.hexdigest() == sha256
 
 
 def _read_maps(run: Run, state: State, names: Iterable[str]) -> Mapping[str, str]:
@@ -154,5 +222,6 @@ def _read_maps(run: Run, state: State, names: Iterable[str]) -> Mapping[str, str
     return {
         name: "maps that were read"
         for name in names
-        if str(PurePosixPath(name).parent) in folders and not is_partial(name)
+        for match in [_MAP.fullmatch(name)]
+        if match and match[1] in folders
     }

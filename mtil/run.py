@@ -272,8 +272,9 @@ class Run:
         if not self.store.create(f"{folder}/{_RESULT}", text):
             first = self.result(of)
             assert first is not None
-            if first.model_sha256 != result.model_sha256:
-                self.store.delete(self.model_name(of, result))
+            theirs, ours = (self.model_name(of, one) for one in (first, result))
+            if theirs != ours and self.store.exists(theirs):
+                self.store.delete(ours)
             result = first
         self.checkpoints(of).clear()
         self.store.delete(f"{folder}/{_STEP}")

@@ -24,6 +24,8 @@ def run(options: argparse.Namespace) -> None:
                 for one in found.superseded
             ],
         )
+    for sentence in found.left:
+        output.line(sentence)
     total = f"{found.num_files} files, {size(found.bytes)}"
     if not found.superseded:
         output.line(f"{options.run} keeps nothing that it does not need.")
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
                 }
                 for one in found.superseded
             ],
+            "left": list(found.left),
         }
     )
 

@@ -12,13 +12,13 @@ from typing import Literal
 
 from mtil.data import audit as audits
 from mtil.data import known as known_images
-from mtil.data import running, staging, tally, versions
+from mtil.data import running, splits, staging, tally, versions
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import GIVEN, is_by_size
 from mtil.data.growth import Growth, grow
 from mtil.data.known import Content, Known
 from mtil.data.layouts.record import Collection, Record
-from mtil.data.manifest import Dropped, Manifest, SourceInfo
+from mtil.data.manifest import Dropped, Manifest, SourceInfo, file_of
 from mtil.data.prepare import MAX_SHARD_BYTES
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
@@ -104,7 +104,7 @@ def append(
         return job.run()
     except UserError as error:
         if not isinstance(error, StorageError):  # the same command would fail again
-            target.clear(job.folder)
+            target.clear(job.folder, versions.STAGED)
         raise
 
 
@@ -154,7 +154,7 @@ class _Append:
             made = replace(made, dropped=growth.dropped, num_added=len(growth.kept))
             if growth.kept:
                 return replace(made, manifest=self._write(chunks, folder, growth, refused))
-        self.target.clear(self.folder)
+        self.target.clear(self.folder, versions.STAGED)
         return made
 
     def _compare(self, again: Sequence[Record]) -> list[Refused]:
@@ -186,7 +186,9 @@ class _Append:
             first_shard=len(before.shards),
             mark=f"-{self.tag}",
         )
-        audits.write(self.target, audit, growth.audit, growth.places)
+        files = {n: file for n, file in before.files.items() if n in before.facts}
+        files |= {**done.files}
+        files |= audits.write(self.target, audit, growth.audit, growth.places)
         kept = [*(self.known.records[name] for name in self.known.places), *growth.kept]
         grouped = before.protocol != "paper"
         counts = tally.count(kept, growth.places, before.num_folds, whole_groups=grouped)
@@ -205,6 +207,9 @@ class _Append:
             facts=(*before.facts, *done.facts),
             **vars(counts),
         )
+        text = versions.splits_text(made, growth.places)
+        files[splits.FILE_NAME] = file_of(text)
+        made = replace(made, files=files)
         versions.commit(self.target, before, made)
         return made
 

@@ -19,7 +19,7 @@ from mtil.data import groups as group_rules
 from mtil.data.duplicates import NUM_HASHES, SIDE, OnDisk, find_pairs
 from mtil.data.groups import Grouping
 from mtil.data.layouts.record import Record
-from mtil.data.manifest import Dropped
+from mtil.data.manifest import Dropped, File, Manifest, file_of, read_file
 from mtil.data.shards import LABELS, pixels
 from mtil.data.staging import Place
 from mtil.errors import DataError, NotFoundError
@@ -148,8 +148,8 @@ def find_twins(
     }
 
 
-def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> None:
-    """Write the audit of a data set.
+def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> dict[str, File]:
+    """Write the audit of a data set, and return what its files hold, by name.
 
     Args:
         store: the data set's.
@@ -161,7 +161,7 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
         zip(*(made.facts.column(name).to_pylist() for name in ("sample_id", "label")), strict=True)
     )
     why = {item.sample_id: item.why for item in made.grouping.dropped}
-    _write(
+    files = _write(
         store,
         f"{folder}/{PAIRS}",
         pa.table(
@@ -190,17 +190,18 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
         "twins": pa.array([made.twins[name] for name in ids], pa.string()),
     }
     columns |= {name: made.facts.column(name) for name in _FLAGS}
-    _write(store, f"{folder}/{IMAGES}", pa.table(columns))
+    return files | _write(store, f"{folder}/{IMAGES}", pa.table(columns))
 
 
-def read(store: Store, folder: str, name: str) -> pa.Table:
-    """Read `PAIRS` or `IMAGES` of an audit.
+def read(store: Store, made: Manifest, name: str) -> pa.Table:
+    """Read `PAIRS` or `IMAGES` of a data set's audit, and verify the bytes.
 
     Raises:
         DataError: if the file is missing or damaged.
     """
+    folder = made.audit
     try:
-        return parquet.read(store.read(f"{folder}/{name}"))
+        return parquet.read(read_file(store, f"{folder}/{name}", made.files))
     except NotFoundError:
         raise DataError(
             f"{store.uri} has lost {folder}/{name}; delete it and prepare it again."
@@ -211,10 +212,11 @@ def read(store: Store, folder: str, name: str) -> pa.Table:
         ) from None
 
 
-def _write(store: Store, name: str, table: pa.Table) -> None:
+def _write(store: Store, name: str, table: pa.Table) -> dict[str, File]:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     store.write(name, sink.getvalue())
+    return {name: file_of(sink.getvalue())}
 
 
 def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Found]]:

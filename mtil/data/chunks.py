@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mtil.data import changes, staging
 from mtil.data.layouts.record import Collection, Record, reasons
-from mtil.data.manifest import Shard
+from mtil.data.manifest import File, Shard
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
 from mtil.data.staging import FinishJob, Place, StageJob
@@ -36,6 +36,8 @@ class Finished:
 
     shards: tuple[Shard, ...]
     facts: tuple[str, ...]
+    files: Mapping[str, File]
+    """Size and digest of the facts, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +55,20 @@ class Chunks:
 
     def key(self, *more: object) -> str:
         """Return what tells these staged chunks from others."""
-        values = [
-            staging.FORMAT,
-            self.image_size,
-            self.rows_per_chunk,
-            list(self.stores.values()),
-            *more,
-        ]
+        values = [staging.SEALED, list(self.stores.values()), *more]
+        return self._key((asdict(record) for record in self.records), values)
+
+    def content_key(self, *more: object) -> str:
+        """Return what tells the images from others, wherever their files are."""
+        files = {"image", "masks", "refused"}
+        said = ({k: v for k, v in asdict(r).items() if k not in files} for r in self.records)
+        return self._key(said, more)
+
+    def _key(self, records: Iterable[Mapping[str, Any]], more: Sequence[object]) -> str:
+        values = [staging.FORMAT, self.image_size, self.rows_per_chunk, *more]
         found = hashlib.sha256(json.dumps(values).encode())
-        for record in self.records:
-            found.update(json.dumps(asdict(record)).encode())
+        for record in records:
+            found.update(json.dumps(record).encode())
         return found.hexdigest()[:16]
 
     def stage(
@@ -138,7 +144,9 @@ class Chunks:
             at += bool(here)
         done = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
         return Finished(
-            tuple(shard for shard in done if shard is not None), tuple(job.facts for job in jobs)
+            tuple(one.shard for one in done if one.shard is not None),
+            tuple(job.facts for job in jobs),
+            {job.facts: one.facts for job, one in zip(jobs, done, strict=True)},
         )
 
     @cached_property

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data import audit, manifest
+from mtil.data import audit, manifest, versions
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
 from mtil.data.shards import LABELS
@@ -68,10 +68,12 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
         fingerprint: which version's; the newest if none is given.
 
     Raises:
-        DataError: if there is no such data set, or its audit is missing.
+        DataError: if there is no such data set, or its audit or `splits.json` are not those that
+            were written with it.
     """
     made = manifest.load(store, fingerprint)
-    pairs, images = (audit.read(store, made.audit, name) for name in (audit.PAIRS, audit.IMAGES))
+    pairs, images = (audit.read(store, made, name) for name in (audit.PAIRS, audit.IMAGES))
+    versions.check_splits(store)
     labels = images.column("label").to_numpy()
     _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),
                              return_counts=True)  # fmt: skip

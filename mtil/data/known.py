@@ -49,7 +49,7 @@ class Known:
     def facts(self) -> Iterator[pa.Table]:
         """Yield what the images are like, file by file."""
         for name in self.manifest.facts:
-            yield staging.read_kept_facts(self.store, name)
+            yield staging.read_kept_facts(self.store, name, self.manifest.files)
 
 
 def read(store: Store, manifest: Manifest) -> Known:
@@ -63,14 +63,14 @@ def read(store: Store, manifest: Manifest) -> Known:
             f"Images are compared with what was noted of those before, but {store.uri} was "
             "prepared before that was kept; prepare all images again, to another target."
         )
-    images = audits.read(store, manifest.audit, audits.IMAGES)
+    images = audits.read(store, manifest, audits.IMAGES)
     ids, *decided = (images.column(name).to_pylist() for name in _DECIDED)
     groups, twins, folds, parts, dropped = decided
     records: dict[str, Record] = {}
     content: dict[str, Content] = {}
     small: list[pa.Table] = []
     for name in manifest.facts:
-        table = staging.read_kept_facts(store, name, (*_OF_RECORDS, *_OF_CONTENT))
+        table = staging.read_kept_facts(store, name, manifest.files, (*_OF_RECORDS, *_OF_CONTENT))
         small.append(table)
         for row in table.to_pylist():
             records[row["sample_id"]] = _record(row)
@@ -108,7 +108,7 @@ def read(store: Store, manifest: Manifest) -> Known:
                 row["kind"],
                 row["decision"],
             )
-            for row in audits.read(store, manifest.audit, audits.PAIRS).to_pylist()
+            for row in audits.read(store, manifest, audits.PAIRS).to_pylist()
         ),
     )
 

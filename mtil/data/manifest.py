@@ -4,6 +4,7 @@ Once images have been appended, every version's manifest is kept as `versions/00
 on, and `dataset.json` is the newest.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from mtil.config import Count, Whole
 from mtil.documents import MIB, Document, Sha256, shown
-from mtil.errors import DataError, NotFoundError
+from mtil.errors import DataError, NotFoundError, TooLargeError
 from mtil.storage import Store
 
 FILE_NAME = "dataset.json"
@@ -54,6 +55,14 @@ class Shard:
     bytes: Annotated[int, Field(gt=0, le=MAX_SHARD_BYTES)]
     sha256: Sha256
     cells: Annotated[tuple[Cell, ...], FailFast()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """The bytes of one file."""
+
+    bytes: Annotated[int, Field(ge=0, le=2**40)]
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +120,9 @@ class Manifest:
     """The folder of this version's audit."""
     facts: tuple[str, ...] = field(default=())
     """Files that say what the images are like, for later ones to be compared with."""
+    files: dict[str, File] = field(default_factory=dict)
+    """Size and digest of the files of the audit, the facts and the splits, by name. Data sets of
+    earlier versions of this program name none."""
 
     @property
     def num_rows(self) -> int:
@@ -125,6 +137,38 @@ def to_json(manifest: Manifest) -> bytes:
     """Return the text of `dataset.json`."""
     values: Mapping[str, Any] = _ADAPTER.dump_python(manifest, mode="json")
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def file_of(data: bytes) -> File:
+    """Return what a manifest says of a file with these bytes."""
+    return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
+    """Read a file of a data set and verify it, if the manifest says what it holds.
+
+    Args:
+        store: the data set's.
+        name: the file.
+        files: `Manifest.files`.
+
+    Raises:
+        NotFoundError: if there is no such file.
+        DataError: if it has other bytes than the manifest says.
+    """
+    said = files.get(name)
+    if said is None:
+        return store.read(name)
+    try:
+        data = store.read(name, max_bytes=said.bytes)
+    except TooLargeError:
+        data = None
+    if data is None or file_of(data) != said:
+        raise DataError(
+            f"{store.uri}/{name} must have {said.bytes} bytes with sha256 {said.sha256[:12]}…, "
+            "but its bytes differ; delete the data set and prepare it again."
+        )
+    return data
 
 
 def load(store: Store, fingerprint: str | None = None) -> Manifest:

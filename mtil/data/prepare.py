@@ -6,7 +6,6 @@ when the command cannot succeed.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -14,12 +13,12 @@ from typing import Literal
 from mtil.data import audit as audits
 from mtil.data import folds as fold_rules
 from mtil.data import manifest as manifests
-from mtil.data import running, splits, staging, tally
+from mtil.data import running, splits, staging, tally, versions
 from mtil.data.audit import Audit
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import Assignment
 from mtil.data.layouts.record import Collection, Record
-from mtil.data.manifest import FILE_NAME, Dropped, Manifest, SourceInfo
+from mtil.data.manifest import FILE_NAME, Dropped, Manifest, SourceInfo, file_of
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
 from mtil.data.sources import Source, gather
@@ -132,23 +131,22 @@ def prepare(
     job = _Preparation(settings, collections, chunks, "official" if official else settings.protocol)
     folder = f"{staging.FOLDER}/{chunks.key()}"
     existing = _existing(target, folder)
-    with ExitStack() as stack:
-        if existing is not None:  # look again, write nothing
-            scratch = stack.enter_context(TemporaryDirectory(prefix="mtil-prepare-"))
-            # other machines do not see the scratch
-            here = replace(job, chunks=replace(chunks, runner=running.processes))
-            made = here.decide(open_store(scratch), folder, keep_rows=False)
-            existing = manifests.find(target, made.manifest.fingerprint) or existing
-            _refuse_other(target, existing, made.manifest)
-            target.clear(folder)
-            return _whole(target, existing)
+    made: _Decided | None = None
+    if existing is None:
         try:
             made = job.decide(target, folder, keep_rows=True)
             return job.commit(target, folder, made)
         except UserError as error:
-            if not isinstance(error, StorageError):  # the same command would fail again
-                target.clear(folder)
-            raise
+            if not target.exists(FILE_NAME):
+                if not isinstance(error, StorageError):  # the same command would fail again
+                    target.clear(folder, versions.STAGED)
+                raise
+        try:
+            existing = manifests.load(target)  # of another process, which was faster
+        except DataError:
+            job.withdraw(target, folder, made)
+            raise DataError(_MEANWHILE.format(target.uri)) from None
+    return job.compare(target, folder, existing, made)
 
 
 @dataclass(frozen=True)
@@ -199,21 +197,73 @@ class _Preparation:
         return _Decided(replace(manifest, fingerprint=made), audit, assignment, places)
 
     def commit(self, target: Store, folder: str, made: _Decided) -> Manifest:
-        """Write the shards, the audit, the splits and, last, the manifest."""
-        if target.exists(FILE_NAME):
-            raise DataError(_MEANWHILE.format(target.uri))
-        target.clear("shards")  # of an attempt that was interrupted
-        audit = made.manifest.audit
-        target.clear(audit)
-        done = self.chunks.finish(target, folder, made.places, audit=audit)
-        audits.write(target, audit, made.audit, made.places)
-        target.write(splits.FILE_NAME, splits.to_json(made.assignment, made.audit.grouping.family))
-        manifest = replace(made.manifest, shards=done.shards, facts=done.facts)
+        """Write the shards, the audit, the manifest and, last, the splits.
+
+        Shards and audit have names that no preparation of other data has, so that what another
+        one writes to the target at the same time stays whole. The first manifest counts.
+
+        Raises:
+            DataError: if the target holds a data set meanwhile.
+        """
+        tag = self._tag(made.manifest)
+        audit = f"audit/{tag}"
+        done = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
+        files = {**done.files, **audits.write(target, audit, made.audit, made.places)}
+        files[splits.FILE_NAME] = file_of(versions.splits_text(made.manifest, made.places))
+        manifest = replace(
+            made.manifest, audit=audit, shards=done.shards, facts=done.facts, files=files
+        )
         data = manifests.to_json(manifest)
         if not target.create(FILE_NAME, data) and target.read(FILE_NAME) != data:
             raise DataError(_MEANWHILE.format(target.uri))
-        target.clear(folder)
+        versions.publish(target, manifest)
+        target.clear(folder, versions.STAGED)
         return manifest
+
+    def compare(
+        self, target: Store, folder: str, existing: Manifest, made: _Decided | None
+    ) -> Manifest:
+        """Make sure that the target's data set is the one that was asked for, and return it.
+
+        Args:
+            target: the target.
+            folder: where chunks were staged in it.
+            existing: the manifest of its data set.
+            made: what was decided of the images, if that is known already.
+
+        Raises:
+            DataError: if the target holds other data.
+        """
+        found = made
+        if found is None:  # look again, write nothing
+            with TemporaryDirectory(prefix="mtil-prepare-") as scratch:
+                # other machines do not see the scratch
+                here = replace(self, chunks=replace(self.chunks, runner=running.processes))
+                found = here.decide(open_store(scratch), folder, keep_rows=False)
+        existing = manifests.find(target, found.manifest.fingerprint) or existing
+        try:
+            _refuse_other(target, existing, found.manifest)
+        except DataError:
+            self.withdraw(target, folder, made)
+            raise
+        target.clear(folder, versions.STAGED)
+        return _whole(target, existing)
+
+    def withdraw(self, target: Store, folder: str, made: _Decided | None) -> None:
+        """Delete what was staged and written in a target that holds other data by now.
+
+        Args:
+            target: the target.
+            folder: where chunks were staged in it.
+            made: what was decided of the images; None if nothing but staged chunks was written.
+        """
+        target.clear(folder, versions.STAGED)
+        if made is not None:
+            versions.withdraw(target, self._tag(made.manifest))
+
+    def _tag(self, made: Manifest) -> str:
+        """Return what the files of this preparation are called, and no other data's."""
+        return versions.tag(1, self.chunks.content_key(manifests.to_json(made).decode()))
 
     def _kept(self, usable: Sequence[Record], audit: Audit) -> tuple[list[Record], list[Dropped]]:
         if self.settings.protocol == "grouped":
@@ -365,4 +415,5 @@ def _whole(target: Store, existing: Manifest) -> Manifest:
                 f"The data set at {target.uri} has lost {shard.path}; "
                 "delete it and prepare it again."
             )
+    versions.repair(target, existing)
     return existing

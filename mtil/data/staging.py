@@ -20,15 +20,21 @@ import pyarrow.parquet as pq
 from mtil import parquet
 from mtil.data import shards
 from mtil.data.layouts.record import Record
-from mtil.data.manifest import Cell, Shard
+from mtil.data.manifest import Cell, File, Shard, file_of, read_file
 from mtil.data.running import Listener
 from mtil.data.samples import Refused, Sample, read_all
-from mtil.errors import DataError, NotFoundError
-from mtil.storage import Store, open_store
+from mtil.errors import DataError, NotFoundError, StorageError
+from mtil.storage import PARTIAL_NAME, Store, open_store
 
 FOLDER = "staging"
 FORMAT = 2
 """Of staged chunks; another version's are not taken up."""
+SEALED = 1
+"""Format of the seal at the end of a staged file; files with another are not taken up."""
+OWN_FILE = rf"(?:rows|facts)-\d{{5,}}-[0-9a-f]{{8}}\.parquet|{PARTIAL_NAME}"
+"""A regular expression for the files of a staging folder."""
+_SEAL_BYTES = 32
+_READ_ATTEMPTS = 2
 _REFUSED, _FORMAT = b"refused", b"format"
 
 
@@ -74,10 +80,19 @@ class FinishJob:
     image_size: int
 
 
+@dataclass(frozen=True)
+class FinishedChunk:
+    """The files that were written of a staged chunk."""
+
+    shard: Shard | None
+    """None if no image of the chunk is kept."""
+    facts: File
+
+
 def stage(job: StageJob, listen: Listener | None = None) -> int:
     """Decode a chunk and stage it, unless that is done already; return how many images it has."""
     store = open_store(job.target)
-    if not store.exists(_facts_name(job.folder, job.name)):
+    if not store.exists(facts_name(job.folder, job.name)):
         rows = shards.Encoder(_row_schema(job.image_size))
         facts: list[pa.Table] = []
         refused: list[Refused] = []
@@ -91,7 +106,7 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
                 if job.keep_rows:
                     rows.add(_rows(samples, job.image_size))
         if job.keep_rows:
-            store.write(_rows_name(job.folder, job.name), rows.close())
+            store.write(_rows_name(job.folder, job.name), _sealed(rows.close()))
         table = pa.concat_tables(facts or [_facts([])]).replace_schema_metadata(
             {
                 _REFUSED: json.dumps([asdict(item) for item in refused]).encode(),
@@ -100,7 +115,8 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        store.write(_facts_name(job.folder, job.name), sink.getvalue())  # last: it commits
+        # last: it commits
+        store.write(facts_name(job.folder, job.name), _sealed(sink.getvalue()))
     elif listen is not None:
         listen(len(job.records))
     return len(job.records)
@@ -108,29 +124,32 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
 
 def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
     """Return the images of a staged chunk that cannot be used."""
-    schema = pq.read_schema(pa.BufferReader(store.read(_facts_name(folder, name))))
+    schema = pq.read_schema(pa.BufferReader(_read_facts(store, folder, name)))
     return [Refused(**item) for item in json.loads((schema.metadata or {})[_REFUSED])]
 
 
 def read_facts(store: Store, folder: str, name: str) -> pa.Table:
     """Return what a staged chunk's images are like, without those that cannot be used."""
-    table = parquet.read(store.read(_facts_name(folder, name)))
+    table = parquet.read(_read_facts(store, folder, name))
     return table.replace_schema_metadata(None)
 
 
-def read_kept_facts(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_kept_facts(
+    store: Store, name: str, files: Mapping[str, File], columns: Sequence[str] | None = None
+) -> pa.Table:
     """Return the facts of images that a data set has already.
 
     Args:
         store: the data set's.
         name: the file.
+        files: `Manifest.files`, by which the bytes are verified.
         columns: what to read of them, all by default.
 
     Raises:
         DataError: if the file is missing, damaged, or of another version of this program.
     """
     try:
-        table = parquet.read(store.read(name), columns)
+        table = parquet.read(read_file(store, name, files), columns)
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
     except pa.ArrowException:
@@ -144,22 +163,19 @@ def read_kept_facts(store: Store, name: str, columns: Sequence[str] | None = Non
     return table.replace_schema_metadata(None)
 
 
-def finish(job: FinishJob, listen: Listener | None = None) -> Shard | None:
+def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
     """Keep the facts of a staged chunk and write its shard, unless it has no image to keep.
 
     Raises:
+        StorageError: if staged files have gone, or their bytes are not those that were staged.
         DataError: if another data set is being written to the target.
     """
     store = open_store(job.target)
-    try:
-        store.write(job.facts, store.read(_facts_name(job.folder, job.name)))
-        if job.shard is None:
-            return None
-        staged = store.read(_rows_name(job.folder, job.name))
-    except NotFoundError:
-        raise DataError(
-            f"Staged rows of {store.uri} have gone; run the same command again."
-        ) from None
+    kept = bytes(_read_facts(store, job.folder, job.name))
+    store.write(job.facts, kept)
+    if job.shard is None:
+        return FinishedChunk(None, file_of(kept))
+    staged = _read_staged(store, _rows_name(job.folder, job.name), job.folder, job.name)
     encoder = shards.Encoder(shards.schema(job.image_size))
     cells = Counter[tuple[int, int, int]]()
     groups = pq.ParquetFile(pa.BufferReader(staged))
@@ -170,10 +186,13 @@ def finish(job: FinishJob, listen: Listener | None = None) -> Shard | None:
         cells.update(zip(*columns, strict=True))
     data = encoder.close()
     if not store.create(job.shard, data) and store.read(job.shard) != data:
-        raise DataError(f"Another data set is being written to {store.uri}; choose another target.")
+        raise DataError(
+            f"{store.uri}/{job.shard} must have the rows of the same images, but its bytes differ; "
+            "delete it and run the same command again, or choose another target."
+        )
     if listen is not None:
         listen(cells.total())
-    return Shard(
+    shard = Shard(
         path=job.shard,
         rows=cells.total(),
         bytes=len(data),
@@ -183,6 +202,7 @@ def finish(job: FinishJob, listen: Listener | None = None) -> Shard | None:
             for (fold, part, label), rows in sorted(cells.items())
         ),
     )
+    return FinishedChunk(shard, file_of(kept))
 
 
 def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
@@ -300,5 +320,39 @@ def _rows_name(folder: str, chunk: str) -> str:
     return f"{folder}/rows-{chunk}.parquet"
 
 
-def _facts_name(folder: str, chunk: str) -> str:
+def facts_name(folder: str, chunk: str) -> str:
+    """Return the name of a staged chunk's facts; the chunk is staged once they are there."""
     return f"{folder}/facts-{chunk}.parquet"
+
+
+def _sealed(data: bytes) -> bytes:
+    """Return the bytes of a staged file: what it holds, and the sha256 of that."""
+    return data + hashlib.sha256(data).digest()
+
+
+def _read_facts(store: Store, folder: str, chunk: str) -> memoryview:
+    return _read_staged(store, facts_name(folder, chunk), folder, chunk)
+
+
+def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview:
+    """Return what a staged file holds, once its sha256 is that of its bytes.
+
+    Raises:
+        StorageError: if the file has gone, or has other bytes twice. Its chunk counts as not
+            staged then, so that the same command stages it again.
+    """
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            data = memoryview(store.read(name))
+        except NotFoundError:
+            raise StorageError(
+                f"Staged rows of {store.uri} have gone; run the same command again."
+            ) from None
+        held, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        if hashlib.sha256(held).digest() == seal:
+            return held
+    store.delete(facts_name(folder, chunk))
+    raise StorageError(
+        f"{store.uri}/{name} must have the bytes that were staged, but they differ; run the same "
+        "command again."
+    )

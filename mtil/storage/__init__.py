@@ -1,18 +1,22 @@
 """Bytes in and out of a local folder or a bucket, each object whole or not at all."""
 
+import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Protocol
 from urllib.parse import unquote
 
 from mtil.errors import StorageError
 from mtil.storage.gcs import GcsStore
-from mtil.storage.local import PARTIAL, LocalStore
+from mtil.storage.listing import Listing
+from mtil.storage.local import LocalStore
+from mtil.storage.names import PARTIAL_NAME, is_partial, shown
 from mtil.storage.s3 import S3Store
 
 __all__ = [
     "BUCKETS",
+    "PARTIAL_NAME",
     "GcsStore",
+    "Listing",
     "LocalStore",
     "S3Store",
     "Store",
@@ -66,8 +70,15 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Delete an object; a missing one is no error."""
 
-    def clear(self, folder: str) -> None:
-        """Delete every object below a folder, and what interrupted writes have left there."""
+    def deletable(self, prefix: str = "") -> Listing:
+        """List the objects below a folder that are reached through no link."""
+
+    def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
+        """Delete the objects below a folder whose names, relative to it, match a pattern.
+
+        Raises:
+            StorageError: if the folder is a link, or an object cannot be deleted.
+        """
 
 
 def open_store(uri: str) -> Store:
@@ -75,6 +86,8 @@ def open_store(uri: str) -> Store:
 
     Nothing is read or made yet. Raises `StorageError` for another scheme.
     """
+    if not uri or "\0" in uri:
+        raise StorageError(f"A location must be a path or a URI, but got {shown(uri)}.")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStore(uri)
@@ -85,11 +98,6 @@ def open_store(uri: str) -> Store:
     if scheme == "gs":
         return GcsStore(rest)
     raise StorageError(f"A location must be a path, file://, s3:// or gs://, but got {uri!r}.")
-
-
-def is_partial(name: str) -> bool:
-    """Say whether a name of `Store.sizes` is what an interrupted write has left."""
-    return PurePosixPath(name).name.startswith(PARTIAL)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -5,20 +5,24 @@ pyarrow cannot create an object only if there is none, so that goes through Goog
 """
 
 import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mtil.errors import NotFoundError, RefusedError, StorageError
 from mtil.storage.bounds import join
-from mtil.storage.names import checked
+from mtil.storage.listing import Listing
+from mtil.storage.names import checked_key
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
     from pyarrow.fs import FileInfo, GcsFileSystem
 
 _CHUNK_BYTES = 2**20
+_NUM_DELETERS = 16
 _RETRY_S = 60.0
 """For so long a request that fails for a while is tried again."""
 _EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -98,11 +102,15 @@ class GcsStore:
         except NotFoundError:
             return
 
-    def clear(self, folder: str) -> None:
+    def deletable(self, prefix: str = "") -> Listing:
+        """See `Store.deletable`; a bucket has no links."""
+        return Listing(self.sizes(prefix), ())
+
+    def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
         """See `Store.clear`."""
-        path = self._path(folder)
-        with _Errors(path):
-            _pyarrow().delete_dir_contents(path, missing_dir_ok=True)
+        names = self.deletable(folder).matching(folder, pattern)
+        with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
+            list(deleters.map(self.delete, names))
 
     def _listed(self, prefix: str) -> "dict[str, FileInfo]":
         from pyarrow.fs import FileSelector
@@ -117,7 +125,7 @@ class GcsStore:
         return dict(sorted(listed.items()))
 
     def _path(self, name: str) -> str:
-        return "/".join(part for part in (self.bucket, self.prefix, checked(name)) if part)
+        return f"{self.bucket}/{checked_key(self.prefix, name)}"
 
 
 def _pyarrow() -> "GcsFileSystem":

@@ -7,15 +7,18 @@ process's bytes.
 import io
 import os
 import random
+import re
 import time
-from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mtil.errors import NotFoundError, RefusedError, StorageError
-from mtil.storage.bounds import join
-from mtil.storage.names import checked
+from mtil.errors import NotFoundError, StorageError
+from mtil.storage.bounds import join, too_large
+from mtil.storage.listing import Listing
+from mtil.storage.names import checked_key
+from mtil.storage.s3_errors import S3Errors
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -27,12 +30,14 @@ _CREATE_ATTEMPTS = 6
 _READ_ATTEMPTS = 5
 _KEYS_A_CALL = 1000
 """How many objects S3 deletes at once."""
+_NUM_DELETERS = 16
 _PART_BYTES = 16 * 2**20
 """Larger objects are written in parts of this size, of which a few are on the way at a time."""
-_REFUSALS = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
-_SKEWED = "RequestTimeTooSkewed"
-_MAX_LEAD_S = 15 * 60
-"""How far S3 lets clocks be apart; an answer to HEAD says no more than that it is a refusal."""
+_NO_MULTI_DELETE = (
+    "MissingContentMD5", "InvalidDigest", "BadDigest", "NotImplemented", "501", "MethodNotAllowed",
+    "405", "InvalidRequest", "MalformedXML", "MissingRequestBodyError", "UnsupportedOperation",
+)  # fmt: skip
+"""What servers say that do not delete several objects at once, or not as this client asks."""
 
 
 class S3Store:
@@ -51,17 +56,23 @@ class S3Store:
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
-        return join(self.chunks(name), f"{self.uri}/{name}", max_bytes)
+        return join(self._chunks(name, max_bytes), f"{self.uri}/{name}", max_bytes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """See `Store.chunks`; goes on behind what has come where an answer breaks off."""
+        """See `Store.chunks`."""
+        return self._chunks(name, None)
+
+    def _chunks(self, name: str, max_bytes: int | None) -> Iterator[bytes]:
+        """Yield an object's bytes; go on behind what has come where an answer breaks off."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         key, come, broken = self._key(name), 0, 0
         more: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key}
-        with _S3Errors(self.bucket, key):
+        with S3Errors(self.bucket, key, "read"):
             while True:
                 answer = _s3().get_object(**more)
+                if max_bytes is not None and answer.get("ContentLength", 0) > max_bytes - come:
+                    raise too_large(f"{self.uri}/{name}", max_bytes)
                 try:
                     for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
                         come += len(chunk)
@@ -77,7 +88,7 @@ class S3Store:
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`; a large object is written in parts, which count once all are there."""
         key = self._key(name)
-        with _S3Errors(self.bucket, key):
+        with S3Errors(self.bucket, key, "write"):
             if len(data) <= _PART_BYTES:
                 _s3().put_object(Bucket=self.bucket, Key=key, Body=data)
             else:
@@ -88,7 +99,7 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         key = self._key(name)
-        with _S3Errors(self.bucket, key):
+        with S3Errors(self.bucket, key, "create"):
             for attempt in range(_CREATE_ATTEMPTS):
                 try:
                     _s3().put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
@@ -105,9 +116,19 @@ class S3Store:
 
     def exists(self, name: str) -> bool:
         """See `Store.exists`."""
+        from botocore.exceptions import ClientError
+
+        key = self._key(name)
         try:
-            with _S3Errors(self.bucket, self._key(name)):
-                _s3().head_object(Bucket=self.bucket, Key=self._key(name))
+            with S3Errors(self.bucket, key, "read"):
+                try:
+                    _s3().head_object(Bucket=self.bucket, Key=key)
+                except ClientError as error:
+                    if error.response["Error"].get("Code") in ("404", "NoSuchKey"):
+                        return False
+                    # an answer to HEAD has no body, which alone says why
+                    _s3().get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")
+                    raise
         except NotFoundError:
             return False
         return True
@@ -124,38 +145,54 @@ class S3Store:
         """Return what is another once an object below a folder is written anew: its tag."""
         return {name: item["ETag"] for name, item in self._listed(prefix).items()}
 
+    def deletable(self, prefix: str = "") -> Listing:
+        """See `Store.deletable`; a bucket has no links."""
+        return Listing(self.sizes(prefix), ())
+
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
-        with _S3Errors(self.bucket, self._key(name)):
-            _s3().delete_object(Bucket=self.bucket, Key=self._key(name))
+        self._delete(self._key(name))
 
-    def clear(self, folder: str) -> None:
+    def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
         """See `Store.clear`."""
-        keys = [self._key(name) for name in self.names(folder)]
+        names = self.deletable(folder).matching(folder, pattern)
+        keys = [self._key(name) for name in names]
         for start in range(0, len(keys), _KEYS_A_CALL):
-            batch = keys[start : start + _KEYS_A_CALL]
-            with _S3Errors(self.bucket, self._key(folder)):
+            left = self._delete_at_once(keys[start : start + _KEYS_A_CALL])
+            with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
+                list(deleters.map(self._delete, left))
+
+    def _delete(self, key: str) -> None:
+        with S3Errors(self.bucket, key, "delete"):
+            _s3().delete_object(Bucket=self.bucket, Key=key)
+
+    def _delete_at_once(self, keys: Sequence[str]) -> list[str]:
+        """Delete objects in one request; return those that must be deleted one by one."""
+        from botocore.exceptions import ClientError
+
+        with S3Errors(self.bucket, keys[0], "delete"):
+            try:
                 answer = _s3().delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in batch]}
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys]}
                 )
-            for error in answer.get("Errors", []):
-                raise StorageError(
-                    f"s3://{self.bucket}/{error.get('Key')} cannot be deleted: "
-                    f"{error.get('Message') or error.get('Code')}."
-                )
+            except ClientError as error:
+                if error.response["Error"].get("Code") not in _NO_MULTI_DELETE:
+                    raise
+                return list(keys)
+        return [error["Key"] for error in answer.get("Errors", []) if "Key" in error]
 
     def _listed(self, prefix: str) -> "dict[str, ObjectTypeDef]":
         root = f"{self.prefix}/" if self.prefix else ""
         start = f"{self._key(prefix)}/" if prefix else root
         found: dict[str, ObjectTypeDef] = {}
-        with _S3Errors(self.bucket, start):
+        with S3Errors(self.bucket, start, "list"):
             pages = _s3().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=start):
                 found |= {item["Key"][len(root) :]: item for item in page.get("Contents", [])}
         return {name: item for name, item in sorted(found.items()) if not name.endswith("/")}
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{checked(name)}".lstrip("/")
+        return checked_key(self.prefix, name)
 
 
 def _s3() -> "S3Client":
@@ -188,54 +225,3 @@ def _in_parts() -> "TransferConfig":
     return TransferConfig(
         multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
     )
-
-
-def _lead_s(answer: Mapping[str, Any]) -> float:
-    """Return the seconds by which this machine's clock is ahead of a server's that has answered."""
-    told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-    return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
-
-
-class _S3Errors:
-    """Turn botocore's errors into one sentence."""
-
-    def __init__(self, bucket: str, key: str) -> None:
-        self.bucket, self.key = bucket, key
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError):
-            raise self._answer(error.response) from error
-        if isinstance(error, BotoCoreError | ValueError):  # the latter of what is no URL
-            endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default endpoint")
-            raise StorageError(
-                f"Bucket {self.bucket!r} is out of reach at {endpoint}: "
-                f"{' '.join(str(error).split()).rstrip('.')}."
-            ) from error
-
-    def _answer(self, answer: Mapping[str, Any]) -> StorageError:
-        code = answer["Error"].get("Code", "unknown")
-        if code in ("NoSuchKey", "404"):
-            return NotFoundError(f"s3://{self.bucket}/{self.key} does not exist.")
-        if code == "NoSuchBucket":
-            return StorageError(f"Bucket {self.bucket!r} does not exist; make it first.")
-        is_late = abs(_lead_s(answer)) > _MAX_LEAD_S
-        if code == _SKEWED or (code in _REFUSALS and is_late):
-            apart = f"{abs(_lead_s(answer)) / 60:.0f} minutes" if is_late else "too far"
-            return RefusedError(
-                f"This machine's clock must be within {_MAX_LEAD_S / 60:.0f} minutes of the "
-                f"storage's, but they are {apart} apart and s3://{self.bucket}/{self.key} is "
-                f"refused ({code}); set the clock."
-            )
-        if code in _REFUSALS:
-            return RefusedError(
-                f"Access to s3://{self.bucket}/{self.key} is refused ({code}); "
-                "check the AWS credentials in the environment."
-            )
-        return StorageError(f"s3://{self.bucket}/{self.key} failed with {code}.")

@@ -456,7 +456,8 @@ def test_an_append_that_is_overtaken_says_so_and_goes_on_when_asked_again(
     named = {shard.path for shard in made.shards}
     assert {name for name in store.names() if name.startswith("shards/")} == named
     folders = {path.name for path in (to / "audit").iterdir() if path.is_dir()}
-    assert {f"audit/{name}" for name in folders} == {overtaken[0].audit, made.audit}
+    first = manifests.load_version(store, 1)
+    assert {f"audit/{name}" for name in folders} == {first.audit, overtaken[0].audit, made.audit}
     assert not (to / "staging").exists()
 
 
@@ -616,18 +617,43 @@ def test_what_was_prepared_without_facts_is_to_be_prepared_again(to: Path, add: 
 
 
 def test_an_audit_that_is_not_of_these_images_is_noticed(to: Path, add: Add) -> None:
-    path = to / "audit" / "images.parquet"
+    path, facts = to / _audit(to) / "images.parquet", to / _audit(to) / "facts-00000.parquet"
+    _forget_files(to)
     images = pq.read_table(path)
     folds = pa.array([(fold + 1) % 5 for fold in images["fold"].to_pylist()], pa.int8())
     pq.write_table(images.set_column(images.schema.get_field_index("fold"), "fold", folds), path)
     with pytest.raises(DataError, match="it has changed; prepare all images again"):
         add(*NEW)
-    (to / "audit" / "facts-00000.parquet").write_bytes(b"PAR1")
+    facts.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"facts-00000\.parquet is damaged"):
         add(*NEW)
-    (to / "audit" / "facts-00000.parquet").unlink()
-    with pytest.raises(DataError, match=r"has lost audit/facts-00000\.parquet"):
+    facts.unlink()
+    with pytest.raises(DataError, match=r"has lost audit/.*/facts-00000\.parquet"):
         add(*NEW)
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "duplicates.parquet", "facts-00000.parquet"])
+def test_a_byte_of_the_audit_that_has_changed_is_noticed(to: Path, add: Add, name: str) -> None:
+    path = to / _audit(to) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    before = _files(to)
+    with pytest.raises(DataError, match=rf"{name} must have {len(data)} bytes with sha256"):
+        add(*NEW)
+    assert _files(to) == before
+
+
+def _audit(folder: Path) -> str:
+    return manifests.load(LocalStore(str(folder))).audit
+
+
+def _forget_files(folder: Path) -> None:
+    """Leave away the digests, as an earlier version of the program did."""
+    path = folder / "dataset.json"
+    values = json.loads(path.read_text())
+    del values["files"]
+    path.write_text(json.dumps(values))
 
 
 def test_the_command_appends_and_says_what_came_of_it(

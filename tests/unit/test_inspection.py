@@ -12,6 +12,7 @@ from PIL import Image
 
 from mtil.data import phantom
 from mtil.data.inspection import inspect, leakage, to_dict
+from mtil.data.manifest import load
 from mtil.data.prepare import Settings, prepare
 from mtil.data.sources import Source
 from mtil.errors import DataError
@@ -48,7 +49,7 @@ def prepared(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_near_copies_share_a_group_and_exact_ones_are_kept_once(prepared: Path) -> None:
-    rows = pq.read_table(prepared / "audit" / "images.parquet").to_pylist()
+    rows = pq.read_table(_audit(prepared) / "images.parquet").to_pylist()
     by_id = {row["sample_id"]: row for row in rows}
     assert len(rows) == 43
     assert by_id["benign (21)"]["group"] == "benign (1)"
@@ -59,7 +60,7 @@ def test_near_copies_share_a_group_and_exact_ones_are_kept_once(prepared: Path) 
     for name in ("benign (3)", "malignant (14)"):
         assert by_id[name]["fold"] is None
         assert "two classes, benign and malignant" in by_id[name]["dropped"]
-    pairs = pq.read_table(prepared / "audit" / "duplicates.parquet").to_pylist()
+    pairs = pq.read_table(_audit(prepared) / "duplicates.parquet").to_pylist()
     assert {(row["sample_id_a"], row["sample_id_b"]): row["decision"] for row in pairs} == {
         ("benign (1)", "benign (21)"): "joined",
         ("benign (3)", "malignant (14)"): "group dropped: two classes",
@@ -80,7 +81,7 @@ def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
 
 
 def test_masks_that_look_unusual_are_counted(collection: Path, prepared: Path) -> None:
-    rows = pq.read_table(prepared / "audit" / "images.parquet").to_pylist()
+    rows = pq.read_table(_audit(prepared) / "images.parquet").to_pylist()
     for row in rows[:10]:
         name = row["sample_id"]
         masks = (collection / name.split()[0]).glob(f"{name}_mask*.png")
@@ -155,7 +156,7 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
         "grouped stratified by class and size",
     )
     assert by_class.fingerprint != by_size.fingerprint
-    rows = pq.read_table(tmp_path / "b" / "audit" / "images.parquet").to_pylist()
+    rows = pq.read_table(_audit(tmp_path / "b") / "images.parquet").to_pylist()
     tumours = sorted((row["area_share"], row["fold"]) for row in rows
                      if row["label"] < 2 and row["fold"] is not None)  # fmt: skip
     third = len(tumours) // 3
@@ -209,15 +210,37 @@ def test_a_splits_file_may_part_near_copies_which_is_said(
 def test_an_audit_that_is_lost_is_said(prepared: Path, tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     store.write("dataset.json", (prepared / "dataset.json").read_bytes())
-    with pytest.raises(DataError, match=r"has lost audit/duplicates\.parquet"):
+    with pytest.raises(DataError, match=r"has lost audit/.*/duplicates\.parquet"):
         inspect(store)
+
+
+@pytest.mark.parametrize("name", ["duplicates.parquet", "images.parquet", "splits.json"])
+@pytest.mark.parametrize("how", ["a byte", "cut", "longer"])
+def test_files_that_are_not_those_of_the_manifest_are_noticed(
+    prepared: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    path = out / name if name == "splits.json" else _audit(out) / name
+    data = path.read_bytes()
+    middle = len(data) // 2
+    changed = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    path.write_bytes({"a byte": changed, "cut": data[:-3], "longer": data + b"x"}[how])
+    with pytest.raises(DataError, match=r"is not the one that was written|bytes differ"):
+        inspect(LocalStore(str(out)))
 
 
 def test_an_audit_of_an_earlier_version_is_read(prepared: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(prepared, tmp_path / "out"))
-    path = out / "audit" / "images.parquet"
+    path = _audit(out) / "images.parquet"
+    values = json.loads((out / "dataset.json").read_text())
+    del values["files"]
+    (out / "dataset.json").write_text(json.dumps(values))
     pq.write_table(pq.read_table(path).drop_columns(["patient"]), path)
     assert to_dict(inspect(LocalStore(str(out))))["patients_of_two_classes"] == 0
+
+
+def _audit(folder: Path) -> Path:
+    return folder / load(LocalStore(str(folder))).audit
 
 
 def test_leakage_worked_out_by_hand() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +93,14 @@ def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Pa
     reading = [("reading", done, NUM_IMAGES) for done in range(1, NUM_IMAGES + 1)]
     assert seen == [*reading, *(("writing", done, NUM_IMAGES) for done in (8, 16, 24, 32, 40))]
     assert len(made.shards) == 5
+    tag = made.audit.removeprefix("audit/")
+    assert re.fullmatch("000001-[0-9a-f]{16}", tag)
     assert sorted(_files(tmp_path / "out")) == [
-        "audit/duplicates.parquet",
-        *(f"audit/facts-{number:05d}.parquet" for number in range(5)),
-        "audit/images.parquet",
+        f"audit/{tag}/duplicates.parquet",
+        *(f"audit/{tag}/facts-{number:05d}.parquet" for number in range(5)),
+        f"audit/{tag}/images.parquet",
         "dataset.json",
-        *(f"shards/part-{number:05d}.parquet" for number in range(5)),
+        *(f"shards/part-{number:05d}-{tag}.parquet" for number in range(5)),
         "splits.json",
     ]
     store = LocalStore(str(tmp_path / "out"))
@@ -226,8 +229,8 @@ def test_the_same_data_in_the_target_is_success_and_writes_nothing(
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
-    (tmp_path / "out" / "shards" / "part-00000.parquet").unlink()
-    with pytest.raises(DataError, match=r"has lost shards/part-00000\.parquet"):
+    (tmp_path / "out" / made.shards[0].path).unlink()
+    with pytest.raises(DataError, match=f"has lost {made.shards[0].path}"):
         _prepare(collection, tmp_path / "out")
 
 

@@ -298,6 +298,7 @@ def test_the_command_lists_first_and_deletes_when_it_is_told_to(
         "deleted": False,
         "files": 4,
         "bytes": checkpoint + step + 12,
+        "left": [],
         "superseded": [
             dict(zip(("why", "folder", "files", "bytes"), one, strict=True)) for one in listed
         ],

