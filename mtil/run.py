@@ -363,6 +363,18 @@ class Run:
         return name, data
 
 
+def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
+    """Return the run at a URI if there is one. Writes nothing; see `Run.create` for the rest.
+
+    Raises:
+        ConfigError: if the run has another configuration.
+        DataError: if it was trained on another data set, or its file is damaged.
+    """
+    if not open_store(uri).exists(FILE_NAME):
+        return None
+    return Run.create(uri, config, data_uri, fingerprint)
+
+
 def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:
     """Return the version of a data set to train on: the run's, or the newest for a new run.
 

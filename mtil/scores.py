@@ -42,8 +42,12 @@ PREDICTIONS = pa.schema(
 In millimetres they are given where the collection says how large a pixel is.
 """
 
-_MAY_BE_EMPTY = {"hd95_mm", "assd_mm"}
-_TYPES = pa.schema([field.with_nullable(field.name in _MAY_BE_EMPTY) for field in PREDICTIONS])
+_ORIGINS = {
+    "sample_id", "pass", "probability", "fold", "model_sha256", "fingerprint", "config_digest",
+    "version",
+}  # fmt: skip
+"""Columns that every row has a value in, whoever wrote it."""
+_TYPES = pa.schema([field.with_nullable(field.name not in _ORIGINS) for field in PREDICTIONS])
 
 
 def decode(data: bytes) -> pa.Table:
