@@ -223,6 +223,8 @@ def _check_trials(search: Search, study: Study) -> None:
             raise ValueError(f"the values of trial {number} are wrong")
         if not all(isinstance(value, bool | int | float | str) for value in trial.params.values()):
             raise ValueError(f"the parameters of trial {number} are wrong")
+        for name, value in trial.params.items():
+            trial.distributions[name].to_internal_repr(value)  # raises for what it cannot hold
         _TOLD.validate_json(json.dumps(asdict(told(trial))), strict=True)
 
 
