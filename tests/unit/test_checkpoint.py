@@ -18,7 +18,7 @@ import torch
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, from_dict, to_dict
-from mtil.errors import CheckpointError
+from mtil.errors import CheckpointError, StorageError
 from mtil.models import TwoTaskNetwork
 from mtil.storage import LocalStore
 
@@ -371,3 +371,34 @@ def test_cleared_checkpoints_are_gone_and_nothing_else(
         "fold-1/checkpoints/latest.json",
     ]
     checkpoints.clear()  # nothing is there: no error
+
+
+@pytest.mark.parametrize("link", ["fold-0", "fold-0/checkpoints"])
+def test_checkpoints_are_never_cleared_through_a_link(
+    checkpoints: TrainingCheckpoints, store: LocalStore, tmp_path: Path, link: str
+) -> None:
+    other = LocalStore(str(tmp_path / "victim"))
+    for folder in ("", "checkpoints"):
+        TrainingCheckpoints(other, f"{folder}/.").save(0, _state(1))
+    before = {name: other.read(name) for name in other.names()}
+    path = Path(store.uri, link)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(other.root)
+    for call in (checkpoints.clear, lambda: checkpoints.save(1, _state(2))):
+        with pytest.raises(StorageError, match=f"{link} is a link"):
+            call()
+    assert {name: other.read(name) for name in other.names()} == before
+
+
+def test_files_that_are_no_checkpoints_stay(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    checkpoints.save(0, _state(0))
+    for name in ("thesis.docx", "inner/epoch-0001-0123456789ab.pt", "latest.json.bak"):
+        store.write(f"fold-0/checkpoints/{name}", b"mine")
+    checkpoints.clear()
+    assert store.names() == [
+        "fold-0/checkpoints/inner/epoch-0001-0123456789ab.pt",
+        "fold-0/checkpoints/latest.json.bak",
+        "fold-0/checkpoints/thesis.docx",
+    ]
