@@ -135,6 +135,18 @@ def _print(figures: dict[str, Any], output: Output) -> None:
             for label in ("benign", "malignant")
         ],
     )
+    output.table(
+        ["by size", "images", "pixels", *names],
+        [
+            [
+                name,
+                str(part["count"]),
+                "n/a" if part["smallest"] is None else f"{part['smallest']}-{part['largest']}",
+                *(_number(part[column]) for column in names),
+            ]
+            for name, part in figures["by_size"].items()
+        ],
+    )
     if figures["by_source"]:
         columns = ("dice", "miss_rate", "auc", "f1")
         output.table(
