@@ -17,7 +17,7 @@ from mtil.errors import CheckpointError
 from mtil.metrics import kept_epoch
 
 _MAX_HISTORY_BYTES = 64 * MIB
-_Records = list[dict[str, int | float | str | None]]
+_Records = list[dict[str, int | float]]
 _HISTORY: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(_Records)
 _SCORES: TypeAdapter[list[float]] = TypeAdapter(list[float])
 _SECONDS: TypeAdapter[float] = TypeAdapter(NonNegative)

@@ -81,9 +81,7 @@ class _Step:
 _RESULTS: TypeAdapter[FoldResult] = TypeAdapter(FoldResult)
 _ASKED: TypeAdapter[_Asked] = TypeAdapter(_Asked)
 _STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
-_RECORDS: TypeAdapter[list[dict[str, int | float | str | None]]] = TypeAdapter(
-    list[dict[str, int | float | str | None]]
-)
+_RECORDS: TypeAdapter[list[dict[str, int | float]]] = TypeAdapter(list[dict[str, int | float]])
 _MAX_HISTORY_BYTES = 64 * MIB
 _MAX_MODEL_BYTES = 2**34
 """As in `mtil.checkpoint`, which needs torch."""

@@ -16,7 +16,7 @@ from mtil import heartbeat
 from mtil.circle import Done, Failed, Started
 from mtil.cli import circle, main, status
 from mtil.cli.console import Output
-from mtil.config import Config
+from mtil.config import Config, to_dict
 from mtil.distributed import circle as distributed
 from mtil.distributed import cluster
 from mtil.errors import StorageError
@@ -416,8 +416,10 @@ def test_being_detached_is_told_as_json_too(
     monkeypatch.setattr(cluster, "connected", lambda **_: nullcontext())
     monkeypatch.setattr(distributed, "begin", lambda *_, **__: run)
     monkeypatch.setattr(distributed, "follow", follow)
-    words = ("circle", "--data", data_uri, "--run", run.uri, "--config", "demo", "--fold", "0")
-    code, values, seen = told(*words)
+    config = Path(f"{run.uri}.json")
+    config.write_text(json.dumps(to_dict(run.config)))
+    words = ("circle", "--data", data_uri, "--run", run.uri, "--config", str(config))
+    code, values, seen = told(*words, "--fold", "0")
     assert (code, values) == (0, {"run": run.uri, "detached": True})
     assert "Detached; the run goes on." in seen
 
