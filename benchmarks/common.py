@@ -74,7 +74,18 @@ def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:
                 cells=cells,
             )
         )
-    whole = replace(manifest, shards=tuple(written), num_folds=1, num_parts=1)
+    counts = Counter[str]()
+    for shard in written:
+        counts.update({shards.LABELS[cell.label]: cell.rows for cell in shard.cells})
+    whole = replace(
+        manifest,
+        shards=tuple(written),
+        num_folds=1,
+        num_parts=1,
+        kept=dict(counts),
+        folds={"0": dict(counts)},
+        holdout={},
+    )
     target.write(manifests.FILE_NAME, manifests.to_json(whole))
 
 

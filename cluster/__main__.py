@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from cluster import streams
 from cluster.errors import ClusterError, UsageError
 
 _BUCKET = "s3://BUCKET or gs://BUCKET that must be reachable from here"
 
 
+@streams.written
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)

@@ -29,11 +29,11 @@ from mtil.storage import PARTIAL_NAME, Store
 
 _MODEL_KIND = "mtil model"
 _LATEST = "latest.json"
-_FILE = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
-"""What a checkpoint is called."""
 MAX_BYTES = 2**34
 """Of a checkpoint or a model file, which is held in memory: a thousand times the usual size."""
 _MAX_CONFIG_VALUES = 1000
+_FILE = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
+"""What a checkpoint is called."""
 
 _UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
@@ -144,14 +144,14 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     document = Document(source, "train again", CheckpointError)
     about = document.validate(_ABOUT, {key: values[key] for key in _ABOUT_KEYS})
     stored = document.validate(_TREE, _plain(values["config"]))
-    if values.get("config_digest") not in (None, digest_of(stored)):
-        document.refuse("must hold the configuration that its digest names, but holds another")
     try:
         config = from_dict(stored)
     except ConfigError as error:
         raise CheckpointError(
             f"{made_by} with a configuration that this version does not know: {error}"
         ) from None
+    if values.get("config_digest") not in (None, digest_of(stored)):
+        document.refuse("must hold the configuration that its digest names, but holds another")
     _check_weights(values["weights"], len(data), document)
     return Model(
         config=config,
@@ -240,6 +240,11 @@ class TrainingCheckpoints:
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store, self._folder = store, folder
+
+    @property
+    def uri(self) -> str:
+        """The folder of the checkpoints."""
+        return f"{self._store.uri}/{self._folder}"
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Write the state after an epoch, commit it, and delete its predecessor."""

@@ -14,21 +14,16 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mtil import __version__
-from mtil.errors import MtilError, StorageError
-from mtil.storage import LocalStore, Store, open_store
-
-T = TypeVar("T")
-
-PROBE_BYTES = 2**20
-"""Size of the object that is written to test a storage."""
+from mtil.errors import MtilError
+from mtil.storage import open_store
+from mtil.storage.checks import notes, round_trip
 
 _GIB = 2**30
 _FULLEST = 0.95
@@ -247,55 +242,18 @@ def check_shared_memory(folder: Path, memory: int) -> Check:
 
 
 def check_storage(uri: str) -> Check:
-    """Write, read, create, list and delete a small object at a location."""
+    """Write, read, create, list and delete small objects at a location."""
     name = f"storage {uri}"
     folder = f".mtil-doctor-{uuid.uuid4().hex}"
     try:
         store = open_store(uri)
         timings = round_trip(store, folder)
+        lacking = notes(store, folder)
     except _TROUBLE as error:
         hint = "check the path, AWS_ENDPOINT_URL and the credentials in the environment"
         return Check(name, False, sentence(error), hint)
-    return Check(name, True, ", ".join(f"{step} {time:.0f} ms" for step, time in timings.items()))
-
-
-def round_trip(store: Store, folder: str) -> dict[str, float]:
-    """Use a storage as a run does, below a folder of its own, and return milliseconds a step.
-
-    Raises:
-        StorageError: if a step fails, or its answer is not what a run relies on.
-    """
-    timings: dict[str, float] = {}
-
-    def timed(step: str, call: Callable[[], T]) -> T:
-        start = perf_counter()
-        answer = call()
-        timings[step] = (perf_counter() - start) * 1000
-        return answer
-
-    data, other = os.urandom(PROBE_BYTES), os.urandom(16)
-    probe, claim = f"{folder}/probe", f"{folder}/claim"
-    was_there = isinstance(store, LocalStore) and store.root.exists()
-    try:
-        timed("write", lambda: store.write(probe, data))
-        _require(timed("read", lambda: store.read(probe)) == data, "give back what was written")
-        _require(timed("create", lambda: store.create(claim, data)), "create a new object")
-        again = [timed("create again", lambda: store.create(claim, other)) for _ in range(2)]
-        kept = store.read(claim) == data
-        _require(not any(again) and kept, "refuse to create an object that exists (If-None-Match)")
-        listed = timed("list", lambda: store.names(folder))
-        _require(listed == [claim, probe], "list what was written")
-        timed("delete", lambda: store.delete(probe))
-        _require(not store.exists(probe), "delete an object")
-    finally:
-        if timings or isinstance(store, LocalStore):  # else a bucket that did not answer
-            with suppress(StorageError, OSError):
-                store.delete(probe)
-                store.delete(claim)
-        if isinstance(store, LocalStore) and not was_there:
-            with suppress(OSError):
-                store.root.rmdir()
-    return timings
+    detail = ", ".join(f"{step} {time:.0f} ms" for step, time in timings.items())
+    return Check(name, True, detail, "; ".join(lacking))
 
 
 def sentence(error: BaseException) -> str:
@@ -345,11 +303,6 @@ def _no_gpu(built_for: str | None) -> Check:
         return Check("gpu", False, detail, "install the CUDA build of torch first")
     detail = f"there is an NVIDIA driver, but torch (CUDA {built_for}) cannot use it"
     return Check("gpu", False, detail, "update the driver or install torch for its CUDA version")
-
-
-def _require(held: bool, rule: str) -> None:
-    if not held:
-        raise StorageError(f"A storage must {rule}, but this one does not; use another.")
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from mtil.errors import DataError
-from mtil.metrics import Results, by_class, summarise
+from mtil.metrics import Results, by_class, by_size, summarise
 
 
 def to_results(predictions: pa.Table) -> Results:
@@ -32,6 +32,7 @@ def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> di
         "num_images": len(results.sample_id),
         "metrics": by_pass[-1]["metrics"],
         "by_class": by_class(results),
+        "by_size": by_size(results),
         "by_source": by_source(of_pass),
         "millimetres": in_millimetres(of_pass),
         "by_pass": by_pass,

@@ -36,10 +36,10 @@ FOLDER = "ledger"
 PROBE_FOLDER = "ledger-probe"
 _NAME = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
 _NUM_READERS = 16
-_MAX_UNLISTED = 1000
-"""Events that a listing may leave out because they were written while it was made."""
 _MAX_EVENT_BYTES = 4 * MIB
 _KINDS = ("begin", "boot", "started", "done", "failed", "stop", "go")
+_MAX_UNLISTED = 1000
+"""Events that a listing may leave out because they were written while it was made."""
 _RESTORE = "restore it, or name another --run"
 
 

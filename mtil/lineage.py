@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil import maps, parquet
+from mtil import maps, scores
 from mtil.circle import State
 from mtil.config import digest
 from mtil.data import shards
@@ -27,6 +27,7 @@ from mtil.errors import (
     NotFoundError,
     OtherModelError,
     RunError,
+    TooLargeError,
 )
 from mtil.ledger import Ledger
 from mtil.links import DataLink, Lineage, MapLink, ModelLink, PassLink, PredictionLink
@@ -184,15 +185,18 @@ class _Tracer:
         for number in range(self._run.config.circle.num_rounds - 1, -1, -1):
             name = self._run.predictions_name(number, fold)
             try:
-                data = self._run.store.read(name)
+                data = self._run.store.read(name, max_bytes=scores.MAX_BYTES)
             except NotFoundError:
                 continue
+            except TooLargeError as error:
+                self._say(str(error))
+                return None
             return self._predicted(number, name, data)
         return None
 
     def _predicted(self, number: int, name: str, data: bytes) -> PredictionLink | None:
         try:
-            table = parquet.read(data)
+            table = scores.decode(data)
             rows = table.filter(pa.compute.equal(table.column("sample_id"), self._id))
             claims = rows.select(_CLAIMS).sort_by("pass").to_pylist()
         except (pa.ArrowException, OSError, LookupError):
@@ -282,9 +286,11 @@ class _Tracer:
         """Return what a map shard says of itself, having checked it, and whether it is gone."""
         store = self._run.store
         try:
-            data = store.read(name)
+            data = store.read(name, max_bytes=maps.MAX_BYTES)
         except NotFoundError:
             return None, True
+        except TooLargeError:
+            data = b""  # which `maps.read` complains of
         source = map_source(self._run, self._manifest, of)
         ids = self._table.column("sample_id").take(pa.array(source.rows.rows(self._table)))
         try:

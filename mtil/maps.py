@@ -15,22 +15,26 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 
 from mtil import __version__, parquet
 from mtil.data.shards import ROW_GROUP_ROWS, pixels
-from mtil.errors import MapError, NotFoundError, RunError
+from mtil.documents import Document, shown
+from mtil.errors import MapError, NotFoundError, RunError, TooLargeError
 from mtil.storage import Store
 
 STRIDE = 2
 """Of the network's finest logits."""
 NUM_LEVELS = 128
+MAX_BYTES = 2**30
+"""Of a map shard, which is held in memory."""
 
 _FORMAT = 2
 _KEY = b"mtil_map"
@@ -51,9 +55,13 @@ class Origin:
     fold: int
     part: int | None = None
     """The inner part that the model has not seen; None for the fold's main model."""
-    size: int
+    size: Annotated[int, Field(ge=1, le=4096)]
     """Side of the maps in pixels."""
     version: str = field(default=__version__, compare=False)
+
+
+_ORIGINS: TypeAdapter[Origin] = TypeAdapter(Origin)
+_TYPES = pa.schema([pa.field("sample_id", pa.string(), nullable=False)])
 
 
 def default_size(image_size: int) -> int:
@@ -111,11 +119,14 @@ def decode(data: bytes) -> tuple[Origin, pa.Table]:
         ValueError: if the bytes are not a whole map shard of this format.
     """
     try:
-        table = parquet.read(data)
-        about = json.loads(table.schema.metadata[_KEY])
+        table = parquet.read(data, schema=_TYPES)
+        document = Document("A map shard", "write it again")
+        about = document.object((table.schema.metadata or {})[_KEY])
         if about["format"] != _FORMAT:
-            raise ValueError(f"format {about['format']!r}")
-        origin = Origin(**about["origin"])
+            raise ValueError(f"format {shown(about['format'])}")
+        origin = document.validate(_ORIGINS, about["origin"])
+        if table.schema.field("map").type != pa.binary(origin.size**2):
+            raise ValueError("maps of another size")
         found = _digest(origin, table.column("sample_id").to_pylist(), pixels(table.column("map")))
         if found != about["sha256"]:
             raise ValueError("another digest")
@@ -143,9 +154,11 @@ def read(
     """
     name = f"Map shard {path} of {store.uri}"
     try:
-        data = store.read(path)
+        data = store.read(path, max_bytes=MAX_BYTES)
     except NotFoundError:
         raise MapError(f"{name} is missing; it must be written again.") from None
+    except TooLargeError:
+        data = b""
     try:
         origin, table = decode(data)
     except ValueError:

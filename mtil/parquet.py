@@ -72,7 +72,10 @@ def _in_batches(file: pq.ParquetFile, columns: list[str] | None, num_rows: int) 
         if size > MAX_BYTES:
             raise pa.ArrowInvalid(f"it must have at most {MAX_BYTES} bytes, but has more")
         batches.append(batch)
-    return pa.Table.from_batches(batches, batches[0].schema if batches else file.schema_arrow)
+    schema = batches[0].schema if batches else file.schema_arrow
+    return pa.Table.from_batches(batches, schema).replace_schema_metadata(
+        file.schema_arrow.metadata
+    )
 
 
 def _row_bytes(file: pq.ParquetFile, columns: list[str] | None) -> int:

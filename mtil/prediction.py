@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from mtil import __version__, overlay
-from mtil.checkpoint import Model, model_from_bytes
+from mtil.checkpoint import MAX_BYTES, Model, model_from_bytes
 from mtil.config import digest
 from mtil.data.budget import PIXELS
 from mtil.data.flags import NOTES, STRAY_REGIONS
@@ -256,7 +256,7 @@ def load_chains(source: str) -> list[list[Model]]:
     file = as_file(source)
     if file is not None:
         folder, name = file
-        model = model_from_bytes(folder.read(name), source)
+        model = model_from_bytes(folder.read(name, max_bytes=MAX_BYTES), source)
         return [[model] * model.num_passes]
     store = open_store(source)
     if not store.exists(RUN_FILE):

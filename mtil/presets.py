@@ -1,6 +1,7 @@
 """Named configurations: `--config demo|cpu|base`."""
 
 from mtil.config import Config, from_dict, from_yaml
+from mtil.documents import MAX_YAML_BYTES, Document
 from mtil.errors import ConfigError, NotFoundError
 from mtil.storage import open_store, split_uri
 
@@ -53,8 +54,11 @@ def load(name: str) -> Config:
             f"`--config` must be one of {', '.join(PRESETS)} or a YAML file, but got {name!r}."
         )
     folder, file = split_uri(name)
+    document = Document(
+        f"The configuration {name}", "correct the file", ConfigError, max_bytes=MAX_YAML_BYTES
+    )
     try:
-        text = open_store(folder).read(file)
+        text = document.read(open_store(folder), file)
     except NotFoundError:
         raise ConfigError(f"The configuration file {name} does not exist.") from None
     return from_yaml(text, source=name)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from mtil import maps
 from mtil.data.manifest import Shard
 from mtil.data.selection import Selection
-from mtil.errors import NotFoundError
+from mtil.errors import NotFoundError, TooLargeError
 from mtil.maps import Origin
 from mtil.storage import Store, open_store
 
@@ -71,7 +71,7 @@ def are_whole(run_uri: str, source: MapSource, shards: Sequence[Shard]) -> list[
 
 def _is_whole(store: Store, name: str, origin: Origin) -> bool:
     try:
-        found, _ = maps.decode(store.read(name))
-    except (NotFoundError, ValueError):
+        found, _ = maps.decode(store.read(name, max_bytes=maps.MAX_BYTES))
+    except (NotFoundError, TooLargeError, ValueError):
         return False
     return found == origin

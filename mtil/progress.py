@@ -6,11 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from mtil.checkpoint import TrainingCheckpoints
+from mtil.config import NonNegative, Whole
+from mtil.documents import MIB, Document, shortened
 from mtil.engine import Engine
+from mtil.errors import CheckpointError
 from mtil.metrics import kept_epoch
+
+_MAX_HISTORY_BYTES = 64 * MIB
+_Records = list[dict[str, int | float]]
+_HISTORY: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(_Records)
+_SCORES: TypeAdapter[list[float]] = TypeAdapter(list[float])
+_SECONDS: TypeAdapter[float] = TypeAdapter(NonNegative)
+_EPOCH: TypeAdapter[int] = TypeAdapter(Whole)
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,33 @@ class TrainingProgress:
         """Take up the latest checkpoint, if there is one, and put the engine where it was."""
         progress = cls()
         state = checkpoints.load()
-        if state is not None:
+        if state is None:
+            return progress
+        document = Document(
+            f"The checkpoint of {checkpoints.uri}",
+            "delete the folder to train again from the start",
+            CheckpointError,
+            max_bytes=_MAX_HISTORY_BYTES,
+            finite=False,
+        )
+        try:
+            history, best, begun = state["history"], state["best"], state["begun"]
+            progress._seconds_before = document.validate(_SECONDS, state["seconds"])
+            progress.history = document.validate(_HISTORY, document.json(history.encode()))
+            progress.best = None if best is None else Best(**best)
+            progress.begun = Begun(**begun)
+            document.validate(_SCORES, progress._scores)
+            if progress.best is not None:
+                document.validate(_EPOCH, progress.best.epoch)
+            document.validate(_EPOCH, progress.begun.steps)
             engine.restore(state["engine"])
-            progress.history = json.loads(state["history"])
-            progress.best = None if state["best"] is None else Best(**state["best"])
-            progress.begun = Begun(**state["begun"])
-            progress._seconds_before = state["seconds"]
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            document.refuse(
+                "must be one of this training and of this version of mtil, but is another "
+                f"({shortened(' '.join(str(error).split()))})"
+            )
         return progress
 
     def save(

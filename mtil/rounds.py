@@ -169,9 +169,10 @@ def check_models(run: Run, number: int, fold: int) -> None:
     Raises:
         DataError: if a training that is needed has no result.
         OtherModelError: if a file is not the one that its result names.
+        CheckpointError: if a file holds no model that this version can use.
     """
     for of in {of for chain in _chains(run, number, fold) for of in chain}:
-        run.model_file(of)
+        run.model(of)
 
 
 def _chains(run: Run, number: int, fold: int) -> list[Sequence[Train]]:

@@ -81,9 +81,7 @@ class _Step:
 _RESULTS: TypeAdapter[FoldResult] = TypeAdapter(FoldResult)
 _ASKED: TypeAdapter[_Asked] = TypeAdapter(_Asked)
 _STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
-_RECORDS: TypeAdapter[list[dict[str, int | float | str | None]]] = TypeAdapter(
-    list[dict[str, int | float | str | None]]
-)
+_RECORDS: TypeAdapter[list[dict[str, int | float]]] = TypeAdapter(list[dict[str, int | float]])
 _MAX_HISTORY_BYTES = 64 * MIB
 _MAX_MODEL_BYTES = 2**34
 """As in `mtil.checkpoint`, which needs torch."""
@@ -361,6 +359,18 @@ class Run:
                 "delete both to train again."
             )
         return name, data
+
+
+def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
+    """Return the run at a URI if there is one. Writes nothing; see `Run.create` for the rest.
+
+    Raises:
+        ConfigError: if the run has another configuration.
+        DataError: if it was trained on another data set, or its file is damaged.
+    """
+    if not open_store(uri).exists(FILE_NAME):
+        return None
+    return Run.create(uri, config, data_uri, fingerprint)
 
 
 def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:

@@ -15,6 +15,7 @@ from mtil.data.shards import pixels
 from mtil.errors import CheckpointError
 from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import score_mask
+from mtil.scores import PREDICTIONS as PREDICTIONS
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
@@ -22,39 +23,6 @@ EVALUATION_COLUMNS = (
 )  # fmt: skip
 
 _BATCH = 32
-
-PREDICTIONS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("group", pa.string()),
-        ("source", pa.string()),
-        ("label", pa.int8()),
-        ("fold", pa.int8()),
-        ("pass", pa.int8()),
-        ("logit", pa.float64()),
-        ("probability", pa.float64()),
-        ("predicted", pa.bool_()),
-        ("tp", pa.int64()),
-        ("fp", pa.int64()),
-        ("fn", pa.int64()),
-        ("dice", pa.float64()),
-        ("iou", pa.float64()),
-        ("hd95", pa.float64()),
-        ("assd", pa.float64()),
-        ("missed", pa.bool_()),
-        ("false_positive_area", pa.float64()),
-        ("hd95_mm", pa.float64()),
-        ("assd_mm", pa.float64()),
-        ("model_sha256", pa.string()),
-        ("fingerprint", pa.string()),
-        ("config_digest", pa.string()),
-        ("version", pa.string()),
-    ]
-)
-"""A row per image and pass; distances are in pixels of the original image.
-
-In millimetres they are given where the collection says how large a pixel is.
-"""
 
 
 def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Table:

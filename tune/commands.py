@@ -14,6 +14,7 @@ from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.selection import parse_folds
 from mtil.data.shards import HOLDOUT
+from mtil.documents import Document, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.storage import Store, open_store, split_uri
 from tune import study as studies
@@ -45,6 +46,7 @@ def _run(options: argparse.Namespace, output: Output) -> None:
     search = Search.plan(options.run, _asked(options))
     if options.storage is not None:
         studies.open_storage(search.storage)
+    studies.find(search)  # a damaged one is told of before Ray starts
 
     from mtil.distributed import cluster
     from tune import search as searches
@@ -121,14 +123,13 @@ def _narrowing(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     folder, file = split_uri(name)
+    document = Document(f"The file {name} of --narrow", "correct it", ConfigError)
     try:
-        values = yaml.safe_load(open_store(folder).read(file).decode())
+        values = document.yaml(document.read(open_store(folder), file))
     except NotFoundError:
         raise ConfigError(f"The file {name} of --narrow does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"The file of --narrow must be YAML, but {name} is not.") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"The file of --narrow must be a mapping of keys, but {name} is not.")
+    if not isinstance(values, dict):
+        document.refuse(f"must be a mapping of keys, but is {shown(values)}")
     return values
 
 

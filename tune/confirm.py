@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil import parquet
+from mtil import scores
 from mtil.config import Config, digest, from_dict
 from mtil.data.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
@@ -110,7 +110,7 @@ def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> 
             gpus_per_worker=config.train.gpus_per_worker,
             listen=lambda _: None,
         )
-    tables = [parquet.read(run.store.read(one)) for one in names]
+    tables = [scores.read(run.store, one) for one in names]
     predictions = pa.concat_tables(tables)
     last = pa.compute.max(predictions["pass"])
     return predictions.filter(pa.compute.equal(predictions["pass"], last))

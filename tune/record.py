@@ -9,16 +9,20 @@ confirm/           the trainings of `mtil-tune confirm`
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.config import Config, from_dict, with_overrides
+from mtil.config import STRICT, Config, from_dict, with_overrides
 from mtil.data import manifest as manifests
 from mtil.data.manifest import Manifest
 from mtil.data.selection import select
 from mtil.data.shards import read
+from mtil.documents import Document, Sha256, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run import Run
 from mtil.storage import LocalStore, Store, open_store, split_uri
@@ -33,7 +37,7 @@ Sampler = Literal["tpe", "nsga2", "random"]
 Stopping = Literal["none", "median", "halving"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
     """When a trial may be stopped early: by a rule over the others' figures at the same epoch."""
 
@@ -56,11 +60,11 @@ class Rule:
         return check == epoch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Budget:
     """What each trial is given, the same for all."""
 
-    folds: list[int] = field(default_factory=lambda: [0])
+    folds: Annotated[list[int], Field(min_length=1)] = field(default_factory=lambda: [0])
     num_epochs: int | None = None
     """Epochs of each training; by default those of the configuration."""
     image_size: int | None = None
@@ -83,12 +87,12 @@ class Budget:
         return from_dict({"train": train, "data": data}, config)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Asked:
     """What a search is asked to do; the same search is never asked for something else."""
 
     data: str
-    fingerprint: str
+    fingerprint: Sha256
     config: dict[str, Any]
     """The whole configuration, which the winner is trained with in the end."""
     budget: dict[str, Any]
@@ -271,16 +275,25 @@ class Search:
             DataError: if there is none.
         """
         store = open_store(uri)
+        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another search")
         try:
-            values = json.loads(store.read(FILE_NAME))
-            return cls(store, Asked(**values))
+            asked = document.validate(_ASKED, document.object(document.read(store, FILE_NAME)))
         except NotFoundError:
             raise DataError(
                 f"A search must have a {FILE_NAME}, but {store.uri} has none; "
                 "begin one with `mtil-tune run`."
             ) from None
-        except (TypeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise DataError(f"{store.uri}/{FILE_NAME} is not a search's; name another.") from None
+        document.validate(_BUDGETS, asked.budget)
+        document.validate(_RULES, asked.rule)
+        try:
+            return cls(store, asked)
+        except ConfigError as error:
+            document.refuse(f"asks for what makes no sense: {str(error).rstrip('.')}")
+
+
+_ASKED: TypeAdapter[Asked] = TypeAdapter(Asked)
+_BUDGETS: TypeAdapter[Budget] = TypeAdapter(Budget)
+_RULES: TypeAdapter[Rule] = TypeAdapter(Rule)
 
 
 def study_name(uri: str) -> str:
@@ -306,4 +319,4 @@ def _brief(before: Any, now: Any) -> str:
         prefix += f"{key}."
         before, now = before.get(key), now.get(key)
     name = f"{prefix[:-1]} = " if prefix else ""
-    return f"{name}{before!r} and {now!r} was asked for"
+    return f"{name}{shown(before)} and {shown(now)} was asked for"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mtil.config import Config, to_dict, with_overrides
+from mtil.documents import shortened, shown
 from mtil.errors import ConfigError
 
 Value = bool | int | float | str
@@ -57,7 +58,8 @@ class Choice:
         for value in values:
             if not self.holds(value):
                 raise ConfigError(
-                    f"`{key}` can be narrowed to some of {_listed(self.values)}, but got {value!r}."
+                    f"`{key}` can be narrowed to some of {_listed(self.values)}, but got "
+                    f"{shown(value)}."
                 )
         return Choice(tuple(one for one in self.values if any(_same(one, v) for v in values)))
 
@@ -112,7 +114,7 @@ class Whole:
         low, high = _ends(key, wanted)
         Range(self.low, self.high)._check(key, low, high)
         if low != int(low) or high != int(high):
-            raise ConfigError(f"`{key}` must be a whole number, but got {wanted!r}.")
+            raise ConfigError(f"`{key}` must be a whole number, but got {shown(wanted)}.")
         return Whole(int(low), int(high))
 
 
@@ -281,7 +283,9 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
     for key, wanted in _leaves(narrowing or {}).items():
         key = key.replace("-", "_")
         if key not in dimensions:
-            raise ConfigError(f"`{key}` is not in the space{_hint(key, list(dimensions), names)}.")
+            raise ConfigError(
+                f"`{shortened(key)}` is not in the space{_hint(key, list(dimensions), names)}."
+            )
         domain = dimensions[key].domain.narrowed(key, wanted)
         if value := _only(domain):
             fixed[key] = as_text(value[0])
@@ -330,7 +334,9 @@ def _typed(value: Any) -> Any:
 def _ends(key: str, wanted: Any) -> tuple[float, float]:
     ends = [_number(end) for end in (wanted if isinstance(wanted, list) else [wanted, wanted])]
     if len(ends) != 2 or not all(_is_number(end) for end in ends):
-        raise ConfigError(f"`{key}` must be a number or the two ends of a range, but got {wanted}.")
+        raise ConfigError(
+            f"`{key}` must be a number or the two ends of a range, but got {shown(wanted)}."
+        )
     if ends[0] > ends[1]:
         raise ConfigError(f"`{key}` must not have an empty range, but got {ends[0]} to {ends[1]}.")
     return ends[0], ends[1]

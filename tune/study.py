@@ -1,10 +1,12 @@
 """The Optuna study of a search: where it is kept, who samples, and what it says. No Ray."""
 
 import hashlib
+import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +17,12 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from mtil.errors import ConfigError, DataError, StorageError
+from mtil.documents import MIB, Document, shortened
+from mtil.errors import ConfigError, DataError, MtilError, StorageError
 from tune.record import Rule, Sampler, Search
 from tune.space import Value
 
@@ -56,6 +60,10 @@ class Told:
     figures: list[dict[str, float]]
     """Of its trainings, fold by fold, on the inner validation rows."""
     seconds: float | None
+
+
+_TOLD: TypeAdapter[Told] = TypeAdapter(Told)
+_MAX_JOURNAL_BYTES = 256 * MIB
 
 
 def storage_of(where: str) -> str:
@@ -98,13 +106,16 @@ def open_storage(where: str) -> BaseStorage:
     if "://" in where:
         try:
             return RDBStorage(where)
-        except (SQLAlchemyError, ImportError) as error:
+        except (SQLAlchemyError, ImportError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise StorageError(f"The study's storage {where} cannot be opened: {reason}.") from None
     try:
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        if path.exists():
+            _check_journal(path)
+        with _undamaged(where):
+            return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise StorageError(
             f"The study's journal {where} cannot be opened: {error.strerror}."
@@ -135,15 +146,86 @@ def load(search: Search) -> Study:
     Raises:
         DataError: if it has not begun.
     """
-    missing = DataError(f"The search {search.uri} has no trial yet; run `mtil-tune run`.")
+    study = find(search)
+    if study is None:
+        raise DataError(f"The search {search.uri} has no trial yet; run `mtil-tune run`.")
+    return study
+
+
+def find(search: Search) -> Study | None:
+    """Return the study of a search; None if it has not begun.
+
+    Raises:
+        StorageError: if its storage is damaged, or holds another program's study.
+    """
     if "://" not in search.storage and not Path(search.storage).exists():
-        raise missing
+        return None
+    storage = open_storage(search.storage)
+    with _undamaged(search.storage):
+        names = [summary.study_name for summary in storage.get_all_studies()]
+        if search.asked.study not in names:
+            return None
+        study = optuna.load_study(study_name=search.asked.study, storage=storage)
+        _check_trials(search, study)
+    return study
+
+
+@contextmanager
+def _undamaged(where: str) -> Iterator[None]:
+    """Make one sentence of what Optuna raises when it reads a study that it has not written."""
     try:
-        return optuna.load_study(
-            study_name=search.asked.study, storage=open_storage(search.storage)
-        )
-    except KeyError:
-        raise missing from None
+        yield
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError,
+        SQLAlchemyError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        if isinstance(error, MtilError):
+            raise
+        reason = shortened(" ".join(str(error).split())) or type(error).__name__
+        raise StorageError(
+            f"The study's storage {where} must hold a study as Optuna writes it, but does not "
+            f"({reason}); restore it, or begin another search."
+        ) from None
+
+
+def _check_journal(path: Path) -> None:
+    """Read each line of a journal within bounds; Optuna's own parser has none.
+
+    A last line without an end is being written, or was cut off: readers go past it.
+
+    Raises:
+        StorageError: naming the first line that is damaged.
+    """
+    document = Document(
+        f"The study's journal {path}",
+        "restore it, or begin another search",
+        StorageError,
+        max_bytes=_MAX_JOURNAL_BYTES,
+        finite=False,
+    )
+    if not path.is_file():
+        document.refuse("must be a regular file, but is none")
+    document.check_size(path.stat().st_size)
+    text = path.read_bytes()
+    document.lines(text[: text.rfind(b"\n") + 1])
+
+
+def _check_trials(search: Search, study: Study) -> None:
+    """Refuse trials whose values are not those that this program writes."""
+    goals = len(search.objective.goals)
+    if len(study.directions) != goals:
+        raise ValueError(f"it has {len(study.directions)} goals instead of {goals}")
+    for number, trial in enumerate(study.get_trials(deepcopy=False)):
+        if trial.number != number:
+            raise ValueError(f"trial {number} has the number {trial.number}")
+        values = trial.values if trial.state == TrialState.COMPLETE else [0.0] * goals
+        if values is None or len(values) != goals or not all(map(math.isfinite, values)):
+            raise ValueError(f"the values of trial {number} are wrong")
+        if not all(isinstance(value, bool | int | float | str) for value in trial.params.values()):
+            raise ValueError(f"the parameters of trial {number} are wrong")
+        for name, value in trial.params.items():
+            trial.distributions[name].to_internal_repr(value)  # raises for what it cannot hold
+        _TOLD.validate_json(json.dumps(asdict(told(trial))), strict=True)
 
 
 def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> BaseSampler:

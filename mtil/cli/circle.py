@@ -12,8 +12,9 @@ from mtil.config import with_overrides
 from mtil.data.selection import parse_folds
 from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError, RunError
+from mtil.ledger import Ledger
 from mtil.plan import Action, Plan
-from mtil.run import Run, manifest_for
+from mtil.run import Run, manifest_for, take_up
 from mtil.storage import open_store
 
 
@@ -30,6 +31,10 @@ def run(options: argparse.Namespace) -> None:
 
     # a mistake need not wait until Ray has started
     check_plan(Plan.of(config.circle, folds), config, manifest)
+
+    begun = take_up(options.run, config, options.data, manifest.fingerprint)
+    if begun is not None:
+        Ledger.open(begun.store)
 
     from mtil.distributed import circle, cluster
 

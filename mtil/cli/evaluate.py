@@ -8,11 +8,12 @@ from typing import Any
 
 from mtil.cli.console import Output
 from mtil.config import with_overrides
-from mtil.data.selection import parse_folds
+from mtil.data.selection import parse_folds, select
 from mtil.data.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
 from mtil.presets import load
+from mtil.rounds import check_models
 from mtil.run import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
@@ -34,6 +35,10 @@ def run(options: argparse.Namespace) -> None:
     all_trained = options.fold in (None, "all")
     folds = trained if all_trained else parse_folds(options.fold, manifest.num_folds)
     num_workers, gpus = _resources(record, options)
+
+    for fold in folds:  # a mistake need not wait until Ray has started
+        select(manifest, fold, "test")
+        check_models(record, number, fold)
 
     from mtil.distributed import cluster, inference
 
@@ -128,6 +133,18 @@ def _print(figures: dict[str, Any], output: Output) -> None:
                 *(_number(classes[label][name]) for name in names),
             ]
             for label in ("benign", "malignant")
+        ],
+    )
+    output.table(
+        ["by size", "images", "pixels", *names],
+        [
+            [
+                name,
+                str(part["count"]),
+                "n/a" if part["smallest"] is None else f"{part['smallest']}-{part['largest']}",
+                *(_number(part[column]) for column in names),
+            ]
+            for name, part in figures["by_size"].items()
         ],
     )
     if figures["by_source"]:

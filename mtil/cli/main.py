@@ -303,7 +303,9 @@ def _circle(commands: "_Commands[Parser]") -> None:
 
 
 def _status(commands: "_Commands[Parser]") -> None:
-    parser = _command(commands, "status", "say how far a circle is, from its ledger alone")
+    parser = _command(
+        commands, "status", "say how far a circle or a training is, from its files alone"
+    )
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="go on until the run has ended")

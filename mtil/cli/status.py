@@ -8,6 +8,7 @@ from typing import Any
 
 from mtil import heartbeat
 from mtil.circle import State, is_over, progress
+from mtil.cli import trainings
 from mtil.cli.console import Output
 from mtil.cli.rounds import describe, tell
 from mtil.errors import ConfigError, DataError, LedgerError, RunError, StorageError
@@ -56,7 +57,11 @@ def _trace(record: Run, options: argparse.Namespace, output: Output) -> None:
 
 
 def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
-    ledger, state = _opened(record)
+    ledger = Ledger.open(record.store)
+    state = ledger.state
+    if state is None:
+        trainings.tell(record, options.run, output, watch=options.watch)
+        return
     listener = heartbeat.Listener(record.store)
     before = values = _values(record, state, listener, options.run)
     _tell(record, state, values, output)
@@ -78,24 +83,19 @@ def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
 
 
 def _stop(record: Run, uri: str, output: Output) -> None:
-    ledger, state = _opened(record)
-    if is_over(state):
+    ledger = Ledger.open(record.store)
+    if ledger.state is None:
+        raise DataError(
+            f"Only a circle is stopped from elsewhere, but {record.uri} has no ledger; end its "
+            "`mtil train` by Ctrl-C where it runs, and the same command goes on later."
+        )
+    if is_over(ledger.state):
         raise DataError(f"A run must still be going on to be stopped, but {record.uri} has ended.")
     ledger.stop()
     output.line(
         f"{record.uri} is told to stop; the same `mtil circle` goes on from what is committed."
     )
     output.result({"run": uri, "stopped": True})
-
-
-def _opened(record: Run) -> tuple[Ledger, State]:
-    ledger = Ledger.open(record.store)
-    if ledger.state is None:
-        raise DataError(
-            f"A circle must have begun, but {record.uri} has no ledger; "
-            "begin one with `mtil circle`."
-        )
-    return ledger, ledger.state
 
 
 def _tell(record: Run, state: State, values: dict[str, Any], output: Output) -> None:

@@ -54,23 +54,58 @@ def written(
             if not _is_text(word):
                 _complain(
                     f"{parser.prog}: Every argument must be text in UTF-8, but got {word!r}; "
-                    "rename the file or folder."
+                    f"{_way_out(word)}."
                 )
                 return 2
+        streams = [_Watched(sys.stdout), _Watched(sys.stderr)]
         try:
             code = answer(parser, arguments)
-            _flush()
-        except SystemExit:  # as after `--help`
-            if _has_taken_all(parser.prog):
+        except (SystemExit, OSError):  # the first as after `--help`
+            if _have_taken_all(streams, parser.prog):
                 raise
             return 1
-        except OSError:
-            if _has_taken_all(parser.prog):
-                raise
-            return 1
-        return code
+        else:
+            return code if _have_taken_all(streams, parser.prog) else code or 1
+        finally:
+            for stream in streams:
+                stream.leave()
 
     return run
+
+
+class _Watched:
+    """A stream, and the error by which it was lost, if it was.
+
+    Who prints may keep the error back, as argparse does, and without a buffer it does not come
+    again.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+        stream.write, stream.flush = self._noting(stream.write), self._noting(stream.flush)
+
+    def leave(self) -> None:
+        """Leave the stream as it was."""
+        del self.stream.write, self.stream.flush
+
+    def check(self) -> OSError | None:
+        """Return the error. After one, the stream writes to nobody."""
+        with suppress(OSError):
+            self.stream.flush()
+        if self.error is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return self.error
+
+    def _noting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except OSError as error:
+                self.error = error
+                raise
+
+        return call
 
 
 def _open() -> None:
@@ -83,31 +118,29 @@ def _open() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _have_taken_all(streams: Sequence[_Watched], program: str) -> bool:
+    """Say whether the streams have taken what was printed; if not, say why.
 
-
-def _has_taken_all(program: str) -> bool:
-    """Say whether the streams have taken what was printed; if not, say why, and print no more.
-
-    What could not be written stays in a stream's buffer, so that the error comes again. Nobody is
-    told where a reader such as `head` has left.
+    Nobody is told where a reader such as `head` has left.
     """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if not isinstance(error, BrokenPipeError):
-                _complain(f"{program}: The output cannot be written: {error.strerror}.")
-            return False
-    return True
+    errors = [error for stream in streams if (error := stream.check()) is not None]
+    for error in errors[:1]:
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"{program}: The output cannot be written: {error.strerror}.")
+    return not errors
 
 
 def _complain(sentence: str) -> None:
     with suppress(OSError):  # the exit code says it, too
         print(sentence, file=sys.stderr)  # noqa: T201
+
+
+def _way_out(word: str) -> str:
+    try:
+        os.fsencode(word).decode()
+    except UnicodeError:
+        return "rename the file or folder"
+    return "this locale cannot name it, so set PYTHONUTF8=1"
 
 
 def _is_text(word: str) -> bool:

@@ -10,7 +10,8 @@ from mtil.config import with_overrides
 from mtil.data.selection import parse_folds
 from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.run import FoldResult, manifest_for
+from mtil.plan import Train
+from mtil.run import FoldResult, manifest_for, take_up
 from mtil.storage import open_store
 
 
@@ -26,6 +27,11 @@ def run(options: argparse.Namespace) -> None:
     from mtil.rounds import check_folds
 
     check_folds(folds, config, manifest)  # a mistake need not wait until Ray has started
+
+    begun = take_up(options.run, config, options.data, manifest.fingerprint)
+    if begun is not None:
+        for fold in folds:
+            begun.result(Train(0, fold))
 
     from mtil.distributed import cluster, trainer
 

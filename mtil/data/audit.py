@@ -22,6 +22,7 @@ from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped, File, Manifest, file_of, read_file
 from mtil.data.shards import LABELS, pixels
 from mtil.data.staging import Place
+from mtil.documents import shortened
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
@@ -37,6 +38,38 @@ _FLAGS = (
     "implausible",
 )
 _NOTES = "notes"
+_TYPES = {
+    PAIRS: pa.schema(
+        [
+            pa.field("sample_id_a", pa.string(), nullable=False),
+            pa.field("sample_id_b", pa.string(), nullable=False),
+            pa.field("distance", pa.int16(), nullable=False),
+            pa.field("correlation", pa.float32(), nullable=False),
+            pa.field("kind", pa.string(), nullable=False),
+            pa.field("class_a", pa.string(), nullable=False),
+            pa.field("class_b", pa.string(), nullable=False),
+            pa.field("decision", pa.string(), nullable=False),
+        ]
+    ),
+    IMAGES: pa.schema(
+        [
+            pa.field("sample_id", pa.string(), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            pa.field("fold", pa.int8()),
+            pa.field("part", pa.int8()),
+            pa.field("dropped", pa.string()),
+            pa.field("group", pa.string(), nullable=False),
+            pa.field("twins", pa.string(), nullable=False),
+            pa.field("text", pa.bool_(), nullable=False),
+            pa.field("calipers", pa.bool_(), nullable=False),
+            pa.field("num_components", pa.int32(), nullable=False),
+            pa.field("touches_border", pa.bool_(), nullable=False),
+            pa.field("num_holes", pa.int32(), nullable=False),
+            pa.field("implausible", pa.bool_(), nullable=False),
+        ]
+    ),
+}
+"""Of the columns that are read back; earlier versions have written fewer others."""
 _SMALL = ("sample_id", "label", "patient", "sha256", "mask_sha256", *_FLAGS)
 _Found = tuple[int, int, int, float, str]
 """Two indices, the bits that differ, the correlation and the kind."""
@@ -202,14 +235,15 @@ def read(store: Store, made: Manifest, name: str) -> pa.Table:
     """
     folder = made.audit
     try:
-        return parquet.read(read_file(store, f"{folder}/{name}", made.files))
+        return parquet.read(read_file(store, f"{folder}/{name}", made.files), schema=_TYPES[name])
     except NotFoundError:
         raise DataError(
             f"{store.uri} has lost {folder}/{name}; delete it and prepare it again."
         ) from None
-    except pa.ArrowException:
+    except pa.ArrowException as error:
         raise DataError(
-            f"{store.uri}/{folder}/{name} is damaged; delete the data set and prepare it again."
+            f"{store.uri}/{folder}/{name} is damaged ({shortened(str(error))}); delete the data "
+            "set and prepare it again."
         ) from None
 
 

@@ -15,6 +15,8 @@ from mtil.data.flags import NOTES
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
 from mtil.data.shards import LABELS
+from mtil.documents import shown
+from mtil.errors import DataError
 from mtil.storage import Store
 
 _MOST = 0.5
@@ -98,11 +100,17 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
     labels = images.column("label").to_numpy()
     _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),
                              return_counts=True)  # fmt: skip
-    different = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
-    tumours = np.isin(labels, TUMOURS)
     fold = dict(
         zip(*(images.column(name).to_pylist() for name in ("sample_id", "fold")), strict=True)
     )
+    unknown = {name for pair in _ids(pairs) for name in pair} - fold.keys()
+    if unknown:
+        raise DataError(
+            f"The audit of {store.uri} must list the images of its pairs, but lacks "
+            f"{shown(min(unknown))}; prepare the data again."
+        )
+    different = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
+    tumours = np.isin(labels, TUMOURS)
     return Inspection(
         manifest=made,
         pairs=dict(sorted(Counter(pairs.column("decision").to_pylist()).items())),

@@ -1,5 +1,6 @@
 """The images that a data set has already, by the facts and the audit that were written with it."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from mtil.data.audit import Pair
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped, Manifest
 from mtil.data.staging import Place
+from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -120,10 +122,16 @@ def _record(row: Mapping[str, Any]) -> Record:
         image="",
         masks=(),
         patient=row["patient"],
-        fold=None if row["given"] is None else int(row["given"]),
+        fold=None if row["given"] is None else _number(row["given"]),
         source=row["source"],
         published=row["published"],
     )
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise DataError(f"A given fold must be a number, but the facts have {shown(text)}.")
+    return int(text)
 
 
 def check_same(known: Known, record: Record, found: Content, uri: str) -> None:

@@ -61,7 +61,7 @@ class Shard:
 class File:
     """The bytes of one file."""
 
-    bytes: Annotated[int, Field(ge=0, le=MAX_SHARD_BYTES)]
+    bytes: Annotated[int, Field(ge=0, le=2**40)]
     sha256: Sha256
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from mtil import parquet
 from mtil.data import shards
@@ -23,6 +24,7 @@ from mtil.data.layouts.record import Record
 from mtil.data.manifest import Cell, File, Shard, file_of, read_file
 from mtil.data.running import Listener
 from mtil.data.samples import Refused, Sample, read_all
+from mtil.documents import MIB, Document, shortened
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.storage import PARTIAL_NAME, Store, open_store
 
@@ -35,6 +37,19 @@ OWN_FILE = rf"(?:rows|facts)-\d{{5,}}-[0-9a-f]{{8}}\.parquet|{PARTIAL_NAME}"
 """A regular expression for the files of a staging folder."""
 _SEAL_BYTES = 32
 _READ_ATTEMPTS = 2
+_FACTS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("mask_sha256", pa.binary(32), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("patient", pa.string()),
+        pa.field("published", pa.string()),
+        pa.field("given", pa.string()),
+    ]
+)
+"""Types of the facts by which images are known again."""
 _REFUSED, _FORMAT = b"refused", b"format"
 
 
@@ -125,7 +140,14 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
 def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
     """Return the images of a staged chunk that cannot be used."""
     schema = pq.read_schema(pa.BufferReader(_read_facts(store, folder, name)))
-    return [Refused(**item) for item in json.loads((schema.metadata or {})[_REFUSED])]
+    document = Document(
+        f"{store.uri}/{facts_name(folder, name)}", "run the same command again", max_bytes=64 * MIB
+    )
+    refused = document.json((schema.metadata or {}).get(_REFUSED, b""))
+    return document.validate(_ALL_REFUSED, refused)
+
+
+_ALL_REFUSED: TypeAdapter[list[Refused]] = TypeAdapter(list[Refused])
 
 
 def read_facts(store: Store, folder: str, name: str) -> pa.Table:
@@ -149,11 +171,13 @@ def read_kept_facts(
         DataError: if the file is missing, damaged, or of another version of this program.
     """
     try:
-        table = parquet.read(read_file(store, name, files), columns)
+        table = parquet.read(read_file(store, name, files), columns, _FACTS)
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
-    except pa.ArrowException:
-        raise DataError(f"{store.uri}/{name} is damaged; prepare all images again.") from None
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{store.uri}/{name} is damaged ({shortened(str(error))}); prepare all images again."
+        ) from None
     made = (table.schema.metadata or {}).get(_FORMAT, b"")
     if made != str(FORMAT).encode():
         raise DataError(

@@ -82,11 +82,11 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
 def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
     import pyarrow as pa
 
-    from mtil import parquet
+    from mtil import scores
     from mtil.evaluation import evaluate
 
     names = [run.predictions_name(action.round, fold) for fold in folds]
-    tables = [parquet.read(run.store.read(name)) for name in names]
+    tables = [scores.read(run.store, name) for name in names]
     figures = evaluate(pa.concat_tables(tables), run_uri=run.uri, folds=folds)
     name = run.evaluation_name(action.round)
     run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())

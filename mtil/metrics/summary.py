@@ -122,16 +122,21 @@ def by_class(results: Results) -> dict[str, dict[str, float | None]]:
 def by_size(results: Results) -> dict[str, dict[str, float | None]]:
     """Return the figures of the `small`, `medium` and `large` third of lesions, by their pixels.
 
-    The figures are those of `by_class` for tumours. Lesions of one size go by `sample_id`.
+    The figures are those of `by_class` for tumours, after the bounds of the third: `smallest` and
+    `largest`, the pixels of its smallest and largest lesion in the original image. Lesions of one
+    size go by `sample_id`.
 
     Raises:
         DataError: an image is there twice.
     """
     table = results.sorted()
     table = table.select(table.tumour)
-    thirds = np.array_split(np.argsort(table.tp + table.fn, kind="stable"), 3)
-    names = ("small", "medium", "large")
-    return {name: _outlines(table.select(rows)) for name, rows in zip(names, thirds, strict=True)}
+    areas = table.tp + table.fn
+    thirds = np.array_split(np.argsort(areas, kind="stable"), 3)
+    return {
+        name: _bounds(areas[rows]) | _outlines(table.select(rows))
+        for name, rows in zip(("small", "medium", "large"), thirds, strict=True)
+    }
 
 
 def statistics(table: Results) -> Statistics:
@@ -169,6 +174,12 @@ def statistics(table: Results) -> Statistics:
         }
 
     return figures
+
+
+def _bounds(areas: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    if not len(areas):
+        return {"smallest": None, "largest": None}
+    return {"smallest": int(areas.min()), "largest": int(areas.max())}
 
 
 def _outlines(tumours: Results) -> dict[str, float | None]:

@@ -174,16 +174,68 @@ class _Errors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, StorageError):
+            return
+        where = f"gs://{self.path}"
+        told = " ".join(str(error).split()).rstrip(".")[:300]
+        ours = type(error).__module__.partition(".")[0] in ("google", "requests", "urllib3")
+        if not isinstance(error, OSError) and not ours:
+            return
+        if _NO_BUCKET.search(told):
+            bucket = self.path.partition("/")[0]
+            raise StorageError(f"Bucket {bucket!r} does not exist; make it first.") from error
         if isinstance(error, FileNotFoundError):
-            raise NotFoundError(f"gs://{self.path} does not exist.") from error
+            raise NotFoundError(f"{where} does not exist.") from error
+        for pattern, why in _REFUSALS:
+            if pattern.search(told) or pattern.search(type(error).__name__):
+                raise RefusedError(f"Access to {where} is refused{why}.") from error
         if isinstance(error, PermissionError) or _is_refusal(error):
             raise RefusedError(
-                f"Access to gs://{self.path} is refused; check Google's application default "
-                "credentials."
+                f"Access to {where} is refused; check Google's application default credentials, "
+                "and that they may read, create, list and delete objects there."
             ) from error
-        if isinstance(error, OSError) or type(error).__module__.startswith("google."):
-            told = " ".join(str(error).split()).rstrip(".")
-            raise StorageError(f"gs://{self.path} failed: {told}.") from error
+        way = next((way for pattern, way in _FAILURES if pattern.search(told)), None)
+        raise StorageError(f"{where} failed: {told}{f'; {way}' if way else ''}.") from error
+
+
+_NO_BUCKET = re.compile(r"bucket does not exist|bucket .*not found", re.IGNORECASE)
+_REFUSALS = (
+    (
+        re.compile(r"DefaultCredentialsError|Could not (?:find|create).*credential", re.IGNORECASE),
+        ", because there are no credentials; run `gcloud auth application-default login`, or set "
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        re.compile(r"RefreshError|UNAUTHENTICATED|invalid_grant|expired|Invalid Credentials|"
+                   r"OAuth2", re.IGNORECASE),
+        ", because the credentials have expired or are not valid; run `gcloud auth "
+        "application-default login`, and check this machine's clock",
+    ),
+    (
+        re.compile(r"requester pays|userProject", re.IGNORECASE),
+        ", because whoever reads the bucket pays; copy the data to a bucket of your own",
+    ),
+    (
+        re.compile(r"retention|object.?hold|temporary hold|locked", re.IGNORECASE),
+        ", because objects of the bucket are locked; mtil replaces and deletes files of its own, "
+        "so choose a bucket without a retention policy",
+    ),
+    (
+        re.compile(r"\bKMS\b|cloudkms", re.IGNORECASE),
+        ", because the key that encrypts the bucket cannot be used; ask for the right to use it",
+    ),
+)  # fmt: skip
+"""What the clients say, and how the sentence goes on."""
+_FAILURES = (
+    (re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection|connect|"
+                r"resolve", re.IGNORECASE), "check the network, and try again later"),
+    (re.compile(r"RESOURCE_EXHAUSTED|\b429\b|rate|quota", re.IGNORECASE),
+     "too many requests or no quota left; try again later"),
+    (re.compile(r"NOT_IMPLEMENTED|UNIMPLEMENTED|\b501\b|\b405\b", re.IGNORECASE),
+     "the server lacks what mtil needs; choose another storage"),
+    (re.compile(r"INVALID_ARGUMENT|\b400\b|Invalid bucket name", re.IGNORECASE),
+     "correct the gs:// location"),
+)  # fmt: skip
 
 
 def _is_refusal(error: Any) -> bool:

@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from errno import ENAMETOOLONG
 from pathlib import Path, PurePosixPath
 
 from mtil.errors import NotFoundError, StorageError
@@ -24,6 +25,7 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_PIECE = 2**28
 _ATTEMPTS = 10
+_MAX_PATH_BYTES = 4095
 _MAX_GROWTH = 64 * 2**20
 """How many bytes more than a file had when it was opened are read of it."""
 _MAX_WAYS = 64
@@ -203,7 +205,9 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         path = self.root / checked(name)
         try:
-            os.fsencode(path)
+            size = len(os.fsencode(path))
+            if size > _MAX_PATH_BYTES:  # descriptors of folders would go deeper
+                raise words.failed(shown(name), "used", OSError(ENAMETOOLONG, "File name too long"))
         except UnicodeEncodeError:
             raise StorageError(
                 f"A name must be one that this system can write, but got {shown(name)}; rename it."

@@ -31,7 +31,7 @@ _READ_ATTEMPTS = 5
 _KEYS_A_CALL = 1000
 """How many objects S3 deletes at once."""
 _NUM_DELETERS = 16
-_PART_BYTES = 16 * 2**20
+PART_BYTES = 16 * 2**20
 """Larger objects are written in parts of this size, of which a few are on the way at a time."""
 _NO_MULTI_DELETE = (
     "MissingContentMD5", "InvalidDigest", "BadDigest", "NotImplemented", "501", "MethodNotAllowed",
@@ -46,6 +46,8 @@ class S3Store:
     def __init__(self, location: str) -> None:
         self.bucket, _, prefix = location.partition("/")
         self.prefix = prefix.strip("/")
+        self.lacks_multi_delete: str | None = None
+        """The code with which the server has refused to delete several objects at once."""
         if not self.bucket:
             raise StorageError(f"An s3:// location must name a bucket, but got 's3://{location}'.")
 
@@ -89,7 +91,7 @@ class S3Store:
         """See `Store.write`; a large object is written in parts, which count once all are there."""
         key = self._key(name)
         with S3Errors(self.bucket, key, "write"):
-            if len(data) <= _PART_BYTES:
+            if len(data) <= PART_BYTES:
                 _s3().put_object(Bucket=self.bucket, Key=key, Body=data)
             else:
                 _s3().upload_fileobj(io.BytesIO(data), self.bucket, key, Config=_in_parts())
@@ -176,8 +178,10 @@ class S3Store:
                     Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys]}
                 )
             except ClientError as error:
-                if error.response["Error"].get("Code") not in _NO_MULTI_DELETE:
+                code = error.response["Error"].get("Code")
+                if code not in _NO_MULTI_DELETE:
                     raise
+                self.lacks_multi_delete = code
                 return list(keys)
         return [error["Key"] for error in answer.get("Errors", []) if "Key" in error]
 
@@ -223,5 +227,5 @@ def _in_parts() -> "TransferConfig":
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(
-        multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
+        multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4
     )

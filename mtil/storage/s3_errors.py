@@ -47,6 +47,8 @@ _BUSY = {
     "RequestLimitExceeded", "BandwidthLimitExceeded", "RequestTimeout", "Busy", "ServerBusy",
     "XMinioServerNotInitialized", "OperationAborted", "SlowDownRead", "SlowDownWrite",
 }  # fmt: skip
+_PAGES = {"200", "400", "401", "403", "405", "407", "500", "501"}
+"""The codes of answers with a web page for people, which no S3 server sends."""
 _FULL = {
     "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientCapacity",
     "507", "InsufficientStorage", "StorageFull", "ServiceQuotaExceededException", "LimitExceeded",
@@ -99,6 +101,12 @@ class S3Errors:
         if code in ("InvalidBucketName", "InvalidBucketState"):
             return StorageError(
                 f"No bucket can be called {self.bucket!r} ({code}); correct the s3:// location."
+            )
+        kind = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
+        if "html" in kind and code in _PAGES:
+            return StorageError(
+                f"{self._where} failed with {code}: the answer is not that of an S3 server, so "
+                "check AWS_ENDPOINT_URL and proxies."
             )
         refusal = self._refusal(answer, code, message)
         if refusal is not None:

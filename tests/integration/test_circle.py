@@ -13,14 +13,16 @@ import ray
 import torch
 
 from mtil import heartbeat, maps
-from mtil.circle import State, is_over, progress
+from mtil.circle import Failed, Started, State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.rows import ROLE_COLUMNS
 from mtil.data.selection import Selection
 from mtil.data.shards import read
 from mtil.distributed import circle, cluster, coordinator, mapping
 from mtil.distributed.actions import perform
-from mtil.errors import ConfigError, DataError
+from mtil.distributed.coordinator import Coordinator, Session
+from mtil.distributed.restarts import MAX_ERRORS, Restarts
+from mtil.errors import CheckpointError, ConfigError, DataError, RunError
 from mtil.ledger import Ledger
 from mtil.plan import Summarise, Train, WriteMaps, actions
 from mtil.rounds import map_source, training_rows
@@ -31,6 +33,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 FOLDS = (0, 1)
+ODD = "kreise/проба 乳腺 #1 100% [/x] 'a'"
+"""What a run may be called: gauges, tasks and actors bear names of it."""
 
 
 def _config(**values: Any) -> Config:
@@ -56,13 +60,13 @@ def _ignore(line: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def state(dataset: str, bucket: str) -> State:
-    run = circle.begin(dataset, f"{bucket}/circle", _config(), FOLDS)
+    run = circle.begin(dataset, f"{bucket}/{ODD}", _config(), FOLDS)
     return circle.follow(run, _ignore)
 
 
 @pytest.fixture(scope="module")
 def run(state: State, bucket: str) -> Run:
-    return Run.open(f"{bucket}/circle")
+    return Run.open(f"{bucket}/{ODD}")
 
 
 def _same_weights(one: Run, other: Run, of: Train) -> bool:
@@ -223,7 +227,8 @@ def chain(dataset: str, bucket: str) -> Run:
     """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
     run = circle.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
-    run.store.write("rounds/0/fold-1/checkpoints/latest.json", b"not JSON")  # so that it fails
+    _end_by_a_mistake(run)
+    _fail(run, Train(0, 1, 0))
 
     def stop(line: dict[str, Any]) -> None:
         if line["kind"] == "committed" and not stopped.is_set():
@@ -242,11 +247,35 @@ def chain(dataset: str, bucket: str) -> Run:
     return run
 
 
+def _end_by_a_mistake(run: Run) -> None:
+    """Have a file of fold 1 damaged: the run ends at once, and the action has not failed."""
+    name = "rounds/0/fold-1/checkpoints/latest.json"
+    run.store.write(name, b"not JSON")
+    with pytest.raises(CheckpointError, match=r"latest\.json"):
+        circle.follow(run, _ignore)
+    state = Ledger.open(run.store).state
+    assert state is not None
+    assert state.failures == {}
+    assert state.attempts[Train(0, 1)] == 1
+    assert heartbeat.read(run.store) is None
+    run.store.delete(name)
+
+
+def _fail(run: Run, action: Train) -> None:
+    """Have an action fail of an earlier session."""
+    ledger = Ledger.open(run.store)
+    ledger.boot()
+    assert ledger.state is not None
+    attempt = ledger.state.next_attempt(action)
+    ledger.append(Started(action=action, attempt=attempt))
+    ledger.append(Failed(action=action, attempt=attempt, cause="It was to fail."))
+
+
 def test_a_chain_outlives_a_failed_fold(chain: Run) -> None:
     state = Ledger.open(chain.store).state
     assert state is not None
     assert list(state.failed_folds) == [1]
-    assert "latest.json is not JSON" in state.failed_folds[1]
+    assert state.failed_folds[1].endswith(": It was to fail.")
     assert {action for action in actions(chain.plan([0])) if action not in state.done} == set()
     assert [state.done[Summarise(number)]["folds"] for number in (0, 1)] == [[0], [0]]
     table = pq.read_table(_buffer(chain, chain.predictions_name(1, 0)))
@@ -304,3 +333,50 @@ def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str)
     coordinator.start(run, grace_s=1.0)
     until(lambda: coordinator.find(run) is None)
     assert heartbeat.read(run.store) is None
+
+
+class _Broken(Coordinator):
+    """A coordinator that cannot work."""
+
+    def _session(self, run_uri: str, restarts: Restarts) -> Session:
+        raise UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")
+
+
+def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
+    dataset: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "Coordinator", _Broken)
+    run = circle.begin(dataset, f"{bucket}/circle-broken", _config(), (0,))
+    before = Ledger.open(run.store).state
+    told: dict[str, list[str]] = {"first": [], "second": []}
+    ended: dict[str, str] = {}
+
+    def follow(name: str) -> None:
+        def listen(line: dict[str, Any]) -> None:
+            if line["kind"] == "trouble":
+                told[name].append(line["text"])
+                begun.set()
+
+        with pytest.raises(RunError) as caught:
+            circle.follow(run, listen)
+        ended[name] = str(caught.value)
+
+    begun = threading.Event()
+    first = threading.Thread(target=follow, args=("first",))
+    first.start()
+    assert begun.wait(240)
+    follow("second")
+    first.join()
+    cause = "UnicodeEncodeError: 'ascii' codec can't encode character '\\xe4' in position 0: "
+    for name in told:
+        assert ended[name].startswith(
+            f"The coordinator failed {MAX_ERRORS} times in a row: {cause}"
+        )
+        assert [text.partition(": ")[0] for text in told[name]] == [
+            f"The coordinator failed ({number} of {MAX_ERRORS})"
+            for number in range(1, MAX_ERRORS + 1)
+        ]
+    assert Ledger.open(run.store).state == before
+    monkeypatch.undo()
+    Ledger.open(run.store).stop()
+    assert circle.follow(run, _ignore).stopped  # the next command begins anew

@@ -22,7 +22,7 @@ from mtil.data.selection import select, total
 from mtil.data.sources import Source
 from mtil.distributed import cluster, inference, resources, trainer
 from mtil.distributed.job import FoldJob
-from mtil.errors import ConfigError, DataError, ResourceError
+from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
 from mtil.evaluation import evaluate
 from mtil.plan import Train
 from mtil.run import Run
@@ -48,7 +48,7 @@ def _ignore(line: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, bucket: str) -> Run:
-    uri = f"{bucket}/run-undisturbed"
+    uri = f"{bucket}/läufe/проба 乳腺 #1 100% '{'l' * 200}'"
     trainer.train(dataset, uri, _config(), [0], _ignore)
     return Run.open(uri)
 
@@ -152,6 +152,25 @@ def _assert_same_weights(one: Run, other: Run) -> None:
     assert ours.epoch == theirs.epoch
     assert ours.weights.keys() == theirs.weights.keys()
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
+    dataset: str, bucket: str
+) -> None:
+    """Of two workers that read a damaged checkpoint."""
+    uri = f"{bucket}/run-damaged"
+    store = open_store(uri)
+    store.write("rounds/0/fold-0/checkpoints/latest.json", b"not JSON")
+    before = _num_workers()
+    with pytest.raises(CheckpointError, match=r"latest\.json"):
+        trainer.train(dataset, uri, _config(max_failures=3), [0], _ignore)
+    assert _num_workers() == before + 2
+
+
+def _num_workers() -> int:
+    """Return how many workers Ray Train has started so far."""
+    actors = ray._private.state.actors().values()
+    return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors)
 
 
 def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> None:

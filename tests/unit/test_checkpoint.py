@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -18,7 +19,7 @@ import torch
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, from_dict, to_dict
-from mtil.errors import CheckpointError
+from mtil.errors import CheckpointError, StorageError
 from mtil.models import TwoTaskNetwork
 from mtil.storage import LocalStore
 
@@ -349,7 +350,9 @@ def test_a_pointer_that_is_not_json_is_one_sentence(
     checkpoints: TrainingCheckpoints, store: LocalStore
 ) -> None:
     store.write("fold-0/checkpoints/latest.json", b"{")
-    with pytest.raises(CheckpointError, match=r"checkpoints/latest\.json is not JSON; delete"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/latest\.json must be JSON, but .*; delete"
+    ):
         checkpoints.load()
 
 
@@ -369,3 +372,151 @@ def test_cleared_checkpoints_are_gone_and_nothing_else(
         "fold-1/checkpoints/latest.json",
     ]
     checkpoints.clear()  # nothing is there: no error
+
+
+@pytest.mark.parametrize("link", ["fold-0", "fold-0/checkpoints"])
+def test_checkpoints_are_never_cleared_through_a_link(
+    checkpoints: TrainingCheckpoints, store: LocalStore, tmp_path: Path, link: str
+) -> None:
+    other = LocalStore(str(tmp_path / "victim"))
+    for folder in ("", "checkpoints"):
+        TrainingCheckpoints(other, f"{folder}/.").save(0, _state(1))
+    before = {name: other.read(name) for name in other.names()}
+    path = Path(store.uri, link)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(other.root)
+    for call in (checkpoints.clear, lambda: checkpoints.save(1, _state(2))):
+        with pytest.raises(StorageError, match=f"{link} is a link"):
+            call()
+    assert {name: other.read(name) for name in other.names()} == before
+
+
+def test_files_that_are_no_checkpoints_stay(
+    checkpoints: TrainingCheckpoints, store: LocalStore
+) -> None:
+    checkpoints.save(0, _state(0))
+    for name in ("thesis.docx", "inner/epoch-0001-0123456789ab.pt", "latest.json.bak"):
+        store.write(f"fold-0/checkpoints/{name}", b"mine")
+    checkpoints.clear()
+    assert store.names() == [
+        "fold-0/checkpoints/inner/epoch-0001-0123456789ab.pt",
+        "fold-0/checkpoints/latest.json.bak",
+        "fold-0/checkpoints/thesis.docx",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("temperature", math.nan, "finite"),
+        ("temperature", 0.0, "greater than 0"),
+        ("temperature", "1", "valid number"),
+        ("threshold", 1.5, "less than or equal to 1"),
+        ("threshold", math.nan, "finite"),
+        ("num_passes", 10**6, "less than or equal to 100"),
+        ("num_passes", True, "valid integer"),
+        ("fold", -1, "greater than or equal to 0"),
+        ("epoch", 1.5, "valid integer"),
+        ("source_size", 10**9, "less than or equal to 4096"),
+        ("fingerprint", 7, "valid string"),
+        ("fingerprint", "x", "match pattern"),
+        ("version", None, "valid string"),
+    ],
+)
+def test_metadata_out_of_range_are_refused(
+    data: bytes, key: str, value: object, problem: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"^x\.pt is wrong at `{key}`: .*{problem}"):
+        model_from_bytes(_changed(data, **{key: value}), "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"image_size": 32_000}, "image_size"),
+        ({"image_size": "256"}, "image_size"),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(
+    model: Model, data: bytes, change: dict[str, object], problem: str
+) -> None:
+    config = to_dict(model.config)
+    config["data"] |= change
+    with pytest.raises(CheckpointError, match=rf"does not know: `data\.{problem}` is wrong"):
+        model_from_bytes(_changed(data, config=config), "x.pt")
+
+
+def test_a_configuration_that_another_digest_names_is_refused(model: Model, data: bytes) -> None:
+    config = to_dict(model.config) | {"seed": 5}
+    with pytest.raises(CheckpointError, match="must hold the configuration that its digest names"):
+        model_from_bytes(_changed(data, config=config), "x.pt")
+
+
+def test_a_configuration_that_holds_itself_is_refused(data: bytes) -> None:
+    endless: list[Any] = []
+    for _ in range(40):
+        endless = [endless, endless]
+    for config in ({"seed": endless}, endless, None, {"seed": torch.zeros(2)}):
+        with pytest.raises(CheckpointError, match=r"^x\.pt "):
+            model_from_bytes(_changed(data, config=config), "x.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(model: Model, value: float) -> None:
+    name = "logits.2.bias"
+    weights = model.weights | {name: torch.full_like(model.weights[name], value)}
+    made = model_to_bytes(dataclasses.replace(model, weights=weights))
+    with pytest.raises(CheckpointError, match=r"finite weights, but 'logits\.2\.bias' has NaN or"):
+        model_from_bytes(made, "x.pt")
+
+
+@pytest.mark.parametrize(
+    "weights", [None, {}, [], {"a": 1.0}, {"a": torch.zeros(2).to_sparse()}, "weights"]
+)
+def test_weights_that_are_no_tensors_are_refused(data: bytes, weights: object) -> None:
+    with pytest.raises(CheckpointError, match=r"^x\.pt must hold .*weights"):
+        model_from_bytes(_changed(data, weights=weights), "x.pt")
+
+
+def test_a_tensor_larger_than_the_file_is_refused(data: bytes) -> None:
+    wide = torch.zeros(1).expand(10**6, 10**6)  # one number in the file
+    with pytest.raises(CheckpointError, match="'a' is larger than the file"):
+        model_from_bytes(_changed(data, weights={"a": wide}), "x.pt")
+
+
+def test_compressed_members_are_refused_before_they_unfold(data: bytes) -> None:
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for info in old.infolist():
+            new.writestr(info.filename, bytes(10**6) + old.read(info))
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file that mtil wrote"):
+        model_from_bytes(packed.getvalue(), "x.pt")
+
+
+def test_weights_of_another_type_are_one_sentence(model: Model) -> None:
+    weights = {name: value.double() for name, value in model.weights.items()}
+    with pytest.raises(CheckpointError, match=r"is torch\.float64 instead of torch\.\w+…\); train"):
+        dataclasses.replace(model, weights=weights).network()
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b"{}",
+        b'{"file": "../../x.pt", "epoch": 0, "sha256": "' + b"0" * 64 + b'"}',
+        b'{"file": "x.pt", "epoch": -1, "sha256": "' + b"0" * 64 + b'"}',
+        b'{"file": "x.pt", "epoch": 0, "sha256": 5}',
+    ],
+)
+def test_a_pointer_to_nothing_is_one_sentence(
+    checkpoints: TrainingCheckpoints, store: LocalStore, pointer: bytes
+) -> None:
+    store.write("fold-0/checkpoints/latest.json", pointer)
+    for use in (checkpoints.load, lambda: checkpoints.save(1, _state(1))):
+        with pytest.raises(CheckpointError, match=r"latest\.json .*; delete its folder to train"):
+            use()

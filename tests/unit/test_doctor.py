@@ -1,5 +1,6 @@
 """`mtil doctor`: what it says where things work, and where they do not."""
 
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -237,7 +238,9 @@ def test_a_storage_is_left_as_it_was(tmp_path: Path) -> None:
     check = check_storage(str(tmp_path))
     assert check.ok
     steps = [part.rsplit(" ", 2)[0] for part in check.detail.split(", ")]
-    assert steps == ["write", "read", "create", "create again", "list", "delete"]
+    assert steps == [
+        "write", "read", "create", "create again", "list", "delete", "delete several",
+    ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -259,8 +262,8 @@ def test_a_location_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 class Forgetful(LocalStore):
-    def read(self, name: str) -> bytes:
-        return super().read(name)[:-1]
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        return super().read(name, max_bytes=max_bytes)[:-1]
 
 
 class Careless(LocalStore):
@@ -276,6 +279,18 @@ class Blind(LocalStore):
         return []
 
 
+class Rigid(LocalStore):
+    """As a bucket whose objects cannot be replaced."""
+
+    def write(self, name: str, data: bytes) -> None:
+        self.create(name, data)
+
+
+class Hoarding(LocalStore):
+    def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
+        self.deletable(folder)
+
+
 class Clinging(LocalStore):
     def delete(self, name: str) -> None:
         if name.endswith("claim"):
@@ -288,6 +303,8 @@ class Clinging(LocalStore):
         (Forgetful, "give back what was written"),
         (Careless, "If-None-Match"),
         (Blind, "list what was written"),
+        (Rigid, "replace an object that exists"),
+        (Hoarding, "delete several objects"),
         (Clinging, "delete an object"),
     ],
 )

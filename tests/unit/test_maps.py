@@ -188,7 +188,7 @@ def test_other_files_are_not_map_shards(tmp_path: Path) -> None:
 
 def test_a_storage_that_cannot_be_read_is_not_a_damaged_map_shard(tmp_path: Path) -> None:
     class Broken(LocalStore):
-        def read(self, name: str) -> bytes:
+        def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
             raise StorageError(f"{name} cannot be read: Input/output error.")
 
     with pytest.raises(StorageError, match="Input/output"):

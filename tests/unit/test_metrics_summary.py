@@ -164,7 +164,14 @@ def test_thirds_by_size_of_lesion():
     area = rows.tp + rows.fn
     smallest = sorted(range(40), key=lambda row: (area[row], rows.sample_id[row]))[:14]
     assert figures["small"]["dice"] == pytest.approx(rows.dice[smallest].mean())
-    assert by_size(TABLE.select(TABLE.label == 2))["small"]["count"] == 0
+    ordered = sorted(area.tolist())
+    bounds = [(figures[name]["smallest"], figures[name]["largest"]) for name in figures]
+    assert bounds == [
+        (ordered[0], ordered[13]), (ordered[14], ordered[26]), (ordered[27], ordered[39]),
+    ]  # fmt: skip
+    none = by_size(TABLE.select(TABLE.label == 2))["small"]
+    assert (none["count"], none["smallest"], none["largest"]) == (0, None, None)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
 def test_a_table_compared_with_itself_differs_in_nothing():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,3 +66,60 @@ def test_no_thread_outlives_a_read(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _COUNT, str(tmp_path / "table.parquet")]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["0"]
+
+
+def _refused(data: bytes, *args: object) -> str:
+    with pytest.raises(pa.ArrowException) as caught:
+        parquet.read(data, *args)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_more_rows_than_memory_holds_are_refused_by_the_footer() -> None:
+    zeros = pa.table({"a": pa.array(np.zeros(parquet.MAX_ROWS + 1, np.int8))})
+    sink = io.BytesIO()
+    pq.write_table(zeros, sink)
+    assert len(sink.getvalue()) < 100_000
+    assert f"at most {parquet.MAX_ROWS} rows, but has {parquet.MAX_ROWS + 1}" in _refused(
+        sink.getvalue()
+    )
+
+
+def test_values_that_a_dictionary_repeats_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = pa.array(["x" * 1000]).dictionary_encode()
+    table = pa.table({"a": once.take(pa.array(np.zeros(5000, np.int32)))})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, store_schema=False)
+    data = sink.getvalue()
+    assert len(data) < 10_000
+    assert parquet.read(data).column("a").to_pylist() == ["x" * 1000] * 5000
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(parquet, "_AT_ONCE_BYTES", 500_000)
+    assert "at most 1000000 bytes, but has more" in _refused(data)
+
+
+def test_batches_are_the_table_with_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = TABLE.replace_schema_metadata({"about": "x"})
+    monkeypatch.setattr(parquet, "_AT_ONCE_BYTES", 100)
+    for columns in (None, ["b"]):
+        wanted = table if columns is None else table.select(columns)
+        found = parquet.read(_file(table), columns)
+        assert found.equals(wanted)
+        assert found.schema.metadata == {b"about": b"x"}
+
+
+def test_columns_must_have_the_types_of_a_schema() -> None:
+    schema = pa.schema([pa.field("a", pa.int64(), nullable=False), pa.field("b", pa.string())])
+    assert parquet.read(_file(TABLE), None, schema).equals(TABLE)
+    assert parquet.read(_file(TABLE), ["b"], schema).equals(TABLE.select(["b"]))
+    texts = pa.table({"a": TABLE["b"], "b": TABLE["b"]})
+    assert "column a must be int64, but is string" in _refused(_file(texts), None, schema)
+    assert parquet.read(_file(texts), ["b"], schema).num_rows == 100
+    lacking = TABLE.select(["b"])
+    assert "column a must be int64, but is missing" in _refused(_file(lacking), None, schema)
+    empty = pa.table({"a": pa.array([1, None]), "b": ["x", "y"]})
+    assert "column a must have no empty value" in _refused(_file(empty), None, schema)
+
+
+def test_a_text_that_is_no_utf_8_is_refused() -> None:
+    data = _file(pa.table({"a": ["plain text"]}))
+    assert "UTF8" in _refused(data.replace(b"plain text", b"plain\xfftext"))

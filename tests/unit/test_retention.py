@@ -165,7 +165,6 @@ def test_what_interrupted_work_has_left_in_a_circle_is_superseded(
     run = circle_run([0], num_rounds=2, until=Train(1, 0))
     left = {
         "ledger-probe/0123456789abcdef": "ledger probe",
-        "rounds/1/fold-0/model-0123456789ab.pt": "unnamed model",
         "rounds/0/fold-0/model-ba9876543210.pt": "unnamed model",
         "rounds/0/fold-0/checkpoints/epoch-0001.pt": "ended training",
         "maps/0/fold-0/.partial-0abc": "interrupted write",
@@ -175,18 +174,16 @@ def test_what_interrupted_work_has_left_in_a_circle_is_superseded(
         path = Path(run.uri, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"left")
+    # of a training that has not ended: nothing names another model
+    run.store.write("rounds/1/fold-0/model-0123456789ab.pt", b"left")
     run.checkpoints(Train(1, 0)).save(0, {"weights": 1})  # the training goes on from here
     run.store.write("coordinator.json", json.dumps({"session": "dead", "count": 3}).encode())
     assert found(run) == left
     finding = retention.find(run)
-    assert (finding.num_files, finding.bytes) == (6, 24)
+    assert (finding.num_files, finding.bytes) == (5, 20)
 
     begin(run, Train(1, 0))  # somebody may be writing now, and be silent for a while
-    assert found(run) == {
-        name: why
-        for name, why in left.items()
-        if why != "interrupted write" and name != "rounds/1/fold-0/model-0123456789ab.pt"
-    }
+    assert found(run) == {name: why for name, why in left.items() if why != "interrupted write"}
     Ledger.open(run.store).stop()
     assert found(run) == left
     before = files(run)
@@ -259,6 +256,111 @@ def test_what_is_gone_already_is_no_error(circle_run: CircleRun) -> None:
     retention.delete(run, finding)
     retention.delete(run, finding)
     assert retention.find(run).superseded == ()
+
+
+# What is not the run's, or in doubt
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "ledger-probe", "ledger-probe/0123456789abcdef", "maps", "maps/0", "maps/0/fold-0",
+        "rounds/0/fold-0/checkpoints", "rounds/0/fold-0/model-0123456789ab.pt", "rounds/7",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["victim", "sibling", "up"])
+def test_nothing_is_deleted_through_a_link(
+    circle_run: CircleRun,
+    tmp_path: Path,
+    link: str,
+    target: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = circle_run([0], num_rounds=2)
+    root, other = Path(run.uri), circle_run([0], name="other", num_rounds=2)
+    victim = {"victim": Path(other.uri), "sibling": root / "kept", "up": root}[target]
+    (root / "kept").mkdir()
+    for name in ("maps", "maps/0", "maps/0/fold-0", "rounds/0/fold-0/checkpoints"):
+        (root / "kept" / name).mkdir(parents=True, exist_ok=True)
+        (root / "kept" / name / "part-00000.parquet").write_bytes(b"mine")
+        (root / "kept" / name / "0123456789abcdef").write_bytes(b"mine")
+    path = root / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    inside = victim / link
+    path.symlink_to(inside if inside.exists() and target != "up" else victim)
+    before = _tree(Path(other.uri)), _tree(root / "kept")
+    assert main(["gc", "--run", run.uri, "--yes"]) == 0
+    assert f"{link} is a link or no regular file; mtil follows no link" in capsys.readouterr().err
+    assert path.is_symlink()
+    assert (_tree(Path(other.uri)), _tree(root / "kept")) == before
+
+
+def test_the_files_of_other_runs_and_data_sets_below_a_run_are_left_alone(
+    circle_run: CircleRun,
+) -> None:
+    run = circle_run([0], num_rounds=2)
+    root = Path(run.uri)
+    for name in (
+        "other/.partial-abc", "data/staging/.partial-abc", "rounds/0/fold-0/mine/.partial-abc",
+        "notes/rounds/0/fold-0/.partial-abc", "maps/mine/.partial-abc", "rounds/.partial-abc",
+        "ledger-probe/inner/0123456789abcdef", "ledger-probe/notes.txt",
+        "rounds/0/fold-0/checkpoints/thesis.pt", "rounds/0/fold-0/checkpoints/x/epoch-0001.pt",
+        "rounds/0/fold-0/model-of-mine.pt", "maps/0/fold-0/notes.parquet",
+        "rounds/9/run.json", "rounds/9/.partial-abc", "rounds/9/fold-0/.partial-abc",
+    ):  # fmt: skip
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    mine = {name for name, data in _tree(root).items() if data == b"mine"}
+    assert mine.isdisjoint(found(run))
+    assert "maps that were read" in found(run).values()
+
+
+def _damage(run: Run, sha256: str) -> None:
+    path = Path(run.uri, "rounds/0/fold-0/result.json")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"model_sha256": sha256}))
+
+
+@pytest.mark.parametrize("digit", [0, 11, 12, 63])
+@pytest.mark.parametrize("kind", ["train", "circle"])
+def test_no_model_is_deleted_where_the_named_one_is_not_there(
+    plain: Run,
+    circle_run: CircleRun,
+    kind: str,
+    digit: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = plain if kind == "train" else circle_run([0], num_rounds=1)
+    result = run.result(Train(0, 0))
+    assert result is not None
+    other = "0" if result.model_sha256[digit] != "0" else "1"
+    _damage(run, result.model_sha256[:digit] + other + result.model_sha256[digit + 1 :])
+    before = files(run)
+    assert main(["gc", "--run", run.uri, "--yes", "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["left"]
+    assert "is not there with the sha256 that the run names" in said
+    assert files(run) == before
+
+
+def test_no_model_is_deleted_where_the_named_one_is_damaged_or_none_is_named(plain: Run) -> None:
+    result = plain.result(Train(0, 0))
+    assert result is not None
+    name = plain.model_name(Train(0, 0), result)
+    plain.store.write(name, plain.store.read(name)[:-1])
+    assert found(plain) == {}
+    plain.store.delete("rounds/0/fold-0/result.json")
+    assert found(plain) == {}
 
 
 # The command

@@ -123,12 +123,12 @@ def test_rows_are_positions_in_the_shard() -> None:
 
 
 def test_a_shard_without_cells_counts_nothing() -> None:
-    shard = Shard(path="x", rows=0, bytes=0, sha256="", cells=())
+    shard = Shard(path="x", rows=1, bytes=1, sha256="0" * 64, cells=())
     assert Selection(fold=0, role="train", num_parts=2).count(shard) == 0
 
 
 def _manifest(manifest: Manifest, *cells: Cell) -> Manifest:
-    shard = Shard(path="x", rows=len(cells), bytes=0, sha256="", cells=cells)
+    shard = Shard(path="x", rows=len(cells), bytes=1, sha256="0" * 64, cells=cells)
     return Manifest(**vars(manifest) | {"shards": (shard,), "num_folds": 3, "num_parts": 2})
 
 

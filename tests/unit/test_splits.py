@@ -97,8 +97,10 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         splits.read_file(str(tmp_path / "none.json"))
     with pytest.raises(DataError, match="must be JSON, but is not"):
         splits.read_file(_written(tmp_path, "{"))
-    with pytest.raises(DataError, match="must have `images`"):
+    with pytest.raises(DataError, match="must be a JSON object, but is an array"):
         splits.read_file(_written(tmp_path, "[]"))
+    with pytest.raises(DataError, match="must have `images`"):
+        splits.read_file(_written(tmp_path, "{}"))
 
 
 def test_a_holdout_file_takes_the_groups_of_its_images(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mtil import heartbeat
 from mtil.circle import Done, Failed, Started
 from mtil.cli import circle, main, status
 from mtil.cli.console import Output
-from mtil.config import Config
+from mtil.config import Config, to_dict
 from mtil.distributed import circle as distributed
 from mtil.distributed import cluster
 from mtil.errors import StorageError
@@ -224,21 +224,21 @@ def test_an_event_that_is_changed_while_it_is_watched_is_told(
     assert "Event 3 of" in values["error"]
 
 
-def test_a_run_without_a_ledger_is_no_circle(
+def test_a_run_without_a_ledger_is_not_stopped_from_elsewhere(
     make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = str(tmp_path / "run")
     Run.create(uri, make_config(), "data", "f" * 64)
-    for command in ("status", "stop"):
-        assert main([command, "--run", uri, "--json"]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err == (
-            f"mtil: A circle must have begun, but {uri} has no ledger; begin one with "
-            "`mtil circle`.\n"
-        )
-    assert main(["status", "--run", str(tmp_path)]) == 2
-    assert "must have a run.json" in capsys.readouterr().err
+    assert main(["stop", "--run", uri, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"mtil: Only a circle is stopped from elsewhere, but {uri} has no ledger; end its "
+        "`mtil train` by Ctrl-C where it runs, and the same command goes on later.\n"
+    )
+    for command in ("stop", "status"):
+        assert main([command, "--run", str(tmp_path)]) == 2
+        assert "must have a run.json" in capsys.readouterr().err
 
 
 def test_a_foreign_sign_of_life_is_one_sentence(
@@ -414,8 +414,10 @@ def test_being_detached_is_told_as_json_too(
     monkeypatch.setattr(cluster, "connected", lambda **_: nullcontext())
     monkeypatch.setattr(distributed, "begin", lambda *_, **__: run)
     monkeypatch.setattr(distributed, "follow", follow)
-    words = ("circle", "--data", data_uri, "--run", run.uri, "--config", "demo", "--fold", "0")
-    code, values, seen = told(*words)
+    config = Path(f"{run.uri}.json")
+    config.write_text(json.dumps(to_dict(run.config)))
+    words = ("circle", "--data", data_uri, "--run", run.uri, "--config", str(config))
+    code, values, seen = told(*words, "--fold", "0")
     assert (code, values) == (0, {"run": run.uri, "detached": True})
     assert "Detached; the run goes on." in seen
 

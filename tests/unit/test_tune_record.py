@@ -153,10 +153,10 @@ def test_a_folder_without_a_search_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has none; begin one with `mtil-tune run`"):
         Search.open(str(tmp_path))
     (tmp_path / "search.json").write_text("{}")
-    with pytest.raises(DataError, match="is not a search's"):
+    with pytest.raises(DataError, match=r"search\.json .*; restore it, or name another search"):
         Search.open(str(tmp_path))
     (tmp_path / "search.json").write_text("[")
-    with pytest.raises(DataError, match="is not a search's"):
+    with pytest.raises(DataError, match=r"search\.json .*; restore it, or name another search"):
         Search.open(str(tmp_path))
 
 

@@ -7,11 +7,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mtil.config import Config
+from mtil.config import Config, to_dict
 from mtil.errors import ConfigError, DataError, StorageError
 from tune import space as spaces
 from tune import study as studies
-from tune.record import Rule
+from tune.record import Asked, Budget, Rule, Search
 from tune.study import Judge
 
 POINT = {"loss.weighting": "uncertainty", "loss.dice": 0.5}
@@ -19,6 +19,27 @@ SPREAD: dict[str, Any] = {
     "loss.weighting": optuna.distributions.CategoricalDistribution(("fixed", "uncertainty")),
     "loss.dice": optuna.distributions.FloatDistribution(0.2, 0.8),
 }
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search.create(
+        str(tmp_path / "search"),
+        Asked(
+            data="/data",
+            fingerprint="f" * 64,
+            config=to_dict(Config()),
+            budget=vars(Budget()),
+            space=["loss"],
+            narrowing={},
+            objective="dice",
+            sampler="tpe",
+            seed=0,
+            rule=vars(Rule()),
+            storage=None,
+            study="s",
+        ),
+    )
 
 
 @pytest.fixture
@@ -270,3 +291,63 @@ def test_what_matters_is_found_to_matter(journal: Path) -> None:
     shares = studies.importances(study, ["dice"])["dice"]
     assert max(shares, key=lambda key: shares[key]) == "loss.dice"
     assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (0, b"["),
+        (0, b"[" * 100_000),
+        (0, b"{}"),
+        (0, b'{"op_code": 99, "worker_id": "w"}'),
+        (0, b'{"op_code": 0}'),
+        (1, b'{"op_code": 4, "worker_id": "w"}'),
+        (1, b"1" * 5000),
+        (1, b"\xff\xfe"),
+        (1, b'{"op_code": 6, "worker_id": "w", "trial_id": []}'),
+    ],
+)
+def test_a_damaged_journal_is_one_sentence(journal: Path, number: int, line: bytes) -> None:
+    _add(_study(journal), 0.5)
+    lines = journal.read_bytes().splitlines()
+    lines[number] = line
+    journal.write_bytes(b"\n".join([*lines, b""]))
+    with pytest.raises(StorageError, match="restore it, or begin another search") as caught:
+        studies.open_storage(str(journal))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"value":0.5,"values":null', b'"value":null,"values":[0.5,0.5]'),
+        (b'"value":0.5', b'"value":"x"'),
+        (b'"value":0.5', b'"value":NaN'),
+        (b'"value":0.5', b'"value":null'),
+        (b'"state":1', b'"state":17'),
+        (b'"figures":[]', b'"figures":"much"'),
+        (b'"seconds":1.5', b'"seconds":"long"'),
+        (b'"directions":[2]', b'"directions":[2,2]'),
+        (b'"directions":[2]', b'"directions":[9]'),
+        (b'"datetime_start":"', b'"datetime_start":"x'),
+        (b'"loss.dice":0.5', b'"loss.dice":"x"'),
+        (b"FloatDistribution", b"Distribution"),
+    ],
+)
+def test_a_study_that_this_program_has_not_written_is_one_sentence(
+    search: Search, old: bytes, new: bytes
+) -> None:
+    study = optuna.create_study(
+        study_name=search.asked.study,
+        storage=studies.open_storage(search.storage),
+        direction="maximize",
+    )
+    _add(study, 0.5, figures=[], seconds=1.5)
+    assert [trial.values for trial in studies.trials(studies.load(search))] == [[0.5]]
+    path = Path(search.storage)
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(StorageError, match="restore it, or begin another search") as caught:
+        studies.load(search)
+    assert "\n" not in str(caught.value)
