@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from mtil.data.manifest import Manifest
 from mtil.errors import DataError
 from mtil.metrics import Results, by_class, by_size, summarise
 
@@ -61,6 +62,20 @@ def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
         source: {"num_images": len(part), "metrics": summarise(part)}
         for source, part in parts.items()
     }
+
+
+def with_named_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
+    """Return predictions in which each row's `source` is not empty.
+
+    In a data set of one collection, and of what was appended to it later, the rows of the first
+    collection have an empty source, as their ids begin with none. They get the collection's name.
+    """
+    first = [source.name for source in manifest.sources if not source.prefix]
+    if not first:
+        return predictions
+    column = predictions["source"]
+    named = pa.compute.if_else(pa.compute.equal(column, ""), first[0], column)
+    return predictions.set_column(predictions.schema.get_field_index("source"), "source", named)
 
 
 def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from mtil import scores
 from mtil.config import Config, digest, from_dict
 from mtil.data.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
+from mtil.distributed.listening import Guarded
 from mtil.errors import RunError
 from mtil.evaluation import to_results
 from mtil.metrics import Results, summarise
@@ -69,6 +70,7 @@ def confirm(
     rows, left_out = search.fresh_rows(folds)
     seeds = [base.seed + 1 + index for index in range(num_seeds)]
     todo = [(name, seed) for name in contenders for seed in seeds]
+    listen = Guarded(listen)
     results: dict[str, list[Results]] = {name: [] for name in contenders}
     for number, (name, seed) in enumerate(todo):
         listen({"kind": "training", "name": name, "seed": seed, "number": number, "of": len(todo)})

@@ -52,8 +52,6 @@ def run(options: argparse.Namespace) -> None:
             listen=lambda line: bar.show("scoring", line["images"], line["of"]),
         )
     figures = {"round": number, **evaluate(predictions, run_uri=options.run, folds=folds)}
-    called = {source.prefix: source.prefix or source.name for source in manifest.sources}
-    figures["by_source"] = {called[name]: part for name, part in figures["by_source"].items()}
     name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
     record.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     _print(figures, output)

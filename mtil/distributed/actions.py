@@ -83,11 +83,12 @@ def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
     import pyarrow as pa
 
     from mtil import scores
-    from mtil.evaluation import evaluate
+    from mtil.evaluation import evaluate, with_named_sources
 
     names = [run.predictions_name(action.round, fold) for fold in folds]
     tables = [scores.read(run.store, name) for name in names]
-    figures = evaluate(pa.concat_tables(tables), run_uri=run.uri, folds=folds)
+    predictions = with_named_sources(pa.concat_tables(tables), run.manifest())
+    figures = evaluate(predictions, run_uri=run.uri, folds=folds)
     name = run.evaluation_name(action.round)
     run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     by_pass: list[Any] = figures["by_pass"]

@@ -16,7 +16,7 @@ from mtil.data.selection import Selection, select, total
 from mtil.data.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
-from mtil.evaluation import check_complete
+from mtil.evaluation import check_complete, with_named_sources
 from mtil.rounds import chains, check_models
 from mtil.run import Run
 from mtil.storage import open_store
@@ -111,7 +111,7 @@ def predict_folds(
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
             listen({"kind": "scored", "images": images, "of": _count(units)})
-    predictions = pa.concat_tables(tables).sort_by(
+    predictions = with_named_sources(pa.concat_tables(tables), manifest).sort_by(
         [("fold", "ascending"), ("sample_id", "ascending"), ("pass", "ascending")]
     )
     for fold in folds:

@@ -228,7 +228,7 @@ def chain(dataset: str, bucket: str) -> Run:
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
     run = circle.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
     _end_by_a_mistake(run)
-    _fail(run, Train(0, 1, 0))
+    _fail(run, Train(0, 1))
 
     def stop(line: dict[str, Any]) -> None:
         if line["kind"] == "committed" and not stopped.is_set():

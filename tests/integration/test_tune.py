@@ -17,7 +17,7 @@ from mtil.config import from_dict, to_dict
 from mtil.data import manifest as manifests
 from mtil.data.shards import row_bytes
 from mtil.distributed.preflight import Node
-from mtil.errors import ResourceError, RunError
+from mtil.errors import ConfigError, DataError, ResourceError, RunError
 from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
@@ -27,6 +27,7 @@ from tune import study as studies
 from tune.cli import main
 from tune.record import Asked, Budget, Rule, Search, study_name
 from tune.search import StudySearch
+from tune.search.driver import Stop
 from tune.search.room import copies
 from tune.search.trial import TOLD, Means, Work, cause_of
 
@@ -151,6 +152,51 @@ def test_a_search_in_which_everything_fails_ends(tmp_path: Path) -> None:
     assert searcher.suggest("x") == Searcher.FINISHED
     with pytest.raises(RunError, match=r"5 trials failed, and 100 of 100 are missing; .*: cause 4"):
         searcher.raise_for_failures()
+
+
+def test_a_users_mistake_ends_the_search_and_its_trial_goes_on_later(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s")
+    searcher = StudySearch(search, 3, lambda line: None)
+    point = searcher.suggest("a")
+    mistake = {"cause": "The data set is damaged.", "trace": "", "mistake": "DataError"}
+    searcher.on_trial_complete("a", {TOLD: json.dumps(mistake)})
+    assert Stop(searcher).stop_all()
+    assert searcher.suggest("b") == Searcher.FINISHED
+    with pytest.raises(DataError, match=r"^The data set is damaged\.$"):
+        searcher.raise_for_failures()
+    again = StudySearch(search, 3, lambda line: None)
+    assert not Stop(again).stop_all()
+    assert again.suggest("a") == point
+
+
+def test_a_configuration_that_cannot_be_is_a_mistake_until_a_trial_has_ended(
+    tmp_path: Path,
+) -> None:
+    mistake = json.dumps({"cause": "No.", "trace": "", "mistake": "ConfigError"})
+    first = StudySearch(_search(tmp_path / "first"), 2, lambda line: None)
+    first.suggest("a")
+    first.on_trial_complete("a", {TOLD: mistake})
+    assert isinstance(first.mistake, ConfigError)
+    later = StudySearch(_search(tmp_path / "later"), 2, lambda line: None)
+    assert _drive(later, upto=1) == 1
+    later.suggest("b")
+    later.on_trial_complete("b", {TOLD: mistake})
+    assert later.mistake is None
+    assert studies.counts(studies.load(later._search))["failed"] == 1
+
+
+def _mistaken(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+    raise DataError("The data set is damaged.")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_trials_mistake_is_the_commands(tmp_path: Path) -> None:
+    search = _search(tmp_path / "s")
+    with pytest.raises(DataError, match=r"^The data set is damaged\.$"):
+        searches.run(search, 8, lambda line: None, does=_mistaken)
+    counts = studies.counts(studies.load(search))
+    assert counts["failed"] == counts["completed"] == 0
+    assert 1 <= counts["running"] <= 2
 
 
 def test_two_goals_are_kept_apart(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mtil.config import Config, digest
 from mtil.data.manifest import Manifest
 from mtil.data.shards import read
 from mtil.errors import CheckpointError, DataError
-from mtil.evaluation import check_complete, evaluate, to_results
+from mtil.evaluation import check_complete, evaluate, to_results, with_named_sources
 from mtil.inference import Predictor, at_size, views
 from mtil.metrics import calibrated
 from mtil.scoring import EVALUATION_COLUMNS, PREDICTIONS, lineage, score
@@ -294,6 +295,22 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
         tumours = [row["dice"] for row in rows if row["label"] < 2]
         assert part["num_images"] == len(rows)
         assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
+
+
+def test_the_first_collection_has_its_name(predictions: pa.Table, manifest: Manifest) -> None:
+    """Its rows have no source in the shards, also after another collection was appended."""
+    names = [("", "udiat")[index % 3 == 0] for index in range(predictions.num_rows)]
+    at = predictions.schema.get_field_index("source")
+    table = predictions.set_column(at, "source", pa.array(names))
+    (first,) = manifest.sources
+    assert (first.prefix, first.name) == ("", "BUSI")
+    appended = replace(first, prefix="udiat", name="UDIAT")
+    named = with_named_sources(table, replace(manifest, sources=(first, appended)))
+    assert named["source"].to_pylist() == [name or "BUSI" for name in names]
+    assert named.schema == predictions.schema
+    assert set(evaluate(named, run_uri="r", folds=(0,))["by_source"]) == {"BUSI", "udiat"}
+    both = replace(manifest, sources=(replace(first, prefix="busi"), appended))
+    assert with_named_sources(table, both) is table
 
 
 def test_distances_are_in_millimetres_where_pixels_are_known(model: Model, rows: pa.Table) -> None:

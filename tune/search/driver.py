@@ -24,11 +24,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtil import errors
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.selection import NORMAL, select, total
 from mtil.distributed import cluster, trainer
-from mtil.errors import DataError, RunError
+from mtil.distributed.listening import Guarded
+from mtil.errors import ConfigError, DataError, RunError, UserError
 from tune import study as studies
 from tune.record import Search
 from tune.search import session
@@ -78,7 +80,7 @@ def run(
     """
     with session.alone(search.store):
         studies.mend(search.storage)
-        searcher = StudySearch(search, num_trials, listen)
+        searcher = StudySearch(search, num_trials, Guarded(listen))
         if searcher.missing:
             _run(search, searcher, max_concurrent, keep_models, does)
     searcher.raise_for_failures()
@@ -138,6 +140,7 @@ def _fit(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_LOSSES),
+                stop=Stop(searcher),
                 callbacks=[Failures(searcher)],
             ),
         ).fit()
@@ -163,6 +166,8 @@ class StudySearch(OptunaSearch):
     def __init__(self, search: Search, num_trials: int, listen: Listener) -> None:
         self._search, self._asked, self._listen = search, num_trials, listen
         self._failed: list[str] = []
+        self.mistake: UserError | None = None
+        """The user's mistake that ends the search: other trials would make it, too."""
         names = search.objective.names
         one = len(names) == 1
         with studies.quiet():
@@ -202,6 +207,8 @@ class StudySearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial's point and number: first those that a driver left running."""
+        if self.mistake is not None:
+            return cast(dict[str, Any], Searcher.FINISHED)
         if self._orphans:
             number = self._orphans.pop(0)
             frozen = self.study.get_trials(deepcopy=False)[number]
@@ -238,8 +245,11 @@ class StudySearch(OptunaSearch):
         """Raise if failures have kept the search from what was asked.
 
         Raises:
+            UserError: if it was a user's mistake.
             RunError: with their number and the last cause.
         """
+        if self.mistake is not None:
+            raise self.mistake
         if self.missing and self._failed:
             raise RunError(
                 f"{len(self._failed)} trials failed, and {self.missing} of {self._asked} are "
@@ -258,6 +268,10 @@ class StudySearch(OptunaSearch):
 
     def _tell(self, trial_id: str, outcome: Outcome) -> None:
         trial = self._ot_trials.pop(trial_id)
+        if self._is_of_all(outcome):
+            kind = getattr(errors, outcome["mistake"], UserError)
+            self.mistake = self.mistake or kind(outcome["cause"])
+            return  # the trial stays as it is, and goes on in the next command
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         cause = outcome.get("cause")
         values = None
@@ -277,6 +291,14 @@ class StudySearch(OptunaSearch):
             self.study.tell(trial, values)
         told = studies.told(self.study.get_trials(deepcopy=False)[trial.number])
         self._listen({"kind": "trial", "trial": told, "ended": self._ended(), "asked": self._asked})
+
+    def _is_of_all(self, outcome: Outcome) -> bool:
+        """Say whether a trial has failed by a user's mistake that the others make, too.
+
+        A configuration may be that of the trial alone, once another has come to its end.
+        """
+        kind = outcome.get("mistake")
+        return kind is not None and not (kind == ConfigError.__name__ and self._ended())
 
     def _worth(self, outcome: Outcome) -> tuple[list[float], str | None]:
         """Return what a trial is worth, and why it is worth nothing if so."""
@@ -305,6 +327,21 @@ class StudySearch(OptunaSearch):
     def _is_hopeless(self) -> bool:
         failed = len(self._failed)
         return failed >= max(_HOPELESS, self._asked) or (failed >= _HOPELESS and not self._ended())
+
+
+class Stop(ray_tune.Stopper):
+    """Ends the search, with what runs, at a user's mistake."""
+
+    def __init__(self, searcher: StudySearch) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Let each trial come to its own end."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Say whether all trials are to end."""
+        return self._searcher.mistake is not None
 
 
 class Failures(ray_tune.Callback):

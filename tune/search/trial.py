@@ -41,7 +41,9 @@ class Means:
 
 
 Outcome = dict[str, Any]
-"""What is told of a trial: `figures` of its trainings and `seconds`, or the `cause` of its end."""
+"""What is told of a trial: `figures` of its trainings and `seconds`, or the `cause` of its end.
+
+With `mistake`, the name of an error, the cause is a user's mistake."""
 
 Work = Callable[[str, int, Mapping[str, Value], Means], Outcome]
 """Does the trial of a number and a point, of the search at a URI."""
@@ -81,6 +83,8 @@ def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> Non
         if failures.is_loss(error):
             raise
         outcome = {"cause": cause_of(error), "trace": traceback.format_exc()}
+        if (mistaken := failures.mistake(error)) is not None:
+            outcome["mistake"] = type(mistaken).__name__
     ray_tune.report({TOLD: json.dumps(outcome)})
 
 
