@@ -36,7 +36,7 @@ def shown(header: "Dataset") -> Pixels:
         colours = _coloured(header, _decoded(header))
         bits = int(header.RedPaletteColorLookupTableDescriptor[2])
         return _scaled(colours, 0, 2**bits - 1 if colours.max() > 255 else 255)
-    values = _without_unused_bits(header, _decoded(header))
+    values = _decoded(header)
     if values.ndim == 3:  # YBR_FULL and YBR_FULL_422 come as RGB
         return _scaled(values, 0, 2 ** int(header.BitsStored) - 1)
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
@@ -54,14 +54,17 @@ def stored(header: "Dataset") -> Values:
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         return _coloured(header, _decoded(header))
-    values = _without_unused_bits(header, _decoded(header))
+    values = _decoded(header)
     if kind == "MONOCHROME1":
         return _range(header)[1] - values.astype(np.int64)
     return np.maximum(values, 0)
 
 
 def _decoded(header: "Dataset") -> Values:
-    """Return a frame's values, which the header does not keep, as its own attribute would."""
+    """Return a frame's values without what old overlays have in bits that are not theirs.
+
+    The header does not keep the values, as it would those of its own attribute.
+    """
     from pydicom.pixels.utils import pixel_array
 
     return np.asarray(pixel_array(header))
@@ -80,21 +83,6 @@ def _range(header: "Dataset") -> tuple[int, int]:
         raise ValueError(f"its pixels have {bits} bits")
     signed = int(header.PixelRepresentation) == 1
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-def _without_unused_bits(header: "Dataset", values: Values) -> Values:
-    """Return values without what lies in bits that are not theirs, such as old overlays."""
-    low, high = _range(header)
-    allocated = 8 * values.dtype.itemsize
-    bits, top = int(header.BitsStored), int(header.get("HighBit", int(header.BitsStored) - 1))
-    if values.dtype.kind not in "iu" or bits >= allocated or int(header.BitsAllocated) == 1:
-        return values
-    if top != bits - 1 and bits <= top + 1 <= allocated:
-        values = values >> (top + 1 - bits)
-    if low <= values.min() and values.max() <= high:
-        return values
-    cut: Values = values & (2**bits - 1)
-    return np.where(cut > high, cut - 2**bits, cut) if low < 0 else cut
 
 
 def _looked_up(header: "Dataset", values: Values) -> Pixels:

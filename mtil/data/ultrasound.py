@@ -75,8 +75,7 @@ def read_regions(header: "Dataset", height: int, width: int) -> Regions:
         if box is not None and _fits(box, height, width)
     )
     beyond = any(
-        box is not None and (box[2] > height + 1 or box[3] > width + 1)
-        for box in map(_box, regions)
+        box is not None and _reaches_beyond(box, height, width) for box in map(_box, regions)
     )
     if beyond or len(fitting) < len(boxes) or (boxes and not _cover(fitting, height, width)):
         same = size is not None and spacing is not None and _alike(size, spacing)
@@ -136,6 +135,11 @@ def _box(region: "Dataset") -> Box | None:
     if top is None or left is None or bottom is None or right is None:
         return None
     return top, left, bottom + 1, right + 1
+
+
+def _reaches_beyond(box: Box, height: int, width: int) -> bool:
+    top, left, bottom, right = box
+    return max(top, bottom - 1) > height or max(left, right - 1) > width
 
 
 def _fits(box: Box, height: int, width: int) -> bool:

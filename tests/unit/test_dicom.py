@@ -391,3 +391,219 @@ def test_a_mask_may_be_dicom_of_eight_bits_or_one() -> None:
     ds.HighBit = 0
     ds.PixelData = pack_bits(mask.astype(np.uint8))
     np.testing.assert_array_equal(read_mask(file(ds), "m"), mask)
+
+
+BEYOND = [(9, 2, 72, 48), (0, 0, 37, 23), (0, 0, 35, 25), (2**32 - 4, 0, 35, 23), (90, 2, 99, 9)]
+"""Boxes that reach beyond a frame of 36 x 24 pixels."""
+
+
+@pytest.mark.parametrize("box", BEYOND)
+@pytest.mark.parametrize(("data_type", "spatial"), [(1, 1), (3, 3)])
+def test_regions_of_another_frame_are_not_used(
+    box: tuple[int, int, int, int], data_type: int, spatial: int
+) -> None:
+    ds = header(GRAY)
+    ds.SequenceOfUltrasoundRegions = Sequence(
+        [region((5, 2, 14, 11)), region(box, data_type, spatial)]
+    )
+    frame = dicom.open_frame(file(ds), "x", max_pixels=10**6)
+    assert (frame.stray_regions, frame.pixel_size) == (True, None)
+    np.testing.assert_array_equal(frame.gray(), GRAY)
+    ds.PixelSpacing = [0.08, 0.08]  # the region's own, as little worth
+    assert dicom.pixel_size(file(ds)) is None
+    ds.PixelSpacing = [0.16, 0.16]
+    assert dicom.pixel_size(file(ds)) == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize("box", [(9, 2, 5, 11), (5, 11, 14, 2), (7, 7, 8, 8), None])
+def test_regions_that_say_no_place_hide_nothing(box: tuple[int, int, int, int] | None) -> None:
+    item = region(box or (0, 0, 35, 23))
+    if box is None:
+        del item.RegionLocationMaxX1
+    tiny = box == (7, 7, 8, 8)  # beside others it may be one of several
+    for others in ([],) if tiny else ([], [region((5, 2, 14, 11))]):
+        ds = header(GRAY)
+        ds.SequenceOfUltrasoundRegions = Sequence([*others, item])
+        frame = dicom.open_frame(file(ds), "x", max_pixels=10**6)
+        assert (frame.stray_regions, frame.pixel_size) == (True, None)
+        np.testing.assert_array_equal(frame.gray(), GRAY)
+
+
+def test_a_far_corner_that_is_the_size_and_overlaps_do_no_harm() -> None:
+    ds = header(GRAY)
+    ds.SequenceOfUltrasoundRegions = Sequence(
+        [region((5, 2, 36, 24)), region((0, 0, 9, 9)), region((10, 4, 20, 9), data_type=2)]
+    )
+    frame = dicom.open_frame(file(ds), "x", max_pixels=10**6)
+    expected = np.zeros_like(GRAY)
+    expected[2:, 5:] = GRAY[2:, 5:]
+    expected[:10, :10] = GRAY[:10, :10]
+    np.testing.assert_array_equal(frame.gray(), expected)
+    assert (frame.stray_regions, frame.pixel_size) == (False, pytest.approx(0.08))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), None, 1e9])
+def test_a_region_without_a_pixel_size_leaves_the_spacing(value: float | None) -> None:
+    ds = header(GRAY)
+    item = region((0, 0, 35, 23))
+    if value is None:
+        del item.PhysicalDeltaX
+    else:
+        item.PhysicalDeltaX = item.PhysicalDeltaY = value
+    ds.SequenceOfUltrasoundRegions = Sequence([item])
+    assert dicom.pixel_size(file(ds)) is None
+    ds.PixelSpacing = [0.2, 0.2]
+    expected = None if value == 1e9 else pytest.approx(0.2)
+    assert dicom.pixel_size(file(ds)) == expected
+    np.testing.assert_array_equal(gray_of(ds), GRAY)
+
+
+@pytest.mark.parametrize("values", [[0.2], [0.2, 0.3], [0.0, 0.0], [-0.2, -0.2]])
+def test_a_spacing_that_is_none_is_no_pixel_size(values: list[float]) -> None:
+    ds = header(GRAY)
+    ds.PixelSpacing = values
+    assert dicom.pixel_size(file(ds)) is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize(
+    ("center", "width"),
+    [
+        ("128", "0"), ("128", "-256"), ("128", "0.5"), ("abc", "256"), ("128", "wide"),
+        ("nan", "256"), ("128", "inf"), ("128", "1e300"), ("1e300", "256"), ("32768", "65536"),
+        ("90000", "256"), ("-90000", "256"), ("", ""), ("128", ""),
+    ],
+)  # fmt: skip
+def test_a_window_that_is_none_is_passed_over(center: str, width: str) -> None:
+    data = file(with_text(GRAY, center, width))
+    np.testing.assert_array_equal(read_gray(data, "x"), GRAY)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_of_several_windows_the_first_that_is_one_counts() -> None:
+    values = np.array([[0, 50, 100, 150, 200]], np.uint8)
+    data = file(with_text(values, "10\\100\\150", "0\\100\\10"))
+    # (value - 99.5) / 99 + 0.5, of 255
+    assert read_gray(data, "x").tolist() == [[0, 0, 129, 255, 255]]
+
+
+def with_text(pixels: Pixels, center: str, width: str) -> Dataset:
+    """Return a header whose window is any text."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    ds = header(pixels)
+    for tag, text in ((0x00281050, center), (0x00281051, width)):
+        value = text.encode()
+        value += b" " * (len(value) % 2)
+        ds[tag] = RawDataElement(Tag(tag), "DS", len(value), value, 0, False, True)
+    return ds
+
+
+def test_a_sigmoid_window_is_applied() -> None:
+    ds = header(np.array([[0, 100, 150, 255]], np.uint8))
+    ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = 100, 100, "SIGMOID"
+    expected = [round(255 / (1 + np.exp(-4 * (value - 100) / 100))) for value in (0, 100, 150, 255)]
+    assert gray_of(ds).tolist() == [expected]
+
+
+def test_a_damaged_table_of_interest_leaves_the_pixels() -> None:
+    ds = header(GRAY)
+    ds.VOILUTSequence = Sequence([Dataset()])
+    np.testing.assert_array_equal(gray_of(ds), GRAY)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("slope", ["nan", "steep", "1\\2"])
+def test_a_slope_that_is_no_number_is_passed_over(slope: str) -> None:
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    ds = header(GRAY)
+    value = slope.encode() + b" " * (len(slope) % 2)
+    ds[0x00281053] = RawDataElement(Tag(0x00281053), "DS", len(value), value, 0, False, True)
+    ds.RescaleIntercept = 0
+    np.testing.assert_array_equal(read_gray(file(ds), "x"), GRAY)
+
+
+def test_bits_that_are_not_the_pixels_do_not_count() -> None:
+    values = np.array([[0, 1000, 4095]], np.uint16)
+    overlaid = values | np.array([[0xF000, 0, 0x1000]], np.uint16)
+    assert gray_of(header(overlaid, bits=12)).tolist() == [[0, 62, 255]]
+    signed = np.array([[-2048, 0, 2047]], np.int16)
+    overlaid = (signed & 0x0FFF) | np.array([[0, 0x4000, 0x1000]], np.int16)
+    assert gray_of(header(overlaid, bits=12)).tolist() == [[0, 128, 255]]
+
+
+def test_frames_that_the_header_does_not_count_are_refused() -> None:
+    ds = header(GRAY)
+    ds.PixelData = GRAY.tobytes() * 3
+    with pytest.raises(DataError, match=r"single frame, but scan\.png holds 3; save"):
+        gray_of(ds)
+    two = FileDataset("", header(np.stack([GRAY, GRAY])), file_meta=FileMetaDataset())
+    two.Rows, two.Columns, two.NumberOfFrames = *GRAY.shape, 2
+    two.SamplesPerPixel, two.PhotometricInterpretation = 1, "MONOCHROME2"
+    two.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    two.compress(RLELossless, generate_instance_uid=False)
+    del two.NumberOfFrames
+    with pytest.raises(DataError, match=r"single frame, but scan\.png holds 2; save"):
+        gray_of(two, RLELossless)
+
+
+def deflated(ds: Dataset, more: bytes = b"") -> bytes:
+    """Return the bytes of a deflated file, with bytes behind its pixels."""
+    import zlib
+
+    plain = file(ds, ExplicitVRLittleEndian)
+    length = int.from_bytes(plain[140:144], "little")
+    meta, body = plain[144 : 144 + length], plain[144 + length :] + more
+    meta = meta.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    head = bytearray(plain[:144])
+    at = meta.index(b"1.2.840.10008.1.2.1.99")
+    meta = meta[: at - 2] + (22).to_bytes(2, "little") + meta[at:]
+    head[140:144] = len(meta).to_bytes(4, "little")
+    return bytes(head) + meta + packer.compress(body) + packer.flush()
+
+
+def test_a_deflated_file_is_read() -> None:
+    np.testing.assert_array_equal(read_gray(deflated(header(GRAY)), "x"), GRAY)
+
+
+def test_a_deflated_file_is_inflated_no_further_than_its_frame() -> None:
+    padding = b"\xfc\xff\xfc\xffOB\0\0" + (2**26).to_bytes(4, "little") + bytes(2**26)
+    data = deflated(header(GRAY), padding)
+    assert len(data) < 2**17
+    with pytest.raises(DataError, match=r"bomb\.dcm inflates to more than 16,778,080 bytes"):
+        read_gray(data, "bomb.dcm")
+    large = header(GRAY)
+    large.Rows = large.Columns = 60_000
+    with pytest.raises(DataError, match=r"pixels, but bomb\.dcm has 60000 x 60000"):
+        read_gray(deflated(large), "bomb.dcm")
+
+
+def test_compressed_pixels_of_another_size_are_refused_before_they_are_decoded() -> None:
+    sink = io.BytesIO()
+    Image.new("L", (4000, 3000)).save(sink, "JPEG")
+    jpeg = header(GRAY)
+    jpeg.PixelData = encapsulate([sink.getvalue()])
+    jpeg["PixelData"].is_undefined_length = True
+    with pytest.raises(
+        DataError, match=r"must be 36 x 24, as its header says, but are 4000 x 3000"
+    ):
+        gray_of(jpeg, JPEGBaseline8Bit)
+    packed = header(GRAY)
+    start = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    packed.PixelData = encapsulate([start + b"\x81\x00" * 100_000])  # 12.8 million zeros
+    packed["PixelData"].is_undefined_length = True
+    with pytest.raises(DataError, match="unpacks to more than 864 bytes"):
+        gray_of(packed, RLELossless)
+
+
+def test_a_mask_of_sixteen_bits_keeps_its_ones() -> None:
+    mask = np.zeros((24, 40), np.uint16)
+    mask[5:12, 3:20] = 1
+    np.testing.assert_array_equal(read_mask(file(header(mask)), "m"), mask == 1)
+    inverse = header((1 - mask).astype(np.uint8), "MONOCHROME1", bits=1)
+    inverse.BitsAllocated = 8
+    np.testing.assert_array_equal(read_mask(file(inverse), "m"), mask == 1)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_to_bytes
@@ -374,10 +378,192 @@ def test_a_mask_of_another_folder_is_an_image() -> None:
         (["a.png", "a.jpg", "a.png.png"], ["a.png.png", "a.jpg.png", "a.png.png.png"]),
         (["v1.2.png", "v1.3.png"], ["v1.2.png", "v1.3.png"]),
         (["image"], ["image.png"]),
+        (["x.jpg", "x.png/y.png"], ["x.jpg.png", "x.png/y.png"]),
+        (
+            ["x.jpg", "x.jpg.png/y.png", "x.png/z.png"],
+            ["x.jpg.png.png", "x.jpg.png/y.png", "x.png/z.png"],
+        ),
+        (["a" * 251 + ".png"], ["a" * 251 + ".png"]),
     ],
 )
 def test_output_names(names: list[str], expected: list[str]) -> None:
     assert list(output_names(names).values()) == expected
+
+
+def test_output_names_that_are_too_long_are_cut_and_differ(tmp_path: Path) -> None:
+    long = ["ä" * 125 + "a.png", "ä" * 125 + "a.jpg", "a" * 255, "b" * 300 + "/x.png"]
+    found = output_names(long)
+    assert len(set(found.values())) == len(long)
+    assert all(name.endswith(".png") for name in found.values())
+    for target in found.values():
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / target).write_bytes(b"")  # a file system takes them
+    assert output_names(long) == found
+
+
+def test_images_whose_results_would_collide_keep_apart(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    names = ["x.jpg", "x.png/y.png", "n" * 251 + ".png", "n" * 251 + ".jpg", "[/foo] [b].png"]
+    for name in names:
+        save(folder / name, 1)
+    summary, _ = go(checkpoint, folder, tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert sorted(rows) == sorted(names)
+    assert len({row["mask"] for row in rows.values()}) == len(names)
+    assert all((tmp_path / "out" / row["mask"]).is_file() for row in rows.values())
+    assert summary["files"] == {
+        "seen": 5, "predicted": 5, "masks": 0, "ignored": 0, "skipped": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (
+            ["benign (1).png", "b/c.jpg"],
+            ["benign (1)_mask.png", "benign (1)_mask_1.png", "b/c_mask.jpg"],
+        ),
+        (
+            ["case001.png", "case002.png"],
+            [
+                "case001_tumor.png",
+                "Case001_Tumor.PNG",
+                "case002_other1.png",
+                "masks/case002_tumor.png",
+            ],
+        ),
+        (["original/000001.png"], ["GT/000001.png"]),
+        (["u/original/1.png", "other/GT/1.png"], ["u/GT/1.png"]),
+        (["BUSBRA/Images/bus_0001-l.png"], ["BUSBRA/Masks/mask_0001-l.png"]),
+        (["images/ALWI_000.png"], ["masks/ALWI_000.png", "masks/deep/x.png"]),
+        (["GT/1.png", "masks/2.png", "case001_tumor.png", "tumor.png", "a_mask.png"], []),
+    ],
+)
+def test_masks_of_published_layouts_are_no_images(images: list[str], masks: list[str]) -> None:
+    chosen = select(sorted([*images, *masks, "notes.txt", ".x/y.png"]))
+    assert chosen.names == sorted(images)
+    assert sorted(chosen.masks) == sorted(masks)
+    assert (chosen.hidden, chosen.others) == ((".x/y.png",), ("notes.txt",))
+    assert chosen.num_files == len(images) + len(masks) + 2
+
+
+def test_every_file_is_accounted_for(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("case001.png", "case001_tumor.png", "x.png"):
+        save(folder / name, 1)
+    pages = [Image.fromarray(speckle(seed)) for seed in (1, 2)]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    (folder / "broken.png").write_bytes(b"nothing")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "IM0001").write_bytes(b"")
+    summary, heard = go(checkpoint, folder, tmp_path / "out")
+    assert summary["files"]["seen"] == 7
+    assert sum(summary["files"].values()) == 2 * 7
+    assert summary["files"] | {"seen": 0} == {
+        "seen": 0, "predicted": 2, "masks": 1, "ignored": 1, "skipped": 3,
+    }  # fmt: skip
+    why = {item["image"]: item["why"] for item in summary["skipped"]}
+    assert list(why) == ["broken.png", "pages.tif", "pipe.png"]
+    assert "several" in why["pages.tif"]
+    assert "a named pipe" in why["pipe.png"]
+    assert "case001_tumor.png" in heard.texts("skipped")[0]
+    assert "IM0001" in heard.texts("skipped")[1]
+
+
+def test_a_pipe_as_the_input_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="is no regular file; name an image or a folder"):
+        go(checkpoint, tmp_path / "pipe.png", tmp_path / "out")
+
+
+def test_an_image_is_predicted_upright_and_its_mask_lies_as_it(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    upright = Image.fromarray(speckle(3, 70, 110))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    upright.save(tmp_path / "in" / "upright.png")
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "in" / "turned.png", exif=tags)
+    go(checkpoint, tmp_path / "in", tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert (rows["turned.png"]["height"], rows["turned.png"]["width"]) == ("70", "110")
+    for folder in ("mask", "overlay"):
+        parts = [(tmp_path / "out" / rows[name][folder]).read_bytes() for name in rows]
+        assert parts[0] == parts[1]
+    figures = [rows[name]["malignant_probability"] for name in rows]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("part", ["probability", "map"])
+def test_what_is_no_number_is_an_error_of_the_image(
+    part: str, tmp_path: Path, images: Path
+) -> None:
+    class Odd(Ensemble):
+        def __call__(self, grays: Any, *, at_once: int) -> Any:
+            lesion, malignant = super().__call__(grays, at_once=at_once)
+            for index, gray in enumerate(grays):
+                if gray.shape == (64, 64):  # y.tif
+                    if part == "map":
+                        lesion[index, 3, 3] = np.nan
+                    else:
+                        malignant[index] = np.nan
+            return lesion, malignant
+
+    ensemble = Odd([[tiny_model()]], torch.device("cpu"))
+    source, out = LocalStore(str(images)), LocalStore(str(tmp_path / "out"))
+    names, heard = source.names(), Heard()
+    assert predict_images(ensemble, source, names, out, batch_size=2, listen=heard) == 4
+    rows = table(tmp_path / "out")
+    assert "not a number" in rows["y.tif"]["error"]
+    assert rows["y.tif"]["malignant"] == rows["y.tif"]["mask"] == ""
+    assert heard.texts("unreadable") == [rows["y.tif"]["error"]]
+    with pytest.raises(DataError, match=r"none of 1 in .* y\.tif cannot be predicted"):
+        predict_images(
+            ensemble, source, ["y.tif"], LocalStore(str(tmp_path / "none")), batch_size=2,
+            listen=heard,
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
+def test_regions_of_another_frame_are_said_once(checkpoint: str, tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_dicom(tmp_path / "in" / f"{number}.dcm", speckle(number))
+    summary, heard = go(checkpoint, tmp_path / "in", tmp_path / "out")
+    assert summary["num_stray_regions"] == 2
+    said = [text for text in heard.texts("skipped") if "regions" in text]
+    assert said[0].startswith("2 images have ultrasound regions that do not fit")
+    assert len(said) == 1
+    plain = tmp_path / "plain"
+    for number in (1, 2):
+        save_dicom(plain / f"{number}.dcm", speckle(number), region=False)
+    go(checkpoint, plain, tmp_path / "other")
+    for name, row in table(tmp_path / "out").items():
+        other = table(tmp_path / "other")[name]
+        assert row["malignant_probability"] == other["malignant_probability"]
+
+
+def save_dicom(path: Path, pixels: np.ndarray, *, region: bool = True) -> None:
+    """Write a frame whose tissue region, if it has one, was placed in a larger frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.PixelData = pixels.tobytes()
+    if region:
+        item = Dataset()
+        item.RegionSpatialFormat = item.RegionDataType = 1
+        item.RegionLocationMinX0, item.RegionLocationMinY0 = 20, 10
+        item.RegionLocationMaxX1, item.RegionLocationMaxY1 = 400, 300
+        data.SequenceOfUltrasoundRegions = [item]
+    data.save_as(path, enforce_file_format=True)
 
 
 def test_images_of_one_stem_keep_apart(checkpoint: str, tmp_path: Path) -> None:
