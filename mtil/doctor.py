@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
-from mtil import __version__
+from mtil import __version__, machine
 from mtil.errors import MtilError, StorageError
 from mtil.storage import LocalStore, Store, open_store
 
@@ -74,6 +74,7 @@ def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> lis
             or `RuntimeError`; Ray is only imported otherwise.
     """
     checks = [check_python(), *check_packages(), check_processor(), *check_gpus(), check_weights()]
+    checks += [Check(*vars(one).values()) for one in machine.findings()]
     checks += check_ray(start_ray)
     checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, memory_bytes())]
     if to is not None:

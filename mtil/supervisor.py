@@ -88,7 +88,9 @@ def _tell(line: str) -> None:
         os.write(_sink, os.fsencode(line) + b"\0")
 
 
-def _follow(child: int, signals: set[signal.Signals], waited: set[signal.Signals]) -> tuple[int, bool]:
+def _follow(
+    child: int, signals: set[signal.Signals], waited: set[signal.Signals]
+) -> tuple[int, bool]:
     """Pass signals on until the child has ended. Return its exit code, and whether one came."""
     since: float | None = None
     while (code := _reaped(child)) is None:
