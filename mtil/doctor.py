@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from mtil import __version__
+from mtil import __version__, machine
 from mtil.errors import MtilError
 from mtil.storage import open_store
 from mtil.storage.checks import notes, round_trip
@@ -69,6 +69,7 @@ def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> lis
             or `RuntimeError`; Ray is only imported otherwise.
     """
     checks = [check_python(), *check_packages(), check_processor(), *check_gpus(), check_weights()]
+    checks += [Check(*vars(one).values()) for one in machine.findings()]
     checks += check_ray(start_ray)
     checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, memory_bytes())]
     if to is not None:

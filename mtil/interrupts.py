@@ -104,6 +104,19 @@ def deferred() -> Iterator[None]:
         _raise()
 
 
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Keep SIGINT from the processes that this thread starts in the block, for as long as they run.
+
+    Ctrl-C goes to all processes of a terminal; their parent ends these.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 

@@ -94,11 +94,9 @@ def _follow(
     """Pass signals on until the child has ended. Return its exit code, and whether one came."""
     since: float | None = None
     while (code := _reaped(child)) is None:
-        if since is None:
-            arrived = signal.sigwaitinfo(waited)
-        else:
-            arrived = signal.sigtimedwait(waited, _AGAIN_S)
-        if since is None and arrived is not None and arrived.si_signo in signals:
+        if since is not None:
+            signal.sigtimedwait(waited, _AGAIN_S)
+        elif signal.sigwaitinfo(waited).si_signo in signals:
             since = time.monotonic()
         if since is not None:
             late = time.monotonic() - since > _CLEANUP_S

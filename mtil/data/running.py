@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, Protocol, TypeVar
 
+from mtil import interrupts
 from mtil.errors import RunError
 
 Job = TypeVar("Job", contravariant=True)
@@ -65,9 +69,12 @@ def processes(
     num_workers = min(len(jobs), os.cpu_count() or 1)
     if num_workers < 2 or sum(sizes) < _FEW:
         return here(function, jobs, sizes, listen)
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), initializer=follow_parent
+    )
     try:
-        futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
+        with interrupts.kept_from_children():
+            futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             future.result()
             listen(sizes[futures[future]])
@@ -77,8 +84,25 @@ def processes(
             "A process that prepared images died, most likely for want of memory; "
             "run the same command again to go on."
         ) from None
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.kill()  # a job may take minutes
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def follow_parent() -> None:
+    """Leave interrupts to the parent process, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:

@@ -85,9 +85,8 @@ def _join(verbose: bool) -> Iterator[None]:
             _knock(address)
             _start(verbose, address=address)
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
             raise ResourceError(
-                f"The cluster of RAY_ADDRESS={address} does not answer ({reason}); "
+                f"The cluster of RAY_ADDRESS={address} does not answer ({_first_line(error)}); "
                 "unset RAY_ADDRESS to run on this machine."
             ) from error
         yield
@@ -102,27 +101,39 @@ def _alone(verbose: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     # Ray would write its token into the home folder, and others could read it there
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    machine.require()
     place = machine.place()
     with ExitStack() as stack:
-        own = _own_folder(place.sockets, verbose, stack)
-        spilled = (
-            own if place.objects == place.sockets else _own_folder(place.objects, False, stack)
-        )
+        with interrupts.deferred():
+            own = spilled = _own_folder(place.sockets, stack, keep=verbose)
+            if place.objects != place.sockets:
+                spilled = _own_folder(place.objects, stack)
         try:
-            with _in_background():
-                _start(
-                    verbose,
-                    address="local",
-                    include_dashboard=False,
-                    _temp_dir=str(own),
-                    object_spilling_directory=str(spilled),
-                )
+            try:
+                with _in_background():
+                    _start(
+                        verbose,
+                        address="local",
+                        include_dashboard=False,
+                        _temp_dir=str(own / machine.RAY_FOLDER),  # Ray lets everybody write to it
+                        object_spilling_directory=str(spilled),
+                    )
+            except Exception as error:
+                raise ResourceError(
+                    f"Ray does not start on this machine ({_first_line(error)}); `mtil doctor` "
+                    "says what it lacks, and `--verbose` shows what Ray says."
+                ) from error
             yield
         finally:
             _stop()
 
 
-def _own_folder(base: Path, keep: bool, stack: ExitStack) -> Path:
+def _first_line(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0].rstrip(".")
+    return reason or type(error).__name__
+
+
+def _own_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
     """Make a folder for Ray that goes with the stack, or with the process if that is killed."""
     scratch.remove_abandoned(base)
     own = stack.enter_context(scratch.folder(base, keep=keep))

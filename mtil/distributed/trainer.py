@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from mtil import supervisor
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.shards import row_bytes
@@ -213,6 +215,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
         _relayed(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
+        supervisor.remove_at_end(Path(scratch))
         trainer = _Trainer(
             partial(_train_fold, job),  # as a configuration its controller would unpack it too
             scaling_config=ScalingConfig(  # type: ignore[call-arg]

@@ -17,7 +17,8 @@ from cluster import object_store
 from mtil.plan import Train
 from mtil.run import Run
 from tests.e2e.gate import Gate, Moment
-from tests.e2e.places import BUCKET, kill
+from tests.e2e.places import BUCKET, kill, wait_for
+from tests.e2e.signals import SENTENCE, Shot
 from tests.waiting import until
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -129,6 +130,35 @@ def test_a_driver_that_was_killed_goes_on(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_training_that_is_told_to_end_leaves_nothing_and_goes_on(
+    mtil: Command, run: Path, data: Path, tmp_path: Path
+) -> None:
+    """SIGTERM while Ray starts, and to all processes of the command in mid-training."""
+    folder = tmp_path / "told"
+    arguments = ["mtil", "train", "--data", str(data), "--run", str(folder), "--fold", "0", *SMALL]
+    pointer = folder / "rounds" / "0" / "fold-0" / "checkpoints" / "latest.json"
+
+    def end(moment: Callable[[Shot], object], *, to_group: bool) -> None:
+        shot = Shot(arguments, tmp_path / "log")
+        try:
+            wait_for(lambda: moment(shot) or shot.process.poll() is not None)
+            assert shot.process.poll() is None, "the command ended before its signal"
+            shot.send(signal.SIGTERM, to_group=to_group)
+            assert shot.wait() == 130
+            assert shot.log.read_text() == f"mtil: {SENTENCE}"
+            assert shot.left() == []
+        finally:
+            shot.clean()
+
+    end(lambda shot: list(shot.scratch.glob("mtil-*/r/session_*")), to_group=False)
+    assert not folder.exists()
+    end(lambda shot: pointer.exists(), to_group=True)
+    again = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL)
+    assert again.returncode == 0, again.stderr
+    ours, theirs = (Run.open(str(root)).model(Train(0, 0)).digest for root in (folder, run))
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -172,14 +202,18 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
     assert not (tmp_path / "r").exists()
 
 
-def test_doctor_knows_the_storage_and_leaves_no_token_that_others_can_read(
-    mtil: Command, tmp_path: Path
-) -> None:
-    home, to = tmp_path / "home", tmp_path / "to"
+def test_doctor_knows_the_storage_and_leaves_nothing_behind(mtil: Command, tmp_path: Path) -> None:
+    """Where TMPDIR is too long for sockets, and has letters that ASCII lacks, as HOME has."""
+    home, to, temporary = tmp_path / "hömé", tmp_path / "to", tmp_path / ("x y ü" * 20)
     home.mkdir()
-    done = mtil("doctor", "--to", to, "--json", HOME=str(home), RAY_AUTH_MODE="token")
+    temporary.mkdir()
+    variables = {"HOME": str(home), "TMPDIR": str(temporary), "RAY_AUTH_MODE": "token"}
+    done = mtil("doctor", "--to", to, "--json", **variables)
     assert done.returncode == 0, done.stderr + done.stdout
     told = json.loads(done.stdout)
     assert told["ok"]
+    details = {check["name"]: check["detail"] for check in told["checks"]}
+    assert "Ray's sockets go to /" in details["temporary files"]
     assert not [path for path in to.rglob("*") if path.is_file()]
-    assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+    assert list(temporary.iterdir()) == []
+    assert not (home / ".ray").exists()  # no token that others could read

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -24,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mtil import errors
+from mtil import errors, supervisor
 from mtil.config import Config
 from mtil.data.manifest import Manifest
 from mtil.data.selection import NORMAL, select, total
@@ -124,6 +125,7 @@ def _fit(
 ) -> None:
     config = search.space.base
     with _environment(config), tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
+        supervisor.remove_at_end(Path(scratch))
         ray_tune.Tuner(
             ray_tune.with_resources(
                 ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),

@@ -5,24 +5,23 @@ import io
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mtil import interrupts
 from mtil.data.images import Gray, encode_mask_png
 from mtil.data.phantom.cohort import Cohort, cohort
 from mtil.data.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw
 from mtil.data.phantom.duplicates import KINDS, duplicate
+from mtil.data.running import follow_parent
 from mtil.data.shards import LABELS
 from mtil.errors import DataError, RunError, StorageError
 
@@ -210,7 +209,7 @@ def _draw_parallel(
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("forkserver"),
-        initializer=_follow_parent,
+        initializer=follow_parent,
     )
     try:
         running: set[Future[None]] = set()
@@ -218,7 +217,8 @@ def _draw_parallel(
             if len(running) >= workers * _TASKS_A_WORKER:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 _raise_first(done)
-            running.add(pool.submit(_draw_into, folder, seed, image_size, jobs))
+            with interrupts.kept_from_children():
+                running.add(pool.submit(_draw_into, folder, seed, image_size, jobs))
         _raise_first(wait(running).done)
     except BrokenProcessPool:
         raise RunError(
@@ -232,19 +232,6 @@ def _draw_parallel(
 def _raise_first(done: Iterable[Future[None]]) -> None:
     for future in done:
         future.result()
-
-
-def _follow_parent() -> None:
-    """Leave interrupts to the parent process, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 def _list_patients(folder: Path, jobs: Iterable[_Job]) -> None:

@@ -1,0 +1,256 @@
+"""What is left of a command that a signal ends: an exit code and a sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mtil import supervisor
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOLD = f"mtil: {supervisor.SENTENCE}\n"
+
+BEGIN = """
+import os, signal, subprocess, sys, time
+from mtil import interrupts, supervisor
+{settings}
+supervisor.watch("mtil")
+def ready():
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+"""
+
+
+def start(
+    code: str, settings: str = "", ignored: signal.Signals | None = None, **options: Any
+) -> "subprocess.Popen[str]":
+    """Start a watched process in a session of its own, and wait until it says that it is ready."""
+
+    def heed() -> None:
+        """Undo what a shell does to commands in its background: they ignore Ctrl-C."""
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN.replace("{settings}", settings) + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed,
+        **options,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_signal_ends_all_with_one_sentence(number: signal.Signals, to_group: bool) -> None:
+    with start(
+        """
+for session in (False, True):  # a group of its own hears nothing
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                     start_new_session=session)
+ready()
+time.sleep(600)
+"""
+    ) as process:
+        started = below(process)
+        assert len(started) == 3
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (130, TOLD)
+    assert not any(one.is_running() for one in started)
+
+
+def test_an_orphan_that_ignores_signals_is_ended_too() -> None:
+    with start(
+        """
+orphan = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); "
+orphan += "time.sleep(600)"
+parent = f'''
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {orphan!r}], stdout=subprocess.PIPE,
+                         start_new_session=True)
+child.stdout.readline()
+os._exit(0)
+'''
+subprocess.run([sys.executable, "-c", parent], check=True)
+ready()
+time.sleep(600)
+"""
+    ) as process:
+        started = below(process)
+        assert any("SIG_IGN" in " ".join(one.cmdline()) for one in started)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (130, TOLD)
+    assert not any(one.is_running() for one in started)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os.abort()",  # as a library that a signal surprises
+        "raise RuntimeError('broken by the signal')",
+        "os.write(2, b'noise'); sys.exit(3)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_what_a_signal_brings_down_says_nothing(end: str, tmp_path: Path) -> None:
+    code = f"""
+try:
+    ready()
+    time.sleep(600)
+except KeyboardInterrupt:
+    {end}
+"""
+    with start(code, cwd=tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (130, TOLD)
+
+
+def test_a_second_signal_does_not_stop_the_cleanup(tmp_path: Path) -> None:
+    with start(
+        f"""
+try:
+    ready()
+    time.sleep(600)
+finally:
+    ready()
+    sys.stdin.read(1)
+    open({str(tmp_path / "cleaned")!r}, "w").close()
+""",
+        stdin=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "ready\n"
+        for number in NUMBERS:
+            os.killpg(process.pid, number)
+        _, told = process.communicate("x", timeout=120)
+    assert (process.returncode, told) == (130, TOLD)
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_a_cleanup_that_does_not_end_is_ended() -> None:
+    with start(
+        """
+try:
+    ready()
+    time.sleep(600)
+finally:
+    time.sleep(600)
+""",
+        "supervisor._CLEANUP_S = 0.5",
+    ) as process:
+        started = below(process)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=300)
+    assert (process.returncode, told) == (130, TOLD)
+    assert not any(one.is_running() for one in started)
+
+
+def test_a_signal_waits_for_the_end_of_a_deferred_block(tmp_path: Path) -> None:
+    with start(
+        f"""
+try:
+    with interrupts.deferred():
+        with interrupts.deferred():
+            ready()
+            while not interrupts.has_arrived():
+                time.sleep(0.01)
+        open({str(tmp_path / "whole")!r}, "w").close()
+    open({str(tmp_path / "after")!r}, "w").close()
+finally:
+    supervisor.leave()
+"""
+    ) as process:
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (130, TOLD)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_an_answered_signal_leaves_the_exit_code_to_the_command() -> None:
+    with start(
+        """
+try:
+    ready()
+    time.sleep(600)
+except KeyboardInterrupt:
+    supervisor.answer()
+    sys.stderr.write("detached\\n")
+sys.exit(0)
+"""
+    ) as process:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (0, "detached\n")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """`nohup` has a command ignore SIGHUP."""
+    code = "ready()\nsys.stdin.read(1)\nsys.exit(5)"
+    with start(code, ignored=signal.SIGHUP, stdin=subprocess.PIPE) as process:
+        os.killpg(process.pid, signal.SIGHUP)
+        process.communicate("x", timeout=120)
+    assert process.returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "told"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            1,
+            "mtil: SIGKILL ended the command, most likely for want of memory; the same command "
+            "goes on where it was.\n",
+        ),
+    ],
+)
+def test_other_ends(code: str, expected: int, told: str) -> None:
+    with start(f"ready()\n{code}") as process:
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (expected, told)
+
+
+def test_a_killed_watcher_takes_the_command_with_it() -> None:
+    with start("ready()\ntime.sleep(600)") as process:
+        (command,) = below(process)
+        process.kill()
+        process.communicate(timeout=120)
+    command.wait(120)
+
+
+def test_folders_are_removed_after_all_processes_have_ended(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "own" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "kept").touch()
+    with start(
+        f"""
+from pathlib import Path
+supervisor.remove_at_end(Path({str(tmp_path / "own")!r}))
+ready()
+time.sleep(600)
+"""
+    ) as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert (tmp_path / "other" / "kept").exists()
