@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mtil.data import changes, staging
+from mtil.data import changes, duplicates, staging
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import Shard
 from mtil.data.running import Runner
@@ -55,6 +55,7 @@ class Chunks:
         """Return what tells these staged chunks from others."""
         values = [
             staging.FORMAT,
+            duplicates.VERSION,
             self.image_size,
             self.rows_per_chunk,
             list(self.stores.values()),
