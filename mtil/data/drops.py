@@ -24,10 +24,10 @@ MIN_GROUP = 8
 """Groups of fewer images pass whatever their share."""
 _SHOWN = 3
 _REASONS = (
-    ("holds two classes", "near-copies or published groups of two classes"),
-    ("its pixels are those of", "equal pixels"),
+    ("holds two classes", "of a group of two classes"),
+    ("its pixels are those of", "with equal pixels"),
 )
-_INVALID, _OTHER = "images that cannot be used", "groups that cannot be joined"
+_INVALID, _OTHER = "that cannot be used", "of a group that cannot be kept"
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def _check_dropped(
     if len(lost) <= max(limit.dropped * count, limit.few):
         return
     reasons = Counter(why[sample_id] for sample_id in lost)
-    by_reason = ", ".join(f"{number} for {reason}" for reason, number in reasons.most_common())
+    by_reason = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
     raise DataError(
-        f"At most {limit.dropped:.3g} of a source's images may be dropped, but of {name} "
-        f"{len(lost)} of {count} would be ({by_reason}; such as {_some(lost)}); look at these "
-        f"images, or allow it with --allow-drops {_rounded_up(len(lost), count)}."
+        f"At most {limit.dropped:.3g} of a source's images may be dropped, but {name} would lose "
+        f"{len(lost)} of {count}: {by_reason}, such as {_some(lost)}; look at these images, or "
+        f"allow it with --allow-drops {_rounded_up(len(lost), count)}."
     )
 
 
@@ -134,9 +134,10 @@ def _check_groups(
         for source, number in Counter(by_id[name].source for name in members).items():
             count = num_images[source]
             if number >= MIN_GROUP and number > limit.group * count:
+                name = names.get(source, source)
                 raise DataError(
                     f"One group of near-copies may hold at most {limit.group:.3g} of a source's "
-                    f"images, but of {names.get(source, source)} one holds {number} of {count}, such as "
+                    f"images, but in {name} one holds {number} of {count}, such as "
                     f"{_some(members)}; look at these images, or allow it with --allow-drops "
                     f"{_rounded_up(number, count)}."
                 )

@@ -155,7 +155,7 @@ def test_images_that_are_skipped_are_listed_with_the_reason(
     command.append("--skip-invalid")
     assert main([*map(str, command)]) == 2
     said = capsys.readouterr().err
-    assert "of BUSI 25 of 60 would be (25 for images that cannot be used; such as" in said
+    assert "BUSI would lose 25 of 60: 25 that cannot be used, such as 'benign (1)'" in said
     assert said.rstrip().endswith("--allow-drops 0.42.")
     assert not (tmp_path / "d").exists()
     assert main([*map(str, command), "--allow-drops", "0.42"]) == 0

@@ -42,9 +42,10 @@ _MARK = 40
 """Gray levels by which text or symbols are brighter than an image without tissue."""
 _MIN_BLANK, _MAX_BLANK = 0.03, 0.8
 """Share of a thumb outside the tissue that is evened out."""
-_MIN_BLANK_EDGE = 0.08
-"""Share of a thumb's outermost pixels with the gray level of the blank surroundings."""
-_TOLERANCE = 4
+_MIN_BLANK_TOP = 4
+"""Pixels of a thumb's first row with the gray level of the blank surroundings. At the probe tissue
+is bright; dark tissue below it is no surroundings."""
+_TOLERANCE = 2
 """Gray levels around that of the blank surroundings."""
 _SPREAD = 3.0
 """Radius of the blur, in thumb pixels, that continues the tissue over blank surroundings."""
@@ -75,14 +76,14 @@ def find_box(gray: Gray) -> Box | None:
 def without_blank(thumb: Gray) -> Gray:
     """Continue the tissue of a thumb (side, side) smoothly over blank surroundings.
 
-    Blank areas have one gray level and reach the edge: the corners beside a sector, or the space
-    between two regions. Their outline is the same for all images of a probe.
+    Blank areas have one gray level, that of blank pixels in the first row, and reach the edge: the
+    corners beside a sector, or the space between two regions. Their outline is the same for all
+    images of a probe.
     """
-    edge = np.concatenate([thumb[0], thumb[-1], thumb[1:-1, 0], thumb[1:-1, -1]])
-    counts = np.bincount(edge, minlength=256)
+    counts = np.bincount(thumb[0], minlength=256)
     window = np.convolve(counts, np.ones(2 * _TOLERANCE + 1, np.int64), mode="same")
     level = int(window.argmax())
-    if window[level] < _MIN_BLANK_EDGE * len(edge):
+    if window[level] < _MIN_BLANK_TOP:
         return thumb
     near = np.abs(thumb.astype(np.int32) - level) <= _TOLERANCE
     labels, _ = ndimage.label(near)
