@@ -16,10 +16,12 @@ Levels = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]
 """First row, first column, and the row and the column behind the last."""
 
-VARIATION = 6
+VARIATION = 8
 """Gray levels between the low and the high end of a line of pixels that is not constant. Noise and
-JPEG artifacts of a margin stay below it, since lines are taken from a reduced image. In BUSI 98 of
-100 images have no constant line but for a dark lower edge."""
+JPEG artifacts of a margin stay below it, since lines are taken from a reduced image."""
+_OVER_NOISE = 1.5
+"""Gray levels by which a line varies more than the most constant line, if that is less. So dark
+tissue is not cut off from an image, and a brighter copy keeps the same part of it."""
 _ENDS, _INNER_ENDS = 0.05, 0.2
 """Shares of a line left off at its low and at its high end: text crosses a line in few pixels."""
 _STEPS = (4, 1.5)
@@ -30,6 +32,8 @@ _MIN_DENSITY = 5
 """Textured pixels of the nine around a pixel of tissue."""
 _THIN = 5
 """Pixels of the coarse image: 3 per cent of its side. Narrower areas are text, rulers or bars."""
+_MIN_SIDE = 0.12
+"""Least sides of the tissue's parts, as shares of the image's sides. Bars and texts are thinner."""
 _MIN_PART = 0.25
 """Least area of a part of the tissue, as a share of the largest part's."""
 _MAX_BACKGROUND = 0.65
@@ -38,8 +42,8 @@ _RIM = 0.15
 """Share of the tissue's side at whose end a constant line separates furniture from the tissue."""
 _WHOLE = 0.03
 """Margins below this share of the side are not cut off."""
-_MARK = 40
-"""Gray levels by which text or symbols are brighter than an image without tissue."""
+_MAX_BLANK_SCREEN = 0.8
+"""Share of one gray level in an image without tissue."""
 _MIN_BLANK, _MAX_BLANK = 0.03, 0.8
 """Share of a thumb outside the tissue that is evened out."""
 _MIN_BLANK_TOP = 4
@@ -54,20 +58,23 @@ _SPREAD = 3.0
 def find_box(gray: Gray) -> Box | None:
     """Return the box of an image's (h, w) tissue.
 
-    The box is the whole image if no line of pixels is constant, and if the image is so dark that
-    nothing stands out from it. It is None if there is text or a symbol, but no tissue.
+    The box is the whole image if no line of pixels is constant, and if tissue cannot be told from
+    its surroundings. It is None if most of the image has one gray level.
     """
     height, width = gray.shape
     middle, _ = _reduced(gray, _MIDDLE)
-    if _varies(middle, _INNER_ENDS).all() and _varies(middle.T, _INNER_ENDS).all():
+    if _all_vary(middle) and _all_vary(middle.T):
         return 0, 0, height, width
     coarse, factor = _reduced(gray, _COARSE)
     cores = (_core(coarse, gray, factor, step) for step in _STEPS)
     core = next((box for box in cores if box is not None), None)
     if core is None:
-        return None if coarse.max() - np.median(coarse) > _MARK else (0, 0, height, width)
+        return None if _share_of_level(gray) > _MAX_BLANK_SCREEN else (0, 0, height, width)
     fine, scale = _reduced(gray, _FINE)
-    top, left, bottom, right = (scale * edge for edge in _fitted(fine, core, factor / scale))
+    top, left, bottom, right = _fitted(fine, core, factor / scale)
+    if min(bottom - top, right - left) < _THIN:  # constant lines all over dark tissue
+        return 0, 0, height, width
+    top, left, bottom, right = (scale * edge for edge in (top, left, bottom, right))
     top, bottom = _whole(top, min(bottom, height), height)
     left, right = _whole(left, min(right, width), width)
     return top, left, bottom, right
@@ -96,6 +103,10 @@ def without_blank(thumb: Gray) -> Gray:
     blurred = ndimage.gaussian_filter(thumb * shown, _SPREAD, truncate=20)
     smooth = np.rint(blurred / np.maximum(weight, 1e-6))
     return np.where(shown > 0, thumb, smooth.clip(0, 255)).astype(np.uint8)
+
+
+def _all_vary(lines: Levels) -> bool:
+    return bool((_variation(lines, _INNER_ENDS) > VARIATION).all())
 
 
 def _reduced(gray: Gray, side: int) -> tuple[Levels, int]:
@@ -128,14 +139,17 @@ def _core(coarse: Levels, gray: Gray, factor: int, step: float) -> Box | None:
     density = ndimage.uniform_filter(textured * np.uint8(9), 3, mode="nearest")
     labels, count = ndimage.label(_opened(density >= _MIN_DENSITY, _THIN))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    least = [_MIN_SIDE * side for side in coarse.shape]
     boxes = ndimage.find_objects(labels)
     largest = 0
     kept: list[tuple[slice, slice]] = []
     for part in np.argsort(-sizes, kind="stable").tolist():
         if sizes[part] < _MIN_PART * largest:
             break
+        if any(s.stop - s.start < side for s, side in zip(boxes[part], least, strict=True)):
+            continue
         rows, columns = (slice(side.start * factor, side.stop * factor) for side in boxes[part])
-        if not _is_furniture(gray[rows, columns]):
+        if _share_of_level(gray[rows, columns]) <= _MAX_BACKGROUND:
             largest = largest or int(sizes[part])
             kept.append(boxes[part])
     if not kept:
@@ -157,11 +171,11 @@ def _opened(mask: Mask, width: int) -> Mask:
     return np.asarray(padded[width:-width, width:-width], np.bool_)
 
 
-def _is_furniture(part: Gray) -> bool:
-    """Return whether most of a part (h, w) of an image has one gray level."""
+def _share_of_level(part: Gray) -> float:
+    """Return the share of the most frequent gray level, and its neighbours, in an area (h, w)."""
     counts = np.bincount(part[::2, ::2].ravel(), minlength=256)
     near = np.convolve(counts, np.ones(3, np.int64), mode="same")
-    return bool(near.max() > _MAX_BACKGROUND * counts.sum())
+    return float(near.max() / counts.sum())
 
 
 def _fitted(fine: Levels, core: Box, scale: float) -> Box:
@@ -174,13 +188,15 @@ def _fitted(fine: Levels, core: Box, scale: float) -> Box:
     """
     top, left, bottom, right = (round(scale * edge) for edge in core)
     for _ in range(2):  # the second time without furniture that the first cut off
-        top, bottom = _between_constant(_varies(fine[:, left:right], _ENDS), top, bottom)
-        left, right = _between_constant(_varies(fine[top:bottom].T, _ENDS), left, right)
+        if bottom <= top or right <= left:
+            break
+        top, bottom = _between_constant(_variation(fine[:, left:right], _ENDS), top, bottom)
+        left, right = _between_constant(_variation(fine[top:bottom].T, _ENDS), left, right)
     return top, left, bottom, right
 
 
-def _varies(lines: Levels, ends: float) -> Mask:
-    """Return for each line (n, m) whether it varies without its lowest and highest pixels.
+def _variation(lines: Levels, ends: float) -> Levels:
+    """Return the range of gray levels of each line (n, m) without its lowest and highest pixels.
 
     Args:
         lines: the pixels.
@@ -189,16 +205,17 @@ def _varies(lines: Levels, ends: float) -> Mask:
     last = lines.shape[1] - 1
     cut = int(ends * (last + 1))
     ordered = np.sort(lines, axis=1)
-    return np.asarray(ordered[:, last - cut] - ordered[:, cut] > VARIATION)
+    return np.asarray(ordered[:, last - cut] - ordered[:, cut])
 
 
-def _between_constant(varies: Mask, start: int, stop: int) -> tuple[int, int]:
+def _between_constant(variation: Levels, start: int, stop: int) -> tuple[int, int]:
     """Move both ends of a range of lines to the nearest constant line at its rim or beyond it."""
     rim = max(int(_RIM * (stop - start)), 1)
-    constant = np.flatnonzero(~varies)
+    most = min(int(variation.min()) + _OVER_NOISE, VARIATION)
+    constant = np.flatnonzero(variation <= most)
     before, after = constant[constant < start + rim], constant[constant >= stop - rim]
     first = int(before[-1]) + 1 if len(before) else 0
-    last = int(after[0]) if len(after) else len(varies)
+    last = int(after[0]) if len(after) else len(variation)
     return first, last
 
 
