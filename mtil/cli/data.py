@@ -63,6 +63,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
         holdout=options.holdout,
         splits=options.splits,
         skip_invalid=options.skip_invalid,
+        allow_drops=options.allow_drops,
     )
     sources = _sources(options, settings.num_folds)
     with _working(options, output) as how:
@@ -90,6 +91,7 @@ def _append(options: argparse.Namespace, output: Output) -> None:
         protocol=options.protocol,
         stratify=options.stratify,
         skip_invalid=options.skip_invalid,
+        allow_drops=options.allow_drops,
     )
     sources = _sources(options, manifests.load(open_store(options.to)).num_folds)
     with _working(options, output) as how:

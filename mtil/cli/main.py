@@ -252,6 +252,11 @@ def _prepare(commands: "_Commands[Parser]") -> None:
         "--skip-invalid", action="store_true", help="list images that cannot be used, and go on"
     )
     parser.add_argument(
+        "--allow-drops", type=float, metavar="SHARE",
+        help="share of the images, 0 to 1, that may be dropped or lie in one group of near-copies "
+        "(0.05 and 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--on-ray", action="store_true", help="share the work over the cluster of RAY_ADDRESS"
     )
     _on_ray(parser)

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Literal
 
 from mtil.data import audit as audits
+from mtil.data import drops, running, splits, staging, tally, versions
 from mtil.data import known as known_images
-from mtil.data import running, splits, staging, tally, versions
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import GIVEN, is_by_size
 from mtil.data.growth import Growth, grow
@@ -43,6 +43,9 @@ class AppendSettings:
     """What is spread evenly over the folds."""
     skip_invalid: bool = False
     """Whether images that cannot be used are skipped and listed, instead of refused."""
+    allow_drops: float | None = None
+    """Share of the new images, 0 to 1, that may be dropped, and of all images that may lie in one
+    group of near-copies; by default that of `mtil.data.drops`."""
     max_shard_bytes: int = MAX_SHARD_BYTES
     """About how large a shard may get."""
 
@@ -86,6 +89,7 @@ def append(
             do.
     """
     settings = settings or AppendSettings()
+    limit = drops.limits(settings.allow_drops)
     target = open_store(to)
     before = versions.newest(target)
     _check(settings, before)
@@ -99,7 +103,7 @@ def append(
         runner=runner,
         progress=progress or silent,
     )
-    job = _Append(target, known, collections, chunks, settings.skip_invalid)
+    job = _Append(target, known, collections, chunks, settings.skip_invalid, limit)
     try:
         return job.run()
     except UserError as error:
@@ -115,6 +119,7 @@ class _Append:
     collections: Sequence[Collection]
     chunks: Chunks
     skip_invalid: bool
+    limit: drops.Limits
 
     @cached_property
     def tag(self) -> str:
@@ -151,11 +156,29 @@ class _Append:
         if usable:
             said = [record for record in again if record.refused is None]
             growth = grow(self.known, usable, said, chunks.facts(self.target, folder))
+            self._check_drops(fresh, growth, made.invalid)
             made = replace(made, dropped=growth.dropped, num_added=len(growth.kept))
             if growth.kept:
                 return replace(made, manifest=self._write(chunks, folder, growth, refused))
         self.target.clear(self.folder, versions.STAGED)
         return made
+
+    def _check_drops(
+        self, fresh: Sequence[Record], growth: Growth, invalid: Sequence[Dropped]
+    ) -> None:
+        new = {record.sample_id for record in fresh}
+        joined = audits.joined(growth.audit.pairs)
+        before = [record for name, record in self.known.records.items() if name not in new]
+        grouped = self.known.manifest.protocol != "paper"
+        drops.check(
+            fresh,
+            growth.dropped,
+            invalid,
+            joined if grouped else [],
+            self.limit,
+            {c.records[0].source: c.name for c in self.collections},
+            before=before,
+        )
 
     def _compare(self, again: Sequence[Record]) -> list[Refused]:
         """Refuse images that the data set has otherwise; return those that cannot be used."""

@@ -263,9 +263,10 @@ def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Fo
                 hashes.append(pixels(table.column("hashes")).view(np.uint64))
                 thumbs.append(pixels(table.column("thumb")).reshape(-1, SIDE, SIDE))
                 small.append(_with_notes(table).select([*_SMALL, _NOTES]))
-        pairs = find_pairs(hashes, thumbs, num_known)
+        whole = pa.concat_tables(small)
+        pairs = find_pairs(hashes, thumbs, num_known, pixels(whole.column("sha256")))
     found = [(p.i, p.j, int(p.distance), float(p.correlation), str(p.kind)) for p in pairs]
-    return pa.concat_tables(small), found
+    return whole, found
 
 
 def _with_notes(facts: pa.Table) -> pa.Table:

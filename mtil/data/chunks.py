@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mtil.data import changes, staging
+from mtil.data import changes, duplicates, staging
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import File, Shard
 from mtil.data.running import Runner
@@ -55,7 +55,7 @@ class Chunks:
 
     def key(self, *more: object) -> str:
         """Return what tells these staged chunks from others."""
-        values = [staging.SEALED, READING, list(self.stores.values()), *more]
+        values = [staging.SEALED, READING, duplicates.VERSION, list(self.stores.values()), *more]
         return self._key((asdict(record) for record in self.records), values)
 
     def content_key(self, *more: object) -> str:

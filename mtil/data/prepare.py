@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from mtil.data import audit as audits
+from mtil.data import drops, running, splits, staging, tally, versions
 from mtil.data import folds as fold_rules
 from mtil.data import manifest as manifests
-from mtil.data import running, splits, staging, tally, versions
 from mtil.data.audit import Audit
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import Assignment
@@ -58,6 +58,9 @@ class Settings:
     """A `splits.json` whose folds and parts to take."""
     skip_invalid: bool = False
     """Whether images that cannot be used are skipped and listed, instead of refused."""
+    allow_drops: float | None = None
+    """Share of the images, 0 to 1, that may be dropped or lie in one group of near-copies; by
+    default that of `mtil.data.drops`."""
     name: str | None = None
     """What to call the data set; its collections' names if none is given."""
     max_shard_bytes: int = MAX_SHARD_BYTES
@@ -74,6 +77,7 @@ class Settings:
                 f"There must be 2 to {fold_rules.MAX_FOLDS} folds, "
                 f"but num_folds is {self.num_folds}."
             )
+        drops.limits(self.allow_drops)  # refuses a share out of range
         if self.seed < 0:
             raise DataError(f"A seed must not be negative, but got {self.seed}.")
         if self.protocol not in PROTOCOLS:
@@ -187,6 +191,7 @@ class _Preparation:
             usable, self.chunks.facts(store, folder), None if given is None else given.place
         )
         kept, dropped = self._kept(usable, audit)
+        self._check_drops(dropped, refused, audit)
         assignment = self._assignment(kept, dropped, audit, given)
         places = {
             sample_id: Place(audit.grouping.family[sample_id], fold, part)
@@ -273,6 +278,19 @@ class _Preparation:
         kept = [record for record in usable if record.label in fold_rules.TUMOURS]
         left = [record for record in usable if record.label not in fold_rules.TUMOURS]
         return kept, [Dropped(sample_id=record.sample_id, why=why) for record in left]
+
+    def _check_drops(
+        self, dropped: Sequence[Dropped], refused: Sequence[Refused], audit: Audit
+    ) -> None:
+        grouped = self.settings.protocol == "grouped"
+        drops.check(
+            self.records,
+            dropped,
+            [Dropped(sample_id=item.sample_id, why=item.why) for item in refused],
+            audits.joined(audit.pairs) if grouped else [],
+            drops.limits(self.settings.allow_drops),
+            {c.records[0].source: c.name for c in self.collections},
+        )
 
     def _assignment(
         self,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from mtil import parquet
-from mtil.data import shards
+from mtil.data import duplicates, shards
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Cell, File, Shard, file_of, read_file
 from mtil.data.running import Listener
@@ -50,7 +50,7 @@ _FACTS = pa.schema(
     ]
 )
 """Types of the facts by which images are known again."""
-_REFUSED, _FORMAT = b"refused", b"format"
+_REFUSED, _FORMAT, _DESCRIBED = b"refused", b"format", b"described"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,7 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
             {
                 _REFUSED: json.dumps([asdict(item) for item in refused]).encode(),
                 _FORMAT: str(FORMAT).encode(),
+                _DESCRIBED: str(duplicates.VERSION).encode(),
             }
         )
         sink = io.BytesIO()
@@ -178,13 +179,29 @@ def read_kept_facts(
         raise DataError(
             f"{store.uri}/{name} is damaged ({shortened(str(error))}); prepare all images again."
         ) from None
-    made = (table.schema.metadata or {}).get(_FORMAT, b"")
-    if made != str(FORMAT).encode():
+    noted = table.schema.metadata or {}
+    if noted.get(_FORMAT, b"") != str(FORMAT).encode():
         raise DataError(
             f"Images can be compared with what this version of mtil has noted, but {store.uri} was "
             "prepared by another; prepare all images again, to another target."
         )
-    return table.replace_schema_metadata(None)
+    table = table.replace_schema_metadata(None)
+    return table if _DESCRIBED in noted or columns is not None else _described_again(table)
+
+
+def _described_again(table: pa.Table) -> pa.Table:
+    """Describe the images of facts again that an earlier version described with their margins."""
+    side = duplicates.SIDE
+    thumbs = shards.pixels(table.column("thumb")).reshape(-1, side, side)
+    found = [duplicates.describe(thumb) for thumb in thumbs]
+    for name, values in (
+        ("hashes", [description.hashes.tobytes() for description in found]),
+        ("thumb", [description.thumb.tobytes() for description in found]),
+    ):
+        index = table.schema.get_field_index(name)
+        column = pa.array(values, table.schema.field(index).type)
+        table = table.set_column(index, table.schema.field(index), column)
+    return table
 
 
 def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:

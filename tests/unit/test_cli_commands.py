@@ -152,7 +152,13 @@ def test_images_that_are_skipped_are_listed_with_the_reason(
     assert "25 of 60 images cannot be used; correct them or add --skip-invalid:" in said
     assert said.count("\n- benign/benign (") == 25
     assert not (tmp_path / "d").exists()
-    assert main([*map(str, command), "--skip-invalid"]) == 0
+    command.append("--skip-invalid")
+    assert main([*map(str, command)]) == 2
+    said = capsys.readouterr().err
+    assert "BUSI would lose 25 of 60: 25 that cannot be used, such as 'benign (1)'" in said
+    assert said.rstrip().endswith("--allow-drops 0.42.")
+    assert not (tmp_path / "d").exists()
+    assert main([*map(str, command), "--allow-drops", "0.42"]) == 0
     told = capsys.readouterr().out
     assert told.count("skipped benign (") == 25
     assert "skipped benign (7): benign/benign (7).png cannot be read" in told

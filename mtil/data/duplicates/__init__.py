@@ -16,6 +16,7 @@ from mtil.data.duplicates import alignment, candidates
 from mtil.data.duplicates.description import (
     NUM_HASHES,
     SIDE,
+    VERSION,
     Description,
     describe,
     flatten,
@@ -23,7 +24,16 @@ from mtil.data.duplicates.description import (
 from mtil.data.duplicates.ondisk import OnDisk, Rows
 from mtil.data.running import threads
 
-__all__ = ["NUM_HASHES", "SIDE", "Description", "OnDisk", "Pair", "describe", "find_pairs"]
+__all__ = [
+    "NUM_HASHES",
+    "SIDE",
+    "VERSION",
+    "Description",
+    "OnDisk",
+    "Pair",
+    "describe",
+    "find_pairs",
+]
 
 MIN_CORRELATION = 0.75
 """Least correlation of near-duplicates. Unrelated real images reach 0.6 and views of one lesion
@@ -58,7 +68,9 @@ class Pair:
     """`equal`: descriptions are; `mirrored`: one is turned left to right."""
 
 
-def find_pairs(hashes: Rows, thumbs: Rows, num_known: int = 0) -> list[Pair]:
+def find_pairs(
+    hashes: Rows, thumbs: Rows, num_known: int = 0, contents: Rows | None = None
+) -> list[Pair]:
     """Find the pairs of near-duplicates.
 
     Images with equal descriptions are each paired with the first of them, which alone is compared
@@ -66,7 +78,8 @@ def find_pairs(hashes: Rows, thumbs: Rows, num_known: int = 0) -> list[Pair]:
     near-duplicates of one another an image is paired with a few only (`candidates.MAX_PARTNERS`),
     which keeps time and memory from growing as n squared; their group is found all the same,
     unless images of little but noise fill it.
-    Images with nothing to see (black ones, say) are paired only if their descriptions are equal.
+    Images with nothing to see (black ones, or screens without tissue) are paired only if their
+    contents are equal.
 
     The order of the images changes nothing but the indices. 100,000 images take 150 s of processor
     time, shared by threads, and less than 0.5 GiB of memory beyond the arguments.
@@ -75,11 +88,13 @@ def find_pairs(hashes: Rows, thumbs: Rows, num_known: int = 0) -> list[Pair]:
         hashes: (n, NUM_HASHES), of `Description`.
         thumbs: (n, SIDE, SIDE). Both may be on the disk.
         num_known: the first so many images are not compared with one another again.
+        contents: (n, k) bytes that only equal images share, such as sha256; the thumbs if not
+            given.
 
     Returns:
         Pairs, sorted by i and j.
     """
-    order, first, seen = _canonical(hashes, thumbs)
+    order, first, seen = _canonical(hashes, thumbs, thumbs if contents is None else contents)
     twins = num_known + np.flatnonzero((first != np.arange(len(first)))[num_known:])
     pairs = [Pair(int(first[j]), int(j), 0, 1.0, "equal") for j in twins]
     order = order[(first[order] == order) & seen[order]]
@@ -87,8 +102,10 @@ def find_pairs(hashes: Rows, thumbs: Rows, num_known: int = 0) -> list[Pair]:
     return sorted(pairs + found)
 
 
-def _canonical(hashes: Rows, thumbs: Rows) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
-    """Return what the contents of images (n,) say.
+def _canonical(
+    hashes: Rows, thumbs: Rows, contents: Rows
+) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
+    """Find equal images among n, by their descriptions, or by their contents without hashes.
 
     Returns:
         An order of the images, for each the first one equal to it, and whether it has hashes.
@@ -97,10 +114,11 @@ def _canonical(hashes: Rows, thumbs: Rows) -> tuple[_Index, _Index, npt.NDArray[
     seen = np.zeros(len(hashes), np.bool_)
     for start in range(0, len(hashes), _BATCH):
         part = slice(start, start + _BATCH)
-        bits, shown = hashes[part], thumbs[part]
+        bits, shown, whole = hashes[part], thumbs[part], contents[part]
         seen[part] = bits.any(axis=1)
-        for index, (row, thumb) in enumerate(zip(bits, shown, strict=True), start):
-            digest = hashlib.blake2b(row.tobytes() + thumb.tobytes(), digest_size=16).digest()
+        for index, row in enumerate(bits, start):
+            shows = (shown if seen[index] else whole)[index - start]
+            digest = hashlib.blake2b(row.tobytes() + shows.tobytes(), digest_size=16).digest()
             digests[index] = np.frombuffer(digest, np.uint64)
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal ones by index
     starts = np.ones(len(order), np.bool_)

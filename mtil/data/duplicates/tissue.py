@@ -1,7 +1,7 @@
-"""Which part of an image is tissue: the rest of a screen takes no part in a comparison.
+"""Find the tissue in an image, so that the rest of a screen takes no part in a comparison.
 
-Tissue is textured in every place, a screen's background is constant or smooth, and its furniture
-(text, scales, a gray bar, a logo) is thin or lies on a constant background.
+A screen's background is constant or smooth. Its furniture (text, scales, a gray bar, a logo) is
+thin, or stands apart from the tissue. Tissue varies everywhere.
 """
 
 import numpy as np
@@ -11,54 +11,124 @@ from scipy import ndimage
 
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Levels = npt.NDArray[np.int32]
+"""Gray levels; NumPy sorts 32-bit integers several times faster than 8-bit ones."""
 Box = tuple[int, int, int, int]
 """First row, first column, and the row and the column behind the last."""
 
-_COARSE = 96
-_FINE = 128
-_MARK = 40
-_STEPS = (4.0, 1.5)
-_VARIATION = 6.0
-_FULL = 0.03
+VARIATION = 8
+"""Gray levels between the low and the high end of a line of pixels that is not constant. Noise and
+JPEG artifacts of a margin stay below it, since lines are taken from a reduced image."""
+_OVER_NOISE = 1.5
+"""Gray levels by which a line varies more than the most constant line, if that is less. So dark
+tissue is not cut off from an image, and a brighter copy keeps the same part of it."""
+_ENDS, _INNER_ENDS = 0.05, 0.2
+"""Shares of a line left off at its low and at its high end: text crosses a line in few pixels."""
+_STEPS = (4, 1.5)
+"""Gray levels between neighbours in textured areas; the second is for very dark images."""
+_COARSE, _MIDDLE, _FINE = 160, 128, 256
+"""Longest sides, at most, of the reduced images."""
+_MIN_DENSITY = 5
+"""Textured pixels of the nine around a pixel of tissue."""
+_THIN = 5
+"""Pixels of the coarse image: 3 per cent of its side. Narrower areas are text, rulers or bars."""
+_MIN_SIDE = 0.12
+"""Least sides of the tissue's parts, as shares of the image's sides. Bars and texts are thinner."""
+_MIN_PART = 0.25
+"""Least area of a part of the tissue, as a share of the largest part's."""
+_MAX_BACKGROUND = 0.65
+"""Share of one gray level in an area of text or symbols. Tissue has less of any level."""
+_RIM = 0.15
+"""Share of the tissue's side at whose end a constant line separates furniture from the tissue."""
+_WHOLE = 0.03
+"""Margins below this share of the side are not cut off."""
+_MAX_BLANK_SCREEN = 0.8
+"""Share of one gray level in an image without tissue."""
+_MIN_BLANK, _MAX_BLANK = 0.03, 0.8
+"""Share of a thumb outside the tissue that is evened out."""
+_MIN_BLANK_TOP = 4
+"""Pixels of a thumb's first row with the gray level of the blank surroundings. At the probe tissue
+is bright; dark tissue below it is no surroundings."""
+_TOLERANCE = 2
+"""Gray levels around that of the blank surroundings."""
+_SPREAD = 3.0
+"""Radius of the blur, in thumb pixels, that continues the tissue over blank surroundings."""
 
 
 def find_box(gray: Gray) -> Box | None:
-    """Return the box of an image's (h, w) tissue, or None if there is none."""
+    """Return the box of an image's (h, w) tissue.
+
+    The box is the whole image if no line of pixels is constant, and if tissue cannot be told from
+    its surroundings. It is None if most of the image has one gray level.
+    """
     height, width = gray.shape
-    fine, scale = _reduced(gray, _FINE)
-    if _varies(fine, 0.2).all() and _varies(fine.T, 0.2).all():
+    middle, _ = _reduced(gray, _MIDDLE)
+    if _all_vary(middle) and _all_vary(middle.T):
         return 0, 0, height, width
     coarse, factor = _reduced(gray, _COARSE)
-    for step in _STEPS:
-        box = _core(coarse, gray, factor, step)
-        if box is not None:
-            break
-    else:
-        marked = coarse.max() - np.median(coarse) > _MARK
-        return None if marked else (0, 0, height, width)
-    fine, scale = _reduced(gray, 2 * _FINE)
-    top, left, bottom, right = _grown(fine, _scaled(box, factor / scale, fine.shape))
-    top, left, bottom, right = top * scale, left * scale, bottom * scale, right * scale
-    bottom, right = min(bottom, height), min(right, width)
-    if top <= _FULL * height and bottom >= (1 - _FULL) * height:
-        top, bottom = 0, height
-    if left <= _FULL * width and right >= (1 - _FULL) * width:
-        left, right = 0, width
+    cores = (_core(coarse, gray, factor, step) for step in _STEPS)
+    core = next((box for box in cores if box is not None), None)
+    if core is None:
+        return None if _share_of_level(gray) > _MAX_BLANK_SCREEN else (0, 0, height, width)
+    fine, scale = _reduced(gray, _FINE)
+    top, left, bottom, right = _fitted(fine, core, factor / scale)
+    if min(bottom - top, right - left) < _THIN:  # constant lines all over dark tissue
+        return 0, 0, height, width
+    top, left, bottom, right = (scale * edge for edge in (top, left, bottom, right))
+    top, bottom = _whole(top, min(bottom, height), height)
+    left, right = _whole(left, min(right, width), width)
     return top, left, bottom, right
 
 
-def _reduced(gray: Gray, side: int) -> tuple[npt.NDArray[np.int32], int]:
+def without_blank(thumb: Gray) -> Gray:
+    """Continue the tissue of a thumb (side, side) smoothly over blank surroundings.
+
+    Blank areas have one gray level, that of blank pixels in the first row, and reach the edge: the
+    corners beside a sector, or the space between two regions. Their outline is the same for all
+    images of a probe.
+    """
+    counts = np.bincount(thumb[0], minlength=256)
+    window = np.convolve(counts, np.ones(2 * _TOLERANCE + 1, np.int64), mode="same")
+    level = int(window.argmax())
+    if window[level] < _MIN_BLANK_TOP:
+        return thumb
+    near = np.abs(thumb.astype(np.int32) - level) <= _TOLERANCE
+    labels, _ = ndimage.label(near)
+    outer = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
+    blank = np.isin(labels, outer[outer > 0])
+    if not _MIN_BLANK <= blank.mean() <= _MAX_BLANK:
+        return thumb
+    shown = (~ndimage.binary_dilation(blank, np.ones((3, 3), np.bool_))).astype(np.float32)
+    weight = ndimage.gaussian_filter(shown, _SPREAD, truncate=20)
+    blurred = ndimage.gaussian_filter(thumb * shown, _SPREAD, truncate=20)
+    smooth = np.rint(blurred / np.maximum(weight, 1e-6))
+    return np.where(shown > 0, thumb, smooth.clip(0, 255)).astype(np.uint8)
+
+
+def _all_vary(lines: Levels) -> bool:
+    return bool((_variation(lines, _INNER_ENDS) > VARIATION).all())
+
+
+def _reduced(gray: Gray, side: int) -> tuple[Levels, int]:
+    """Average an image over squares so that its longest side is at most `side`.
+
+    Returns:
+        The reduced image, and the squares' side in pixels.
+    """
     factor = max(1, -(-max(gray.shape) // side))
     image = Image.fromarray(gray)
     return np.asarray(image.reduce(factor) if factor > 1 else image, np.int32), factor
 
 
-def _scaled(box: Box, scale: float, shape: tuple[int, ...]) -> Box:
-    top, left, bottom, right = (round(edge * scale) for edge in box)
-    return max(top, 0), max(left, 0), min(bottom, shape[0]), min(right, shape[1])
+def _core(coarse: Levels, gray: Gray, factor: int, step: float) -> Box | None:
+    """Return the box, in pixels of the coarse image, of the textured areas that are no furniture.
 
-
-def _core(coarse: npt.NDArray[np.int32], gray: Gray, factor: int, step: float) -> Box | None:
+    Args:
+        coarse: the reduced image.
+        gray: the image.
+        factor: by how much it was reduced.
+        step: gray levels between neighbours in textured areas.
+    """
     textured = np.zeros(coarse.shape, np.uint8)
     across = np.abs(np.diff(coarse, axis=1)) > step
     down = np.abs(np.diff(coarse, axis=0)) > step
@@ -66,26 +136,24 @@ def _core(coarse: npt.NDArray[np.int32], gray: Gray, factor: int, step: float) -
     textured[:, :-1] |= across
     textured[1:] |= down
     textured[:-1] |= down
-    dense = ndimage.uniform_filter(textured * np.uint8(90), 3, mode="nearest") >= 50
-    opened = ndimage.binary_opening(np.pad(dense, 2, mode="edge"), np.ones((3, 3)))[2:-2, 2:-2]
-    labels, count = ndimage.label(opened)
-    if not count:
-        return None
-    sizes = np.bincount(labels.ravel())[1:]
+    density = ndimage.uniform_filter(textured * np.uint8(9), 3, mode="nearest")
+    labels, count = ndimage.label(_opened(density >= _MIN_DENSITY, _THIN))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    least = [_MIN_SIDE * side for side in coarse.shape]
     boxes = ndimage.find_objects(labels)
-    best: list[tuple[int, int]] = []
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        if sizes[index] < 0.25 * (best[0][0] if best else sizes.max()):
+    largest = 0
+    kept: list[tuple[slice, slice]] = []
+    for part in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[part] < _MIN_PART * largest:
             break
-        rows, columns = boxes[index]
-        part = gray[
-            rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor
-        ]
-        if not _is_furniture(part):
-            best.append((int(sizes[index]), index))
-    if not best:
+        if any(s.stop - s.start < side for s, side in zip(boxes[part], least, strict=True)):
+            continue
+        rows, columns = (slice(side.start * factor, side.stop * factor) for side in boxes[part])
+        if _share_of_level(gray[rows, columns]) <= _MAX_BACKGROUND:
+            largest = largest or int(sizes[part])
+            kept.append(boxes[part])
+    if not kept:
         return None
-    kept = [boxes[index] for _, index in best]
     return (
         min(rows.start for rows, _ in kept),
         min(columns.start for _, columns in kept),
@@ -94,44 +162,65 @@ def _core(coarse: npt.NDArray[np.int32], gray: Gray, factor: int, step: float) -
     )
 
 
-def _is_furniture(part: Gray) -> bool:
-    """Say whether most of a part (h, w) is a constant background."""
+def _opened(mask: Mask, width: int) -> Mask:
+    """Return the opening of a mask (h, w) with a square of an odd width."""
+    padded = np.pad(mask, width, mode="edge").astype(np.uint8)
+    for extreme in (ndimage.minimum_filter1d, ndimage.maximum_filter1d):
+        for axis in (0, 1):
+            padded = extreme(padded, width, axis=axis)
+    return np.asarray(padded[width:-width, width:-width], np.bool_)
+
+
+def _share_of_level(part: Gray) -> float:
+    """Return the share of the most frequent gray level, and its neighbours, in an area (h, w)."""
     counts = np.bincount(part[::2, ::2].ravel(), minlength=256)
     near = np.convolve(counts, np.ones(3, np.int64), mode="same")
-    return bool(near.max() > 0.65 * counts.sum())
+    return float(near.max() / counts.sum())
 
 
-def _grown(fine: npt.NDArray[np.int32], box: Box) -> Box:
-    top, left, bottom, right = box
-    for _ in range(2):
-        rows = _varies(fine[:, left:right], 0.05)
-        top, bottom = _extended(rows, top, bottom)
-        columns = _varies(fine[top:bottom].T, 0.05)
-        left, right = _extended(columns, left, right)
+def _fitted(fine: Levels, core: Box, scale: float) -> Box:
+    """Fit the core's box to the constant lines around the tissue.
+
+    Args:
+        fine: a reduced image.
+        core: the box in a coarser image.
+        scale: pixels of `fine` for one of the coarser image.
+    """
+    top, left, bottom, right = (round(scale * edge) for edge in core)
+    for _ in range(2):  # the second time without furniture that the first cut off
+        if bottom <= top or right <= left:
+            break
+        top, bottom = _between_constant(_variation(fine[:, left:right], _ENDS), top, bottom)
+        left, right = _between_constant(_variation(fine[top:bottom].T, _ENDS), left, right)
     return top, left, bottom, right
 
 
-def _varies(lines: npt.NDArray[np.int32], ends: float) -> Mask:
-    """Say of each line (n, m) whether it is not constant."""
-    count = lines.shape[1]
-    cut = int(ends * count)
+def _variation(lines: Levels, ends: float) -> Levels:
+    """Return the range of gray levels of each line (n, m) without its lowest and highest pixels.
+
+    Args:
+        lines: the pixels.
+        ends: the share of a line's pixels to leave off at either end.
+    """
+    last = lines.shape[1] - 1
+    cut = int(ends * (last + 1))
     ordered = np.sort(lines, axis=1)
-    return np.asarray(ordered[:, count - 1 - cut] - ordered[:, cut] > _VARIATION)
+    return np.asarray(ordered[:, last - cut] - ordered[:, cut])
 
 
-def _extended(varies: Mask, start: int, stop: int) -> tuple[int, int]:
-    middle = (start + stop) // 2
-    before = np.flatnonzero(~varies[:middle])
-    after = np.flatnonzero(~varies[middle:])
-    inner = np.flatnonzero(varies[start:stop])
-    if not len(inner):
-        return start, stop
-    before = before[before < start]
-    after = after[after + middle >= stop]
+def _between_constant(variation: Levels, start: int, stop: int) -> tuple[int, int]:
+    """Move both ends of a range of lines to the nearest constant line at its rim or beyond it."""
+    rim = max(int(_RIM * (stop - start)), 1)
+    most = min(int(variation.min()) + _OVER_NOISE, VARIATION)
+    constant = np.flatnonzero(variation <= most)
+    before, after = constant[constant < start + rim], constant[constant >= stop - rim]
     first = int(before[-1]) + 1 if len(before) else 0
-    last = middle + int(after[0]) if len(after) else len(varies)
-    if first == start:  # nothing to add: the core may end in a constant line
-        first = start + int(inner[0])
-    if last == stop:
-        last = start + int(inner[-1]) + 1
+    last = int(after[0]) if len(after) else len(variation)
     return first, last
+
+
+def _whole(start: int, stop: int, side: int) -> tuple[int, int]:
+    """Return a range, or the whole side if the range leaves off next to nothing."""
+    if start <= _WHOLE * side and stop >= (1 - _WHOLE) * side:
+        return 0, side
+    return start, stop
