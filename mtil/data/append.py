@@ -13,13 +13,14 @@ from typing import Literal
 from mtil.data import audit as audits
 from mtil.data import known as known_images
 from mtil.data import running, staging, tally, versions
+from mtil.data.account import Account
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import GIVEN, is_by_size
 from mtil.data.growth import Growth, grow
 from mtil.data.known import Content, Known
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import Dropped, Manifest, SourceInfo
-from mtil.data.prepare import MAX_SHARD_BYTES
+from mtil.data.prepare import MAX_SHARD_BYTES, account_of
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
 from mtil.data.sources import Source, gather_more
@@ -60,6 +61,8 @@ class Appended:
     """New images that were not kept."""
     invalid: tuple[Dropped, ...] = ()
     """New images that cannot be used."""
+    account: Account | None = None
+    """The files and images of these collections."""
 
 
 def append(
@@ -90,7 +93,7 @@ def append(
     before = versions.newest(target)
     _check(settings, before)
     known = known_images.read(target, before)
-    collections = gather_more(sources, before.sources, known.records)
+    collections = gather_more(sources, before.sources, known.records, to)
     chunks = Chunks(
         records=_sorted(collections),
         stores=stores_of(collections),
@@ -151,11 +154,23 @@ class _Append:
         if usable:
             said = [record for record in again if record.refused is None]
             growth = grow(self.known, usable, said, chunks.facts(self.target, folder))
-            made = replace(made, dropped=growth.dropped, num_added=len(growth.kept))
+            kept = [record.sample_id for record in growth.kept]
+            account = self._account(growth.dropped, refused, kept)
+            made = replace(
+                made, dropped=growth.dropped, num_added=len(growth.kept), account=account
+            )
             if growth.kept:
-                return replace(made, manifest=self._write(chunks, folder, growth, refused))
+                written = self._write(chunks, folder, growth, refused, account)
+                return replace(made, manifest=written)
+        else:
+            made = replace(made, account=self._account((), refused, ()))
         self.target.clear(self.folder)
         return made
+
+    def _account(
+        self, dropped: Sequence[Dropped], refused: Sequence[Refused], kept: Sequence[str]
+    ) -> Account:
+        return account_of(self.collections, dropped, refused, kept, self.known.records)
 
     def _compare(self, again: Sequence[Record]) -> list[Refused]:
         """Refuse images that the data set has otherwise; return those that cannot be used."""
@@ -174,7 +189,12 @@ class _Append:
         return chunks.refused(self.target, folder)
 
     def _write(
-        self, chunks: Chunks, folder: str, growth: Growth, refused: Sequence[Refused]
+        self,
+        chunks: Chunks,
+        folder: str,
+        growth: Growth,
+        refused: Sequence[Refused],
+        account: Account,
     ) -> Manifest:
         before = self.known.manifest
         audit = f"audit/{self.tag}"
@@ -203,6 +223,7 @@ class _Append:
             version=before.version + 1,
             audit=audit,
             facts=(*before.facts, *done.facts),
+            account=account,
             **vars(counts),
         )
         versions.commit(self.target, before, made)

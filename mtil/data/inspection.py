@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data import audit, manifest
+from mtil.data import account, audit, manifest
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
 from mtil.data.shards import LABELS
@@ -169,6 +169,7 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "marks": {name: dict(shares) for name, shares in found.marks.items()},
         "masks": dict(found.masks),
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
+        "account": None if made.account is None else account.to_dict(made.account),
     }
 
 

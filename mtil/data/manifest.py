@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from mtil.data.account import Account
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
@@ -96,6 +97,9 @@ class Manifest:
     """The folder of this version's audit."""
     facts: tuple[str, ...] = field(default=())
     """Files that say what the images are like, for later ones to be compared with."""
+    account: Account | None = None
+    """The files and images that the preparation of this version saw; earlier versions of mtil
+    wrote none."""
 
     @property
     def num_rows(self) -> int:
