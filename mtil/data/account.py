@@ -124,11 +124,12 @@ def to_dict(account: Account) -> dict[str, Any]:
     }
 
 
-def parts(why_of: Mapping[str, str]) -> tuple[Part, ...]:
+def parts(why_of: Mapping[str, str], start: str = "") -> tuple[Part, ...]:
     """Count names by their reason, the most frequent reason first.
 
     Args:
         why_of: the reason by name.
+        start: how names begin that are shown without that, the collection's folder.
     """
     names: dict[str, list[str]] = {}
     for name, why in why_of.items():
@@ -138,7 +139,7 @@ def parts(why_of: Mapping[str, str]) -> tuple[Part, ...]:
     found = [(why, names[why]) for why in order[:_MAX_REASONS]]
     found += [(_OTHER_REASONS, rest)] if rest else []
     return tuple(
-        Part(why=why, number=len(of), examples=tuple(map(shown, of[:MAX_EXAMPLES])))
+        Part(why=why, number=len(of), examples=tuple(shown(n.removeprefix(start)) for n in of[:MAX_EXAMPLES]))
         for why, of in found
     )
 

@@ -5,7 +5,7 @@ an interrupted or overtaken one leaves the data set whole (see `mtil.data.versio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -61,7 +61,7 @@ class Appended:
     """New images that were not kept."""
     invalid: tuple[Dropped, ...] = ()
     """New images that cannot be used."""
-    account: Account | None = None
+    account: Account | None = field(default=None, compare=False)
     """The files and images of these collections."""
 
 

@@ -14,10 +14,14 @@ def shown(text: str) -> str:
     """Return text that any terminal can print: control characters and broken bytes are escaped."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    byte = ord(letter) - 0xDC00
+    if 0x80 <= byte <= 0xFF:  # a byte that is not UTF-8, as Python keeps it
+        return f"\\x{byte:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def is_text(name: str) -> bool:

@@ -76,7 +76,7 @@ def _account(folder: Folder, records: Sequence[Record], tables: Collection[str])
         file = without_suffix(name.rpartition("/")[2]).lower()
         return "masks of other findings" if _OTHER_MASK.fullmatch(file) else "no row names the file"
 
-    return count(folder.listing, records, tables, why_not)
+    return count(folder.listing, records, tables, why_not, folder.start)
 
 
 def _flat(folder: Folder) -> Folder:

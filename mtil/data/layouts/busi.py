@@ -66,7 +66,7 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
             return "beside the class folders"
         return "in a folder inside a class folder" if "/" in file else "a mask without an image"
 
-    return Found(records=records, files=lambda found: count(listing, found, tables, why_not))
+    return Found(records=records, files=lambda found: count(listing, found, tables, why_not, start))
 
 
 def _by_root(files: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -90,6 +90,7 @@ def count(
     records: Iterable[Record],
     tables: Collection[str],
     why_not: Callable[[str], str],
+    start: str = "",
 ) -> FilesSeen:
     """Say what each file is.
 
@@ -98,6 +99,7 @@ def count(
         records: the images; also those that cannot be used name their files.
         tables: the tables that were read.
         why_not: says why an image file is not used.
+        start: how the names of the collection's files begin.
     """
     images: set[str] = set()
     masks: set[str] = set()
@@ -127,8 +129,8 @@ def count(
         images=numbers[0],
         masks=numbers[1],
         tables=numbers[2],
-        ignored=parts(ignored),
-        skipped=parts(skipped),
+        ignored=parts(ignored, start),
+        skipped=parts(skipped, start),
     )
 
 

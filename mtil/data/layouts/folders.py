@@ -133,7 +133,7 @@ class Folder:
                 return f"in none of the folders {', '.join(folders)}"
             return "no row names the file"
 
-        return count(self.listing, records, tables, why_not)
+        return count(self.listing, records, tables, why_not, self.start)
 
 
 def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
