@@ -139,7 +139,11 @@ def parts(why_of: Mapping[str, str], start: str = "") -> tuple[Part, ...]:
     found = [(why, names[why]) for why in order[:_MAX_REASONS]]
     found += [(_OTHER_REASONS, rest)] if rest else []
     return tuple(
-        Part(why=why, number=len(of), examples=tuple(shown(n.removeprefix(start)) for n in of[:MAX_EXAMPLES]))
+        Part(
+            why=why,
+            number=len(of),
+            examples=tuple(shown(n.removeprefix(start)) for n in of[:MAX_EXAMPLES]),
+        )
         for why, of in found
     )
 

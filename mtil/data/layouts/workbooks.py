@@ -10,6 +10,7 @@ import warnings
 import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -265,7 +266,7 @@ def _check(data: bytes, name: str) -> None:
         DataError: saying what is too large.
         zipfile.BadZipFile: if it is no workbook.
     """
-    counts = dict.fromkeys(_MAX_ELEMENTS, 0)
+    counts = Counter[bytes]()
     total = tags = 0
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
@@ -284,12 +285,10 @@ def _check(data: bytes, name: str) -> None:
                     )
                 size += len(piece) - _OVERLAP
                 tags += piece.count(b"<")
-                for match in _TAG.finditer(piece):
-                    counts[match[1].decode()] += 1
-                too_many = [what for what, most in _MAX_ELEMENTS.items() if counts[what] > most]
-                if too_many:
-                    most = _MAX_ELEMENTS[too_many[0]]
-                    raise DataError(_too_large(name, f"more than {most} {too_many[0]!r} elements"))
+                counts.update(_TAG.findall(piece))
+                for what, most in _MAX_ELEMENTS.items():
+                    if counts[what.encode()] > most:
+                        raise DataError(_too_large(name, f"more than {most} {what!r} elements"))
                 most = _MAX_BYTES - total if is_large else _MAX_SMALL_BYTES
                 if size > most or tags > _MAX_TAGS:
                     raise DataError(_too_large(name, f"{size} bytes or more in {member.filename}"))
