@@ -12,6 +12,7 @@ from mtil.cli.console import Output
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
+    from mtil.data.account import Account
     from mtil.data.manifest import Manifest
     from mtil.data.sources import Source
 
@@ -51,6 +52,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
         _append(options, output)
         return
     from mtil.data import prepare
+    from mtil.data.names import shown
 
     given = {
         name: getattr(options, name)
@@ -69,13 +71,15 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
     with _working(options, output) as how:
         manifest = prepare.prepare(sources, options.to, settings, **how)
     for item in manifest.invalid:
-        output.line(f"skipped {item.sample_id}: {item.why}")
-    output.result(_report(manifest, options, output))
+        output.line(f"skipped {shown(item.sample_id)}: {item.why}")
+    result = _report(manifest, options, output)
+    output.result(result | _account(manifest.account, output))
 
 
 def _append(options: argparse.Namespace, output: Output) -> None:
     from mtil.data import manifest as manifests
     from mtil.data.append import AppendSettings, append
+    from mtil.data.names import shown
     from mtil.storage import open_store
 
     for name in ("holdout", "splits"):
@@ -97,9 +101,9 @@ def _append(options: argparse.Namespace, output: Output) -> None:
     with _working(options, output) as how:
         made = append(sources, options.to, settings, **how)
     for item in made.invalid:
-        output.line(f"skipped {item.sample_id}: {item.why}")
+        output.line(f"skipped {shown(item.sample_id)}: {item.why}")
     for item in made.dropped:
-        output.line(f"dropped {item.sample_id}: {item.why}")
+        output.line(f"dropped {shown(item.sample_id)}: {item.why}")
     before = f"; {made.num_known} images were there already" if made.num_known else ""
     output.line(
         f"{made.num_added} images appended{before}."
@@ -110,7 +114,18 @@ def _append(options: argparse.Namespace, output: Output) -> None:
     if not made.num_added:  # what was said of them is written nowhere
         result["dropped"] += [asdict(item) for item in made.dropped]
         result["invalid"] += [asdict(item) for item in made.invalid]
-    output.result(result | {"appended": made.num_added})
+    output.result(result | {"appended": made.num_added} | _account(made.account, output))
+
+
+def _account(account: "Account | None", output: Output) -> dict[str, Any]:
+    """Print the account of a preparation, and return it."""
+    from mtil.cli.account import show
+    from mtil.data.account import to_dict
+
+    if account is None:
+        return {}
+    show(account, output)
+    return {"account": to_dict(account)}
 
 
 def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mtil.cli.account import show
 from mtil.cli.console import Output
 from mtil.data import manifest as manifests
 from mtil.data.flags import NOTES
@@ -55,6 +56,9 @@ def _describe(found: Inspection, output: Output) -> None:
         f"With folds of single images, {found.leak.twins:.1%} of the tumour images would have a "
         f"near-copy in another fold, and {found.leak.family:.1%} an image of their group."
     )
+    if made.account is not None:
+        output.line("")
+        show(made.account, output)
     output.line("")
     classes = list(next(iter(found.marks.values())))
     output.table(

@@ -5,7 +5,7 @@ an interrupted or overtaken one leaves the data set whole (see `mtil.data.versio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -13,13 +13,14 @@ from typing import Literal
 from mtil.data import audit as audits
 from mtil.data import drops, running, splits, staging, tally, versions
 from mtil.data import known as known_images
+from mtil.data.account import Account
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import GIVEN, is_by_size
 from mtil.data.growth import Growth, grow
 from mtil.data.known import Content, Known
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import Dropped, Manifest, SourceInfo, file_of
-from mtil.data.prepare import MAX_SHARD_BYTES
+from mtil.data.prepare import MAX_SHARD_BYTES, account_of
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
 from mtil.data.sources import Source, gather_more
@@ -63,6 +64,8 @@ class Appended:
     """New images that were not kept."""
     invalid: tuple[Dropped, ...] = ()
     """New images that cannot be used."""
+    account: Account | None = field(default=None, compare=False)
+    """The files and images of these collections."""
 
 
 def append(
@@ -94,7 +97,7 @@ def append(
     before = versions.newest(target)
     _check(settings, before)
     known = known_images.read(target, before)
-    collections = gather_more(sources, before.sources, known.records)
+    collections = gather_more(sources, before.sources, known.records, to)
     chunks = Chunks(
         records=_sorted(collections),
         stores=stores_of(collections),
@@ -157,9 +160,16 @@ class _Append:
             said = [record for record in again if record.refused is None]
             growth = grow(self.known, usable, said, chunks.facts(self.target, folder))
             self._check_drops(fresh, growth, made.invalid)
-            made = replace(made, dropped=growth.dropped, num_added=len(growth.kept))
+            kept = [record.sample_id for record in growth.kept]
+            account = self._account(growth.dropped, refused, kept)
+            made = replace(
+                made, dropped=growth.dropped, num_added=len(growth.kept), account=account
+            )
             if growth.kept:
-                return replace(made, manifest=self._write(chunks, folder, growth, refused))
+                written = self._write(chunks, folder, growth, refused, account)
+                return replace(made, manifest=written)
+        else:
+            made = replace(made, account=self._account((), refused, ()))
         self.target.clear(self.folder, versions.STAGED)
         return made
 
@@ -180,6 +190,11 @@ class _Append:
             before=before,
         )
 
+    def _account(
+        self, dropped: Sequence[Dropped], refused: Sequence[Refused], kept: Sequence[str]
+    ) -> Account:
+        return account_of(self.collections, dropped, refused, kept, self.known.records)
+
     def _compare(self, again: Sequence[Record]) -> list[Refused]:
         """Refuse images that the data set has otherwise; return those that cannot be used."""
         chunks = replace(self.chunks, records=again)
@@ -197,7 +212,12 @@ class _Append:
         return chunks.refused(self.target, folder)
 
     def _write(
-        self, chunks: Chunks, folder: str, growth: Growth, refused: Sequence[Refused]
+        self,
+        chunks: Chunks,
+        folder: str,
+        growth: Growth,
+        refused: Sequence[Refused],
+        account: Account,
     ) -> Manifest:
         before = self.known.manifest
         audit = f"audit/{self.tag}"
@@ -228,6 +248,7 @@ class _Append:
             version=before.version + 1,
             audit=audit,
             facts=(*before.facts, *done.facts),
+            account=account,
             **vars(counts),
         )
         text = versions.splits_text(made, growth.places)

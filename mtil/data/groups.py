@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.table import read_csv
+from mtil.data.layouts.tables import Row, read_rows
 from mtil.data.manifest import Dropped
+from mtil.data.names import canonical, plain, shown
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import open_store, split_uri
@@ -25,10 +26,10 @@ class Grouping:
 
 
 def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()) -> dict[str, str]:
-    """Read a published group file: a CSV with `image_id` and `group`, one line an image.
+    """Read a published group file: a table with `image_id` and `group`, one row an image.
 
     Args:
-        uri: the file.
+        uri: the file, CSV, Excel or Parquet by its suffix.
         records: the collection's images.
         optional: sample ids that it may lack.
 
@@ -40,19 +41,19 @@ def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()
     """
     _, name = split_uri(uri)
     found: dict[str, str] = {}
-    for line, row in read_table(uri, ("image_id", "group")):
-        sample_id, group = row["image_id"], row["group"]
+    for row in read_table(uri, ("image_id", "group")):
+        sample_id, group = row.values["image_id"], row.values["group"]
         if not sample_id or not group:
-            raise DataError(f"Line {line} of {name} must give an image_id and a group.")
-        if found.setdefault(sample_id, group) != group:
+            raise DataError(f"{row.where} must give an image_id and a group.")
+        if canonical(found.setdefault(plain(sample_id), group)) != canonical(group):
             raise DataError(
                 f"An image must have one group, but {name} gives {sample_id!r} the groups "
-                f"{found[sample_id]!r} and {group!r}."
+                f"{found[plain(sample_id)]!r} and {group!r}."
             )
     missing = [
         record.sample_id
         for record in records
-        if record.sample_id not in found and record.sample_id not in optional
+        if plain(record.sample_id) not in found and record.sample_id not in optional
     ]
     if missing:
         raise DataError(
@@ -60,18 +61,27 @@ def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()
             f"such as {missing[0]!r}; its image_id must be the sample id."
         )
     return {
-        record.sample_id: found[record.sample_id] for record in records if record.sample_id in found
+        record.sample_id: found[plain(record.sample_id)]
+        for record in records
+        if plain(record.sample_id) in found
     }
 
 
-def read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file that lies beside a collection into (line number, values by column).
+def read_table(uri: str, required: tuple[str, ...]) -> list[Row]:
+    """Read a CSV, Excel or Parquet file about the images of a collection.
 
     Raises:
         DataError: if it is missing, or lacks a column or a value.
     """
     parent, name = split_uri(uri)
-    return read_csv(open_store(parent), name, required)
+    try:
+        rows = read_rows(open_store(parent), name, required, one_sheet=True)
+    except DataError as error:
+        raise DataError(shown(str(error))) from None
+    for row in rows:
+        if row.wrong is not None:
+            raise DataError(shown(row.wrong))
+    return rows
 
 
 def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
@@ -120,14 +130,14 @@ def _two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
 
 
 def keys(record: Record) -> list[tuple[str, str]]:
-    """Return what an image shares with those that it belongs with."""
-    of_patient = [] if record.patient is None else [("patient", record.patient)]
+    """Return what an image shares with those that it belongs with, however it is written."""
+    of_patient = [] if record.patient is None else [("patient", canonical(record.patient))]
     return of_patient + published(record)
 
 
 def published(record: Record) -> list[tuple[str, str]]:
     """Return what an image shares with those that a published file says show the same."""
-    return [] if record.published is None else [("group", record.published)]
+    return [] if record.published is None else [("group", canonical(record.published))]
 
 
 def join(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data import audit, manifest, versions
+from mtil.data import account, audit, manifest, versions
 from mtil.data.flags import NOTES
 from mtil.data.folds import TUMOURS
 from mtil.data.manifest import Manifest
@@ -204,6 +204,7 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "notes": dict(found.notes),
         "odd_masks": [asdict(odd) for odd in found.odd_masks],
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
+        "account": None if made.account is None else account.to_dict(made.account),
     }
 
 

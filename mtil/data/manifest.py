@@ -17,6 +17,7 @@ from pydantic import FailFast, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil.config import Count, Whole
+from mtil.data.account import Account
 from mtil.documents import MIB, Document, Sha256, shown
 from mtil.errors import DataError, NotFoundError, TooLargeError
 from mtil.storage import Store
@@ -123,6 +124,9 @@ class Manifest:
     files: dict[str, File] = field(default_factory=dict)
     """Size and digest of the files of the audit, the facts and the splits, by name. Data sets of
     earlier versions of this program name none."""
+    account: Account | None = None
+    """The files and images that the preparation of this version saw; earlier versions of mtil
+    wrote none."""
 
     @property
     def num_rows(self) -> int:

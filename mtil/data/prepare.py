@@ -5,15 +5,17 @@ target when something outside fails, so that the same command goes on where it w
 when the command cannot succeed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from mtil.data import account as accounts
 from mtil.data import audit as audits
 from mtil.data import drops, running, splits, staging, tally, versions
 from mtil.data import folds as fold_rules
 from mtil.data import manifest as manifests
+from mtil.data.account import Account, SourceAccount
 from mtil.data.audit import Audit
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.folds import Assignment
@@ -118,7 +120,7 @@ def prepare(
     settings = settings or Settings()
     _check(settings, sources)
     target = open_store(to)
-    collections = gather(sources)
+    collections = gather(sources, to)
     records = sorted(
         (record for collection in collections for record in collection.records),
         key=lambda record: record.sample_id,
@@ -252,7 +254,7 @@ class _Preparation:
             self.withdraw(target, folder, made)
             raise
         target.clear(folder, versions.STAGED)
-        return _whole(target, existing)
+        return replace(_whole(target, existing), account=found.manifest.account)
 
     def withdraw(self, target: Store, folder: str, made: _Decided | None) -> None:
         """Delete what was staged and written in a target that holds other data by now.
@@ -362,7 +364,48 @@ class _Preparation:
             invalid=tuple(Dropped(sample_id=item.sample_id, why=item.why) for item in refused),
             shards=(),
             fingerprint="",
+            account=account_of(self.collections, dropped, refused, [r.sample_id for r in kept]),
         )
+
+
+def account_of(
+    collections: Sequence[Collection],
+    dropped: Sequence[Dropped],
+    refused: Sequence[Refused],
+    kept: Sequence[str],
+    known: Iterable[str] = (),
+) -> Account:
+    """Return the account of collections that were prepared.
+
+    Args:
+        collections: what was read.
+        dropped: images that were not kept.
+        refused: images that cannot be used.
+        kept: sample ids of the images that were.
+        known: sample ids of images that the data set held before.
+
+    Raises:
+        AssertionError: if the files or the images do not add up.
+    """
+    why_dropped = {item.sample_id: item.why for item in dropped}
+    invalid = {item.sample_id: item.why for item in refused}
+    held, before = frozenset(kept), frozenset(known)
+    return Account(
+        sources=tuple(
+            SourceAccount(
+                name=collection.name,
+                prefix=collection.records[0].source,
+                files=collection.files,
+                images=accounts.images_read(
+                    [record.sample_id for record in collection.records],
+                    why_dropped, invalid, held, before,
+                ),
+                notes=tuple(collection.notes),
+                warnings=tuple(collection.warnings),
+            )
+            for collection in collections
+        )
+    )  # fmt: skip
 
 
 def _check(settings: Settings, sources: Sequence[Source]) -> None:

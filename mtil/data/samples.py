@@ -32,6 +32,7 @@ from mtil.data.images import (
     resize_mask,
 )
 from mtil.data.layouts.record import Record
+from mtil.data.names import shown
 from mtil.data.shards import LABELS
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
@@ -101,7 +102,7 @@ def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | R
     try:
         return read_sample(store, record, image_size)
     except DataError as error:
-        return Refused(record.sample_id, str(error))
+        return Refused(record.sample_id, shown(str(error)))
 
 
 def read_sample(store: Store, record: Record, image_size: int) -> Sample:

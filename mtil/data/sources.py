@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mtil.data import groups
 from mtil.data.layouts import scan
+from mtil.data.layouts.patients import same_names
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import SourceInfo
 from mtil.errors import DataError
@@ -21,7 +22,7 @@ class Source:
     layout: str
     """One of `mtil.data.layouts.LAYOUTS`."""
     groups: str | None = None
-    """A CSV file with the images' published groups."""
+    """A table with the images' published groups: CSV, Excel or Parquet."""
     official_folds: int | None = None
     """How many folds the collection's own fold file has, to take them; a table's are a column."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -32,16 +33,20 @@ class Source:
     """Whether lesions are black on white in the masks."""
 
 
-def gather(sources: Sequence[Source]) -> list[Collection]:
+def gather(sources: Sequence[Source], apart: str = "") -> list[Collection]:
     """Scan collections; where there are several, put a collection's name before its ids.
 
     Images that cannot be used are among them, as refused records.
+
+    Args:
+        sources: the collections.
+        apart: a URI whose files are no part of them, such as the data set that is made.
 
     Raises:
         DataError: if a collection is not laid out as it should be, or only some of several
             collections give folds.
     """
-    found = [_scan(source) for source in sources]
+    found = [_scan(source, apart) for source in sources]
     if len(found) > 1:
         names = _names(found)
         found = [_prefixed(*pair) for pair in zip(found, names, strict=True)]
@@ -67,6 +72,7 @@ def gather_more(
     sources: Sequence[Source],
     held: Sequence[SourceInfo],
     known: Container[str],
+    apart: str = "",
 ) -> list[Collection]:
     """Scan collections whose images are added to those of a data set.
 
@@ -77,12 +83,13 @@ def gather_more(
         sources: the collections.
         held: what the data set was made from.
         known: sample ids of images that it was made from, which group files may leave out.
+        apart: see `gather`.
 
     Raises:
         DataError: if a collection is not laid out as it should be, names do not tell collections
             apart, or only some of several collections give folds.
     """
-    found = [_scan(replace(source, groups=None)) for source in sources]
+    found = [_scan(source, apart, with_groups=False) for source in sources]
     prefixes = _prefixes(found, held)
     whole = []
     for source, collection, prefix in zip(sources, found, prefixes, strict=True):
@@ -120,7 +127,7 @@ def _prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> 
     return prefixes
 
 
-def _scan(source: Source) -> Collection:
+def _scan(source: Source, apart: str, *, with_groups: bool = True) -> Collection:
     collection = scan(
         source.uri,
         source.layout,
@@ -128,10 +135,14 @@ def _scan(source: Source) -> Collection:
         columns=source.columns or None,
         classes=source.classes or None,
         skip_invalid=True,
+        apart=apart,
+        beside=() if source.groups is None else (source.groups,),
     )
     if source.invert_masks:
         collection = _inverted(collection)
-    return collection if source.groups is None else _with_groups(collection, source.groups)
+    if source.groups is None or not with_groups:
+        return collection
+    return _with_groups(collection, source.groups)
 
 
 def _inverted(collection: Collection) -> Collection:
@@ -150,7 +161,8 @@ def _with_groups(collection: Collection, uri: str, optional: Container[str] = ()
     records = [
         replace(record, published=published.get(record.sample_id)) for record in collection.records
     ]
-    return replace(collection, records=records)
+    notes = same_names(set(published.values()), "published groups")
+    return replace(collection, records=records, notes=(*collection.notes, *notes))
 
 
 def _names(collections: Sequence[Collection]) -> list[str]:

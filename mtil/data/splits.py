@@ -7,6 +7,7 @@ from dataclasses import replace
 from mtil.data.folds import MAX_FOLDS, NUM_PARTS, Assignment
 from mtil.data.groups import read_table
 from mtil.data.layouts.record import Record
+from mtil.data.names import plain
 from mtil.data.shards import HOLDOUT
 from mtil.documents import MIB, Document, shown
 from mtil.errors import DataError, NotFoundError
@@ -98,7 +99,7 @@ def of_kept(
 def read_holdout(
     uri: str, read: Sequence[Record], kept: Sequence[Record], group: Mapping[str, str]
 ) -> set[str]:
-    """Read a CSV with the `image_id` of images for a final test, and return their groups.
+    """Read a table with the `image_id` of images for a final test, and return their groups.
 
     Args:
         uri: the file.
@@ -109,14 +110,14 @@ def read_holdout(
     Raises:
         DataError: if it is no such file, names an image that is not there, or none that is kept.
     """
-    names = {row["image_id"] for _, row in read_table(uri, ("image_id",))}
-    unknown = sorted(names - {record.sample_id for record in read})
+    names = {plain(row.values["image_id"]) for row in read_table(uri, ("image_id",))}
+    unknown = sorted(names - {plain(record.sample_id) for record in read})
     if unknown:
         raise DataError(
             f"A holdout file must name images of the sources, but {uri} names {len(unknown)} that "
             f"none has, such as {unknown[0]!r}; its image_id must be the sample id."
         )
-    chosen = {group[record.sample_id] for record in kept if record.sample_id in names}
+    chosen = {group[record.sample_id] for record in kept if plain(record.sample_id) in names}
     if not chosen:
         raise DataError(
             f"A holdout file must name images that are kept, but {uri} names none; its image_id "

@@ -144,18 +144,17 @@ def test_a_wrong_fold_can_be_skipped(tmp_path: Path) -> None:
     assert "a fold for every image or for none, but gives none for 'b.png'" in str(found[1].refused)
 
 
-def test_an_image_that_is_given_twice_can_be_skipped(tmp_path: Path) -> None:
+def test_rows_of_one_image_are_joined_where_they_agree_and_can_be_skipped(tmp_path: Path) -> None:
     text = (
         "image,masks,label\na.png,m.png,benign\nb.png,m.png,benign\na.png,m.png,malignant\n"
-        "./b.png,m.png,benign\n"
+        "./b.png,n.png|m.png,benign\n"
     )
-    with pytest.raises(DataError, match=r"2 of 3 .*\n- Sample ids must be unique, but 'a.png' is"):
+    with pytest.raises(DataError, match=r"^Rows of one image must have one label, but 'a.png' has"):
         _scan_table(tmp_path, text)
     found = _scan_table(tmp_path, text, skip_invalid=True)
-    assert [(r.sample_id, r.refused is None) for r in found] == [
-        ("a.png", False), ("b.png", True), ("./b.png", False),
-    ]  # fmt: skip
-    assert "b.png is given as 'b.png' and as './b.png'" in str(found[2].refused)
+    assert [(r.sample_id, r.refused is None) for r in found] == [("a.png", False), ("b.png", True)]
+    assert "has benign in Line 2 of t.csv and malignant in Line 4 of t.csv" in str(found[0].refused)
+    assert found[1].masks == ("m.png", "n.png")
 
 
 def test_a_table_may_be_parted_by_tabs_and_name_absolute_paths(tmp_path: Path) -> None:
@@ -202,8 +201,8 @@ HEADER = "image,masks,label,fold\n"
         (HEADER + "a.png,m.png,benign,one\n", "Line 2 .* fold number.*'one'"),
         (HEADER + "a.png,m.png,benign,-1\n", "Line 2 .* fold number.*'-1'"),
         (HEADER + "a.png,m.png,benign,0\nb.png,m.png,benign,\n", "none for 'b.png'"),
-        (HEADER + "a.png,m.png,benign,\na.png,m.png,benign,\n", "'a.png' is given twice"),
-        (HEADER + "a.png,m.png,benign,\n./a.png,m.png,benign,\n", "must be given once"),
+        (HEADER + "a.png,m.png,benign,0\na.png,m.png,benign,1\n", "one fold, .* has 0 in .* and 1"),
+        (HEADER + "a.png,m.png,benign,\n./a.png,,normal,\n", "one label, .*benign .* normal"),
         (HEADER + "../../etc/passwd,m.png,benign,\n", "below the table's folder"),
         (HEADER + "a.png,m.png|/etc/passwd,benign,\n", "below the table's folder"),
         (HEADER + '"a.png,m.png,benign,\n', "is no CSV"),

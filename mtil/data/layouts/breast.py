@@ -1,12 +1,14 @@
 """The layout of BrEaST: `case001.png`, `case001_tumor.png` and a clinical workbook."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from mtil.data.layouts.folders import Expected, Folder, locate, some
-from mtil.data.layouts.record import Record
+from mtil.data.account import FilesSeen
+from mtil.data.layouts.files import count, is_image, some, without_suffix
+from mtil.data.layouts.folders import Expected, Folder, locate
+from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows, stem, value
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -21,56 +23,84 @@ CITATION = (
     "Data: The Cancer Imaging Archive, doi:10.7937/9WKK-Q141"
 )
 
+_REQUIRED = ("caseid", "image_filename", "mask_tumor_filename", "classification")
 _EXPECTED = Expected(
     name=NAME,
     table=r".+\.xlsx",
+    columns=_REQUIRED,
     shape="case001.png, case001_tumor.png and the clinical .xlsx beside them or above them",
 )
-_REQUIRED = ("caseid", "image_filename", "mask_tumor_filename", "classification")
 _NOT_META = (*_REQUIRED, "mask_other_filename", "pixel_size")
-_IMAGE = re.compile(r"case\d+\.png")
+_IMAGE = re.compile(r"case\d+")
+_OTHER_MASK = re.compile(r"case\d+_other\d*")
 _NOTHING = ("", "nan", "none", "-", "n/a", "not applicable", "not available")
 """What the sheet may say instead of leaving a cell empty."""
 _FINEST, _COARSEST = 0.02, 1.0
 """Millimetres that a pixel of a breast ultrasound image can have."""
 
 
-def scan(store: Store) -> list[Record]:
-    """Find the images that the workbook's first sheet names.
+def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
+    """Find the images that the workbook names.
 
     The masks of other findings are not part of the lesion, and normal images have none.
+
+    Args:
+        store: the collection's folder or one above it.
+        apart: see `files.look`.
+        tables: more tables of the collection, for its account.
 
     Raises:
         DataError: if there is no such collection, or its workbook and images do not fit together.
     """
-    folder = _flat(locate(store, _EXPECTED))
-    rows = read_rows(store, folder.table, _REQUIRED)
+    folder, notes = _flat(locate(store, _EXPECTED, apart)), list[str]()
+    rows = read_rows(store, folder.table, _REQUIRED, notes, ("pixel_size",))
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row.values["caseid"], row.where)
-    records = read_each(rows, lambda row: _record(folder, row, first), _sample_id)
-    images = [found for name, found in folder.names.items() if _IMAGE.fullmatch(name)]
-    return _in_millimetres(records, folder.table) + folder.unlisted(images, records)
+    records = read_each(
+        rows,
+        lambda row: _record(folder, row, first),
+        _sample_id,
+        lambda row: folder.files(_png(row.values["image_filename"]), _masks(row)),
+    )
+    images = [found for name, found in folder.images.items() if _IMAGE.fullmatch(name)]
+    records = _in_millimetres(records, folder.table) + folder.unlisted(images, records)
+    read = (folder.table, *tables)
+    return Found(records=records, files=lambda found: _account(folder, found, read), notes=notes)
+
+
+def _account(folder: Folder, records: Sequence[Record], tables: Collection[str]) -> FilesSeen:
+    def why_not(name: str) -> str:
+        if not name.startswith(folder.start):
+            return f"outside of the collection's folder {folder.start.rstrip('/')}"
+        file = without_suffix(name.rpartition("/")[2]).lower()
+        return "masks of other findings" if _OTHER_MASK.fullmatch(file) else "no row names the file"
+
+    return count(folder.listing, records, tables, why_not, folder.start)
 
 
 def _flat(folder: Folder) -> Folder:
-    """Return the folder with its PNG files by their own name, wherever they lie below it."""
-    found: dict[str, str] = {}
-    twice = {name.rpartition("/")[2]: why for name, why in folder.twice.items()}
+    """Return the folder with its image files by their own name, wherever they lie below it."""
+    found: dict[str, list[str]] = {}
     for name, stored in folder.names.items():
-        file = name.rpartition("/")[2]
-        if file.endswith(".png") and found.setdefault(file, stored) != stored:
-            twice[file] = (
-                f"A file must be there once, but {folder.uri} has {found[file]} and {stored}; "
-                "remove one."
+        if is_image(name):
+            found.setdefault(without_suffix(name.rpartition("/")[2]), []).append(stored)
+    twice = {stem.rpartition("/")[2]: why for stem, why in folder.twice.items()}
+    for stem_, names in found.items():
+        if len(names) > 1:
+            twice.setdefault(
+                stem_,
+                f"A file must be there once, but {folder.uri} has {names[0]} and {names[1]}; "
+                "remove one.",
             )
-    if not any(_IMAGE.fullmatch(file) for file in found):
+    if not any(_IMAGE.fullmatch(stem_) for stem_ in found):
         top = sorted({name.split("/")[0] for name in folder.names.values()})
         raise DataError(
             f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}; "
             "name its folder or another layout."
         )
-    return replace(folder, names=found, twice=twice)
+    images = {stem_: names[0] for stem_, names in found.items()}
+    return replace(folder, images=images, twice=twice)
 
 
 def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
@@ -82,8 +112,7 @@ def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
             "remove one."
         )
     index = label(value(row, "classification"), row.where)
-    named = [name.strip() for name in row.values["mask_tumor_filename"].split("&")]
-    masks = tuple(folder.require(_png(name), row.where) for name in named if not _nothing(name))
+    masks = tuple(folder.require(name, row.where) for name in _masks(row))
     if bool(masks) == (LABELS[index] == "normal"):
         rule = "must not name a tumour mask" if masks else "must name a tumour mask"
         raise DataError(
@@ -99,6 +128,11 @@ def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
         pixel_size=None if _nothing(size) else number(size, row.where, "pixel_size"),
         meta=meta(row.values, without=_NOT_META),
     )
+
+
+def _masks(row: Row) -> list[str]:
+    named = (name.strip() for name in row.values["mask_tumor_filename"].split("&"))
+    return [_png(name) for name in named if not _nothing(name)]
 
 
 def _sample_id(row: Row) -> str:

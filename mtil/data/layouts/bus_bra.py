@@ -1,9 +1,9 @@
 """The layout of BUS-BRA: `Images/bus_0001-l.png`, `Masks/mask_0001-l.png` and `bus_data.csv`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Record
+from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -21,6 +21,7 @@ FOLD_FILES = {5: "5-fold-cv.csv", 10: "10-fold-cv.csv"}
 _EXPECTED = Expected(
     name=NAME,
     table=r"bus_data\.csv",
+    columns=("id", "case", "pathology"),
     folders=("Images", "Masks"),
     shape="Images/bus_0001-l.png, Masks/mask_0001-l.png and bus_data.csv",
 )
@@ -29,23 +30,41 @@ _NOT_META = ("id", "case", "pathology", "width", "height", "bbox")
 """Columns with a role, and sizes, which may be those of larger originals."""
 
 
-def scan(store: Store, official_folds: int | None = None) -> list[Record]:
+def scan(
+    store: Store,
+    official_folds: int | None = None,
+    *,
+    apart: str = "",
+    tables: Collection[str] = (),
+) -> Found:
     """Find the images that the table names, with their folds if they are asked for.
 
     Args:
-        store: the collection's folder or its parent.
+        store: the collection's folder or one above it.
         official_folds: 5 or 10, to take the folds of that file; none takes none.
+        apart: see `files.look`.
+        tables: more tables of the collection, for its account.
 
     Raises:
         DataError: if there is no such collection, or its tables and images do not fit together.
     """
-    folder = locate(store, _EXPECTED)
+    folder, notes = locate(store, _EXPECTED, apart), list[str]()
     folds = None if official_folds is None else _folds(store, folder, official_folds)
-    rows = read_rows(store, folder.table, ("id", "case", "pathology"))
+    rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
     records = read_each(
-        rows, lambda row: _record(folder, row, folds), lambda row: stem(row.values["id"])
+        rows,
+        lambda row: _record(folder, row, folds),
+        lambda row: stem(row.values["id"]),
+        lambda row: folder.files(*_names(stem(row.values["id"]))),
     )
-    return records + folder.unlisted(folder.inside("Images"), records)
+    records += folder.unlisted(folder.inside("Images"), records)
+    fold_files = (folder.names.get(name, "") for name in FOLD_FILES.values())
+    read = (folder.table, *fold_files, *tables)
+    return Found(
+        records=records,
+        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        notes=notes,
+    )
 
 
 def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record:
@@ -59,15 +78,21 @@ def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record
             f"An official fold must be given for every image, but there is none for {name!r}; "
             "make folds instead."
         )
+    image, masks = _names(name)
     return Record(
         sample_id=name,
         label=label(value(row, "pathology"), row.where),
-        image=folder.require(f"Images/{name}.png", row.where),
-        masks=(folder.require(f"Masks/mask_{name.removeprefix(_PREFIX)}.png", row.where),),
+        image=folder.require(image, row.where),
+        masks=tuple(folder.require(mask, row.where) for mask in masks),
         patient=value(row, "case"),
         fold=None if folds is None else folds[name],
         meta=meta(row.values, without=_NOT_META),
     )
+
+
+def _names(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the image and the masks of an id, relative to the collection."""
+    return f"Images/{name}.png", (f"Masks/mask_{name.removeprefix(_PREFIX)}.png",)
 
 
 def _folds(store: Store, folder: Folder, number: int) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """The layout of BUS-UCLM: `images/ALWI_000.png`, `masks/ALWI_000.png` and `INFO.csv`."""
 
+from collections.abc import Collection
+
 from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Record
+from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
@@ -17,25 +19,42 @@ CITATION = (
 _EXPECTED = Expected(
     name=NAME,
     table=r"info\.csv",
+    columns=("image", "label"),
     folders=("images", "masks"),
     shape="images/ALWI_000.png, masks/ALWI_000.png and INFO.csv",
 )
 _COLOURS = {"benign": "green", "malignant": "red"}
 
 
-def scan(store: Store) -> list[Record]:
+def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
     """Find the images that the table names.
 
     A mask is green where a lesion is benign, red where it is malignant, and black elsewhere; normal
     images have one that is all black.
 
+    Args:
+        store: the collection's folder or one above it.
+        apart: see `files.look`.
+        tables: more tables of the collection, for its account.
+
     Raises:
         DataError: if there is no such collection, or its table and images do not fit together.
     """
-    folder = locate(store, _EXPECTED)
-    rows = read_rows(store, folder.table, ("image", "label"))
-    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
-    return records + folder.unlisted(folder.inside("images"), records)
+    folder, notes = locate(store, _EXPECTED, apart), list[str]()
+    rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
+    records = read_each(
+        rows,
+        lambda row: _record(folder, row),
+        _sample_id,
+        lambda row: folder.files(*_names(row)),
+    )
+    records += folder.unlisted(folder.inside("images"), records)
+    read = (folder.table, *tables)
+    return Found(
+        records=records,
+        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        notes=notes,
+    )
 
 
 def _record(folder: Folder, row: Row) -> Record:
@@ -48,16 +67,23 @@ def _record(folder: Folder, row: Row) -> Record:
             f"names {name!r}; correct it."
         )
     index = label(value(row, "label"), row.where)
+    image, masks = _names(row)
     return Record(
         sample_id=name,
         label=index,
-        image=folder.require(f"images/{name}.png", row.where),
-        masks=(folder.require(f"masks/{name}.png", row.where),),
+        image=folder.require(image, row.where),
+        masks=tuple(folder.require(mask, row.where) for mask in masks),
         patient=patient,
         masks_may_differ=True,
         colour=_COLOURS.get(LABELS[index]),
         meta=meta(row.values, without=("image", "label")),
     )
+
+
+def _names(row: Row) -> tuple[str, tuple[str, ...]]:
+    """Return the image and the masks that a row names, relative to the collection."""
+    name = _sample_id(row)
+    return f"images/{name}.png", (f"masks/{name}.png",)
 
 
 def _sample_id(row: Row) -> str:

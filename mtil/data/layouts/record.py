@@ -1,9 +1,11 @@
 """What a collection holds, before a pixel is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from mtil.data.account import FilesSeen
+from mtil.data.names import shown
 from mtil.storage import Store
 
 MAX_REASONS = 100
@@ -40,6 +42,8 @@ class Record:
     """What else the collection says, by column: BI-RADS, device, histology, age."""
     refused: str | None = None
     """Why it cannot be used, if table and files say so; its id is all that counts then."""
+    others: tuple[str, ...] = ()
+    """More image files that its id could mean; only an image that cannot be used has some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +57,46 @@ class Collection:
     """What the records' names are relative to."""
     records: Sequence[Record]
     """In the order of the table or the files; sample ids are unique, as are image names."""
+    files: FilesSeen | None = None
+    """What each file below the store is; None if the store cannot be listed."""
+    notes: Sequence[str] = ()
+    """Sentences about what was read otherwise than it is written."""
+    warnings: Sequence[str] = ()
+    """Sentences about what may be wrong in the collection."""
 
 
-def refused(sample_id: str, why: str) -> Record:
-    """Return the record of an image that cannot be used."""
-    return Record(sample_id=sample_id, label=0, image="", masks=(), refused=why)
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a layout has found in a store."""
+
+    records: list[Record]
+    files: Callable[[Sequence[Record]], FilesSeen | None]
+    """Says what each file is, given the records with unique ids."""
+    notes: Sequence[str] = ()
+    """See `Collection`."""
+    warnings: Sequence[str] = ()
+    """See `Collection`."""
+
+
+def refused(
+    sample_id: str,
+    why: str,
+    image: str = "",
+    masks: tuple[str, ...] = (),
+    others: tuple[str, ...] = (),
+) -> Record:
+    """Return the record of an image that cannot be used.
+
+    Args:
+        sample_id: its id.
+        why: a sentence.
+        image: its file, if there is one.
+        masks: its masks, as far as they are known.
+        others: more image files of this id.
+    """
+    return Record(
+        sample_id=sample_id, label=0, image=image, masks=masks, refused=shown(why), others=others
+    )
 
 
 def reasons(found: Sequence[str], of: int) -> str:
@@ -94,6 +133,8 @@ def unique(records: Sequence[Record]) -> list[Record]:
                 name,
                 f"An image must be given once, but {path} is given as {images[path]!r} and as "
                 f"{name!r}; remove one.",
+                record.image,
+                record.masks,
             )
         else:
             found[name] = record
@@ -101,9 +142,13 @@ def unique(records: Sequence[Record]) -> list[Record]:
 
 
 def _given_twice(one: Record, other: Record) -> Record:
-    if one.refused is not None:
-        return one
     files = sorted({one.image, other.image} - {""})
     by = f", by {' and '.join(files)}" if len(files) > 1 else ""
     why = f"Sample ids must be unique, but {one.sample_id!r} is given twice{by}; rename or remove"
-    return refused(one.sample_id, f"{why} one.")
+    return refused(
+        one.sample_id,
+        f"{why} one." if one.refused is None else one.refused,
+        one.image or other.image,
+        tuple(dict.fromkeys((*one.masks, *other.masks))),
+        tuple(dict.fromkeys((*one.others, *other.others, *files))),
+    )

@@ -1,17 +1,27 @@
-"""Tables of any kind to rows of text: CSV, the first sheet of an Excel workbook, Parquet."""
+"""Tables of any kind to rows of text: CSV, a sheet of an Excel workbook, Parquet."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
-from mtil.data.layouts.formats import Lines, csv_lines, parquet_lines, xlsx_lines
+from mtil.data.layouts.files import without_suffix
+from mtil.data.layouts.formats import Lines, csv_lines, parquet_lines
 from mtil.data.layouts.record import Record, refused
+from mtil.data.layouts.workbooks import UNCOMPUTED, xlsx_lines
+from mtil.data.names import composed
 from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 
 _MISSING = ("", "nan")
+_ERRORS = (
+    "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
+    "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#UNKNOWN!", UNCOMPUTED,
+)  # fmt: skip
+"""What spreadsheet programs write for a formula that has no result."""
 _SAME_KEY = {"bi_rads": "birads", "diagnosis": "histology"}
 """Columns that mean the same thing under another name."""
 
@@ -24,9 +34,19 @@ class Row:
     """What to call it in an error, such as `Line 3 of INFO.csv`."""
     values: Mapping[str, str]
     """Stripped text by lower-case column; what is missing is empty."""
+    wrong: str | None = None
+    """Why it cannot be used, if a formula in it has no result."""
 
 
-def read_rows(store: Store, name: str, required: Sequence[str]) -> list[Row]:
+def read_rows(
+    store: Store,
+    name: str,
+    required: Sequence[str],
+    notes: list[str] | None = None,
+    optional: Sequence[str] = (),
+    *,
+    one_sheet: bool = False,
+) -> list[Row]:
     """Read a table by its suffix: `.xlsx`, `.parquet`, or else CSV, which may be parted by tabs.
 
     Columns without a name are no data. In a workbook, rows that are empty in the required columns
@@ -37,38 +57,45 @@ def read_rows(store: Store, name: str, required: Sequence[str]) -> list[Row]:
         store: what the name is relative to.
         name: the table.
         required: lower-case columns that it must have.
+        notes: takes sentences about hidden and merged cells.
+        optional: more columns with a role, in which the error of a formula is refused too.
+        one_sheet: whether a workbook is refused if more than one sheet has the columns, instead of
+            taking the first.
 
     Raises:
         DataError: if it is missing or damaged, lacks a column, or has only its header.
     """
     kind = PurePosixPath(name).suffix.lower()
-    if kind == ".xlsx":
-        rows = _rows(xlsx_lines(store, name), name, required, "Row", required)
+    roles = (*required, *optional)
+    if kind in (".xlsx", ".xlsm"):
+        lines = xlsx_lines(
+            store, name, required, [] if notes is None else notes, one_sheet=one_sheet
+        )
+        rows = _rows(lines, name, required, "Row", required, roles)
     elif kind == ".parquet":
-        rows = _rows(parquet_lines(store, name), name, required, "Row", None)
+        rows = _rows(parquet_lines(store, name), name, required, "Row", None, roles)
     else:
-        rows = _rows(csv_lines(store, name), name, required, "Line", None)
+        rows = _rows(csv_lines(store, name), name, required, "Line", None, roles)
     if not rows:
         raise DataError(
             f"A table must have lines, but {name} has only its header; add a line an image."
         )
-    return [Row(where, values) for _, where, values in rows]
+    return rows
 
 
-def read_csv(
-    store: Store, name: str, required: tuple[str, ...]
-) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file with a header into (line number, values by column), without empty lines.
-
-    Raises:
-        DataError: if it is missing, is not UTF-8 text, or lacks a column or a value.
-    """
-    rows = _rows(csv_lines(store, name), name, required, "Line", None)
-    return [(line, values) for line, _, values in rows]
+def has_columns(store: Store, name: str, required: Sequence[str]) -> bool:
+    """Say whether a file is a table with these lower-case columns."""
+    try:
+        return bool(read_rows(store, name, required))
+    except DataError:
+        return False
 
 
 def read_each(
-    rows: Iterable[Row], read: Callable[[Row], Record], sample_id: Callable[[Row], str]
+    rows: Iterable[Row],
+    read: Callable[[Row], Record],
+    sample_id: Callable[[Row], str],
+    files: Callable[[Row], tuple[str, tuple[str, ...]]],
 ) -> list[Record]:
     """Return a record of each row, refused where the row is wrong.
 
@@ -76,19 +103,22 @@ def read_each(
         rows: of one table.
         read: makes the record, or raises a `DataError` that says what is wrong.
         sample_id: the id of a row; empty if it has none.
+        files: the image and the masks that a row names, as far as they are there.
     """
     records = []
     for row in rows:
         try:
+            if row.wrong is not None:
+                raise DataError(row.wrong)
             records.append(read(row))
         except DataError as error:
-            records.append(refused(sample_id(row) or row.where, str(error)))
+            records.append(refused(sample_id(row) or row.where, str(error), *files(row)))
     return records
 
 
 def stem(text: str) -> str:
     """Return an image's name without the suffix that a table may give it."""
-    return text[: -len(".png")] if text.lower().endswith(".png") else text
+    return composed(without_suffix(text))
 
 
 def value(row: Row, column: str) -> str:
@@ -133,10 +163,15 @@ def meta(values: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for column, text in values.items():
-        snake = re.sub(r"[^0-9a-z]+", "_", column).strip("_")
+        snake = _snake(column)
         if column not in without and snake and text.lower() not in _MISSING:
             found.setdefault(_SAME_KEY.get(snake, snake), text)
     return found
+
+
+@lru_cache(2**15)
+def _snake(column: str) -> str:
+    return re.sub(r"[^0-9a-z]+", "_", column).strip("_")
 
 
 def number(text: str, where: str, column: str) -> float:
@@ -163,18 +198,20 @@ def _rows(
     required: Sequence[str],
     word: str,
     deciding: Sequence[str] | None,
-) -> list[tuple[int, str, dict[str, str]]]:
-    """Return (number, what to call it, values by column) of each row that is not empty.
+    roles: Sequence[str],
+) -> list[Row]:
+    """Return the rows of a table, without empty ones.
 
     A row is empty if it is so in the deciding columns, or everywhere if none decide.
     """
     first = next((values for _, values in lines if any(values)), [])
-    header = [column.lower() for column in first]
+    header = [composed(column.lower()) for column in first]
     if deciding is not None:  # what stands beside a workbook's data may have a header like its own
-        header = [
-            "" if column not in required and column in header[:at] else column
-            for at, column in enumerate(header)
-        ]
+        seen: set[str] = set()
+        for at, column in enumerate(header):
+            if column not in required and column in seen:
+                header[at] = ""
+            seen.add(column)
     _check_header(header, name, required)
     rows = []
     for line, values in lines:
@@ -188,8 +225,24 @@ def _rows(
             )
         row = {column: text for column, text in zip(header, values, strict=True) if column}
         if any(row[column] for column in (row if deciding is None else deciding)):
-            rows.append((line, where, row))
+            rows.append(Row(where, row, _uncomputed(row, where, roles)))
     return rows
+
+
+def _uncomputed(row: dict[str, str], where: str, roles: Sequence[str]) -> str | None:
+    """Say which column with a role holds the error of a formula; empty the other columns."""
+    wrong = None
+    for column, text in row.items():
+        if text.startswith("#") and text.upper() in _ERRORS:
+            if column not in roles:
+                row[column] = ""
+            elif wrong is None:
+                said = "a formula without a saved result" if text == UNCOMPUTED else text
+                wrong = (
+                    f"{where} must have a value, but its `{column}` is {said}; correct the formula "
+                    "or save the workbook again with its results."
+                )
+    return wrong
 
 
 def _check_header(header: Sequence[str], name: str, required: Sequence[str]) -> None:
@@ -200,9 +253,9 @@ def _check_header(header: Sequence[str], name: str, required: Sequence[str]) -> 
             f"{', '.join(missing)}; add them to its first line, which is "
             f"{','.join(header)[:80]!r}."
         )
-    for column in header:
-        if column and header.count(column) > 1:
+    for column, times in Counter(header).items():
+        if column and times > 1:
             raise DataError(
-                f"A column must be given once, but {name} has {column!r} {header.count(column)} "
-                "times; rename or remove one."
+                f"A column must be given once, but {name} has {column!r} {times} times; rename or "
+                "remove one."
             )

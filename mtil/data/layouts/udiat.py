@@ -1,7 +1,9 @@
 """The layout of UDIAT (BUS-B): `original/000001.png`, `GT/000001.png` and `DatasetB.xlsx`."""
 
+from collections.abc import Collection
+
 from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Record
+from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
 from mtil.storage import Store
 
@@ -16,37 +18,61 @@ CITATION = (
 _EXPECTED = Expected(
     name=NAME,
     table=r"datasetb\.xlsx",
+    columns=("image", "type"),
     folders=("original", "GT"),
     shape="original/000001.png, GT/000001.png and DatasetB.xlsx",
 )
 _DIGITS = 6
 
 
-def scan(store: Store) -> list[Record]:
+def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
     """Find the images that the workbook names; it may give their numbers as text or as numbers.
+
+    Args:
+        store: the collection's folder or one above it.
+        apart: see `files.look`.
+        tables: more tables of the collection, for its account.
 
     Raises:
         DataError: if there is no such collection, or its workbook and images do not fit together.
     """
-    folder = locate(store, _EXPECTED)
-    rows = read_rows(store, folder.table, ("image", "type"))
-    records = read_each(rows, lambda row: _record(folder, row), _sample_id)
-    return records + folder.unlisted(folder.inside("original"), records)
+    folder, notes = locate(store, _EXPECTED, apart), list[str]()
+    rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
+    records = read_each(
+        rows,
+        lambda row: _record(folder, row),
+        _sample_id,
+        lambda row: folder.files(*_names(row)),
+    )
+    records += folder.unlisted(folder.inside("original"), records)
+    read = (folder.table, *tables)
+    return Found(
+        records=records,
+        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        notes=notes,
+    )
 
 
 def _record(folder: Folder, row: Row) -> Record:
     value(row, "image")
     name = _sample_id(row)
+    image, masks = _names(row)
     said = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
     return Record(
         sample_id=name,
         label=label(value(row, "type"), row.where),
-        image=folder.require(f"original/{name}.png", row.where),
-        masks=(folder.require(f"GT/{name}.png", row.where),),
+        image=folder.require(image, row.where),
+        masks=tuple(folder.require(mask, row.where) for mask in masks),
         meta=meta(said, without=()),
     )
 
 
+def _names(row: Row) -> tuple[str, tuple[str, ...]]:
+    """Return the image and the masks that a row names, relative to the collection."""
+    name = _sample_id(row)
+    return f"original/{name}.png", (f"GT/{name}.png",)
+
+
 def _sample_id(row: Row) -> str:
-    number = stem(row.values["image"])
+    number = stem(row.values["image"]).removesuffix(".0")
     return number and number.zfill(_DIGITS)
