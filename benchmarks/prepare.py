@@ -190,10 +190,10 @@ def planted(source: Path, to: Path) -> dict[str, Any]:
     with (source / phantom.DUPLICATES).open(encoding="utf-8") as file:
         original = {row["sample_id"]: row["original"] for row in csv.DictReader(file)}
     store = open_store(str(to))
-    folder = manifests.load(store).audit
-    images = audit.read(store, folder, audit.IMAGES).select(["sample_id", "twins"])
+    made = manifests.load(store)
+    images = audit.read(store, made, audit.IMAGES).select(["sample_id", "twins"])
     twins = dict(zip(*(column.to_pylist() for column in images.columns), strict=True))
-    pairs = audit.read(store, folder, audit.PAIRS)
+    pairs = audit.read(store, made, audit.PAIRS)
     found = zip(*(pairs.column(f"sample_id_{which}").to_pylist() for which in "ab"), strict=True)
     return {
         "planted": len(original),

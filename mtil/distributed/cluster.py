@@ -186,7 +186,8 @@ def _started() -> list[psutil.Process]:
     """Return the processes of the cluster that this process has started."""
     node = ray._private.worker._global_node
     found: list[psutil.Process] = []
-    for infos in [] if node is None else node.all_processes.values():
+    groups: list[Any] = [] if node is None else list(node.all_processes.values())
+    for infos in groups:
         for info in infos:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(info.process.pid)
