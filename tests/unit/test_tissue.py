@@ -192,15 +192,22 @@ def test_facts_that_described_margins_are_brought_up_to_date(
     table = pa.table(
         {
             "sample_id": [str(number) for number in range(COUNT + 1)],
+            "label": pa.array([0] * (COUNT + 1), pa.int8()),
+            "sha256": pa.array([b"\1" * 32] * (COUNT + 1), pa.binary(32)),
+            "mask_sha256": pa.array([b"\1" * 32] * (COUNT + 1), pa.binary(32)),
+            "source": [""] * (COUNT + 1),
+            "patient": pa.nulls(COUNT + 1, pa.string()),
+            "published": pa.nulls(COUNT + 1, pa.string()),
+            "given": pa.nulls(COUNT + 1, pa.string()),
             "hashes": pa.array([b"\1" * 8 * 81] * (COUNT + 1), pa.binary(8 * 81)),
             "thumb": pa.array([thumb.tobytes() for thumb in thumbs], pa.binary(64 * 64)),
         }
     )
-    store = LocalStore(tmp_path)
+    store = LocalStore(str(tmp_path))
     pq.write_table(
         table.replace_schema_metadata({b"format": str(FORMAT).encode()}), tmp_path / "facts.parquet"
     )
-    found = read_kept_facts(store, "facts.parquet").to_pylist()
+    found = read_kept_facts(store, "facts.parquet", {}).to_pylist()
     before = [
         Description(
             np.frombuffer(row["hashes"], np.uint64),
