@@ -158,7 +158,8 @@ def test_several_sources_and_an_append_add_up(busi: Path, tmp_path: Path, prepar
     second = Path(shutil.copytree(busi, tmp_path / "second"))
     for path in (second / "malignant").glob("malignant (1)*.png"):
         path.unlink()
-    found = prepared(busi, "busi", "--and", second, "--layout", "busi")["account"]
+    more = ("--and", second, "--layout", "busi", "--allow-drops", "1")
+    found = prepared(busi, "busi", *more)["account"]
     assert [source["prefix"] for source in found["sources"]] == ["busi-1", "busi-2"]
     assert found["images"]["read"] == 119
     assert found["images"]["kept"] == 60

@@ -379,8 +379,9 @@ def test_checkpoints_are_never_cleared_through_a_link(
     checkpoints: TrainingCheckpoints, store: LocalStore, tmp_path: Path, link: str
 ) -> None:
     other = LocalStore(str(tmp_path / "victim"))
-    for folder in ("", "checkpoints"):
-        TrainingCheckpoints(other, f"{folder}/.").save(0, _state(1))
+    TrainingCheckpoints(other, "checkpoints").save(0, _state(1))
+    for name in other.names():
+        other.write(name.removeprefix("checkpoints/"), other.read(name))
     before = {name: other.read(name) for name in other.names()}
     path = Path(store.uri, link)
     path.parent.mkdir(parents=True, exist_ok=True)

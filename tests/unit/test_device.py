@@ -75,5 +75,5 @@ def test_a_run_keeps_the_number_of_threads_that_it_began_with(circle_run: Circle
     assert resources.num_threads(run, 2) == 2
     assert resources.num_threads(run, 8) == 2
     run.store.write("threads.json", b'{"threads": 0}')
-    with pytest.raises(DataError, match=r"threads\.json must hold the number .* or name another"):
+    with pytest.raises(DataError, match=r"threads\.json is wrong at `threads`.* or name another"):
         resources.num_threads(run, 8)

@@ -44,7 +44,7 @@ def _copy(folder: Path, old: str, new: str, *, brighter: bool = False) -> None:
 @pytest.fixture(scope="module")
 def prepared(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audit") / "data"
-    prepare([Source(uri=str(collection), layout="busi")], str(out), Settings(image_size=SIZE))
+    prepare([Source(uri=str(collection), layout="busi")], str(out), Settings(image_size=SIZE, allow_drops=0.1))
     return out
 
 
@@ -94,7 +94,7 @@ def test_a_published_file_adds_to_what_the_audit_finds(collection: Path, tmp_pat
     lines = [f"{name},{'x' if name in ('benign (5)', 'benign (6)') else name}" for name in names]
     (tmp_path / "groups.csv").write_text("\n".join(["image_id,group", *lines]) + "\n")
     source = Source(uri=str(collection), layout="busi", groups=str(tmp_path / "groups.csv"))
-    made = prepare([source], str(tmp_path / "out"), Settings(image_size=SIZE))
+    made = prepare([source], str(tmp_path / "out"), Settings(image_size=SIZE, allow_drops=0.1))
     assert (made.num_rows, made.num_groups) == (40, 38)
     assert [item.sample_id for item in made.dropped] == [
         "benign (3)", "malignant (14)", "malignant (2)",
@@ -120,7 +120,7 @@ def test_given_folds_decide_and_what_they_part_is_said(collection: Path, tmp_pat
     table.write_text("\n".join(lines) + "\n")
     try:
         made = prepare([Source(uri=str(table), layout="table")], str(tmp_path / "out"),
-                       Settings(image_size=SIZE))  # fmt: skip
+                       Settings(image_size=SIZE, allow_drops=0.1))  # fmt: skip
     finally:
         table.unlink()
     assert (made.fold_rule, made.num_rows, made.num_groups) == ("given", 43, 43)
@@ -136,7 +136,7 @@ def test_the_paper_protocol_takes_tumour_images_one_by_one(
     collection: Path, tmp_path: Path
 ) -> None:
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, protocol="paper")
+    settings = Settings(image_size=SIZE, allow_drops=0.1, protocol="paper")
     made = prepare([source], str(tmp_path / "out"), settings)
     assert made.kept == {"benign": 21, "malignant": 14, "normal": 0}
     assert (made.protocol, made.fold_rule) == ("paper", "image-level stratified by class and size")
@@ -148,9 +148,9 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
     collection: Path, tmp_path: Path
 ) -> None:
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, num_folds=3, stratify="class")
+    settings = Settings(image_size=SIZE, allow_drops=0.1, num_folds=3, stratify="class")
     by_class = prepare([source], str(tmp_path / "a"), settings)
-    by_size = prepare([source], str(tmp_path / "b"), Settings(image_size=SIZE, num_folds=3))
+    by_size = prepare([source], str(tmp_path / "b"), Settings(image_size=SIZE, allow_drops=0.1, num_folds=3))
     assert (by_class.fold_rule, by_size.fold_rule) == (
         "grouped stratified",
         "grouped stratified by class and size",
@@ -167,7 +167,7 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
 
 def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, holdout="0.25", num_folds=2)
+    settings = Settings(image_size=SIZE, allow_drops=0.1, holdout="0.25", num_folds=2)
     made = prepare([source], str(tmp_path / "out"), settings)
     held, folds = made.holdout, made.folds
     assert set(folds) == {"0", "1"}
@@ -182,7 +182,7 @@ def test_the_splits_of_one_data_set_make_another(
     collection: Path, prepared: Path, tmp_path: Path
 ) -> None:
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, splits=str(prepared / "splits.json"), seed=99)
+    settings = Settings(image_size=SIZE, allow_drops=0.1, splits=str(prepared / "splits.json"), seed=99)
     made = prepare([source], str(tmp_path / "out"), settings)
     before = inspect(LocalStore(str(prepared))).manifest
     assert made.fold_rule == "splits file"
@@ -198,7 +198,7 @@ def test_a_splits_file_may_part_near_copies_which_is_said(
     moved["fold"] = (moved["fold"] + 1) % 5
     (tmp_path / "splits.json").write_text(json.dumps(values))
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, splits=str(tmp_path / "splits.json"))
+    settings = Settings(image_size=SIZE, allow_drops=0.1, splits=str(tmp_path / "splits.json"))
     made = prepare([source], str(tmp_path / "out"), settings)
     assert (made.num_rows, made.num_groups) == (40, 40)
     found = inspect(LocalStore(str(tmp_path / "out")))

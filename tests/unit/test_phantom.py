@@ -323,9 +323,8 @@ def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path
     """61 images around 65 pixels, and copies; a patient with a copy of the other class goes."""
     to = tmp_path / "data"
     command = ["prepare", viewed, "--layout", "busi", "--groups", viewed / "patients.csv"]
-    assert (
-        main([*map(str, command), "--to", str(to), "--image-size", "64", "--num-folds", "3"]) == 0
-    )
+    command += ["--to", to, "--image-size", "64", "--num-folds", "3", "--allow-drops", "0.1"]
+    assert main([*map(str, command)]) == 0
     store = LocalStore(str(to))
     made = manifest.load(store)
     assert made.read == NUM_VIEWS + NUM_COPIES

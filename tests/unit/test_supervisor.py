@@ -60,8 +60,7 @@ def test_a_signal_ends_all_with_one_sentence(number: signal.Signals, to_group: b
     with start(
         """
 for session in (False, True):  # a group of its own hears nothing
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
-                     start_new_session=session)
+    subprocess.Popen(["sleep", "600"], start_new_session=session)
 ready()
 time.sleep(600)
 """
