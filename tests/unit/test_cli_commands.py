@@ -61,7 +61,12 @@ def test_data_are_prepared(
         "folds": told["folds"],
         "holdout": {"benign": 0, "malignant": 0, "normal": 0},
         "image_level_leakage": 0.0,
+        "notes": {"soft_mask": 0, "numbered_mask": 0, "stray_regions": 0},
+        "odd_masks": [],
+        "account": told["account"],
     }
+    account = told["account"]["images"]
+    assert (account["read"], account["kept"], account["dropped"]) == (60, 60, [])
     assert told["folds"].keys() == {"0", "1", "2", "3"}
     for name, number in told["kept"].items():
         assert sum(fold[name] for fold in told["folds"].values()) == number
@@ -255,14 +260,19 @@ def test_evaluation_refuses_what_would_change_the_run(
     assert expected in fails("evaluate", "--run", run.uri, *words)
 
 
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `import ray` fail, whatever other tests have imported in this process."""
+    for name in [name for name in sys.modules if name.startswith(("mtil.distributed.", "ray."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
 @pytest.mark.parametrize("words", [[], ["--train.num-workers", "11"], ["--num-workers", "11"]])
 def test_evaluation_takes_any_number_of_workers(
     run: Run, words: list[str], fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as Ray, whatever the batch size of the training was."""
-    for name in [name for name in sys.modules if name.startswith("mtil.distributed.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "ray", None)
+    _without_ray(monkeypatch)
     assert "needs `ray`" in fails("evaluate", "--run", run.uri, *words)
 
 
@@ -270,9 +280,7 @@ def test_evaluation_takes_any_number_of_workers(
 def test_evaluation_of_all_is_of_what_is_trained_by_its_own_configuration(
     run: Run, words: list[str], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("mtil.distributed.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "ray", None)
+    _without_ray(monkeypatch)
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(to_dict(run.config)))
     assert "needs `ray`" in fails("evaluate", "--run", run.uri, "--config", file, *words)

@@ -44,7 +44,11 @@ def _copy(folder: Path, old: str, new: str, *, brighter: bool = False) -> None:
 @pytest.fixture(scope="module")
 def prepared(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audit") / "data"
-    prepare([Source(uri=str(collection), layout="busi")], str(out), Settings(image_size=SIZE, allow_drops=0.1))
+    prepare(
+        [Source(uri=str(collection), layout="busi")],
+        str(out),
+        Settings(image_size=SIZE, allow_drops=0.1),
+    )
     return out
 
 
@@ -150,7 +154,9 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
     source = Source(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, allow_drops=0.1, num_folds=3, stratify="class")
     by_class = prepare([source], str(tmp_path / "a"), settings)
-    by_size = prepare([source], str(tmp_path / "b"), Settings(image_size=SIZE, allow_drops=0.1, num_folds=3))
+    by_size = prepare(
+        [source], str(tmp_path / "b"), Settings(image_size=SIZE, allow_drops=0.1, num_folds=3)
+    )
     assert (by_class.fold_rule, by_size.fold_rule) == (
         "grouped stratified",
         "grouped stratified by class and size",
@@ -182,7 +188,9 @@ def test_the_splits_of_one_data_set_make_another(
     collection: Path, prepared: Path, tmp_path: Path
 ) -> None:
     source = Source(uri=str(collection), layout="busi")
-    settings = Settings(image_size=SIZE, allow_drops=0.1, splits=str(prepared / "splits.json"), seed=99)
+    settings = Settings(
+        image_size=SIZE, allow_drops=0.1, splits=str(prepared / "splits.json"), seed=99
+    )
     made = prepare([source], str(tmp_path / "out"), settings)
     before = inspect(LocalStore(str(prepared))).manifest
     assert made.fold_rule == "splits file"

@@ -7,7 +7,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -47,7 +47,7 @@ def _signals() -> Iterator[None]:
 def pick(data_uri: str, manifest: Manifest) -> Pick:
     """Find an image of a fold and part, not of the first shard; see `Manifest` on parts."""
     rows = [
-        row | {"number": number}
+        row | {"number": number, "shard": PurePosixPath(shard.path).name}
         for number, shard in enumerate(manifest.shards)
         for row in shards.read(
             LocalStore(data_uri), shard, ["sample_id", "fold", "part"]
@@ -99,7 +99,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
     assert brief(found) == [
         ("map", 1, 1, None), ("model", 1, 1, None), ("map", 0, 1, None), ("model", 0, 1, None),
     ]  # fmt: skip
-    name = f"part-{image['number']:05}.parquet"
+    name = image["shard"]
     first, second = (f"rounds/{number}/fold-1" for number in (0, 1))
     latest = link(found, MapLink, 1)
     assert latest.file == f"maps/1/fold-1/{name}"
@@ -152,7 +152,7 @@ def test_cross_fit_a_map_is_that_of_the_model_that_has_not_seen_the_image(
     assert brief(found) == [
         ("map", 1, 1, 0), ("model", 1, 1, 0), ("map", 0, 1, 0), ("model", 0, 1, 0),
     ]  # fmt: skip
-    name = f"part-{image['number']:05}.parquet"
+    name = image["shard"]
     for number in (0, 1):
         of_round = link(found, ModelLink, number)
         assert not of_round.has_seen
@@ -409,7 +409,10 @@ def claim(column: str, value: str) -> Callable[[Run, str], None]:
 @pytest.mark.parametrize(
     ("change", "sentences"),
     [
-        (damage_map, [r"Map shard maps/1/fold-1/part-\d+\.parquet of .* is damaged; it must be"]),
+        (
+            damage_map,
+            [r"Map shard maps/1/fold-1/part-[\w-]+\.parquet of .* is damaged; "],
+        ),
         (swap_map, [r"Map shard maps/1/.* must have the model_sha256 '\w+', but has '\w+'"]),
         (change_model, [r"/rounds/0/fold-1/model-\w+\.pt is not the file that result\.json"]),
         (
@@ -486,7 +489,7 @@ def test_what_does_not_agree_is_a_sentence_each(
 ) -> None:
     run = circle_run()
     image = pick(0, other_than=1)
-    change(run, f"part-{image['number']:05}.parquet")
+    change(run, image["shard"])
     assert main(["status", "--run", run.uri, "--lineage", image["sample_id"], "--json"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
@@ -530,7 +533,7 @@ def test_the_command_prints_the_chain(
     words = ["status", "--run", run.uri, "--lineage", image["sample_id"]]
     assert main(words) == 0
     seen = capsys.readouterr().out
-    name = f"part-{image['number']:05}.parquet"
+    name = image["shard"]
     model = model_of(run, "rounds/0/fold-1")
     judges = [model_of(run, f"rounds/{number}/fold-0") for number in (0, 1)]
     found = trace(run, image["sample_id"])

@@ -647,14 +647,14 @@ def test_a_file_that_vanished_is_unreadable_but_a_dead_bucket_ends_it(tmp_path: 
 def test_a_file_that_may_not_be_read_is_unreadable(
     checkpoint: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Path.read_bytes
+    opened = os.open
 
-    def refuse(path: Path) -> bytes:
-        if path.name == "y.tif":
+    def refuse(path: str | Path, *more: Any, **options: Any) -> int:
+        if Path(path).name == "y.tif":
             raise PermissionError(13, "Permission denied")
-        return read(path)
+        return opened(path, *more, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)  # root may read everything
     summary, _ = go(checkpoint, images, tmp_path / "out")
     assert summary["num_unreadable"] == 1
     assert "Permission denied" in table(tmp_path / "out")["y.tif"]["error"]

@@ -168,10 +168,10 @@ def test_the_maps_of_a_shard_are_named_after_it_and_after_their_model(
     result = run.result(Train(0, 1, 1))
     assert result is not None
     shard = manifest.shards[2]
-    assert source.name(shard) == "maps/0/fold-1/part-1/part-00002.parquet"
+    assert source.name(shard) == shard.path.replace("shards/", "maps/0/fold-1/part-1/")
     assert source.origin_of(shard) == Origin(
         fingerprint=manifest.fingerprint,
-        shard="shards/part-00002.parquet",
+        shard=shard.path,
         model_sha256=result.model_sha256,
         config_digest=digest(run.config),
         round=0,
@@ -234,15 +234,16 @@ def test_a_map_shard_that_is_not_what_it_must_be_is_named(
     run = circle_run([0], until=Evaluate(0, 0))
     found = prior_maps(run, manifest, Train(1, 0))
     assert found is not None
-    name = "maps/0/fold-0/part-00001.parquet"
-    whole = run.store.read(name)
-    other = run.store.read("maps/0/fold-0/part-00002.parquet")
+    name, other_name = (
+        shard.path.replace("shards", "maps/0/fold-0") for shard in manifest.shards[1:3]
+    )
+    whole, other = run.store.read(name), run.store.read(other_name)
     source = map_source(run, manifest, WriteMaps(0, 0))
     origin = source.origin_of(manifest.shards[1])
     fewer = encode(["benign (1)"], np.zeros((1, 16, 16), np.uint8), origin)
     for data, why in (
         (whole[:-1], "is damaged"),
-        (other, "must have the shard 'shards/part-00001.parquet'"),
+        (other, f"must have the shard '{manifest.shards[1].path}'"),
         (fewer, "must hold the maps of"),
     ):
         run.store.write(name, data)
