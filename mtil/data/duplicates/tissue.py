@@ -41,8 +41,8 @@ _MAX_BACKGROUND = 0.65
 _RIM = 0.15
 """Share of the tissue's side at whose end a constant line separates furniture from the tissue."""
 _ABRUPT = 4
-"""Least range of gray levels, in multiples of `VARIATION`, of the lines above a screen's lower margin.
-Deep tissue that fades out is no margin: copies of another brightness fade out elsewhere."""
+"""Least range of gray levels, in multiples of `VARIATION`, of the lines above a lower margin. Deep
+tissue that fades out has no margin below: copies of another brightness fade out elsewhere."""
 _LAST = 2
 """Lines of the fine image that are looked at for that."""
 _WHOLE = 0.03
