@@ -17,7 +17,7 @@ from cluster import object_store
 from mtil.plan import Train
 from mtil.run import Run
 from tests.e2e.gate import Gate, Moment
-from tests.e2e.places import BUCKET, kill, wait_for
+from tests.e2e.places import BUCKET, kill
 from tests.e2e.signals import SENTENCE, Shot
 from tests.waiting import until
 
@@ -141,8 +141,7 @@ def test_a_training_that_is_told_to_end_leaves_nothing_and_goes_on(
     def end(moment: Callable[[Shot], object], *, to_group: bool) -> None:
         shot = Shot(arguments, tmp_path / "log")
         try:
-            wait_for(lambda: moment(shot) or shot.process.poll() is not None)
-            assert shot.process.poll() is None, "the command ended before its signal"
+            until(lambda: moment(shot), shot.process)
             shot.send(signal.SIGTERM, to_group=to_group)
             assert shot.wait() == 130
             assert shot.log.read_text() == f"mtil: {SENTENCE}"

@@ -121,7 +121,7 @@ def test_a_changed_event_is_refused(refused: Refused, begun: LocalStore) -> None
     ("more", "why"),
     [
         (("--train.num-workers", "4", "--train.cpus-per-worker", "1"), "4 workers with 1 CPUs"),
-        (("--train.gpus-per-worker", "99"), "1 workers with 99 GPUs each need 99 GPUs"),
+        (("--train.gpus-per-worker", "64"), "1 workers with 64 GPUs each need 64 GPUs"),
         (("--circle.maps", "cross_fit", "--circle.num-parts", "50"), "into at most"),
     ],
 )

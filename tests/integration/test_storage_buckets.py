@@ -1,6 +1,7 @@
 """Stores in buckets against real servers: the same contract as on a disk."""
 
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -65,12 +66,14 @@ def test_another_object_of_the_same_size_has_another_mark(store: S3Store | GcsSt
 
 
 def test_a_folder_is_cleared_and_what_is_beside_it_stays(store: Store) -> None:
-    for name in ("cleared/a", "cleared/b/c", "cleared-not", "other"):
+    for name in ("cleared/a", "cleared/b/c", "cleared/d", "cleared-not", "other"):
         store.write(name, b"x")
-    store.clear("cleared")
-    store.clear("cleared")
+    pattern = re.compile(r"a|b/.*")
+    store.clear("cleared", pattern)
+    store.clear("cleared", pattern)
     assert [name for name in store.names() if "cleared" in name or name == "other"] == [
         "cleared-not",
+        "cleared/d",
         "other",
     ]
 

@@ -127,7 +127,10 @@ def test_a_killed_worker_costs_nothing_but_time(
     finally:
         over.set()
         killer.join()
-    assert with_torch == [True, False]
+    worker_has, *controllers_have = with_torch  # an earlier training's controller may be ending
+    assert worker_has
+    assert controllers_have
+    assert not any(controllers_have)
     lines = disturbed.store.read("rounds/0/fold-0/history.jsonl").splitlines()
     assert len(lines) == 3
     _assert_same_weights(disturbed, undisturbed)
