@@ -64,6 +64,18 @@ def heeded() -> Iterator[None]:
             signal.signal(one, handler)
 
 
+def renew() -> None:
+    """Set the handlers again in the main thread, past Python's records.
+
+    Ray's core sets handlers of its own below Python's, which print a stack and end the process.
+    """
+    if _is_main():
+        for one in SIGNALS:
+            handler = signal.getsignal(one)
+            if handler is not None:
+                signal.signal(one, handler)
+
+
 def is_watched() -> bool:
     """Say whether `mtil.supervisor` watches this process."""
     return _state.watched

@@ -157,6 +157,7 @@ def _start(verbose: bool, **options: Any) -> None:
             configure_logging=True,
             **options,
         )
+        interrupts.renew()
 
 
 @contextmanager
