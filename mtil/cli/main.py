@@ -67,10 +67,11 @@ def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]
     except MtilError as error:
         return 1, str(error)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        library = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(library)
         if extra is None:
             raise
-        return 2, f"This command needs `{error.name}`; run `pip install 'mtil[{extra}]'`."
+        return 2, f"This command needs `{library}`; run `pip install 'mtil[{extra}]'`."
     except BrokenPipeError:
         if not _reader_has_left():
             raise

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import mtil
 from mtil.checkpoint import Model
 from mtil.cli import console, main
 from mtil.config import Config, to_dict
@@ -262,8 +263,10 @@ def test_evaluation_refuses_what_would_change_the_run(
 
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `import ray` fail, whatever other tests have imported in this process."""
-    for name in [name for name in sys.modules if name.startswith(("mtil.distributed.", "ray."))]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if f"{name}.".startswith(("mtil.distributed.", "ray.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(mtil, "distributed", None, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
 
 
