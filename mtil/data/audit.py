@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from mtil import parquet
 from mtil.data import groups as group_rules
 from mtil.data.duplicates import NUM_HASHES, SIDE, OnDisk, find_pairs
+from mtil.data.folds import Place
 from mtil.data.groups import Grouping
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped, File, Manifest, file_of, read_file
 from mtil.data.shards import LABELS, pixels
-from mtil.data.staging import Place
 from mtil.documents import shortened
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mtil.data import changes, duplicates, staging
+from mtil.data.folds import Place
 from mtil.data.layouts.record import Collection, Record, reasons
 from mtil.data.manifest import File, Shard
 from mtil.data.running import Runner
 from mtil.data.samples import READING, Refused
-from mtil.data.staging import FinishJob, Place, StageJob
+from mtil.data.staging import FinishJob, StageJob
 from mtil.errors import DataError
 from mtil.storage import Store
 

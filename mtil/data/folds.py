@@ -24,6 +24,15 @@ _HOLDOUT = 2
 _BY_SIZE = "class and size"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image belongs."""
+
+    group: str
+    fold: int
+    part: int
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Where every image belongs."""

@@ -16,12 +16,12 @@ from mtil.data import audit as audits
 from mtil.data import folds as fold_rules
 from mtil.data import groups as group_rules
 from mtil.data.audit import Audit, Pair
+from mtil.data.folds import Place
 from mtil.data.groups import Grouping
 from mtil.data.known import Known
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped
 from mtil.data.shards import HOLDOUT
-from mtil.data.staging import Place
 
 
 @dataclass(frozen=True)

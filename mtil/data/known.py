@@ -10,9 +10,9 @@ import pyarrow as pa
 from mtil.data import audit as audits
 from mtil.data import staging, tally
 from mtil.data.audit import Pair
+from mtil.data.folds import Place
 from mtil.data.layouts.record import Record
 from mtil.data.manifest import Dropped, Manifest
-from mtil.data.staging import Place
 from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store

@@ -18,13 +18,12 @@ from mtil.data import manifest as manifests
 from mtil.data.account import Account, SourceAccount
 from mtil.data.audit import Audit
 from mtil.data.chunks import Chunks, Progress, refuse, silent, stores_of
-from mtil.data.folds import Assignment
+from mtil.data.folds import Assignment, Place
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.manifest import FILE_NAME, Dropped, Manifest, SourceInfo, file_of
 from mtil.data.running import Runner
 from mtil.data.samples import Refused
 from mtil.data.sources import Source, gather
-from mtil.data.staging import Place
 from mtil.errors import DataError, StorageError, UserError
 from mtil.storage import Store, open_store, split_uri
 

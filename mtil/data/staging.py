@@ -53,15 +53,6 @@ _FACTS = pa.schema(
 _REFUSED, _FORMAT, _DESCRIBED = b"refused", b"format", b"described"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an image belongs."""
-
-    group: str
-    fold: int
-    part: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageJob:
     """A chunk of images to decode."""

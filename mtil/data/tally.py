@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mtil.data import staging
+from mtil.data.folds import Place
 from mtil.data.layouts.record import Record
 from mtil.data.shards import HOLDOUT, LABELS
-from mtil.data.staging import Place
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from mtil.data import audit as audits
 from mtil.data import manifest as manifests
 from mtil.data import splits, staging
-from mtil.data.folds import Assignment
+from mtil.data.folds import Assignment, Place
 from mtil.data.manifest import FILE_NAME, File, Manifest
-from mtil.data.staging import Place
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
