@@ -36,8 +36,8 @@ from cluster import object_store
 from mtil import presets
 from mtil.circle import Done, Event, Started, State, is_over, next_actions, replay
 from mtil.config import CircleConfig, digest, with_overrides
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Cell, Manifest, Shard
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Cell, Manifest, Shard
 from mtil.ledger import FOLDER, Ledger
 from mtil.metrics import METRICS
 from mtil.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps
@@ -124,7 +124,7 @@ def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
 def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
     """Return the bytes of the maps that a run's first model makes of larger images."""
     from mtil import maps
-    from mtil.data.shards import read
+    from mtil.data.dataset.shards import read
     from mtil.inference import Predictor, map_shard
 
     store, of = open_store(data_uri), Train(0, 0)

@@ -16,10 +16,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from mtil.data import manifest as manifests
-from mtil.data import phantom, prepare, shards
-from mtil.data.manifest import Cell, Shard
-from mtil.data.sources import Source
+from mtil.data import phantom
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Cell, Shard
+from mtil.data.prepare import pipeline
+from mtil.data.prepare.sources import Source
 from mtil.storage import open_store
 
 _ROOT = Path(__file__).parent.parent
@@ -44,7 +46,7 @@ def images(scratch: Path, num_phantoms: int = 780) -> tuple[Path, Path | None]:
 def prepared(folder: Path, groups: Path | None, uri: str, image_size: int) -> None:
     """Prepare a folder of images in the BUSI layout."""
     source = Source(uri=str(folder), layout="busi", groups=None if groups is None else str(groups))
-    prepare.prepare([source], uri, prepare.Settings(image_size=image_size))
+    pipeline.prepare([source], uri, pipeline.Settings(image_size=image_size))
 
 
 def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:

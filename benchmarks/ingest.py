@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
-from mtil.data import manifest as manifests
-from mtil.data import shards
-from mtil.data.rows import TRAINING_COLUMNS, Plan
-from mtil.data.selection import Selection
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.dataset.batches import TRAINING_COLUMNS, Plan
+from mtil.data.dataset.selection import Selection
 from mtil.storage import open_store
 
 BATCH, SIDE, EPOCHS = 32, 256, 3

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import show
 from mtil.data import phantom
-from mtil.data.duplicates import describe, find_pairs
+from mtil.data.audit.duplicates import describe, find_pairs
 from mtil.data.phantom.cohort import cohort
 
 _TRAINING_SEED, _TEST_SEED = 101, 202

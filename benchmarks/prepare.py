@@ -29,14 +29,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mtil.data import audit, groups, phantom, prepare, running
-from mtil.data import manifest as manifests
-from mtil.data.append import append
-from mtil.data.duplicates import describe, find_pairs
+from mtil.data import parallel, phantom
+from mtil.data.append.pipeline import append
+from mtil.data.audit import findings
+from mtil.data.audit.duplicates import describe, find_pairs
+from mtil.data.dataset import manifest as manifests
+from mtil.data.folds import groups
 from mtil.data.inspection import inspect
+from mtil.data.parallel import Function, Listener, Runner
 from mtil.data.phantom.drawing import draw
-from mtil.data.running import Function, Listener, Runner
-from mtil.data.sources import Source
+from mtil.data.prepare import pipeline
+from mtil.data.prepare.sources import Source
 from mtil.storage import open_store
 
 _SAMPLE_EVERY_S = 0.5
@@ -92,7 +95,7 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
     with ExitStack() as stack:
-        runner: Runner = running.processes
+        runner: Runner = parallel.processes
         if on_ray:
             from mtil.distributed import cluster
             from mtil.distributed.prepare import tasks
@@ -100,10 +103,10 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
             stack.enter_context(cluster.connected())
             runner = tasks
 
-        made = prepare.prepare(
+        made = pipeline.prepare(
             [Source(uri=source, layout="busi")],
             to,
-            prepare.Settings(image_size=image_size),
+            pipeline.Settings(image_size=image_size),
             runner=timed(runner, marks),
         )
     seconds = time.perf_counter() - start
@@ -120,7 +123,7 @@ def appended(source: str, to: str) -> dict[str, Any]:
     """Append the images of a table to a set and say when its phases began and ended."""
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
-    made = append([Source(uri=source, layout="table")], to, runner=timed(running.processes, marks))
+    made = append([Source(uri=source, layout="table")], to, runner=timed(parallel.processes, marks))
     seconds = time.perf_counter() - start
     return phases(marks) | {
         "seconds": seconds,
@@ -191,9 +194,9 @@ def planted(source: Path, to: Path) -> dict[str, Any]:
         original = {row["sample_id"]: row["original"] for row in csv.DictReader(file)}
     store = open_store(str(to))
     made = manifests.load(store)
-    images = audit.read(store, made, audit.IMAGES).select(["sample_id", "twins"])
+    images = findings.read(store, made, findings.IMAGES).select(["sample_id", "twins"])
     twins = dict(zip(*(column.to_pylist() for column in images.columns), strict=True))
-    pairs = audit.read(store, made, audit.PAIRS)
+    pairs = findings.read(store, made, findings.PAIRS)
     found = zip(*(pairs.column(f"sample_id_{which}").to_pylist() for which in "ab"), strict=True)
     return {
         "planted": len(original),

@@ -26,9 +26,9 @@ import psutil
 
 from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
-from mtil.data import manifest as manifests
-from mtil.data.rows import Plan
-from mtil.data.selection import Selection
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.batches import Plan
+from mtil.data.dataset.selection import Selection
 from mtil.storage import open_store
 
 BATCH, SIDE = 32, 256

@@ -30,7 +30,7 @@ from benchmarks.known import best_of, front_share, known, make_search
 from benchmarks.stopping import replaying, stopping
 from mtil import presets
 from mtil.config import Config, from_dict, to_dict
-from mtil.data import manifest as manifests
+from mtil.data.dataset import manifest as manifests
 from mtil.storage import open_store
 from tune import study as studies
 from tune.record import Budget

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil.config import Config, from_dict
-from mtil.data import manifest as manifests
-from mtil.data.rows import Batch, Plan, Rows, cut
-from mtil.data.selection import select
-from mtil.data.shards import read
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.batches import Batch, Plan, Rows, cut
+from mtil.data.dataset.selection import select
+from mtil.data.dataset.shards import read
 from mtil.engine import Engine, TrainingStep, make_optimizer
 from mtil.losses import Objective
 from mtil.models import TwoTaskNetwork

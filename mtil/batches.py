@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
 
 
 class TensorBatch(NamedTuple):

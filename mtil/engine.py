@@ -17,7 +17,7 @@ from mtil.augment import Augment
 from mtil.averaging import MovingAverage
 from mtil.batches import TensorBatch, to_tensors
 from mtil.config import Config, TrainConfig
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
 from mtil.devices import wants_bf16
 from mtil.losses import Objective
 from mtil.metrics import auc, f1

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data.manifest import Manifest
+from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError
 from mtil.metrics import Results, by_class, by_size, summarise
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mtil.data.images import SUFFIXES
-from mtil.data.mask_names import find_masks
+from mtil.data.images.mask_names import find_masks
+from mtil.data.images.read import SUFFIXES
 from mtil.errors import DataError
 from mtil.storage import BUCKETS, LocalStore, Store, open_store, split_uri
 

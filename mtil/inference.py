@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from mtil.batches import resize_images
 from mtil.checkpoint import Model
 from mtil.config import Config
-from mtil.data.rows import squares
-from mtil.data.shards import pixels
+from mtil.data.dataset.batches import squares
+from mtil.data.dataset.shards import pixels
 from mtil.devices import wants_bf16
 from mtil.maps import Origin, encode, quantised
 from mtil.metrics import calibrated

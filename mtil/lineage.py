@@ -15,11 +15,11 @@ import pyarrow.compute
 from mtil import maps, scores
 from mtil.circle import State
 from mtil.config import digest
-from mtil.data import shards
-from mtil.data.manifest import Manifest, Shard
-from mtil.data.rows import ROLE_COLUMNS
-from mtil.data.shards import HOLDOUT
-from mtil.data.splits import FILE_NAME as SPLITS
+from mtil.data.dataset import shards
+from mtil.data.dataset.batches import ROLE_COLUMNS
+from mtil.data.dataset.manifest import Manifest, Shard
+from mtil.data.dataset.shards import HOLDOUT
+from mtil.data.folds.splits import FILE_NAME as SPLITS
 from mtil.errors import (
     CheckpointError,
     DataError,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
 from mtil import __version__, parquet
-from mtil.data.shards import ROW_GROUP_ROWS, pixels
+from mtil.data.dataset.shards import ROW_GROUP_ROWS, pixels
 from mtil.documents import Document, shown
 from mtil.errors import MapError, NotFoundError, RunError, TooLargeError
 from mtil.storage import Store

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import binary_erosion, find_objects
 
-from mtil.data.images import Gray, Mask
+from mtil.data.images.read import Gray, Mask
 
 COLOUR = (255, 214, 0)
 """Yellow: nothing in a gray image has it, and it shows on black and on white."""

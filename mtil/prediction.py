@@ -21,10 +21,10 @@ import torch
 from mtil import __version__, overlay
 from mtil.checkpoint import MAX_BYTES, Model, model_from_bytes
 from mtil.config import digest
-from mtil.data.budget import PIXELS
-from mtil.data.flags import NOTES, STRAY_REGIONS
-from mtil.data.image_bytes import read_image_bytes, room_for
-from mtil.data.images import Gray, Mask, encode_mask_png, open_image, resize_image
+from mtil.data.audit.marks import NOTES, STRAY_REGIONS
+from mtil.data.images.budget import PIXELS
+from mtil.data.images.image_bytes import read_image_bytes, room_for
+from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
 from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes, predictors

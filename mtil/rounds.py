@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from mtil import maps
 from mtil.config import Config, digest
-from mtil.data.manifest import Manifest
-from mtil.data.selection import Inner, Selection, select, total
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Inner, Selection, select, total
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.maps import Origin
 from mtil.plan import Evaluate, Plan, Train, WriteMaps, models_of, reads_maps_of, starts_from

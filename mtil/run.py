@@ -22,9 +22,9 @@ from mtil.config import (
     from_dict,
     to_dict,
 )
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Manifest
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.plan import Plan, Train, WriteMaps

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from mtil.checkpoint import Model
 from mtil.config import digest
-from mtil.data.images import decode_mask_png
-from mtil.data.rows import squares
-from mtil.data.shards import pixels
+from mtil.data.dataset.batches import squares
+from mtil.data.dataset.shards import pixels
+from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
 from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import score_mask

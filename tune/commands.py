@@ -10,10 +10,10 @@ import yaml
 from mtil import presets
 from mtil.cli.console import Bar, Output
 from mtil.config import from_dict, to_dict, with_overrides
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Manifest
-from mtil.data.selection import parse_folds
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import parse_folds
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.documents import Document, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.storage import Store, open_store, split_uri

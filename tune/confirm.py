@@ -8,7 +8,7 @@ import pyarrow.compute
 
 from mtil import scores
 from mtil.config import Config, digest, from_dict
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
 from mtil.distributed.listening import Guarded
 from mtil.errors import RunError

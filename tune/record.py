@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass
 
 from mtil import __version__
 from mtil.config import STRICT, Config, from_dict, with_overrides
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Manifest
-from mtil.data.selection import select
-from mtil.data.shards import read
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import select
+from mtil.data.dataset.shards import read
 from mtil.documents import Document, Sha256, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run import Run

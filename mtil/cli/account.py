@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mtil.cli.console import Output
-from mtil.data.account import Account, FilesSeen, ImagesRead, Part
+from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part
 
 
 def show(account: Account, output: Output) -> None:

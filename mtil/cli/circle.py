@@ -9,8 +9,8 @@ from mtil.circle import State
 from mtil.cli.console import Bar, Output
 from mtil.cli.rounds import SHOWN, describe, tell
 from mtil.config import with_overrides
-from mtil.data.selection import parse_folds
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset.selection import parse_folds
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError, RunError
 from mtil.ledger import Ledger
 from mtil.plan import Action, Plan

@@ -12,9 +12,9 @@ from mtil.cli.console import Output
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
-    from mtil.data.account import Account
-    from mtil.data.manifest import Manifest
-    from mtil.data.sources import Source
+    from mtil.data.dataset.account import Account
+    from mtil.data.dataset.manifest import Manifest
+    from mtil.data.prepare.sources import Source
 
 _OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
 
@@ -51,15 +51,15 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
     if options.append:
         _append(options, output)
         return
-    from mtil.data import prepare
     from mtil.data.names import shown
+    from mtil.data.prepare import pipeline
 
     given = {
         name: getattr(options, name)
         for name in ("image_size", "num_folds", "seed", "stratify")
         if getattr(options, name) is not None
     }
-    settings = prepare.Settings(
+    settings = pipeline.Settings(
         **given,
         protocol="paper" if options.protocol == "paper" else "grouped",
         holdout=options.holdout,
@@ -69,7 +69,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
     )
     sources = _sources(options, settings.num_folds)
     with _working(options, output) as how:
-        manifest = prepare.prepare(sources, options.to, settings, **how)
+        manifest = pipeline.prepare(sources, options.to, settings, **how)
     for item in manifest.invalid:
         output.line(f"skipped {shown(item.sample_id)}: {item.why}")
     result = _report(manifest, options, output)
@@ -77,8 +77,8 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
 
 
 def _append(options: argparse.Namespace, output: Output) -> None:
-    from mtil.data import manifest as manifests
-    from mtil.data.append import AppendSettings, append
+    from mtil.data.append.pipeline import AppendSettings, append
+    from mtil.data.dataset import manifest as manifests
     from mtil.data.names import shown
     from mtil.storage import open_store
 
@@ -120,7 +120,7 @@ def _append(options: argparse.Namespace, output: Output) -> None:
 def _account(account: "Account | None", output: Output) -> dict[str, Any]:
     """Print the account of a preparation, and return it."""
     from mtil.cli.account import show
-    from mtil.data.account import to_dict
+    from mtil.data.dataset.account import to_dict
 
     if account is None:
         return {}
@@ -214,7 +214,7 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -
 
 
 def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: int) -> "Source":
-    from mtil.data.sources import Source
+    from mtil.data.prepare.sources import Source
 
     if values.get("layout") is None:
         raise UserError(

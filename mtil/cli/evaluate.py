@@ -8,8 +8,8 @@ from typing import Any
 
 from mtil.cli.console import Output
 from mtil.config import with_overrides
-from mtil.data.selection import parse_folds, select
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset.selection import parse_folds, select
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
 from mtil.presets import load

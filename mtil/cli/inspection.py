@@ -4,8 +4,8 @@ import argparse
 
 from mtil.cli.account import show
 from mtil.cli.console import Output
-from mtil.data import manifest as manifests
-from mtil.data.flags import NOTES
+from mtil.data.audit.marks import NOTES
+from mtil.data.dataset import manifest as manifests
 from mtil.data.inspection import Inspection, inspect, to_dict
 from mtil.storage import open_store
 

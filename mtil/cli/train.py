@@ -7,8 +7,8 @@ from typing import Any
 from mtil import presets
 from mtil.cli.console import Bar, Output
 from mtil.config import with_overrides
-from mtil.data.selection import parse_folds
-from mtil.data.shards import HOLDOUT
+from mtil.data.dataset.selection import parse_folds
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.plan import Train
 from mtil.run import FoldResult, manifest_for, take_up

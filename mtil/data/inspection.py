@@ -10,11 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data import account, audit, manifest, versions
-from mtil.data.flags import NOTES
-from mtil.data.folds import TUMOURS
-from mtil.data.manifest import Manifest
-from mtil.data.shards import LABELS
+from mtil.data.append import versions
+from mtil.data.audit import findings
+from mtil.data.audit.marks import NOTES
+from mtil.data.dataset import account, manifest
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import LABELS
+from mtil.data.folds.assign import TUMOURS
 from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -77,7 +79,7 @@ class Inspection:
     masks: Mapping[str, int]
     """Images whose mask looks unusual, by what is unusual."""
     notes: Mapping[str, int]
-    """Images whose files are odd, by the keys of `mtil.data.flags.NOTES`."""
+    """Images whose files are odd, by the keys of `mtil.data.audit.marks.NOTES`."""
     odd_masks: tuple[OddMasks, ...]
     """Sources whose masks may be inverted."""
     leak: Leak
@@ -95,7 +97,7 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
             were written with it.
     """
     made = manifest.load(store, fingerprint)
-    pairs, images = (audit.read(store, made, name) for name in (audit.PAIRS, audit.IMAGES))
+    pairs, images = (findings.read(store, made, name) for name in (findings.PAIRS, findings.IMAGES))
     versions.check_splits(store)
     labels = images.column("label").to_numpy()
     _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from mtil.data.manifest import Manifest, Shard
-from mtil.data.rows import ROLE_COLUMNS, TRAINING_COLUMNS
-from mtil.data.shards import read
+from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS
+from mtil.data.dataset.manifest import Manifest, Shard
+from mtil.data.dataset.shards import read
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.priors import PriorMaps
 from mtil.storage import open_store

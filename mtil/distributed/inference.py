@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from mtil.data.manifest import Manifest
-from mtil.data.selection import Selection, select, total
-from mtil.data.shards import read
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Selection, select, total
+from mtil.data.dataset.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
 from mtil.evaluation import check_complete, with_named_sources

@@ -14,10 +14,10 @@ import ray
 import ray.data
 from ray.data import DataContext, Dataset
 
-from mtil.data.manifest import Manifest
-from mtil.data.order import Window
-from mtil.data.rows import Batch, Part, Plan, Rows, cut
-from mtil.data.selection import Selection
+from mtil.data.dataset.batches import Batch, Part, Plan, Rows, cut
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.order import Window
+from mtil.data.dataset.selection import Selection
 from mtil.distributed.holding import read_whole
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from mtil.data.rows import ROLE_COLUMNS
-from mtil.data.shards import read
+from mtil.data.dataset.batches import ROLE_COLUMNS
+from mtil.data.dataset.shards import read
 from mtil.distributed.failures import unwrapped
 from mtil.distributed.inference import actor_pool, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS

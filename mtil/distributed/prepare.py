@@ -1,4 +1,4 @@
-"""Preparing on a cluster: the jobs of `mtil.data.prepare` as tasks of Ray Data."""
+"""Preparing on a cluster: the jobs of `mtil.data.prepare.pipeline` as tasks of Ray Data."""
 
 import pickle
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-from mtil.data.running import Function, Listener
+from mtil.data.parallel import Function, Listener
 from mtil.distributed.failures import unwrapped
 
 _MAX_IMAGES = 2**20
@@ -35,7 +35,7 @@ class DoJob:
 def tasks(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Do the jobs as tasks of Ray Data, one CPU each. See `mtil.data.running.Runner`.
+    """Do the jobs as tasks of Ray Data, one CPU each. See `mtil.data.parallel.Runner`.
 
     Ray Data starts as many at a time as the cluster has CPUs, and results are taken as they come,
     in any order. A node that is lost costs its jobs, which are done again elsewhere. When a job

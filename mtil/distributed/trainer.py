@@ -25,8 +25,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil import supervisor
 from mtil.config import Config
-from mtil.data.manifest import Manifest
-from mtil.data.shards import row_bytes
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import row_bytes
 from mtil.distributed import cluster, resources
 from mtil.distributed.failures import mistake, unwrapped
 from mtil.distributed.holding import hold

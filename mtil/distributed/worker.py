@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.checkpoint import Model
-from mtil.data.order import local_batch
-from mtil.data.rows import Batch, Plan
-from mtil.data.selection import NORMAL, Role, select, total
+from mtil.data.dataset.batches import Batch, Plan
+from mtil.data.dataset.order import local_batch
+from mtil.data.dataset.selection import NORMAL, Role, select, total
 from mtil.distributed.cluster import to_foreground
 from mtil.distributed.gauges import TRAINING, Gauges
 from mtil.distributed.ingest import (

@@ -32,8 +32,8 @@ import yaml
 
 from mtil.circle import State
 from mtil.data import phantom
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.ledger import FOLDER, Ledger
 from mtil.plan import Train, WriteMaps
 from mtil.run import Run

@@ -7,8 +7,8 @@ import pytest
 
 from cluster import object_store
 from mtil.data import phantom
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 
 BUCKET = "mtil-tests"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mtil.data import manifest as manifests
-from mtil.data import shards
-from mtil.data.append import AppendSettings, append
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.append.pipeline import AppendSettings, append
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.distributed.prepare import tasks
 from mtil.storage import LocalStore, Store, open_store
 from tests.waiting import STOP_AT, until_stopped
@@ -23,8 +23,8 @@ ONE_A_SHARD = AppendSettings(max_shard_bytes=1)
 NUM_BEFORE = 60
 _SCRIPT = (
     f"{STOP_AT}\n"
-    "from mtil.data.append import AppendSettings, append\n"
-    "from mtil.data.sources import Source\n"
+    "from mtil.data.append.pipeline import AppendSettings, append\n"
+    "from mtil.data.prepare.sources import Source\n"
     "source = Source(uri=sys.argv[1], layout='table')\n"
     "append([source], sys.argv[2], AppendSettings(max_shard_bytes=1))\n"
 )

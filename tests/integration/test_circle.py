@@ -15,9 +15,9 @@ import torch
 from mtil import heartbeat, maps
 from mtil.circle import Failed, Started, State, is_over, progress
 from mtil.config import Config, from_dict
-from mtil.data.rows import ROLE_COLUMNS
-from mtil.data.selection import Selection
-from mtil.data.shards import read
+from mtil.data.dataset.batches import ROLE_COLUMNS
+from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.shards import read
 from mtil.distributed import circle, cluster, coordinator, mapping
 from mtil.distributed.actions import perform
 from mtil.distributed.coordinator import Coordinator, Session

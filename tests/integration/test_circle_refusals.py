@@ -17,9 +17,9 @@ import pytest
 from mtil.circle import Started
 from mtil.cli import main
 from mtil.config import with_overrides
-from mtil.data.manifest import load
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.dataset.manifest import load
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.distributed import circle, coordinator
 from mtil.errors import RefusedError, StorageError
 from mtil.ledger import Ledger

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtil.data import manifest as manifests
-from mtil.data.rows import Batch, Plan, Rows
-from mtil.data.selection import Role, select, total
-from mtil.data.shards import read
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.batches import Batch, Plan, Rows
+from mtil.data.dataset.selection import Role, select, total
+from mtil.data.dataset.shards import read
 from mtil.distributed import cluster, holding
 from mtil.distributed.failures import unwrapped
 from mtil.distributed.holding import hold

@@ -12,9 +12,9 @@ import boto3
 import pytest
 
 from cluster import object_store
-from mtil.data import manifest as manifests
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.dataset import manifest as manifests
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.distributed import prepare as on_ray
 from mtil.distributed.prepare import tasks
 from mtil.errors import DataError, LostError
@@ -119,8 +119,8 @@ def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path
 
 _SCRIPT = (
     f"{STOP_AT}\n"
-    "from mtil.data.prepare import Settings, prepare\n"
-    "from mtil.data.sources import Source\n"
+    "from mtil.data.prepare.pipeline import Settings, prepare\n"
+    "from mtil.data.prepare.sources import Source\n"
     "from mtil.errors import StorageError\n"
     "settings = Settings(image_size=64, max_shard_bytes=1)\n"
     "try:\n"
@@ -231,7 +231,8 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
 
 def test_tasks_that_prepare_do_not_load_pytorch() -> None:
     script = (
-        "import sys, mtil.data.prepare, mtil.distributed.prepare; print('torch' in sys.modules)"
+        "import sys, mtil.data.prepare.pipeline, mtil.distributed.prepare\n"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True

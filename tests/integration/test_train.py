@@ -16,10 +16,10 @@ import ray
 import torch
 
 from mtil.config import Config, from_dict
-from mtil.data import manifest as manifests
-from mtil.data.prepare import Settings, prepare
-from mtil.data.selection import select, total
-from mtil.data.sources import Source
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.selection import select, total
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.distributed import cluster, inference, resources, trainer
 from mtil.distributed.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError

@@ -14,8 +14,8 @@ from ray.tune.search import Searcher
 
 from mtil import presets
 from mtil.config import from_dict, to_dict
-from mtil.data import manifest as manifests
-from mtil.data.shards import row_bytes
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.shards import row_bytes
 from mtil.distributed.preflight import Node
 from mtil.errors import ConfigError, DataError, ResourceError, RunError
 from mtil.plan import Train

@@ -18,13 +18,14 @@ from mtil.checkpoint import Model
 from mtil.circle import Done, Started
 from mtil.cli import main
 from mtil.config import Config, digest, from_dict
-from mtil.data import manifest as manifests
-from mtil.data import phantom, shards
-from mtil.data.manifest import Manifest
-from mtil.data.prepare import Settings, prepare
-from mtil.data.rows import Batch
-from mtil.data.selection import select
-from mtil.data.sources import Source
+from mtil.data import phantom
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.dataset.batches import Batch
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import select
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
 from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from mtil.cli import main
-from mtil.data import manifest as manifests
-from mtil.data.account import Account, FilesSeen, ImagesRead, Part, reason
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part, reason
 from mtil.data.layouts import scan
 from mtil.storage import LocalStore
 

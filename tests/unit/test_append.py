@@ -16,15 +16,16 @@ from PIL import Image
 
 from mtil.cli.main import main
 from mtil.config import Config
-from mtil.data import manifest as manifests
-from mtil.data import phantom, shards
-from mtil.data.append import Appended, AppendSettings, append
+from mtil.data import phantom
+from mtil.data.append.pipeline import Appended, AppendSettings, append
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import select
+from mtil.data.dataset.shards import HOLDOUT
 from mtil.data.inspection import inspect
-from mtil.data.manifest import Manifest
-from mtil.data.prepare import Settings, prepare
-from mtil.data.selection import select
-from mtil.data.shards import HOLDOUT
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
 from mtil.run import Run, manifest_for
 from mtil.storage import LocalStore

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mtil.batches import resize_images, to_tensors
-from mtil.data.images import pack_mask
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
+from mtil.data.images.read import pack_mask
 
 CPU = torch.device("cpu")
 

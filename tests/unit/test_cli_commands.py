@@ -20,9 +20,9 @@ import mtil
 from mtil.checkpoint import Model
 from mtil.cli import console, main
 from mtil.config import Config, to_dict
-from mtil.data import manifest as manifests
-from mtil.data import shards
-from mtil.data.manifest import Manifest
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
 from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import LocalStore

@@ -24,8 +24,8 @@ from pydicom.uid import (
     UltrasoundImageStorage,
 )
 
-from mtil.data import dicom
-from mtil.data.images import read_gray, read_mask
+from mtil.data.images import dicom
+from mtil.data.images.read import read_gray, read_mask
 from mtil.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.fft import dctn
 
-from mtil.data.duplicates import (
+from mtil.data.audit.duplicates import (
     NUM_HASHES,
     SIDE,
     OnDisk,
@@ -22,7 +22,7 @@ from mtil.data.duplicates import (
     describe,
     find_pairs,
 )
-from mtil.data.duplicates.description import flatten, mirrored
+from mtil.data.audit.duplicates.description import flatten, mirrored
 from mtil.errors import StorageError
 
 Gray = npt.NDArray[np.uint8]

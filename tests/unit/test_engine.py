@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from monai.metrics import DiceMetric
 
 from mtil.config import Config
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
 from mtil.engine import (
     Engine,
     Scored,

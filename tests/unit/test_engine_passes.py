@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtil.config import Config
-from mtil.data.order import epoch_windows
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
+from mtil.data.dataset.order import epoch_windows
 from mtil.engine import Engine, Scored, TrainingStep, dice_per_image, validation_metrics
 from mtil.models import Output
 from mtil.randomness import of_round

@@ -8,8 +8,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from mtil.data.flags import MAX_AREA_SHARE, MIN_AREA_SHARE, Marks, flag_image, flag_mask
-from mtil.data.images import read_gray
+from mtil.data.audit.marks import (
+    MAX_AREA_SHARE,
+    MIN_AREA_SHARE,
+    Marks,
+    flag_image,
+    flag_mask,
+)
+from mtil.data.images.read import read_gray
 
 Gray = npt.NDArray[np.uint8]
 NONE = Marks(text=False, calipers=False)

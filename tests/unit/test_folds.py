@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtil.data import folds, groups
+from mtil.data.dataset.manifest import Dropped
+from mtil.data.folds import assign, groups
 from mtil.data.layouts import Record
-from mtil.data.manifest import Dropped
 from mtil.errors import DataError
 
 
@@ -24,10 +24,10 @@ def _record(
     )
 
 
-def _assign(records: list[Record], group: dict[str, str], **options: object) -> folds.Assignment:
+def _assign(records: list[Record], group: dict[str, str], **options: object) -> assign.Assignment:
     """Assign where all lesions are of one size."""
     area = {record.sample_id: 0.1 for record in records}
-    return folds.assign(records, group, area, **options)  # type: ignore[arg-type]
+    return assign.assign(records, group, area, **options)  # type: ignore[arg-type]
 
 
 def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[str, str]]:
@@ -158,10 +158,10 @@ def test_groups_of_one_class_are_dealt_as_ever() -> None:
     """The places of data sets that were prepared before must come out again."""
     records, group = _collection(7)
     area = {r.sample_id: (index * 37 % 101) / 101 for index, r in enumerate(records)}
-    made = folds.assign(records, group, area, num_folds=5, seed=3)
+    made = assign.assign(records, group, area, num_folds=5, seed=3)
     text = json.dumps(sorted(made.place.items())).encode()
     assert hashlib.sha256(text).hexdigest()[:16] == "4f0d9ef3e9e462ad"
-    held = folds.hold_out(records, group, area, share=0.2, seed=3)
+    held = assign.hold_out(records, group, area, share=0.2, seed=3)
     assert hashlib.sha256(" ".join(sorted(held)).encode()).hexdigest()[:16] == "506ba3eb13bca673"
 
 
@@ -243,7 +243,7 @@ def _terciles(names: Iterable[str]) -> Counter[int]:
 
 def test_lesion_sizes_are_spread_evenly_over_folds() -> None:
     records, group, area = _sized(180)
-    made = folds.assign(records, group, area, num_folds=5, seed=3)
+    made = assign.assign(records, group, area, num_folds=5, seed=3)
     for fold in range(5):
         sizes = _terciles(name for name, place in made.place.items() if place[0] == fold)
         assert sizes == {0: 12, 1: 12, 2: 12}
@@ -254,7 +254,7 @@ def test_terciles_are_those_of_both_classes_together() -> None:
     records, group, area = _sized(90)
     malignant = {*range(0, 30, 6), *range(30, 60, 2), *(i for i in range(60, 90) if i % 6)}
     records = [replace(r, label=int(i in malignant)) for i, r in enumerate(records)]
-    made = folds.assign(records, group, area, num_folds=5, seed=1)
+    made = assign.assign(records, group, area, num_folds=5, seed=1)
     for fold in range(5):
         inside = [int(name) for name, place in made.place.items() if place[0] == fold]
         cells = Counter((i in malignant, i // 30) for i in inside)
@@ -265,29 +265,29 @@ def test_terciles_are_those_of_both_classes_together() -> None:
 
 def test_a_holdout_is_a_share_of_every_kind_and_no_fold_has_it() -> None:
     records, group, area = _sized(180)
-    held = folds.hold_out(records, group, area, share=0.2, seed=0)
+    held = assign.hold_out(records, group, area, share=0.2, seed=0)
     assert _terciles(held) == {0: 12, 1: 12, 2: 12}
     assert Counter(int(name) % 2 for name in held) == {0: 18, 1: 18}
-    made = folds.assign(records, group, area, num_folds=5, seed=0, holdout=held)
-    assert {name for name, place in made.place.items() if place == (folds.HOLDOUT, 0)} == held
+    made = assign.assign(records, group, area, num_folds=5, seed=0, holdout=held)
+    assert {name for name, place in made.place.items() if place == (assign.HOLDOUT, 0)} == held
     assert {fold for fold, _ in made.place.values()} == {-1, 0, 1, 2, 3, 4}
 
 
 def test_a_share_that_holds_no_group_is_refused() -> None:
     with pytest.raises(DataError, match=r"share of 0.01 of 20 images in 20 groups holds none"):
-        folds.hold_out(*_sized(20), share=0.01, seed=0)
+        assign.hold_out(*_sized(20), share=0.01, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 20.0])
 def test_a_holdout_is_a_share(share: float) -> None:
     with pytest.raises(DataError, match="between 0 and 1"):
-        folds.hold_out(*_sized(20), share=share, seed=0)
+        assign.hold_out(*_sized(20), share=share, seed=0)
 
 
 def test_a_holdout_takes_whole_groups() -> None:
     records, group = _collection(1)
     area = {record.sample_id: 0.1 for record in records}
-    held = folds.hold_out(records, group, area, share=0.3, seed=0)
+    held = assign.hold_out(records, group, area, share=0.3, seed=0)
     images = sum(group[record.sample_id] in held for record in records)
     assert abs(images / len(records) - 0.3) < 0.05
     assert held <= set(group.values())
@@ -297,13 +297,13 @@ def test_folds_that_were_made_pass_the_check_and_those_nobody_can_train_do_not()
     records = [_record(f"{number:02}", number % 2) for number in range(16)]
     group = {record.sample_id: record.sample_id for record in records}
     made = _assign(records, group, num_folds=2, seed=0)
-    folds.check(records, group, made)
+    assign.check(records, group, made)
     wrong: list[tuple[dict[str, tuple[int, int]], int, str]] = [
         (dict(made.place), 3, "must hold benign images, but fold 2 has none"),
-        (dict.fromkeys(group, (folds.HOLDOUT, 0)), 2, "benign images, but fold 0 has none"),
+        (dict.fromkeys(group, (assign.HOLDOUT, 0)), 2, "benign images, but fold 0 has none"),
         ({name: (int(name) % 2, 0) for name in group}, 2, "malignant images, but fold 0 has none"),
         ({name: (int(name) // 2 % 2, 0) for name in group}, 2, "given parts do not; spread both"),
     ]
     for place, num_folds, message in wrong:
         with pytest.raises(DataError, match=message):
-            folds.check(records, group, replace(made, place=place, num_folds=num_folds))
+            assign.check(records, group, replace(made, place=place, num_folds=num_folds))

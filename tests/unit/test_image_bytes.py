@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtil.data import image_bytes
-from mtil.data.budget import Budget
-from mtil.data.image_bytes import read_image_bytes, room_for
+from mtil.data.images import image_bytes
+from mtil.data.images.budget import Budget
+from mtil.data.images.image_bytes import read_image_bytes, room_for
 from mtil.data.layouts.record import Record
-from mtil.data.samples import Refused, read_all
+from mtil.data.prepare.samples import Refused, read_all
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import LocalStore
 
@@ -118,7 +118,8 @@ def test_large_images_are_decoded_one_after_the_other(tmp_path: Path) -> None:
     _png(tmp_path / "large.png", side)
     code = (
         "import sys\nfrom mtil.data.layouts.record import Record\n"
-        "from mtil.data.budget import PIXELS\nfrom mtil.data.samples import read_all\n"
+        "from mtil.data.images.budget import PIXELS\n"
+        "from mtil.data.prepare.samples import read_all\n"
         "from mtil.storage import LocalStore\nPIXELS.__init__(2**22)\n"
         "def peak():\n"
         "    text = open('/proc/self/status').read()\n"

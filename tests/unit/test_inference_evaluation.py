@@ -16,8 +16,8 @@ from PIL import Image
 from mtil import __version__
 from mtil.checkpoint import Model, model_from_bytes, model_to_bytes
 from mtil.config import Config, digest
-from mtil.data.manifest import Manifest
-from mtil.data.shards import read
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import read
 from mtil.errors import CheckpointError, DataError
 from mtil.evaluation import check_complete, evaluate, to_results, with_named_sources
 from mtil.inference import Predictor, at_size, views

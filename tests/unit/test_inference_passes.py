@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from mtil.checkpoint import Model, model_from_bytes, model_to_bytes
 from mtil.config import Config
-from mtil.data.manifest import Manifest
-from mtil.data.rows import squares
-from mtil.data.shards import pixels, read
+from mtil.data.dataset.batches import squares
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import pixels, read
 from mtil.errors import DataError
 from mtil.evaluation import check_complete, evaluate
 from mtil.inference import Prediction, Predictor, in_passes, map_shard

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from mtil.data import phantom
+from mtil.data.dataset.manifest import load
 from mtil.data.inspection import inspect, leakage, to_dict
-from mtil.data.manifest import load
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from mtil.data import groups, splits
+from mtil.data.folds import groups, splits
 from mtil.data.layouts import Collection, Record, scan
 from mtil.data.layouts.files import ignored_by
 from mtil.data.names import canonical, plain, shown

@@ -18,10 +18,10 @@ from mtil import __version__, retention
 from mtil.checkpoint import Model
 from mtil.cli import main
 from mtil.config import Config, digest
-from mtil.data import shards
-from mtil.data.manifest import Manifest
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
 from mtil.lineage import trace
 from mtil.links import Lineage, MapLink, ModelLink

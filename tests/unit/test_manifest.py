@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Manifest
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtil import __version__, errors
-from mtil.data import shards
-from mtil.data.manifest import Manifest
-from mtil.data.rows import ROLE_COLUMNS, TRAINING_COLUMNS, Rows, cut
-from mtil.data.selection import select
+from mtil.data.dataset import shards
+from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, Rows, cut
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import select
 from mtil.errors import MapError, RunError, StorageError
 from mtil.maps import NUM_LEVELS, Origin, decode, default_size, encode, join, quantised, read
 from mtil.storage import LocalStore

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mtil.data import images
-from mtil.data.masks import MAX_NUMBER, read_levels
+from mtil.data.images import read
+from mtil.data.images.masks import MAX_NUMBER, read_levels
 from mtil.errors import DataError
 
 MASK = np.zeros((60, 80), np.bool_)
@@ -23,7 +23,7 @@ def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def kind_of(data: bytes) -> str:
-    return images.decode_mask(images.open_image(data, "m"), "m").kind
+    return read.decode_mask(read.open_image(data, "m"), "m").kind
 
 
 @pytest.mark.parametrize(
@@ -65,24 +65,24 @@ def test_a_mask_that_was_jpeg_keeps_its_lesion(quality: int, again: str | None) 
     data = file(Image.fromarray(MASK.astype(np.uint8) * 255), "JPEG", quality=quality)
     if again is not None:
         data = file(Image.open(io.BytesIO(data)).convert("RGB"), again)
-    read = images.read_mask(data, "m")
-    assert abs(int(read.sum()) - int(MASK.sum())) <= 0.01 * MASK.sum()
+    got = read.read_mask(data, "m")
+    assert abs(int(got.sum()) - int(MASK.sum())) <= 0.01 * MASK.sum()
     assert kind_of(data) == "soft"
 
 
 def test_a_blurred_and_enlarged_mask_keeps_its_area() -> None:
     half = Image.fromarray(MASK.astype(np.uint8) * 255).resize((40, 30), Image.Resampling.BILINEAR)
     soft = half.resize((80, 60), Image.Resampling.BICUBIC).convert("RGB")
-    read = images.read_mask(file(soft), "m")
+    got = read.read_mask(file(soft), "m")
     assert (np.asarray(soft)[..., 0] > 0).sum() > 1.1 * MASK.sum()  # what it had grown to
-    assert abs(int(read.sum()) - int(MASK.sum())) <= 0.03 * MASK.sum()
+    assert abs(int(got.sum()) - int(MASK.sum())) <= 0.03 * MASK.sum()
 
 
 def test_an_edge_that_fades_into_transparency_is_halved() -> None:
     alpha = np.array([[0, 100, 128, 255]], np.uint8)
     image = Image.new("L", (4, 1), 255).convert("LA")
     image.putalpha(Image.fromarray(alpha))
-    assert images.read_mask(file(image), "m").tolist() == [[False, False, True, True]]
+    assert read.read_mask(file(image), "m").tolist() == [[False, False, True, True]]
 
 
 @pytest.mark.parametrize("values", [(1, 2, 3), (1, 7), (2, MAX_NUMBER)])
@@ -114,13 +114,13 @@ def test_a_soft_mask_can_be_inverted() -> None:
 def test_colours_and_palettes_count_by_their_brightest_band() -> None:
     pixels = np.zeros((2, 4, 3), np.uint8)
     pixels[0, 0], pixels[0, 1], pixels[1, 3] = (0, 0, 255), (0, 140, 0), (40, 40, 60)
-    assert images.read_mask(file(Image.fromarray(pixels)), "m").tolist() == [
+    assert read.read_mask(file(Image.fromarray(pixels)), "m").tolist() == [
         [True, True, False, False],
         [False] * 4,
     ]
     palette = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
     palette.putpalette([0, 0, 0, 200, 0, 0, 0, 60, 0])
-    assert images.read_mask(file(palette), "m").tolist() == [[False, True, False]]
+    assert read.read_mask(file(palette), "m").tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("colour", ["green", "red"])
@@ -128,17 +128,17 @@ def test_the_colours_of_a_jpeg_are_told_apart_despite_their_noise(colour: str) -
     pixels = np.zeros((*MASK.shape, 3), np.uint8)
     pixels[MASK] = (0, 255, 0) if colour == "green" else (255, 0, 0)
     data = file(Image.fromarray(pixels), "JPEG", quality=80)
-    read = images.read_coloured_mask(data, "m", colour)
-    assert abs(int(read.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
+    got = read.read_coloured_mask(data, "m", colour)
+    assert abs(int(got.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
     white = file(Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB"), "JPEG")
     for either in ("green", "red"):
-        read = images.read_coloured_mask(white, "m", either)
-        assert abs(int(read.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
+        got = read.read_coloured_mask(white, "m", either)
+        assert abs(int(got.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
     with pytest.raises(DataError, match="more of the other class's colour"):
-        images.read_coloured_mask(data, "m", "red" if colour == "green" else "green")
+        read.read_coloured_mask(data, "m", "red" if colour == "green" else "green")
 
 
 def test_pixels_that_are_no_numbers_are_refused() -> None:
     broken = np.array([[0, np.nan]], np.float32)
     with pytest.raises(DataError, match="m cannot be read: it has pixels that are no numbers"):
-        images.read_mask(file(Image.fromarray(broken), "TIFF"), "m")
+        read.read_mask(file(Image.fromarray(broken), "TIFF"), "m")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtil.data.order import Window, epoch_windows, local_batch
+from mtil.data.dataset.order import Window, epoch_windows, local_batch
 
 Row = tuple[int, int]
 """Shard, and which of its selected rows."""

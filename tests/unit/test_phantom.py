@@ -17,8 +17,9 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from mtil.cli import main
-from mtil.data import manifest, phantom, shards
-from mtil.data.duplicates import describe, find_pairs
+from mtil.data import phantom
+from mtil.data.audit.duplicates import describe, find_pairs
+from mtil.data.dataset import manifest, shards
 from mtil.data.layouts import scan
 from mtil.data.phantom import folder
 from mtil.data.phantom.scanner import speckle

@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from mtil import __version__, overlay
 from mtil.checkpoint import Model, model_to_bytes
 from mtil.config import Config, digest, from_dict
-from mtil.data.images import read_gray, resize_image
+from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.image_files import output_names, select, shown
 from mtil.inference import Predictor, at_size, in_passes

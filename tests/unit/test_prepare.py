@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mtil.data import images, manifest, phantom, shards
+from mtil.data import phantom
+from mtil.data.dataset import manifest, shards
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.images import read
 from mtil.data.inspection import inspect
-from mtil.data.manifest import Manifest
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.errors import DataError, UserError
 from mtil.storage import LocalStore
 
@@ -133,10 +135,10 @@ def test_rows_are_sorted_and_hold_the_source(collection: Path, tmp_path: Path) -
         ]
         mask = np.logical_or.reduce(masks)
         assert (row["height"], row["width"]) == gray.shape
-        assert row["image"] == images.resize_image(gray, SIZE).tobytes()
-        np.testing.assert_array_equal(images.decode_mask_png(row["mask_png"]), mask)
+        assert row["image"] == read.resize_image(gray, SIZE).tobytes()
+        np.testing.assert_array_equal(read.decode_mask_png(row["mask_png"]), mask)
         np.testing.assert_array_equal(
-            images.unpack_mask(row["mask"], SIZE), images.resize_mask(mask, SIZE)
+            read.unpack_mask(row["mask"], SIZE), read.resize_mask(mask, SIZE)
         )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from mtil.data import manifest, phantom, running, shards
-from mtil.data.append import append
+from mtil.data import parallel, phantom
+from mtil.data.append.pipeline import append
+from mtil.data.dataset import manifest, shards
 from mtil.data.inspection import inspect, to_dict
-from mtil.data.prepare import Settings, prepare
-from mtil.data.sources import Source
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import Source
 from mtil.errors import DataError, MtilError
 from mtil.storage import LocalStore
 
@@ -36,7 +37,9 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _prepare(source: Path, to: Path, settings: Settings = SETTINGS) -> manifest.Manifest:
-    return prepare([Source(uri=str(source), layout="busi")], str(to), settings, runner=running.here)
+    return prepare(
+        [Source(uri=str(source), layout="busi")], str(to), settings, runner=parallel.here
+    )
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -238,7 +241,7 @@ def test_an_append_meanwhile_is_kept(
 
     def meanwhile(to: Path) -> None:
         if (to / "dataset.json").exists():
-            append([Source(uri=str(renamed), layout="busi")], str(to), runner=running.here)
+            append([Source(uri=str(renamed), layout="busi")], str(to), runner=parallel.here)
 
     versions = set()
     for to, ended in _every_change(tmp_path, paused, lambda to: _prepare(source, to), meanwhile):

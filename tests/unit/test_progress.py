@@ -10,7 +10,7 @@ import torch
 
 from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
-from mtil.data.rows import Batch
+from mtil.data.dataset.batches import Batch
 from mtil.engine import Engine
 from mtil.metrics import kept_epoch
 from mtil.progress import Begun, TrainingProgress

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mtil.cli.main import main
-from mtil.data.shards import LABELS
+from mtil.data.dataset.shards import LABELS
 
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

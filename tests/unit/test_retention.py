@@ -14,8 +14,8 @@ from mtil.circle import Failed, Started
 from mtil.cli import main
 from mtil.cli.retention import size
 from mtil.config import Config
-from mtil.data import shards
-from mtil.data.manifest import Manifest
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError, LedgerError, MapError
 from mtil.ledger import Ledger
 from mtil.plan import Evaluate, Train, WriteMaps

@@ -10,10 +10,10 @@ import torch
 
 from mtil.checkpoint import Model
 from mtil.config import Config, digest
-from mtil.data import shards
-from mtil.data.manifest import Manifest
-from mtil.data.selection import Selection
-from mtil.data.shards import HOLDOUT, pixels
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.inference import predictors
 from mtil.maps import Origin, encode

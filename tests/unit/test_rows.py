@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtil.data.manifest import Manifest
-from mtil.data.rows import ROLE_COLUMNS, TRAINING_COLUMNS, Batch, Plan, Rows, cut
-from mtil.data.selection import Role, Selection, select, total
-from mtil.data.shards import read
+from mtil.data.dataset.batches import (
+    ROLE_COLUMNS,
+    TRAINING_COLUMNS,
+    Batch,
+    Plan,
+    Rows,
+    cut,
+)
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Role, Selection, select, total
+from mtil.data.dataset.shards import read
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

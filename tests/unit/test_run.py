@@ -11,8 +11,8 @@ import torch
 from mtil import __version__
 from mtil.checkpoint import Model, TrainingCheckpoints, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
-from mtil.data import manifest as manifests
-from mtil.data.manifest import Manifest
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.manifest import Manifest
 from mtil.errors import ConfigError, DataError, OtherModelError, StorageError, UserError
 from mtil.plan import Train
 from mtil.run import FILE_NAME, News, Run

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtil.data.running import threads
+from mtil.data.parallel import threads
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -8,9 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtil.data.manifest import Cell, Manifest, Shard
-from mtil.data.selection import NORMAL, Inner, Role, Selection, parse_folds, select, total
-from mtil.data.shards import HOLDOUT, read
+from mtil.data.dataset.manifest import Cell, Manifest, Shard
+from mtil.data.dataset.selection import (
+    NORMAL,
+    Inner,
+    Role,
+    Selection,
+    parse_folds,
+    select,
+    total,
+)
+from mtil.data.dataset.shards import HOLDOUT, read
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtil.data import shards
-from mtil.data.manifest import Shard
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Shard
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mtil.data import splits
-from mtil.data.folds import Assignment
+from mtil.data.dataset.shards import HOLDOUT
+from mtil.data.folds import splits
+from mtil.data.folds.assign import Assignment
 from mtil.data.layouts.record import Record
-from mtil.data.shards import HOLDOUT
 from mtil.errors import DataError
 
 PLACE = {"a": (0, 1), "b": (1, 0), "c": (1, 0), "é": (HOLDOUT, 0)}

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mtil.data import phantom
-from mtil.data.duplicates import Description, describe, find_pairs
-from mtil.data.duplicates.tissue import Box, find_box
-from mtil.data.staging import FORMAT, read_kept_facts
+from mtil.data.audit.duplicates import Description, describe, find_pairs
+from mtil.data.audit.duplicates.tissue import Box, find_box
+from mtil.data.prepare.staging import FORMAT, read_kept_facts
 from mtil.storage import LocalStore
 
 Gray = npt.NDArray[np.uint8]

@@ -8,8 +8,8 @@ import pytest
 
 from mtil import presets
 from mtil.config import from_dict, to_dict
-from mtil.data import manifest as manifests
-from mtil.data.shards import read
+from mtil.data.dataset import manifest as manifests
+from mtil.data.dataset.shards import read
 from mtil.errors import ConfigError, DataError
 from mtil.storage import open_store
 from tune.record import Asked, Budget, Rule, Search, study_name

@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mtil import errors, supervisor
 from mtil.config import Config
-from mtil.data.manifest import Manifest
-from mtil.data.selection import NORMAL, select, total
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import NORMAL, select, total
 from mtil.distributed import cluster, trainer
 from mtil.distributed.listening import Guarded
 from mtil.errors import ConfigError, DataError, RunError, UserError

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from mtil.config import Config
-from mtil.data.manifest import Manifest
-from mtil.data.shards import row_bytes
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.shards import row_bytes
 from mtil.distributed import preflight
 from mtil.distributed.preflight import Node
 from mtil.errors import ResourceError

@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from mtil.data.account import FilesSeen
+from mtil.data.dataset.account import FilesSeen
+from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.files import count, is_image, some, without_suffix
 from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows, stem, value
-from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
+from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.folders import Expected, Folder, locate
 from mtil.data.layouts.record import Found, Record
 from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
-from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.files import (
     Listing,
     count,
@@ -16,7 +17,6 @@ from mtil.data.layouts.files import (
 from mtil.data.layouts.folders import outermost
 from mtil.data.layouts.record import Found, Record, refused
 from mtil.data.names import composed
-from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 

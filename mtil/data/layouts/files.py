@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mtil.data.account import FilesSeen, parts
-from mtil.data.images import SUFFIXES
+from mtil.data.dataset.account import FilesSeen, parts
+from mtil.data.images.read import SUFFIXES
 from mtil.data.layouts.record import Record
 from mtil.data.names import shown
 from mtil.storage import LocalStore, Store, open_store

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mtil.data.account import FilesSeen
+from mtil.data.dataset.account import FilesSeen
 from mtil.data.layouts.files import (
     Listing,
     count,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from mtil.data.account import FilesSeen
+from mtil.data.dataset.account import FilesSeen
 from mtil.data.names import shown
 from mtil.storage import Store
 
@@ -18,7 +18,7 @@ class Record:
 
     sample_id: str
     label: int
-    """Index into `mtil.data.shards.LABELS`."""
+    """Index into `mtil.data.dataset.shards.LABELS`."""
     image: str
     """Name in the collection's store."""
     masks: tuple[str, ...]

@@ -4,14 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 
-from mtil.data.account import FilesSeen
+from mtil.data.dataset.account import FilesSeen
+from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.files import Listing, count, look
 from mtil.data.layouts.matching import Tree
 from mtil.data.layouts.patients import is_unknown, warn
 from mtil.data.layouts.record import Found, Record, refused
 from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows
 from mtil.data.names import canonical, composed, is_text
-from mtil.data.shards import LABELS
 from mtil.errors import DataError, StorageError
 from mtil.storage import Store
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 
+from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.files import without_suffix
 from mtil.data.layouts.formats import Lines, csv_lines, parquet_lines
 from mtil.data.layouts.record import Record, refused
 from mtil.data.layouts.workbooks import UNCOMPUTED, xlsx_lines
 from mtil.data.names import composed
-from mtil.data.shards import LABELS
 from mtil.errors import DataError
 from mtil.storage import Store
 

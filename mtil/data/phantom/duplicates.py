@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from mtil.data.images import Gray, Mask
+from mtil.data.images.read import Gray, Mask
 from mtil.data.phantom.drawing import Phantom
 from mtil.data.phantom.marks import add_calipers
 

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from mtil import interrupts
-from mtil.data.images import Gray, encode_mask_png
+from mtil.data.dataset.shards import LABELS
+from mtil.data.images.read import Gray, encode_mask_png
+from mtil.data.parallel import follow_parent
 from mtil.data.phantom.cohort import Cohort, cohort
 from mtil.data.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw
 from mtil.data.phantom.duplicates import KINDS, duplicate
-from mtil.data.running import follow_parent
-from mtil.data.shards import LABELS
 from mtil.errors import DataError, RunError, StorageError
 
 MAX_NUM_IMAGES = 10_000_000

@@ -1,0 +1,1 @@
+"""More images for a data set, as its next version."""

@@ -1,0 +1,1 @@
+"""What a collection hides: near-copies, marks on images, odd masks."""

@@ -1,0 +1,1 @@
+"""Groups of images that stay together, and folds made of groups."""

@@ -1,0 +1,1 @@
+"""An image file to pixels."""

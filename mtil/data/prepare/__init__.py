@@ -1,0 +1,1 @@
+"""Collections to the shards of a data set."""
