@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Cell, Shard

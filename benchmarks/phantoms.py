@@ -21,9 +21,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from benchmarks.common import show
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.audit.duplicates import describe, find_pairs
-from mtil.data.phantom.cohort import cohort
+from mtil.phantom.cohort import cohort
 
 _TRAINING_SEED, _TEST_SEED = 101, 202
 _TEST_SHARE = 0.4

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mtil.data import parallel, phantom
+from mtil import phantom
+from mtil.data import parallel
 from mtil.data.append.pipeline import append
 from mtil.data.audit import findings
 from mtil.data.audit.duplicates import describe, find_pairs
@@ -37,9 +38,9 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.folds import groups
 from mtil.data.inspection import inspect
 from mtil.data.parallel import Function, Listener, Runner
-from mtil.data.phantom.drawing import draw
 from mtil.data.prepare import pipeline
 from mtil.data.prepare.sources import Source
+from mtil.phantom.drawing import draw
 from mtil.storage import open_store
 
 _SAMPLE_EVERY_S = 0.5

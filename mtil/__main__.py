@@ -2,7 +2,7 @@
 
 import sys
 
-from mtil import supervisor
+from mtil.process import supervisor
 
 if __name__ == "__main__":
     supervisor.watch("mtil")  # before the imports, which take longer

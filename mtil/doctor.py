@@ -20,8 +20,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from mtil import __version__, machine
+from mtil import __version__
 from mtil.errors import MtilError
+from mtil.process import machine
 from mtil.storage import open_store
 from mtil.storage.checks import notes, round_trip
 

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from mtil import supervisor
 from mtil.cli.main import Parser, answer
+from mtil.process import supervisor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

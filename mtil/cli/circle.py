@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from mtil import presets, supervisor
+from mtil import presets
 from mtil.circle import State
 from mtil.cli.console import Bar, Output
 from mtil.cli.rounds import SHOWN, describe, tell
@@ -14,6 +14,7 @@ from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError, RunError
 from mtil.ledger import Ledger
 from mtil.plan import Action, Plan
+from mtil.process import supervisor
 from mtil.run import Run, manifest_for, take_up
 from mtil.storage import open_store
 

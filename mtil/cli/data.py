@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _phantom(options: argparse.Namespace, output: Output) -> None:
-    from mtil.data import phantom
+    from mtil import phantom
 
     phantom.write(
         Path(options.out),

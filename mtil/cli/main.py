@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from mtil import __version__, interrupts, supervisor
+from mtil import __version__
 from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
+from mtil.process import interrupts, supervisor
 
 _EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
 
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 wrong input, 130 interrupted, 1 else.
 
-    Without arguments the command line's are taken, in a process that `mtil.supervisor` watches.
+    Without arguments the command line's are taken, in a process that `mtil.process.supervisor` watches.
     """
     if arguments is None:
         supervisor.watch("mtil")

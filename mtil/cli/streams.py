@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
 
-from mtil.logs import finite
+from mtil.process.logs import finite
 
 _UNSHOWN = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 """Control characters but tab and line feed: a terminal would obey them."""

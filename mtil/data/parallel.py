@@ -11,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, Protocol, TypeVar
 
-from mtil import interrupts
 from mtil.errors import RunError
+from mtil.process import interrupts
 
 Job = TypeVar("Job", contravariant=True)
 Result = TypeVar("Result", covariant=True)

@@ -21,10 +21,10 @@ from ray._private.services import get_webui_url_from_internal_kv
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from mtil import interrupts, machine, scratch, supervisor
 from mtil.distributed import preflight
 from mtil.distributed.preflight import Node
 from mtil.errors import ResourceError
+from mtil.process import interrupts, machine, scratch, supervisor
 
 MACHINES = "MTIL_MACHINES"
 """The environment variable that says which machines the cluster can start, see `preflight`."""
@@ -143,7 +143,7 @@ def _own_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
 
 
 def _start(verbose: bool, **options: Any) -> None:
-    """Start Ray. It leaves the signals to `mtil.interrupts`."""
+    """Start Ray. It leaves the signals to `mtil.process.interrupts`."""
     with (
         interrupts.deferred(),
         warnings.catch_warnings(),

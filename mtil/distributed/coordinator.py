@@ -35,8 +35,8 @@ from mtil.errors import (
 )
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
-from mtil.logs import to_stderr
 from mtil.plan import Action, Evaluate, Train, WriteMaps
+from mtil.process.logs import to_stderr
 from mtil.run import Run
 
 NAMESPACE = "mtil"

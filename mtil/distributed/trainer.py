@@ -23,7 +23,6 @@ from ray.train.v2._internal.execution.failure_handling import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from mtil import supervisor
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
@@ -35,6 +34,7 @@ from mtil.distributed.listening import Guarded, Listener, Relay
 from mtil.distributed.processes import Processes
 from mtil.plan import Train
 from mtil.priors import PriorMaps
+from mtil.process import supervisor
 from mtil.rounds import check_folds, prior_maps
 from mtil.run import FoldResult, Run, manifest_for
 from mtil.storage import open_store

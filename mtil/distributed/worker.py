@@ -35,9 +35,9 @@ from mtil.distributed.job import FoldJob
 from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, in_passes
-from mtil.logs import to_stderr
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
 from mtil.plan import Train
+from mtil.process.logs import to_stderr
 from mtil.progress import Begun, Best, TrainingProgress
 from mtil.randomness import of_round
 from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows

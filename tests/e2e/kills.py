@@ -30,8 +30,8 @@ from typing import Any
 
 import yaml
 
+from mtil import phantom
 from mtil.circle import State
-from mtil.data import phantom
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.ledger import FOLDER, Ledger

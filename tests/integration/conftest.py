@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster import object_store
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 

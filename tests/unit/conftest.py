@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mtil import maps
+from mtil import maps, phantom
 from mtil.checkpoint import Model
 from mtil.circle import Done, Started
 from mtil.cli import main
 from mtil.config import Config, digest, from_dict
-from mtil.data import phantom
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.batches import Batch

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mtil import phantom
 from mtil.cli.main import main
 from mtil.config import Config
-from mtil.data import phantom
 from mtil.data.append.pipeline import Appended, AppendSettings, append
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.dataset.manifest import load
 from mtil.data.inspection import inspect, leakage, to_dict
 from mtil.data.prepare.pipeline import Settings, prepare

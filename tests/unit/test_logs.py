@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtil import logs
+from mtil.process import logs
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mtil import machine
 from mtil.errors import ResourceError
+from mtil.process import machine
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
+from mtil import phantom
 from mtil.cli import main
-from mtil.data import phantom
 from mtil.data.audit.duplicates import describe, find_pairs
 from mtil.data.dataset import manifest, shards
 from mtil.data.layouts import scan
-from mtil.data.phantom import folder
-from mtil.data.phantom.scanner import speckle
 from mtil.errors import DataError, RunError, StorageError
+from mtil.phantom import folder
+from mtil.phantom.scanner import speckle
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until, until_gone
 

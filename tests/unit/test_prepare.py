@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.dataset import manifest, shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.images import read

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mtil.data import parallel, phantom
+from mtil import phantom
+from mtil.data import parallel
 from mtil.data.append.pipeline import append
 from mtil.data.dataset import manifest, shards
 from mtil.data.inspection import inspect, to_dict

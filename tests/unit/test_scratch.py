@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtil import scratch
+from mtil.process import scratch
 
 KILLED = """
 import os, signal, sys

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mtil import supervisor
+from mtil.process import supervisor
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOLD = f"mtil: {supervisor.SENTENCE}\n"

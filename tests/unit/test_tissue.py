@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from mtil.data import phantom
+from mtil import phantom
 from mtil.data.audit.duplicates import Description, describe, find_pairs
 from mtil.data.audit.duplicates.tissue import Box, find_box
 from mtil.data.prepare.staging import FORMAT, read_kept_facts

@@ -25,13 +25,14 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mtil import errors, supervisor
+from mtil import errors
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, select, total
 from mtil.distributed import cluster, trainer
 from mtil.distributed.listening import Guarded
 from mtil.errors import ConfigError, DataError, RunError, UserError
+from mtil.process import supervisor
 from tune import study as studies
 from tune.record import Search
 from tune.search import session

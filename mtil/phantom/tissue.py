@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mtil.data.phantom.fields import Field, line, smooth, uniform
-from mtil.data.phantom.lesion import add_lobule
-from mtil.data.phantom.streams import Streams
+from mtil.phantom.fields import Field, line, smooth, uniform
+from mtil.phantom.lesion import add_lobule
+from mtil.phantom.streams import Streams
 
 
 def tissue(origin: Streams, height: int, width: int) -> Field:

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtil import scratch
 from mtil.errors import ResourceError
+from mtil.process import scratch
 
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 """The longest path of a Unix socket."""

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mtil import interrupts
+from mtil.process import interrupts
 
 INTERRUPTED = 130
 SENTENCE = "Interrupted; the same command goes on where it was."

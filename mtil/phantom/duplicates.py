@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mtil.data.images.read import Gray, Mask
-from mtil.data.phantom.drawing import Phantom
-from mtil.data.phantom.marks import add_calipers
+from mtil.phantom.drawing import Phantom
+from mtil.phantom.marks import add_calipers
 
 
 def duplicate(rng: np.random.Generator, original: Phantom, kind: str) -> Phantom:

@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @dataclass
 class _State:
     watched: bool = False
-    """Whether `mtil.supervisor` watches this process and speaks for it after a signal."""
+    """Whether `mtil.process.supervisor` watches this process and speaks for it after a signal."""
     arrived: bool = False
     waiting: bool = False
     """Whether a signal waits for the end of a deferred block."""
@@ -37,7 +37,7 @@ def ending() -> set[signal.Signals]:
 
 
 def install() -> None:
-    """Heed signals in a process that `mtil.supervisor` watches.
+    """Heed signals in a process that `mtil.process.supervisor` watches.
 
     After a signal such a process writes nothing to stderr any more.
     """
@@ -77,7 +77,7 @@ def renew() -> None:
 
 
 def is_watched() -> bool:
-    """Say whether `mtil.supervisor` watches this process."""
+    """Say whether `mtil.process.supervisor` watches this process."""
     return _state.watched
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mtil.data.phantom.fields import Field, line, uniform
-from mtil.data.phantom.streams import Streams
+from mtil.phantom.fields import Field, line, uniform
+from mtil.phantom.streams import Streams
 
 _DB = np.float32(np.log(10) / 20)
 """Amplitudes are exp(_DB * decibels)."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mtil.data.phantom.fields import Field, line, smooth, uniform
-from mtil.data.phantom.streams import Streams
+from mtil.phantom.fields import Field, line, smooth, uniform
+from mtil.phantom.streams import Streams
 
 _NUM_ANGLES = 512
 _ANGLES = np.linspace(-np.pi, np.pi, _NUM_ANGLES, endpoint=False)

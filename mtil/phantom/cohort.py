@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtil.data.phantom.drawing import PATTERN
+from mtil.phantom.drawing import PATTERN
 
 _Numbers = npt.NDArray[np.int32]
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtil.data.phantom.lesion import BENIGN_TRAITS, MALIGNANT_TRAITS, add_lesions
-from mtil.data.phantom.marks import add_calipers, add_text
-from mtil.data.phantom.scanner import scan
-from mtil.data.phantom.streams import streams
-from mtil.data.phantom.tissue import tissue
+from mtil.phantom.lesion import BENIGN_TRAITS, MALIGNANT_TRAITS, add_lesions
+from mtil.phantom.marks import add_calipers, add_text
+from mtil.phantom.scanner import scan
+from mtil.phantom.streams import streams
+from mtil.phantom.tissue import tissue
 
 BENIGN, MALIGNANT, NORMAL = range(3)
 PATTERN = (BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT)

@@ -7,9 +7,9 @@ none of that always. Marks are alike in all classes. Patients may have several v
 no near-copies. Near-duplicates can be planted and are listed.
 """
 
-from mtil.data.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw
-from mtil.data.phantom.duplicates import KINDS, duplicate
-from mtil.data.phantom.folder import DUPLICATES, MIN_IMAGE_SIZE, PATIENTS, write
+from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw
+from mtil.phantom.duplicates import KINDS, duplicate
+from mtil.phantom.folder import DUPLICATES, MIN_IMAGE_SIZE, PATIENTS, write
 
 __all__ = [
     "BENIGN",

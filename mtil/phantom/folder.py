@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtil import interrupts
 from mtil.data.dataset.shards import LABELS
 from mtil.data.images.read import Gray, encode_mask_png
 from mtil.data.parallel import follow_parent
-from mtil.data.phantom.cohort import Cohort, cohort
-from mtil.data.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw
-from mtil.data.phantom.duplicates import KINDS, duplicate
 from mtil.errors import DataError, RunError, StorageError
+from mtil.phantom.cohort import Cohort, cohort
+from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw
+from mtil.phantom.duplicates import KINDS, duplicate
+from mtil.process import interrupts
 
 MAX_NUM_IMAGES = 10_000_000
 """Whose they are is held in memory, at up to 60 bytes an image."""
