@@ -26,9 +26,9 @@ import torch
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
 from mtil.config import Config, from_dict
-from mtil.engine import Engine
 from mtil.plan import Train
 from mtil.run import Run
+from mtil.training.engine import Engine
 
 WAYS = ("bare", "resident", "streaming")
 VARIANTS: dict[str, dict[str, Any]] = {

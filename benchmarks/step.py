@@ -30,13 +30,13 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.batches import Batch, Plan, Rows, cut
 from mtil.data.dataset.selection import select
 from mtil.data.dataset.shards import read
-from mtil.engine import Engine, TrainingStep, make_optimizer
-from mtil.losses import Objective
 from mtil.models import TwoTaskNetwork
 from mtil.models.network import Output
 from mtil.plan import Train
 from mtil.run import Run
 from mtil.storage import open_store
+from mtil.training.engine import Engine, TrainingStep, make_optimizer
+from mtil.training.losses import Objective
 
 BUCKET = "benchmark"
 DATA = f"s3://{BUCKET}/data"

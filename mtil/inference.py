@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtil.batches import resize_images
 from mtil.checkpoint import Model
 from mtil.config import Config
 from mtil.data.dataset.batches import squares
 from mtil.data.dataset.shards import pixels
-from mtil.devices import wants_bf16
 from mtil.maps import Origin, encode, quantised
 from mtil.metrics import calibrated
+from mtil.models.devices import wants_bf16
+from mtil.training.tensors import resize_images
 
 MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to the lesion."""

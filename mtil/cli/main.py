@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 wrong input, 130 interrupted, 1 else.
 
-    Without arguments the command line's are taken, in a process that `mtil.process.supervisor` watches.
+    Without arguments the command line's are taken, in a process that
+    `mtil.process.supervisor` watches.
     """
     if arguments is None:
         supervisor.watch("mtil")

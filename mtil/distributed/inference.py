@@ -34,7 +34,9 @@ class Scorer:
     """An actor that scores test rows with the models of a run's round."""
 
     def __init__(self, run_uri: str, data_uri: str, number: int, gpus: float) -> None:
-        from mtil.devices import own_device  # PyTorch, which the driver of this does not need
+        from mtil.models.devices import (
+            own_device,  # PyTorch, which the driver of this does not need
+        )
 
         self._device = own_device(gpus)
         self._run, self._number = Run.open(run_uri), number

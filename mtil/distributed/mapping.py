@@ -29,8 +29,10 @@ class MapWriter:
     """An actor that maps the rows of shards with the model of a training."""
 
     def __init__(self, run_uri: str, of: WriteMaps) -> None:
-        from mtil.devices import own_device  # PyTorch, which the driver of this does not need
         from mtil.inference import Predictor
+        from mtil.models.devices import (
+            own_device,  # PyTorch, which the driver of this does not need
+        )
 
         self._run = Run.open(run_uri)
         device = own_device(self._run.config.train.gpus_per_worker)

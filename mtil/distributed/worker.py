@@ -32,16 +32,16 @@ from mtil.distributed.ingest import (
     streaming_rows,
 )
 from mtil.distributed.job import FoldJob
-from mtil.engine import Engine, Scored, Step, validation_metrics
 from mtil.errors import DataError
 from mtil.inference import Predictor, in_passes
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
 from mtil.plan import Train
 from mtil.process.logs import to_stderr
-from mtil.progress import Begun, Best, TrainingProgress
-from mtil.randomness import of_round
 from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
 from mtil.run import Run
+from mtil.training.engine import Engine, Scored, Step, validation_metrics
+from mtil.training.progress import Begun, Best, TrainingProgress
+from mtil.training.randomness import of_round
 
 _log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from mtil.augment import Augment, blur, dilate
 from mtil.config import AugmentConfig, PriorConfig
+from mtil.training.augment import Augment, blur, dilate
 
 STILL = AugmentConfig(
     horizontal_flip=0, vertical_flip=0, rotation=0, scale=0, translation=0,

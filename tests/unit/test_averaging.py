@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mtil.averaging import MovingAverage
+from mtil.training.averaging import MovingAverage
 
 
 class _Network(nn.Module):

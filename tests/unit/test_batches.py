@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtil.batches import resize_images, to_tensors
 from mtil.data.dataset.batches import Batch
 from mtil.data.images.read import pack_mask
+from mtil.training.tensors import resize_images, to_tensors
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mtil.config import Config, TrainConfig
-from mtil.devices import own_device, wants_bf16
 from mtil.distributed import actions, inference, resources
 from mtil.distributed.inference import Scorer
 from mtil.distributed.mapping import MapWriter
 from mtil.errors import DataError
+from mtil.models.devices import own_device, wants_bf16
 from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.run import Run
 

@@ -20,7 +20,8 @@ with warnings.catch_warnings():
 
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
-from mtil.engine import (
+from mtil.models import TwoTaskNetwork
+from mtil.training.engine import (
     Engine,
     Scored,
     Step,
@@ -30,8 +31,7 @@ from mtil.engine import (
     rate_factor,
     validation_metrics,
 )
-from mtil.losses import Objective
-from mtil.models import TwoTaskNetwork
+from mtil.training.losses import Objective
 
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]

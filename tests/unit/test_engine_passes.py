@@ -18,9 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.order import epoch_windows
-from mtil.engine import Engine, Scored, TrainingStep, dice_per_image, validation_metrics
 from mtil.models import Output
-from mtil.randomness import of_round
+from mtil.training.engine import (
+    Engine,
+    Scored,
+    TrainingStep,
+    dice_per_image,
+    validation_metrics,
+)
+from mtil.training.randomness import of_round
 
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]

@@ -9,7 +9,8 @@ with warnings.catch_warnings():
     from monai.losses import DiceLoss, FocalLoss
 
 from mtil.config import LossConfig
-from mtil.losses import (
+from mtil.models import Output
+from mtil.training.losses import (
     Objective,
     binary_loss,
     boundary_loss,
@@ -19,7 +20,6 @@ from mtil.losses import (
     outline,
     supervision_weights,
 )
-from mtil.models import Output
 
 SURE = 50.0  # a logit whose sigmoid is one
 

@@ -70,7 +70,9 @@ def test_the_core_imports_and_trains_without_ray() -> None:
         if not module.name.startswith("mtil.distributed.")
     ]
     assert len(names) > 40
-    assert {"mtil.engine", "mtil.cli.train", "mtil.models.encoders.huggingface"} <= set(names)
+    assert {"mtil.training.engine", "mtil.cli.train", "mtil.models.encoders.huggingface"} <= set(
+        names
+    )
     imports = f"import importlib\nfor name in {names}: importlib.import_module(name)\n"
     done = _without_ray(imports + TRAINING_STEP)
     assert (done.stderr, done.stdout) == ("", "True 2\ncompiler:\n")

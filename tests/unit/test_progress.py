@@ -11,10 +11,10 @@ import torch
 from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
-from mtil.engine import Engine
 from mtil.metrics import kept_epoch
-from mtil.progress import Begun, TrainingProgress
 from mtil.storage import LocalStore
+from mtil.training.engine import Engine
+from mtil.training.progress import Begun, TrainingProgress
 
 ToyBatches = Callable[..., list[Batch]]
 MakeEngine = Callable[[], Engine]

@@ -12,9 +12,9 @@ from torch import Tensor
 from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import NonNegative, Whole
 from mtil.documents import MIB, Document, shortened
-from mtil.engine import Engine
 from mtil.errors import CheckpointError
 from mtil.metrics import kept_epoch
+from mtil.training.engine import Engine
 
 _MAX_HISTORY_BYTES = 64 * MIB
 _Records = list[dict[str, int | float]]

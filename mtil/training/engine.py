@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtil.augment import Augment
-from mtil.averaging import MovingAverage
-from mtil.batches import TensorBatch, to_tensors
 from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
-from mtil.devices import wants_bf16
-from mtil.losses import Objective
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
-from mtil.randomness import EpochRandomness, of_round
+from mtil.models.devices import wants_bf16
+from mtil.training.augment import Augment
+from mtil.training.averaging import MovingAverage
+from mtil.training.losses import Objective
+from mtil.training.randomness import EpochRandomness, of_round
+from mtil.training.tensors import TensorBatch, to_tensors
 
 
 class TrainingStep(nn.Module):

@@ -11,8 +11,8 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
-from mtil.batches import moved
 from mtil.config import AugmentConfig, PriorConfig
+from mtil.training.tensors import moved
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 

@@ -1,0 +1,1 @@
+"""One fold's training: losses, augmentation, engine, progress. No Ray."""
