@@ -40,8 +40,8 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Cell, Manifest, Shard
 from mtil.ledger import FOLDER, Ledger
 from mtil.metrics import METRICS
-from mtil.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps
 from mtil.storage import Store, open_store
 
 BUCKET = "benchmark"
@@ -123,9 +123,9 @@ def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
     """Return the bytes of the maps that a run's first model makes of larger images."""
-    from mtil import maps
     from mtil.data.dataset.shards import read
     from mtil.inference import Predictor, map_shard
+    from mtil.run import maps
 
     store, of = open_store(data_uri), Train(0, 0)
     manifest, model = manifests.load(store), run.model(of)

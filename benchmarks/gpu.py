@@ -26,8 +26,8 @@ import torch
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
 from mtil.config import Config, from_dict
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.training.engine import Engine
 
 WAYS = ("bare", "resident", "streaming")

@@ -32,8 +32,8 @@ from mtil.data.dataset.selection import select
 from mtil.data.dataset.shards import read
 from mtil.models import TwoTaskNetwork
 from mtil.models.network import Output
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import open_store
 from mtil.training.engine import Engine, TrainingStep, make_optimizer
 from mtil.training.losses import Objective

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.known import drive, known, make_search
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from tune import study as studies
 from tune.objective import kept, running
 from tune.record import Rule, Search, Stopping

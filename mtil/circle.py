@@ -16,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from mtil.config import STRICT, Count
 from mtil.errors import RunError
-from mtil.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps, graph, needs
+from mtil.run.plan import (
+    Action,
+    Evaluate,
+    Plan,
+    Summarise,
+    Train,
+    WriteMaps,
+    graph,
+    needs,
+)
 
 Stage = Literal["waiting", "training", "maps", "evaluating", "done", "failed"]
 

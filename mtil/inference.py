@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtil.checkpoint import Model
 from mtil.config import Config
 from mtil.data.dataset.batches import squares
 from mtil.data.dataset.shards import pixels
-from mtil.maps import Origin, encode, quantised
 from mtil.metrics import calibrated
 from mtil.models.devices import wants_bf16
+from mtil.run.checkpoint import Model
+from mtil.run.maps import Origin, encode, quantised
 from mtil.training.tensors import resize_images
 
 MASK_THRESHOLD = 0.5

@@ -29,7 +29,7 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.plan import Plan
+from mtil.run.plan import Plan
 from mtil.storage import Store
 
 FOLDER = "ledger"

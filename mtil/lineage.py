@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil import maps, scores
 from mtil.circle import State
 from mtil.config import digest
 from mtil.data.dataset import shards
@@ -31,11 +30,12 @@ from mtil.errors import (
 )
 from mtil.ledger import Ledger
 from mtil.links import DataLink, Lineage, MapLink, ModelLink, PassLink, PredictionLink
-from mtil.maps import Origin
-from mtil.plan import Action, Evaluate, Train, WriteMaps, models_of, reads_maps_of
-from mtil.plan import starts_from as ancestor
 from mtil.rounds import map_source, mapped_rows, training_rows
-from mtil.run import FoldResult, Run
+from mtil.run import maps, scores
+from mtil.run.folder import FoldResult, Run
+from mtil.run.maps import Origin
+from mtil.run.plan import Action, Evaluate, Train, WriteMaps, models_of, reads_maps_of
+from mtil.run.plan import starts_from as ancestor
 from mtil.storage import open_store
 
 _DIGEST_SHOWN = 12

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtil.maps import Origin
+from mtil.run.maps import Origin
 
 
 @dataclass(frozen=True, kw_only=True)

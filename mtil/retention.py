@@ -18,8 +18,8 @@ from mtil import heartbeat, ledger
 from mtil.circle import State, is_over
 from mtil.errors import DataError, NotFoundError
 from mtil.ledger import Ledger
-from mtil.plan import Train, WriteMaps, actions, reads_maps_of
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train, WriteMaps, actions, reads_maps_of
 from mtil.storage import PARTIAL_NAME, Store
 
 _TRAINING = r"rounds/(\d{1,9})/fold-(\d{1,9})(?:/part-(\d{1,9}))?"

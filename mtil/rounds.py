@@ -4,21 +4,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mtil import maps
 from mtil.config import Config, digest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Inner, Selection, select, total
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.maps import Origin
-from mtil.plan import Evaluate, Plan, Train, WriteMaps, models_of, reads_maps_of, starts_from
-from mtil.priors import MapSource, PriorMaps
-from mtil.run import Run
+from mtil.run import maps
+from mtil.run.folder import Run
+from mtil.run.maps import Origin
+from mtil.run.plan import (
+    Evaluate,
+    Plan,
+    Train,
+    WriteMaps,
+    models_of,
+    reads_maps_of,
+    starts_from,
+)
+from mtil.run.priors import MapSource, PriorMaps
 
 if TYPE_CHECKING:  # torch takes two seconds, and what only schedules does not need it
     from torch import Tensor
 
-    from mtil.checkpoint import Model
+    from mtil.run.checkpoint import Model
 
 
 def training_rows(config: Config, manifest: Manifest, of: Train) -> Selection:

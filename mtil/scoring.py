@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtil.checkpoint import Model
 from mtil.config import digest
 from mtil.data.dataset.batches import squares
 from mtil.data.dataset.shards import pixels
@@ -15,7 +14,8 @@ from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
 from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import score_mask
-from mtil.scores import PREDICTIONS as PREDICTIONS
+from mtil.run.checkpoint import Model
+from mtil.run.scores import PREDICTIONS as PREDICTIONS
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",

@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil import scores
 from mtil.config import Config, digest, from_dict
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
@@ -14,7 +13,8 @@ from mtil.distributed.listening import Guarded
 from mtil.errors import RunError
 from mtil.evaluation import to_results
 from mtil.metrics import Results, summarise
-from mtil.run import Run
+from mtil.run import scores
+from mtil.run.folder import Run
 from tune.comparison import compared, pooled
 from tune.record import Search
 from tune.study import Told

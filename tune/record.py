@@ -24,7 +24,7 @@ from mtil.data.dataset.selection import select
 from mtil.data.dataset.shards import read
 from mtil.documents import Document, Sha256, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
-from mtil.run import Run
+from mtil.run.folder import Run
 from mtil.storage import LocalStore, Store, open_store, split_uri
 from tune import space as spaces
 from tune.objective import Objective, parse

@@ -13,9 +13,9 @@ from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError, RunError
 from mtil.ledger import Ledger
-from mtil.plan import Action, Plan
 from mtil.process import supervisor
-from mtil.run import Run, manifest_for, take_up
+from mtil.run.folder import Run, manifest_for, take_up
+from mtil.run.plan import Action, Plan
 from mtil.storage import open_store
 
 

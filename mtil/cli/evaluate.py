@@ -14,7 +14,7 @@ from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
 from mtil.presets import load
 from mtil.rounds import check_models
-from mtil.run import Run
+from mtil.run.folder import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
 

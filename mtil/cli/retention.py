@@ -4,7 +4,7 @@ import argparse
 
 from mtil import retention
 from mtil.cli.console import Output
-from mtil.run import Run
+from mtil.run.folder import Run
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -12,8 +12,8 @@ from mtil.cli.console import Output
 from mtil.config import Whole
 from mtil.documents import Document
 from mtil.errors import LedgerError
-from mtil.plan import Summarise
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Summarise
 
 SHOWN = ("dice", "f1", "auc")
 """The figures that a person is told."""

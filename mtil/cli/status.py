@@ -13,8 +13,8 @@ from mtil.cli.console import Output
 from mtil.cli.rounds import describe, tell
 from mtil.errors import ConfigError, DataError, LedgerError, RunError, StorageError
 from mtil.ledger import Ledger
-from mtil.plan import Action, Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Train
 
 _EVERY_S = 2.0
 _FOLDS_A_LINE = 6

@@ -10,8 +10,8 @@ from mtil.config import with_overrides
 from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.plan import Train
-from mtil.run import FoldResult, manifest_for, take_up
+from mtil.run.folder import FoldResult, manifest_for, take_up
+from mtil.run.plan import Train
 from mtil.storage import open_store
 
 

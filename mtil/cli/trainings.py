@@ -6,8 +6,8 @@ from typing import Any
 
 from mtil.cli.console import Output
 from mtil.errors import StorageError
-from mtil.run import Run
-from mtil.trainings import Training, Watcher
+from mtil.run.folder import Run
+from mtil.run.standing import Training, Watcher
 
 _EVERY_S = 2.0
 _LOOKS = 10

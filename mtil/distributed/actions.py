@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
 
 Result = dict[str, JsonValue]
 
@@ -82,8 +82,8 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
 def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
     import pyarrow as pa
 
-    from mtil import scores
     from mtil.evaluation import evaluate, with_named_sources
+    from mtil.run import scores
 
     names = [run.predictions_name(action.round, fold) for fold in folds]
     tables = [scores.read(run.store, name) for name in names]

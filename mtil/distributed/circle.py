@@ -16,9 +16,9 @@ from mtil.distributed.resources import reserved_cpus, tell_of_waiting
 from mtil.distributed.restarts import MAX_ERRORS
 from mtil.errors import RunError
 from mtil.ledger import Ledger, probe
-from mtil.plan import Plan, Train
 from mtil.rounds import check_plan
-from mtil.run import Run, manifest_for
+from mtil.run.folder import Run, manifest_for
+from mtil.run.plan import Plan, Train
 from mtil.storage import open_store
 
 _POLL_S = 2.0

@@ -35,9 +35,9 @@ from mtil.errors import (
 )
 from mtil.heartbeat import Heart
 from mtil.ledger import Fenced, Ledger, Overtaken
-from mtil.plan import Action, Evaluate, Train, WriteMaps
 from mtil.process.logs import to_stderr
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Evaluate, Train, WriteMaps
 
 NAMESPACE = "mtil"
 _POLL_S = 1.0

@@ -10,7 +10,7 @@ from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS
 from mtil.data.dataset.manifest import Manifest, Shard
 from mtil.data.dataset.shards import read
 from mtil.distributed.preflight import DATA_TASK_CPUS
-from mtil.priors import PriorMaps
+from mtil.run.priors import PriorMaps
 from mtil.storage import open_store
 
 _PORTION_BYTES = 64 * 2**20

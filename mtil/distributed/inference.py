@@ -18,7 +18,7 @@ from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
 from mtil.evaluation import check_complete, with_named_sources
 from mtil.rounds import chains, check_models
-from mtil.run import Run
+from mtil.run.folder import Run
 from mtil.storage import open_store
 
 if TYPE_CHECKING:

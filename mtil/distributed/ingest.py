@@ -21,7 +21,7 @@ from mtil.data.dataset.selection import Selection
 from mtil.distributed.holding import read_whole
 from mtil.distributed.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
-from mtil.priors import PriorMaps
+from mtil.run.priors import PriorMaps
 
 _MAX_TASKS = 2048
 """Shards that one execution of Ray Data reads, about; more follow in another."""

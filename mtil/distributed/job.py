@@ -6,8 +6,8 @@ from typing import Any
 
 import ray
 
-from mtil.plan import Train
-from mtil.priors import PriorMaps
+from mtil.run.plan import Train
+from mtil.run.priors import PriorMaps
 
 
 @dataclass(frozen=True)

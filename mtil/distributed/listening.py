@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mtil.errors import StorageError
-from mtil.plan import Train
-from mtil.run import News, Run
+from mtil.run.folder import News, Run
+from mtil.run.plan import Train
 
 Listener = Callable[[dict[str, Any]], None]
 

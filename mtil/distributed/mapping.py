@@ -13,10 +13,10 @@ from mtil.data.dataset.shards import read
 from mtil.distributed.failures import unwrapped
 from mtil.distributed.inference import actor_pool, quiet
 from mtil.distributed.preflight import DATA_TASK_CPUS
-from mtil.plan import Train, WriteMaps, reads_maps_of
-from mtil.priors import MapSource, are_whole
 from mtil.rounds import map_source, prior_maps
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train, WriteMaps, reads_maps_of
+from mtil.run.priors import MapSource, are_whole
 from mtil.storage import open_store
 
 _CHECKED_SHARDS = 64

@@ -11,7 +11,7 @@ from mtil.config import Config
 from mtil.distributed import cluster, preflight
 from mtil.documents import Document
 from mtil.errors import ResourceError
-from mtil.run import Run
+from mtil.run.folder import Run
 
 _log = logging.getLogger(__name__)
 

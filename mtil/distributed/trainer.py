@@ -32,11 +32,11 @@ from mtil.distributed.holding import hold
 from mtil.distributed.job import FoldJob
 from mtil.distributed.listening import Guarded, Listener, Relay
 from mtil.distributed.processes import Processes
-from mtil.plan import Train
-from mtil.priors import PriorMaps
 from mtil.process import supervisor
 from mtil.rounds import check_folds, prior_maps
-from mtil.run import FoldResult, Run, manifest_for
+from mtil.run.folder import FoldResult, Run, manifest_for
+from mtil.run.plan import Train
+from mtil.run.priors import PriorMaps
 from mtil.storage import open_store
 
 _POLL_S = 2.0

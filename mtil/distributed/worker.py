@@ -18,7 +18,6 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtil.checkpoint import Model
 from mtil.data.dataset.batches import Batch, Plan
 from mtil.data.dataset.order import local_batch
 from mtil.data.dataset.selection import NORMAL, Role, select, total
@@ -35,10 +34,11 @@ from mtil.distributed.job import FoldJob
 from mtil.errors import DataError
 from mtil.inference import Predictor, in_passes
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
-from mtil.plan import Train
 from mtil.process.logs import to_stderr
 from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.training.engine import Engine, Scored, Step, validation_metrics
 from mtil.training.progress import Begun, Best, TrainingProgress
 from mtil.training.randomness import of_round

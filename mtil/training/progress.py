@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import NonNegative, Whole
 from mtil.documents import MIB, Document, shortened
 from mtil.errors import CheckpointError
 from mtil.metrics import kept_epoch
+from mtil.run.checkpoint import TrainingCheckpoints
 from mtil.training.engine import Engine
 
 _MAX_HISTORY_BYTES = 64 * MIB

@@ -35,8 +35,8 @@ from mtil.circle import State
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.ledger import FOLDER, Ledger
-from mtil.plan import Train, WriteMaps
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train, WriteMaps
 from mtil.storage import open_store
 from tests.e2e.gate import NEVER, Gate, Moment
 from tests.e2e.places import BUCKET, SETTINGS, Command, Nodes, Storage, kill

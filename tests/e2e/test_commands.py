@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from cluster import object_store
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from tests.e2e.gate import Gate, Moment
 from tests.e2e.places import BUCKET, kill
 from tests.e2e.signals import SENTENCE, Shot

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from cluster import object_store
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from tests.e2e.conftest import Command
 from tests.e2e.gate import Gate, Moment
 from tests.e2e.places import BUCKET, SETTINGS, Nodes, kill

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mtil import presets
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from tests.e2e.conftest import Command
 from tests.e2e.places import SETTINGS, Nodes
 from tune import study as studies

@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from mtil import heartbeat, maps
+from mtil import heartbeat
 from mtil.circle import Failed, Started, State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.dataset.batches import ROLE_COLUMNS
@@ -24,9 +24,10 @@ from mtil.distributed.coordinator import Coordinator, Session
 from mtil.distributed.restarts import MAX_ERRORS, Restarts
 from mtil.errors import CheckpointError, ConfigError, DataError, RunError
 from mtil.ledger import Ledger
-from mtil.plan import Summarise, Train, WriteMaps, actions
 from mtil.rounds import map_source, training_rows
-from mtil.run import Run
+from mtil.run import maps
+from mtil.run.folder import Run
+from mtil.run.plan import Summarise, Train, WriteMaps, actions
 from mtil.storage import open_store
 from tests.waiting import until
 

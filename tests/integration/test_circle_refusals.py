@@ -23,8 +23,8 @@ from mtil.data.prepare.sources import Source
 from mtil.distributed import circle, coordinator
 from mtil.errors import RefusedError, StorageError
 from mtil.ledger import Ledger
-from mtil.plan import Train
 from mtil.presets import demo
+from mtil.run.plan import Train
 from mtil.storage import LocalStore, open_store
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -6,7 +6,7 @@ from pathlib import Path
 from mtil.circle import Boot, Done, Started
 from mtil.config import CircleConfig
 from mtil.ledger import Ledger, Overtaken, probe
-from mtil.plan import Plan, Train
+from mtil.run.plan import Plan, Train
 from mtil.storage import open_store
 
 

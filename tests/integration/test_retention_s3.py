@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from mtil import retention
-from mtil.checkpoint import Model
 from mtil.cli import main
 from mtil.config import from_dict
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import open_store
 
 

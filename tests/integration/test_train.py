@@ -24,8 +24,8 @@ from mtil.distributed import cluster, inference, resources, trainer
 from mtil.distributed.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
 from mtil.evaluation import evaluate
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import open_store
 from tests.waiting import until
 

@@ -18,8 +18,8 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.shards import row_bytes
 from mtil.distributed.preflight import Node
 from mtil.errors import ConfigError, DataError, ResourceError, RunError
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import open_store
 from tests.waiting import until
 from tune import search as searches

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mtil import maps, phantom
-from mtil.checkpoint import Model
+from mtil import phantom
 from mtil.circle import Done, Started
 from mtil.cli import main
 from mtil.config import Config, digest, from_dict
@@ -27,9 +26,11 @@ from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
-from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
 from mtil.rounds import judges, map_source
-from mtil.run import Run
+from mtil.run import maps
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
 from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 

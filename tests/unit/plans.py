@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from mtil.config import CircleConfig, from_dict
-from mtil.plan import Plan
+from mtil.run.plan import Plan
 
 
 def a_plan(*folds: int, **circle: object) -> Plan:

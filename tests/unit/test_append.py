@@ -27,7 +27,7 @@ from mtil.data.inspection import inspect
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
-from mtil.run import Run, manifest_for
+from mtil.run.folder import Run, manifest_for
 from mtil.storage import LocalStore
 
 SIZE = 96

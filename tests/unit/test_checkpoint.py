@@ -17,10 +17,15 @@ import pytest
 import torch
 
 from mtil import __version__
-from mtil.checkpoint import Model, TrainingCheckpoints, model_from_bytes, model_to_bytes
 from mtil.config import Config, from_dict, to_dict
 from mtil.errors import CheckpointError, StorageError
 from mtil.models import TwoTaskNetwork
+from mtil.run.checkpoint import (
+    Model,
+    TrainingCheckpoints,
+    model_from_bytes,
+    model_to_bytes,
+)
 from mtil.storage import LocalStore
 
 MakeConfig = Callable[..., Config]

@@ -27,7 +27,7 @@ from mtil.circle import (
     replay,
 )
 from mtil.errors import RunError
-from mtil.plan import (
+from mtil.run.plan import (
     Action,
     Evaluate,
     Plan,

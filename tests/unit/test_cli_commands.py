@@ -17,14 +17,14 @@ import yaml
 from PIL import Image
 
 import mtil
-from mtil.checkpoint import Model
 from mtil.cli import console, main
 from mtil.config import Config, to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import LocalStore
 from tests.unit.commands import Fails, outcome
 from tests.waiting import PATIENCE_S, until

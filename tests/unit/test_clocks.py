@@ -13,7 +13,7 @@ from mtil.circle import Boot, Done, Started, State, next_actions
 from mtil.config import CircleConfig
 from mtil.heartbeat import NAME, Heart, is_beating
 from mtil.ledger import Fenced, Ledger
-from mtil.plan import Plan, Train
+from mtil.run.plan import Plan, Train
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until
 

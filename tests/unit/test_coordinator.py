@@ -11,7 +11,7 @@ from mtil.distributed import circle, cluster, coordinator
 from mtil.distributed.coordinator import _MAX_LOSSES, Coordinator, Session, _Task
 from mtil.distributed.restarts import MAX_DEATHS, Restarts
 from mtil.errors import DataError, LedgerError, RunError
-from mtil.plan import Train
+from mtil.run.plan import Train
 
 
 def test_an_action_that_loses_its_processes_waits_longer_each_time_and_fails_in_the_end() -> None:

@@ -19,7 +19,7 @@ from mtil import heartbeat
 from mtil.cli import main
 from mtil.distributed import cluster
 from mtil.errors import RunError
-from mtil.run import Run
+from mtil.run.folder import Run
 
 RESULT = "rounds/1/fold-0/result.json"
 FILES = ("data/dataset.json", "run/run.json", f"run/{RESULT}", "run/ledger/000001.json", "last")

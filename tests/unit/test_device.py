@@ -13,8 +13,8 @@ from mtil.distributed.inference import Scorer
 from mtil.distributed.mapping import MapWriter
 from mtil.errors import DataError
 from mtil.models.devices import own_device, wants_bf16
-from mtil.plan import Evaluate, Train, WriteMaps
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Evaluate, Train, WriteMaps
 
 CircleRun = Callable[..., Run]
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtil.checkpoint import Model, model_from_bytes, model_to_bytes
 from mtil.config import Config
 from mtil.data.dataset.batches import squares
 from mtil.data.dataset.manifest import Manifest
@@ -18,7 +17,8 @@ from mtil.data.dataset.shards import pixels, read
 from mtil.errors import DataError
 from mtil.evaluation import check_complete, evaluate
 from mtil.inference import Prediction, Predictor, in_passes, map_shard
-from mtil.maps import Origin, decode, join, quantised
+from mtil.run.checkpoint import Model, model_from_bytes, model_to_bytes
+from mtil.run.maps import Origin, decode, join, quantised
 from mtil.scoring import EVALUATION_COLUMNS, score, score_chains
 from mtil.storage import LocalStore
 

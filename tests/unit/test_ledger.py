@@ -25,7 +25,7 @@ from mtil.errors import (
     StorageError,
 )
 from mtil.ledger import Fenced, Ledger, Overtaken, probe
-from mtil.plan import Evaluate, Plan, Summarise, Train, actions
+from mtil.run.plan import Evaluate, Plan, Summarise, Train, actions
 from mtil.storage import LocalStore, Store
 
 PLAN = Plan.of(CircleConfig(num_rounds=1), [0, 1])

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtil import __version__, retention
-from mtil.checkpoint import Model
 from mtil.cli import main
 from mtil.config import Config, digest
 from mtil.data.dataset import shards
@@ -25,8 +24,9 @@ from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
 from mtil.lineage import trace
 from mtil.links import Lineage, MapLink, ModelLink
-from mtil.plan import Evaluate, Train, WriteMaps
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 

@@ -9,8 +9,8 @@ import pytest
 from mtil.distributed import gauges
 from mtil.distributed.gauges import Gauges, tag
 from mtil.distributed.listening import Guarded, Relay
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 
 CircleRun = Callable[..., Run]
 

@@ -17,7 +17,16 @@ from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, Rows, cut
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import select
 from mtil.errors import MapError, RunError, StorageError
-from mtil.maps import NUM_LEVELS, Origin, decode, default_size, encode, join, quantised, read
+from mtil.run.maps import (
+    NUM_LEVELS,
+    Origin,
+    decode,
+    default_size,
+    encode,
+    join,
+    quantised,
+    read,
+)
 from mtil.storage import LocalStore
 
 SIZE = 8

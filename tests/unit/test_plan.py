@@ -5,7 +5,7 @@ from hypothesis import given
 
 from mtil.config import CircleConfig, from_dict, keys
 from mtil.errors import ConfigError
-from mtil.plan import (
+from mtil.run.plan import (
     Action,
     Evaluate,
     Plan,

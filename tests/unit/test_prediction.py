@@ -20,16 +20,16 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from mtil import __version__, overlay
-from mtil.checkpoint import Model, model_to_bytes
 from mtil.config import Config, digest, from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.image_files import output_names, select, shown
 from mtil.inference import Predictor, at_size, in_passes
 from mtil.models import TwoTaskNetwork
-from mtil.plan import Train
 from mtil.prediction import COLUMNS, Ensemble, cell, describe, load_chains, predict, predict_images
-from mtil.run import Run
+from mtil.run.checkpoint import Model, model_to_bytes
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import LocalStore
 
 SIDE = 96

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mtil.checkpoint import TrainingCheckpoints
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
 from mtil.metrics import kept_epoch
+from mtil.run.checkpoint import TrainingCheckpoints
 from mtil.storage import LocalStore
 from mtil.training.engine import Engine
 from mtil.training.progress import Begun, TrainingProgress

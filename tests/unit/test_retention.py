@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mtil import heartbeat, retention
-from mtil.checkpoint import Model
 from mtil.circle import Failed, Started
 from mtil.cli import main
 from mtil.cli.retention import size
@@ -18,9 +17,10 @@ from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError, LedgerError, MapError
 from mtil.ledger import Ledger
-from mtil.plan import Evaluate, Train, WriteMaps
 from mtil.rounds import chains, map_source, prior_maps
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.storage import LocalStore, is_partial
 
 CircleRun = Callable[..., Run]

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtil.checkpoint import Model
 from mtil.config import Config, digest
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
@@ -16,9 +15,6 @@ from mtil.data.dataset.selection import Selection
 from mtil.data.dataset.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
 from mtil.inference import predictors
-from mtil.maps import Origin, encode
-from mtil.plan import Evaluate, Train, WriteMaps, actions, needs
-from mtil.priors import PriorMaps
 from mtil.rounds import (
     chains,
     check_plan,
@@ -30,7 +26,11 @@ from mtil.rounds import (
     prior_maps,
     training_rows,
 )
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.maps import Origin, encode
+from mtil.run.plan import Evaluate, Train, WriteMaps, actions, needs
+from mtil.run.priors import PriorMaps
 from mtil.storage import LocalStore
 
 CircleRun = Callable[..., Run]

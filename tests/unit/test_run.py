@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from mtil import __version__
-from mtil.checkpoint import Model, TrainingCheckpoints, model_to_bytes
 from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import ConfigError, DataError, OtherModelError, StorageError, UserError
-from mtil.plan import Train
-from mtil.run import FILE_NAME, News, Run
+from mtil.run.checkpoint import Model, TrainingCheckpoints, model_to_bytes
+from mtil.run.folder import FILE_NAME, News, Run
+from mtil.run.plan import Train
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]

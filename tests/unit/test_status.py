@@ -20,8 +20,8 @@ from mtil.distributed import circle as distributed
 from mtil.distributed import cluster
 from mtil.errors import StorageError
 from mtil.ledger import Ledger
-from mtil.plan import Action, Evaluate, Summarise, Train, WriteMaps
-from mtil.run import Run
+from mtil.run.folder import Run
+from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps
 from tests.waiting import until
 
 CircleRun = Callable[..., Run]

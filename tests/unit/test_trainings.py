@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mtil.checkpoint import Model
 from mtil.cli import main, trainings
 from mtil.config import Config
-from mtil.plan import Train
-from mtil.run import Run
+from mtil.run.checkpoint import Model
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 
 pytestmark = pytest.mark.usefixtures("signals")
 

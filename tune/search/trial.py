@@ -12,9 +12,9 @@ from ray import tune as ray_tune
 from mtil.distributed import failures, trainer
 from mtil.distributed.job import FoldJob
 from mtil.distributed.mapping import write_maps
-from mtil.plan import Plan, Train, WriteMaps, actions
 from mtil.rounds import prior_maps
-from mtil.run import FoldResult, Run
+from mtil.run.folder import FoldResult, Run
+from mtil.run.plan import Plan, Train, WriteMaps, actions
 from tune.objective import Objective, running
 from tune.record import Search
 from tune.space import Value

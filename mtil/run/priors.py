@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from mtil import maps
 from mtil.data.dataset.manifest import Shard
 from mtil.data.dataset.selection import Selection
 from mtil.errors import NotFoundError, TooLargeError
-from mtil.maps import Origin
+from mtil.run import maps
+from mtil.run.maps import Origin
 from mtil.storage import Store, open_store
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mtil.plan import Train
-from mtil.run import FoldResult, Run
+from mtil.run.folder import FoldResult, Run
+from mtil.run.plan import Train
 
 _NAME = re.compile(r"rounds/(\d{1,9})/fold-(\d{1,9})(?:/part-(\d{1,9}))?/[^/]+(?:/[^/]+)?")
 

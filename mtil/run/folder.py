@@ -27,11 +27,11 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
-from mtil.plan import Plan, Train, WriteMaps
+from mtil.run.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
 if TYPE_CHECKING:  # torch takes two seconds, and `mtil status` does not need it
-    from mtil.checkpoint import Model, TrainingCheckpoints
+    from mtil.run.checkpoint import Model, TrainingCheckpoints
 
 FILE_NAME = "run.json"
 _HISTORY = "history.jsonl"
@@ -84,7 +84,7 @@ _STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
 _RECORDS: TypeAdapter[list[dict[str, int | float]]] = TypeAdapter(list[dict[str, int | float]])
 _MAX_HISTORY_BYTES = 64 * MIB
 _MAX_MODEL_BYTES = 2**34
-"""As in `mtil.checkpoint`, which needs torch."""
+"""As in `mtil.run.checkpoint`, which needs torch."""
 
 
 class Run:
@@ -207,7 +207,7 @@ class Run:
 
     def checkpoints(self, of: Train) -> "TrainingCheckpoints":
         """Return the checkpoints of a training."""
-        from mtil.checkpoint import TrainingCheckpoints
+        from mtil.run.checkpoint import TrainingCheckpoints
 
         return TrainingCheckpoints(self.store, f"{self.folder(of)}/checkpoints")
 
@@ -251,7 +251,7 @@ class Run:
 
         Of two processes that do the same training, the first result counts, and is returned.
         """
-        from mtil.checkpoint import model_to_bytes
+        from mtil.run.checkpoint import model_to_bytes
 
         data = model_to_bytes(model)
         result = FoldResult(
@@ -330,7 +330,7 @@ class Run:
             OtherModelError: if the file is not the one that the result names.
             CheckpointError: if this version does not know it.
         """
-        from mtil.checkpoint import model_from_bytes
+        from mtil.run.checkpoint import model_from_bytes
 
         name, data = self.model_file(of)
         return model_from_bytes(data, f"{self.uri}/{name}")

@@ -1,0 +1,1 @@
+"""A run's folder: plan, configuration, checkpoints, maps. No Ray."""
