@@ -34,11 +34,11 @@ from typing import Any
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil import presets
-from mtil.circle import Done, Event, Started, State, is_over, next_actions, replay
+from mtil.circle.ledger import FOLDER, Ledger
+from mtil.circle.state import Done, Event, Started, State, is_over, next_actions, replay
 from mtil.config import CircleConfig, digest, with_overrides
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Cell, Manifest, Shard
-from mtil.ledger import FOLDER, Ledger
 from mtil.metrics import METRICS
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps

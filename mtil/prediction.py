@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from mtil import __version__, overlay
+from mtil.circle.inputs import chains as models_of
 from mtil.config import digest
 from mtil.data.audit.marks import NOTES, STRAY_REGIONS
 from mtil.data.images.budget import PIXELS
@@ -27,7 +28,6 @@ from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resiz
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
 from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes, predictors
-from mtil.rounds import chains as models_of
 from mtil.run.checkpoint import MAX_BYTES, Model, model_from_bytes
 from mtil.run.folder import FILE_NAME as RUN_FILE
 from mtil.run.folder import Run

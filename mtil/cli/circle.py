@@ -5,14 +5,14 @@ import os
 from typing import Any
 
 from mtil import presets
-from mtil.circle import State
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import State
 from mtil.cli.console import Bar, Output
 from mtil.cli.rounds import SHOWN, describe, tell
 from mtil.config import with_overrides
 from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError, RunError
-from mtil.ledger import Ledger
 from mtil.process import supervisor
 from mtil.run.folder import Run, manifest_for, take_up
 from mtil.run.plan import Action, Plan
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
 
-    from mtil.rounds import check_plan
+    from mtil.circle.inputs import check_plan
 
     # a mistake need not wait until Ray has started
     check_plan(Plan.of(config.circle, folds), config, manifest)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mtil.circle.inputs import check_models
 from mtil.cli.console import Output
 from mtil.config import with_overrides
 from mtil.data.dataset.selection import parse_folds, select
@@ -13,7 +14,6 @@ from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError
 from mtil.evaluation import evaluate
 from mtil.presets import load
-from mtil.rounds import check_models
 from mtil.run.folder import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")

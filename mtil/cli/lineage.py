@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mtil.circle.lineage.links import Lineage, MapLink, ModelLink, PredictionLink
 from mtil.cli.console import Output
 from mtil.errors import RunError
-from mtil.links import Lineage, MapLink, ModelLink, PredictionLink
 
 _SHOWN = 12
 """Hex digits of a digest that a person is shown."""

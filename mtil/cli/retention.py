@@ -2,7 +2,7 @@
 
 import argparse
 
-from mtil import retention
+from mtil.circle import retention
 from mtil.cli.console import Output
 from mtil.run.folder import Run
 

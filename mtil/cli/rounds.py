@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from mtil.circle import State
+from mtil.circle.state import State
 from mtil.cli.console import Output
 from mtil.config import Whole
 from mtil.documents import Document

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mtil import heartbeat
-from mtil.circle import State, is_over, progress
+from mtil.circle import heartbeat
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import State, is_over, progress
 from mtil.cli import trainings
 from mtil.cli.console import Output
 from mtil.cli.rounds import describe, tell
 from mtil.errors import ConfigError, DataError, LedgerError, RunError, StorageError
-from mtil.ledger import Ledger
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Train
 
@@ -48,8 +48,8 @@ def _verified(uri: str, output: Output) -> Iterator[None]:
 
 
 def _trace(record: Run, options: argparse.Namespace, output: Output) -> None:
+    from mtil.circle.lineage.history import trace
     from mtil.cli.lineage import tell
-    from mtil.lineage import trace
 
     with _verified(options.run, output):
         found = trace(record, options.lineage, options.fold)

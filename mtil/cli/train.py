@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
 
-    from mtil.rounds import check_folds
+    from mtil.circle.inputs import check_folds
 
     check_folds(folds, config, manifest)  # a mistake need not wait until Ray has started
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import ray
 
-from mtil import errors, heartbeat
-from mtil.circle import State, is_over
+from mtil import errors
+from mtil.circle import heartbeat
+from mtil.circle.inputs import check_plan
+from mtil.circle.ledger import Ledger, probe
+from mtil.circle.state import State, is_over
 from mtil.config import Config, digest
 from mtil.distributed import coordinator, failures
 from mtil.distributed.coordinator import patiently
@@ -15,8 +18,6 @@ from mtil.distributed.listening import Guarded, Listener
 from mtil.distributed.resources import reserved_cpus, tell_of_waiting
 from mtil.distributed.restarts import MAX_ERRORS
 from mtil.errors import RunError
-from mtil.ledger import Ledger, probe
-from mtil.rounds import check_plan
 from mtil.run.folder import Run, manifest_for
 from mtil.run.plan import Plan, Train
 from mtil.storage import open_store

@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from mtil.circle import Done, Failed, Started, State, is_over, next_actions
+from mtil.circle.heartbeat import Heart
+from mtil.circle.ledger import Fenced, Ledger, Overtaken
+from mtil.circle.state import Done, Failed, Started, State, is_over, next_actions
 from mtil.distributed import cluster, failures, preflight
 from mtil.distributed.actions import perform
 from mtil.distributed.gauges import COORDINATOR, Gauges
@@ -33,8 +35,6 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.heartbeat import Heart
-from mtil.ledger import Fenced, Ledger, Overtaken
 from mtil.process.logs import to_stderr
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Train, WriteMaps

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from mtil.circle.inputs import chains, check_models
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Selection, select, total
 from mtil.data.dataset.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
 from mtil.evaluation import check_complete, with_named_sources
-from mtil.rounds import chains, check_models
 from mtil.run.folder import Run
 from mtil.storage import open_store
 

@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from mtil.circle.inputs import check_folds, prior_maps
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
@@ -33,7 +34,6 @@ from mtil.distributed.job import FoldJob
 from mtil.distributed.listening import Guarded, Listener, Relay
 from mtil.distributed.processes import Processes
 from mtil.process import supervisor
-from mtil.rounds import check_folds, prior_maps
 from mtil.run.folder import FoldResult, Run, manifest_for
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps

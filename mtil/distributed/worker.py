@@ -18,6 +18,12 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mtil.circle.inputs import (
+    initial_weights,
+    own_judges,
+    steps_per_epoch,
+    training_rows,
+)
 from mtil.data.dataset.batches import Batch, Plan
 from mtil.data.dataset.order import local_batch
 from mtil.data.dataset.selection import NORMAL, Role, select, total
@@ -35,7 +41,6 @@ from mtil.errors import DataError
 from mtil.inference import Predictor, in_passes
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
 from mtil.process.logs import to_stderr
-from mtil.rounds import initial_weights, own_judges, steps_per_epoch, training_rows
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.plan import Train

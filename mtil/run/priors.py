@@ -1,6 +1,7 @@
 """Rows with the maps of the round before, joined within the task that reads a shard.
 
-Apart from `mtil.rounds`, which says whose maps they are: the processes that read need no network.
+Apart from `mtil.circle.inputs`, which says whose maps they are: the processes that read need no
+network.
 """
 
 from collections.abc import Sequence

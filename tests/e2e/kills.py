@@ -31,10 +31,10 @@ from typing import Any
 import yaml
 
 from mtil import phantom
-from mtil.circle import State
+from mtil.circle.ledger import FOLDER, Ledger
+from mtil.circle.state import State
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.ledger import FOLDER, Ledger
 from mtil.run.folder import Run
 from mtil.run.plan import Train, WriteMaps
 from mtil.storage import open_store

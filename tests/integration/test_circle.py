@@ -12,8 +12,10 @@ import pytest
 import ray
 import torch
 
-from mtil import heartbeat
-from mtil.circle import Failed, Started, State, is_over, progress
+from mtil.circle import heartbeat
+from mtil.circle.inputs import map_source, training_rows
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import Failed, Started, State, is_over, progress
 from mtil.config import Config, from_dict
 from mtil.data.dataset.batches import ROLE_COLUMNS
 from mtil.data.dataset.selection import Selection
@@ -23,8 +25,6 @@ from mtil.distributed.actions import perform
 from mtil.distributed.coordinator import Coordinator, Session
 from mtil.distributed.restarts import MAX_ERRORS, Restarts
 from mtil.errors import CheckpointError, ConfigError, DataError, RunError
-from mtil.ledger import Ledger
-from mtil.rounds import map_source, training_rows
 from mtil.run import maps
 from mtil.run.folder import Run
 from mtil.run.plan import Summarise, Train, WriteMaps, actions

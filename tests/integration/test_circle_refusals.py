@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mtil.circle import Started
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import Started
 from mtil.cli import main
 from mtil.config import with_overrides
 from mtil.data.dataset.manifest import load
@@ -22,7 +23,6 @@ from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.distributed import circle, coordinator
 from mtil.errors import RefusedError, StorageError
-from mtil.ledger import Ledger
 from mtil.presets import demo
 from mtil.run.plan import Train
 from mtil.storage import LocalStore, open_store

@@ -3,9 +3,9 @@
 import threading
 from pathlib import Path
 
-from mtil.circle import Boot, Done, Started
+from mtil.circle.ledger import Ledger, Overtaken, probe
+from mtil.circle.state import Boot, Done, Started
 from mtil.config import CircleConfig
-from mtil.ledger import Ledger, Overtaken, probe
 from mtil.run.plan import Plan, Train
 from mtil.storage import open_store
 

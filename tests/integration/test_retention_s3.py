@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mtil import retention
+from mtil.circle import retention
 from mtil.cli import main
 from mtil.config import from_dict
 from mtil.run.checkpoint import Model

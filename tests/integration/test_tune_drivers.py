@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from benchmarks.known import best_of, front_share, make_search
-from mtil import heartbeat
+from mtil.circle import heartbeat
 from mtil.errors import DataError, RunError
 from mtil.storage import open_store
 from tests.waiting import PATIENCE_S, until

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from mtil import phantom
-from mtil.circle import Done, Started
+from mtil.circle.inputs import judges, map_source
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import Done, Started
 from mtil.cli import main
 from mtil.config import Config, digest, from_dict
 from mtil.data.dataset import manifest as manifests
@@ -24,9 +26,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import select
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.ledger import Ledger
 from mtil.models import TwoTaskNetwork
-from mtil.rounds import judges, map_source
 from mtil.run import maps
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run

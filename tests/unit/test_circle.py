@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtil.circle import (
+from mtil.circle.state import (
     Begin,
     Boot,
     Change,

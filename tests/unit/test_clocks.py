@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mtil import heartbeat
-from mtil import ledger as ledgers
-from mtil.circle import Boot, Done, Started, State, next_actions
+from mtil.circle import heartbeat
+from mtil.circle import ledger as ledgers
+from mtil.circle.heartbeat import NAME, Heart, is_beating
+from mtil.circle.ledger import Fenced, Ledger
+from mtil.circle.state import Boot, Done, Started, State, next_actions
 from mtil.config import CircleConfig
-from mtil.heartbeat import NAME, Heart, is_beating
-from mtil.ledger import Fenced, Ledger
 from mtil.run.plan import Plan, Train
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until

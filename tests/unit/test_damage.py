@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtil import heartbeat
+from mtil.circle import heartbeat
 from mtil.cli import main
 from mtil.distributed import cluster
 from mtil.errors import RunError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtil import heartbeat
+from mtil.circle import heartbeat
+from mtil.circle.heartbeat import NAME, Beat, Heart, Listener, is_beating, read
 from mtil.errors import RunError, StorageError
-from mtil.heartbeat import NAME, Beat, Heart, Listener, is_beating, read
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until
 

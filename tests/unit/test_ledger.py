@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtil.circle import Boot, Done, Failed, Go, Started, State, Stop, next_actions
+from mtil.circle.ledger import Fenced, Ledger, Overtaken, probe
+from mtil.circle.state import Boot, Done, Failed, Go, Started, State, Stop, next_actions
 from mtil.config import CircleConfig
 from mtil.errors import (
     ConfigError,
@@ -24,7 +25,6 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.ledger import Fenced, Ledger, Overtaken, probe
 from mtil.run.plan import Evaluate, Plan, Summarise, Train, actions
 from mtil.storage import LocalStore, Store
 

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtil import __version__, retention
+from mtil import __version__
+from mtil.circle import retention
+from mtil.circle.lineage.history import trace
+from mtil.circle.lineage.links import Lineage, MapLink, ModelLink
 from mtil.cli import main
 from mtil.config import Config, digest
 from mtil.data.dataset import shards
@@ -22,8 +25,6 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
-from mtil.lineage import trace
-from mtil.links import Lineage, MapLink, ModelLink
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from mtil import heartbeat, retention
-from mtil.circle import Failed, Started
+from mtil.circle import heartbeat, retention
+from mtil.circle.inputs import chains, map_source, prior_maps
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import Failed, Started
 from mtil.cli import main
 from mtil.cli.retention import size
 from mtil.config import Config
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError, LedgerError, MapError
-from mtil.ledger import Ledger
-from mtil.rounds import chains, map_source, prior_maps
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps

@@ -8,14 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtil.config import Config, digest
-from mtil.data.dataset import shards
-from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Selection
-from mtil.data.dataset.shards import HOLDOUT, pixels
-from mtil.errors import DataError, MapError, RunError
-from mtil.inference import predictors
-from mtil.rounds import (
+from mtil.circle.inputs import (
     chains,
     check_plan,
     initial_weights,
@@ -26,6 +19,13 @@ from mtil.rounds import (
     prior_maps,
     training_rows,
 )
+from mtil.config import Config, digest
+from mtil.data.dataset import shards
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.shards import HOLDOUT, pixels
+from mtil.errors import DataError, MapError, RunError
+from mtil.inference import predictors
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.maps import Origin, encode

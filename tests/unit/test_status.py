@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from mtil import heartbeat
-from mtil.circle import Done, Failed, Started
+from mtil.circle import heartbeat
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import Done, Failed, Started
 from mtil.cli import circle, main, status
 from mtil.cli.console import Output
 from mtil.config import Config, to_dict
 from mtil.distributed import circle as distributed
 from mtil.distributed import cluster
 from mtil.errors import StorageError
-from mtil.ledger import Ledger
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps
 from tests.waiting import until

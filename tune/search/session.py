@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
-from mtil import heartbeat
+from mtil.circle import heartbeat
+from mtil.circle.heartbeat import Heart
 from mtil.errors import RunError
-from mtil.heartbeat import Heart
 from mtil.storage import Store
 
 FOLDER = "drivers"

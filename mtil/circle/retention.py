@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mtil import heartbeat, ledger
-from mtil.circle import State, is_over
+from mtil.circle import heartbeat, ledger
+from mtil.circle.ledger import Ledger
+from mtil.circle.state import State, is_over
 from mtil.errors import DataError, NotFoundError
-from mtil.ledger import Ledger
 from mtil.run.folder import Run
 from mtil.run.plan import Train, WriteMaps, actions, reads_maps_of
 from mtil.storage import PARTIAL_NAME, Store

@@ -12,7 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.circle import State
+from mtil.circle.inputs import map_source, mapped_rows, training_rows
+from mtil.circle.ledger import Ledger
+from mtil.circle.lineage.links import (
+    DataLink,
+    Lineage,
+    MapLink,
+    ModelLink,
+    PassLink,
+    PredictionLink,
+)
+from mtil.circle.state import State
 from mtil.config import digest
 from mtil.data.dataset import shards
 from mtil.data.dataset.batches import ROLE_COLUMNS
@@ -28,9 +38,6 @@ from mtil.errors import (
     RunError,
     TooLargeError,
 )
-from mtil.ledger import Ledger
-from mtil.links import DataLink, Lineage, MapLink, ModelLink, PassLink, PredictionLink
-from mtil.rounds import map_source, mapped_rows, training_rows
 from mtil.run import maps, scores
 from mtil.run.folder import FoldResult, Run
 from mtil.run.maps import Origin

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.circle import Begin, Boot, Change, Event, Go, State, Stop, replay
+from mtil.circle.state import Begin, Boot, Change, Event, Go, State, Stop, replay
 from mtil.config import STRICT, Count
 from mtil.documents import MIB, Document, Sha256, shown
 from mtil.errors import (

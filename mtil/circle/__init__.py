@@ -1,0 +1,1 @@
+"""The circle's state, its ledger, and what an action reads. No Ray."""

@@ -1,0 +1,1 @@
+"""Where one image's map and predictions come from."""
