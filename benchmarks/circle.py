@@ -124,7 +124,7 @@ def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
 def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
     """Return the bytes of the maps that a run's first model makes of larger images."""
     from mtil.data.dataset.shards import read
-    from mtil.inference import Predictor, map_shard
+    from mtil.prediction.predictor import Predictor, map_shard
     from mtil.run import maps
 
     store, of = open_store(data_uri), Train(0, 0)

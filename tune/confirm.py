@@ -11,8 +11,8 @@ from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed import circle, inference, trainer
 from mtil.distributed.listening import Guarded
 from mtil.errors import RunError
-from mtil.evaluation import to_results
 from mtil.metrics import Results, summarise
+from mtil.prediction.evaluation import to_results
 from mtil.run import scores
 from mtil.run.folder import Run
 from tune.comparison import compared, pooled

@@ -12,7 +12,7 @@ from mtil.config import with_overrides
 from mtil.data.dataset.selection import parse_folds, select
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import ConfigError, DataError
-from mtil.evaluation import evaluate
+from mtil.prediction.evaluation import evaluate
 from mtil.presets import load
 from mtil.run.folder import Run
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from mtil.cli.console import Bar, Output
-from mtil.prediction import predict
+from mtil.prediction.images import predict
 
 
 def run(options: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def _write_maps(run: Run, action: WriteMaps) -> Result:
 
 def _evaluate(run: Run, action: Evaluate) -> Result:
     from mtil.distributed.inference import predict_folds
-    from mtil.evaluation import evaluate
+    from mtil.prediction.evaluation import evaluate
 
     predictions = predict_folds(
         run,
@@ -82,7 +82,7 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
 def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
     import pyarrow as pa
 
-    from mtil.evaluation import evaluate, with_named_sources
+    from mtil.prediction.evaluation import evaluate, with_named_sources
     from mtil.run import scores
 
     names = [run.predictions_name(action.round, fold) for fold in folds]

@@ -17,12 +17,12 @@ from mtil.data.dataset.selection import Selection, select, total
 from mtil.data.dataset.shards import read
 from mtil.distributed import cluster, preflight
 from mtil.distributed.failures import unwrapped
-from mtil.evaluation import check_complete, with_named_sources
+from mtil.prediction.evaluation import check_complete, with_named_sources
 from mtil.run.folder import Run
 from mtil.storage import open_store
 
 if TYPE_CHECKING:
-    from mtil.inference import Predictor
+    from mtil.prediction.predictor import Predictor
 
 _UNIT_ROWS = 64
 """Test rows of a shard that one call scores: small enough to share a small data set out."""
@@ -47,8 +47,8 @@ class Scorer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit that the block names: (fold, shard, start)."""
-        from mtil.inference import predictors
-        from mtil.scoring import EVALUATION_COLUMNS, score_chains
+        from mtil.prediction.predictor import predictors
+        from mtil.prediction.scoring import EVALUATION_COLUMNS, score_chains
 
         (unit,) = block.to_pylist()
         fold = unit["fold"]

@@ -29,10 +29,10 @@ class MapWriter:
     """An actor that maps the rows of shards with the model of a training."""
 
     def __init__(self, run_uri: str, of: WriteMaps) -> None:
-        from mtil.inference import Predictor
         from mtil.models.devices import (
             own_device,  # PyTorch, which the driver of this does not need
         )
+        from mtil.prediction.predictor import Predictor
 
         self._run = Run.open(run_uri)
         device = own_device(self._run.config.train.gpus_per_worker)
@@ -44,7 +44,7 @@ class MapWriter:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Write the map shard of the one shard that the block names; return what it came to."""
-        from mtil.inference import map_shard
+        from mtil.prediction.predictor import map_shard
 
         (number,) = block.column("id").to_pylist()
         shard = self._manifest.shards[number]

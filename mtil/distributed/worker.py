@@ -38,8 +38,8 @@ from mtil.distributed.ingest import (
 )
 from mtil.distributed.job import FoldJob
 from mtil.errors import DataError
-from mtil.inference import Predictor, in_passes
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
+from mtil.prediction.predictor import Predictor, in_passes
 from mtil.process.logs import to_stderr
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run

@@ -23,7 +23,7 @@ from mtil.data.prepare.sources import Source
 from mtil.distributed import cluster, inference, resources, trainer
 from mtil.distributed.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
-from mtil.evaluation import evaluate
+from mtil.prediction.evaluation import evaluate
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store

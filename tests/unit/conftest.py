@@ -27,11 +27,11 @@ from mtil.data.dataset.selection import select
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.models import TwoTaskNetwork
+from mtil.prediction.scoring import PREDICTIONS
 from mtil.run import maps
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
-from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 
 torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long

@@ -18,11 +18,16 @@ from mtil.config import Config, digest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import read
 from mtil.errors import CheckpointError, DataError
-from mtil.evaluation import check_complete, evaluate, to_results, with_named_sources
-from mtil.inference import Predictor, at_size, views
 from mtil.metrics import calibrated
+from mtil.prediction.evaluation import (
+    check_complete,
+    evaluate,
+    to_results,
+    with_named_sources,
+)
+from mtil.prediction.predictor import Predictor, at_size, views
+from mtil.prediction.scoring import EVALUATION_COLUMNS, PREDICTIONS, lineage, score
 from mtil.run.checkpoint import Model, model_from_bytes, model_to_bytes
-from mtil.scoring import EVALUATION_COLUMNS, PREDICTIONS, lineage, score
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]

@@ -15,11 +15,11 @@ from mtil.data.dataset.batches import squares
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import pixels, read
 from mtil.errors import DataError
-from mtil.evaluation import check_complete, evaluate
-from mtil.inference import Prediction, Predictor, in_passes, map_shard
+from mtil.prediction.evaluation import check_complete, evaluate
+from mtil.prediction.predictor import Prediction, Predictor, in_passes, map_shard
+from mtil.prediction.scoring import EVALUATION_COLUMNS, score, score_chains
 from mtil.run.checkpoint import Model, model_from_bytes, model_to_bytes
 from mtil.run.maps import Origin, decode, join, quantised
-from mtil.scoring import EVALUATION_COLUMNS, score, score_chains
 from mtil.storage import LocalStore
 
 MakeModel = Callable[..., Model]

@@ -25,10 +25,10 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.errors import DataError
+from mtil.prediction.scoring import PREDICTIONS
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
-from mtil.scoring import PREDICTIONS
 from mtil.storage import LocalStore
 
 CircleRun = Callable[..., Run]

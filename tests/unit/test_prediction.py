@@ -19,14 +19,23 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
-from mtil import __version__, overlay
+from mtil import __version__
 from mtil.config import Config, digest, from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
-from mtil.image_files import output_names, select, shown
-from mtil.inference import Predictor, at_size, in_passes
 from mtil.models import TwoTaskNetwork
-from mtil.prediction import COLUMNS, Ensemble, cell, describe, load_chains, predict, predict_images
+from mtil.prediction import overlay
+from mtil.prediction.image_files import output_names, select, shown
+from mtil.prediction.images import (
+    COLUMNS,
+    Ensemble,
+    cell,
+    describe,
+    load_chains,
+    predict,
+    predict_images,
+)
+from mtil.prediction.predictor import Predictor, at_size, in_passes
 from mtil.run.checkpoint import Model, model_to_bytes
 from mtil.run.folder import Run
 from mtil.run.plan import Train

@@ -25,7 +25,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Selection
 from mtil.data.dataset.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
-from mtil.inference import predictors
+from mtil.prediction.predictor import predictors
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
 from mtil.run.maps import Origin, encode

@@ -12,8 +12,15 @@ from mtil.data.dataset.batches import squares
 from mtil.data.dataset.shards import pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
-from mtil.inference import MASK_THRESHOLD, Prediction, Predictor, at_size, in_passes, mean
 from mtil.metrics import score_mask
+from mtil.prediction.predictor import (
+    MASK_THRESHOLD,
+    Prediction,
+    Predictor,
+    at_size,
+    in_passes,
+    mean,
+)
 from mtil.run.checkpoint import Model
 from mtil.run.scores import PREDICTIONS as PREDICTIONS
 

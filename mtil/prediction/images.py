@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mtil import __version__, overlay
+from mtil import __version__
 from mtil.circle.inputs import chains as models_of
 from mtil.config import digest
 from mtil.data.audit.marks import NOTES, STRAY_REGIONS
@@ -26,8 +26,22 @@ from mtil.data.images.budget import PIXELS
 from mtil.data.images.image_bytes import read_image_bytes, room_for
 from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
-from mtil.image_files import as_file, count, find_images, left_out, output_names, shown
-from mtil.inference import MASK_THRESHOLD, Predictor, at_size, in_passes, predictors
+from mtil.prediction import overlay
+from mtil.prediction.image_files import (
+    as_file,
+    count,
+    find_images,
+    left_out,
+    output_names,
+    shown,
+)
+from mtil.prediction.predictor import (
+    MASK_THRESHOLD,
+    Predictor,
+    at_size,
+    in_passes,
+    predictors,
+)
 from mtil.run.checkpoint import MAX_BYTES, Model, model_from_bytes
 from mtil.run.folder import FILE_NAME as RUN_FILE
 from mtil.run.folder import Run
