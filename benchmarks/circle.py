@@ -56,13 +56,14 @@ _OPENINGS = 5
 
 def rounds(data_uri: str, run_uri: str, num_epochs: int) -> dict[str, Any]:
     """Run two rounds of one fold on Ray, and return what its actions took."""
-    from mtil.distributed import circle, cluster
+    from mtil.distributed.circle import driver
+    from mtil.distributed.runtime import cluster
 
     preset = presets.cpu()
     few = {"train.num_epochs": str(num_epochs), "circle.num_rounds": "2"}
     with cluster.connected():
-        run = circle.begin(data_uri, run_uri, with_overrides(preset, few), [0])
-        state = circle.follow(run, lambda line: None)
+        run = driver.begin(data_uri, run_uri, with_overrides(preset, few), [0])
+        state = driver.follow(run, lambda line: None)
     assert not state.failures
     times = spans(run.store)
     trained = [training(run, Train(number, 0), times) for number in (0, 1)]

@@ -122,7 +122,7 @@ def through_ray(
     data_uri: str, run_uri: str, config: Config, utilisation: Utilisation
 ) -> dict[str, Any]:
     """Train through Ray in a worker of its own."""
-    from mtil.distributed import trainer
+    from mtil.distributed.training import trainer
 
     moments: list[float] = []
 
@@ -160,7 +160,7 @@ def measure(
         torch.cuda.empty_cache()
         ways: Sequence[str] = [way for way in options.ways if way != "bare"]
         if ways:
-            from mtil.distributed import cluster
+            from mtil.distributed.runtime import cluster
 
             with cluster.connected():
                 for variant in options.variants:

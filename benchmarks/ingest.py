@@ -149,7 +149,8 @@ def _plan() -> Plan:
 
 def streaming() -> Epochs:
     """Stream the shards as mtil does where a data set does not fit in memory."""
-    from mtil.distributed import cluster, ingest
+    from mtil.distributed.data import ingest
+    from mtil.distributed.runtime import cluster
 
     stream = ingest.streaming_epochs(DATA, _plan(), range(100), BATCH)
     with cluster.connected(), closing(stream):  # reading must end before Ray does
@@ -159,7 +160,8 @@ def streaming() -> Epochs:
 
 def resident() -> Epochs:
     """Hold the shards in Ray's object store as mtil does where a data set fits."""
-    from mtil.distributed import cluster, holding, ingest
+    from mtil.distributed.data import holding, ingest
+    from mtil.distributed.runtime import cluster
 
     with cluster.connected():
         plan = _plan()

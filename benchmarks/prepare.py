@@ -98,8 +98,8 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
     with ExitStack() as stack:
         runner: Runner = parallel.processes
         if on_ray:
-            from mtil.distributed import cluster
-            from mtil.distributed.prepare import tasks
+            from mtil.distributed.data.prepare import tasks
+            from mtil.distributed.runtime import cluster
 
             stack.enter_context(cluster.connected())
             runner = tasks

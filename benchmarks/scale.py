@@ -42,7 +42,8 @@ def stream(uri: str, num_images: int) -> dict[str, float]:
     """Stream a data set's epochs until so many images were seen."""
     import ray
 
-    from mtil.distributed import cluster, ingest
+    from mtil.distributed.data import ingest
+    from mtil.distributed.runtime import cluster
 
     manifest = manifests.load(open_store(uri))
     everything = Selection(fold=0, role="test", num_parts=1)

@@ -80,7 +80,7 @@ def overhead(
 
     A trial's overhead is what it takes of the search's time beside the seconds of its epochs.
     """
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
     from tune import search as searches
 
     with tempfile.TemporaryDirectory() as folder, cluster.connected():
@@ -122,7 +122,7 @@ def overhead(
 
 def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, float]:
     """Train as `mtil train` does; return the seconds of the epochs, and of everything."""
-    from mtil.distributed import trainer
+    from mtil.distributed.training import trainer
 
     start = time.monotonic()
     whole = Budget(num_epochs=num_epochs).applied(config)
@@ -132,7 +132,7 @@ def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, 
 
 def tiny(num_trials: int) -> dict[str, Any]:
     """Do trials of nothing on a cluster of this machine; return what they cost and leave."""
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
     from tune import search as searches
 
     readings: list[dict[str, float]] = []

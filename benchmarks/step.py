@@ -188,7 +188,8 @@ def bare_epochs(config: Config) -> list[float]:
 
 def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     """Return the history of the same epochs through Ray."""
-    from mtil.distributed import cluster, trainer
+    from mtil.distributed.runtime import cluster
+    from mtil.distributed.training import trainer
 
     with cluster.connected():
         trainer.train(DATA, run_uri, config, [0], lambda line: None)

@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace, output: Output) -> None:
         studies.open_storage(search.storage)
     studies.find(search)  # a damaged one is told of before Ray starts
 
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
     from tune import search as searches
 
     searches.check_figures(search, search.manifest())
@@ -333,7 +333,7 @@ def _confirm(options: argparse.Namespace, output: Output) -> None:
         folds = parse_folds(options.fold, search.manifest().num_folds)
     best = studies.best(studies.load(search), options.top)
 
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
     from tune.confirm import confirm
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:

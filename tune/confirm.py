@@ -8,8 +8,10 @@ import pyarrow.compute
 
 from mtil.config import Config, digest, from_dict
 from mtil.data.dataset.shards import HOLDOUT
-from mtil.distributed import circle, inference, trainer
-from mtil.distributed.listening import Guarded
+from mtil.distributed.circle import driver
+from mtil.distributed.prediction import scoring
+from mtil.distributed.runtime.listening import Guarded
+from mtil.distributed.training import trainer
 from mtil.errors import RunError
 from mtil.metrics import Results, summarise
 from mtil.prediction.evaluation import to_results
@@ -98,14 +100,14 @@ def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> 
     run = Run.create(uri, config, search.asked.data, search.asked.fingerprint)
     number = config.circle.num_rounds - 1 if search.budget.circle else 0
     if search.budget.circle:
-        state = circle.follow(circle.begin(search.asked.data, uri, config, trained), lambda _: None)
+        state = driver.follow(driver.begin(search.asked.data, uri, config, trained), lambda _: None)
         if state.failed_folds:
             raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
     else:
         trainer.train(search.asked.data, uri, config, trained, lambda _: None)
     names = [run.predictions_name(number, fold) for fold in folds]
     if not all(run.store.exists(one) for one in names):
-        inference.predict_folds(
+        scoring.predict_folds(
             run,
             folds,
             number=number,

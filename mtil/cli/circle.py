@@ -37,14 +37,15 @@ def run(options: argparse.Namespace) -> None:
     if begun is not None:
         Ledger.open(begun.store)
 
-    from mtil.distributed import circle, cluster
+    from mtil.distributed.circle import driver
+    from mtil.distributed.runtime import cluster
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        record = circle.begin(
+        record = driver.begin(
             options.data, options.run, config, folds, data_version=options.data_version
         )
         try:
-            state = circle.follow(record, Teller(record, bar, output))
+            state = driver.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:
             if not os.environ.get("RAY_ADDRESS"):
                 raise

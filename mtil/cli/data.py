@@ -143,8 +143,8 @@ def _working(options: argparse.Namespace, output: Output) -> Iterator[dict[str, 
     """Yield what does the work, here or on a cluster, and what is told how far it is."""
     with output.progress() as bar:
         if options.on_ray:
-            from mtil.distributed import cluster
-            from mtil.distributed import prepare as on_ray
+            from mtil.distributed.data import prepare as on_ray
+            from mtil.distributed.runtime import cluster
 
             with cluster.connected(verbose=options.verbose):
                 yield {"runner": on_ray.tasks, "progress": bar.show}

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _start_ray() -> str:
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
 
     with cluster.connected():
         nodes = cluster.live_nodes()

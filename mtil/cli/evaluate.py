@@ -40,10 +40,11 @@ def run(options: argparse.Namespace) -> None:
         select(manifest, fold, "test")
         check_models(record, number, fold)
 
-    from mtil.distributed import cluster, inference
+    from mtil.distributed.prediction import scoring
+    from mtil.distributed.runtime import cluster
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        predictions = inference.predict_folds(
+        predictions = scoring.predict_folds(
             record,
             folds,
             number=number,

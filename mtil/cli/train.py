@@ -33,7 +33,8 @@ def run(options: argparse.Namespace) -> None:
         for fold in folds:
             begun.result(Train(0, fold))
 
-    from mtil.distributed import cluster, trainer
+    from mtil.distributed.runtime import cluster
+    from mtil.distributed.training import trainer
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
         results = trainer.train(

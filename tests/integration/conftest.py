@@ -60,7 +60,7 @@ def local_ray(bucket: str, gcs_bucket: str) -> Iterator[None]:
     patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
-    from mtil.distributed import cluster
+    from mtil.distributed.runtime import cluster
 
     with cluster.connected():
         yield

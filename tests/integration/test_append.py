@@ -15,7 +15,7 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.distributed.prepare import tasks
+from mtil.distributed.data.prepare import tasks
 from mtil.storage import LocalStore, Store, open_store
 from tests.waiting import STOP_AT, until_stopped
 

@@ -20,10 +20,12 @@ from mtil.config import Config, from_dict
 from mtil.data.dataset.batches import ROLE_COLUMNS
 from mtil.data.dataset.selection import Selection
 from mtil.data.dataset.shards import read
-from mtil.distributed import circle, cluster, coordinator, mapping
-from mtil.distributed.actions import perform
-from mtil.distributed.coordinator import Coordinator, Session
-from mtil.distributed.restarts import MAX_ERRORS, Restarts
+from mtil.distributed.circle import coordinator, driver
+from mtil.distributed.circle.actions import perform
+from mtil.distributed.circle.coordinator import Coordinator, Session
+from mtil.distributed.circle.restarts import MAX_ERRORS, Restarts
+from mtil.distributed.prediction import map_writing
+from mtil.distributed.runtime import cluster
 from mtil.errors import CheckpointError, ConfigError, DataError, RunError
 from mtil.run import maps
 from mtil.run.folder import Run
@@ -61,8 +63,8 @@ def _ignore(line: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def state(dataset: str, bucket: str) -> State:
-    run = circle.begin(dataset, f"{bucket}/{ODD}", _config(), FOLDS)
-    return circle.follow(run, _ignore)
+    run = driver.begin(dataset, f"{bucket}/{ODD}", _config(), FOLDS)
+    return driver.follow(run, _ignore)
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +88,16 @@ def test_a_circle_ends_with_every_round_of_every_fold(state: State, run: Run) ->
 def test_its_ledger_is_one_chain_that_an_ended_run_does_not_extend(
     state: State, run: Run, dataset: str
 ) -> None:
-    again = circle.begin(dataset, run.uri, _config(), FOLDS)
-    assert circle.follow(again, _ignore).number == state.number
+    again = driver.begin(dataset, run.uri, _config(), FOLDS)
+    assert driver.follow(again, _ignore).number == state.number
     assert Ledger.open(run.store).state == state
 
 
 def test_another_plan_is_refused(run: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match=r"must keep its configuration, but .*num_rounds"):
-        circle.begin(dataset, run.uri, _config(num_rounds=3), FOLDS)
+        driver.begin(dataset, run.uri, _config(num_rounds=3), FOLDS)
     with pytest.raises(ConfigError, match=r"must keep its folds, but .* began with \[0, 1\]"):
-        circle.begin(dataset, run.uri, _config(), (0,))
+        driver.begin(dataset, run.uri, _config(), (0,))
 
 
 def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
@@ -103,7 +105,7 @@ def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
 ) -> None:
     config = _config(maps="cross_fit", num_parts=50)
     with pytest.raises(DataError, match=r"can be divided into at most \d+ parts"):
-        circle.begin(dataset, f"{bucket}/too-many", config, FOLDS)
+        driver.begin(dataset, f"{bucket}/too-many", config, FOLDS)
     assert open_store(f"{bucket}/too-many").names("ledger") == []
 
 
@@ -126,7 +128,7 @@ def test_maps_that_are_damaged_between_rounds_are_written_again(
     state: State, run: Run, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of five shards one is cut, one changed, one lost and one another's; the rest stay."""
-    monkeypatch.setattr(mapping, "_CHECKED_SHARDS", 2)  # several tasks look at them
+    monkeypatch.setattr(map_writing, "_CHECKED_SHARDS", 2)  # several tasks look at them
     other = open_store(f"{bucket}/circle-damaged")
     of = Train(1, 0)
     kept = ("run.json", "rounds/0/fold-0/", "maps/0/fold-0/")
@@ -218,8 +220,8 @@ def _dead(*groups: str) -> list[str]:
     return [group for group in groups if group in dead]
 
 
-def _brief(**circle: Any) -> Config:
-    config = _config(**circle)
+def _brief(**values: Any) -> Config:
+    config = _config(**values)
     return replace(config, train=replace(config.train, num_epochs=1, max_failures=0))
 
 
@@ -227,7 +229,7 @@ def _brief(**circle: Any) -> Config:
 def chain(dataset: str, bucket: str) -> Run:
     """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
-    run = circle.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
+    run = driver.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
     _end_by_a_mistake(run)
     _fail(run, Train(0, 1))
 
@@ -238,13 +240,13 @@ def chain(dataset: str, bucket: str) -> Run:
 
     stopped = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(circle, "_POLL_S", 0.05)  # heard of long before the many actions that follow
-        state = circle.follow(run, stop)
+        patch.setattr(driver, "_POLL_S", 0.05)  # heard of long before the many actions that follow
+        state = driver.follow(run, stop)
     assert state.stopped
     assert not is_over(state)
     assert heartbeat.read(run.store) is None
-    again = circle.begin(dataset, run.uri, config, FOLDS)
-    assert is_over(circle.follow(again, _ignore))
+    again = driver.begin(dataset, run.uri, config, FOLDS)
+    assert is_over(driver.follow(again, _ignore))
     return run
 
 
@@ -253,7 +255,7 @@ def _end_by_a_mistake(run: Run) -> None:
     name = "rounds/0/fold-1/checkpoints/latest.json"
     run.store.write(name, b"not JSON")
     with pytest.raises(CheckpointError, match=r"latest\.json"):
-        circle.follow(run, _ignore)
+        driver.follow(run, _ignore)
     state = Ledger.open(run.store).state
     assert state is not None
     assert state.failures == {}
@@ -318,8 +320,8 @@ def _ids(rows: pa.Table, selection: Selection) -> set[str]:
 def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
     dataset: str, bucket: str
 ) -> None:
-    run = circle.begin(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
-    state = circle.follow(run, _ignore)
+    run = driver.begin(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
+    state = driver.follow(run, _ignore)
     assert set(state.done) == set(actions(run.plan([0])))
     assert run.store.names("maps") == []
     for number in (0, 1):
@@ -329,7 +331,7 @@ def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
 
 def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str) -> None:
     """As after Ctrl-C: of a detached run that ends, or is stopped, no actor is left."""
-    run = circle.begin(dataset, f"{bucket}/circle-left", _config(), (0,))
+    run = driver.begin(dataset, f"{bucket}/circle-left", _config(), (0,))
     Ledger.open(run.store).stop()
     coordinator.start(run, grace_s=1.0)
     until(lambda: coordinator.find(run) is None)
@@ -347,7 +349,7 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     dataset: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coordinator, "Coordinator", _Broken)
-    run = circle.begin(dataset, f"{bucket}/circle-broken", _config(), (0,))
+    run = driver.begin(dataset, f"{bucket}/circle-broken", _config(), (0,))
     before = Ledger.open(run.store).state
     told: dict[str, list[str]] = {"first": [], "second": []}
     ended: dict[str, str] = {}
@@ -359,7 +361,7 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
                 begun.set()
 
         with pytest.raises(RunError) as caught:
-            circle.follow(run, listen)
+            driver.follow(run, listen)
         ended[name] = str(caught.value)
 
     begun = threading.Event()
@@ -380,4 +382,4 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     assert Ledger.open(run.store).state == before
     monkeypatch.undo()
     Ledger.open(run.store).stop()
-    assert circle.follow(run, _ignore).stopped  # the next command begins anew
+    assert driver.follow(run, _ignore).stopped  # the next command begins anew

@@ -21,7 +21,7 @@ from mtil.config import with_overrides
 from mtil.data.dataset.manifest import load
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.distributed import circle, coordinator
+from mtil.distributed.circle import coordinator, driver
 from mtil.errors import RefusedError, StorageError
 from mtil.presets import demo
 from mtil.run.plan import Train
@@ -65,7 +65,7 @@ def begun(dataset: str, tmp_path: Path) -> LocalStore:
     """The store of a run of fold 0 that a coordinator has taken over and died on."""
     store = LocalStore(str(tmp_path / "run"))
     names = {key.removeprefix("--"): value for key, value in OVERRIDES.items()}
-    circle.begin(dataset, store.uri, with_overrides(demo(), names), (0,))
+    driver.begin(dataset, store.uri, with_overrides(demo(), names), (0,))
     ledger = Ledger.open(store)
     ledger.boot()
     ledger.append(Started(action=Train(0, 0), attempt=1))

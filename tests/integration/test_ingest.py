@@ -12,16 +12,17 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.batches import Batch, Plan, Rows
 from mtil.data.dataset.selection import Role, select, total
 from mtil.data.dataset.shards import read
-from mtil.distributed import cluster, holding
-from mtil.distributed.failures import unwrapped
-from mtil.distributed.holding import hold
-from mtil.distributed.ingest import (
+from mtil.distributed.data import holding
+from mtil.distributed.data.holding import hold
+from mtil.distributed.data.ingest import (
     resident,
     resident_epoch,
     resident_rows,
     streaming_epochs,
     streaming_rows,
 )
+from mtil.distributed.runtime import cluster
+from mtil.distributed.runtime.failures import unwrapped
 from mtil.errors import DataError
 from mtil.storage import open_store
 from tests.waiting import until
@@ -107,7 +108,9 @@ def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
 
 def test_processes_that_read_shards_load_no_network() -> None:
     """Each of Ray Data's processes imports what its task needs, torch for a second or two."""
-    code = "import sys, mtil.distributed.ingest; assert not {'torch', 'monai'} & set(sys.modules)"
+    code = (
+        "import sys, mtil.distributed.data.ingest\nassert not {'torch', 'monai'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,8 +15,8 @@ from cluster import object_store
 from mtil.data.dataset import manifest as manifests
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.distributed import prepare as on_ray
-from mtil.distributed.prepare import tasks
+from mtil.distributed.data import prepare as on_ray
+from mtil.distributed.data.prepare import tasks
 from mtil.errors import DataError, LostError
 from mtil.storage import LocalStore, Store, open_store
 from tests.waiting import PATIENCE_S, STOP_AT, until_stopped
@@ -231,7 +231,7 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
 
 def test_tasks_that_prepare_do_not_load_pytorch() -> None:
     script = (
-        "import sys, mtil.data.prepare.pipeline, mtil.distributed.prepare\n"
+        "import sys, mtil.data.prepare.pipeline, mtil.distributed.data.prepare\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -20,8 +20,10 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.selection import select, total
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
-from mtil.distributed import cluster, inference, resources, trainer
-from mtil.distributed.job import FoldJob
+from mtil.distributed.prediction import scoring
+from mtil.distributed.runtime import cluster, resources
+from mtil.distributed.training import trainer
+from mtil.distributed.training.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
 from mtil.prediction.evaluation import evaluate
 from mtil.run.folder import Run
@@ -179,7 +181,7 @@ def _num_workers() -> int:
 def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> None:
     figures, digests = [], []
     for num_workers in (1, 2, 3):
-        predictions = inference.predict_folds(
+        predictions = scoring.predict_folds(
             undisturbed, [0], num_workers=num_workers, listen=_ignore
         )
         figures.append(evaluate(predictions, run_uri=undisturbed.uri, folds=[0]))
@@ -193,7 +195,7 @@ def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> 
 
 def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
     with pytest.raises(DataError, match=r"Fold 1 .* must be trained first"):
-        inference.predict_folds(undisturbed, [1], listen=_ignore)
+        scoring.predict_folds(undisturbed, [1], listen=_ignore)
 
 
 def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:

@@ -16,7 +16,7 @@ from mtil import presets
 from mtil.config import from_dict, to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.shards import row_bytes
-from mtil.distributed.preflight import Node
+from mtil.distributed.runtime.preflight import Node
 from mtil.errors import ConfigError, DataError, ResourceError, RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train

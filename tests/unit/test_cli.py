@@ -71,12 +71,12 @@ _NETWORK = ("torch", "kornia", "scipy", "sklearn")
     [
         ("mtil.cli.status", ("ray", "pandas")),
         ("tune.commands", ("ray", "pandas")),
-        ("mtil.distributed.coordinator", ("ray.data", "ray.train", "pandas")),
-        ("mtil.distributed.actions", ("ray", "pandas")),
-        ("mtil.distributed.inference", ("ray.train",)),
-        ("mtil.distributed.mapping", ("ray.train",)),
-        ("mtil.distributed.holding", ("ray.data", "ray.train", "pandas")),
-        ("mtil.distributed.trainer", ()),
+        ("mtil.distributed.circle.coordinator", ("ray.data", "ray.train", "pandas")),
+        ("mtil.distributed.circle.actions", ("ray", "pandas")),
+        ("mtil.distributed.prediction.scoring", ("ray.train",)),
+        ("mtil.distributed.prediction.map_writing", ("ray.train",)),
+        ("mtil.distributed.data.holding", ("ray.data", "ray.train", "pandas")),
+        ("mtil.distributed.training.trainer", ()),
         ("tune.search", ()),
     ],
 )

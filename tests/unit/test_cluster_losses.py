@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from mtil.distributed.failures import cause, is_loss, unwrapped
+from mtil.distributed.runtime.failures import cause, is_loss, unwrapped
 from mtil.errors import DataError, LostError, NotFoundError, RunError, StorageError
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from ray.experimental import internal_kv
 
-from mtil.distributed import circle, cluster, coordinator
-from mtil.distributed.coordinator import _MAX_LOSSES, Coordinator, Session, _Task
-from mtil.distributed.restarts import MAX_DEATHS, Restarts
+from mtil.distributed.circle import coordinator, driver
+from mtil.distributed.circle.coordinator import _MAX_LOSSES, Coordinator, Session, _Task
+from mtil.distributed.circle.restarts import MAX_DEATHS, Restarts
+from mtil.distributed.runtime import cluster
 from mtil.errors import DataError, LedgerError, RunError
 from mtil.run.plan import Train
 
@@ -142,12 +143,12 @@ def test_processes_that_die_before_they_work_are_counted(
 
 
 def answer(**values: Any) -> dict[str, Any]:
-    return circle._NOTHING | values
+    return driver._NOTHING | values
 
 
 def test_a_client_hears_each_error_once() -> None:
     lines: list[dict[str, Any]] = []
-    troubles = circle.Troubles(lines.append)
+    troubles = driver.Troubles(lines.append)
     for errors, deaths in ([], 0), (["one"], 0), (["one"], 0), (["one", "two"], 1), ([], 0):
         troubles.hear(answer(answered=True, errors=errors, deaths=deaths))
     troubles.hear(answer(silent=True))
@@ -172,7 +173,7 @@ def test_a_coordinator_that_cannot_be_made_ends_the_command(
     error: Exception, kind: type[Exception], message: str
 ) -> None:
     lines: list[dict[str, Any]] = []
-    troubles = circle.Troubles(lines.append)
+    troubles = driver.Troubles(lines.append)
     for _ in range(2):
         troubles.hear(answer(over=True, cannot_start=error))
     with pytest.raises(kind, match=message):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mtil.circle import heartbeat
 from mtil.cli import main
-from mtil.distributed import cluster
+from mtil.distributed.runtime import cluster
 from mtil.errors import RunError
 from mtil.run.folder import Run
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from mtil.config import Config, TrainConfig
-from mtil.distributed import actions, inference, resources
-from mtil.distributed.inference import Scorer
-from mtil.distributed.mapping import MapWriter
+from mtil.distributed.circle import actions
+from mtil.distributed.prediction import scoring
+from mtil.distributed.prediction.map_writing import MapWriter
+from mtil.distributed.prediction.scoring import Scorer
+from mtil.distributed.runtime import resources
 from mtil.errors import DataError
 from mtil.models.devices import own_device, wants_bf16
 from mtil.run.folder import Run
@@ -64,7 +66,7 @@ def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(
         asked.append(options["gpus_per_worker"])
         raise DataError("as far as it matters")
 
-    monkeypatch.setattr(inference, "predict_folds", predict_folds)
+    monkeypatch.setattr(scoring, "predict_folds", predict_folds)
     with pytest.raises(DataError, match="as far as it matters"):
         actions._evaluate(run, Evaluate(0, 0))
     assert asked == [0.5]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mtil.distributed import gauges
-from mtil.distributed.gauges import Gauges, tag
-from mtil.distributed.listening import Guarded, Relay
+from mtil.distributed.runtime import gauges
+from mtil.distributed.runtime.gauges import Gauges, tag
+from mtil.distributed.runtime.listening import Guarded, Relay
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 

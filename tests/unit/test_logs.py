@@ -21,7 +21,7 @@ def as_before() -> Iterator[None]:
 
 def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
     logs.to_stderr(run="s3://bucket/run", round=1, fold=0, part=None, rank=2)
-    logger = logging.getLogger("mtil.distributed.worker")
+    logger = logging.getLogger("mtil.distributed.training.worker")
     logger.info("epoch done", extra={"fields": {"epoch": 3, "loss": 0.25}})
     logger.debug("nobody reads this")
     (line,) = capsys.readouterr().err.splitlines()

@@ -79,7 +79,7 @@ def test_the_core_imports_and_trains_without_ray() -> None:
 
 
 def test_the_ray_layer_does_need_ray() -> None:
-    done = _without_ray("import mtil.distributed.trainer")
+    done = _without_ray("import mtil.distributed.training.trainer")
     assert "ModuleNotFoundError: import of ray halted" in done.stderr
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtil.distributed.preflight import (
+from mtil.distributed.runtime.preflight import (
     DATA_TASK_CPUS,
     Node,
     cpus_per_worker,
@@ -30,7 +30,7 @@ def _plan(nodes: Nodes, num_workers: int, cpus: float | None = None, gpus: float
 
 
 def test_it_needs_no_ray() -> None:
-    code = "import mtil.distributed.preflight, sys; sys.exit('ray' in sys.modules)"
+    code = "import mtil.distributed.runtime.preflight, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from mtil.distributed.processes import interface_of
+from mtil.distributed.training.processes import interface_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from mtil.circle.state import Done, Failed, Started
 from mtil.cli import circle, main, status
 from mtil.cli.console import Output
 from mtil.config import Config, to_dict
-from mtil.distributed import circle as distributed
-from mtil.distributed import cluster
+from mtil.distributed.circle import driver as distributed
+from mtil.distributed.runtime import cluster
 from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps

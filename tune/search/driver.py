@@ -29,8 +29,9 @@ from mtil import errors
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, select, total
-from mtil.distributed import cluster, trainer
-from mtil.distributed.listening import Guarded
+from mtil.distributed.runtime import cluster
+from mtil.distributed.runtime.listening import Guarded
+from mtil.distributed.training import trainer
 from mtil.errors import ConfigError, DataError, RunError, UserError
 from mtil.process import supervisor
 from tune import study as studies

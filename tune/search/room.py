@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
-from mtil.distributed import preflight
-from mtil.distributed.preflight import Node
+from mtil.distributed.runtime import preflight
+from mtil.distributed.runtime.preflight import Node
 from mtil.errors import ResourceError
 
 

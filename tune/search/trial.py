@@ -10,9 +10,10 @@ import ray
 from ray import tune as ray_tune
 
 from mtil.circle.inputs import prior_maps
-from mtil.distributed import failures, trainer
-from mtil.distributed.job import FoldJob
-from mtil.distributed.mapping import write_maps
+from mtil.distributed.prediction.map_writing import write_maps
+from mtil.distributed.runtime import failures
+from mtil.distributed.training import trainer
+from mtil.distributed.training.job import FoldJob
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Plan, Train, WriteMaps, actions
 from tune.objective import Objective, running

@@ -21,8 +21,8 @@ from ray._private.services import get_webui_url_from_internal_kv
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from mtil.distributed import preflight
-from mtil.distributed.preflight import Node
+from mtil.distributed.runtime import preflight
+from mtil.distributed.runtime.preflight import Node
 from mtil.errors import ResourceError
 from mtil.process import interrupts, machine, scratch, supervisor
 

@@ -27,12 +27,12 @@ from mtil.circle.inputs import check_folds, prior_maps
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
-from mtil.distributed import cluster, resources
-from mtil.distributed.failures import mistake, unwrapped
-from mtil.distributed.holding import hold
-from mtil.distributed.job import FoldJob
-from mtil.distributed.listening import Guarded, Listener, Relay
-from mtil.distributed.processes import Processes
+from mtil.distributed.data.holding import hold
+from mtil.distributed.runtime import cluster, resources
+from mtil.distributed.runtime.failures import mistake, unwrapped
+from mtil.distributed.runtime.listening import Guarded, Listener, Relay
+from mtil.distributed.training.job import FoldJob
+from mtil.distributed.training.processes import Processes
 from mtil.process import supervisor
 from mtil.run.folder import FoldResult, Run, manifest_for
 from mtil.run.plan import Train
@@ -131,7 +131,7 @@ def train_here(run: Run, job: FoldJob) -> FoldResult:
         MapError: if a map that it reads is missing or damaged.
     """
     if run.result(job.train) is None:
-        from mtil.distributed import worker  # PyTorch, which what only waits does not need
+        from mtil.distributed.training import worker  # PyTorch, which what only waits does not need
 
         worker.train_alone(job, run.config.train.gpus_per_worker)
     result = run.result(job.train)
@@ -200,7 +200,7 @@ class _Trainer(DataParallelTrainer):
 
 def _train_fold(job: FoldJob) -> None:
     """Train a fold; every process of a group of Ray Train's runs this."""
-    from mtil.distributed import worker  # PyTorch, which the controller does not need
+    from mtil.distributed.training import worker  # PyTorch, which the controller does not need
 
     worker.train_fold(job)
 

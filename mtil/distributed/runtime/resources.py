@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from mtil.config import Config
-from mtil.distributed import cluster, preflight
+from mtil.distributed.runtime import cluster, preflight
 from mtil.documents import Document
 from mtil.errors import ResourceError
 from mtil.run.folder import Run

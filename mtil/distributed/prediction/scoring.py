@@ -15,8 +15,8 @@ from mtil.circle.inputs import chains, check_models
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Selection, select, total
 from mtil.data.dataset.shards import read
-from mtil.distributed import cluster, preflight
-from mtil.distributed.failures import unwrapped
+from mtil.distributed.runtime import cluster, preflight
+from mtil.distributed.runtime.failures import unwrapped
 from mtil.prediction.evaluation import check_complete, with_named_sources
 from mtil.run.folder import Run
 from mtil.storage import open_store

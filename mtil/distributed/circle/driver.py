@@ -12,11 +12,12 @@ from mtil.circle.inputs import check_plan
 from mtil.circle.ledger import Ledger, probe
 from mtil.circle.state import State, is_over
 from mtil.config import Config, digest
-from mtil.distributed import coordinator, failures
-from mtil.distributed.coordinator import patiently
-from mtil.distributed.listening import Guarded, Listener
-from mtil.distributed.resources import reserved_cpus, tell_of_waiting
-from mtil.distributed.restarts import MAX_ERRORS
+from mtil.distributed.circle import coordinator
+from mtil.distributed.circle.coordinator import patiently
+from mtil.distributed.circle.restarts import MAX_ERRORS
+from mtil.distributed.runtime import failures
+from mtil.distributed.runtime.listening import Guarded, Listener
+from mtil.distributed.runtime.resources import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
 from mtil.run.folder import Run, manifest_for
 from mtil.run.plan import Plan, Train

@@ -9,7 +9,7 @@ import ray
 from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS
 from mtil.data.dataset.manifest import Manifest, Shard
 from mtil.data.dataset.shards import read
-from mtil.distributed.preflight import DATA_TASK_CPUS
+from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.run.priors import PriorMaps
 from mtil.storage import open_store
 

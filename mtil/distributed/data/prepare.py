@@ -9,7 +9,7 @@ import ray.data
 from ray.data import DataContext
 
 from mtil.data.parallel import Function, Listener
-from mtil.distributed.failures import unwrapped
+from mtil.distributed.runtime.failures import unwrapped
 
 _MAX_IMAGES = 2**20
 """Images whose jobs one execution of Ray Data is given, about; more follow in another. What is

@@ -40,8 +40,8 @@ def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
 
 
 def _train(run: Run, action: Train) -> Result:
-    from mtil.distributed.mapping import write_maps
-    from mtil.distributed.trainer import train_round
+    from mtil.distributed.prediction.map_writing import write_maps
+    from mtil.distributed.training.trainer import train_round
 
     for writer in reads_maps_of(run.plan([action.fold]), action):
         write_maps(run, writer)  # what was damaged since is written again
@@ -50,13 +50,13 @@ def _train(run: Run, action: Train) -> Result:
 
 
 def _write_maps(run: Run, action: WriteMaps) -> Result:
-    from mtil.distributed.mapping import write_maps
+    from mtil.distributed.prediction.map_writing import write_maps
 
     return write_maps(run, action)
 
 
 def _evaluate(run: Run, action: Evaluate) -> Result:
-    from mtil.distributed.inference import predict_folds
+    from mtil.distributed.prediction.scoring import predict_folds
     from mtil.prediction.evaluation import evaluate
 
     predictions = predict_folds(

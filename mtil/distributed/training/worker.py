@@ -27,16 +27,16 @@ from mtil.circle.inputs import (
 from mtil.data.dataset.batches import Batch, Plan
 from mtil.data.dataset.order import local_batch
 from mtil.data.dataset.selection import NORMAL, Role, select, total
-from mtil.distributed.cluster import to_foreground
-from mtil.distributed.gauges import TRAINING, Gauges
-from mtil.distributed.ingest import (
+from mtil.distributed.data.ingest import (
     resident,
     resident_epoch,
     resident_rows,
     streaming_epochs,
     streaming_rows,
 )
-from mtil.distributed.job import FoldJob
+from mtil.distributed.runtime.cluster import to_foreground
+from mtil.distributed.runtime.gauges import TRAINING, Gauges
+from mtil.distributed.training.job import FoldJob
 from mtil.errors import DataError
 from mtil.metrics import calibrated, fit_temperature, steady_threshold
 from mtil.prediction.predictor import Predictor, in_passes

@@ -18,8 +18,8 @@ from mtil.data.dataset.batches import Batch, Part, Plan, Rows, cut
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.order import Window
 from mtil.data.dataset.selection import Selection
-from mtil.distributed.holding import read_whole
-from mtil.distributed.preflight import DATA_TASK_CPUS
+from mtil.distributed.data.holding import read_whole
+from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
 from mtil.run.priors import PriorMaps
 

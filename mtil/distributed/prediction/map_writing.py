@@ -11,9 +11,9 @@ import ray
 from mtil.circle.inputs import map_source, prior_maps
 from mtil.data.dataset.batches import ROLE_COLUMNS
 from mtil.data.dataset.shards import read
-from mtil.distributed.failures import unwrapped
-from mtil.distributed.inference import actor_pool, quiet
-from mtil.distributed.preflight import DATA_TASK_CPUS
+from mtil.distributed.prediction.scoring import actor_pool, quiet
+from mtil.distributed.runtime.failures import unwrapped
+from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.run.folder import Run
 from mtil.run.plan import Train, WriteMaps, reads_maps_of
 from mtil.run.priors import MapSource, are_whole

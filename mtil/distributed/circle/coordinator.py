@@ -22,11 +22,11 @@ import ray
 from mtil.circle.heartbeat import Heart
 from mtil.circle.ledger import Fenced, Ledger, Overtaken
 from mtil.circle.state import Done, Failed, Started, State, is_over, next_actions
-from mtil.distributed import cluster, failures, preflight
-from mtil.distributed.actions import perform
-from mtil.distributed.gauges import COORDINATOR, Gauges
-from mtil.distributed.resources import reserved_cpus
-from mtil.distributed.restarts import Restarts
+from mtil.distributed.circle.actions import perform
+from mtil.distributed.circle.restarts import Restarts
+from mtil.distributed.runtime import cluster, failures, preflight
+from mtil.distributed.runtime.gauges import COORDINATOR, Gauges
+from mtil.distributed.runtime.resources import reserved_cpus
 from mtil.errors import (
     MtilError,
     NotFoundError,

@@ -1,0 +1,1 @@
+"""Shards to workers, and preparation on a cluster."""

@@ -1,0 +1,1 @@
+"""Actor pools that score test rows and write maps."""

@@ -1,0 +1,1 @@
+"""Folds through Ray Train."""
