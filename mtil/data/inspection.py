@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.data.append import versions
 from mtil.data.audit import findings
 from mtil.data.audit.marks import NOTES
 from mtil.data.dataset import account, manifest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import LABELS
 from mtil.data.folds.assign import TUMOURS
+from mtil.data.prepare import versions
 from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store

@@ -1,7 +1,7 @@
 """More images for a data set, as a new version of it: nothing that was written before changes.
 
 New shards, facts and audit go beside the old ones under names that no other attempt has, so that
-an interrupted or overtaken one leaves the data set whole (see `mtil.data.append.versions`).
+an interrupted or overtaken one leaves the data set whole (see `mtil.data.prepare.versions`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from typing import Literal
 
 from mtil.data import parallel
 from mtil.data.append import existing as known_images
-from mtil.data.append import versions
 from mtil.data.append.existing import Content, Known
 from mtil.data.append.placement import Growth, grow
 from mtil.data.audit import drops
@@ -23,7 +22,7 @@ from mtil.data.folds import splits
 from mtil.data.folds.assign import GIVEN, is_by_size
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.parallel import Runner
-from mtil.data.prepare import staging, tally
+from mtil.data.prepare import staging, tally, versions
 from mtil.data.prepare.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.prepare.pipeline import MAX_SHARD_BYTES, account_of
 from mtil.data.prepare.samples import Refused

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from mtil.data import parallel
-from mtil.data.append import versions
 from mtil.data.audit import drops
 from mtil.data.audit import findings as audits
 from mtil.data.audit.findings import Audit
@@ -24,7 +23,7 @@ from mtil.data.folds import splits
 from mtil.data.folds.assign import Assignment, Place
 from mtil.data.layouts.record import Collection, Record
 from mtil.data.parallel import Runner
-from mtil.data.prepare import staging, tally
+from mtil.data.prepare import staging, tally, versions
 from mtil.data.prepare.chunks import Chunks, Progress, refuse, silent, stores_of
 from mtil.data.prepare.samples import Refused
 from mtil.data.prepare.sources import Source, gather
