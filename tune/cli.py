@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mtil.cli.main import Parser, answer
+from mtil.cli.answer import Parser, answer
 from mtil.process import supervisor
 
 

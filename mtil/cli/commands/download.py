@@ -3,21 +3,37 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mtil.cli.console import Output
-from mtil.download import BY_HAND, OFFERS, Offer, download, find
+from mtil.cli.flags import Commands, add_command
 from mtil.errors import UserError
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
+    from mtil.download import Offer
 
 _MB = 10**6
 
 
-def run(options: argparse.Namespace) -> None:
+def add_to(commands: Commands) -> None:
+    """Add `mtil download`."""
+    parser = add_command(commands, "download", run, "fetch a published collection")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="such as bus_bra; see --list")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="an empty or new folder")
+    parser.add_argument(
+        "--accept-licence", action="store_true", help="you have read the licence and accept it"
+    )
+    parser.add_argument("--list", action="store_true", help="list the collections and leave")
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """List the collections, or fetch one once its licence is accepted.
 
     Raises:
         UserError: if the licence is not accepted, or there is no collection of that name to fetch.
     """
-    output = Output(as_json=options.json)
+    from mtil.download import download, find
+
     if options.list:
         _list(output)
         return
@@ -46,7 +62,9 @@ def run(options: argparse.Namespace) -> None:
     output.result({"out": options.out, "num_files": num_files, **_facts(offer)})
 
 
-def _list(output: Output) -> None:
+def _list(output: "Output") -> None:
+    from mtil.download import BY_HAND, OFFERS
+
     for offer in OFFERS.values():
         size = f"{offer.num_bytes / _MB:.0f} MB"
         output.line(f"{offer.name}: {offer.title}, {size}, {offer.licence}; see {offer.page}.")
@@ -57,5 +75,5 @@ def _list(output: Output) -> None:
     )
 
 
-def _facts(offer: Offer) -> dict[str, object]:
+def _facts(offer: "Offer") -> dict[str, object]:
     return {**asdict(offer), "num_bytes": offer.num_bytes}

@@ -4,24 +4,44 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtil.circle.inputs import check_models
-from mtil.cli.console import Output
-from mtil.config import with_overrides
-from mtil.data.dataset.selection import parse_folds, select
-from mtil.data.dataset.shards import HOLDOUT
+from mtil.cli.flags import Commands, add_command, add_verbose
 from mtil.errors import ConfigError, DataError
-from mtil.prediction.evaluation import evaluate
-from mtil.presets import load
-from mtil.run.folder import Run
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
+    from mtil.run.folder import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
 
 
-def run(options: argparse.Namespace) -> None:
+def add_to(commands: Commands) -> None:
+    """Add `mtil evaluate`."""
+    parser = add_command(
+        commands, "evaluate", run, "score the test folds of a run", configurable=True
+    )
+    parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
+    parser.add_argument("--data", metavar="URI", help="the data set, if it has moved since")
+    parser.add_argument(
+        "--fold", "--folds",
+        help="`0`, `0,2`, `all` (all that are trained) or `holdout`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--round", type=int, metavar="N", help="of a circle; the last that all folds have reached"
+    )
+    parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+    add_verbose(parser)
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """Score the test folds that the options name and print the figures."""
-    output = Output(as_json=options.json)
+    from mtil.circle.inputs import check_models
+    from mtil.data.dataset.selection import parse_folds, select
+    from mtil.data.dataset.shards import HOLDOUT
+    from mtil.prediction.evaluation import evaluate
+    from mtil.run.folder import Run
+
     record = Run.open(options.run)
     if options.data is not None:
         record.data_uri = options.data
@@ -63,7 +83,9 @@ def run(options: argparse.Namespace) -> None:
     output.result(figures)
 
 
-def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, float]:
+def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, float]:
+    from mtil.config import with_overrides
+
     changed = {key.replace("-", "_"): value for key, value in options.overrides.items()}
     preset = changed.pop("config", None)
     if preset is not None:
@@ -87,8 +109,11 @@ def _resources(record: Run, options: argparse.Namespace) -> tuple[int | None, fl
     ).train.gpus_per_worker
 
 
-def _refuse_another(preset: str, changed: Mapping[str, str], record: Run) -> None:
+def _refuse_another(preset: str, changed: Mapping[str, str], record: "Run") -> None:
     """Raise ConfigError unless a preset with overrides is the configuration that was trained."""
+    from mtil.config import with_overrides
+    from mtil.presets import load
+
     kept = {key: text for key, text in changed.items() if key not in _MAY_CHANGE}
     given, ours = with_overrides(load(preset), kept), record.config.train
     train = replace(given.train, num_workers=ours.num_workers, gpus_per_worker=ours.gpus_per_worker)
@@ -99,7 +124,9 @@ def _refuse_another(preset: str, changed: Mapping[str, str], record: Run) -> Non
         )
 
 
-def _print(figures: dict[str, Any], output: Output) -> None:
+def _print(figures: dict[str, Any], output: "Output") -> None:
+    from mtil.data.dataset.shards import HOLDOUT
+
     folds, passes = figures["folds"], figures["by_pass"]
     whose = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
     output.line(

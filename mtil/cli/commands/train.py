@@ -2,29 +2,38 @@
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtil import presets
-from mtil.cli.console import Bar, Output
-from mtil.config import with_overrides
-from mtil.data.dataset.selection import parse_folds
-from mtil.data.dataset.shards import HOLDOUT
+from mtil.cli.flags import Commands, add_command, add_training
 from mtil.errors import DataError
-from mtil.run.folder import FoldResult, manifest_for, take_up
-from mtil.run.plan import Train
-from mtil.storage import open_store
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Bar, Output
+    from mtil.run.folder import FoldResult
 
 
-def run(options: argparse.Namespace) -> None:
+def add_to(commands: Commands) -> None:
+    """Add `mtil train`."""
+    parser = add_command(commands, "train", run, "train a fold, or all of them", configurable=True)
+    add_training(parser)
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """Train the folds that the options name and print what came of it."""
-    output = Output(as_json=options.json)
+    from mtil import presets
+    from mtil.circle.inputs import check_folds
+    from mtil.config import with_overrides
+    from mtil.data.dataset.selection import parse_folds
+    from mtil.data.dataset.shards import HOLDOUT
+    from mtil.run.folder import manifest_for, take_up
+    from mtil.run.plan import Train
+    from mtil.storage import open_store
+
     config = with_overrides(presets.load(options.config), options.overrides)
     manifest = manifest_for(options.run, open_store(options.data), options.data_version)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
-
-    from mtil.circle.inputs import check_folds
 
     check_folds(folds, config, manifest)  # a mistake need not wait until Ray has started
 
@@ -56,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     output.result(described[0] if len(results) == 1 else {"run": options.run, "folds": described})
 
 
-def _described(result: FoldResult, uri: str) -> dict[str, Any]:
+def _described(result: "FoldResult", uri: str) -> dict[str, Any]:
     names = (
         "fold",
         "best_epoch",
@@ -70,7 +79,7 @@ def _described(result: FoldResult, uri: str) -> dict[str, Any]:
     return {"run": uri} | {name: values[name] for name in names}
 
 
-def _show(line: dict[str, Any], num_epochs: int, bar: Bar, output: Output) -> None:
+def _show(line: dict[str, Any], num_epochs: int, bar: "Bar", output: "Output") -> None:
     if line["kind"] == "step":
         bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"])
     elif line["kind"] == "epoch":

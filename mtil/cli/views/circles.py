@@ -1,18 +1,15 @@
-"""`mtil status` and `mtil stop`: from the run's files alone, with no cluster."""
+"""How far a circle is, for a person and as JSON."""
 
-import argparse
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mtil.circle import heartbeat
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import State, is_over, progress
-from mtil.cli import trainings
 from mtil.cli.console import Output
-from mtil.cli.rounds import describe, tell
-from mtil.errors import ConfigError, DataError, LedgerError, RunError, StorageError
+from mtil.cli.views import rounds
+from mtil.cli.views.rounds import describe
+from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Train
 
@@ -21,56 +18,19 @@ _FOLDS_A_LINE = 6
 """So that a table fits 80 columns."""
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command that the options name."""
-    output = Output(as_json=options.json)
-    record = Run.open(options.run)
-    if options.command == "stop":
-        _stop(record, options.run, output)
-        return
-    if options.fold is not None and options.lineage is None:
-        raise ConfigError("`--fold` says whose map `--lineage` is of; give both, or neither.")
-    if options.lineage is not None:
-        _trace(record, options, output)
-        return
-    with _verified(options.run, output):
-        _status(record, options, output)
-
-
-@contextmanager
-def _verified(uri: str, output: Output) -> Iterator[None]:
-    """Print what a damaged run is said to be by `--json`, too."""
-    try:
-        yield
-    except (LedgerError, RunError) as error:
-        output.result({"run": uri, "verified": False, "error": str(error)})
-        raise
-
-
-def _trace(record: Run, options: argparse.Namespace, output: Output) -> None:
-    from mtil.circle.lineage.history import trace
-    from mtil.cli.lineage import tell
-
-    with _verified(options.run, output):
-        found = trace(record, options.lineage, options.fold)
-    tell(found, options.run, output)
-
-
-def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
-    ledger = Ledger.open(record.store)
-    state = ledger.state
-    if state is None:
-        trainings.tell(record, options.run, output, watch=options.watch)
-        return
+def tell(
+    record: Run, ledger: Ledger, state: State, uri: str, output: Output, *, watch: bool
+) -> None:
+    """Print how far a circle is; with `watch`, until it has ended."""
     listener = heartbeat.Listener(record.store)
-    before = values = _values(record, state, listener, options.run)
+    before = values = _values(record, state, listener, uri)
     _tell(record, state, values, output)
     trouble = ""
-    while options.watch and not (is_over(state) or state.stopped):
+    while watch and not (is_over(state) or state.stopped):
         time.sleep(_EVERY_S)
         try:
             state = ledger.refresh() or state
-            values = _values(record, state, listener, options.run)
+            values = _values(record, state, listener, uri)
         except StorageError as error:
             if str(error) != trouble:
                 output.line(f"The run's storage failed, which is tried again: {error}")
@@ -80,22 +40,6 @@ def _status(record: Run, options: argparse.Namespace, output: Output) -> None:
             _tell(record, state, values, output)
         before, trouble = values, ""
     output.result(values)
-
-
-def _stop(record: Run, uri: str, output: Output) -> None:
-    ledger = Ledger.open(record.store)
-    if ledger.state is None:
-        raise DataError(
-            f"Only a circle is stopped from elsewhere, but {record.uri} has no ledger; end its "
-            "`mtil train` by Ctrl-C where it runs, and the same command goes on later."
-        )
-    if is_over(ledger.state):
-        raise DataError(f"A run must still be going on to be stopped, but {record.uri} has ended.")
-    ledger.stop()
-    output.line(
-        f"{record.uri} is told to stop; the same `mtil circle` goes on from what is committed."
-    )
-    output.result({"run": uri, "stopped": True})
 
 
 def _tell(record: Run, state: State, values: dict[str, Any], output: Output) -> None:
@@ -115,7 +59,7 @@ def _tell(record: Run, state: State, values: dict[str, Any], output: Output) -> 
         output.line(f"Running: {one['action']}, attempt {one['attempt']}{epoch}{hosts}")
     for fold, cause in sorted(state.failed_folds.items()):
         output.line(f"Fold {fold} has failed: {cause}")
-    tell(describe(record, state), output)
+    rounds.tell(describe(record, state), output)
     if values["waits"]:
         output.line(values["waits"])
     output.line(f"{state.number} events, one chain. {_said(values)}")

@@ -2,19 +2,31 @@
 
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from mtil.cli.console import Output
-from mtil.doctor import doctor
+from mtil.cli.flags import Commands, add_command
 from mtil.errors import UserError
 
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
 
-def run(options: argparse.Namespace) -> None:
+
+def add_to(commands: Commands) -> None:
+    """Add `mtil doctor`."""
+    parser = add_command(commands, "doctor", run, "say what this installation can do")
+    parser.add_argument(
+        "--to", metavar="URI", help="also write, read and delete a small object here"
+    )
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """Print what this installation can do.
 
     Raises:
         UserError: if a check failed.
     """
-    output = Output(as_json=options.json)
+    from mtil.doctor import doctor
+
     checks = doctor(options.to, start_ray=_start_ray)
     for check in checks:
         mark = "ok " if check.ok else "NO "

@@ -1,17 +1,28 @@
 """`mtil gc`."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from mtil.circle import retention
-from mtil.cli.console import Output
-from mtil.run.folder import Run
+from mtil.cli.flags import Commands, add_command
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def run(options: argparse.Namespace) -> None:
+def add_to(commands: Commands) -> None:
+    """Add `mtil gc`."""
+    parser = add_command(commands, "gc", run, "list what a run needs no more, and delete it")
+    parser.add_argument("--run", required=True, metavar="URI", help="the run")
+    parser.add_argument("--yes", action="store_true", help="delete it")
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """List what a run does not need any more, and delete it if that was asked for."""
-    output = Output(as_json=options.json)
+    from mtil.circle import retention
+    from mtil.run.folder import Run
+
     record = Run.open(options.run)
     found = retention.find(record)
     if options.yes:

@@ -1,17 +1,16 @@
-"""`mtil phantom` and `mtil prepare`."""
+"""`mtil prepare`."""
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.console import Output
+from mtil.cli.flags import Commands, add_command, add_verbose
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
+    from mtil.cli.console import Output
     from mtil.data.dataset.account import Account
     from mtil.data.dataset.manifest import Manifest
     from mtil.data.prepare.sources import Source
@@ -19,35 +18,99 @@ if TYPE_CHECKING:
 _OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command that the options name."""
-    output = Output(as_json=options.json)
-    if options.command == "phantom":
-        _phantom(options, output)
-    else:
-        _prepare(options, output)
-
-
-def _phantom(options: argparse.Namespace, output: Output) -> None:
-    from mtil import phantom
-
-    phantom.write(
-        Path(options.out),
-        num_images=options.num_images,
-        seed=options.seed,
-        image_size=options.image_size,
-        num_duplicates=options.num_duplicates,
-        max_views=options.max_views,
-        workers=(os.cpu_count() or 1) if options.num_workers is None else options.num_workers,
+def add_to(commands: Commands) -> None:
+    """Add `mtil prepare`."""
+    parser = add_command(commands, "prepare", run, "turn collections into a data set of shards")
+    parser.add_argument("source", metavar="SOURCE", help="folder, table or bucket prefix to read")
+    of_source = parser.add_argument_group("of the source named last")
+    of_source.add_argument(
+        "--layout", action=_OfSource, required=True,
+        choices=("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table"),
+        help="how it is laid out",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--groups", action=_OfSource, metavar="FILE", help="CSV of images that belong together"
     )
-    made = {"num_images": options.num_images, "num_duplicates": options.num_duplicates}
-    copies = f" and {options.num_duplicates} near-copies" if options.num_duplicates else ""
-    views = f", 1 to {options.max_views} a patient," if options.max_views > 1 else ""
-    output.line(f"{options.num_images} phantoms{views}{copies} in {options.out}")
-    output.result({"out": options.out, **made, "seed": options.seed})
+    of_source.add_argument(
+        "--folds", action=_OfSource, choices=("official",),
+        help="take its own folds: bus_bra's 5 or 10 by --num-folds, or a table's column `fold`",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--columns", action=_OfSource, metavar="ROLE=COLUMN,…",
+        help="a table's columns, such as image=path,label=diagnosis",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--classes", action=_OfSource, metavar="WORD=CLASS,…",
+        help="a table's words for classes, such as 0=benign,1=malignant",
+    )  # fmt: skip
+    of_source.add_argument(
+        "--invert-masks", action=_OfSource, nargs=0, help="lesions are black on white in its masks"
+    )
+    parser.add_argument(
+        "--and", action=_AndSource, dest="more", metavar="SOURCE", help="another source"
+    )
+    parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
+    parser.add_argument(
+        "--append", action="store_true",
+        help="add the images that the data set does not have yet, as a new version of it",
+    )  # fmt: skip
+    parser.add_argument("--image-size", type=int, help="side of the stored images (256)")
+    parser.add_argument("--num-folds", type=int, help="folds (5)")
+    parser.add_argument("--seed", type=int, help="seed of the folds (0)")
+    parser.add_argument(
+        "--protocol", choices=("grouped", "paper", "official"),
+        help="whole groups to folds (grouped); image by image as in most papers; or the sources' "
+        "own folds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stratify", choices=("class", "class-and-size"),
+        help="what folds share evenly: terciles of lesion size within each class (class-and-size), "
+        "or classes alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"
+    )
+    parser.add_argument("--splits", metavar="FILE", help="folds as in an earlier splits.json")
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="list images that cannot be used, and go on"
+    )
+    parser.add_argument(
+        "--allow-drops", type=float, metavar="SHARE",
+        help="share of the images, 0 to 1, that may be dropped or lie in one group of near-copies "
+        "(0.05 and 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on-ray", action="store_true", help="share the work over the cluster of RAY_ADDRESS"
+    )
+    add_verbose(parser)
 
 
-def _prepare(options: argparse.Namespace, output: Output) -> None:
+class _OfSource(argparse.Action):
+    """Keeps an option with the source that was named last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option: str | None = None,
+    ) -> None:  # fmt: skip
+        value = True if self.nargs == 0 else values
+        if namespace.more:
+            namespace.more[-1][self.dest] = value
+        else:
+            setattr(namespace, self.dest, value)
+
+
+class _AndSource(argparse.Action):
+    """Begins another source."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option: str | None = None,
+    ) -> None:  # fmt: skip
+        namespace.more = [*(namespace.more or []), {"source": values}]
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
+    """Make a data set, or append to it."""
     if options.append:
         _append(options, output)
         return
@@ -76,7 +139,7 @@ def _prepare(options: argparse.Namespace, output: Output) -> None:
     output.result(result | _account(manifest.account, output))
 
 
-def _append(options: argparse.Namespace, output: Output) -> None:
+def _append(options: argparse.Namespace, output: "Output") -> None:
     from mtil.data.append.pipeline import AppendSettings, append
     from mtil.data.dataset import manifest as manifests
     from mtil.data.names import shown
@@ -117,9 +180,9 @@ def _append(options: argparse.Namespace, output: Output) -> None:
     output.result(result | {"appended": made.num_added} | _account(made.account, output))
 
 
-def _account(account: "Account | None", output: Output) -> dict[str, Any]:
+def _account(account: "Account | None", output: "Output") -> dict[str, Any]:
     """Print the account of a preparation, and return it."""
-    from mtil.cli.account import show
+    from mtil.cli.views.account import show
     from mtil.data.dataset.account import to_dict
 
     if account is None:
@@ -139,7 +202,7 @@ def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
 
 
 @contextmanager
-def _working(options: argparse.Namespace, output: Output) -> Iterator[dict[str, Any]]:
+def _working(options: argparse.Namespace, output: "Output") -> Iterator[dict[str, Any]]:
     """Yield what does the work, here or on a cluster, and what is told how far it is."""
     with output.progress() as bar:
         if options.on_ray:
@@ -152,9 +215,9 @@ def _working(options: argparse.Namespace, output: Output) -> Iterator[dict[str, 
             yield {"progress": bar.show}
 
 
-def _report(manifest: "Manifest", options: argparse.Namespace, output: Output) -> dict[str, Any]:
+def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output") -> dict[str, Any]:
     """Print what a data set has become, and return it."""
-    from mtil.cli.inspection import oddities
+    from mtil.cli.views.inspection import oddities
     from mtil.data.inspection import inspect
     from mtil.storage import open_store
 

@@ -1,30 +1,15 @@
-"""`mtil inspect`."""
+"""What a data set holds, for a person."""
 
-import argparse
-
-from mtil.cli.account import show
 from mtil.cli.console import Output
+from mtil.cli.views.account import show
 from mtil.data.audit.marks import NOTES
-from mtil.data.dataset import manifest as manifests
-from mtil.data.inspection import Inspection, inspect, to_dict
-from mtil.storage import open_store
+from mtil.data.inspection import Inspection
 
 _MOST_LISTED = 20
 
 
-def run(options: argparse.Namespace) -> None:
+def describe(found: Inspection, output: Output) -> None:
     """Print what a data set holds and what its audit found."""
-    output = Output(as_json=options.json)
-    store = open_store(options.data)
-    wanted = None
-    if options.data_version is not None:
-        wanted = manifests.load_version(store, options.data_version).fingerprint
-    found = inspect(store, wanted)
-    _describe(found, output)
-    output.result({"uri": options.data, **to_dict(found)})
-
-
-def _describe(found: Inspection, output: Output) -> None:
     made = found.manifest
     kept = ", ".join(f"{number} {name}" for name, number in made.kept.items())
     output.line(

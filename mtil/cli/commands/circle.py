@@ -2,33 +2,48 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtil import presets
-from mtil.circle.ledger import Ledger
-from mtil.circle.state import State
-from mtil.cli.console import Bar, Output
-from mtil.cli.rounds import SHOWN, describe, tell
-from mtil.config import with_overrides
-from mtil.data.dataset.selection import parse_folds
-from mtil.data.dataset.shards import HOLDOUT
+from mtil.cli.flags import Commands, add_command, add_training
 from mtil.errors import DataError, RunError
 from mtil.process import supervisor
-from mtil.run.folder import Run, manifest_for, take_up
-from mtil.run.plan import Action, Plan
-from mtil.storage import open_store
+
+if TYPE_CHECKING:
+    from mtil.circle.state import State
+    from mtil.cli.console import Bar, Output
+    from mtil.run.folder import Run
+    from mtil.run.plan import Action
 
 
-def run(options: argparse.Namespace) -> None:
+def add_to(commands: Commands) -> None:
+    """Add `mtil circle`."""
+    parser = add_command(
+        commands,
+        "circle",
+        run,
+        "train in rounds, each with the maps of the one before",
+        configurable=True,
+    )
+    add_training(parser)
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
     """Have a run go through its rounds, and print what came of them."""
-    output = Output(as_json=options.json)
+    from mtil import presets
+    from mtil.circle.inputs import check_plan
+    from mtil.circle.ledger import Ledger
+    from mtil.config import with_overrides
+    from mtil.data.dataset.selection import parse_folds
+    from mtil.data.dataset.shards import HOLDOUT
+    from mtil.run.folder import manifest_for, take_up
+    from mtil.run.plan import Plan
+    from mtil.storage import open_store
+
     config = with_overrides(presets.load(options.config), options.overrides)
     manifest = manifest_for(options.run, open_store(options.data), options.data_version)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
         raise DataError("A holdout is for a final test, not to be trained; name a fold.")
-
-    from mtil.circle.inputs import check_plan
 
     # a mistake need not wait until Ray has started
     check_plan(Plan.of(config.circle, folds), config, manifest)
@@ -62,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
 class Teller:
     """Tells a person what happens to a run."""
 
-    def __init__(self, record: Run, bar: Bar, output: Output) -> None:
+    def __init__(self, record: "Run", bar: "Bar", output: "Output") -> None:
         self._bar, self._output = bar, output
         self._num_epochs = record.config.train.num_epochs
         self._epochs: dict[Action, int] = {}
@@ -90,6 +105,8 @@ class Teller:
 
 def _figures(result: dict[str, Any]) -> str:
     """Tell the figures of a training's validation images, or of test images after all passes."""
+    from mtil.cli.views.rounds import SHOWN
+
     images, figures = "validation", result.get("metrics", {})
     if "by_pass" in result:
         images, last = "test", result["by_pass"][-1]
@@ -98,7 +115,9 @@ def _figures(result: dict[str, Any]) -> str:
     return f"; {images} images: {', '.join(shown)}" if shown else ""
 
 
-def _end(state: State, record: Run, options: argparse.Namespace, output: Output) -> None:
+def _end(state: "State", record: "Run", options: argparse.Namespace, output: "Output") -> None:
+    from mtil.cli.views.rounds import describe, tell
+
     told = describe(record, state)
     tell(told, output)
     if state.stopped:

@@ -1,0 +1,1 @@
+"""The commands of `mtil`, each with its flags: `add_to` and `run`."""

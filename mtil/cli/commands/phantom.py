@@ -1,0 +1,61 @@
+"""`mtil phantom`."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtil.cli.flags import Commands, add_command
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
+
+
+def add_to(commands: Commands) -> None:
+    """Add `mtil phantom`."""
+    parser = add_command(commands, "phantom", run, "make synthetic images in the BUSI layout")
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument(
+        "--num-images", type=int, default=240, help="how many images, without near-copies (240)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="0 or more; the same seed gives the same bytes, whatever draws them (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-size", type=int, default=256,
+        help="typical side in pixels, 64 to 4096; heights are 75 to 100 %% of it, widths 85 to "
+        "125 %% (256)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-views", type=int, default=1,
+        help="each patient has 1 to so many images; patients.csv, which `mtil prepare --groups` "
+        "takes, says whose each is (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-duplicates", type=int, default=0,
+        help="near-copies to add, as many as images at most, listed in duplicates.csv (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-workers", type=int, help="processes that draw (one a CPU); they change no byte"
+    )
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
+    """Draw the images that the options describe."""
+    from mtil import phantom
+
+    phantom.write(
+        Path(options.out),
+        num_images=options.num_images,
+        seed=options.seed,
+        image_size=options.image_size,
+        num_duplicates=options.num_duplicates,
+        max_views=options.max_views,
+        workers=(os.cpu_count() or 1) if options.num_workers is None else options.num_workers,
+    )
+    made = {"num_images": options.num_images, "num_duplicates": options.num_duplicates}
+    copies = f" and {options.num_duplicates} near-copies" if options.num_duplicates else ""
+    views = f", 1 to {options.max_views} a patient," if options.max_views > 1 else ""
+    output.line(f"{options.num_images} phantoms{views}{copies} in {options.out}")
+    output.result({"out": options.out, **made, "seed": options.seed})

@@ -1,0 +1,50 @@
+"""`mtil predict`."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from mtil.cli.flags import Commands, add_command
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Bar, Output
+
+
+def add_to(commands: Commands) -> None:
+    """Add `mtil predict`."""
+    parser = add_command(commands, "predict", run, "outline and classify ordinary images")
+    parser.add_argument(
+        "model",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run, or one of its model files, rounds/*/fold-*/model-*.pt",
+    )
+    parser.add_argument("input", metavar="INPUT", help="an image, a folder or a bucket prefix")
+    parser.add_argument(
+        "out", metavar="OUT", help="folder or bucket prefix for masks, overlays and CSV"
+    )
+
+
+def run(options: argparse.Namespace, output: "Output") -> None:
+    """Predict the images that the options name."""
+    from mtil.prediction.images import predict
+
+    with output.progress() as bar:
+        summary = predict(
+            options.model, options.input, options.out, listen=lambda line: _show(line, bar, output)
+        )
+    files = summary["files"]
+    output.line(
+        f"{files['seen']} files: {files['predicted']} predicted, {files['masks']} masks left out, "
+        f"{files['ignored']} ignored, {files['skipped']} skipped."
+    )
+    output.line(
+        f"{summary['num_images']} images predicted, {summary['num_unreadable']} unreadable, "
+        f"{summary['seconds']:.1f} s; masks, overlays and predictions.csv in {options.out}"
+    )
+    output.result(summary)
+
+
+def _show(line: dict[str, Any], bar: "Bar", output: "Output") -> None:
+    if line["kind"] == "predicted":
+        bar.show("predicting", line["images"], line["of"])
+    else:
+        output.line(line["text"])
