@@ -41,6 +41,6 @@ if [ -z "${PIP_NO_COMPILE:-}" ]; then
 fi
 # What is broken shows here, and not when a training begins.
 "$venv/bin/python" -I -c \
-    'import mtil.distributed.worker, tune.search, ray.dashboard.dashboard, boto3, torch._dynamo'
+    'import mtil.distributed.training.worker, tune.search, ray.dashboard.dashboard, boto3, torch._dynamo'
 echo "$state" > "$venv/installed"
 echo "mtil is installed in $venv"

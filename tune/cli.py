@@ -2,9 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mtil.cli.answer import Parser, answer
+from mtil.cli.flags import Commands
 from mtil.process import supervisor
+
+if TYPE_CHECKING:
+    from mtil.cli.console import Output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,20 +31,23 @@ def _parser() -> Parser:
     return parser
 
 
-_Commands = argparse._SubParsersAction
+def _handle(options: argparse.Namespace, output: "Output") -> None:
+    from tune import commands
+
+    commands.run(options, output)
 
 
 def _command(
-    commands: "_Commands[Parser]", name: str, text: str, *, configurable: bool = False
+    commands: Commands, name: str, text: str, *, configurable: bool = False
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(module="tune.commands", configurable=configurable)
+    parser.set_defaults(handler=_handle, configurable=configurable)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--run", required=True, metavar="URI", help="where the search is")
     return parser
 
 
-def _run(commands: "_Commands[Parser]") -> None:
+def _run(commands: Commands) -> None:
     parser = _command(commands, "run", "search, or go on searching", configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument(
@@ -112,27 +120,27 @@ def _run(commands: "_Commands[Parser]") -> None:
     parser.epilog = "Any configuration key can follow, as with `mtil train`."
 
 
-def _status(commands: "_Commands[Parser]") -> None:
+def _status(commands: Commands) -> None:
     _command(commands, "status", "list the trials, and why some failed")
 
 
-def _show(commands: "_Commands[Parser]") -> None:
+def _show(commands: Commands) -> None:
     parser = _command(commands, "show", "show the best trials, and which keys have mattered")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="how many trials (5)")
 
 
-def _export(commands: "_Commands[Parser]") -> None:
+def _export(commands: Commands) -> None:
     parser = _command(commands, "export", "write the best trial's whole configuration")
     parser.add_argument("--to", required=True, metavar="FILE", help="a YAML file for --config")
     parser.add_argument("--trial", type=int, metavar="N", help="another trial than the best")
 
 
-def _report(commands: "_Commands[Parser]") -> None:
+def _report(commands: Commands) -> None:
     parser = _command(commands, "report", "write a page with the plots of the search")
     parser.add_argument("--to", metavar="FILE", help="RUN/report.html")
 
 
-def _confirm(commands: "_Commands[Parser]") -> None:
+def _confirm(commands: Commands) -> None:
     parser = _command(
         commands,
         "confirm",

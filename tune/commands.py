@@ -24,9 +24,8 @@ from tune.space import Value, as_text, overrides
 from tune.study import Told
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, output: Output) -> None:
     """Run the command that the options name."""
-    output = Output(as_json=options.json)
     {
         "run": _run,
         "status": _status,

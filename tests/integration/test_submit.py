@@ -162,7 +162,7 @@ def test_a_job_has_the_folder_and_the_named_variables_and_gives_its_exit_code(
 GAUGES = """
 import time
 import ray
-from mtil.distributed.gauges import COORDINATOR, TRAINING, Gauges
+from mtil.distributed.runtime.gauges import COORDINATOR, TRAINING, Gauges
 
 ray.init()
 training = Gauges(TRAINING, run="s3://bucket/run", round=1, fold=0, part=None)

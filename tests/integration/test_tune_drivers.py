@@ -39,7 +39,7 @@ def test_two_goals_find_the_front(tmp_path: Path) -> None:
 DRIVER = """
 import sys, time
 from pathlib import Path
-from mtil.distributed import cluster
+from mtil.distributed.runtime import cluster
 from tune import search as searches
 from tune.record import Search
 

@@ -50,7 +50,7 @@ def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[
 def test_help_needs_nothing_heavy() -> None:
     code = f"""
 import sys
-from mtil.cli import console, main
+from mtil.cli import main
 for words in (["--help"], *([name, "--help"] for name in {COMMANDS})):
     try:
         main(words)
@@ -69,7 +69,7 @@ _NETWORK = ("torch", "kornia", "scipy", "sklearn")
 @pytest.mark.parametrize(
     ("module", "others"),
     [
-        ("mtil.cli.status", ("ray", "pandas")),
+        ("mtil.cli.views.circles", ("ray", "pandas")),
         ("tune.commands", ("ray", "pandas")),
         ("mtil.distributed.circle.coordinator", ("ray.data", "ray.train", "pandas")),
         ("mtil.distributed.circle.actions", ("ray", "pandas")),
@@ -236,8 +236,8 @@ def test_what_cannot_be_trained_is_told_without_ray(
 
 
 def test_a_missing_module_of_ours_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mtil.cli.predict", None)
-    with pytest.raises(ModuleNotFoundError, match=r"mtil\.cli\.predict"):
+    monkeypatch.setitem(sys.modules, "mtil.prediction.images", None)
+    with pytest.raises(ModuleNotFoundError, match=r"mtil\.prediction\.images"):
         main(["predict", "m", "i", "o"])
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from mtil.cli.download import run
+from mtil.cli.commands.download import run
+from mtil.cli.console import Output
 from mtil.download import BY_HAND, OFFERS, File, Offer, download, find, unpack
 from mtil.errors import DataError, MtilError, NotFoundError, StorageError, UserError
 
@@ -588,8 +589,12 @@ Command = Callable[..., None]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `mtil download` with options; those not given are as the parser leaves them."""
-    unset = {"name": None, "out": None, "list": False, "accept_licence": False, "json": False}
-    return lambda **options: run(argparse.Namespace(**{**unset, **options}))
+    unset = {"name": None, "out": None, "list": False, "accept_licence": False}
+
+    def call(*, json: bool = False, **options: Any) -> None:
+        run(argparse.Namespace(**{**unset, **options}), Output(as_json=json))
+
+    return call
 
 
 @pytest.fixture

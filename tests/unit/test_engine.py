@@ -561,7 +561,7 @@ def test_a_training_loads_no_library_that_it_does_not_need() -> None:
     """Each of its processes would start seconds later."""
     code = """
 import sys
-import mtil.engine, mtil.metrics
+import mtil.training.engine, mtil.metrics
 assert not {"scipy", "sklearn", "pandas", "monai", "openpyxl"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -36,8 +36,8 @@ TRAINING_STEP = """
 import numpy as np
 import torch
 from mtil.config import from_dict
-from mtil.data.rows import Batch
-from mtil.engine import Engine
+from mtil.data.dataset.batches import Batch
+from mtil.training.engine import Engine
 
 torch.set_num_threads(1)
 config = from_dict(
@@ -70,9 +70,11 @@ def test_the_core_imports_and_trains_without_ray() -> None:
         if not module.name.startswith("mtil.distributed.")
     ]
     assert len(names) > 40
-    assert {"mtil.training.engine", "mtil.cli.train", "mtil.models.encoders.huggingface"} <= set(
-        names
-    )
+    assert {
+        "mtil.training.engine",
+        "mtil.cli.commands.train",
+        "mtil.models.encoders.huggingface",
+    } <= set(names)
     imports = f"import importlib\nfor name in {names}: importlib.import_module(name)\n"
     done = _without_ray(imports + TRAINING_STEP)
     assert (done.stderr, done.stdout) == ("", "True 2\ncompiler:\n")

@@ -551,7 +551,7 @@ def test_an_interrupted_write_leaves_nothing(
 SCRIPT = """
 import sys
 from pathlib import Path
-from mtil.data import phantom
+from mtil import phantom
 if __name__ == "__main__":
     phantom.write(Path(sys.argv[1]), num_images=10**6, seed=0, image_size=64, workers=2)
 """

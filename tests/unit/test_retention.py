@@ -13,7 +13,7 @@ from mtil.circle.inputs import chains, map_source, prior_maps
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import Failed, Started
 from mtil.cli import main
-from mtil.cli.retention import size
+from mtil.cli.commands.retention import size
 from mtil.config import Config
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest

@@ -12,7 +12,7 @@ from mtil.process import scratch
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mtil import scratch
+from mtil.process import scratch
 with scratch.folder(Path(sys.argv[1])) as path:
     (path / "file").touch()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,8 +14,10 @@ import pytest
 from mtil.circle import heartbeat
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import Done, Failed, Started
-from mtil.cli import circle, main, status
+from mtil.cli import main
+from mtil.cli.commands import circle
 from mtil.cli.console import Output
+from mtil.cli.views import circles
 from mtil.config import Config, to_dict
 from mtil.distributed.circle import driver as distributed
 from mtil.distributed.runtime import cluster
@@ -49,7 +51,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
                 something()
             waits.append(seconds)
 
-        monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(circles, "time", SimpleNamespace(sleep=sleep))
 
     return do
 
@@ -380,7 +382,7 @@ def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
 
     monkeypatch.setattr(Ledger, "refresh", moody)
     sleep = SimpleNamespace(sleep=lambda seconds: happens.pop(0)())
-    monkeypatch.setattr(status, "time", sleep)
+    monkeypatch.setattr(circles, "time", sleep)
     code, values, seen = told("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, "stopped")
     assert seen.count("epoch 1 of 4") == 1

@@ -171,5 +171,4 @@ def refused_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(inspection, "inspect", refuse)
-    monkeypatch.setattr("mtil.cli.inspection.inspect", refuse)
     return lambda: main(["inspect", "nowhere"])

@@ -17,7 +17,7 @@ TOLD = f"mtil: {supervisor.SENTENCE}\n"
 
 BEGIN = """
 import os, signal, subprocess, sys, time
-from mtil import interrupts, supervisor
+from mtil.process import interrupts, supervisor
 {settings}
 supervisor.watch("mtil")
 def ready():

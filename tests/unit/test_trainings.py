@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mtil.cli import main, trainings
+from mtil.cli import main
+from mtil.cli.views import trainings
 from mtil.config import Config
 from mtil.run.checkpoint import Model
 from mtil.run.folder import Run
