@@ -272,7 +272,10 @@ def _has_cpus(file: Path, operate: Operate, count: int) -> "subprocess.Completed
         said[:] = [operate("status", file)]
         return f"/{count}.0 CPU" in said[0].stdout
 
-    until(is_so)
+    try:
+        until(is_so)
+    except AssertionError as error:
+        raise AssertionError(f"{count} CPUs did not come: {said[0].stdout}") from error
     return said[0]
 
 
