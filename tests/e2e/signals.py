@@ -116,13 +116,13 @@ def marked(mark: str) -> list[str]:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """Return the digest of each file below a folder, without the times in JSON."""
+    """Return the digest of each file below a folder, without its name and times in JSON."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             data = path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
-                data = _TIMES.sub(b"", data)
+                data = _TIMES.sub(b"", data).replace(str(folder).encode(), b"")
             elif path.name == "predictions.csv":
                 with path.open(newline="") as file:
                     rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
