@@ -26,6 +26,7 @@ import torch
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
 from mtil.config import Config, from_dict
+from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.training.engine import Engine
@@ -134,7 +135,7 @@ def through_ray(
     trainer.train(data_uri, run_uri, config, [0], listen)
     stop = time.time()
     run = Run.open(run_uri)
-    lines = run.store.read(f"{run.folder(Train(0, 0))}/history.jsonl").splitlines()
+    lines = run.store.read(names.history(Train(0, 0))).splitlines()
     first, *history = [json.loads(line) for line in lines]
     return {
         "images_per_second": spread([epoch["images_per_second"] for epoch in history]),

@@ -32,6 +32,7 @@ from mtil.data.dataset.selection import select
 from mtil.data.dataset.shards import read
 from mtil.models import TwoTaskNetwork
 from mtil.models.network import Output
+from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
@@ -194,7 +195,7 @@ def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     with cluster.connected():
         trainer.train(DATA, run_uri, config, [0], lambda line: None)
     run = Run.open(run_uri)
-    lines = run.store.read(f"{run.folder(Train(0, 0))}/history.jsonl").splitlines()
+    lines = run.store.read(names.history(Train(0, 0))).splitlines()
     return [json.loads(line) for line in lines]
 
 

@@ -16,6 +16,7 @@ from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.documents import Document, shown
 from mtil.errors import ConfigError, DataError, NotFoundError
+from mtil.run import names
 from mtil.storage import Store, open_store, split_uri
 from tune import study as studies
 from tune.comparison import SHOWN
@@ -241,8 +242,8 @@ def _status(options: argparse.Namespace, output: Output) -> None:
 
 
 def _plain(trial: Told) -> dict[str, Any]:
-    names = ("number", "state", "values", "cause", "stopped_after", "figures", "seconds")
-    return {name: getattr(trial, name) for name in names} | {"overrides": trial.point}
+    shown = ("number", "state", "values", "cause", "stopped_after", "figures", "seconds")
+    return {name: getattr(trial, name) for name in shown} | {"overrides": trial.point}
 
 
 def _numbers(trial: Told, goals: int) -> list[str]:
@@ -252,8 +253,8 @@ def _numbers(trial: Told, goals: int) -> list[str]:
 def _epochs(search: Search, trial: Told) -> int:
     """Return how many epochs a trial's trainings have had."""
     store = open_store(search.trial_uri(trial.number))
-    names = [name for name in store.names("rounds") if name.endswith("/history.jsonl")]
-    return sum(len(store.read(name).splitlines()) for name in names)
+    histories = [name for name in store.names(names.TRAININGS) if names.is_history(name)]
+    return sum(len(store.read(name).splitlines()) for name in histories)
 
 
 def _show(options: argparse.Namespace, output: Output) -> None:

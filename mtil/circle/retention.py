@@ -17,26 +17,20 @@ from pathlib import PurePosixPath
 from mtil.circle import heartbeat, ledger
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import State, is_over
+from mtil.data.dataset import manifest as manifests
 from mtil.errors import DataError, NotFoundError
+from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train, WriteMaps, actions, reads_maps_of
 from mtil.storage import PARTIAL_NAME, Store
 
-_TRAINING = r"rounds/(\d{1,9})/fold-(\d{1,9})(?:/part-(\d{1,9}))?"
-_MODEL = r"model-[0-9a-f]{12}\.pt"
-_CHECKPOINT = r"checkpoints/(?:latest\.json|epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt)"
-_OF_TRAINING = re.compile(rf"{_TRAINING}/({_MODEL}|{_CHECKPOINT}|step\.json)")
-_MAPS = r"maps/\d{1,9}/fold-\d{1,9}(?:/part-\d{1,9})?"
-_MAP = re.compile(rf"({_MAPS})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
 _PROBE = re.compile(rf"{ledger.PROBE_FOLDER}/[0-9a-f]{{16}}")
-_FOLDERS = (
-    rf"{ledger.FOLDER}|{ledger.PROBE_FOLDER}|{_MAPS}|{_TRAINING}(?:/checkpoints)?"
-    r"|rounds/\d{1,9}(?:/holdout)?"
+_PARTIAL = re.compile(
+    rf"(?:(?:{ledger.FOLDER}|{ledger.PROBE_FOLDER}|{names.FOLDERS})/)?{PARTIAL_NAME}"
 )
-"""The folders that a run writes files to."""
-_PARTIAL = re.compile(rf"(?:(?:{_FOLDERS})/)?{PARTIAL_NAME}")
-_LOOKED_AT = ("rounds", "maps", ledger.FOLDER, ledger.PROBE_FOLDER)
-_WHOLES = ("run.json", "dataset.json")
+"""A write that was interrupted, in the folders that a run writes files to."""
+_LOOKED_AT = (names.TRAININGS, names.MAPS, ledger.FOLDER, ledger.PROBE_FOLDER)
+_WHOLES = (names.RUN, manifests.FILE_NAME)
 """A folder below the run's with one of these is another run or a data set."""
 _NUM_DELETERS = 16
 
@@ -106,10 +100,10 @@ def find(run: Run) -> Finding:
             Superseded(
                 why=why,
                 folder=folder,
-                files=tuple(sorted(names)),
-                bytes=sum(sizes[name] for name in names),
+                files=tuple(sorted(files)),
+                bytes=sum(sizes[name] for name in files),
             )
-            for (folder, why), names in sorted(found.items())
+            for (folder, why), files in sorted(found.items())
         ),
         number=0 if state is None else state.number,
         left=tuple(left),
@@ -127,9 +121,9 @@ def delete(run: Run, found: Finding) -> None:
         raise DataError(
             f"A run must be at rest to be tidied, but {run.uri} has gone on; try again later."
         )
-    names = [name for one in found.superseded for name in one.files]
+    files = [name for one in found.superseded for name in one.files]
     with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
-        list(deleters.map(run.store.delete, names))
+        list(deleters.map(run.store.delete, files))
 
 
 def _is_settled(state: State) -> bool:
@@ -154,25 +148,23 @@ def _own(sizes: Mapping[str, int]) -> Mapping[str, int]:
 
 
 def _of_trainings(
-    run: Run, state: State | None, names: Iterable[str], left: list[str]
+    run: Run, state: State | None, files: Iterable[str], left: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Yield what trainings do not need, and why; note in `left` whose models are in doubt."""
-    files: dict[Train, dict[str, str]] = {}
-    for name in names:
-        match = _OF_TRAINING.fullmatch(name)
-        if match:
-            part = None if match[3] is None else int(match[3])
-            of = Train(int(match[1]), int(match[2]), part)
-            files.setdefault(of, {})[name] = match[4]
-    for of, kinds in files.items():
+    by_training: dict[Train, list[str]] = {}
+    for name in files:
+        of = names.training_of(name)
+        if of is not None and names.is_deletable(name):
+            by_training.setdefault(of, []).append(name)
+    for of, own in by_training.items():
         result = run.result(of)
         if result is None and (state is None or not _is_settled(state)):
             continue
         named = _named_models(run, state, of)
         superseded = {
             name: "unnamed model" if is_model else "ended training"
-            for name, kind in kinds.items()
-            for is_model in [re.fullmatch(_MODEL, kind) is not None]
+            for name in own
+            for is_model in [names.is_model(name)]
             if (name not in named if is_model else result is not None)
         }
         if not superseded:
@@ -194,11 +186,7 @@ def _named_models(run: Run, state: State | None, of: Train) -> dict[str, str]:
     result = run.result(of)
     if result is not None:
         found.append(result.model_sha256)
-    return {
-        f"{run.folder(of)}/model-{sha256[:12]}.pt": sha256
-        for sha256 in found
-        if isinstance(sha256, str)
-    }
+    return {names.model(of, sha256): sha256 for sha256 in found if isinstance(sha256, str)}
 
 
 def _is_there(store: Store, name: str, sha256: str) -> bool:
@@ -212,16 +200,11 @@ def _is_there(store: Store, name: str, sha256: str) -> bool:
     return found.hexdigest() == sha256
 
 
-def _read_maps(run: Run, state: State, names: Iterable[str]) -> Mapping[str, str]:
+def _read_maps(run: Run, state: State, files: Iterable[str]) -> Mapping[str, str]:
     """Return the map shards that every action which reads them has read."""
     unread: dict[WriteMaps, bool] = {}
     for action in actions(state.plan):
         for writer in reads_maps_of(state.plan, action):
             unread[writer] = unread.get(writer, False) or action not in state.done
     folders = {run.map_folder(writer) for writer, is_unread in unread.items() if not is_unread}
-    return {
-        name: "maps that were read"
-        for name in names
-        for match in [_MAP.fullmatch(name)]
-        if match and match[1] in folders
-    }
+    return {name: "maps that were read" for name in files if names.map_folder_of(name) in folders}

@@ -42,8 +42,8 @@ from mtil.prediction.predictor import (
     in_passes,
     predictors,
 )
+from mtil.run import names
 from mtil.run.checkpoint import MAX_BYTES, Model, model_from_bytes
-from mtil.run.folder import FILE_NAME as RUN_FILE
 from mtil.run.folder import Run
 from mtil.storage import LocalStore, Store, open_store
 
@@ -273,9 +273,9 @@ def load_chains(source: str) -> list[list[Model]]:
         model = model_from_bytes(folder.read(name, max_bytes=MAX_BYTES), source)
         return [[model] * model.num_passes]
     store = open_store(source)
-    if not store.exists(RUN_FILE):
+    if not store.exists(names.RUN):
         raise DataError(
-            f"A model must be a run (a folder with {RUN_FILE}) or a model file, but {source} is "
+            f"A model must be a run (a folder with {names.RUN}) or a model file, but {source} is "
             "neither; `mtil train --run` makes a run."
         )
     run = Run.open(source)

@@ -25,15 +25,13 @@ from mtil.config import digest as config_digest
 from mtil.documents import Document, Sha256, shortened, shown
 from mtil.errors import CheckpointError, ConfigError, NotFoundError, TooLargeError
 from mtil.models import TwoTaskNetwork
+from mtil.run import names
 from mtil.storage import PARTIAL_NAME, Store
 
 _MODEL_KIND = "mtil model"
-_LATEST = "latest.json"
 MAX_BYTES = 2**34
 """Of a checkpoint or a model file, which is held in memory: a thousand times the usual size."""
 _MAX_CONFIG_VALUES = 1000
-_FILE = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
-"""What a checkpoint is called."""
 
 _UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
@@ -250,13 +248,13 @@ class TrainingCheckpoints:
         """Write the state after an epoch, commit it, and delete its predecessor."""
         data = _to_bytes(state)
         sha256 = hashlib.sha256(data).hexdigest()
-        name = f"epoch-{epoch:04d}-{sha256[:12]}.pt"
+        name = names.checkpoint(epoch, sha256)
         previous = self._pointer()
         self._store.write(f"{self._folder}/{name}", data)
         pointer = {"file": name, "epoch": epoch, "sha256": sha256}
-        self._store.write(f"{self._folder}/{_LATEST}", json.dumps(pointer).encode())
+        self._store.write(f"{self._folder}/{names.LATEST}", json.dumps(pointer).encode())
         older = str(previous.get("file")) if previous else name
-        if older != name and _FILE.fullmatch(older):
+        if older != name and names.CHECKPOINT.fullmatch(older):
             self._store.delete(f"{self._folder}/{older}")
 
     def load(self) -> dict[str, Any] | None:
@@ -282,11 +280,11 @@ class TrainingCheckpoints:
 
     def clear(self) -> None:
         """Delete every checkpoint, the pointer first, and nothing else that lies in the folder."""
-        self._store.clear(self._folder, re.compile(re.escape(_LATEST)))
-        self._store.clear(self._folder, re.compile(rf"{_FILE.pattern}|{PARTIAL_NAME}"))
+        self._store.clear(self._folder, re.compile(re.escape(names.LATEST)))
+        self._store.clear(self._folder, re.compile(rf"{names.CHECKPOINT.pattern}|{PARTIAL_NAME}"))
 
     def _pointer(self) -> dict[str, Any] | None:
-        name = f"{self._folder}/{_LATEST}"
+        name = f"{self._folder}/{names.LATEST}"
         document = Document(
             f"{self._store.uri}/{name}",
             "delete its folder to train again from the start",

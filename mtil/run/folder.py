@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -24,20 +23,14 @@ from mtil.config import (
 )
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.shards import HOLDOUT
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
+from mtil.run import names
 from mtil.run.plan import Plan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
 if TYPE_CHECKING:  # torch takes two seconds, and `mtil status` does not need it
     from mtil.run.checkpoint import Model, TrainingCheckpoints
-
-FILE_NAME = "run.json"
-_HISTORY = "history.jsonl"
-_STEP = "step.json"
-_RESULT = "result.json"
-_RESULT_NAME = re.compile(rf"rounds/(\d+)/fold-(\d+)/{re.escape(_RESULT)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -117,7 +110,7 @@ class Run:
             "fingerprint": fingerprint,
         }
         store = open_store(uri)
-        if store.create(FILE_NAME, (json.dumps(values, indent=1) + "\n").encode()):
+        if store.create(names.RUN, (json.dumps(values, indent=1) + "\n").encode()):
             return cls(store, values)
         run = cls.open(uri)
         if run.fingerprint != fingerprint:
@@ -143,12 +136,12 @@ class Run:
             DataError: if there is none.
         """
         store = open_store(uri)
-        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another --run")
+        document = Document(f"{store.uri}/{names.RUN}", "restore it, or name another --run")
         try:
-            values = document.object(document.read(store, FILE_NAME))
+            values = document.object(document.read(store, names.RUN))
         except NotFoundError:
             raise DataError(
-                f"A run must have a {FILE_NAME}, but {store.uri} has none; "
+                f"A run must have a {names.RUN}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
         asked = document.validate(_ASKED, values)
@@ -188,37 +181,34 @@ class Run:
 
     def folder(self, of: Train) -> str:
         """Return the folder of a training."""
-        inner = "" if of.part is None else f"/part-{of.part}"
-        return f"rounds/{of.round}/fold-{of.fold}{inner}"
+        return names.training(of)
 
     def predictions_name(self, number: int, fold: int) -> str:
         """Return the name of what a round's models say of a fold's test rows, or of the holdout."""
-        folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
-        return f"rounds/{number}/{folder}/predictions.parquet"
+        return names.predictions(number, fold)
 
     def evaluation_name(self, number: int) -> str:
         """Return the name of the figures of a round's folds together."""
-        return f"rounds/{number}/evaluation.json"
+        return names.evaluation(number)
 
     def map_folder(self, of: WriteMaps) -> str:
         """Return the folder of the maps that an action writes."""
-        inner = "" if of.part is None else f"/part-{of.part}"
-        return f"maps/{of.round}/fold-{of.fold}{inner}"
+        return names.maps(of)
 
     def checkpoints(self, of: Train) -> "TrainingCheckpoints":
         """Return the checkpoints of a training."""
         from mtil.run.checkpoint import TrainingCheckpoints
 
-        return TrainingCheckpoints(self.store, f"{self.folder(of)}/checkpoints")
+        return TrainingCheckpoints(self.store, names.checkpoints(of))
 
     def write_history(self, of: Train, records: Sequence[Mapping[str, Any]]) -> None:
         """Write a training's history, one record an epoch."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        self.store.write(f"{self.folder(of)}/{_HISTORY}", text.encode())
+        self.store.write(names.history(of), text.encode())
 
     def history(self, of: Train) -> list[dict[str, Any]]:
         """Return the records of the epochs that a training has had."""
-        name = f"{self.folder(of)}/{_HISTORY}"
+        name = names.history(of)
         document = Document(
             f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
         )
@@ -230,14 +220,14 @@ class Run:
 
     def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
         """Write how far into an epoch a training is, and on which machines."""
-        self.store.write(f"{self.folder(of)}/{_STEP}", json.dumps(step).encode())
+        self.store.write(names.step(of), json.dumps(step).encode())
 
     def step(self, of: Train) -> dict[str, Any] | None:
         """Return how far into an epoch a training is: `epoch`, `step`, `steps` and `hosts`.
 
         None if it has not said so. A damaged file, which is only for people, says nothing.
         """
-        name = f"{self.folder(of)}/{_STEP}"
+        name = names.step(of)
         document = Document(f"{self.uri}/{name}", "delete it")
         try:
             values = document.object(document.read(self.store, name))
@@ -264,10 +254,9 @@ class Run:
             config_digest=digest(self.config),
             **figures,
         )
-        folder = self.folder(of)
         self.store.write(self.model_name(of, result), data)
         text = (json.dumps(asdict(result)) + "\n").encode()
-        if not self.store.create(f"{folder}/{_RESULT}", text):
+        if not self.store.create(names.result(of), text):
             first = self.result(of)
             assert first is not None
             theirs, ours = (self.model_name(of, one) for one in (first, result))
@@ -275,12 +264,12 @@ class Run:
                 self.store.delete(ours)
             result = first
         self.checkpoints(of).clear()
-        self.store.delete(f"{folder}/{_STEP}")
+        self.store.delete(names.step(of))
         return result
 
     def model_name(self, of: Train, result: FoldResult) -> str:
         """Return the name of a training's model file: after its bytes, so that none replaces it."""
-        return f"{self.folder(of)}/model-{result.model_sha256[:12]}.pt"
+        return names.model(of, result.model_sha256)
 
     def result(self, of: Train) -> FoldResult | None:
         """Return a training's committed result, if it has ended.
@@ -288,7 +277,7 @@ class Run:
         Raises:
             DataError: if the file holds something else.
         """
-        name = f"{self.folder(of)}/{_RESULT}"
+        name = names.result(of)
         document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
         try:
             values = document.object(document.read(self.store, name))
@@ -302,10 +291,10 @@ class Run:
     def trained(self) -> dict[int, list[int]]:
         """Return the folds whose main model is trained, by round; both ascending."""
         found: dict[int, list[int]] = {}
-        for name in self.store.names("rounds"):
-            match = _RESULT_NAME.fullmatch(name)
-            if match:
-                found.setdefault(int(match[1]), []).append(int(match[2]))
+        for name in self.store.names(names.TRAININGS):
+            of = names.training_of(name)
+            if of is not None and of.part is None and names.is_result(name):
+                found.setdefault(of.round, []).append(of.fold)
         return {number: sorted(folds) for number, folds in sorted(found.items())}
 
     def last_round(self) -> int:
@@ -355,7 +344,7 @@ class Run:
             data = b""
         if hashlib.sha256(data).hexdigest() != result.model_sha256:
             raise OtherModelError(
-                f"{self.uri}/{name} is not the file that {_RESULT} beside it names; "
+                f"{self.uri}/{name} is not the file that {names.RESULT} beside it names; "
                 "delete both to train again."
             )
         return name, data
@@ -368,7 +357,7 @@ def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | 
         ConfigError: if the run has another configuration.
         DataError: if it was trained on another data set, or its file is damaged.
     """
-    if not open_store(uri).exists(FILE_NAME):
+    if not open_store(uri).exists(names.RUN):
         return None
     return Run.create(uri, config, data_uri, fingerprint)
 
@@ -389,7 +378,7 @@ def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manif
     """
     if version is not None:
         return manifests.load_version(data, version)
-    if not open_store(run_uri).exists(FILE_NAME):
+    if not open_store(run_uri).exists(names.RUN):
         return manifests.load(data)
     return manifests.find(data, Run.open(run_uri).fingerprint) or manifests.load(data)
 

@@ -1,14 +1,12 @@
 """How far the trainings of a run without a ledger are, by their files. No Ray, no torch."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mtil.run import names
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
-
-_NAME = re.compile(r"rounds/(\d{1,9})/fold-(\d{1,9})(?:/part-(\d{1,9}))?/[^/]+(?:/[^/]+)?")
 
 Stage = Literal["done", "training"]
 
@@ -64,9 +62,9 @@ class Watcher:
 def begun(run: Run) -> list[Train]:
     """Return the trainings that have files, in order."""
     found = {
-        Train(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
-        for name in run.store.names("rounds")
-        if (match := _NAME.fullmatch(name)) and not name.endswith("/predictions.parquet")
+        of
+        for name in run.store.names(names.TRAININGS)
+        if (of := names.training_of(name)) is not None
     }
     return sorted(found, key=lambda of: (of.round, of.fold, -1 if of.part is None else of.part))
 

@@ -13,8 +13,9 @@ from mtil.config import Config, digest, from_dict, to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import ConfigError, DataError, OtherModelError, StorageError, UserError
+from mtil.run import names
 from mtil.run.checkpoint import Model, TrainingCheckpoints, model_to_bytes
-from mtil.run.folder import FILE_NAME, News, Run
+from mtil.run.folder import News, Run
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
 
@@ -54,10 +55,10 @@ def test_a_run_says_what_it_was_asked_to_do(run: Run, uri: str, config: Config) 
 
 
 def test_the_same_again_takes_the_run_up(run: Run, uri: str, config: Config) -> None:
-    before = (Path(uri) / FILE_NAME).read_bytes()
+    before = (Path(uri) / names.RUN).read_bytes()
     again = Run.create(uri, from_dict(to_dict(config)), "s3://bucket/data", FINGERPRINT)
     assert again.config == run.config
-    assert (Path(uri) / FILE_NAME).read_bytes() == before
+    assert (Path(uri) / names.RUN).read_bytes() == before
     moved = Run.create(uri, config, "/elsewhere/data", FINGERPRINT)  # the same data, copied
     assert moved.fingerprint == FINGERPRINT
 
@@ -104,7 +105,7 @@ def test_where_there_is_no_run_it_says_so(uri: str) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"', '{"config": {}}', '{"config": 3}'])
 def test_a_file_that_is_no_run_is_one_sentence(uri: str, text: str) -> None:
-    LocalStore(uri).write(FILE_NAME, text.encode())
+    LocalStore(uri).write(names.RUN, text.encode())
     with pytest.raises(UserError, match=r"run\.json") as caught:
         Run.open(uri)
     assert "\n" not in str(caught.value)
@@ -174,9 +175,9 @@ def test_a_run_without_a_trained_fold_has_no_last_round(run: Run) -> None:
 def test_the_first_result_of_a_training_counts(run: Run, make_model: MakeModel) -> None:
     of = Train(0, 0)
     first = run.commit(of, make_model(seed=0), **FIGURES)
-    names = run.store.names()
+    before = run.store.names()
     assert run.commit(of, make_model(seed=1), **FIGURES) == first == run.result(of)
-    assert run.store.names() == names
+    assert run.store.names() == before
     assert run.commit(of, make_model(seed=0), **FIGURES) == first
     assert run.model(of).digest == first.model_sha256
 

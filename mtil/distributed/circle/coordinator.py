@@ -36,6 +36,7 @@ from mtil.errors import (
     StorageError,
 )
 from mtil.process.logs import to_stderr
+from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Train, WriteMaps
 
@@ -301,7 +302,7 @@ class Session:
     def _reached(self, action: Action) -> tuple[str, ...]:
         """Return what an action has committed of its own on its way."""
         if isinstance(action, Train):
-            folder = f"{self._run.folder(action)}/checkpoints"
+            folder = names.checkpoints(action)
         elif isinstance(action, WriteMaps):
             folder = self._run.map_folder(action)
         else:
