@@ -34,6 +34,7 @@ from typing import Any
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil import presets
+from mtil.circle.begin import request_circle
 from mtil.circle.ledger import FOLDER, Ledger
 from mtil.circle.state import Done, Event, Started, State, is_over, next_actions, replay
 from mtil.config import CircleConfig, digest, with_overrides
@@ -62,7 +63,7 @@ def rounds(data_uri: str, run_uri: str, num_epochs: int) -> dict[str, Any]:
     preset = presets.cpu()
     few = {"train.num_epochs": str(num_epochs), "circle.num_rounds": "2"}
     with cluster.connected():
-        run = driver.begin(data_uri, run_uri, with_overrides(preset, few), [0])
+        run = driver.begin(request_circle(data_uri, run_uri, with_overrides(preset, few), [0]))
         state = driver.follow(run, lambda line: None)
     assert not state.failures
     times = spans(run.store)

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
+from mtil.circle.begin import request_trainings
 from mtil.config import Config, from_dict
 from mtil.run import names
 from mtil.run.folder import Run
@@ -132,7 +133,7 @@ def through_ray(
             moments.append(time.time())
 
     start = time.time()
-    trainer.train(data_uri, run_uri, config, [0], listen)
+    trainer.train(request_trainings(data_uri, run_uri, config, [0]), listen)
     stop = time.time()
     run = Run.open(run_uri)
     lines = run.store.read(names.history(Train(0, 0))).splitlines()

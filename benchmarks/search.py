@@ -29,6 +29,7 @@ from benchmarks.common import images, prepared, show
 from benchmarks.known import best_of, front_share, known, make_search
 from benchmarks.stopping import replaying, stopping
 from mtil import presets
+from mtil.circle.begin import request_trainings
 from mtil.config import Config, from_dict, to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.storage import open_store
@@ -126,7 +127,7 @@ def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, 
 
     start = time.monotonic()
     whole = Budget(num_epochs=num_epochs).applied(config)
-    (result,) = trainer.train(data, uri, whole, [0], lambda line: None)
+    (result,) = trainer.train(request_trainings(data, uri, whole, [0]), lambda line: None)
     return result.seconds, time.monotonic() - start
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
+from mtil.circle.begin import request_trainings
 from mtil.config import Config, from_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.batches import Batch, Plan, Rows, cut
@@ -193,7 +194,7 @@ def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     from mtil.distributed.training import trainer
 
     with cluster.connected():
-        trainer.train(DATA, run_uri, config, [0], lambda line: None)
+        trainer.train(request_trainings(DATA, run_uri, config, [0]), lambda line: None)
     run = Run.open(run_uri)
     lines = run.store.read(names.history(Train(0, 0))).splitlines()
     return [json.loads(line) for line in lines]

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from mtil.circle.begin import request_circle, request_trainings
 from mtil.config import Config, digest, from_dict
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed.circle import driver
@@ -97,14 +98,17 @@ def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> 
     if HOLDOUT in folds:  # all models of a run judge it, so that it must have those of the search
         folder, trained = f"{folder}-holdout", search.budget.folds
     uri = f"{search.uri}/confirm/{folder}"
-    run = Run.create(uri, config, search.asked.data, search.asked.fingerprint)
+    data = search.asked.data
+    run = Run.create(uri, config, data, search.asked.fingerprint)
     number = config.circle.num_rounds - 1 if search.budget.circle else 0
     if search.budget.circle:
-        state = driver.follow(driver.begin(search.asked.data, uri, config, trained), lambda _: None)
+        state = driver.follow(
+            driver.begin(request_circle(data, uri, config, trained)), lambda _: None
+        )
         if state.failed_folds:
             raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
     else:
-        trainer.train(search.asked.data, uri, config, trained, lambda _: None)
+        trainer.train(request_trainings(data, uri, config, trained), lambda _: None)
     names = [run.predictions_name(number, fold) for fold in folds]
     if not all(run.store.exists(one) for one in names):
         scoring.predict_folds(

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from mtil.circle import heartbeat
+from mtil.circle.begin import request_circle
 from mtil.circle.inputs import map_source, training_rows
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import Failed, Started, State, is_over, progress
@@ -63,7 +64,7 @@ def _ignore(line: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def state(dataset: str, bucket: str) -> State:
-    run = driver.begin(dataset, f"{bucket}/{ODD}", _config(), FOLDS)
+    run = driver.begin(request_circle(dataset, f"{bucket}/{ODD}", _config(), FOLDS))
     return driver.follow(run, _ignore)
 
 
@@ -88,16 +89,16 @@ def test_a_circle_ends_with_every_round_of_every_fold(state: State, run: Run) ->
 def test_its_ledger_is_one_chain_that_an_ended_run_does_not_extend(
     state: State, run: Run, dataset: str
 ) -> None:
-    again = driver.begin(dataset, run.uri, _config(), FOLDS)
+    again = driver.begin(request_circle(dataset, run.uri, _config(), FOLDS))
     assert driver.follow(again, _ignore).number == state.number
     assert Ledger.open(run.store).state == state
 
 
 def test_another_plan_is_refused(run: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match=r"must keep its configuration, but .*num_rounds"):
-        driver.begin(dataset, run.uri, _config(num_rounds=3), FOLDS)
+        driver.begin(request_circle(dataset, run.uri, _config(num_rounds=3), FOLDS))
     with pytest.raises(ConfigError, match=r"must keep its folds, but .* began with \[0, 1\]"):
-        driver.begin(dataset, run.uri, _config(), (0,))
+        driver.begin(request_circle(dataset, run.uri, _config(), (0,)))
 
 
 def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
@@ -105,7 +106,7 @@ def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
 ) -> None:
     config = _config(maps="cross_fit", num_parts=50)
     with pytest.raises(DataError, match=r"can be divided into at most \d+ parts"):
-        driver.begin(dataset, f"{bucket}/too-many", config, FOLDS)
+        driver.begin(request_circle(dataset, f"{bucket}/too-many", config, FOLDS))
     assert open_store(f"{bucket}/too-many").names("ledger") == []
 
 
@@ -229,7 +230,7 @@ def _brief(**values: Any) -> Config:
 def chain(dataset: str, bucket: str) -> Run:
     """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
-    run = driver.begin(dataset, f"{bucket}/circle-chain", config, FOLDS)
+    run = driver.begin(request_circle(dataset, f"{bucket}/circle-chain", config, FOLDS))
     _end_by_a_mistake(run)
     _fail(run, Train(0, 1))
 
@@ -245,7 +246,7 @@ def chain(dataset: str, bucket: str) -> Run:
     assert state.stopped
     assert not is_over(state)
     assert heartbeat.read(run.store) is None
-    again = driver.begin(dataset, run.uri, config, FOLDS)
+    again = driver.begin(request_circle(dataset, run.uri, config, FOLDS))
     assert is_over(driver.follow(again, _ignore))
     return run
 
@@ -320,7 +321,9 @@ def _ids(rows: pa.Table, selection: Selection) -> set[str]:
 def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
     dataset: str, bucket: str
 ) -> None:
-    run = driver.begin(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
+    run = driver.begin(
+        request_circle(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
+    )
     state = driver.follow(run, _ignore)
     assert set(state.done) == set(actions(run.plan([0])))
     assert run.store.names("maps") == []
@@ -331,7 +334,7 @@ def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
 
 def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str) -> None:
     """As after Ctrl-C: of a detached run that ends, or is stopped, no actor is left."""
-    run = driver.begin(dataset, f"{bucket}/circle-left", _config(), (0,))
+    run = driver.begin(request_circle(dataset, f"{bucket}/circle-left", _config(), (0,)))
     Ledger.open(run.store).stop()
     coordinator.start(run, grace_s=1.0)
     until(lambda: coordinator.find(run) is None)
@@ -349,7 +352,7 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     dataset: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coordinator, "Coordinator", _Broken)
-    run = driver.begin(dataset, f"{bucket}/circle-broken", _config(), (0,))
+    run = driver.begin(request_circle(dataset, f"{bucket}/circle-broken", _config(), (0,)))
     before = Ledger.open(run.store).state
     told: dict[str, list[str]] = {"first": [], "second": []}
     ended: dict[str, str] = {}

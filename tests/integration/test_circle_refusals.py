@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mtil.circle.begin import request_circle
 from mtil.circle.ledger import Ledger
 from mtil.circle.state import Started
 from mtil.cli import main
@@ -65,7 +66,7 @@ def begun(dataset: str, tmp_path: Path) -> LocalStore:
     """The store of a run of fold 0 that a coordinator has taken over and died on."""
     store = LocalStore(str(tmp_path / "run"))
     names = {key.removeprefix("--"): value for key, value in OVERRIDES.items()}
-    driver.begin(dataset, store.uri, with_overrides(demo(), names), (0,))
+    driver.begin(request_circle(dataset, store.uri, with_overrides(demo(), names), (0,)))
     ledger = Ledger.open(store)
     ledger.boot()
     ledger.append(Started(action=Train(0, 0), attempt=1))

@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 
+from mtil.circle.begin import request_trainings
 from mtil.config import Config, from_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.selection import select, total
@@ -51,7 +52,7 @@ def _ignore(line: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, bucket: str) -> Run:
     uri = f"{bucket}/läufe/проба 乳腺 #1 100% '{'l' * 200}'"
-    trainer.train(dataset, uri, _config(), [0], _ignore)
+    trainer.train(request_trainings(dataset, uri, _config(), [0]), _ignore)
     return Run.open(uri)
 
 
@@ -80,14 +81,18 @@ def test_no_actor_is_started_for_nothing(undisturbed: Run) -> None:
 def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) -> None:
     before = undisturbed.result(Train(0, 0))
     lines: list[dict[str, Any]] = []
-    (after,) = trainer.train(dataset, undisturbed.uri, _config(), [0], lines.append)
+    (after,) = trainer.train(
+        request_trainings(dataset, undisturbed.uri, _config(), [0]), lines.append
+    )
     assert after == before
     assert lines == []
 
 
 def test_another_configuration_needs_another_run(undisturbed: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match="num_epochs"):
-        trainer.train(dataset, undisturbed.uri, _config(num_epochs=4), [0], _ignore)
+        trainer.train(
+            request_trainings(dataset, undisturbed.uri, _config(num_epochs=4), [0]), _ignore
+        )
 
 
 def test_a_killed_worker_costs_nothing_but_time(
@@ -168,7 +173,7 @@ def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
     store.write("rounds/0/fold-0/checkpoints/latest.json", b"not JSON")
     before = _num_workers()
     with pytest.raises(CheckpointError, match=r"latest\.json"):
-        trainer.train(dataset, uri, _config(max_failures=3), [0], _ignore)
+        trainer.train(request_trainings(dataset, uri, _config(max_failures=3), [0]), _ignore)
     assert _num_workers() == before + 2
 
 
@@ -200,7 +205,10 @@ def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
 
 def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:
     with pytest.raises(ResourceError, match="leave"):
-        trainer.train(dataset, f"{bucket}/run-big", _config(cpus_per_worker=1.0), [0], _ignore)
+        trainer.train(
+            request_trainings(dataset, f"{bucket}/run-big", _config(cpus_per_worker=1.0), [0]),
+            _ignore,
+        )
     assert open_store(f"{bucket}/run-big").names() == []
 
 
@@ -211,7 +219,7 @@ def test_a_run_of_another_data_set_is_refused(
     source = Source(uri=str(phantoms), layout="busi")
     prepare([source], other, Settings(image_size=32, num_folds=3))
     with pytest.raises(DataError, match="fingerprint"):
-        trainer.train(other, undisturbed.uri, _config(), [0], _ignore)
+        trainer.train(request_trainings(other, undisturbed.uri, _config(), [0]), _ignore)
 
 
 def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
@@ -228,7 +236,10 @@ def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
         heard.set()
 
     trainer.train(
-        data, run, _config(num_epochs=1, num_workers=1, cpus_per_worker=0.75), [1], listen
+        request_trainings(
+            data, run, _config(num_epochs=1, num_workers=1, cpus_per_worker=0.75), [1]
+        ),
+        listen,
     )
     assert heard.is_set()
     kinds = [line["kind"] for line in lines]

@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mtil.cli.flags import Commands, add_command, add_training
-from mtil.errors import DataError, RunError
+from mtil.errors import RunError
 from mtil.process import supervisor
 
 if TYPE_CHECKING:
@@ -30,35 +30,19 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace, output: "Output") -> None:
     """Have a run go through its rounds, and print what came of them."""
     from mtil import presets
-    from mtil.circle.inputs import check_plan
-    from mtil.circle.ledger import Ledger
+    from mtil.circle.begin import request_circle
     from mtil.config import with_overrides
-    from mtil.data.dataset.selection import parse_folds
-    from mtil.data.dataset.shards import HOLDOUT
-    from mtil.run.folder import manifest_for, take_up
-    from mtil.run.plan import Plan
-    from mtil.storage import open_store
 
     config = with_overrides(presets.load(options.config), options.overrides)
-    manifest = manifest_for(options.run, open_store(options.data), options.data_version)
-    folds = parse_folds(options.fold, manifest.num_folds)
-    if folds == [HOLDOUT]:
-        raise DataError("A holdout is for a final test, not to be trained; name a fold.")
-
-    # a mistake need not wait until Ray has started
-    check_plan(Plan.of(config.circle, folds), config, manifest)
-
-    begun = take_up(options.run, config, options.data, manifest.fingerprint)
-    if begun is not None:
-        Ledger.open(begun.store)
+    request = request_circle(
+        options.data, options.run, config, options.fold, data_version=options.data_version
+    )
 
     from mtil.distributed.circle import driver
     from mtil.distributed.runtime import cluster
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        record = driver.begin(
-            options.data, options.run, config, folds, data_version=options.data_version
-        )
+        record = driver.begin(request)
         try:
             state = driver.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mtil.cli.flags import Commands, add_command, add_training
-from mtil.errors import DataError
 
 if TYPE_CHECKING:
     from mtil.cli.console import Bar, Output
@@ -21,38 +20,20 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace, output: "Output") -> None:
     """Train the folds that the options name and print what came of it."""
     from mtil import presets
-    from mtil.circle.inputs import check_folds
+    from mtil.circle.begin import request_trainings
     from mtil.config import with_overrides
-    from mtil.data.dataset.selection import parse_folds
-    from mtil.data.dataset.shards import HOLDOUT
-    from mtil.run.folder import manifest_for, take_up
-    from mtil.run.plan import Train
-    from mtil.storage import open_store
 
     config = with_overrides(presets.load(options.config), options.overrides)
-    manifest = manifest_for(options.run, open_store(options.data), options.data_version)
-    folds = parse_folds(options.fold, manifest.num_folds)
-    if folds == [HOLDOUT]:
-        raise DataError("A holdout is for a final test, not to be trained; name a fold.")
-
-    check_folds(folds, config, manifest)  # a mistake need not wait until Ray has started
-
-    begun = take_up(options.run, config, options.data, manifest.fingerprint)
-    if begun is not None:
-        for fold in folds:
-            begun.result(Train(0, fold))
+    request = request_trainings(
+        options.data, options.run, config, options.fold, data_version=options.data_version
+    )
 
     from mtil.distributed.runtime import cluster
     from mtil.distributed.training import trainer
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
         results = trainer.train(
-            options.data,
-            options.run,
-            config,
-            folds,
-            lambda line: _show(line, config.train.num_epochs, bar, output),
-            data_version=options.data_version,
+            request, lambda line: _show(line, config.train.num_epochs, bar, output)
         )
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())

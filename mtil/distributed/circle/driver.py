@@ -1,17 +1,17 @@
 """A circle run from the driver's side: begin it, find or start its coordinator, and follow it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
 from mtil import errors
 from mtil.circle import heartbeat
-from mtil.circle.inputs import check_plan
+from mtil.circle.begin import Request
 from mtil.circle.ledger import Ledger, probe
 from mtil.circle.state import State, is_over
-from mtil.config import Config, digest
+from mtil.config import digest
 from mtil.distributed.circle import coordinator
 from mtil.distributed.circle.coordinator import patiently
 from mtil.distributed.circle.restarts import MAX_ERRORS
@@ -19,8 +19,8 @@ from mtil.distributed.runtime import failures
 from mtil.distributed.runtime.listening import Guarded, Listener
 from mtil.distributed.runtime.resources import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
-from mtil.run.folder import Run, manifest_for
-from mtil.run.plan import Plan, Train
+from mtil.run.folder import Run
+from mtil.run.plan import Train
 from mtil.storage import open_store
 
 _POLL_S = 2.0
@@ -37,35 +37,21 @@ _NOTHING: dict[str, Any] = {
 """What a coordinator says that has nothing to say."""
 
 
-def begin(
-    data_uri: str,
-    run_uri: str,
-    config: Config,
-    folds: Sequence[int],
-    *,
-    data_version: int | None = None,
-) -> Run:
+def begin(request: Request) -> Run:
     """Make a circle run, or take up the one that is there if it was asked to do the same.
 
     Args:
-        data_uri: a prepared data set.
-        run_uri: where the run is, or will be made.
-        config: the run's configuration.
-        folds: which folds to hold out.
-        data_version: of the data set; the run's, or for a new run the newest, if none is named.
+        request: the folds, by `request_circle`.
 
     Raises:
         UserError: if the data set, the run, its storage or the resources are not as they must be.
     """
-    store = open_store(data_uri)
-    manifest = manifest_for(run_uri, store, data_version)
+    config = request.config
     reserved_cpus(config)
-    plan = Plan.of(config.circle, folds)
-    check_plan(plan, config, manifest)
-    probe(open_store(run_uri))
-    run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
+    probe(open_store(request.run_uri))
+    run = request.create()
     ledger = Ledger.open(run.store)
-    state = ledger.begin(plan, manifest.fingerprint, digest(config))
+    state = ledger.begin(request.plan, request.manifest.fingerprint, digest(config))
     if state.stopped:
         ledger.go()
     tell_of_waiting(config)

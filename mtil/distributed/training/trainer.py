@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,8 @@ from ray.train.v2._internal.execution.failure_handling import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from mtil.circle.inputs import check_folds, prior_maps
+from mtil.circle.begin import Request
+from mtil.circle.inputs import prior_maps
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
@@ -34,10 +35,9 @@ from mtil.distributed.runtime.listening import Guarded, Listener, Relay
 from mtil.distributed.training.job import FoldJob
 from mtil.distributed.training.processes import Processes
 from mtil.process import supervisor
-from mtil.run.folder import FoldResult, Run, manifest_for
+from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps
-from mtil.storage import open_store
 
 _POLL_S = 2.0
 _ABORT_S = 10.0
@@ -52,40 +52,26 @@ CPU_MEMORY = {
 """Have glibc keep freed activations for the next step: fresh pages cost a tenth of a CPU's step."""
 
 
-def train(
-    data_uri: str,
-    run_uri: str,
-    config: Config,
-    folds: Sequence[int],
-    listen: Listener,
-    *,
-    data_version: int | None = None,
-) -> list[FoldResult]:
+def train(request: Request, listen: Listener) -> list[FoldResult]:
     """Train folds one after the other; a fold that has a result is not trained again.
 
     Args:
-        data_uri: a prepared data set.
-        run_uri: where the run is, or will be made.
-        config: the run's configuration.
-        folds: which folds to hold out, one at a time.
+        request: the folds, by `request_trainings`.
         listen: takes progress: `step`, `epoch` and `done` lines.
-        data_version: of the data set; the run's, or for a new run the newest, if none is named.
 
     Raises:
         UserError: if the data set, the run or the resources are not as they must be.
         RunError: if the workers failed more often than the configuration allows.
     """
-    store = open_store(data_uri)
-    manifest = manifest_for(run_uri, store, data_version)
-    check_folds(folds, config, manifest)  # refused here, a run is not begun
-    cpus = resources.reserved_cpus(config)
+    config, data_uri = request.config, request.data_uri
+    cpus = resources.reserved_cpus(config)  # refused here, a run is not begun
     resources.tell_of_waiting(config)
-    run = Run.create(run_uri, config, store.uri, manifest.fingerprint)
-    trainings = [Train(0, fold) for fold in folds]
+    run = request.create()
+    trainings = [Train(0, fold) for fold in request.folds]
     waiting = [of for of in trainings if run.result(of) is None]
-    held = hold_if_resident(store.uri, manifest, config) if waiting else None
+    held = hold_if_resident(data_uri, request.manifest, config) if waiting else None
     for of in waiting:
-        _train(run, FoldJob(run.uri, store.uri, of, held), cpus, listen)
+        _train(run, FoldJob(run.uri, data_uri, of, held), cpus, listen)
     results = [run.result(of) for of in trainings]
     return [result for result in results if result is not None]
 
