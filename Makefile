@@ -15,7 +15,10 @@ LONGEST := $(addprefix tests/integration/test_,circle.py train.py tune_drivers.p
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install demo unit test test-long check clean
+.PHONY: help install demo unit test test-long check fix clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: $(STAMP)  ## set up .venv with everything that development needs
 
@@ -52,6 +55,10 @@ check: install  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fix: install  ## format the code and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 unit: install  ## the tests without Ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(UNIT) --dist worksteal --durations=5
 
@@ -63,5 +70,5 @@ test: install  ## what CI runs
 test-long: install  ## what takes too long for every change
 	$(BIN)/python -m pytest -q -m long
 
-clean:
+clean:  ## delete what `make demo` made
 	rm -rf $(DEMO)
