@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.real import REAL
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -20,10 +22,9 @@ _ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real collections: `MTIL_DATA`, or shared/data beside the checkout."""
-    folder = Path(os.environ.get("MTIL_DATA", _ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
+    if not REAL.is_dir():
         pytest.skip("there are no real images here; set MTIL_DATA to their folder")
-    return folder
+    return REAL
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

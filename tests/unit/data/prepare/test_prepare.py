@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -22,9 +21,9 @@ from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import Source
 from mtil.errors import DataError, UserError
 from mtil.storage import LocalStore
+from tests.real import REAL
 
 SIZE = 64
-REAL = Path(os.environ.get("MTIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NUM_IMAGES = 40
 _OF_SOURCE = ("layout", "groups", "official_folds", "columns", "classes")
 

@@ -1,7 +1,6 @@
 """The account of a preparation: every file and image is in it once, and it adds up."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part, reason
 from mtil.data.layouts import scan
 from mtil.storage import LocalStore
-
-REAL = Path(os.environ.get("MTIL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+from tests.real import REAL
 
 Run = Callable[..., dict[str, Any]]
 

@@ -1,0 +1,7 @@
+"""Where real collections are, if they are here."""
+
+import os
+from pathlib import Path
+
+REAL = Path(os.environ.get("MTIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""`MTIL_DATA`, or shared/data beside the checkout."""
