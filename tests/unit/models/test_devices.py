@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mtil.circle.inputs import map_source
 from mtil.config import Config, TrainConfig
 from mtil.distributed.circle import actions
 from mtil.distributed.prediction import scoring
@@ -49,7 +50,9 @@ def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
     circle_run: CircleRun, foreign_gpu: None
 ) -> None:
     run = circle_run([0], until=WriteMaps(0, 0), whole=True)
-    assert MapWriter(run.uri, WriteMaps(0, 0))._predictor.device == CPU
+    of = WriteMaps(0, 0)
+    writer = MapWriter(run.uri, of, map_source(run, run.manifest(), of), priors=None)
+    assert writer._predictor.device == CPU
     scorer = Scorer(run.uri, run.data_uri, 0, 0.0)
     scorer(pa.table({"fold": [0], "shard": [0], "start": [0]}))
     assert scorer._chains[0][0][0].device == CPU
