@@ -65,7 +65,8 @@ def describe(gray: npt.NDArray[np.uint8]) -> Description:
     Only tissue is described: `tissue.find_box` cuts off the rest of a screen. An image without
     tissue has no hashes, and a thumb of the whole image.
 
-    It depends on the image's pixels alone, and takes about half a millisecond.
+    The result depends on the image's pixels alone. A phantom of 128 pixels takes about 0.6 ms, an
+    image of BUSI 2 ms.
     """
     box = tissue.find_box(gray)
     if box is None:
