@@ -36,7 +36,8 @@ from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
-from mtil.data.dataset.batches import TRAINING_COLUMNS, Plan
+from mtil.data.dataset.batches import TRAINING_COLUMNS, Plan, Rows
+from mtil.data.dataset.epochs import resident_epoch
 from mtil.data.dataset.selection import Selection
 from mtil.storage import open_store
 
@@ -166,9 +167,9 @@ def resident() -> Epochs:
     with cluster.connected():
         plan = _plan()
         held = holding.hold(DATA, plan.manifest)
-        rows = ingest.resident(held, plan)
+        rows = Rows(ingest.held_tables(held, plan.manifest), plan.selection)
         for epoch in itertools.count():
-            yield (len(batch) for batch in ingest.resident_epoch(rows, plan, epoch, BATCH))
+            yield (len(batch) for batch in resident_epoch(rows, plan, epoch, BATCH))
 
 
 def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from mtil import __version__
 from mtil.errors import MtilError
-from mtil.process import machine
+from mtil.process import limits, machine
 from mtil.storage import open_store
 from mtil.storage.checks import notes, round_trip
 
@@ -34,7 +34,6 @@ _OBJECT_STORE_SHARE = 0.3
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[.*?\])?\s*(>=(?P<version>[\d.]+))?")
 _EXTRA = re.compile(r"""extra == ['"](?P<extra>\w+)['"]""")
 _TROUBLE = (MtilError, ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError)
-_CGROUP = Path("/sys/fs/cgroup")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -72,7 +71,7 @@ def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> lis
     checks = [check_python(), *check_packages(), check_processor(), *check_gpus(), check_weights()]
     checks += [Check(*vars(one).values()) for one in machine.findings()]
     checks += check_ray(start_ray)
-    checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, memory_bytes())]
+    checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, limits.memory_bytes())]
     if to is not None:
         checks.append(check_storage(to))
     return checks
@@ -140,7 +139,9 @@ def numbers(version: str) -> tuple[int, ...]:
 def check_processor() -> Check:
     """Say how many CPUs and how much memory this process may use."""
     return Check(
-        "processor", True, f"{num_cpus():g} CPUs, {memory_bytes() / _GIB:.1f} GiB of memory"
+        "processor",
+        True,
+        f"{limits.num_cpus():g} CPUs, {limits.memory_bytes() / _GIB:.1f} GiB of memory",
     )
 
 
@@ -263,25 +264,6 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def num_cpus() -> float:
-    """Return how many CPUs this process may use: its affinity and the container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    quota, _, period = _text(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        return min(allowed, int(quota) / int(period))
-    return allowed
-
-
-def memory_bytes() -> int:
-    """Return how much memory there is: the machine's and the container's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _text(_CGROUP / "memory.max").strip()
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
 def ray_folder() -> Path:
     """Return where Ray keeps its files on this machine."""
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
@@ -305,10 +287,3 @@ def _no_gpu(built_for: str | None) -> Check:
         return Check("gpu", False, detail, "install the CUDA build of torch first")
     detail = f"there is an NVIDIA driver, but torch (CUDA {built_for}) cannot use it"
     return Check("gpu", False, detail, "update the driver or install torch for its CUDA version")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -41,7 +41,7 @@ def base() -> Config:
 PRESETS = {"demo": demo, "cpu": cpu, "base": base}
 
 
-def load(name: str) -> Config:
+def load_config(name: str) -> Config:
     """Return a preset by its name, or the configuration of a YAML file laid over the defaults.
 
     Raises:

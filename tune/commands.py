@@ -87,7 +87,7 @@ def _asked(options: argparse.Namespace) -> Asked:
         if options.stop_early == "none"
         else Rule(kind=options.stop_early, first=options.first_check, factor=options.check_factor)
     )
-    config = with_overrides(presets.load(options.config), options.overrides)
+    config = with_overrides(presets.load_config(options.config), options.overrides)
     uri = open_store(options.run).uri
     return Asked(
         data=store.uri,
@@ -325,7 +325,9 @@ def _confirm(options: argparse.Namespace, output: Output) -> None:
         if getattr(options, name) < 1:
             raise ConfigError(f"`--{name}` must be at least 1, but got {getattr(options, name)}.")
     base = (
-        from_dict(search.asked.config) if options.config is None else presets.load(options.config)
+        from_dict(search.asked.config)
+        if options.config is None
+        else presets.load_config(options.config)
     )
     base = with_overrides(base, options.overrides)
     folds = search.budget.folds

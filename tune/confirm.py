@@ -11,13 +11,13 @@ from mtil.config import Config, digest, from_dict
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed.circle import driver
 from mtil.distributed.prediction import scoring
-from mtil.distributed.runtime.listening import Guarded
 from mtil.distributed.training import trainer
 from mtil.errors import RunError
 from mtil.metrics import Results, summarise
 from mtil.prediction.evaluation import to_results
 from mtil.run import scores
 from mtil.run.folder import Run
+from mtil.run.relay import Guarded
 from tune.comparison import compared, pooled
 from tune.record import Search
 from tune.study import Told

@@ -11,7 +11,7 @@ from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
 from mtil.process import interrupts, supervisor
 
-_EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
+_EXTRAS = {"ray": "ray", "psutil": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,7 +61,8 @@ def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]
         extra = _EXTRAS.get(library)
         if extra is None:
             raise
-        return 2, f"This command needs `{library}`; run `pip install 'mtil[{extra}]'`."
+        without = ", or add `--local`" if getattr(options, "local", None) is False else ""
+        return 2, f"This command needs `{library}`; run `pip install 'mtil[{extra}]'`{without}."
     except BrokenPipeError:
         if not _reader_has_left():
             raise

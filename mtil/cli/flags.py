@@ -34,6 +34,11 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show what Ray says")
 
 
+def add_local(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Add the flag of commands that can do without Ray."""
+    parser.add_argument("--local", action="store_true", help=f"{verb} in this process, without Ray")
+
+
 def add_data_version(parser: argparse.ArgumentParser, about: str) -> None:
     """Add which version of a data set is meant."""
     parser.add_argument("--data-version", type=int, metavar="N", help=about)

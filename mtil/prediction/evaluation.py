@@ -1,5 +1,6 @@
 """Scores per image to figures. No Ray, no torch."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet as pq
 
 from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import select, total
 from mtil.errors import DataError
 from mtil.metrics import Results, by_class, by_size, summarise
+from mtil.run.folder import Run
 
 
 def to_results(predictions: pa.Table) -> Results:
@@ -86,6 +90,36 @@ def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
         "hd95": pa.compute.mean(known["hd95_mm"]).as_py(),
         "assd": pa.compute.mean(known["assd_mm"]).as_py(),
     }
+
+
+def write_predictions(
+    run: Run, manifest: Manifest, tables: Sequence[pa.Table], number: int, folds: Sequence[int]
+) -> pa.Table:
+    """Check a round's scored test rows, write each fold's table to the run and return all rows.
+
+    Args:
+        run: where the tables go.
+        manifest: the run's version of the data set.
+        tables: scored rows of the folds, in any order.
+        number: the round whose models scored them.
+        folds: which folds.
+
+    Returns:
+        the rows, ordered by fold, id and pass.
+
+    Raises:
+        DataError: if an image was not scored exactly once in each pass.
+    """
+    predictions = with_named_sources(pa.concat_tables(tables), manifest).sort_by(
+        [("fold", "ascending"), ("sample_id", "ascending"), ("pass", "ascending")]
+    )
+    for fold in folds:
+        of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
+        check_complete(of_fold, total(manifest, select(manifest, fold, "test")), fold)
+        sink = io.BytesIO()
+        pq.write_table(of_fold, sink)
+        run.store.write(run.predictions_name(number, fold), sink.getvalue())
+    return predictions
 
 
 def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:

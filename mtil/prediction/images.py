@@ -103,11 +103,20 @@ class Ensemble:
         An image's figures do not depend on its neighbours: on a CPU the network sees one image at
         a time, on a GPU always `at_once`, of which the last are blank where there are fewer.
         """
-        said = [_apply(chain, grays, at_once) for chain in self._chains]
-        return (
-            np.stack([lesion for lesion, _ in said]).mean(axis=0),
-            np.stack([malignant for _, malignant in said]).mean(axis=0),
-        )
+        return self.passes(grays, at_once=at_once)[-1]
+
+    def passes(
+        self, grays: Sequence[Gray], *, at_once: int
+    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
+        """Return lesion maps and probabilities of each pass, as `__call__` does of the last."""
+        by_chain = [_apply(chain, grays, at_once) for chain in self._chains]
+        return [
+            (
+                np.stack([lesion for lesion, _ in chains]).mean(axis=0),
+                np.stack([malignant for _, malignant in chains]).mean(axis=0),
+            )
+            for chains in zip(*by_chain, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -335,19 +344,23 @@ def _digests(chain: Sequence[Model]) -> list[str]:
 
 def _apply(
     chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
+    """Return lesion maps and probabilities of each pass of a chain."""
     side = chain[0].model.source_size
     step = 1 if chain[0].device.type == "cpu" else at_once
-    said = []
+    by_step = []
     for start in range(0, len(grays), step):
         images = np.zeros((step, side, side), np.uint8)
         for index, gray in enumerate(grays[start : start + step]):
             images[index] = resize_image(gray, side)
-        said.append(in_passes(chain, images)[-1])
-    return (
-        np.concatenate([part.lesion for part in said])[: len(grays)],
-        np.concatenate([part.malignant for part in said])[: len(grays)],
-    )
+        by_step.append(in_passes(chain, images))
+    return [
+        (
+            np.concatenate([prediction.lesion for prediction in of_pass])[: len(grays)],
+            np.concatenate([prediction.malignant for prediction in of_pass])[: len(grays)],
+        )
+        for of_pass in zip(*by_step, strict=True)
+    ]
 
 
 def _batches(

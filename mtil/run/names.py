@@ -10,6 +10,8 @@ from mtil.data.dataset.shards import HOLDOUT
 from mtil.run.plan import Train, WriteMaps
 
 RUN = "run.json"
+THREADS = "threads.json"
+"""The number of CPU threads of the run's training processes."""
 TRAININGS = "rounds"
 """The folder that all trainings, predictions and figures of rounds are in."""
 MAPS = "maps"

@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from mtil.data.dataset import shards
+from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS
 from mtil.data.dataset.manifest import Shard
 from mtil.data.dataset.selection import Selection
 from mtil.errors import NotFoundError, TooLargeError
@@ -64,10 +66,10 @@ class PriorMaps:
         return maps.join(table, found, self.needed.rows(table))
 
 
-def are_whole(run_uri: str, source: MapSource, shards: Sequence[Shard]) -> list[bool]:
+def are_whole(run_uri: str, source: MapSource, data_shards: Sequence[Shard]) -> list[bool]:
     """Say of which shards of a data set the map shard is there, undamaged and of its origin."""
     store = open_store(run_uri)
-    return [_is_whole(store, source.name(shard), source.origin_of(shard)) for shard in shards]
+    return [_is_whole(store, source.name(shard), source.origin_of(shard)) for shard in data_shards]
 
 
 def _is_whole(store: Store, name: str, origin: Origin) -> bool:
@@ -76,3 +78,14 @@ def _is_whole(store: Store, name: str, origin: Origin) -> bool:
     except (NotFoundError, TooLargeError, ValueError):
         return False
     return found == origin
+
+
+def read_with_priors(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:
+    """Read a shard's training columns, with a column `prior` if `priors` are given.
+
+    Raises:
+        DataError: if the shard is missing or differs from its entry in the manifest.
+        MapError: if a map shard is missing, damaged or of another origin.
+    """
+    table = shards.read(open_store(data_uri), shard, (*TRAINING_COLUMNS, *ROLE_COLUMNS))
+    return table if priors is None else priors.join(table, shard)

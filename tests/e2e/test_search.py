@@ -72,7 +72,7 @@ def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
     )
     assert done.returncode == 0, done.stderr
     trained = Run.open(str(tmp_path / "run")).config
-    assert trained.loss == presets.load(str(best)).loss
+    assert trained.loss == presets.load_config(str(best)).loss
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,12 @@ import pytest
 
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.batches import Batch, Plan, Rows
+from mtil.data.dataset.epochs import resident_epoch, resident_rows
 from mtil.data.dataset.selection import Role, select, total
 from mtil.data.dataset.shards import read
 from mtil.distributed.data import holding
 from mtil.distributed.data.holding import hold
-from mtil.distributed.data.ingest import (
-    resident,
-    resident_epoch,
-    resident_rows,
-    streaming_epochs,
-    streaming_rows,
-)
+from mtil.distributed.data.ingest import held_tables, streaming_epochs, streaming_rows
 from mtil.distributed.runtime import cluster
 from mtil.distributed.runtime.failures import unwrapped
 from mtil.errors import DataError
@@ -34,6 +29,10 @@ def _plan(uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train") -
     manifest = manifests.load(open_store(uri))
     assert len(manifest.shards) > 3
     return Plan(manifest, select(manifest, 0, role), 5, rank, num_workers, 2)
+
+
+def _held(uri: str, plan: Plan) -> Rows:
+    return Rows(held_tables(hold(uri, plan.manifest), plan.manifest), plan.selection)
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -50,7 +49,7 @@ def test_resident_and_streaming_give_the_same_batches(
     dataset: str, rank: int, num_workers: int
 ) -> None:
     plan = _plan(dataset, rank, num_workers)
-    rows = resident(hold(dataset, plan.manifest), plan)
+    rows = _held(dataset, plan)
     stream = streaming_epochs(dataset, plan, range(3), 5)
     for epoch, streamed in enumerate(stream):
         held = list(resident_epoch(rows, plan, epoch, 5))
@@ -68,7 +67,7 @@ def test_held_rows_are_those_of_the_shards_however_many_a_task_reads(
     plan = _plan(dataset)
     store = open_store(dataset)
     direct = Rows([read(store, shard) for shard in plan.manifest.shards], plan.selection)
-    held = resident(hold(dataset, plan.manifest), plan)
+    held = _held(dataset, plan)
     where = held.everything()
     assert np.array_equal(where, direct.everything())
     assert _same(held.gather(where), direct.gather(where))
@@ -79,7 +78,7 @@ def test_validation_has_the_same_batches_whichever_way_and_with_any_number_of_wo
 ) -> None:
     """What a network sees together decides the last digits of what it says."""
     plan = _plan(dataset, role="validation")
-    alone = resident(hold(dataset, plan.manifest), plan)
+    alone = _held(dataset, plan)
     expected = sorted(batch.sample_id for batch in resident_rows(alone, plan, 4))
     seen = [name for names in expected for name in names]
     assert len(seen) == len(set(seen)) == total(plan.manifest, plan.selection)

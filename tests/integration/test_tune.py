@@ -321,7 +321,7 @@ class TestOnRay:
         assert status["trials"][0]["overrides"] == search.space.default()
         to = str(tmp_path / "best.yaml")
         assert told("export", "--to", to)["trial"] == shown["best"][0]["trial"]
-        config = presets.load(to)
+        config = presets.load_config(to)
         assert config == search.whole_config_of(shown["best"][0]["overrides"])
         assert config.train.num_epochs == 40
         told("report", "--to", str(tmp_path / "report.html"))

@@ -331,7 +331,7 @@ def test_every_key_can_be_overridden_with_its_own_value() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
-    config = presets.load(name)
+    config = presets.load_config(name)
     assert config == from_dict(to_dict(config))
     assert config.data.image_size == {"demo": 96, "cpu": 160, "base": 256}[name]
     assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "base": 1}[name]
@@ -342,11 +342,11 @@ def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
 def test_a_file_is_laid_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("data: {image_size: 64}\n")
-    assert presets.load(str(path)) == from_dict({"data": {"image_size": 64}})
-    assert presets.load(path.as_uri()) == presets.load(str(path))
+    assert presets.load_config(str(path)) == from_dict({"data": {"image_size": 64}})
+    assert presets.load_config(path.as_uri()) == presets.load_config(str(path))
     path = path.with_suffix(".json")
     path.write_text('{"seed": 7}')
-    assert presets.load(str(path)).seed == 7
+    assert presets.load_config(str(path)).seed == 7
 
 
 def test_a_file_in_the_working_folder_needs_no_path(
@@ -354,13 +354,13 @@ def test_a_file_in_the_working_folder_needs_no_path(
 ) -> None:
     (tmp_path / "best.yaml").write_text("seed: 8\n")
     monkeypatch.chdir(tmp_path)
-    assert presets.load("best.yaml").seed == 8
+    assert presets.load_config("best.yaml").seed == 8
 
 
 @pytest.mark.parametrize("name", ["Demo", "", "configs", "demo.toml"])
 def test_another_name_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(ConfigError, match=f"demo, cpu, base or a YAML file, but got '{name}'"):
-        presets.load(name)
+        presets.load_config(name)
 
 
 @pytest.mark.parametrize(
@@ -377,4 +377,4 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, data: bytes | None, messag
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(ConfigError, match=message):
-        presets.load(str(path))
+        presets.load_config(str(path))

@@ -220,19 +220,6 @@ def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert check_shared_memory(tmp_path, 100 * GIB).hint == ""
 
 
-def test_containers_limits_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "_CGROUP", tmp_path)
-    cpus, memory = module.num_cpus(), module.memory_bytes()
-    assert cpus >= 1
-    assert memory > GIB // 4
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert (module.num_cpus(), module.memory_bytes()) == (cpus, memory)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    (tmp_path / "memory.max").write_text("1048576\n")
-    assert (module.num_cpus(), module.memory_bytes()) == (0.5, 2**20)
-
-
 def test_a_storage_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     check = check_storage(str(tmp_path))

@@ -30,10 +30,10 @@ from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, select, total
 from mtil.distributed.runtime import cluster
-from mtil.distributed.runtime.listening import Guarded
 from mtil.distributed.training import trainer
 from mtil.errors import ConfigError, DataError, RunError, UserError
 from mtil.process import supervisor
+from mtil.run.relay import Guarded
 from tune import study as studies
 from tune.record import Search
 from tune.search import session

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     from mtil.circle.begin import request_circle
     from mtil.config import with_overrides
 
-    config = with_overrides(presets.load(options.config), options.overrides)
+    config = with_overrides(presets.load_config(options.config), options.overrides)
     request = request_circle(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )

@@ -1,13 +1,12 @@
 """`mtil evaluate`."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_verbose
-from mtil.errors import ConfigError, DataError
+from mtil.cli.flags import Commands, add_command, add_local, add_verbose
+from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtil.cli.console import Output
@@ -31,52 +30,43 @@ def add_to(commands: Commands) -> None:
         "--round", type=int, metavar="N", help="of a circle; the last that all folds have reached"
     )
     parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+    add_local(parser, "score")
     add_verbose(parser)
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
     """Score the test folds that the options name and print the figures."""
-    from mtil.circle.inputs import check_models
-    from mtil.data.dataset.selection import parse_folds, select
-    from mtil.data.dataset.shards import HOLDOUT
-    from mtil.prediction.evaluation import evaluate
-    from mtil.run.folder import Run
+    from mtil.library.evaluation import request_evaluation, score_folds, write_figures
 
-    record = Run.open(options.run)
-    if options.data is not None:
-        record.data_uri = options.data
-    manifest = record.manifest()
-    number = record.last_round() if options.round is None else options.round
-    trained = record.trained().get(number)
-    if trained is None:
-        raise DataError(
-            f"A round must be trained first, but round {number} of {record.uri} is not."
-        )
-    all_trained = options.fold in (None, "all")
-    folds = trained if all_trained else parse_folds(options.fold, manifest.num_folds)
+    request = request_evaluation(
+        options.run, data=options.data, folds=options.fold, round_index=options.round
+    )
+    record, folds = request.run, list(request.folds)
     num_workers, gpus = _resources(record, options)
 
-    for fold in folds:  # a mistake need not wait until Ray has started
-        select(manifest, fold, "test")
-        check_models(record, number, fold)
+    with output.progress() as bar:
 
-    from mtil.distributed.prediction import scoring
-    from mtil.distributed.runtime import cluster
+        def listen(line: dict[str, Any]) -> None:
+            bar.show("scoring", line["images"], line["of"])
 
-    with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        predictions = scoring.predict_folds(
-            record,
-            folds,
-            number=number,
-            num_workers=num_workers,
-            gpus_per_worker=gpus,
-            listen=lambda line: bar.show("scoring", line["images"], line["of"]),
-        )
-    figures = {"round": number, **evaluate(predictions, run_uri=options.run, folds=folds)}
-    name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
-    record.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
+        if options.local:
+            predictions = score_folds(request, listen, gpus=gpus)
+        else:
+            from mtil.distributed.prediction import scoring
+            from mtil.distributed.runtime import cluster
+
+            with cluster.connected(verbose=options.verbose):
+                predictions = scoring.predict_folds(
+                    record,
+                    folds,
+                    number=request.round_index,
+                    num_workers=num_workers,
+                    gpus_per_worker=gpus,
+                    listen=listen,
+                )
+    figures = write_figures(request, predictions, options.run)
     _print(figures, output)
-    where = record.predictions_name(number, folds[0])
+    where = record.predictions_name(request.round_index, folds[0])
     if len(folds) > 1:
         where = where.replace(f"fold-{folds[0]}", "fold-*")
     output.line(f"Per image: {record.uri}/{where}")
@@ -112,10 +102,10 @@ def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, 
 def _refuse_another(preset: str, changed: Mapping[str, str], record: "Run") -> None:
     """Raise ConfigError unless a preset with overrides is the configuration that was trained."""
     from mtil.config import with_overrides
-    from mtil.presets import load
+    from mtil.presets import load_config
 
     kept = {key: text for key, text in changed.items() if key not in _MAY_CHANGE}
-    given, ours = with_overrides(load(preset), kept), record.config.train
+    given, ours = with_overrides(load_config(preset), kept), record.config.train
     train = replace(given.train, num_workers=ours.num_workers, gpus_per_worker=ours.gpus_per_worker)
     if replace(given, train=train) != record.config:
         raise ConfigError(

@@ -4,10 +4,12 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_training
+from mtil.cli.flags import Commands, add_command, add_local, add_training
+from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtil.cli.console import Bar, Output
+    from mtil.config import Config
     from mtil.run.folder import FoldResult
 
 
@@ -15,6 +17,7 @@ def add_to(commands: Commands) -> None:
     """Add `mtil train`."""
     parser = add_command(commands, "train", run, "train a fold, or all of them", configurable=True)
     add_training(parser)
+    add_local(parser, "train")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
@@ -23,27 +26,50 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     from mtil.circle.begin import request_trainings
     from mtil.config import with_overrides
 
-    config = with_overrides(presets.load(options.config), options.overrides)
+    config = with_overrides(presets.load_config(options.config), options.overrides)
+    if options.local:
+        config = _in_one_process(config, options)
     request = request_trainings(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )
+    with output.progress() as bar:
 
-    from mtil.distributed.runtime import cluster
-    from mtil.distributed.training import trainer
+        def listen(line: dict[str, Any]) -> None:
+            _show(line, config.train.num_epochs, bar, output)
 
-    with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        results = trainer.train(
-            request, lambda line: _show(line, config.train.num_epochs, bar, output)
-        )
+        if options.local:
+            from mtil.library.training import train_folds
+
+            results = train_folds(request, listen)
+        else:
+            from mtil.distributed.runtime import cluster
+            from mtil.distributed.training import trainer
+
+            with cluster.connected(verbose=options.verbose):
+                results = trainer.train(request, listen)
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
         output.line(
             f"fold {result.fold}: best epoch {result.best_epoch}, {figures} (inner validation), "
             f"{result.seconds:.0f} s"
         )
-    output.line(f"Run in {options.run}; next: mtil evaluate --run {options.run}")
+    flag = "--local " if options.local else ""
+    output.line(f"Run in {options.run}; next: mtil evaluate {flag}--run {options.run}")
     described = [_described(result, options.run) for result in results]
     output.result(described[0] if len(results) == 1 else {"run": options.run, "folds": described})
+
+
+def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
+    from mtil.library.training import in_one_process
+
+    keys = {key.replace("-", "_"): value for key, value in options.overrides.items()}
+    asked = keys.get("train.num_workers")
+    if asked not in (None, "1"):
+        raise ConfigError(
+            f"`--local` trains with one worker, but `train.num_workers` is {asked}; leave out one "
+            "of the two."
+        )
+    return in_one_process(config)
 
 
 def _described(result: "FoldResult", uri: str) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from mtil.distributed.circle import coordinator
 from mtil.distributed.circle.coordinator import patiently
 from mtil.distributed.circle.restarts import MAX_ERRORS
 from mtil.distributed.runtime import failures
-from mtil.distributed.runtime.listening import Guarded, Listener
 from mtil.distributed.runtime.resources import reserved_cpus, tell_of_waiting
 from mtil.errors import RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train
+from mtil.run.relay import Guarded, Listener
 from mtil.storage import open_store
 
 _POLL_S = 2.0

@@ -6,12 +6,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS
 from mtil.data.dataset.manifest import Manifest, Shard
-from mtil.data.dataset.shards import read
 from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
-from mtil.run.priors import PriorMaps
-from mtil.storage import open_store
+from mtil.run.priors import PriorMaps, read_with_priors
 
 _PORTION_BYTES = 64 * 2**20
 """Stored bytes of shards that one task reads to hold them."""
@@ -57,16 +54,5 @@ def _portions(shards: Sequence[Shard]) -> list[list[Shard]]:
 def _read_to_hold(
     data_uri: str, shards: Sequence[Shard], priors: PriorMaps | None
 ) -> tuple[pa.Table | int, ...]:
-    tables = [read_whole(data_uri, shard, priors) for shard in shards]
+    tables = [read_with_priors(data_uri, shard, priors) for shard in shards]
     return (*tables, sum(table.num_rows for table in tables))
-
-
-def read_whole(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:
-    """Read a shard's training columns, with the maps of the round before if there are any.
-
-    Raises:
-        DataError: if the shard is missing or not the one that the manifest names.
-        MapError: if a map shard is.
-    """
-    table = read(open_store(data_uri), shard, (*TRAINING_COLUMNS, *ROLE_COLUMNS))
-    return table if priors is None else priors.join(table, shard)

@@ -1,25 +1,13 @@
 """What of a cluster a run's trainings take: the CPUs that they reserve, and their threads."""
 
-import json
 import logging
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field, TypeAdapter
 
 from mtil.config import Config
 from mtil.distributed.runtime import cluster, preflight
-from mtil.documents import Document
 from mtil.errors import ResourceError
-from mtil.run.folder import Run
 
 _log = logging.getLogger(__name__)
-
-_THREADS = "threads.json"
-_MAX_THREADS = 4096
-_NUMBERS: TypeAdapter[dict[str, int]] = TypeAdapter(
-    dict[str, Annotated[int, Field(ge=1, le=_MAX_THREADS)]]
-)
 
 
 def reserved_cpus(config: Config) -> float:
@@ -47,25 +35,6 @@ def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
         cpus=config.train.cpus_per_worker,
         gpus=config.train.gpus_per_worker,
     )
-
-
-def num_threads(run: Run, proposed: int) -> int:
-    """Return the CPU threads of each training process of a run: what was proposed first.
-
-    Sums depend on it in their last digits: whoever goes on, and wherever, computes with as many.
-
-    Raises:
-        DataError: if the run's file of it holds something else.
-    """
-    run.store.create(_THREADS, json.dumps({"threads": proposed}).encode())
-    document = Document(
-        f"{run.uri}/{_THREADS}",
-        'write {"threads": N} with the number that the run began with, or name another --run',
-    )
-    values = document.validate(_NUMBERS, document.object(document.read(run.store, _THREADS)))
-    if values.keys() != {"threads"}:
-        document.refuse("must hold `threads` alone")
-    return values["threads"]
 
 
 def threads(config: Config, cpus: float) -> int:

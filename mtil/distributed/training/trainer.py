@@ -1,9 +1,7 @@
 """Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
 
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,19 +25,19 @@ from mtil.circle.begin import Request
 from mtil.circle.inputs import prior_maps
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.shards import row_bytes
 from mtil.distributed.data.holding import hold
 from mtil.distributed.runtime import cluster, resources
 from mtil.distributed.runtime.failures import mistake, unwrapped
-from mtil.distributed.runtime.listening import Guarded, Listener, Relay
 from mtil.distributed.training.job import FoldJob
 from mtil.distributed.training.processes import Processes
+from mtil.library.samples import fit_in_memory
 from mtil.process import supervisor
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps
+from mtil.run.relay import Guarded, Listener, relayed
+from mtil.run.threads import settle_num_threads
 
-_POLL_S = 2.0
 _ABORT_S = 10.0
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
@@ -134,9 +132,7 @@ def hold_if_resident(
         DataError: if a shard is missing or not the one that the manifest names.
         MapError: if a map shard is.
     """
-    size_gib = manifest.num_rows * row_bytes(manifest.image_size) / 2**30
-    mode = config.data.mode
-    if mode == "streaming" or (mode == "auto" and size_gib > config.data.resident_gib):
+    if not fit_in_memory(manifest, config.data):
         return None
     with unwrapped():
         return hold(data_uri, manifest, priors)
@@ -184,26 +180,26 @@ class _Trainer(DataParallelTrainer):
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
 
 
-def _train_fold(job: FoldJob) -> None:
-    """Train a fold; every process of a group of Ray Train's runs this."""
+def _train_in_group(job: FoldJob) -> None:
+    """Train a fold; every worker of a Ray Train group runs this."""
     from mtil.distributed.training import worker  # PyTorch, which the controller does not need
 
-    worker.train_fold(job)
+    worker.train_in_group(job)
 
 
 def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
         proposed = resources.threads(run.config, cpus)
-        job = replace(job, num_threads=resources.num_threads(run, proposed))
+        job = replace(job, num_threads=settle_num_threads(run, proposed))
     reserved = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     with (
-        _relayed(run, job.train, listen),
+        relayed(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
         supervisor.remove_at_end(Path(scratch))
         trainer = _Trainer(
-            partial(_train_fold, job),  # as a configuration its controller would unpack it too
+            partial(_train_in_group, job),  # as a configuration its controller would unpack it too
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]
                 if workers.min_workers
@@ -231,26 +227,3 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 trainer.abort()
             raise
     Guarded(listen)({"kind": "done", "fold": job.train.fold})
-
-
-@contextmanager
-def _relayed(run: Run, of: Train, listen: Listener) -> Iterator[None]:
-    """Tell the listener what the workers write of a training into the run, while the block runs.
-
-    Through the run's storage, since an actor in between would take its share of the workers' CPU.
-    """
-    news = Relay(run, of, listen)
-    over = threading.Event()
-
-    def relay() -> None:
-        while not over.wait(_POLL_S):
-            news.pass_on()
-
-    thread = threading.Thread(target=relay, name="mtil-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    news.pass_on()

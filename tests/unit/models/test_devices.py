@@ -13,11 +13,11 @@ from mtil.distributed.circle import actions
 from mtil.distributed.prediction import scoring
 from mtil.distributed.prediction.map_writing import MapWriter
 from mtil.distributed.prediction.scoring import Scorer
-from mtil.distributed.runtime import resources
 from mtil.errors import DataError
 from mtil.models.devices import own_device, wants_bf16
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
+from mtil.run.threads import settle_num_threads
 
 CircleRun = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -77,8 +77,8 @@ def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(
 
 def test_a_run_keeps_the_number_of_threads_that_it_began_with(circle_run: CircleRun) -> None:
     run = circle_run([0], until=Train(0, 0))
-    assert resources.num_threads(run, 2) == 2
-    assert resources.num_threads(run, 8) == 2
+    assert settle_num_threads(run, 2) == 2
+    assert settle_num_threads(run, 8) == 2
     run.store.write("threads.json", b'{"threads": 0}')
     with pytest.raises(DataError, match=r"threads\.json is wrong at `threads`.* or name another"):
-        resources.num_threads(run, 8)
+        settle_num_threads(run, 8)

@@ -169,13 +169,13 @@ def test_an_exported_configuration_is_taken_by_config(
 ) -> None:
     to = tmp_path / "out" / "best.yaml"
     told = _told(capsys, search, "export", "--to", str(to))
-    config = presets.load(str(to))
+    config = presets.load_config(str(to))
     assert config == search.whole_config_of(told["overrides"])
     assert config.loss.dice == told["overrides"]["loss.dice"]
     assert config.train.num_epochs == presets.cpu().train.num_epochs
     other = _told(capsys, search, "export", "--to", str(to), "--trial", "3")
     assert other["trial"] == 3
-    assert presets.load(str(to)).loss.dice == other["overrides"]["loss.dice"]
+    assert presets.load_config(str(to)).loss.dice == other["overrides"]["loss.dice"]
     assert main(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
     assert "trial 12 is failed" in capsys.readouterr().err
 

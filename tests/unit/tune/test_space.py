@@ -116,7 +116,7 @@ def test_a_trial_is_a_list_of_overrides() -> None:
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))
 def test_the_space_holds_each_presets_own_point(name: str) -> None:
-    space = make(presets.load(name), list(SUBSPACES))
+    space = make(presets.load_config(name), list(SUBSPACES))
     point = space.default()
     assert point is not None
     values = flat(space.base)

@@ -8,9 +8,9 @@ import pytest
 
 from mtil.distributed.runtime import gauges
 from mtil.distributed.runtime.gauges import Gauges, tag
-from mtil.distributed.runtime.listening import Guarded, Relay
 from mtil.run.folder import Run
 from mtil.run.plan import Train
+from mtil.run.relay import Guarded, Relay
 
 CircleRun = Callable[..., Run]
 

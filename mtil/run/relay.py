@@ -1,7 +1,9 @@
-"""Progress on its way to a listener: what cannot be read or shown ends no training."""
+"""Progress on its way from a run's folder to a listener. Its failures end no training."""
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mtil.errors import StorageError
@@ -11,6 +13,8 @@ from mtil.run.plan import Train
 Listener = Callable[[dict[str, Any]], None]
 
 _log = logging.getLogger(__name__)
+
+_POLL_S = 2.0
 
 
 class Guarded:
@@ -61,3 +65,24 @@ class Relay:
             return []
         self._trouble = ""
         return lines
+
+
+@contextmanager
+def relayed(run: Run, training: Train, listen: Listener) -> Iterator[None]:
+    """Pass the progress of a training on to a listener while the block runs."""
+    # Through the run's storage, since an actor in between would take its share of the workers' CPU.
+    relay = Relay(run, training, listen)
+    is_over = threading.Event()
+
+    def poll() -> None:
+        while not is_over.wait(_POLL_S):
+            relay.pass_on()
+
+    thread = threading.Thread(target=poll, name="mtil-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+    relay.pass_on()

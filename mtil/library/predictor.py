@@ -1,0 +1,116 @@
+"""Trained models as a function from an image to its outline and class. No Ray."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mtil.data.images.pictures import Picture
+from mtil.data.images.read import Gray
+from mtil.errors import DataError
+from mtil.prediction.images import Ensemble, load_chains
+from mtil.prediction.predictor import MASK_THRESHOLD, at_size
+
+_KINDS = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The prediction of one image of height h and width w."""
+
+    mask: npt.NDArray[np.bool_]
+    """(h, w): the outlined lesion, where the probability of lesion is at least 0.5."""
+    lesion: npt.NDArray[np.float32]
+    """(h, w): probability of lesion in the last pass, from 0 to 1."""
+    malignancy: float
+    """Calibrated probability of malignant, from 0 to 1."""
+    is_malignant: bool
+    """Whether `malignancy` reaches the threshold chosen on the inner validation rows."""
+    passes: tuple[npt.NDArray[np.float32], ...]
+    """(h, w) each: the probability of lesion in every pass, the first pass first."""
+
+
+class ImagePredictor:
+    """A run's models, which vote together, or one model file."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self._ensemble = ensemble
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which an image is called malignant."""
+        return self._ensemble.threshold
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Digests of the models, their data set and configuration, and the version of mtil."""
+        return dict(self._ensemble.lineage)
+
+    def __call__(self, image: npt.NDArray[Any]) -> ImagePrediction:
+        """Outline and classify one image of any size.
+
+        Args:
+            image: gray (h, w), RGB (h, w, 3) or RGBA (h, w, 4), 8 bits; gray may have 16 bits.
+
+        Raises:
+            DataError: if the array is no such image, or a model predicts no number.
+        """
+        gray = _to_gray(image)
+        by_pass = self._ensemble.passes([gray], at_once=1)
+        passes = tuple(at_size(lesion[0], *gray.shape) for lesion, _ in by_pass)
+        malignancy = float(by_pass[-1][1][0])
+        if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
+            raise DataError("The model's prediction is not a number; train the fold again.")
+        return ImagePrediction(
+            mask=passes[-1] >= MASK_THRESHOLD,
+            lesion=passes[-1],
+            malignancy=malignancy,
+            is_malignant=malignancy >= self.threshold,
+            passes=passes,
+        )
+
+
+def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
+    """Load trained models for prediction.
+
+    Args:
+        run_or_checkpoint: path or URI of a run, or of one of its model files,
+            `rounds/*/fold-*/model-*.pt`.
+        fold: the fold whose model predicts; by default the models of all trained folds vote.
+
+    Raises:
+        DataError: if there is neither a run nor a model, or the fold is not trained.
+        CheckpointError: if a model file is damaged.
+
+    Example:
+        >>> import mtil
+        >>> predictor = mtil.load(run)
+        >>> prediction = predictor(image)
+        >>> prediction.mask.shape == image.shape, 0 <= prediction.malignancy <= 1
+        (True, True)
+    """
+    chains = load_chains(run_or_checkpoint)
+    if fold is not None:
+        folds = [chain[-1].fold for chain in chains]
+        chains = [chain for chain in chains if chain[-1].fold == fold]
+        if not chains:
+            raise DataError(
+                f"Fold {fold} of {run_or_checkpoint} is not trained, but folds "
+                f"{', '.join(map(str, folds))} are; name one of them."
+            )
+    return ImagePredictor(Ensemble(chains))
+
+
+def _to_gray(image: npt.NDArray[Any]) -> Gray:
+    pixels = np.asarray(image)
+    is_gray = pixels.ndim == 2 and pixels.dtype in _KINDS
+    is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4) and pixels.dtype == np.uint8
+    if not (is_gray or is_colour) or not pixels.size:
+        raise DataError(
+            "An image must be an array (h, w), (h, w, 3) or (h, w, 4) of 8 bits, or (h, w) of 16 "
+            f"bits, but is {pixels.dtype} {pixels.shape}; convert it, such as by "
+            "`np.asarray(PIL.Image.open(path))`."
+        )
+    return Picture("the image", Image.fromarray(np.ascontiguousarray(pixels))).gray()

@@ -1,0 +1,141 @@
+"""Training in the calling process, without Ray."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtil import presets
+from mtil.circle.begin import Request, request_trainings
+from mtil.config import Config
+from mtil.errors import ResourceError
+from mtil.library.fold import FoldTraining
+from mtil.library.samples import ResidentSamples, Samples, StoredSamples, fit_in_memory
+from mtil.process.limits import num_cpus
+from mtil.run.folder import FoldResult, Run
+from mtil.run.plan import Train
+from mtil.run.priors import read_with_priors
+from mtil.run.relay import Guarded, Listener, relayed
+from mtil.run.threads import settle_num_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def train_fold(
+    config: Config | str,
+    data: str,
+    run: str,
+    fold: int = 0,
+    *,
+    data_version: int | None = None,
+    listen: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> FoldResult:
+    """Train one fold in this process, without Ray, or continue a training that was interrupted.
+
+    The files and, for the same number of CPU threads, the weights are those of one Ray worker.
+
+    Args:
+        config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or a YAML file.
+            `train.num_workers` is taken as 1.
+        data: path or URI of a prepared data set.
+        run: path or URI of the run. It is made if there is none.
+        fold: the fold to hold out for testing.
+        data_version: version of the data set; by default the run's, or the newest for a new run.
+        listen: called with each `step`, `epoch` and `done` line of the progress, from a thread.
+
+    Returns:
+        the committed result: best epoch, figures on the inner validation rows, model digest.
+
+    Raises:
+        ConfigError: if the configuration is wrong, or the run has another.
+        DataError: if the data set is missing or damaged, or has no such fold.
+        ResourceError: if the configuration asks for a GPU and PyTorch sees none.
+
+    Example:
+        >>> import mtil
+        >>> result = mtil.train_fold(config, data, run, fold=0)
+        >>> result.fold, sorted(result.metrics)
+        (0, ['auc', 'dice', 'f1', 'score'])
+    """
+    if isinstance(config, str):
+        config = presets.load_config(config)
+    request = request_trainings(
+        data, run, in_one_process(config), [fold], data_version=data_version
+    )
+    (result,) = train_folds(request, listen)
+    return result
+
+
+def in_one_process(config: Config) -> Config:
+    """Return a configuration with one worker."""
+    return replace(config, train=replace(config.train, num_workers=1, min_workers=None))
+
+
+def train_folds(request: Request, listen: Listener) -> list[FoldResult]:
+    """Train folds one after the other in this process; a fold that has a result is not trained.
+
+    Args:
+        request: the folds, by `request_trainings`, with one worker.
+        listen: takes progress: `step`, `epoch` and `done` lines.
+
+    Raises:
+        DataError: if a shard is missing or damaged.
+        ResourceError: if the configuration asks for a GPU and PyTorch sees none.
+    """
+    device = device_of(request.config.train.gpus_per_worker)
+    run = request.create()
+    results = []
+    samples: Samples | None = None
+    for training in (Train(0, fold) for fold in request.folds):
+        if run.result(training) is None:
+            samples = samples or _samples(request)
+            with _threads(run, device), relayed(run, training, listen):
+                FoldTraining(run, training, request.manifest, samples, device).finish()
+            Guarded(listen)({"kind": "done", "fold": training.fold})
+        result = run.result(training)
+        assert result is not None
+        results.append(result)
+    return results
+
+
+def device_of(gpus: float) -> torch.device:
+    """Return the CPU if `gpus` is 0, else the GPU.
+
+    Raises:
+        ResourceError: if PyTorch sees no GPU.
+    """
+    if not gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            f"`train.gpus_per_worker` is {gpus:g}, but PyTorch sees no GPU here; add "
+            "`--train.gpus-per-worker 0`, or train with the preset `cpu`."
+        )
+    return torch.device("cuda")
+
+
+def _samples(request: Request) -> Samples:
+    manifest = request.manifest
+    if not fit_in_memory(manifest, request.config.data):
+        return StoredSamples(request.data_uri)
+    tables = [read_with_priors(request.data_uri, shard, None) for shard in manifest.shards]
+    return ResidentSamples(tables)
+
+
+@contextmanager
+def _threads(run: Run, device: torch.device) -> "Iterator[None]":
+    """Compute with the run's number of CPU threads, and restore the caller's number afterwards."""
+    if device.type != "cpu":
+        yield
+        return
+    asked = run.config.train.cpus_per_worker
+    proposed = max(1, round(asked) if asked is not None else int(num_cpus()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(settle_num_threads(run, proposed))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,80 @@
+"""The units of work of an evaluation: a few test rows of one shard each. No Ray.
+
+Neither a process that lists units nor this module loads PyTorch; a scorer does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from mtil.circle.inputs import chains
+from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Selection, select
+from mtil.data.dataset.shards import read
+from mtil.run.folder import Run
+from mtil.storage import open_store
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtil.prediction.predictor import Predictor
+
+_UNIT_ROWS = 64
+"""Test rows of a unit, at most: few enough to share a small data set out among workers."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Test rows of a fold in one shard."""
+
+    fold: int
+    shard: int
+    """Index of the shard in the manifest."""
+    start: int
+    """The first row among the fold's test rows in the shard."""
+    rows: int
+
+
+class UnitScorer:
+    """Scores units with the models of a run's round; keeps models and the latest shard."""
+
+    def __init__(self, run_uri: str, data_uri: str, number: int, device: "torch.device") -> None:
+        self._run, self._round, self._device = Run.open(run_uri), number, device
+        self._store = open_store(data_uri)
+        self._manifest = self._run.manifest(data_uri)
+        self._chains: dict[int, list[list[Predictor]]] = {}
+        self._shard: tuple[int, pa.Table] | None = None
+
+    def score(self, unit: Unit) -> pa.Table:
+        """Return the scores of a unit's rows, one row for each image and pass."""
+        from mtil.prediction.predictor import predictors
+        from mtil.prediction.scoring import EVALUATION_COLUMNS, score_chains
+
+        if unit.fold not in self._chains:
+            self._chains[unit.fold] = [
+                predictors(models, self._device)
+                for models in chains(self._run, self._round, unit.fold)
+            ]
+        if self._shard is None or self._shard[0] != unit.shard:
+            shard = self._manifest.shards[unit.shard]
+            self._shard = (unit.shard, read(self._store, shard, EVALUATION_COLUMNS))
+        table = self._shard[1]
+        rows = _test_rows(self._manifest, unit.fold).rows(table)[unit.start :][: unit.rows]
+        return score_chains(table.take(pa.array(rows)), self._chains[unit.fold])
+
+
+def list_units(manifest: Manifest, folds: Sequence[int]) -> list[Unit]:
+    """Return the units that hold each test row of the folds once."""
+    return [
+        Unit(fold, index, start, min(_UNIT_ROWS, count - start))
+        for fold in folds
+        for index, shard in enumerate(manifest.shards)
+        for count in [_test_rows(manifest, fold).count(shard)]
+        for start in range(0, count, _UNIT_ROWS)
+    ]
+
+
+def _test_rows(manifest: Manifest, fold: int) -> Selection:
+    return select(manifest, fold, "test")

@@ -1,0 +1,276 @@
+"""The public functions: one fold trained, scored and used in this process, without Ray."""
+
+import csv
+import doctest
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mtil
+from mtil.cli import main
+from mtil.config import Config
+from mtil.data.dataset.manifest import Manifest
+from mtil.errors import ConfigError, DataError, ResourceError
+from mtil.library import dataset, evaluation, predictor, training
+from mtil.library.fold import FoldTraining
+from mtil.library.samples import StoredSamples
+from mtil.run.folder import Run
+from mtil.run.plan import Train
+from mtil.training.group import Group
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def config(make_config: MakeConfig) -> Config:
+    return make_config(train={"num_epochs": 3})
+
+
+@pytest.fixture(scope="module")
+def run_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run whose fold 0 was trained by the library; not to be changed."""
+    uri = str(tmp_path_factory.mktemp("library") / "run")
+    mtil.train_fold(config, data_uri, uri)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def image(phantoms: Path) -> np.ndarray:
+    return np.asarray(Image.open(phantoms / "malignant" / "malignant (1).png").convert("L"))
+
+
+def _sha256(uri: str) -> str:
+    result = Run.open(uri).result(Train(0, 0))
+    assert result is not None
+    return result.model_sha256
+
+
+@pytest.mark.parametrize("module", [mtil, dataset, evaluation, predictor, training])
+def test_examples_of_the_docstrings_run(
+    module: Any, config: Config, data_uri: str, run_uri: str, image: np.ndarray
+) -> None:
+    names = {"config": config, "data": data_uri, "run": run_uri, "image": image}
+    results = doctest.testmod(module, extraglobs=names)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(mtil, name) for name in mtil.__all__)
+    assert set(mtil.__all__) <= set(dir(mtil))
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        mtil.other  # noqa: B018
+
+
+def test_importing_mtil_loads_neither_torch_nor_ray_nor_numpy() -> None:
+    heavy = "{'torch', 'ray', 'numpy', 'pyarrow', 'pydantic'}"
+    code = f"import sys, mtil\nassert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_training_begun_again_goes_on_from_its_checkpoint_to_the_same_weights(
+    config: Config, data_uri: str, manifest: Manifest, run_uri: str, tmp_path: Path
+) -> None:
+    run = Run.create(str(tmp_path), config, data_uri, manifest.fingerprint)
+
+    def report(figures: dict[str, Any]) -> None:
+        if figures["epoch"] == 1:
+            raise ConnectionError("the process is taken away")
+
+    samples = StoredSamples(data_uri)
+    group = Group(report=report)
+    training_ = FoldTraining(run, Train(0, 0), manifest, samples, torch.device("cpu"), group=group)
+    with pytest.raises(ConnectionError):
+        training_.finish()
+    assert run.result(Train(0, 0)) is None
+    assert [record["epoch"] for record in run.history(Train(0, 0))] == [0, 1]
+    lines: list[dict[str, Any]] = []
+    result = mtil.train_fold(config, data_uri, str(tmp_path), listen=lines.append)
+    assert result.model_sha256 == _sha256(run_uri)
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [2]
+    assert lines[-1] == {"kind": "done", "fold": 0}
+    again = mtil.train_fold(config, data_uri, str(tmp_path))
+    assert again == result
+
+
+def test_a_data_set_that_is_read_from_storage_in_each_epoch_gives_the_same_weights(
+    config: Config, data_uri: str, run_uri: str, tmp_path: Path
+) -> None:
+    streaming = replace(config, data=replace(config.data, mode="streaming"))
+    uri = str(tmp_path)
+    result = mtil.train_fold(streaming, data_uri, uri)
+    resident, streamed = (Run.open(u).history(Train(0, 0)) for u in (run_uri, uri))
+    names = [name for name in resident[0] if name.startswith(("loss_", "validation_"))]
+    assert len(names) > 4
+    assert len(streamed) == result.num_epochs == 3
+    for one, other in zip(resident, streamed, strict=True):
+        assert {name: one[name] for name in names} == {name: other[name] for name in names}
+
+
+def test_the_callers_number_of_threads_comes_back(
+    config: Config, data_uri: str, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    one_epoch = replace(config, train=replace(config.train, num_epochs=1, cpus_per_worker=2.0))
+    mtil.train_fold(one_epoch, data_uri, str(tmp_path))
+    assert torch.get_num_threads() == before
+    assert json.loads((tmp_path / "threads.json").read_text()) == {"threads": 2}
+
+
+def test_figures_are_those_that_the_command_writes(
+    run_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = mtil.evaluate(run_uri)
+    stored = json.loads((Path(run_uri) / "evaluation.json").read_text())
+    assert main(["evaluate", "--run", run_uri, "--local", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads(json.dumps(figures)) == stored == printed
+    assert figures["folds"] == [0]
+    test = mtil.open_dataset(Run.open(run_uri).data_uri).rows(0, "test")
+    assert figures["num_images"] == len(test)
+
+
+def test_a_prediction_is_that_of_mtil_predict(
+    run_uri: str, phantoms: Path, image: np.ndarray, tmp_path: Path
+) -> None:
+    source = phantoms / "malignant" / "malignant (1).png"
+    assert main(["predict", run_uri, str(source), str(tmp_path)]) == 0
+    (row,) = csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines())
+    prediction = mtil.load(run_uri)(image)
+    assert f"{prediction.malignancy:.6f}" == row["malignant_probability"]
+    assert int(prediction.mask.sum()) == int(row["lesion_area_px"])
+    assert prediction.is_malignant == (row["malignant"] == "1")
+    assert np.array_equal(prediction.mask, prediction.lesion >= 0.5)
+    assert np.array_equal(prediction.passes[-1], prediction.lesion)
+
+
+def test_colours_and_a_model_file_are_taken(run_uri: str, image: np.ndarray) -> None:
+    expected = mtil.load(run_uri)(image)
+    (file,) = Path(run_uri).glob("rounds/0/fold-0/model-*.pt")
+    loaded = mtil.load(str(file))
+    assert loaded.lineage["model_sha256"] == _sha256(run_uri)
+    for same in (image, np.stack([image] * 3, axis=2), image.astype(np.uint16)):
+        prediction = loaded(same)
+        assert prediction.malignancy == expected.malignancy
+        assert np.array_equal(prediction.lesion, expected.lesion)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4), np.float32), np.zeros((2, 3, 4, 3), np.uint8), np.zeros((0, 3))]
+)
+def test_an_array_that_is_no_image_is_refused(run_uri: str, wrong: np.ndarray) -> None:
+    with pytest.raises(DataError, match="must be an array"):
+        mtil.load(run_uri)(wrong)
+
+
+def test_what_is_not_there_is_a_sentence(run_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Fold 2 of .* is not trained, but folds 0 are"):
+        mtil.load(run_uri, fold=2)
+    with pytest.raises(DataError, match="neither"):
+        mtil.load(str(tmp_path))
+    with pytest.raises(DataError):
+        mtil.open_dataset(str(tmp_path))
+    with pytest.raises(DataError, match="has none"):
+        mtil.evaluate(str(tmp_path))
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(
+    config: Config, data_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    on_gpu = replace(config, train=replace(config.train, gpus_per_worker=1.0))
+    with pytest.raises(ResourceError, match=r"is 1, but PyTorch sees no GPU"):
+        mtil.train_fold(on_gpu, data_uri, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_workers_are_not_local(data_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--local", "--data", data_uri, "--run", "none", "--config", "demo"]
+    assert main([*command, "--train.num-workers", "2"]) == 2
+    assert "`--local` trains with one worker" in capsys.readouterr().err
+
+
+def test_rows_are_those_of_the_folds(data_uri: str, manifest: Manifest) -> None:
+    data = mtil.open_dataset(data_uri)
+    assert len(data) == manifest.num_rows == len(data.rows())
+    assert repr(data) == f"<{manifest.num_rows} images in 3 folds at {data.uri}>"
+    every = [data.rows(fold, "test") for fold in range(data.num_folds)]
+    ids = [name for rows in every for name in rows.sample_id]
+    assert sorted(ids) == sorted(data.rows().sample_id)
+    for fold, rows in enumerate(every):
+        assert set(rows.fold) == {fold}
+        train, validation = data.rows(fold), data.rows(fold, "validation")
+        assert not set(rows.group) & set(train.group)
+        assert not set(validation.group) & set(train.group)
+        assert len(rows) + len(train) + len(validation) == len(data)
+    tumours = every[0].label < 2
+    assert np.array_equal(every[0].mask.any(axis=(1, 2)), tumours)
+
+
+def test_the_torch_data_set_holds_the_same_rows(data_uri: str) -> None:
+    data = mtil.open_dataset(data_uri)
+    rows, items = data.rows(1, "validation"), data.torch(1, "validation")
+    loader = torch.utils.data.DataLoader(items, batch_size=4)
+    batches = list(loader)
+    assert [name for batch in batches for name in batch["sample_id"]] == list(rows.sample_id)
+    image = torch.cat([batch["image"] for batch in batches])
+    mask = torch.cat([batch["mask"] for batch in batches])
+    label = torch.cat([batch["label"] for batch in batches])
+    assert torch.equal((image[:, 0] * 255).round().to(torch.uint8), torch.from_numpy(rows.image))
+    assert torch.equal(mask[:, 0] == 1, torch.from_numpy(rows.mask))
+    assert torch.equal(label, torch.from_numpy(rows.label))
+
+
+def test_a_preset_is_named_by_its_name(data_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be one of demo, cpu, base"):
+        mtil.train_fold("other", data_uri, str(tmp_path / "run"))
+
+
+def test_commands_train_score_and_predict_where_ray_cannot_be_imported(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    missing = "raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')\n"
+    (blocked / "ray.py").write_text(missing)
+    (blocked / "psutil.py").write_text(missing.replace("ray", "psutil"))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(blocked), str(Path(mtil.__file__).parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mtil", *arguments],
+            env=environment, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def succeed(*arguments: str) -> str:
+        done = run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    small = ["--data.image-size", "32", "--model.encoder.name", "resnet10_tiny",
+             "--model.encoder.pretrained", "false", "--train.num-epochs", "1"]  # fmt: skip
+    succeed("phantom", "images", "--num-images", "40", "--seed", "1", "--image-size", "64")
+    succeed("prepare", "images", "--layout", "busi", "--to", "data", "--image-size", "64")
+    train = ["train", "--config", "demo", "--data", "data", "--run", "run", *small]
+    refused = run(*train)
+    assert refused.returncode == 2
+    assert "pip install 'mtil[ray]'" in refused.stderr
+    assert "--local" in refused.stderr
+    assert "mtil evaluate --local --run run" in succeed(*train, "--local")
+    assert "95 % intervals" in succeed("evaluate", "--run", "run", "--local")
+    succeed("predict", "run", "images/malignant", "out")
+    assert (tmp_path / "out" / "predictions.csv").is_file()
+    assert "fold 0" in succeed("status", "--run", "run")
