@@ -343,7 +343,7 @@ def test_a_folder_that_has_grown_adds_what_is_new(
 )
 def test_an_image_that_has_changed_is_refused(to: Path, add: Add, line: Line, what: str) -> None:
     before = _files(to)
-    with pytest.raises(DataError, match=rf"'b03\.png' of .* has another {what} than that of"):
+    with pytest.raises(DataError, match=rf"'b03\.png' of .* has another {what} than in"):
         add(line, *NEW)
     assert _files(to) == before
 
