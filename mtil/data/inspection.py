@@ -140,8 +140,7 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
             for flags in [images.column(mark).to_numpy()]
         },
         masks={
-            # A mask usually has one component, so `num_components` counts from 2; the other columns
-            # count from 1.
+            # A single component is usual, so `num_components` counts from 2, other columns from 1.
             name: int((values > (column == "num_components")).sum())
             for name, column in _MASK_FLAGS.items()
             for values in [images.column(column).to_numpy()[tumours].astype(np.int64)]

@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 Listener = Callable[[int], None]
 
 _FEW = 1500
-"""Images processed in the time that worker processes take to start."""
+"""Number of images processed in the start-up time of worker processes."""
 _MAX_THREADS = 8
 """Largest number of threads for array arithmetic; bounds memory, as each thread holds arrays."""
 
@@ -57,14 +57,14 @@ class Runner(Protocol):
 def here(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Run the jobs in this process, one after the other. See `Runner`."""
+    """Run jobs sequentially in the calling process. See `Runner`."""
     return [function(job, listen) for job in jobs]
 
 
 def processes(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Run the jobs in one process per CPU core, or in this process if there are few images.
+    """Run jobs in a worker process per CPU core, or in the calling process for few images.
 
     See `Runner`.
 
@@ -118,8 +118,8 @@ def follow_parent() -> None:
 def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
     """Yield `function(item)` for each item, in order, computed in a few threads.
 
-    At most one item more than there are threads is computed ahead. Only code that releases the GIL,
-    as array arithmetic does, gains speed.
+    Computes ahead at most one item more than the number of threads. Only code that releases the
+    GIL, such as array arithmetic, runs in parallel.
 
     Args:
         function: called with an item.

@@ -1,7 +1,7 @@
 """Place appended images: match them against existing images, then choose group and fold.
 
 Decisions about existing images stay. A new image joins the group of an existing near-copy, of an
-existing image of the same patient, or of the same published group, in any fold. New images that
+existing image of its patient, or of its published group, in any fold. New images that
 would join groups in different places are dropped. New near-copies of an image of a different class
 or of a dropped image are dropped too.
 """
@@ -52,10 +52,8 @@ def grow(
         DataError: if given folds of the new images contradict the data set.
     """
     audit = _audit_together(known, records, again, facts)
-    group, reason_by_id = (
-        audit.grouping.group,
-        {item.sample_id: item.why for item in audit.grouping.dropped},
-    )
+    group = audit.grouping.group
+    reason_by_id = {item.sample_id: item.why for item in audit.grouping.dropped}
     # The paper protocol places single tumour images, without groups.
     if known.manifest.protocol == "paper":
         group = {record.sample_id: record.sample_id for record in records} | {
@@ -101,7 +99,7 @@ def _audit_together(
     table, pairs, copies = audits.look(all_records, chain(known.facts(), facts), len(known.records))
     pairs = [_decide_for_new(pair, known) for pair in pairs]
     keys = {record.sample_id: group_rules.keys(record) for record in all_records}
-    # A collection may now give an existing image a patient or a published group, which joins new
+    # A collection may now give an existing image a patient or a published group. Both join new
     # images too.
     for record in again:
         keys[record.sample_id] += group_rules.keys(record)
@@ -160,7 +158,7 @@ def _join_groups(
     pairs: Sequence[tuple[str, str]],
     reason_by_id: Mapping[str, str],
 ) -> Grouping:
-    """Join new images with each other and with the existing groups, which stay unchanged."""
+    """Join new images with each other and with existing groups. Existing groups stay."""
     items = {name: list(record_keys) for name, record_keys in keys.items()}
     for name, family in known.family.items():
         items[name].append(("family", family))

@@ -315,6 +315,6 @@ def _row_extreme(minimum_or_maximum: np.ufunc, gray: Gray, width: int) -> Gray:
 
 
 def _shifted(padded: Gray, down: int, right: int) -> Gray:
-    """Return the image (h, w) shifted, so that each pixel holds its neighbour at the offset."""
+    """Return the image (h, w) shifted: each pixel holds the pixel at the offset."""
     height, width = padded.shape
     return padded[_REACH + down : height - _REACH + down, _REACH + right : width - _REACH + right]

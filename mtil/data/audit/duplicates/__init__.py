@@ -132,37 +132,30 @@ def _find_equal_images(
     return order, first, has_hashes
 
 
-def _confirm_candidates(
-    pairs_to_check: candidates.Candidates, thumbs: Rows, order: _Index
-) -> list[Pair]:
+def _confirm_candidates(proposed: candidates.Candidates, thumbs: Rows, order: _Index) -> list[Pair]:
     """Return the candidates with similar thumbs, as pairs.
 
     Args:
-        pairs_to_check: the candidates, by position in `order`.
+        proposed: the candidates, by position in `order`.
         thumbs: thumbs of all images.
         order: index of each compared image in `thumbs`.
     """
-    used = np.unique(np.concatenate([pairs_to_check.i, pairs_to_check.j]))
+    used = np.unique(np.concatenate([proposed.i, proposed.j]))
     coarse = _reduce_thumbs(thumbs, order[used])
 
     def check_batch(start: int) -> list[Pair]:
-        rows = np.arange(start, min(start + _BATCH * 16, len(pairs_to_check.i)))
-        i, j = (
-            np.searchsorted(used, pairs_to_check.i[rows]),
-            np.searchsorted(used, pairs_to_check.j[rows]),
-        )
-        right = _mirror_where(coarse[j], pairs_to_check.mirrored[rows])
+        rows = np.arange(start, min(start + _BATCH * 16, len(proposed.i)))
+        i, j = np.searchsorted(used, proposed.i[rows]), np.searchsorted(used, proposed.j[rows])
+        right = _mirror_where(coarse[j], proposed.mirrored[rows])
         # The correlation at the guessed motion costs little and rules out most candidates.
-        guess = alignment.correlation(coarse[i], right, pairs_to_check.motion[rows])
+        guess = alignment.correlation(coarse[i], right, proposed.motion[rows])
         rows = rows[guess >= _MIN_COARSE]
         batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
         return [
-            pair
-            for batch in batches
-            for pair in _align_candidates(pairs_to_check, batch, thumbs, order)
+            pair for batch in batches for pair in _align_candidates(proposed, batch, thumbs, order)
         ]
 
-    starts = range(0, len(pairs_to_check.i), _BATCH * 16)
+    starts = range(0, len(proposed.i), _BATCH * 16)
     return [pair for pairs in threads(check_batch, starts) for pair in pairs]
 
 
@@ -176,34 +169,24 @@ def _reduce_thumbs(thumbs: Rows, order: _Index) -> npt.NDArray[np.float32]:
 
 
 def _align_candidates(
-    pairs_to_check: candidates.Candidates, rows: _Index, thumbs: Rows, order: _Index
+    proposed: candidates.Candidates, rows: _Index, thumbs: Rows, order: _Index
 ) -> list[Pair]:
     """Align some candidates, first at half size, and return the pairs with similar thumbs."""
-    i, j, is_mirrored = (
-        order[pairs_to_check.i[rows]],
-        order[pairs_to_check.j[rows]],
-        pairs_to_check.mirrored[rows],
-    )
+    i, j, is_mirrored = order[proposed.i[rows]], order[proposed.j[rows]], proposed.mirrored[rows]
     left, right = flatten(thumbs[i]), _mirror_where(flatten(thumbs[j]), is_mirrored)
     small = alignment.reduced(left, _MIDDLE), alignment.reduced(right, _MIDDLE)
-    motion = alignment.fit(*small, pairs_to_check.motion[rows], _STEPS)
-    is_similar = alignment.correlation(*small, motion) >= _MIN_MIDDLE
-    left, right, rows, i, j = (
-        left[is_similar],
-        right[is_similar],
-        rows[is_similar],
-        i[is_similar],
-        j[is_similar],
-    )
-    motion = alignment.fit(left, right, motion[is_similar], _STEPS)
+    motion = alignment.fit(*small, proposed.motion[rows], _STEPS)
+    similar = alignment.correlation(*small, motion) >= _MIN_MIDDLE
+    left, right, rows, i, j = left[similar], right[similar], rows[similar], i[similar], j[similar]
+    motion = alignment.fit(left, right, motion[similar], _STEPS)
     correlation = alignment.correlation(left, right, motion)
     return [
         Pair(
             int(min(i[k], j[k])),
             int(max(i[k], j[k])),
-            int(pairs_to_check.distance[rows[k]]),
+            int(proposed.distance[rows[k]]),
             round(float(correlation[k]), 4),
-            "mirrored" if pairs_to_check.mirrored[rows[k]] else "edited",
+            "mirrored" if proposed.mirrored[rows[k]] else "edited",
         )
         for k in np.flatnonzero(correlation >= MIN_CORRELATION)
     ]

@@ -125,10 +125,8 @@ class _PairPacking:
         The second owner may be a mirrored image, numbered from `count` on.
         """
         mirror, second = np.divmod(second, self.count)
-        low, high = (
-            np.minimum(first, second).astype(np.uint64),
-            np.maximum(first, second).astype(np.uint64),
-        )
+        low = np.minimum(first, second).astype(np.uint64)
+        high = np.maximum(first, second).astype(np.uint64)
         j_and_mirror = high << np.uint64(1) | mirror.astype(np.uint64)
         return np.asarray(
             low << self.image_shift | j_and_mirror << np.uint64(_DISTANCE_BITS) | distance
@@ -151,10 +149,8 @@ class _PairPacking:
     def read(self, pairs: _Bits) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
         """Return i, j and whether j is mirrored, from pairs with the distance before j."""
         j_and_mirror = pairs & self.j_and_mirror_mask
-        i, j = (
-            (pairs >> self.image_shift).astype(np.int64),
-            (j_and_mirror >> np.uint64(1)).astype(np.int64),
-        )
+        i = (pairs >> self.image_shift).astype(np.int64)
+        j = (j_and_mirror >> np.uint64(1)).astype(np.int64)
         return i, j, (j_and_mirror & np.uint64(1)).astype(np.bool_)
 
 

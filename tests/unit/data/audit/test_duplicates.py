@@ -211,7 +211,7 @@ def test_a_full_disk_is_said() -> None:
     with OnDisk((1000,), np.uint8) as held:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
         try:
-            with pytest.raises(StorageError, match=r"cannot be written: .*; free some space"):
+            with pytest.raises(StorageError, match=r"cannot be written: .*\. Free some space"):
                 held.append(np.zeros((2, 1000), np.uint8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -281,7 +281,7 @@ def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     hashes, _ = _stacked(crowd + images[1:5] + [_several(gray, rng) for gray in images[1:5]])
     whole = candidates.find(hashes)
     monkeypatch.setattr(candidates, "_BATCH", batch)
-    monkeypatch.setattr(candidates, "_IMAGES", 3)
+    monkeypatch.setattr(candidates, "_IMAGES_PER_ARRAY", 3)
     monkeypatch.setattr(candidates, "MAX_NEIGHBOURS", 14)  # all others, so few repeats of work
     parts = candidates.find(hashes)
     assert len(whole.i) >= 19
