@@ -108,11 +108,11 @@ def follow_parent() -> None:
     assert parent is not None
 
     # The parent's sentinel becomes ready even if the parent is killed and cannot stop its workers.
-    def exit_with_parent() -> None:
+    def wait_for_parent_end() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    threading.Thread(target=wait_for_parent_end, daemon=True).start()
 
 
 def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
