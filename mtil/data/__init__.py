@@ -1,1 +1,1 @@
-"""Images on disk to prepared shards, and shards to rows. No Ray."""
+"""Prepare image collections as shards, and read rows from shards. Does not import Ray."""

@@ -1,4 +1,4 @@
-"""What a data set holds and what its audit found, from the files that were written with it."""
+"""Summarise a data set and its audit from the stored manifest and audit tables."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store
 
-_MOST = 0.5
-"""A source more of whose masks are odd may have inverted ones."""
-_DRAWS = 200
-_MOST_WORK = 20_000_000
-"""Images times draws; large sets need fewer draws for the same precision."""
+_MAX_ODD_SHARE = 0.5
+"""Share of odd masks in a source above which the masks may be inverted."""
+_NUM_DRAWS = 200
+_MAX_IMAGE_DRAWS = 20_000_000
+"""Bound on images times draws: large data sets need fewer draws for the same precision."""
 _NOTES = "notes"
 _MASK_FLAGS = {
     "several components": "num_components",
@@ -37,67 +37,72 @@ _MASK_FLAGS = {
 
 @dataclass(frozen=True)
 class Leak:
-    """What folds of single images would share, on average over random stratified folds."""
+    """Leakage of image-level folds, averaged over random stratified folds."""
 
     twins: float
-    """Share of the tumour images that have a near-copy in another fold."""
+    """Share of the tumour images with a near-copy in a different fold."""
     family: float
-    """The same, counting images of the same patient too."""
+    """Share of the tumour images with a group member in a different fold. Groups include
+    patients."""
 
 
 @dataclass(frozen=True)
 class OddMasks:
-    """A source most of whose tumour masks look wrong, as inverted ones do."""
+    """A source with mostly odd tumour masks, as inverted masks would be."""
 
     source: str
     implausible: int
-    """Masks whose lesion is implausibly small or large."""
+    """Number of masks with an implausibly small or large lesion."""
     touching: int
-    """Masks whose lesion touches the border."""
+    """Number of masks with a lesion touching the border."""
     of: int
-    """Tumour images of the source."""
+    """Number of tumour images of the source."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set's manifest and audit in figures."""
+    """Manifest and audit of a data set, summarised in counts and shares."""
 
     manifest: Manifest
     pairs: Mapping[str, int]
-    """Pairs that show the same, by decision."""
+    """Number of near-copy pairs by decision."""
     cross_class: tuple[tuple[str, str], ...]
-    """Pairs of two classes."""
+    """Sample ids of near-copy pairs with different classes."""
     parted: tuple[tuple[str, str], ...]
-    """Pairs that lie in two folds: what a published file, given folds or the protocol lets leak."""
+    """Sample ids of near-copy pairs in different folds: leaks left by a published file, given folds
+    or the protocol."""
     duplicate_groups: int
-    """Groups of near-copies with more than one image."""
+    """Number of near-copy groups with at least two images."""
     duplicate_images: int
+    """Number of images in the groups of `duplicate_groups`."""
     mixed_patients: int
-    """Patients with images of two classes, which share a fold all the same."""
+    """Number of patients with images of two classes. All images of a patient still share a fold."""
     marks: Mapping[str, Mapping[str, float]]
-    """Share of the images with burnt-in text and with calipers, by class."""
+    """Share of images with burnt-in `text` and with `calipers`, by mark and class."""
     masks: Mapping[str, int]
-    """Images whose mask looks unusual, by what is unusual."""
+    """Number of tumour images with an unusual mask, by kind of oddity."""
     notes: Mapping[str, int]
-    """Images whose files are odd, by the keys of `mtil.data.audit.marks.NOTES`."""
+    """Number of images with odd files, by key of `mtil.data.audit.marks.NOTES`."""
     odd_masks: tuple[OddMasks, ...]
-    """Sources whose masks may be inverted."""
+    """Sources with masks that may be inverted."""
     leak: Leak
 
 
 def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
-    """Read what a data set's audit says.
+    """Read a data set's manifest and audit, and summarise both.
 
     Args:
-        store: the data set's.
-        fingerprint: which version's; the newest if none is given.
+        store: the store of the data set.
+        fingerprint: fingerprint of the version; None for the newest version.
 
     Raises:
-        DataError: if there is no such data set, or its audit or `splits.json` are not those that
-            were written with it.
+        DataError: if there is no data set or no version with the fingerprint, or if the audit or
+            `splits.json` differ from the manifest.
     """
-    made = manifest.load(store, fingerprint)
-    pairs, images = (findings.read(store, made, name) for name in (findings.PAIRS, findings.IMAGES))
+    dataset = manifest.load(store, fingerprint)
+    pairs, images = (
+        findings.read(store, dataset, name) for name in (findings.PAIRS, findings.IMAGES)
+    )
     versions.check_splits(store)
     labels = images.column("label").to_numpy()
     _, sizes = np.unique(images.column("twins").to_numpy(zero_copy_only=False),
@@ -105,26 +110,26 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
     fold = dict(
         zip(*(images.column(name).to_pylist() for name in ("sample_id", "fold")), strict=True)
     )
-    unknown = {name for pair in _ids(pairs) for name in pair} - fold.keys()
+    unknown = {name for pair in _pair_ids(pairs) for name in pair} - fold.keys()
     if unknown:
         raise DataError(
             f"The audit of {store.uri} must list the images of its pairs, but lacks "
-            f"{shown(min(unknown))}; prepare the data again."
+            f"{shown(min(unknown))}. Prepare the data again."
         )
-    different = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
+    class_pairs = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
     tumours = np.isin(labels, TUMOURS)
     return Inspection(
-        manifest=made,
+        manifest=dataset,
         pairs=dict(sorted(Counter(pairs.column("decision").to_pylist()).items())),
-        cross_class=_ids(different),
+        cross_class=_pair_ids(class_pairs),
         parted=tuple(
-            (one, other)
-            for one, other in _ids(pairs)
-            if fold[one] is not None and fold[other] is not None and fold[one] != fold[other]
+            (a, b)
+            for a, b in _pair_ids(pairs)
+            if fold[a] is not None and fold[b] is not None and fold[a] != fold[b]
         ),
         duplicate_groups=int((sizes > 1).sum()),
         duplicate_images=int(sizes[sizes > 1].sum()),
-        mixed_patients=_mixed_patients(images),
+        mixed_patients=_count_mixed_patients(images),
         marks={
             mark: {
                 name: float(flags[labels == label].mean())
@@ -135,15 +140,16 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
             for flags in [images.column(mark).to_numpy()]
         },
         masks={
+            # A single component is usual, so `num_components` counts from 2, other columns from 1.
             name: int((values > (column == "num_components")).sum())
             for name, column in _MASK_FLAGS.items()
             for values in [images.column(column).to_numpy()[tumours].astype(np.int64)]
         },
-        notes=_notes(images),
-        odd_masks=_odd_masks(made, images.filter(pa.array(tumours))),
+        notes=_count_notes(images),
+        odd_masks=_find_odd_masks(dataset, images.filter(pa.array(tumours))),
         leak=Leak(
             *(
-                leakage(_codes(images, column)[tumours], labels[tumours], made.num_folds)
+                leakage(_integer_codes(images, column)[tumours], labels[tumours], dataset.num_folds)
                 for column in ("twins", "group")
             )
         ),
@@ -153,15 +159,15 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
 def leakage(
     group: npt.NDArray[np.int64], label: npt.NDArray[np.int8], num_folds: int, seed: int = 0
 ) -> float:
-    """Return the share of images with one of their group in another fold of single images.
+    """Return the share of images with a group member in a different image-level fold.
 
-    An average over random folds that are stratified by class.
+    The share is averaged over random folds of single images, stratified by class.
 
     Args:
-        group: (n,) number of each image's group.
-        label: (n,) class.
-        num_folds: how many folds.
-        seed: of the random folds.
+        group: (n,) group index of each image.
+        label: (n,) class of each image.
+        num_folds: number of folds.
+        seed: seed of the random folds.
     """
     if not len(group):
         return 0.0
@@ -169,32 +175,33 @@ def leakage(
     fold = np.empty(len(group), np.int64)
     shares = []
     rng = np.random.default_rng(seed)
-    for _ in range(max(1, min(_DRAWS, _MOST_WORK // len(group)))):
-        for kind in np.unique(label):
-            rows = np.flatnonzero(label == kind)
+    for _ in range(max(1, min(_NUM_DRAWS, _MAX_IMAGE_DRAWS // len(group)))):
+        for label_value in np.unique(label):
+            rows = np.flatnonzero(label == label_value)
             fold[rng.permutation(rows)] = np.arange(len(rows)) % num_folds
-        here = np.bincount(group * num_folds + fold, minlength=len(sizes) * num_folds)
-        alone = here[group * num_folds + fold] == sizes[group]
-        shares.append(1 - alone.mean())
+        group_fold_sizes = np.bincount(group * num_folds + fold, minlength=len(sizes) * num_folds)
+        # An image leaks unless its fold holds its whole group.
+        is_whole = group_fold_sizes[group * num_folds + fold] == sizes[group]
+        shares.append(1 - is_whole.mean())
     return float(np.mean(shares))
 
 
 def to_dict(found: Inspection) -> dict[str, Any]:
-    """Return the inspection as what JSON can hold."""
-    made = found.manifest
+    """Convert an inspection to a JSON-compatible dict."""
+    dataset = found.manifest
     return {
-        "name": made.name,
-        "version": made.version,
-        "fingerprint": made.fingerprint,
-        "protocol": made.protocol,
-        "fold_rule": made.fold_rule,
-        "read": made.read,
-        "kept": made.kept,
-        "groups": made.num_groups,
-        "dropped": len(made.dropped),
-        "invalid": len(made.invalid),
-        "folds": made.folds,
-        "holdout": made.holdout,
+        "name": dataset.name,
+        "version": dataset.version,
+        "fingerprint": dataset.fingerprint,
+        "protocol": dataset.protocol,
+        "fold_rule": dataset.fold_rule,
+        "read": dataset.read,
+        "kept": dataset.kept,
+        "groups": dataset.num_groups,
+        "dropped": len(dataset.dropped),
+        "invalid": len(dataset.invalid),
+        "folds": dataset.folds,
+        "holdout": dataset.holdout,
         "pairs": dict(found.pairs),
         "cross_class_pairs": [list(pair) for pair in found.cross_class],
         "parted_pairs": [list(pair) for pair in found.parted],
@@ -206,23 +213,26 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "notes": dict(found.notes),
         "odd_masks": [asdict(odd) for odd in found.odd_masks],
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
-        "account": None if made.account is None else account.to_dict(made.account),
+        "account": None if dataset.account is None else account.to_dict(dataset.account),
     }
 
 
-def _notes(images: pa.Table) -> dict[str, int]:
-    if _NOTES not in images.column_names:  # an audit of an earlier version of this program
+def _count_notes(images: pa.Table) -> dict[str, int]:
+    # Audits of earlier versions of mtil have no notes.
+    if _NOTES not in images.column_names:
         return dict.fromkeys(NOTES, 0)
-    said = pa.compute.list_flatten(images.column(_NOTES)).to_pylist()
-    return dict.fromkeys(NOTES, 0) | Counter(said)
+    notes = pa.compute.list_flatten(images.column(_NOTES)).to_pylist()
+    return dict.fromkeys(NOTES, 0) | Counter(notes)
 
 
-def _odd_masks(made: Manifest, tumours: pa.Table) -> tuple[OddMasks, ...]:
-    """Return the sources more than half of whose masks are implausible or touch the border."""
+def _find_odd_masks(dataset: Manifest, tumours: pa.Table) -> tuple[OddMasks, ...]:
+    """Return the sources with more than half of the masks implausible or touching the border."""
     ids = tumours.column("sample_id").to_pylist()
-    prefixes = sorted((source.prefix for source in made.sources), key=len, reverse=True)
-    names = {source.prefix: source.name for source in made.sources}
-    of = np.array(
+    # The longest matching prefix wins. The empty prefix, of a single collection, matches every
+    # image.
+    prefixes = sorted((source.prefix for source in dataset.sources), key=len, reverse=True)
+    names = {source.prefix: source.name for source in dataset.sources}
+    prefix_of = np.array(
         [next((p for p in prefixes if not p or name.startswith(f"{p}/")), "") for name in ids],
         dtype=object,
     )
@@ -232,26 +242,31 @@ def _odd_masks(made: Manifest, tumours: pa.Table) -> tuple[OddMasks, ...]:
     )
     odd = []
     for prefix in prefixes:
-        here = of == prefix
-        if (implausible | touching)[here].sum() > _MOST * here.sum():
-            counts = int(implausible[here].sum()), int(touching[here].sum()), int(here.sum())
+        in_source = prefix_of == prefix
+        if (implausible | touching)[in_source].sum() > _MAX_ODD_SHARE * in_source.sum():
+            counts = (
+                int(implausible[in_source].sum()),
+                int(touching[in_source].sum()),
+                int(in_source.sum()),
+            )
             odd.append(OddMasks(names[prefix], *counts))
     return tuple(odd)
 
 
-def _mixed_patients(images: pa.Table) -> int:
-    if "patient" not in images.column_names:  # an audit of an earlier version of this program
+def _count_mixed_patients(images: pa.Table) -> int:
+    # Audits of earlier versions of mtil have no patients.
+    if "patient" not in images.column_names:
         return 0
     known = images.select(["patient", "label"]).drop_null()
     classes = known.group_by("patient").aggregate([("label", "count_distinct")])
     return int(pa.compute.sum(pa.compute.greater(classes["label_count_distinct"], 1)).as_py() or 0)
 
 
-def _ids(pairs: pa.Table) -> tuple[tuple[str, str], ...]:
+def _pair_ids(pairs: pa.Table) -> tuple[tuple[str, str], ...]:
     names = (pairs.column(f"sample_id_{which}").to_pylist() for which in "ab")
     return tuple(zip(*names, strict=True))
 
 
-def _codes(images: pa.Table, column: str) -> npt.NDArray[np.int64]:
+def _integer_codes(images: pa.Table, column: str) -> npt.NDArray[np.int64]:
     encoded = images.column(column).combine_chunks().dictionary_encode()
     return np.asarray(encoded.indices.to_numpy(), dtype=np.int64)

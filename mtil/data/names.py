@@ -1,4 +1,4 @@
-"""Names of files, images and patients: how two spellings compare, and how errors show them."""
+"""Names of files, images and patients: comparing spellings and showing names in errors."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"0*(\d+)(?:\.0+)?")
 
 
 def shown(text: str) -> str:
-    """Return text that any terminal can print: control characters and broken bytes are escaped."""
+    """Return printable text: control characters and broken bytes are escaped."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
@@ -19,13 +19,17 @@ def shown(text: str) -> str:
 
 def _escaped(letter: str) -> str:
     byte = ord(letter) - 0xDC00
-    if 0x80 <= byte <= 0xFF:  # a byte that is not UTF-8, as Python keeps it
+    # Python decodes a byte outside UTF-8 to the surrogate 0xDC00 + byte.
+    if 0x80 <= byte <= 0xFF:
         return f"\\x{byte:02x}"
     return letter.encode("unicode_escape").decode()
 
 
 def is_text(name: str) -> bool:
-    """Say whether a name is Unicode text: bytes that are not UTF-8 reach Python as surrogates."""
+    """Return whether a name is valid Unicode text.
+
+    Python decodes bytes outside UTF-8 to surrogates.
+    """
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -35,23 +39,29 @@ def composed(name: str) -> str:
 
 
 def plain(path: str) -> str:
-    """Return a path in the form that all its spellings share, `img/a.png` for `./img//a.png`."""
+    """Normalise a path, so that all spellings of the path compare equal.
+
+    For example, `./img//a.png` becomes `img/a.png`.
+    """
     return composed(str(PurePosixPath(path)))
 
 
 @lru_cache(2**16)
 def canonical(identifier: str) -> str:
-    """Return what all spellings of an identifier share.
+    """Normalise an identifier, so that all spellings of the identifier compare equal.
 
-    Case, blanks, Unicode's forms, invisible characters and kinds of dashes do not matter; nor do
-    leading zeros and `.0` of whole numbers, since spreadsheets add and remove both. Each part
-    between slashes counts by itself.
+    Case, spaces, Unicode forms, invisible characters and the kind of dash are ignored, and so are
+    leading zeros and a trailing `.0` of whole numbers. Parts between slashes are normalised
+    separately.
     """
     text = unicodedata.normalize("NFKC", identifier).translate(_DASHES | _INVISIBLE)
+    # Removing invisible characters and folding case can leave text decomposed: compose the text
+    # again.
     text = unicodedata.normalize("NFC", " ".join(text.split()).casefold())
     return "/".join(_without_zeros(part.strip()) for part in text.split("/"))
 
 
 def _without_zeros(part: str) -> str:
-    number = _NUMBER.fullmatch(part)
-    return part if number is None else number[1]
+    match = _NUMBER.fullmatch(part)
+    # Spreadsheets add and remove leading zeros and `.0`.
+    return part if match is None else match[1]

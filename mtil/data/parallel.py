@@ -1,4 +1,4 @@
-"""Independent jobs on this machine's processors."""
+"""Independent jobs in the processes and threads of one machine."""
 
 import multiprocessing
 import os
@@ -23,48 +23,53 @@ Found = TypeVar("Found")
 Listener = Callable[[int], None]
 
 _FEW = 1500
-"""Images that are done before other processes have started."""
+"""Number of images processed in the start-up time of worker processes."""
 _MAX_THREADS = 8
-"""Threads of one piece of arithmetic: each holds what it works on."""
+"""Largest number of threads for array arithmetic; bounds memory, as each thread holds arrays."""
 
 
 class Function(Protocol[Job, Result]):
-    """Does one job, and tells the listener of images done on the way."""
+    """A function for one job; reports finished images to a listener."""
 
     def __call__(self, job: Job, listen: Listener | None = None) -> Result:
-        """Do the job."""
+        """Run the job, and call `listen` with the number of images finished since the last call."""
 
 
 class Runner(Protocol):
-    """Does jobs that depend on nothing but themselves, anywhere and in any order."""
+    """Runs independent jobs, in any process and in any order."""
 
     def __call__(
         self, function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int],
         listen: Listener,
     ) -> list[Any]:  # fmt: skip
-        """Return the results in the jobs' order; raise what a job raised.
+        """Run the jobs and return the results in the order of the jobs.
+
+        Exceptions raised by a job propagate.
 
         Args:
-            function: a function of a module, which other processes can import.
-            jobs: what it is called with.
-            sizes: images of each job.
-            listen: told of images that are done.
+            function: a module-level function, importable in other processes.
+            jobs: the arguments, one a call.
+            sizes: number of images of each job.
+            listen: called with the number of images finished since the last call.
         """
 
 
 def here(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Do the jobs in this process, one after the other. See `Runner`."""
+    """Run jobs sequentially in the calling process. See `Runner`."""
     return [function(job, listen) for job in jobs]
 
 
 def processes(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Do the jobs in as many processes as there are processors, if there is enough to do.
+    """Run jobs in a worker process per CPU core, or in the calling process for few images.
 
     See `Runner`.
+
+    Raises:
+        RunError: if a worker process dies.
     """
     num_workers = min(len(jobs), os.cpu_count() or 1)
     if num_workers < 2 or sum(sizes) < _FEW:
@@ -75,50 +80,60 @@ def processes(
     try:
         with interrupts.kept_from_children():
             futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
+        # Read results as jobs finish: an error is raised early, and progress does not wait for a
+        # slow first job.
         for future in as_completed(futures):
             future.result()
             listen(sizes[futures[future]])
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise RunError(
-            "A process that prepared images died, most likely for want of memory; "
-            "run the same command again to go on."
+            "A process that prepared images died, most likely out of memory. "
+            "Run the same command again to continue."
         ) from None
     except BaseException:
+        # A job may take minutes, so an interrupted or failed call does not wait for running jobs.
         for worker in multiprocessing.active_children():
-            worker.kill()  # a job may take minutes
+            worker.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def follow_parent() -> None:
-    """Leave interrupts to the parent process, and end with it even if it is killed."""
+    """Ignore SIGINT in a worker process, and exit when the parent process ends."""
+    # Ctrl-C reaches every process of the terminal; only the parent process handles the interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end() -> None:
+    # The parent's sentinel becomes ready even if the parent is killed and cannot stop its workers.
+    def wait_for_parent_end() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=end, daemon=True).start()
+    threading.Thread(target=wait_for_parent_end, daemon=True).start()
 
 
 def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """Yield what a function returns for each item, in their order, from this machine's processors.
+    """Yield `function(item)` for each item, in order, computed in a few threads.
 
-    Only a few items are worked on ahead. For arithmetic on arrays, which frees the interpreter.
+    Computes ahead at most one item more than the number of threads. Only code that releases the
+    GIL, such as array arithmetic, runs in parallel.
+
+    Args:
+        function: called with an item.
+        items: the items, read as needed.
     """
     num_threads = min(os.cpu_count() or 1, _MAX_THREADS)
     pool = ThreadPoolExecutor(num_threads)
-    ahead: deque[Future[Found]] = deque()
+    pending: deque[Future[Found]] = deque()
     try:
         for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > num_threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,1 +1,1 @@
-"""More images for a data set, as its next version."""
+"""Append images to a data set as a new version."""

@@ -1,4 +1,4 @@
-"""The images that a data set has already, by the facts and the audit that were written with it."""
+"""Read the existing images of a data set from the stored facts and audit."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,14 @@ from mtil.documents import shown
 from mtil.errors import DataError
 from mtil.storage import Store
 
-_DECIDED = ("sample_id", "group", "twins", "fold", "part", "dropped")
-_OF_RECORDS = ("sample_id", "label", "source", "patient", "published", "given")
-_OF_CONTENT = ("sha256", "mask_sha256")
+_AUDIT_COLUMNS = ("sample_id", "group", "twins", "fold", "part", "dropped")
+_RECORD_COLUMNS = ("sample_id", "label", "source", "patient", "published", "given")
+_CONTENT_COLUMNS = ("sha256", "mask_sha256")
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an image's file and its masks hold."""
+    """SHA-256 digests of an image's pixels and mask."""
 
     sha256: bytes
     mask_sha256: bytes
@@ -32,61 +32,64 @@ class Content:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the images of a data set's version; mappings are by sample id."""
+    """Existing images of a data set version. All mappings are by sample id."""
 
     store: Store
     manifest: Manifest
     records: Mapping[str, Record]
-    """All that were usable, kept or not, without their files."""
+    """Records of all usable images, kept or dropped, without file names."""
     content: Mapping[str, Content]
     family: Mapping[str, str]
-    """The group, also of images that were dropped."""
+    """Group of each image, including dropped images."""
     twins: Mapping[str, str]
     places: Mapping[str, Place]
-    """Of the images that are kept."""
+    """Group, fold and part of the kept images."""
     dropped: tuple[Dropped, ...]
-    """Those that the audit dropped."""
+    """Images dropped by the audit."""
     pairs: tuple[Pair, ...]
 
     def facts(self) -> Iterator[pa.Table]:
-        """Yield what the images are like, file by file."""
+        """Yield the facts of the images, file by file."""
         for name in self.manifest.facts:
             yield staging.read_kept_facts(self.store, name, self.manifest.files)
 
 
 def read(store: Store, manifest: Manifest) -> Known:
-    """Read what is known of a version's images.
+    """Read the existing images of a data set version.
 
     Raises:
-        DataError: if it was not written, or not all of it is there any more.
+        DataError: if the version has no facts, or if facts or audit are missing or changed.
     """
     if not manifest.facts:
         raise DataError(
-            f"Images are compared with what was noted of those before, but {store.uri} was "
-            "prepared before that was kept; prepare all images again, to another target."
+            f"Appended images are compared with facts of the existing images, but {store.uri} was "
+            "prepared without facts. Prepare all images again, to a new target."
         )
     images = audits.read(store, manifest, audits.IMAGES)
-    ids, *decided = (images.column(name).to_pylist() for name in _DECIDED)
-    groups, twins, folds, parts, dropped = decided
+    ids, *decisions = (images.column(name).to_pylist() for name in _AUDIT_COLUMNS)
+    groups, twins, folds, parts, dropped = decisions
     records: dict[str, Record] = {}
     content: dict[str, Content] = {}
-    small: list[pa.Table] = []
+    fact_tables: list[pa.Table] = []
     for name in manifest.facts:
-        table = staging.read_kept_facts(store, name, manifest.files, (*_OF_RECORDS, *_OF_CONTENT))
-        small.append(table)
+        table = staging.read_kept_facts(
+            store, name, manifest.files, (*_RECORD_COLUMNS, *_CONTENT_COLUMNS)
+        )
+        fact_tables.append(table)
         for row in table.to_pylist():
-            records[row["sample_id"]] = _record(row)
+            records[row["sample_id"]] = _make_record(row)
             content[row["sample_id"]] = Content(row["sha256"], row["mask_sha256"])
     places = {
         name: Place(group, fold, part)
         for name, group, fold, part in zip(ids, groups, folds, parts, strict=True)
         if fold is not None
     }
-    made = tally.fingerprint(pa.concat_tables(small), places, manifest.image_size)
-    if made != manifest.fingerprint or set(ids) != records.keys():
+    # The fingerprint covers pixels, masks, classes and places, so a changed fact or place is
+    # noticed here.
+    fingerprint = tally.fingerprint(pa.concat_tables(fact_tables), places, manifest.image_size)
+    if fingerprint != manifest.fingerprint or set(ids) != records.keys():
         raise DataError(
-            f"The audit of {store.uri} must be that of its images, but it has changed; prepare all "
-            "images again."
+            f"The audit of {store.uri} does not match the images. Prepare all images again."
         )
     return Known(
         store=store,
@@ -115,57 +118,58 @@ def read(store: Store, manifest: Manifest) -> Known:
     )
 
 
-def _record(row: Mapping[str, Any]) -> Record:
+def _make_record(row: Mapping[str, Any]) -> Record:
     return Record(
         sample_id=row["sample_id"],
         label=row["label"],
         image="",
         masks=(),
         patient=row["patient"],
-        fold=None if row["given"] is None else _number(row["given"]),
+        fold=None if row["given"] is None else _parse_fold(row["given"]),
         source=row["source"],
         published=row["published"],
     )
 
 
-def _number(text: str) -> int:
+def _parse_fold(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,20}", text):
-        raise DataError(f"A given fold must be a number, but the facts have {shown(text)}.")
+        raise DataError(f"A given fold must be an integer, but the facts have {shown(text)}.")
     return int(text)
 
 
 def check_same(known: Known, record: Record, found: Content, uri: str) -> None:
-    """Refuse an image that a data set has under its sample id, if it is another.
+    """Raise if an appended image differs from the existing image with its sample id.
 
     Args:
-        known: what the data set has.
-        record: the image.
-        found: what its files hold.
-        uri: where it lies.
+        known: the existing images.
+        record: the appended image.
+        found: digests of the appended image.
+        uri: URI of the collection.
 
     Raises:
-        DataError: naming the image and what differs.
+        DataError: if the images differ; names the image and the difference.
     """
-    before, content = known.records[record.sample_id], known.content[record.sample_id]
+    existing, existing_content = known.records[record.sample_id], known.content[record.sample_id]
     place = known.places.get(record.sample_id)
     differs = {
-        "source": record.source != before.source,
-        "pixels": found.sha256 != content.sha256,
-        "class": record.label != before.label,
-        "mask": found.mask_sha256 != content.mask_sha256,
-        "patient": _other(record.patient, before.patient),
-        "published group": _other(record.published, before.published),
-        "given fold": place is not None and _other(record.fold, place.fold),
+        "source": record.source != existing.source,
+        "pixels": found.sha256 != existing_content.sha256,
+        "class": record.label != existing.label,
+        "mask": found.mask_sha256 != existing_content.mask_sha256,
+        "patient": _both_known_and_differ(record.patient, existing.patient),
+        "published group": _both_known_and_differ(record.published, existing.published),
+        "given fold": place is not None and _both_known_and_differ(record.fold, place.fold),
     }
-    for what, other in differs.items():
-        if other:
+    for what, is_different in differs.items():
+        if is_different:
             raise DataError(
-                f"An image that a data set has must stay as it is, but {record.sample_id!r} of "
-                f"{uri} has another {what} than that of {known.store.uri}; give a new image "
-                "another id, or prepare all images again."
+                f"An existing image must not change, but {record.sample_id!r} of {uri} has another "
+                f"{what} than in {known.store.uri}. Give a new image a new sample id, or prepare "
+                "all images again."
             )
 
 
-def _other(new: object, old: object) -> bool:
-    """Say whether both are known and differ."""
+def _both_known_and_differ(new: object, old: object) -> bool:
+    """Return whether both values are known and differ."""
+    # A collection may leave out a patient, group or fold given before.
     return new is not None and old is not None and new != old

@@ -1,7 +1,7 @@
-"""More images for a data set, as a new version of it: nothing that was written before changes.
+"""Append images to a data set as a new version. Files of earlier versions stay unchanged.
 
-New shards, facts and audit go beside the old ones under names that no other attempt has, so that
-an interrupted or overtaken one leaves the data set whole (see `mtil.data.prepare.versions`).
+New shards, facts and audit get names unique to the attempt, so an interrupted or overtaken attempt
+leaves the data set intact (see `mtil.data.prepare.versions`).
 """
 
 from collections.abc import Sequence
@@ -33,42 +33,42 @@ from mtil.storage import Store, open_store
 
 @dataclass(frozen=True, kw_only=True)
 class AppendSettings:
-    """How images are appended. What the data set has decided may be left away or must agree."""
+    """Settings for appending images. Settings fixed by the data set must be None or equal."""
 
     image_size: int | None = None
-    """Side of the stored images."""
+    """Side of the stored images, in pixels."""
     num_folds: int | None = None
-    """How many folds there are."""
+    """Number of folds."""
     seed: int | None = None
-    """The folds' seed."""
+    """Seed of the folds."""
     protocol: Literal["grouped", "paper", "official"] | None = None
-    """The folds' protocol."""
+    """Protocol of the folds."""
     stratify: Literal["class", "class-and-size"] | None = None
-    """What is spread evenly over the folds."""
+    """Property spread evenly over the folds."""
     skip_invalid: bool = False
-    """Whether images that cannot be used are skipped and listed, instead of refused."""
+    """Skip and list unusable images instead of raising."""
     allow_drops: float | None = None
-    """Share of the new images, 0 to 1, that may be dropped, and of all images that may lie in one
-    group of near-copies; by default that of `mtil.data.audit.drops`."""
+    """Largest share of the new images dropped, and of all images in one group of near-copies, 0 to
+    1; None for the defaults of `mtil.data.audit.drops`."""
     max_shard_bytes: int = MAX_SHARD_BYTES
-    """About how large a shard may get."""
+    """Approximate largest size of a shard."""
 
 
 @dataclass(frozen=True)
 class Appended:
-    """What came of an append."""
+    """Result of an append."""
 
     manifest: Manifest
-    """The newest version; the one from before if no image was added."""
+    """Manifest of the newest version; unchanged if no image was added."""
     num_added: int
     num_known: int
-    """Images that the data set had already."""
+    """Number of images already in the data set."""
     dropped: tuple[Dropped, ...] = ()
-    """New images that were not kept."""
+    """New images dropped."""
     invalid: tuple[Dropped, ...] = ()
-    """New images that cannot be used."""
+    """New images that are unusable."""
     account: Account | None = field(default=None, compare=False)
-    """The files and images of these collections."""
+    """Account of the files and images of the appended collections."""
 
 
 def append(
@@ -79,47 +79,48 @@ def append(
     runner: Runner = parallel.processes,
     progress: Progress | None = None,
 ) -> Appended:
-    """Add the images of collections that a data set does not have yet, as a new version of it.
+    """Append the new images of collections to a data set, as a new version.
 
-    Without a new image that can be kept, nothing is written.
+    Writes nothing if no new image is kept.
 
     Args:
-        sources: the collections, which may hold images that the data set has.
-        to: where the data set is.
-        settings: how to append.
-        runner: what does the work on the pixels.
-        progress: called with what is being done, the images done and their number.
+        sources: the collections; may hold images already in the data set.
+        to: URI of the data set.
+        settings: settings; the defaults if None.
+        runner: runs the jobs on the pixels.
+        progress: called with the name of the stage, the number of images done and the total.
 
     Raises:
-        DataError: if a source is wrong, an image that the data set has differs, or the settings
-            do.
+        DataError: if a source is wrong, or an existing image or a fixed setting differs.
     """
     settings = settings or AppendSettings()
     limit = drops.limits(settings.allow_drops)
     target = open_store(to)
     before = versions.newest(target)
-    _check(settings, before)
+    _check_settings(settings, before)
     known = known_images.read(target, before)
     collections = gather_more(sources, before.sources, known.records, to)
     chunks = Chunks(
-        records=_sorted(collections),
+        records=_sort_records(collections),
         stores=stores_of(collections),
         image_size=before.image_size,
         rows_per_chunk=staging.rows_per_chunk(before.image_size, settings.max_shard_bytes),
         runner=runner,
         progress=progress or silent,
     )
-    job = _Append(target, known, collections, chunks, settings.skip_invalid, limit)
+    job = _AppendJob(target, known, collections, chunks, settings.skip_invalid, limit)
     try:
         return job.run()
     except UserError as error:
-        if not isinstance(error, StorageError):  # the same command would fail again
+        # After a storage error the same command may succeed, and reuses the staged chunks. Other
+        # errors would come again, so nothing stays behind.
+        if not isinstance(error, StorageError):
             target.clear(job.folder, versions.STAGED)
         raise
 
 
 @dataclass(frozen=True)
-class _Append:
+class _AppendJob:
     target: Store
     known: Known
     collections: Sequence[Collection]
@@ -129,65 +130,67 @@ class _Append:
 
     @cached_property
     def tag(self) -> str:
-        """What the files of this append are called: its version, and what it appends to what."""
+        """Tag in new file names: the version, and a digest of old data set and new images."""
         before = self.known.manifest
         key = self.chunks.key(before.version, before.fingerprint)
         return versions.tag(before.version + 1, key)
 
     @property
     def folder(self) -> str:
-        """Where chunks are staged."""
+        """Staging folder of this append."""
         return f"{staging.FOLDER}/{self.tag}"
 
     def run(self) -> Appended:
         """Compare, stage, audit and write."""
         records, known = self.chunks.records, self.known.records
-        again = [record for record in records if record.sample_id in known]
-        unlike = self._compare(again)
-        fresh = [record for record in records if record.sample_id not in known]
-        chunks = replace(self.chunks, records=fresh)
+        existing = [record for record in records if record.sample_id in known]
+        # Compare existing images first: a contradiction is found before new images are staged.
+        unusable_existing = self._compare(existing)
+        new = [record for record in records if record.sample_id not in known]
+        chunks = replace(self.chunks, records=new)
         folder = f"{self.folder}/new"
         chunks.stage(self.target, folder)
         refused = chunks.refused(self.target, folder)
         if not self.skip_invalid:
-            refuse([*unlike, *refused], self.collections)
-        made = Appended(
+            refuse([*unusable_existing, *refused], self.collections)
+        result = Appended(
             self.known.manifest,
             num_added=0,
-            num_known=len(again),
+            num_known=len(existing),
             invalid=tuple(Dropped(sample_id=item.sample_id, why=item.why) for item in refused),
         )
         invalid = {item.sample_id for item in refused}
-        usable = [record for record in fresh if record.sample_id not in invalid]
+        usable = [record for record in new if record.sample_id not in invalid]
         if usable:
-            said = [record for record in again if record.refused is None]
-            growth = grow(self.known, usable, said, chunks.facts(self.target, folder))
-            self._check_drops(fresh, growth, made.invalid)
+            usable_existing = [record for record in existing if record.refused is None]
+            growth = grow(self.known, usable, usable_existing, chunks.facts(self.target, folder))
+            self._check_drops(new, growth, result.invalid)
             kept = [record.sample_id for record in growth.kept]
             account = self._account(growth.dropped, refused, kept)
-            made = replace(
-                made, dropped=growth.dropped, num_added=len(growth.kept), account=account
+            result = replace(
+                result, dropped=growth.dropped, num_added=len(growth.kept), account=account
             )
             if growth.kept:
                 written = self._write(chunks, folder, growth, refused, account)
-                return replace(made, manifest=written)
+                return replace(result, manifest=written)
         else:
-            made = replace(made, account=self._account((), refused, ()))
+            result = replace(result, account=self._account((), refused, ()))
         self.target.clear(self.folder, versions.STAGED)
-        return made
+        return result
 
     def _check_drops(
-        self, fresh: Sequence[Record], growth: Growth, invalid: Sequence[Dropped]
+        self, new_records: Sequence[Record], growth: Growth, invalid: Sequence[Dropped]
     ) -> None:
-        new = {record.sample_id for record in fresh}
+        new_ids = {record.sample_id for record in new_records}
         joined = audits.joined(growth.audit.pairs)
-        before = [record for name, record in self.known.records.items() if name not in new]
-        grouped = self.known.manifest.protocol != "paper"
+        before = [record for name, record in self.known.records.items() if name not in new_ids]
+        # The paper protocol ignores groups, so near-copies join nothing.
+        is_grouped = self.known.manifest.protocol != "paper"
         drops.check(
-            fresh,
+            new_records,
             growth.dropped,
             invalid,
-            joined if grouped else [],
+            joined if is_grouped else [],
             self.limit,
             {c.records[0].source: c.name for c in self.collections},
             before=before,
@@ -198,12 +201,12 @@ class _Append:
     ) -> Account:
         return account_of(self.collections, dropped, refused, kept, self.known.records)
 
-    def _compare(self, again: Sequence[Record]) -> list[Refused]:
-        """Refuse images that the data set has otherwise; return those that cannot be used."""
-        chunks = replace(self.chunks, records=again)
+    def _compare(self, existing: Sequence[Record]) -> list[Refused]:
+        """Raise if existing images differ in the collections; return the unusable images."""
+        chunks = replace(self.chunks, records=existing)
         folder = f"{self.folder}/known"
         chunks.stage(self.target, folder, keep_rows=False, what="comparing")
-        by_id = {record.sample_id: record for record in again}
+        by_id = {record.sample_id: record for record in existing}
         for table in chunks.facts(self.target, folder):
             rows = table.select(["sample_id", "sha256", "mask_sha256"]).to_pylist()
             for row in rows:
@@ -224,7 +227,7 @@ class _Append:
     ) -> Manifest:
         before = self.known.manifest
         audit = f"audit/{self.tag}"
-        done = chunks.finish(
+        finished = chunks.finish(
             self.target,
             folder,
             {record.sample_id: growth.places[record.sample_id] for record in growth.kept},
@@ -232,25 +235,27 @@ class _Append:
             first_shard=len(before.shards),
             mark=f"-{self.tag}",
         )
+        # Facts stay with the version that wrote them. The audit and splits files are written anew
+        # for all images.
         files = {n: file for n, file in before.files.items() if n in before.facts}
-        files |= {**done.files}
+        files |= {**finished.files}
         files |= audits.write(self.target, audit, growth.audit, growth.places)
         kept = [*(self.known.records[name] for name in self.known.places), *growth.kept]
-        grouped = before.protocol != "paper"
-        counts = tally.count(kept, growth.places, before.num_folds, whole_groups=grouped)
+        is_grouped = before.protocol != "paper"
+        counts = tally.count(kept, growth.places, before.num_folds, whole_groups=is_grouped)
         sources = self._sources(chunks.records)
         made = replace(
             before,
-            name=_name(before, sources),
+            name=_make_name(before, sources),
             sources=sources,
             read=sum(source.read for source in sources),
-            dropped=_by_id(before.dropped, growth.dropped),
+            dropped=_merge_by_id(before.dropped, growth.dropped),
             invalid=self._invalid(chunks.records, refused),
-            shards=(*before.shards, *done.shards),
+            shards=(*before.shards, *finished.shards),
             fingerprint=tally.fingerprint(growth.audit.facts, growth.places, before.image_size),
             version=before.version + 1,
             audit=audit,
-            facts=(*before.facts, *done.facts),
+            facts=(*before.facts, *finished.facts),
             account=account,
             **vars(counts),
         )
@@ -260,34 +265,41 @@ class _Append:
         versions.commit(self.target, before, made)
         return made
 
-    def _sources(self, fresh: Sequence[Record]) -> tuple[SourceInfo, ...]:
-        """Return the sources with the images that they have now."""
+    def _sources(self, new_records: Sequence[Record]) -> tuple[SourceInfo, ...]:
+        """Return all sources, with the number of images read so far."""
         before = self.known.manifest
-        counted = {item.sample_id for item in before.invalid}
-        found = {source.prefix: source for source in before.sources}
+        # Earlier versions counted images unusable at the time as read.
+        counted_ids = {item.sample_id for item in before.invalid}
+        source_by_prefix = {source.prefix: source for source in before.sources}
         for collection in self.collections:
             prefix = collection.records[0].source
-            read = sum(r.source == prefix and r.sample_id not in counted for r in fresh)
-            if prefix in found:
-                found[prefix] = replace(found[prefix], read=found[prefix].read + read)
+            read = sum(r.source == prefix and r.sample_id not in counted_ids for r in new_records)
+            if prefix in source_by_prefix:
+                source_by_prefix[prefix] = replace(
+                    source_by_prefix[prefix], read=source_by_prefix[prefix].read + read
+                )
             else:
-                found[prefix] = SourceInfo(
+                source_by_prefix[prefix] = SourceInfo(
                     name=collection.name,
                     prefix=prefix,
                     licence=collection.licence,
                     citation=collection.citation,
                     read=read,
                 )
-        return tuple(found.values())
+        return tuple(source_by_prefix.values())
 
-    def _invalid(self, fresh: Sequence[Record], refused: Sequence[Refused]) -> tuple[Dropped, ...]:
-        """Return the images that cannot be used, without those that can be by now."""
-        looked_at = {record.sample_id for record in fresh}
-        left = [i for i in self.known.manifest.invalid if i.sample_id not in looked_at]
-        return _by_id(left, [Dropped(sample_id=i.sample_id, why=i.why) for i in refused])
+    def _invalid(
+        self, new_records: Sequence[Record], refused: Sequence[Refused]
+    ) -> tuple[Dropped, ...]:
+        """Return the unusable images, without earlier unusable images that are usable now."""
+        new_ids = {record.sample_id for record in new_records}
+        earlier = [item for item in self.known.manifest.invalid if item.sample_id not in new_ids]
+        return _merge_by_id(
+            earlier, [Dropped(sample_id=item.sample_id, why=item.why) for item in refused]
+        )
 
 
-def _check(settings: AppendSettings, before: Manifest) -> None:
+def _check_settings(settings: AppendSettings, before: Manifest) -> None:
     fixed = {
         "image_size": before.image_size,
         "num_folds": before.num_folds,
@@ -296,35 +308,41 @@ def _check(settings: AppendSettings, before: Manifest) -> None:
         "stratify": "class-and-size" if is_by_size(before.fold_rule) else "class",
     }
     for name, value in fixed.items():
-        asked = getattr(settings, name)
-        given = name == "protocol" and before.fold_rule == GIVEN and asked != "paper"
-        if asked is not None and asked != value and not given:
+        requested = getattr(settings, name)
+        # A data set with given folds accepts both protocols that keep given folds.
+        keeps_given_folds = (
+            name == "protocol" and before.fold_rule == GIVEN and requested != "paper"
+        )
+        if requested is not None and requested != value and not keeps_given_folds:
             option = f"--{name.replace('_', '-')}"
             raise DataError(
-                f"Images are appended as those before were prepared, with {option} {value}, but "
-                f"got {asked}; leave it away, or prepare all images again."
+                f"The data set was prepared with {option} {value}, but got {requested}. "
+                f"Omit {option}, or prepare all images again."
             )
 
 
-def _sorted(collections: Sequence[Collection]) -> list[Record]:
+def _sort_records(collections: Sequence[Collection]) -> list[Record]:
     records = sorted(
         (record for collection in collections for record in collection.records),
         key=lambda record: record.sample_id,
     )
-    for one, other in pairwise(records):
-        if one.sample_id == other.sample_id:
+    for first, second in pairwise(records):
+        if first.sample_id == second.sample_id:
             raise DataError(
-                f"Sample ids must be unique, but two sources have {one.sample_id!r}; rename one."
+                f"Sample ids must be unique, but two sources have {first.sample_id!r}. "
+                "Rename an image."
             )
     return records
 
 
-def _name(before: Manifest, sources: Sequence[SourceInfo]) -> str:
-    """Return what the data set is called: its sources' names, unless it has a name of its own."""
+def _make_name(before: Manifest, sources: Sequence[SourceInfo]) -> str:
+    """Return the data set's name: a custom name stays, a default name lists the sources."""
     if before.name != " + ".join(source.name for source in before.sources):
         return before.name
     return " + ".join(source.name for source in sources)
 
 
-def _by_id(*items: Sequence[Dropped]) -> tuple[Dropped, ...]:
-    return tuple(sorted((d for some in items for d in some), key=lambda item: item.sample_id))
+def _merge_by_id(*items: Sequence[Dropped]) -> tuple[Dropped, ...]:
+    return tuple(
+        sorted((item for group in items for item in group), key=lambda item: item.sample_id)
+    )

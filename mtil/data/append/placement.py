@@ -1,9 +1,9 @@
-"""Images that are added to a data set: what they show, and the groups and folds that gives them.
+"""Place appended images: match them against existing images, then choose group and fold.
 
-What was decided about the images from before stays. New images join the group of an old one that
-shows the same, is of the same patient or of the same published group, wherever it lies; where that
-cannot be, the new ones are dropped, as are those that show the same as one of another class or as
-one that was dropped.
+Decisions about existing images stay. A new image joins the group of an existing near-copy, of an
+existing image of its patient, or of its published group, in any fold. New images that
+would join groups in different places are dropped. New near-copies of an image of a different class
+or of a dropped image are dropped too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,143 +26,166 @@ from mtil.data.layouts.record import Record
 
 @dataclass(frozen=True)
 class Growth:
-    """All images of the new version, and which of them are new."""
+    """All images of the new version, and the appended images among them."""
 
     audit: Audit
     places: Mapping[str, Place]
-    """By sample id of all images that are kept."""
+    """Group, fold and part of all kept images, by sample id."""
     kept: tuple[Record, ...]
-    """The new ones that are kept."""
+    """Appended images, kept."""
     dropped: tuple[Dropped, ...]
-    """The new ones that are not."""
+    """Appended images, dropped."""
 
 
 def grow(
     known: Known, records: Sequence[Record], again: Sequence[Record], facts: Iterable[pa.Table]
 ) -> Growth:
-    """Audit images together with those from before, and place them.
+    """Audit new images together with existing images, and place the new images.
 
     Args:
-        known: the images from before.
-        records: the new ones.
-        again: what the collections say now about images from before.
-        facts: what was staged of the new images, chunk by chunk.
+        known: the existing images.
+        records: the new images.
+        again: records of existing images, as the collections give them now.
+        facts: staged facts of the new images, chunk by chunk.
 
     Raises:
-        DataError: if folds that the new images are given do not fit.
+        DataError: if given folds of the new images contradict the data set.
     """
-    audit = _audit(known, records, again, facts)
-    group, why = audit.grouping.group, {d.sample_id: d.why for d in audit.grouping.dropped}
+    audit = _audit_together(known, records, again, facts)
+    group = audit.grouping.group
+    reason_by_id = {item.sample_id: item.why for item in audit.grouping.dropped}
+    # The paper protocol places single tumour images, without groups.
     if known.manifest.protocol == "paper":
         group = {record.sample_id: record.sample_id for record in records} | {
             name: name for name in known.places
         }
-        why = dict.fromkeys(
+        reason_by_id = dict.fromkeys(
             (r.sample_id for r in records if r.label not in fold_rules.TUMOURS),
             fold_rules.NOT_IN_PAPER,
         )
-    kept = tuple(record for record in records if record.sample_id not in why)
-    made = known.manifest
+    kept = tuple(record for record in records if record.sample_id not in reason_by_id)
+    manifest = known.manifest
     place = fold_rules.extend(
         [known.records[name] for name in known.places],
         kept,
         group,
-        audit.area() if fold_rules.is_by_size(made.fold_rule) else None,
-        placed={group[name]: (at.fold, at.part) for name, at in known.places.items()},
-        num_folds=made.num_folds,
-        num_parts=made.num_parts,
-        seed=made.seed,
+        audit.area() if fold_rules.is_by_size(manifest.fold_rule) else None,
+        placed={
+            group[name]: (old_place.fold, old_place.part)
+            for name, old_place in known.places.items()
+        },
+        num_folds=manifest.num_folds,
+        num_parts=manifest.num_parts,
+        seed=manifest.seed,
     )
     family = audit.grouping.family
-    new = {name: Place(family[name], fold, part) for name, (fold, part) in place.items()}
+    new_places = {name: Place(family[name], fold, part) for name, (fold, part) in place.items()}
     return Growth(
         audit=audit,
-        places={**known.places, **new},
+        places={**known.places, **new_places},
         kept=kept,
         dropped=tuple(
-            Dropped(sample_id=record.sample_id, why=why[record.sample_id])
+            Dropped(sample_id=record.sample_id, why=reason_by_id[record.sample_id])
             for record in records
-            if record.sample_id in why
+            if record.sample_id in reason_by_id
         ),
     )
 
 
-def _audit(
+def _audit_together(
     known: Known, records: Sequence[Record], again: Sequence[Record], facts: Iterable[pa.Table]
 ) -> Audit:
-    everything = [*known.records.values(), *records]
-    table, pairs, copies = audits.look(everything, chain(known.facts(), facts), len(known.records))
-    pairs = [_of_new(pair, known) for pair in pairs]
-    keys = {record.sample_id: group_rules.keys(record) for record in everything}
+    all_records = [*known.records.values(), *records]
+    table, pairs, copies = audits.look(all_records, chain(known.facts(), facts), len(known.records))
+    pairs = [_decide_for_new(pair, known) for pair in pairs]
+    keys = {record.sample_id: group_rules.keys(record) for record in all_records}
+    # A collection may now give an existing image a patient or a published group. Both join new
+    # images too.
     for record in again:
         keys[record.sample_id] += group_rules.keys(record)
-    published = {name: [key for key in of if key[0] == "group"] for name, of in keys.items()}
+    # Only published groups and near-copies show the same tissue. A patient may have images of two
+    # classes.
+    published = {
+        name: [key for key in record_keys if key[0] == "group"]
+        for name, record_keys in keys.items()
+    }
     for name, twin in known.twins.items():
         published[name].append(("twins", twin))
     joined = audits.joined(pairs)
-    label = {record.sample_id: record.label for record in everything}
-    why = _not_kept(known, group_rules.join(published.items(), joined), label)
-    why |= {name: f"its pixels are those of {of}" for name, of in copies.items() if name not in why}
+    label_by_id = {record.sample_id: record.label for record in all_records}
+    reason_by_id = _find_reasons_to_drop(
+        known, group_rules.join(published.items(), joined), label_by_id
+    )
+    reason_by_id |= {
+        name: f"its pixels are those of {kept}"
+        for name, kept in copies.items()
+        if name not in reason_by_id
+    }
     return Audit(
-        grouping=_join(known, keys, joined, why),
+        grouping=_join_groups(known, keys, joined, reason_by_id),
         pairs=(*known.pairs, *pairs),
         twins=audits.find_twins(published.items(), pairs),
         facts=table.sort_by("sample_id"),
     )
 
 
-def _of_new(pair: Pair, known: Known) -> Pair:
+def _decide_for_new(pair: Pair, known: Known) -> Pair:
     both_new = pair.one not in known.records and pair.other not in known.records
+    # An existing image stays, so only the new image of the pair is dropped.
     if both_new or "two classes" not in pair.decision:
         return pair
     return replace(pair, decision="new images dropped: two classes")
 
 
-def _not_kept(
-    known: Known, same: Iterable[Sequence[str]], label: Mapping[str, int]
+def _find_reasons_to_drop(
+    known: Known, near_copy_groups: Iterable[Sequence[str]], label_by_id: Mapping[str, int]
 ) -> dict[str, str]:
-    """Say why new images are dropped for what they show, by sample id."""
-    why: dict[str, str] = {}
-    for names in same:
-        before = [name for name in names if name in known.records]
-        if before and not any(name in known.places for name in before):
-            lost = f"its group holds {before[0]}, which was dropped before"
-            why |= dict.fromkeys(names, lost)
+    """Return the reason for each new image dropped for its content, by sample id."""
+    reason_by_id: dict[str, str] = {}
+    for names in near_copy_groups:
+        existing = [name for name in names if name in known.records]
+        if existing and not any(name in known.places for name in existing):
+            reason = f"its group holds {existing[0]}, which was dropped before"
+            reason_by_id |= dict.fromkeys(names, reason)
         else:
-            why |= group_rules.contradictions([names], label)
-    return why
+            reason_by_id |= group_rules.contradictions([names], label_by_id)
+    return reason_by_id
 
 
-def _join(
+def _join_groups(
     known: Known,
     keys: Mapping[str, list[tuple[str, str]]],
     pairs: Sequence[tuple[str, str]],
-    why: Mapping[str, str],
+    reason_by_id: Mapping[str, str],
 ) -> Grouping:
-    """Join new images with one another and with the groups from before, which stay as they are."""
-    items = {name: list(of) for name, of in keys.items()}
+    """Join new images with each other and with existing groups. Existing groups stay."""
+    items = {name: list(record_keys) for name, record_keys in keys.items()}
     for name, family in known.family.items():
         items[name].append(("family", family))
     dropped_before = [name for name in known.family if name not in known.places]
-    bridges = {known.twins[name] for name in dropped_before}
+    dropped_twins = {known.twins[name] for name in dropped_before}
     for name, twin in known.twins.items():
-        if twin in bridges:  # what an image shows that is not there binds its patient all the same
+        # A dropped image still links its near-copies with its patient.
+        if twin in dropped_twins:
             items[name].append(("twins", twin))
     group = {name: place.group for name, place in known.places.items()}
     family_of = dict(known.family)
     dropped = list(known.dropped)
     kept_member = {place.group: name for name, place in known.places.items()}
     for members in group_rules.join(items.items(), pairs):
-        added = [name for name in members if name not in known.records]
-        if not added:
+        new_ids = [name for name in members if name not in known.records]
+        if not new_ids:
             continue
-        before = [name for name in members if name in known.records]
-        kept = [name for name in before if known.family[name] in kept_member]
-        parted = _parted(known, kept, kept_member)
-        family = known.family[(kept or before)[0]] if before and parted is None else added[0]
-        for name in added:
+        existing = [name for name in members if name in known.records]
+        # Prefer the group of a kept image, so that new images join a group with a place.
+        kept = [name for name in existing if known.family[name] in kept_member]
+        conflict = _find_place_conflict(known, kept, kept_member)
+        family = (
+            known.family[(kept or existing)[0]] if existing and conflict is None else new_ids[0]
+        )
+        for name in new_ids:
             family_of[name] = family
-            reason = why.get(name) or parted
+            reason = reason_by_id.get(name) or conflict
             if reason is None:
                 group[name] = family
             else:
@@ -170,20 +193,22 @@ def _join(
     return Grouping(group, tuple(sorted(dropped, key=lambda item: item.sample_id)), family_of)
 
 
-def _parted(known: Known, before: Sequence[str], kept_member: Mapping[str, str]) -> str | None:
-    """Say why new images cannot join those from before that they belong with."""
-    at: dict[tuple[int, int], str] = {}
-    for name in before:
+def _find_place_conflict(
+    known: Known, existing: Sequence[str], kept_member: Mapping[str, str]
+) -> str | None:
+    """Return why new images cannot join the existing images; None if all lie in one place."""
+    id_by_place: dict[tuple[int, int], str] = {}
+    for name in existing:
         place = known.places[kept_member[known.family[name]]]
-        at.setdefault((place.fold, place.part), name)
-    if len(at) > 1:
-        (one, first), (other, second), *_ = at.items()
+        id_by_place.setdefault((place.fold, place.part), name)
+    if len(id_by_place) > 1:
+        (place_a, id_a), (place_b, id_b), *_ = id_by_place.items()
         return (
-            f"its group would join {first} in {_where(*one)} and {second} in {_where(*other)}, "
-            "which stay where they are"
+            f"its group would join {id_a} in {_describe_place(*place_a)} and {id_b} in "
+            f"{_describe_place(*place_b)}, which stay where they are"
         )
     return None
 
 
-def _where(fold: int, part: int) -> str:
+def _describe_place(fold: int, part: int) -> str:
     return "the holdout" if fold == HOLDOUT else f"fold {fold}, part {part}"

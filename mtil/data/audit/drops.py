@@ -1,7 +1,7 @@
-"""The share of a collection that may be dropped before `mtil prepare` refuses to go on.
+"""Limits on the share of a collection dropped or grouped by `mtil prepare`.
 
-A few near-copies are usual. Many dropped images, or one group of near-copies that holds much of a
-collection, most likely mean that the audit mistook different images for one another.
+A few near-copies are usual. Many dropped images, or a large group of near-copies, most likely mean
+that the audit mistook different images for near-copies.
 """
 
 from collections import Counter
@@ -15,38 +15,39 @@ from mtil.data.layouts.record import Record
 from mtil.errors import DataError
 
 MAX_SHARE = 0.05
-"""Share of a source's images that may be dropped by default. Of BUSI 2.4 per cent are."""
+"""Share of a source's images dropped at most by default. BUSI loses 2.4 per cent."""
 FEW = 2
-"""So many dropped images pass by default whatever their share, as in a very small collection."""
+"""Number of dropped images allowed by default at any share, for very small collections."""
 MAX_GROUP_SHARE = 0.1
-"""Share of a source's images that one group of near-copies may hold by default."""
+"""Share of a source's images in one group of near-copies, at most, by default."""
 MIN_GROUP = 8
-"""Groups of fewer images pass whatever their share."""
-_SHOWN = 3
-_REASONS = (
+"""Smaller groups of near-copies pass at any share."""
+_NUM_EXAMPLES = 3
+# Fragments of stored reasons (`Dropped.why`), with the wording in error messages.
+_REASON_TEXTS = (
     ("holds two classes", "of a group of two classes"),
     ("its pixels are those of", "with equal pixels"),
 )
-_INVALID, _OTHER = "that cannot be used", "of a group that cannot be kept"
+_REASON_INVALID, _REASON_OTHER = "that cannot be used", "of a group that cannot be kept"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be dropped."""
+    """Limits on dropped images and on groups of near-copies."""
 
     dropped: float = MAX_SHARE
-    """Share of a source's images."""
+    """Largest share of a source's images dropped."""
     group: float = MAX_GROUP_SHARE
-    """Share of a source's images in one group of near-copies."""
+    """Largest share of a source's images in one group of near-copies."""
     few: int = FEW
-    """So many dropped images pass whatever their share."""
+    """Number of dropped images allowed at any share."""
 
 
 def limits(allowed: float | None) -> Limits:
-    """Return the limits that `--allow-drops` sets.
+    """Return the limits set by `--allow-drops`.
 
     Args:
-        allowed: the share of images that may be dropped, 0 to 1; None for the defaults.
+        allowed: largest share of images dropped, 0 to 1; None for the defaults.
 
     Raises:
         DataError: if the share is out of range.
@@ -55,9 +56,11 @@ def limits(allowed: float | None) -> Limits:
         return Limits()
     if not 0 <= allowed <= 1:
         raise DataError(
-            f"The share of images that may be dropped must be 0 to 1, but got {allowed}; "
-            "choose another --allow-drops."
+            f"The share of images to drop must be 0 to 1, but got {allowed}. "
+            "Choose a value in range for --allow-drops."
         )
+    # An explicit share applies to very small collections too, so `few` is 0. A share below the
+    # default does not tighten the limit on groups.
     return Limits(allowed, max(allowed, MAX_GROUP_SHARE), few=0)
 
 
@@ -70,49 +73,59 @@ def check(
     names: Mapping[str, str],
     before: Sequence[Record] = (),
 ) -> None:
-    """Refuse to drop much of a source or of all images, or to group much of them as near-copies.
+    """Raise if too many images are dropped or grouped as near-copies.
 
-    Images that a protocol leaves out do not count as dropped. Near-copies of one patient do not
-    count as a group, since the patient joins them already.
+    The limits apply to every source and to all sources together. Images left out by a protocol do
+    not count as dropped. Near-copies of one patient do not count as a group: the patient already
+    joins these images.
 
     Args:
-        records: the images, with those that cannot be used.
-        dropped: the images that the audit drops.
-        invalid: the images that cannot be used.
-        pairs: sample ids of near-copies that are joined.
-        limit: how much may be dropped.
-        names: each source's name by its prefix.
-        before: images of an earlier version of the data set, which are not dropped.
+        records: the images, including unusable images.
+        dropped: the images dropped by the audit.
+        invalid: the unusable images.
+        pairs: sample ids of near-copies joined into groups.
+        limit: the limits.
+        names: source name by sample id prefix.
+        before: images of an earlier version of the data set; not dropped, but counted in groups.
 
     Raises:
-        DataError: with the numbers by reason.
+        DataError: if a limit is exceeded; names the count by reason.
     """
-    why = {item.sample_id: _reason(item.why) for item in dropped if item.why != NOT_IN_PAPER}
-    why |= {item.sample_id: _INVALID for item in invalid}
+    reason_by_id = {
+        item.sample_id: _summarise_reason(item.why) for item in dropped if item.why != NOT_IN_PAPER
+    }
+    reason_by_id |= {item.sample_id: _REASON_INVALID for item in invalid}
     pairs = list(pairs)
     num_images = Counter(record.source for record in records)
-    for source, count in num_images.items():
-        lost = [r.sample_id for r in records if r.source == source and r.sample_id in why]
-        _check_dropped(lost, why, count, names[source], limit)
-    _check_dropped(sorted(why), why, len(records), "all sources", limit)
+    for source, source_size in num_images.items():
+        dropped_ids = [
+            r.sample_id for r in records if r.source == source and r.sample_id in reason_by_id
+        ]
+        _check_dropped(dropped_ids, reason_by_id, source_size, names[source], limit)
+    _check_dropped(sorted(reason_by_id), reason_by_id, len(records), "all sources", limit)
     _check_groups([*before, *records], pairs, {r.sample_id for r in records}, limit, names)
 
 
-def _reason(why: str) -> str:
-    return next((reason for part, reason in _REASONS if part in why), _OTHER)
+def _summarise_reason(why: str) -> str:
+    return next((reason for fragment, reason in _REASON_TEXTS if fragment in why), _REASON_OTHER)
 
 
 def _check_dropped(
-    lost: Sequence[str], why: Mapping[str, str], count: int, name: str, limit: Limits
+    dropped_ids: Sequence[str],
+    reason_by_id: Mapping[str, str],
+    source_size: int,
+    name: str,
+    limit: Limits,
 ) -> None:
-    if len(lost) <= max(limit.dropped * count, limit.few):
+    if len(dropped_ids) <= max(limit.dropped * source_size, limit.few):
         return
-    reasons = Counter(why[sample_id] for sample_id in lost)
-    by_reason = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    reasons = Counter(reason_by_id[sample_id] for sample_id in dropped_ids)
+    by_reason = ", ".join(f"{num_images} {reason}" for reason, num_images in reasons.most_common())
     raise DataError(
         f"At most {limit.dropped:.3g} of a source's images may be dropped, but {name} would lose "
-        f"{len(lost)} of {count}: {by_reason}, such as {_some(lost)}; look at these images, or "
-        f"allow it with --allow-drops {_rounded_up(len(lost), count)}."
+        f"{len(dropped_ids)} of {source_size}: {by_reason}, such as {_examples(dropped_ids)}. "
+        f"Check the images, or allow the drops with --allow-drops "
+        f"{_share_rounded_up(len(dropped_ids), source_size)}."
     )
 
 
@@ -125,28 +138,30 @@ def _check_groups(
 ) -> None:
     num_images = Counter(record.source for record in records)
     by_id = {record.sample_id: record for record in records}
-    linked = sorted({name for pair in pairs for name in pair})
-    for members in group_rules.join(((name, ()) for name in linked), pairs):
-        if not any(name in new for name in members):
+    linked = sorted({sample_id for pair in pairs for sample_id in pair})
+    for members in group_rules.join(((sample_id, ()) for sample_id in linked), pairs):
+        # An earlier version of the data set settled the groups without a new image.
+        if not any(sample_id in new for sample_id in members):
             continue
-        if len({by_id[name].patient or (name,) for name in members}) == 1:
+        # An image without a patient counts as a patient with a single image.
+        if len({by_id[sample_id].patient or (sample_id,) for sample_id in members}) == 1:
             continue
-        for source, number in Counter(by_id[name].source for name in members).items():
-            count = num_images[source]
-            if number >= MIN_GROUP and number > limit.group * count:
+        for source, group_size in Counter(by_id[sample_id].source for sample_id in members).items():
+            source_size = num_images[source]
+            if group_size >= MIN_GROUP and group_size > limit.group * source_size:
                 name = names.get(source, source)
                 raise DataError(
-                    f"One group of near-copies may hold at most {limit.group:.3g} of a source's "
-                    f"images, but in {name} one holds {number} of {count}, such as "
-                    f"{_some(members)}; look at these images, or allow it with --allow-drops "
-                    f"{_rounded_up(number, count)}."
+                    f"A group of near-copies may hold at most {limit.group:.3g} of a source's "
+                    f"images, but in {name} a group holds {group_size} of {source_size}, "
+                    f"such as {_examples(members)}. Check the images, or allow the group with "
+                    f"--allow-drops {_share_rounded_up(group_size, source_size)}."
                 )
 
 
-def _some(sample_ids: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in sample_ids[:_SHOWN])
+def _examples(sample_ids: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in sample_ids[:_NUM_EXAMPLES])
 
 
-def _rounded_up(number: int, count: int) -> str:
-    """Return the share in hundredths that is at least `number` of `count`."""
-    return f"{-(-100 * number // count) / 100:g}"
+def _share_rounded_up(part: int, total: int) -> str:
+    """Return `part` / `total` as text, rounded up to hundredths."""
+    return f"{-(-100 * part // total) / 100:g}"

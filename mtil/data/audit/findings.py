@@ -1,8 +1,8 @@
-"""What a collection hides: images that show the same, writing on images, masks that look wrong.
+"""Audit findings of a collection: near-copies, burnt-in marks and odd masks.
 
-Written with the data set as `audit/duplicates.parquet` (a row per pair) and `audit/images.parquet`
-(a row per image that was read, kept or not). A version to which images were appended has a folder
-of its own.
+The audit is stored with the data set. `audit/duplicates.parquet` has a row per pair of near-copies.
+`audit/images.parquet` has a row per image read, kept or dropped. Each version with appended images
+has a separate audit folder.
 """
 
 import io
@@ -38,7 +38,7 @@ _FLAGS = (
     "implausible",
 )
 _NOTES = "notes"
-_TYPES = {
+_SCHEMAS = {
     PAIRS: pa.schema(
         [
             pa.field("sample_id_a", pa.string(), nullable=False),
@@ -69,44 +69,45 @@ _TYPES = {
         ]
     ),
 }
-"""Of the columns that are read back; earlier versions have written fewer others."""
-_SMALL = ("sample_id", "label", "patient", "sha256", "mask_sha256", *_FLAGS)
-_Found = tuple[int, int, int, float, str]
-"""Two indices, the bits that differ, the correlation and the kind."""
+"""Required columns of the stored tables. Earlier versions of mtil wrote fewer of the remaining
+columns."""
+_KEPT_COLUMNS = ("sample_id", "label", "patient", "sha256", "mask_sha256", *_FLAGS)
+_PairTuple = tuple[int, int, int, float, str]
+"""Two indices, the number of differing hash bits, the correlation and the kind."""
 
-_GIVEN = "left to the given folds"
+_LEFT_TO_FOLDS = "left to the given folds"
 
 Splits = Mapping[str, tuple[int, int]]
-"""Fold and inner part by sample id, as a splits file gives them."""
+"""Fold and inner part by sample id, as given in a splits file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images that show the same."""
+    """A pair of near-copies."""
 
     one: str
     other: str
     distance: int
-    """Bits in which the nearest of their perceptual hashes differ."""
+    """Number of differing bits between the nearest perceptual hashes."""
     correlation: float
-    """Of their normalised pixels, once aligned."""
+    """Correlation of the normalised pixels after alignment."""
     kind: str
     decision: str
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the audit of a collection found and decided."""
+    """Findings and decisions of the audit of a collection."""
 
     grouping: Grouping
     pairs: tuple[Pair, ...]
     twins: dict[str, str]
-    """By sample id, the first image that shows the same by pairs and published groups."""
+    """First near-copy of each image, by sample id. Pairs and published groups both count."""
     facts: pa.Table
-    """What was noted of every image, in the order of its sample id."""
+    """Facts of every image, in the order of the sample ids."""
 
     def area(self) -> dict[str, float]:
-        """Return the lesion's share of each image by sample id."""
+        """Return each lesion's share of the image area, by sample id."""
         ids, shares = (self.facts.column(name).to_pylist() for name in ("sample_id", "area_share"))
         return dict(zip(ids, shares, strict=True))
 
@@ -114,23 +115,23 @@ class Audit:
 def audit(
     records: Sequence[Record], facts: Iterable[pa.Table], splits: Splits | None = None
 ) -> Audit:
-    """Find the images that show the same, and group the collection by what is known of it.
+    """Find near-copies, and group the images of a collection.
 
-    Pairs, patients and published groups add up. Only folds that are given decide otherwise, by the
-    collection or by a splits file: a pair of two such images is reported and left as it is, unless
-    the splits file has them in one place. Of images with equal pixels and one class the first is
-    kept.
+    Pairs, patients and published groups are combined into groups. Folds given by the collection or
+    by a splits file take precedence: a pair with given folds is reported but not joined, unless the
+    splits file puts both images into one fold and part. Of images with equal pixels and class only
+    the first is kept.
 
     Args:
-        records: the images whose pixels are usable.
-        facts: what was staged of them, chunk by chunk, in the same order.
-        splits: where a splits file has them, if there is one.
+        records: the usable images.
+        facts: staged facts of the images, chunk by chunk, in the same order.
+        splits: fold and part by sample id from a splits file; None without a splits file.
     """
     table, pairs, copies = look(records, facts, splits=splits)
     grouping = group_rules.group(records, joined(pairs))
     listed = ((record.sample_id, group_rules.published(record)) for record in records)
     twins = find_twins(listed, pairs)
-    return Audit(_without_copies(grouping, copies), tuple(pairs), twins, table)
+    return Audit(_drop_copies(grouping, copies), tuple(pairs), twins, table)
 
 
 def look(
@@ -139,42 +140,45 @@ def look(
     num_known: int = 0,
     splits: Splits | None = None,
 ) -> tuple[pa.Table, list[Pair], dict[str, str]]:
-    """Compare images with one another.
+    """Compare images with each other.
 
     Args:
         records: the images.
-        facts: what was staged of them, chunk by chunk, in the same order; of equal images the
+        facts: staged facts of the images, chunk by chunk, in the same order. Of equal images the
             first is kept.
-        num_known: the first so many are not compared with one another again.
-        splits: where a splits file has the images, if there is one.
+        num_known: number of leading images already compared in an earlier version; pairs of two
+            known images are skipped.
+        splits: fold and part by sample id from a splits file; None without a splits file.
 
     Returns:
-        What is small of the facts, in their order; the pairs; and for an image with the pixels
-        and the class of one before it, that one.
+        The facts without hashes and thumbs, in order; the pairs; and, by sample id of each copy
+        with equal pixels and class, the sample id of the first such image.
     """
-    table, found = _find(facts, num_known)
-    copies = _copies(records, pixels(table.column("sha256")), splits or {})
+    table, pair_tuples = _find_pairs_on_disk(facts, num_known)
+    copies = _find_copies(records, pixels(table.column("sha256")), splits or {})
     pairs = []
-    for i, j, distance, correlation, kind in found:
-        one, other = records[i], records[j]
-        decision = _decision(one, other, copies, splits or {})
-        pairs.append(Pair(one.sample_id, other.sample_id, distance, correlation, kind, decision))
+    for i, j, distance, correlation, kind in pair_tuples:
+        first, second = records[i], records[j]
+        decision = _decide(first, second, copies, splits or {})
+        pairs.append(Pair(first.sample_id, second.sample_id, distance, correlation, kind, decision))
     return table, pairs, copies
 
 
 def joined(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
-    """Return the pairs that belong to one group."""
+    """Return the pairs with both images in one group."""
+    # Decisions are stored texts. "left to the given folds" is the only decision that keeps a pair
+    # apart.
     return [(pair.one, pair.other) for pair in pairs if "left" not in pair.decision]
 
 
 def find_twins(
     listed: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[Pair]
 ) -> dict[str, str]:
-    """Return, by sample id, the first image that shows the same.
+    """Return the first near-copy of each image, by sample id.
 
     Args:
-        listed: sample ids and what else says that they show the same.
-        pairs: pairs of images.
+        listed: sample ids, each with keys shared by near-copies.
+        pairs: pairs of near-copies.
     """
     same = [(pair.one, pair.other) for pair in pairs]
     return {
@@ -183,19 +187,22 @@ def find_twins(
 
 
 def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> dict[str, File]:
-    """Write the audit of a data set, and return what its files hold, by name.
+    """Write the audit of a data set.
 
     Args:
-        store: the data set's.
-        folder: the folder in it.
+        store: the store of the data set.
+        folder: the audit folder in the store.
         made: the audit.
-        places: by sample id of the images that are kept.
+        places: group, fold and part of the kept images, by sample id.
+
+    Returns:
+        Size and digest of the written files, by file name.
     """
     labels = dict(
         zip(*(made.facts.column(name).to_pylist() for name in ("sample_id", "label")), strict=True)
     )
-    why = {item.sample_id: item.why for item in made.grouping.dropped}
-    files = _write(
+    reason_by_id = {item.sample_id: item.why for item in made.grouping.dropped}
+    files = _write_table(
         store,
         f"{folder}/{PAIRS}",
         pa.table(
@@ -212,113 +219,132 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
         ),
     )
     ids: list[str] = made.facts.column("sample_id").to_pylist()
-    where = [places.get(name) for name in ids]
+    kept_places = [places.get(name) for name in ids]
     columns = {
         "sample_id": made.facts.column("sample_id"),
         "label": made.facts.column("label"),
         "patient": made.facts.column("patient"),
-        "fold": pa.array([None if at is None else at.fold for at in where], pa.int8()),
-        "part": pa.array([None if at is None else at.part for at in where], pa.int8()),
-        "dropped": pa.array([why.get(name) for name in ids], pa.string()),
+        "fold": pa.array(
+            [None if place is None else place.fold for place in kept_places], pa.int8()
+        ),
+        "part": pa.array(
+            [None if place is None else place.part for place in kept_places], pa.int8()
+        ),
+        "dropped": pa.array([reason_by_id.get(name) for name in ids], pa.string()),
         "group": pa.array([made.grouping.family[name] for name in ids], pa.string()),
         "twins": pa.array([made.twins[name] for name in ids], pa.string()),
     }
     columns |= {name: made.facts.column(name) for name in (*_FLAGS, _NOTES)}
-    return files | _write(store, f"{folder}/{IMAGES}", pa.table(columns))
+    return files | _write_table(store, f"{folder}/{IMAGES}", pa.table(columns))
 
 
 def read(store: Store, made: Manifest, name: str) -> pa.Table:
-    """Read `PAIRS` or `IMAGES` of a data set's audit, and verify the bytes.
+    """Read the `PAIRS` or `IMAGES` table of an audit, and verify the bytes.
 
     Raises:
         DataError: if the file is missing or damaged.
     """
     folder = made.audit
     try:
-        return parquet.read(read_file(store, f"{folder}/{name}", made.files), schema=_TYPES[name])
+        return parquet.read(read_file(store, f"{folder}/{name}", made.files), schema=_SCHEMAS[name])
     except NotFoundError:
         raise DataError(
-            f"{store.uri} has lost {folder}/{name}; delete it and prepare it again."
+            f"{store.uri} has lost {folder}/{name}. Delete the data set and prepare it again."
         ) from None
     except pa.ArrowException as error:
         raise DataError(
-            f"{store.uri}/{folder}/{name} is damaged ({shortened(str(error))}); delete the data "
+            f"{store.uri}/{folder}/{name} is damaged ({shortened(str(error))}). Delete the data "
             "set and prepare it again."
         ) from None
 
 
-def _write(store: Store, name: str, table: pa.Table) -> dict[str, File]:
+def _write_table(store: Store, name: str, table: pa.Table) -> dict[str, File]:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     store.write(name, sink.getvalue())
     return {name: file_of(sink.getvalue())}
 
 
-def _find(facts: Iterable[pa.Table], num_known: int) -> tuple[pa.Table, list[_Found]]:
-    """Gather what is small of the facts, and find pairs by what is not, which lies on the disk."""
-    small: list[pa.Table] = []
+def _find_pairs_on_disk(
+    facts: Iterable[pa.Table], num_known: int
+) -> tuple[pa.Table, list[_PairTuple]]:
+    """Return the facts without hashes and thumbs, and the pairs of near-copies."""
+    small_tables: list[pa.Table] = []
+    # Hashes and thumbs take 5 kB an image, so both wait on disk; only the small columns stay in
+    # memory.
     with OnDisk((NUM_HASHES,), np.uint64) as hashes, OnDisk((SIDE, SIDE), np.uint8) as thumbs:
         for table in facts:
             if table.num_rows:
                 hashes.append(pixels(table.column("hashes")).view(np.uint64))
                 thumbs.append(pixels(table.column("thumb")).reshape(-1, SIDE, SIDE))
-                small.append(_with_notes(table).select([*_SMALL, _NOTES]))
-        whole = pa.concat_tables(small)
-        pairs = find_pairs(hashes, thumbs, num_known, pixels(whole.column("sha256")))
-    found = [(p.i, p.j, int(p.distance), float(p.correlation), str(p.kind)) for p in pairs]
-    return whole, found
+                small_tables.append(_with_notes(table).select([*_KEPT_COLUMNS, _NOTES]))
+        small_facts = pa.concat_tables(small_tables)
+        pairs = find_pairs(hashes, thumbs, num_known, pixels(small_facts.column("sha256")))
+    pair_tuples = [
+        (pair.i, pair.j, int(pair.distance), float(pair.correlation), str(pair.kind))
+        for pair in pairs
+    ]
+    return small_facts, pair_tuples
 
 
 def _with_notes(facts: pa.Table) -> pa.Table:
-    """Return facts with their notes; an earlier version of this program made none."""
+    """Return facts with a `notes` column."""
+    # Facts written by earlier versions of mtil have no notes.
     if _NOTES in facts.column_names:
         return facts
     none = pa.nulls(facts.num_rows, pa.list_(pa.string()))
     return facts.append_column(_NOTES, none)
 
 
-def _copies(
+def _find_copies(
     records: Sequence[Record], digests: npt.NDArray[np.uint8], splits: Splits
 ) -> dict[str, str]:
-    """Return, for an image with the pixels and the class of one before it, that one.
+    """Return the first equal image of each copy, by sample id. Equal means pixels and class.
 
     Args:
         records: the images.
-        digests: (n, 32) sha256 of their pixels.
-        splits: where a splits file has the images.
+        digests: (n, 32) SHA-256 of the images' pixels.
+        splits: fold and part by sample id from a splits file.
     """
-    first: dict[tuple[bytes, int], Record] = {}
+    first_by_content: dict[tuple[bytes, int], Record] = {}
     copies: dict[str, str] = {}
-    _, kinds, counts = np.unique(
+    _, prefix_index, counts = np.unique(
         digests[:, :8].view(np.uint64).ravel(), return_inverse=True, return_counts=True
     )
-    for at in np.flatnonzero(counts[kinds] > 1).tolist():  # few, so that others need no memory
-        record = records[at]
-        kept = first.setdefault((digests[at].tobytes(), record.label), record)
-        if kept is not record and not _given(record, kept, splits):
+    # Only images with a repeated digest prefix become Python objects, which saves memory. The first
+    # eight bytes find candidates; the full digest decides below.
+    for index in np.flatnonzero(counts[prefix_index] > 1).tolist():
+        record = records[index]
+        kept = first_by_content.setdefault((digests[index].tobytes(), record.label), record)
+        if kept is not record and not _have_given_folds(record, kept, splits):
             copies[record.sample_id] = kept.sample_id
     return copies
 
 
-def _given(one: Record, other: Record, splits: Splits) -> bool:
-    """Say whether two images have folds already."""
-    by_collection = one.fold is not None and other.fold is not None
-    return by_collection or (one.sample_id in splits and other.sample_id in splits)
+def _have_given_folds(first: Record, second: Record, splits: Splits) -> bool:
+    """Return whether both images have given folds."""
+    by_collection = first.fold is not None and second.fold is not None
+    return by_collection or (first.sample_id in splits and second.sample_id in splits)
 
 
-def _decision(one: Record, other: Record, copies: dict[str, str], splits: Splits) -> str:
-    if _given(one, other, splits):
-        places = splits.get(one.sample_id), splits.get(other.sample_id)
-        together = places[0] is not None and places[0] == places[1] and one.label == other.label
-        return "joined" if together else _GIVEN
-    if one.label != other.label:
+def _decide(first: Record, second: Record, copies: dict[str, str], splits: Splits) -> str:
+    if _have_given_folds(first, second, splits):
+        places = splits.get(first.sample_id), splits.get(second.sample_id)
+        is_together = (
+            places[0] is not None and places[0] == places[1] and first.label == second.label
+        )
+        return "joined" if is_together else _LEFT_TO_FOLDS
+    if first.label != second.label:
         return "group dropped: two classes"
-    if copies.get(other.sample_id) == one.sample_id or copies.get(one.sample_id) == other.sample_id:
+    if (
+        copies.get(second.sample_id) == first.sample_id
+        or copies.get(first.sample_id) == second.sample_id
+    ):
         return "copy dropped"
     return "joined"
 
 
-def _without_copies(grouping: Grouping, copies: dict[str, str]) -> Grouping:
+def _drop_copies(grouping: Grouping, copies: dict[str, str]) -> Grouping:
     group = dict(grouping.group)
     dropped = list(grouping.dropped)
     for sample_id, kept in copies.items():

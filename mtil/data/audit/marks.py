@@ -1,7 +1,7 @@
-"""Signs of trouble in an image or a mask: burnt-in text and calipers, odd lesions.
+"""Flag burnt-in text and calipers in images, and odd lesions in masks.
 
-Text and calipers tell a network who looked at what, not what is there: where one class has more of
-them, they are a shortcut.
+Text and calipers tell a network who examined what, not what the tissue shows. If a class has more
+marks, the marks are a shortcut.
 """
 
 from collections.abc import Mapping
@@ -15,90 +15,91 @@ from scipy import ndimage
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice]
-"""Rows and columns."""
+"""Slices of rows and columns."""
 Directions = tuple[tuple[int, int], ...]
-"""Pixels down and to the right."""
+"""Offsets in pixels: down, right."""
 
 SOFT_MASK, NUMBERED_MASK, STRAY_REGIONS = "soft_mask", "numbered_mask", "stray_regions"
 NOTES: Mapping[str, str] = {
-    SOFT_MASK: "have a mask of more than two levels, whose lesion is what is at least half as "
-    "bright as its brightest",
-    NUMBERED_MASK: "have a mask of small numbers, each of which but 0 is lesion",
-    STRAY_REGIONS: "have ultrasound regions that do not fit their frame, so that neither regions "
-    "nor their pixel size are used",
+    SOFT_MASK: "have a mask of more than two levels; pixels at least half as bright as the "
+    "brightest are lesion",
+    NUMBERED_MASK: "have a mask of small numbers; all numbers but 0 are lesion",
+    STRAY_REGIONS: "have ultrasound regions that do not fit the frame; the regions and the pixel "
+    "size are ignored",
 }
-"""What can be odd about an image's files, as the end of a sentence about images."""
+"""Oddities of an image's files, worded as the end of a sentence about images."""
 
 MIN_AREA_SHARE = 0.0005
-"""A lesion that covers less of its image is implausible."""
+"""Smallest plausible share of an image covered by a lesion."""
 MAX_AREA_SHARE = 0.6
-"""A lesion that covers more of its image is implausible."""
+"""Largest plausible share of an image covered by a lesion."""
 
 _STROKE_WIDTH = 6
-"""The widest upright stroke of a character, in pixels."""
+"""Largest width of a character's upright stroke, in pixels."""
 _STROKE_CONTRAST = 40
-"""How much brighter than both its sides an upright stroke is, in gray levels."""
+"""Smallest brightness of a stroke above both sides, in gray levels."""
 _LETTER_GAP = 5
-"""Strokes that are at most so far apart, in pixels, belong to one word..."""
+"""Largest gap between two strokes of a word, in pixels ..."""
 _LETTER_GAP_SHARE = 1 / 70
-"""... or so far apart as a share of the image's width."""
+"""... or as a share of the image width."""
 _LINE_HEIGHTS = (5, 32)
-"""From the lowest to the highest line of text, in pixels."""
+"""Smallest and largest height of a line of text, in pixels."""
 _MIN_LINE_WIDTH = 16
 _MIN_LINE_ASPECT = 1.2
-"""A line of text is so many times as wide as it is high."""
+"""Smallest ratio of width to height of a line of text."""
 _MIN_LINE_DENSITY = 0.2
-"""Share of a line's box that its upright strokes cover."""
+"""Smallest share of a line's box covered by upright strokes."""
 _MIN_LINE_STROKES = 0.75
-"""Upright strokes in a square as high as the line, as a mean over its rows..."""
+"""Smallest number of strokes in a square of the line's height, averaged over the rows ..."""
 _MIN_LONG_LINE_STROKES = 0.45
-"""... or in that of a long line, which speckle seldom makes..."""
+"""... and in a long line. Speckle seldom forms long lines."""
 _LONG_LINE_ASPECT = 6
-"""... and which is so many times as wide as it is high."""
-_CORNER = 3
-"""Lines so near to two sides of the image are remnants of a logo, in pixels."""
+"""Smallest ratio of width to height of a long line."""
+_CORNER_MARGIN = 3
+"""Lines within this many pixels of two sides of the image are remnants of a logo."""
 
-_LEAST_CONTRAST = 20
-"""How much brighter than the middles of its quarters a cross is, in gray levels; few pixels of an
-image are left to look at."""
-_BEYOND = 3
-"""So far behind an arm's end, in pixels, it is dark again..."""
-_NUM_BRIGHT_BEYOND = 1
-"""... but for so many arms."""
+_MIN_CROSS_CONTRAST = 20
+"""Smallest brightness of a cross above the middles of its quarters, in gray levels. Leaves few
+pixels to examine closely."""
+_DISTANCE_BEHIND_ARM = 3
+"""Distance behind an arm's end, in pixels, at which the image is dark again ..."""
+_MAX_BRIGHT_BEHIND_ARMS = 1
+"""... for all arms but this many."""
 _TEXT_MARGIN = 3
-"""Crosses in text, or so many pixels from it, are letters."""
+"""Crosses in text or within this many pixels of text are letters."""
 
 _PLUS: Directions = ((0, 1), (1, 0))
 _TIMES: Directions = ((1, 1), (1, -1))
 
 
 class _Cross(NamedTuple):
-    """A cross to look for."""
+    """Shape and contrast of a cross to search for."""
 
     arms: Directions
-    """Of its two lines."""
+    """Directions of the two lines."""
     length: int
-    """From the centre, in pixels."""
+    """Length of an arm from the centre, in pixels."""
     contrast: int
-    """How much brighter than what lies between its arms it is, in gray levels. The shortest have
-    lines of one pixel's width, which are seldom there by chance."""
+    """Smallest brightness above the places between the arms, in gray levels."""
     num_bright: int
-    """So many of the twelve places between the arms may be bright: near a + there may be the start
-    of a measuring line, and through a short x a third line."""
+    """Largest number of bright places among the twelve places between the arms."""
 
 
 _CROSSES = (
+    # The shortest crosses have lines one pixel wide, seldom present by chance, so less contrast is
+    # enough. Near a + a measuring line may start, and a third line may cross a short x, so some
+    # places between the arms may be bright.
     (_Cross(_PLUS, 2, 12, 2), *(_Cross(_PLUS, length, 25, 2) for length in (3, 4, 5, 6, 8))),
     (_Cross(_TIMES, 2, 12, 6), *(_Cross(_TIMES, length, 25, 2) for length in (3, 4, 5, 6, 8))),
 )
-"""By direction, and from short to long."""
-_REACH = 8 + _BEYOND
-"""The pixels that are looked at lie so far from the centre."""
+"""Crosses by direction, from short to long."""
+_REACH = 8 + _DISTANCE_BEHIND_ARM
+"""Largest distance from the centre to an examined pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What was drawn over an image."""
+    """Marks drawn over an image."""
 
     text: bool
     calipers: bool
@@ -106,44 +107,53 @@ class Marks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskFlags:
-    """What is noteworthy in a mask."""
+    """Measurements and oddities of a mask."""
 
     num_components: int
-    """Parts that touch not even at a corner."""
+    """Number of lesion parts, 8-connected."""
     touches_border: bool
     area_share: float
-    """Of the image, in [0, 1]."""
+    """Lesion's share of the image, in [0, 1]."""
     num_holes: int
-    """Parts of the background that lesion surrounds, if it is joined at corners."""
+    """Number of background parts (4-connected) enclosed by lesion."""
     implausible: bool
-    """Whether there is a lesion, but below `MIN_AREA_SHARE` or above `MAX_AREA_SHARE`."""
+    """Whether the lesion's share is positive, but below `MIN_AREA_SHARE` or above
+    `MAX_AREA_SHARE`."""
 
 
 def flag_image(gray: Gray) -> Marks:
-    """Say whether burnt-in text and calipers lie over an image (h, w).
+    """Detect burnt-in text and calipers in a gray image (h, w).
 
-    Text is a line of thin, upright, bright strokes that stand close together: speckle and tissue
-    layers lie across the beam, and have hardly any. A caliper is a cross, upright or turned by 45
-    degrees, with darker quarters.
+    Text is a line of thin, upright, bright strokes close together. Speckle and tissue layers lie
+    across the beam and have hardly any upright strokes. A caliper is a cross, upright or turned by
+    45 degrees, with darker quarters.
 
-    This is an estimate for whole collections and not a finding about an image. By eye, on 60 random
-    images of each collection: text in BUSI 13 of 17 flagged (the others were logos, a body mark,
-    numbers of calipers) and 13 of 14 found; in BUS-BRA, reduced to 256 pixels, 45 of 47 (the others
-    were depth scales) and 45 of 45. Calipers in BUSI 4 of 4 and 4 of 5; in BUS-BRA 43 of about 51
-    found, and 60 of 60 flagged on others that no threshold was chosen on. It misses faint and
-    dotted crosses, and measuring lines without any; and raw speckle that is not log-compressed may
-    look like text. Single characters are no text. Yellow and green marks are bright in gray too; a
-    dark blue one is not seen.
+    The flags estimate how common marks are in a collection. A single flag is not reliable. Checked
+    by eye on 60 random images of each collection:
+
+    Text: in BUSI 13 of 17 flagged images had text (the rest: logos, a body mark, numbers of
+    calipers), and 13 of 14 images with text were flagged. In BUS-BRA, reduced to 256 pixels, 45 of
+    47 (the rest: depth scales) and 45 of 45.
+
+    Calipers: in BUSI 4 of 4 and 4 of 5. In BUS-BRA 43 of about 51 images with calipers were
+    flagged, and 60 of 60 flagged images had calipers in a sample that played no part in choosing
+    the thresholds.
+
+    Not detected: faint and dotted crosses, measuring lines without crosses, single characters, and
+    dark blue marks. Yellow and green marks are bright in gray and are detected. Raw speckle without
+    log compression may look like text.
     """
-    lines = _text_lines(gray)
-    text = any(not _in_corner(line, gray.shape) for line in lines)
+    lines = _find_text_lines(gray)
+    text = any(not _is_in_corner(line, gray.shape) for line in lines)
     return Marks(text=text, calipers=_has_cross(gray, lines))
 
 
 def flag_mask(mask: Mask) -> MaskFlags:
-    """Count a mask's (h, w) parts and holes, and say whether its lesion is plausible."""
+    """Measure a mask (h, w): parts, holes, area, and whether the lesion is plausible."""
     corners = np.ones((3, 3), np.bool_)
     num_components = int(ndimage.label(mask, corners)[1])
+    # The padding joins all background at the border into a single part; every further part is a
+    # hole.
     num_backgrounds = int(ndimage.label(np.pad(~mask, 1, constant_values=True))[1])
     area_share = float(mask.mean())
     borders = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
@@ -156,10 +166,14 @@ def flag_mask(mask: Mask) -> MaskFlags:
     )
 
 
-def _text_lines(gray: Gray) -> list[Box]:
-    """Return the boxes of lines of text."""
-    strokes = gray - _opened(gray, _STROKE_WIDTH + 1) >= _STROKE_CONTRAST
+def _find_text_lines(gray: Gray) -> list[Box]:
+    """Return the boxes of lines of text in an image (h, w)."""
+    # The difference to the opening along the rows (a white top-hat) keeps bright structures
+    # narrower than the opening, so upright strokes but no horizontal layers.
+    strokes = gray - _open_rows(gray, _STROKE_WIDTH + 1) >= _STROKE_CONTRAST
     gap = max(_LETTER_GAP, round(gray.shape[1] * _LETTER_GAP_SHARE))
+    # Shifting strokes to the right by up to the gap closes the gaps within a word; the box is cut
+    # back by the gap.
     joined = np.pad(strokes, ((0, 0), (0, gap)))
     for shift in range(1, gap + 1):
         joined[:, shift : shift + gray.shape[1]] |= strokes
@@ -167,31 +181,32 @@ def _text_lines(gray: Gray) -> list[Box]:
     lines = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         box = rows, slice(columns.start, columns.stop - gap)
-        if _has_size_of_line(box) and _is_line(strokes[box] & (labels[box] == label)):
+        if _has_line_size(box) and _is_line(strokes[box] & (labels[box] == label)):
             lines.append(box)
     return lines
 
 
-def _has_size_of_line(box: Box) -> bool:
+def _has_line_size(box: Box) -> bool:
     height, width = (side.stop - side.start for side in box)
     low, high = _LINE_HEIGHTS
     wide = width >= _MIN_LINE_WIDTH and width >= _MIN_LINE_ASPECT * height
     return bool(wide and low <= height <= high)
 
 
-def _in_corner(box: Box, shape: tuple[int, ...]) -> bool:
+def _is_in_corner(box: Box, shape: tuple[int, ...]) -> bool:
     return all(
-        side.start <= _CORNER or side.stop >= length - _CORNER
+        side.start <= _CORNER_MARGIN or side.stop >= length - _CORNER_MARGIN
         for side, length in zip(box, shape, strict=True)
     )
 
 
 def _is_line(strokes: Mask) -> bool:
     height, width = strokes.shape
+    # A stroke starts at each rising edge along a row.
     num_strokes = int(strokes[:, 0].sum()) + int((strokes[:, 1:] & ~strokes[:, :-1]).sum())
     is_long = width >= _LONG_LINE_ASPECT * height
-    least = _MIN_LONG_LINE_STROKES if is_long else _MIN_LINE_STROKES
-    return float(strokes.mean()) >= _MIN_LINE_DENSITY and num_strokes >= least * width
+    min_strokes = _MIN_LONG_LINE_STROKES if is_long else _MIN_LINE_STROKES
+    return float(strokes.mean()) >= _MIN_LINE_DENSITY and num_strokes >= min_strokes * width
 
 
 def _has_cross(gray: Gray, lines: list[Box]) -> bool:
@@ -203,48 +218,57 @@ def _has_cross(gray: Gray, lines: list[Box]) -> bool:
             max(columns.start - _TEXT_MARGIN, 0) : columns.stop + _TEXT_MARGIN,
         ] = False
     for crosses in _CROSSES:
-        darkest = gray.copy()  # of the cross around each pixel, as it grows
-        grown = 0
+        # Crosses grow from short to long, so the minimum over the arms extends the minimum of the
+        # shorter cross.
+        darkest = gray.copy()
+        arm_length = 0
         for cross in crosses:
-            for length in range(grown + 1, cross.length + 1):
-                for down, right in _around(cross.arms, length):
-                    np.minimum(darkest, _moved(padded, down, right), out=darkest)
-            grown = cross.length
+            for length in range(arm_length + 1, cross.length + 1):
+                for down, right in _offsets_at(cross.arms, length):
+                    np.minimum(darkest, _shifted(padded, down, right), out=darkest)
+            arm_length = cross.length
             if _stands_out(cross, darkest, padded, free):
                 return True
     return False
 
 
 def _stands_out(cross: _Cross, darkest: Gray, padded: Gray, free: Mask) -> bool:
-    """Say whether all of a cross is brighter somewhere than its quarters and what lies behind it.
+    """Return whether the image holds a cross brighter than its surroundings.
+
+    The surroundings are the quarters between the arms and the places behind the ends of the arms.
 
     Args:
-        cross: what to look for.
-        darkest: the darkest pixel of the cross around each pixel (h, w).
-        padded: the image with `_REACH` more pixels on every side.
-        free: where to look (h, w).
+        cross: the cross.
+        darkest: (h, w) darkest pixel of the cross centred on each pixel.
+        padded: the image, padded by `_REACH` pixels on every side.
+        free: (h, w) centres to examine.
     """
-    middles = _around(_turned(cross.arms), cross.length)
-    first, second, third, fourth = (_moved(padded, down, right) for down, right in middles)
+    # The middles of the quarters rule out most pixels cheaply. Only the remaining pixels are
+    # compared with all places around the cross.
+    middles = _offsets_at(_turned_45_degrees(cross.arms), cross.length)
+    first, second, third, fourth = (_shifted(padded, down, right) for down, right in middles)
     dark = np.minimum(np.maximum(first, second), np.maximum(third, fourth))
-    rows, columns = np.nonzero(darkest - np.minimum(darkest, dark) >= _LEAST_CONTRAST)
+    rows, columns = np.nonzero(darkest - np.minimum(darkest, dark) >= _MIN_CROSS_CONTRAST)
     is_free = free[rows, columns]
-    at = rows[is_free], columns[is_free]
-    least = darkest[at].astype(np.int16)
-    quarters = np.sort(_at(padded, at, _quarters(cross)), axis=0)
-    contrast = least - quarters[-1 - cross.num_bright]
-    beyond = _at(padded, at, _around(cross.arms, cross.length + _BEYOND))
-    num_bright = (beyond > least - contrast / 2).sum(axis=0)
-    return bool(((contrast >= cross.contrast) & (num_bright <= _NUM_BRIGHT_BEYOND)).any())
+    centres = rows[is_free], columns[is_free]
+    # Differences of gray levels need signed integers.
+    cross_level = darkest[centres].astype(np.int16)
+    quarters = np.sort(_pixels_at(padded, centres, _quarter_offsets(cross)), axis=0)
+    contrast = cross_level - quarters[-1 - cross.num_bright]
+    behind_arms = _pixels_at(
+        padded, centres, _offsets_at(cross.arms, cross.length + _DISTANCE_BEHIND_ARM)
+    )
+    num_bright = (behind_arms > cross_level - contrast / 2).sum(axis=0)
+    return bool(((contrast >= cross.contrast) & (num_bright <= _MAX_BRIGHT_BEHIND_ARMS)).any())
 
 
-def _turned(arms: Directions) -> Directions:
-    """Return the middle lines of a cross's quarters."""
+def _turned_45_degrees(arms: Directions) -> Directions:
+    """Return the directions of the middles of a cross's quarters."""
     return _TIMES if arms == _PLUS else _PLUS
 
 
-def _around(directions: Directions, length: int) -> Directions:
-    """Return the four places at a distance from the centre, opposite ones together."""
+def _offsets_at(directions: Directions, length: int) -> Directions:
+    """Return four offsets at a distance from the centre, opposite offsets side by side."""
     return tuple(
         (sign * length * down, sign * length * right)
         for down, right in directions
@@ -252,45 +276,45 @@ def _around(directions: Directions, length: int) -> Directions:
     )
 
 
-def _quarters(cross: _Cross) -> Directions:
-    """Return three places in each quarter of a cross, from its centre."""
+def _quarter_offsets(cross: _Cross) -> Directions:
+    """Return three offsets in each quarter of a cross."""
     length = cross.length
     if cross.arms == _PLUS:
-        places = [(2, length), (length, 2), (length - 1, length - 1)]
+        offsets = [(2, length), (length, 2), (length - 1, length - 1)]
     else:
-        places = [(length, side) for side in (-1, 0, 1)]
-    turned = []
+        offsets = [(length, side) for side in (-1, 0, 1)]
+    all_offsets = []
     for _ in range(4):
-        turned += places
-        places = [(right, -down) for down, right in places]
-    return tuple(turned)
+        all_offsets += offsets
+        offsets = [(right, -down) for down, right in offsets]
+    return tuple(all_offsets)
 
 
-def _at(
-    padded: Gray, at: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]], places: Directions
+def _pixels_at(
+    padded: Gray, centres: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]], offsets: Directions
 ) -> npt.NDArray[np.int16]:
-    """Return the pixels (places, n) around n pixels."""
-    rows, columns = at[0] + _REACH, at[1] + _REACH
-    return np.stack([padded[rows + down, columns + right] for down, right in places]).astype(
+    """Return the pixels (offsets, n) at each offset from n centres."""
+    rows, columns = centres[0] + _REACH, centres[1] + _REACH
+    return np.stack([padded[rows + down, columns + right] for down, right in offsets]).astype(
         np.int16
     )
 
 
-def _opened(gray: Gray, width: int) -> Gray:
-    """Return the gray opening of the rows with a line of `width`, which must be odd."""
-    return _extreme(np.maximum, _extreme(np.minimum, gray, width), width)
+def _open_rows(gray: Gray, width: int) -> Gray:
+    """Return the gray opening of each row with a line of odd `width`."""
+    return _row_extreme(np.maximum, _row_extreme(np.minimum, gray, width), width)
 
 
-def _extreme(pick: np.ufunc, gray: Gray, width: int) -> Gray:
-    """Return the least or the largest of the `width` pixels of a row around each."""
+def _row_extreme(minimum_or_maximum: np.ufunc, gray: Gray, width: int) -> Gray:
+    """Return the minimum or maximum of the `width` pixels of a row around each pixel."""
     padded = np.pad(gray, ((0, 0), (width // 2, width // 2)), mode="edge")
-    picked = padded[:, : gray.shape[1]].copy()
+    extreme = padded[:, : gray.shape[1]].copy()
     for shift in range(1, width):
-        pick(picked, padded[:, shift : shift + gray.shape[1]], out=picked)
-    return picked
+        minimum_or_maximum(extreme, padded[:, shift : shift + gray.shape[1]], out=extreme)
+    return extreme
 
 
-def _moved(padded: Gray, down: int, right: int) -> Gray:
-    """Return the image as seen from each pixel's neighbour."""
+def _shifted(padded: Gray, down: int, right: int) -> Gray:
+    """Return the image (h, w) shifted: each pixel holds the pixel at the offset."""
     height, width = padded.shape
     return padded[_REACH + down : height - _REACH + down, _REACH + right : width - _REACH + right]

@@ -1,4 +1,4 @@
-"""What an audit says of a data set, and how much folds of single images would leak."""
+"""Inspection of a data set: audit counts, and leakage of image-level folds."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collection with a near-copy, an exact copy and a near-copy of another class."""
+    """A collection with a near-copy, an exact copy and a near-copy of a different class."""
     out = tmp_path_factory.mktemp("audit") / "busi"
     phantom.write(out, num_images=40, seed=5, image_size=SIZE)
     _copy(out, "benign (1)", "benign (21)", brighter=True)
@@ -79,7 +79,7 @@ def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
     assert found.cross_class == (("benign (3)", "malignant (14)"),)
     assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
-    # six of 35 tumour images have a twin; in five even folds it is elsewhere in about 4 of 5 cases
+    # six of 35 tumour images have a near-copy, with five even folds in 4 of 5 cases elsewhere
     assert 6 / 35 * 0.7 < found.leak.twins == found.leak.family < 6 / 35 * 0.9
     assert to_dict(found)["cross_class_pairs"] == [["benign (3)", "malignant (14)"]]
 
@@ -107,7 +107,7 @@ def test_a_published_file_adds_to_what_the_audit_finds(collection: Path, tmp_pat
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
     assert (found.duplicate_groups, found.duplicate_images) == (4, 8)
     assert found.parted == ()
-    # eight of 35 tumour images have a twin; in five even folds it is elsewhere in about 4 of 5
+    # eight of 35 tumour images have a near-copy, with five even folds in 4 of 5 cases elsewhere
     assert 8 / 35 * 0.7 < found.leak.twins < 8 / 35 * 0.9
 
 

@@ -1,4 +1,4 @@
-"""Work that is shared among threads."""
+"""Mapping a function over items in threads."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Arrays that wait in a temporary file, so that millions of rows take no memory."""
+"""Arrays stored in a temporary file, to keep millions of rows out of memory."""
 
 import os
 import tempfile
@@ -11,31 +11,29 @@ from mtil.errors import StorageError
 
 
 class Rows(Protocol):
-    """The rows of an array, in memory or not."""
+    """Rows of an array, in memory or on disk."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of rows."""
 
     def __getitem__(self, rows: Any, /) -> npt.NDArray[Any]:
-        """Return a slice of them, or those of an array of indices."""
+        """Return the rows of a slice or of an array of indices."""
 
 
 class OnDisk:
-    """Rows in a file without a name, which are read when they are asked for, by any thread.
-
-    A memory map would do the same, but what has been looked at counts as the process's memory.
-    """
+    """Rows in an unnamed temporary file, read on access. Reads are thread-safe."""
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-        """Start with no row.
+        """Create an array without rows.
 
         Args:
-            shape: of a row.
-            dtype: of its values.
+            shape: shape of a row.
+            dtype: type of the values.
         """
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._row_bytes = int(np.prod(shape)) * self._dtype.itemsize
         self._num_rows = 0
+        # A memory map would be simpler, but pages once read count as memory of the process.
         self._file = tempfile.TemporaryFile(buffering=0, prefix="mtil-audit-")  # noqa: SIM115
 
     def __enter__(self) -> Self:
@@ -45,19 +43,20 @@ class OnDisk:
         self._file.close()
 
     def append(self, rows: npt.NDArray[Any]) -> None:
-        """Add rows (n, *shape) at the end.
+        """Append rows (n, *shape).
 
         Raises:
-            StorageError: if the disk is full.
+            StorageError: if the temporary file cannot be written, for example on a full disk.
         """
-        left = np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data
+        remaining = np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            # A raw file may write only a part of the data.
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
             raise StorageError(
                 f"The audit needs a temporary file, but {tempfile.gettempdir()} cannot be written: "
-                f"{error.strerror}; free some space, or set TMPDIR to another folder."
+                f"{error.strerror}. Free some space, or set TMPDIR to a different folder."
             ) from error
         self._num_rows += len(rows)
 
@@ -65,18 +64,19 @@ class OnDisk:
         return self._num_rows
 
     def __getitem__(self, rows: slice | npt.NDArray[np.integer]) -> npt.NDArray[Any]:
-        """Read a slice of rows, or those of an array of indices."""
+        """Read the rows of a slice or of an array of indices."""
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(self._num_rows)
-            found = np.empty((max(stop - start, 0), *self._shape), self._dtype)
-            self._read(found.reshape(-1).view(np.uint8).data, start)
-            return found
-        found = np.empty((len(rows), *self._shape), self._dtype)
-        size, into = self._row_bytes, found.reshape(-1).view(np.uint8).data
-        for at, row in enumerate(rows.tolist()):
-            self._read(into[at * size : (at + 1) * size], row)
-        return found
+            values = np.empty((max(stop - start, 0), *self._shape), self._dtype)
+            self._read(values.reshape(-1).view(np.uint8).data, start)
+            return values
+        values = np.empty((len(rows), *self._shape), self._dtype)
+        size, buffer = self._row_bytes, values.reshape(-1).view(np.uint8).data
+        for index, row in enumerate(rows.tolist()):
+            self._read(buffer[index * size : (index + 1) * size], row)
+        return values
 
-    def _read(self, into: memoryview, row: int) -> None:
-        size = os.preadv(self._file.fileno(), [into], row * self._row_bytes)
-        assert size == len(into)
+    def _read(self, buffer: memoryview, row: int) -> None:
+        # Unlike seek and read, preadv leaves the file position alone, so threads can read at once.
+        size = os.preadv(self._file.fileno(), [buffer], row * self._row_bytes)
+        assert size == len(buffer)

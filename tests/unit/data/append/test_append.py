@@ -1,4 +1,4 @@
-"""More images for a data set: where they go, what stays, and what an interruption leaves."""
+"""Appending images: placement, unchanged old images, and interruptions."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ NUM_BASE = 40
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: an image that a phantom is drawn for."""
+    """A line of a table: an image made from a phantom."""
 
     name: str
     of: str
@@ -46,7 +46,7 @@ class Line:
     patient: str = ""
     fold: str = ""
     label: str = ""
-    """The phantom's, if none is given."""
+    """The class; the phantom's class if empty."""
     edit: Callable[[np.ndarray], np.ndarray] = np.copy
 
 
@@ -67,14 +67,14 @@ NEW = [
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms that share nothing: 30 benign, 18 malignant, 12 normal."""
+    """Unrelated phantoms: 30 benign, 18 malignant, 12 normal."""
     out = tmp_path_factory.mktemp("pool") / "busi"
     phantom.write(out, num_images=60, seed=5, image_size=SIZE)
     return out
 
 
 def _table(pool: Path, folder: Path, lines: Iterable[Line], name: str = "tumours") -> str:
-    """Write images and a table of them; the sample ids are `b01.png` and so on."""
+    """Write images and a table; the sample ids are `b01.png`, `b02.png`, ..."""
     folder.mkdir(parents=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -102,7 +102,7 @@ def _table(pool: Path, folder: Path, lines: Iterable[Line], name: str = "tumours
 
 @pytest.fixture(scope="module")
 def base(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data set of the first 40 images, which tests must not change."""
+    """Return a data set of the first 40 images. Tests must not change the data set."""
     out = tmp_path_factory.mktemp("base")
     table = _table(pool, out / "images", BASE)
     settings = Settings(image_size=STORED, max_shard_bytes=SHARD_BYTES)
@@ -112,7 +112,7 @@ def base(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def to(base: Path, tmp_path: Path) -> Path:
-    """Return the same data set to append to."""
+    """Return a copy of the base data set to append to."""
     return Path(shutil.copytree(base, tmp_path / "set"))
 
 
@@ -121,7 +121,7 @@ Add = Callable[..., Appended]
 
 @pytest.fixture
 def add(pool: Path, to: Path, tmp_path: Path) -> Add:
-    """Append lines as a table of the same name as the one before."""
+    """Append lines as a table with the name of the base table."""
     count = 0
 
     def do(
@@ -161,7 +161,7 @@ def _place(rows: dict[str, dict[str, object]], name: str) -> tuple[object, ...]:
 
 
 def _elsewhere(base: Path, name: str) -> str:
-    """Return a benign image of another fold."""
+    """Return a benign image of a different fold."""
     rows = _rows(base)
     fold = rows[f"{name}.png"]["fold"]
     return next(line.name for line in BASE if rows[f"{line.name}.png"]["fold"] != fold)
@@ -267,7 +267,9 @@ def test_images_that_would_bridge_folds_are_dropped(base: Path, to: Path, add: A
     assert made.manifest.dropped == made.dropped
     before, after = _rows(base), _rows(to)
     assert {name: after[name] for name in before} == before
-    again = add(Line("z4", "benign (26)", patient="of both"))  # nobody can say where it belongs
+    again = add(
+        Line("z4", "benign (26)", patient="of both")
+    )  # its patient has images in two places
     assert again.num_added == 0
     (item,) = again.dropped
     assert "its group would join" in item.why
@@ -343,7 +345,7 @@ def test_a_folder_that_has_grown_adds_what_is_new(
 )
 def test_an_image_that_has_changed_is_refused(to: Path, add: Add, line: Line, what: str) -> None:
     before = _files(to)
-    with pytest.raises(DataError, match=rf"'b03\.png' of .* has another {what} than that of"):
+    with pytest.raises(DataError, match=rf"'b03\.png' of .* has another {what} than in"):
         add(line, *NEW)
     assert _files(to) == before
 
@@ -506,7 +508,7 @@ def test_another_collection_gets_a_prefix_of_its_own(
     again = add(*NEW[:4], name="Second set")
     assert (again.num_added, again.num_known) == (1, 3)
     assert again.manifest.sources[1].read == 4
-    # A patient of one collection is nobody of another.
+    # Equal patient ids of two collections are different patients.
     apart = add(Line("z1", "benign (29)", patient="pb1"), name="third").manifest
     assert apart.num_groups == again.manifest.num_groups + 1
 
@@ -562,7 +564,9 @@ def test_published_groups_join_what_they_name(to: Path, add: Add, tmp_path: Path
     assert _place(rows, "x21") == _place(rows, "b05")
     assert rows["x22.png"]["group"] == "x22.png"
     (tmp_path / "less.csv").write_text("image_id,group\nx23.png,k\n")
-    later = add(BASE[5], NEW[2], groups=str(tmp_path / "less.csv"))  # b06 need not be in it
+    later = add(
+        BASE[5], NEW[2], groups=str(tmp_path / "less.csv")
+    )  # a later group file may omit b06
     assert later.num_added == 1
     with pytest.raises(DataError, match=r"lacks 1 of 2, such as 'x25\.png'"):
         add(BASE[5], NEW[4], groups=str(tmp_path / "less.csv"))
@@ -613,7 +617,7 @@ def test_what_was_prepared_without_facts_is_to_be_prepared_again(to: Path, add: 
         del values[name]
     (to / "dataset.json").write_text(json.dumps(values))
     assert manifests.load(LocalStore(str(to))).version == 1
-    with pytest.raises(DataError, match="before that was kept; prepare all images again"):
+    with pytest.raises(DataError, match=r"without facts\. Prepare all images again"):
         add(*NEW)
 
 
@@ -623,7 +627,7 @@ def test_an_audit_that_is_not_of_these_images_is_noticed(to: Path, add: Add) -> 
     images = pq.read_table(path)
     folds = pa.array([(fold + 1) % 5 for fold in images["fold"].to_pylist()], pa.int8())
     pq.write_table(images.set_column(images.schema.get_field_index("fold"), "fold", folds), path)
-    with pytest.raises(DataError, match="it has changed; prepare all images again"):
+    with pytest.raises(DataError, match=r"not match the images\. Prepare all images"):
         add(*NEW)
     facts.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"facts-00000\.parquet is damaged"):
@@ -650,7 +654,7 @@ def _audit(folder: Path) -> str:
 
 
 def _forget_files(folder: Path) -> None:
-    """Leave away the digests, as an earlier version of the program did."""
+    """Remove the digests, as in manifests of earlier versions of mtil."""
     path = folder / "dataset.json"
     values = json.loads(path.read_text())
     del values["files"]

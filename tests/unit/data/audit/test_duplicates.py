@@ -1,4 +1,4 @@
-"""Near-duplicates: edits of one image are found, other images are not."""
+"""Near-copies: edits of an image are found, different images are not."""
 
 import io
 import resource
@@ -30,10 +30,10 @@ Edit = Callable[[Gray, np.random.Generator], Gray]
 
 
 def _tissue(seed: int, height: int = 150, width: int = 190) -> Gray:
-    """Draw layers, some blobs and a dark lesion under speckle, all of it random."""
+    """Draw random layers, blobs and a dark lesion under speckle."""
     rng = np.random.default_rng((seed, 77))
     y, x = np.mgrid[:height, :width]
-    echo = 60.0 - 40.0 * y / height  # the decay that all images share
+    echo = 60.0 - 40.0 * y / height  # the decay with depth, common to all images
     for _ in range(3):
         wave = ndimage.gaussian_filter1d(rng.standard_normal(width), 20) * 120
         echo += rng.uniform(-25, 25) * (y > height * rng.uniform(0.1, 0.9) + wave)
@@ -211,7 +211,7 @@ def test_a_full_disk_is_said() -> None:
     with OnDisk((1000,), np.uint8) as held:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
         try:
-            with pytest.raises(StorageError, match=r"cannot be written: .*; free some space"):
+            with pytest.raises(StorageError, match=r"cannot be written: .*\. Free some space"):
                 held.append(np.zeros((2, 1000), np.uint8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -264,8 +264,8 @@ def test_of_too_many_others_the_nearest_are_compared(
 ) -> None:
     monkeypatch.setattr(candidates, "MAX_MET", 1)
     hashes = np.repeat(describe(images[0]).hashes[None], 7, axis=0)
-    hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first, none from one another
-    hashes[6] ^= np.uint64(1 << 50)  # one from the first, six from the others
+    hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first, equal otherwise
+    hashes[6] ^= np.uint64(1 << 50)  # one bit from the first, six from the rest
     found = candidates.find(hashes)
     pairs = dict(zip(found.i.tolist(), found.j.tolist(), strict=True))
     assert pairs == {0: 6, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
@@ -281,8 +281,10 @@ def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     hashes, _ = _stacked(crowd + images[1:5] + [_several(gray, rng) for gray in images[1:5]])
     whole = candidates.find(hashes)
     monkeypatch.setattr(candidates, "_BATCH", batch)
-    monkeypatch.setattr(candidates, "_IMAGES", 3)
-    monkeypatch.setattr(candidates, "MAX_NEIGHBOURS", 14)  # all others, so few repeats of work
+    monkeypatch.setattr(candidates, "_IMAGES_PER_ARRAY", 3)
+    monkeypatch.setattr(
+        candidates, "MAX_NEIGHBOURS", 14
+    )  # the whole crowd, so batches repeat little work
     parts = candidates.find(hashes)
     assert len(whole.i) >= 19
     for field in fields(candidates.Candidates):
@@ -308,7 +310,7 @@ def test_a_hash_is_the_signs_of_the_lowest_cosine_coefficients(images: list[Gray
     expected = dctn(flatten(described.thumb[None])[0])[:8, :8] > 0
     bits = [bool(int(described.hashes[0]) >> bit & 1) for bit in range(64)]
     assert bits[1:] == expected.ravel().tolist()[1:]
-    assert not bits[0]  # the mean says nothing
+    assert not bits[0]  # the place of the mean is always 0
 
 
 def test_mirrored_hashes_are_those_of_the_mirrored_image(images: list[Gray]) -> None:
@@ -327,8 +329,8 @@ def test_evened_out_thumbs_do_not_depend_on_gain(images: list[Gray]) -> None:
 
 
 def test_fit_finds_the_map_of_a_crop() -> None:
-    # The second shows the first from a tenth on: u = (0.1 + 0.9 v), so with x = 2u - 1 and
-    # x' = 2v - 1 there is x' = (x - 0.1) / 0.9.
+    # The second image shows the first from a tenth on: u = 0.1 + 0.9 v. With x = 2u - 1 and
+    # x' = 2v - 1, x' = (x - 0.1) / 0.9.
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     wavy = [np.sin(9 * a) * np.cos(11 * y) + np.cos(17 * a + 5 * y) for a in (x, 0.1 + 0.9 * x)]
     fixed, moving = (np.asarray(image[None], np.float32) for image in wavy)
@@ -347,5 +349,5 @@ def test_correlation_is_that_of_the_overlap_and_nothing_if_that_is_small() -> No
     right = np.roll(image, 8, axis=2)  # by an eighth of the side: x' = x + 16 / 64
     moved = np.array([[0.25, 1, 0, 1]], np.float32)
     assert alignment.correlation(image, right, moved)[0] == pytest.approx(1, abs=1e-3)
-    far = np.array([[1.0, 1, 0, 1]], np.float32)  # half of it is outside
+    far = np.array([[1.0, 1, 0, 1]], np.float32)  # half of the image is outside
     assert alignment.correlation(image, np.roll(image, 32, axis=2), far)[0] == 0

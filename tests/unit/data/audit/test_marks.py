@@ -22,7 +22,7 @@ NONE = Marks(text=False, calipers=False)
 
 
 def speckle(seed: int = 0, height: int = 300, width: int = 400, level: float = 90) -> Gray:
-    """Speckle that is wider than it is high, log-compressed to 60 dB, with a dark lesion."""
+    """Draw wide speckle, log-compressed to 60 dB, with a dark lesion."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.normal(size=(2, height, width)), (0, 1.2, 2.5))
     envelope = np.hypot(*field)

@@ -1,4 +1,4 @@
-"""The audit looks at tissue: screens, their furniture and blank surroundings take no part."""
+"""The audit compares tissue, without screen furniture and blank surroundings."""
 
 import io
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _placed(gray: Gray, share: float, background: int, place: tuple[int, int]) -
 
 
 def _furnished(screen: Gray, box: Box, number: int) -> Gray:
-    """Draw what a vendor draws around an image: text, a logo, a gray bar, a scale, the depth."""
+    """Draw screen furniture around an image: text, a logo, a gray bar, a scale, the depth."""
     image = Image.fromarray(screen)
     pen = ImageDraw.Draw(image)
     ink = 230 if screen[0, 0] < 128 else 20
@@ -70,7 +70,7 @@ def _noisy(gray: Gray) -> Gray:
 
 
 def _sector(gray: Gray) -> Gray:
-    """Blacken what a curved probe does not see."""
+    """Blacken the corners outside the view of a curved probe."""
     height, width = gray.shape
     rows, columns = np.mgrid[:height, :width]
     down, across = rows + 0.33 * height, columns - width / 2
