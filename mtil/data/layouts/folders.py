@@ -68,7 +68,7 @@ class Folder:
         path = self.find(name)
         if path is None:
             raise DataError(
-                f"{where} must name existing files, but {self.uri} has no {name}; "
+                f"{where} must name files that exist, but {self.uri} has no {name}; "
                 "add the file or remove the row."
             )
         if _match_key(name) in self.twice:

@@ -192,7 +192,7 @@ def _resolve_file(tree: Tree, text: str, where: str) -> str:
         )
     if hint:
         raise DataError(
-            f"{where} must name existing files, but names {path!r}; {hint}; correct the table."
+            f"{where} must name files that exist, but names {path!r}; {hint}; correct the table."
         )
     # A missing file is reported when the image is read, also where files cannot be listed.
     return path

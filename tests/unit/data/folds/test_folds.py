@@ -185,7 +185,7 @@ def test_given_folds_are_taken(tmp_path: Path) -> None:
     [
         ([0, 1, 0, 1, 1, 1], r"the group of .* in the folds 0 and 1"),
         ([0, 0, 2, 2, 2, 2], "without a gap.* gives 0, 2"),
-        ([0, 0, 0, 0, 0, 0], "2 to 100 of them.* gives 0"),
+        ([0, 0, 0, 0, 0, 0], "2 to 100 folds.* gives 0"),
         ([0, 0, 0, 0, 1, 1], "must hold benign images, but fold 1 has none"),
     ],
 )
@@ -203,7 +203,7 @@ def test_wrong_given_folds_are_refused(given: list[int], message: str) -> None:
 def test_too_few_groups_are_refused() -> None:
     records = [_record(f"{i}", label=int(i < 4)) for i in range(40)]
     group = {record.sample_id: record.sample_id for record in records}
-    with pytest.raises(DataError, match=r"malignant images, but there are 4 groups .* 5 folds"):
+    with pytest.raises(DataError, match=r"malignant images, but 4 groups .* 5 folds"):
         _assign(records, group, num_folds=5, seed=0)
     dropped = [Dropped(sample_id="b7", why="its group holds two classes")]
     with pytest.raises(DataError, match="1 images were dropped, such as 'b7': its group holds two"):

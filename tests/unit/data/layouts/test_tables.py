@@ -368,7 +368,7 @@ def test_many_columns_are_read_quickly_and_too_many_refused(tmp_path: Path) -> N
 
 def test_a_field_without_end_is_refused(tmp_path: Path) -> None:
     path = _csv(tmp_path / "t.csv", [HEADER, [*ROWS[0][:3], "x" * 200_000]])
-    with pytest.raises(DataError, match=r"Line 2 of t.csv is no CSV: field larger"):
+    with pytest.raises(DataError, match=r"Line 2 of t.csv is not CSV: field larger"):
         _table(path)
 
 
