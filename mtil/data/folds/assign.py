@@ -89,7 +89,7 @@ def assign(
     has_given_folds = any(record.fold is not None for record in records)
     if has_given_folds:
         rule = GIVEN
-        fold = _read_given_folds(records, group)
+        fold = _collect_given_folds(records, group)
         num_folds = max(fold.values()) + 1
     else:
         _check_num_groups(groups, num_folds, dropped)
@@ -263,7 +263,7 @@ def hold_out(
     return chosen
 
 
-def _read_given_folds(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
+def _collect_given_folds(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
     """Return the given fold by group.
 
     Raises:
@@ -291,7 +291,7 @@ def _check_num_groups(groups: Sequence[Group], num_folds: int, dropped: Sequence
     for label in TUMOURS:
         num_groups = sum(kind.label == label for group in groups for kind in group.kinds)
         if num_groups < num_folds:
-            # Dropped images are often why a class has too few groups.
+            # Too many dropped images may be the reason; name an example.
             drops = f"; {len(dropped)} images were dropped, such as " if dropped else ""
             example = f"{dropped[0].sample_id!r}: {dropped[0].why}" if dropped else ""
             raise DataError(

@@ -1,4 +1,4 @@
-"""`splits.json`: it says where every image is, and can be edited and given back."""
+"""`splits.json`: fold and part of every image, written, edited and read back."""
 
 import json
 from pathlib import Path

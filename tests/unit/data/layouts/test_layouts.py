@@ -1,4 +1,4 @@
-"""BUSI folders and tables to records, with the oddities that real ones have."""
+"""Read BUSI folders and tables, with the oddities of real collections, into records."""
 
 from pathlib import Path
 from typing import Any

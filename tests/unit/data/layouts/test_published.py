@@ -1,4 +1,4 @@
-"""The other published collections, written small with the oddities that the real ones have."""
+"""Published collections other than BUSI, small, with the oddities of the real collections."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def _workbook(path: Path, rows: Rows) -> None:
 
 
 def _clutter(root: Path, *folders: str) -> None:
-    """Add what operating systems and users leave behind."""
+    """Add files left behind by operating systems and users."""
     _touch(root, "readme.txt", "__MACOSX/x/._a.png", ".hidden/a.png")
     for folder in folders:
         _touch(root / folder, "Thumbs.db", ".DS_Store", "._bus_0001-l.png", "notes.txt")
