@@ -1,1 +1,1 @@
-"""Groups of images that stay together, and folds made of groups."""
+"""Group related images and assign whole groups to folds."""

@@ -1,4 +1,4 @@
-"""Folds that cannot leak: whole groups, every class spread evenly, the same for the same seed."""
+"""Assign whole groups to folds and inner parts, stratified by class and reproducible by seed."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -22,18 +22,19 @@ from mtil.data.layouts.record import Record
 from mtil.errors import DataError
 
 NUM_PARTS = 8
-"""Inner parts of a fold; a small collection gets fewer."""
+"""Inner parts of a fold; small collections get fewer."""
 NOT_IN_PAPER = "the paper protocol is about tumour images"
 GIVEN = "given"
-"""The rule of folds that the sources give."""
+"""Name of the rule for folds given by the sources."""
 _HOLDOUT = 2
-"""Its stream of random numbers, beside those of dealing."""
+"""Stream of random numbers of the holdout; `balance` uses the streams 0 and 1."""
 _BY_SIZE = "class and size"
 
 
+# The field names are columns of the shards (`mtil.data.prepare.staging`).
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image belongs."""
+    """Group, fold and inner part of an image."""
 
     group: str
     fold: int
@@ -42,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where every image belongs."""
+    """Fold and inner part of every image."""
 
     rule: str
     """`grouped stratified`, `given` by the collection, `image-level` or `splits file`."""
@@ -63,41 +64,42 @@ def assign(
     rule: str = "grouped stratified",
     dropped: Sequence[Dropped] = (),
 ) -> Assignment:
-    """Give every image a fold and an inner part, whole groups together.
+    """Assign a fold and an inner part to every image, keeping groups whole.
 
-    Folds that the collection gives are taken as they are. Fold k is validated on the rows of the
-    other folds whose part is k modulo the number of parts, so every such set must hold both
-    tumour classes: where eight parts are too many, there are fewer.
+    Folds given by the collection are used unchanged. Uses `NUM_PARTS` inner parts, or fewer if
+    necessary for both tumour classes in every training and validation set.
 
     Args:
-        records: the images that are kept.
+        records: the kept images.
         group: group by sample id.
-        area: the lesion's share of the image by sample id, to spread lesion sizes evenly as well.
-        num_folds: how many folds to make.
-        seed: the deal's seed.
-        holdout: groups that are kept for a final test.
-        rule: what to call the rule where folds are made.
-        dropped: images that were not kept, for the error if too few are.
+        area: lesion area as a share of the image by sample id, to stratify by lesion size too.
+        num_folds: number of folds, unless the collection gives folds.
+        seed: seed of the assignment.
+        holdout: groups reserved for a final test.
+        rule: name of the rule, unless the collection gives folds.
+        dropped: images not kept, named in the error about too few groups.
 
     Raises:
         DataError: if a class has too few groups, or a group lies in two given folds.
     """
-    kept_apart = frozenset(holdout)
-    held = [record for record in records if group[record.sample_id] in kept_apart]
-    records = [record for record in records if group[record.sample_id] not in kept_apart]
+    holdout_groups = frozenset(holdout)
+    held_out = [record for record in records if group[record.sample_id] in holdout_groups]
+    records = [record for record in records if group[record.sample_id] not in holdout_groups]
     groups = in_groups(records, group, area)
-    given = any(record.fold is not None for record in records)
-    if given:
+    has_given_folds = any(record.fold is not None for record in records)
+    if has_given_folds:
         rule = GIVEN
-        fold = _given(records, group)
+        fold = _collect_given_folds(records, group)
         num_folds = max(fold.values()) + 1
     else:
-        _check_enough(groups, num_folds, dropped)
+        _check_num_groups(groups, num_folds, dropped)
         fold = deal_folds(groups, num_folds, seed)
     _check_folds(groups, fold, num_folds)
+    # Fold k is validated on the rows of the other folds with part k modulo the number of parts.
+    # Small parts of a small collection may lack a class: try ever fewer parts.
     for num_parts in range(NUM_PARTS, 1, -1):
         part = deal_parts(groups, fold, num_folds, num_parts, seed)
-        if _serves(groups, fold, part, num_folds, num_parts):
+        if _is_usable(groups, fold, part, num_folds, num_parts):
             break
     else:
         raise DataError(
@@ -108,27 +110,28 @@ def assign(
         record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
         for record in records
     }
-    place |= {record.sample_id: (HOLDOUT, 0) for record in held}
+    place |= {record.sample_id: (HOLDOUT, 0) for record in held_out}
     return Assignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
 
 
 def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment) -> None:
-    """Refuse folds and parts that somebody wrote if no training can use them.
+    """Check the assignment of a splits file for use in training.
 
     Args:
-        records: the images that are kept.
-        group: group by sample id; each lies in one fold and one part.
-        given: where the images are.
+        records: the kept images.
+        group: group by sample id; every group lies in one fold and one part.
+        given: fold and part of every image.
 
     Raises:
-        DataError: if a fold lacks a tumour class, or leaves none to train or to validate on.
+        DataError: if a fold lacks a tumour class, or leaves no images of a tumour class for
+            training or for inner validation.
     """
     records = [record for record in records if given.place[record.sample_id][0] != HOLDOUT]
     groups = in_groups(records, group, None)
     fold = {group[record.sample_id]: given.place[record.sample_id][0] for record in records}
     part = {group[record.sample_id]: given.place[record.sample_id][1] for record in records}
     _check_folds(groups, fold, given.num_folds)
-    if not _serves(groups, fold, part, given.num_folds, given.num_parts):
+    if not _is_usable(groups, fold, part, given.num_folds, given.num_parts):
         raise DataError(
             "Every fold must leave both tumour classes for training and for inner validation, but "
             f"the {given.num_parts} given parts do not; spread both classes over the parts."
@@ -136,13 +139,13 @@ def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment
 
 
 def rule_name(*, grouped: bool, by_size: bool) -> str:
-    """Return what folds are called that are made here."""
+    """Return the name of the rule for new folds."""
     kind = "grouped" if grouped else "image-level"
     return f"{kind} stratified by {_BY_SIZE}" if by_size else f"{kind} stratified"
 
 
 def is_by_size(rule: str) -> bool:
-    """Say whether a rule spreads lesion sizes over the folds."""
+    """Return whether a rule stratifies by lesion size."""
     return rule.endswith(_BY_SIZE)
 
 
@@ -157,22 +160,27 @@ def extend(
     num_parts: int,
     seed: int,
 ) -> dict[str, tuple[int, int]]:
-    """Give images that are added a fold and an inner part; those from before keep theirs.
+    """Assign a fold and an inner part to every added image; existing images do not move.
 
-    An image whose group has a place joins it; the others are dealt on top of what is there.
+    An added image of an existing group joins the group's fold and part. New groups are balanced
+    together with the existing groups.
 
     Args:
-        before: the images that are there.
-        added: those that are added.
-        group: group by sample id, of both.
-        area: the lesion's share of the image by sample id, to spread lesion sizes evenly as well.
-        placed: fold and part by group of the images that are there.
-        num_folds: how many folds there are.
-        num_parts: how many inner parts a fold has.
-        seed: the deal's seed.
+        before: the existing images.
+        added: the added images.
+        group: group by sample id, for existing and added images.
+        area: lesion area as a share of the image by sample id, to stratify by lesion size too.
+        placed: fold and part by existing group.
+        num_folds: number of existing folds.
+        num_parts: number of inner parts of a fold.
+        seed: seed of the assignment.
+
+    Returns:
+        Fold and inner part by sample id of the added images.
 
     Raises:
-        DataError: if a fold that an added image is given is not there, or not its group's.
+        DataError: if an added image has a given fold outside the data set, or different
+            from the group's fold.
     """
     fold = {name: place[0] for name, place in placed.items()}
     part = {name: place[1] for name, place in placed.items()}
@@ -184,13 +192,14 @@ def extend(
                 f"A given fold must be one of the data set's, 0 to {num_folds - 1}, but "
                 f"{record.sample_id!r} is given {str(record.fold)[:12]}; correct the table's folds."
             )
-        own = fold.setdefault(group[record.sample_id], record.fold)
-        if own != record.fold:
-            where = "the holdout" if own == HOLDOUT else f"fold {own}"
+        group_fold = fold.setdefault(group[record.sample_id], record.fold)
+        if group_fold != record.fold:
+            where = "the holdout" if group_fold == HOLDOUT else f"fold {group_fold}"
             raise DataError(
                 f"A group must lie in one fold, but the group of {record.sample_id!r} lies in "
-                f"{where} and it is given fold {record.fold}; correct the table's folds."
+                f"{where} and the image is given fold {record.fold}; correct the table's folds."
             )
+    # Images of the holdout must not count in the balance of the folds.
     records = [r for r in (*before, *added) if fold.get(group[r.sample_id]) != HOLDOUT]
     groups = in_groups(records, group, area)
     fold |= deal_folds(groups, num_folds, seed, fold)
@@ -209,7 +218,17 @@ def hold_out(
     share: float,
     seed: int,
 ) -> set[str]:
-    """Return the groups of a final test set: about this share of each kind of image.
+    """Choose groups for a final test set, about an equal share of every stratum.
+
+    Args:
+        records: the kept images.
+        group: group by sample id.
+        area: lesion area as a share of the image by sample id, to stratify by lesion size too.
+        share: share of the images to hold out, between 0 and 1, both excluded.
+        seed: seed of the choice.
+
+    Returns:
+        Names of the chosen groups.
 
     Raises:
         DataError: if the share is not between 0 and 1, or holds no group.
@@ -223,17 +242,19 @@ def hold_out(
     chosen = set()
 
     def excess(kind: Kind) -> float:
-        """Say by how much its half is over the share."""
+        """Return the weighted excess over the share if half of the images were taken."""
+        # With half of the size, a group of one class is taken if the result is nearer to the share
+        # with the group than without.
         key = kind.label, kind.tercile
-        over = taken[key] + kind.size / 2 - share * total[key]
-        return over * kind.size / total[key] ** 2
+        num_over = taken[key] + kind.size / 2 - share * total[key]
+        return num_over * kind.size / total[key] ** 2
 
     for index in rng.permutation(len(groups)):
-        item = groups[index]
-        if sum(excess(kind) for kind in item.kinds) <= 0:
-            for kind in item.kinds:
+        candidate = groups[index]
+        if sum(excess(kind) for kind in candidate.kinds) <= 0:
+            for kind in candidate.kinds:
                 taken[kind.label, kind.tercile] += kind.size
-            chosen.add(item.name)
+            chosen.add(candidate.name)
     if not chosen:
         raise DataError(
             f"A holdout must hold images, but a share of {share:g} of {len(records)} images in "
@@ -242,10 +263,15 @@ def hold_out(
     return chosen
 
 
-def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
+def _collect_given_folds(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int]:
+    """Return the given fold by group.
+
+    Raises:
+        DataError: if a group has two folds, or fold numbers have a gap or are too few or many.
+    """
     fold: dict[str, int] = {}
     for record in records:
-        assert record.fold is not None  # the table gives all folds or none
+        assert record.fold is not None  # the table gives every fold or no fold
         name = group[record.sample_id]
         if fold.setdefault(name, record.fold) != record.fold:
             raise DataError(
@@ -255,49 +281,56 @@ def _given(records: Sequence[Record], group: Mapping[str, str]) -> dict[str, int
     used = sorted(set(fold.values()))
     if used != list(range(len(used))) or not 2 <= len(used) <= MAX_FOLDS:
         raise DataError(
-            f"Given folds must be 0, 1, … without a gap, 2 to {MAX_FOLDS} of them, but the table "
-            f"gives {', '.join(str(number) for number in used[:12])}."
+            f"Given folds must be 2 to {MAX_FOLDS} folds numbered 0, 1, … without a gap, but the "
+            f"table gives {', '.join(str(number) for number in used[:12])}."
         )
     return fold
 
 
-def _check_enough(groups: Sequence[Group], num_folds: int, dropped: Sequence[Dropped]) -> None:
+def _check_num_groups(groups: Sequence[Group], num_folds: int, dropped: Sequence[Dropped]) -> None:
     for label in TUMOURS:
-        count = sum(kind.label == label for group in groups for kind in group.kinds)
-        if count < num_folds:
-            first = f"; {len(dropped)} images were dropped, such as " if dropped else ""
-            named = f"{dropped[0].sample_id!r}: {dropped[0].why}" if dropped else ""
+        num_groups = sum(kind.label == label for group in groups for kind in group.kinds)
+        if num_groups < num_folds:
+            # Too many dropped images may be the reason; name an example.
+            drops = f"; {len(dropped)} images were dropped, such as " if dropped else ""
+            example = f"{dropped[0].sample_id!r}: {dropped[0].why}" if dropped else ""
             raise DataError(
-                f"Every fold must hold {LABELS[label]} images, but there are {count} groups of "
-                f"them for {num_folds} folds; add images or use fewer folds{first}{named}."
+                f"Every fold must hold {LABELS[label]} images, but {num_groups} groups with such "
+                f"images are too few for {num_folds} folds; add images or use fewer "
+                f"folds{drops}{example}."
             )
 
 
 def _check_folds(groups: Sequence[Group], fold: Mapping[str, int], num_folds: int) -> None:
-    held = {(fold[group.name], kind.label) for group in groups for kind in group.kinds}
-    for number in range(num_folds):
+    present = {(fold[group.name], kind.label) for group in groups for kind in group.kinds}
+    for fold_index in range(num_folds):
         for label in TUMOURS:
-            if (number, label) not in held:
+            if (fold_index, label) not in present:
                 raise DataError(
-                    f"Every fold must hold {LABELS[label]} images, but fold {number} has none; "
+                    f"Every fold must hold {LABELS[label]} images, but fold {fold_index} has none; "
                     "correct the folds or use fewer."
                 )
 
 
-def _serves(
+def _is_usable(
     groups: Sequence[Group],
     fold: Mapping[str, int],
     part: Mapping[str, int],
     num_folds: int,
     num_parts: int,
 ) -> bool:
-    """Say whether every fold has both tumour classes to validate on and to train on."""
+    """Return whether every fold has both tumour classes in training and in inner validation."""
     cells = {
         (fold[group.name], part[group.name], kind.label) for group in groups for kind in group.kinds
     }
-    for number in range(num_folds):
+    for fold_index in range(num_folds):
         for label in TUMOURS:
-            parts = {at for where, at, kind in cells if where != number and kind == label}
-            if number % num_parts not in parts or len(parts) < 2:
+            parts = {
+                cell_part
+                for cell_fold, cell_part, cell_label in cells
+                if cell_fold != fold_index and cell_label == label
+            }
+            # One part validates; a second part must be left for training.
+            if fold_index % num_parts not in parts or len(parts) < 2:
                 return False
     return True

@@ -1,9 +1,10 @@
-"""Groups dealt to folds and to their inner parts.
+"""Balance groups over folds, and over the inner parts of every fold, by class and lesion size.
 
-Each class is dealt by itself, and within it, if asked for, each tercile of lesion size: largest
-group first, to where its kind has fewest images and, of those, its class. The terciles are those of
-all tumours together. Groups of several classes, a patient's, are dealt before the others, to where
-their kinds, each as a share of all of its images, have least.
+A stratum is a class, or a class and a tercile of lesion size. Terciles are computed over the
+tumours of both classes together. Groups are assigned greedily, class by class, from the largest
+group down. A group goes to the fold with the fewest images of the stratum; ties go to the fold with
+the fewest images of the class. Groups of several classes (patients) are assigned first, to the fold
+with the smallest sum of shares over the strata of the group.
 """
 
 from collections import Counter, defaultdict
@@ -17,31 +18,31 @@ from mtil.data.layouts.record import Record
 
 TUMOURS = (LABELS.index("benign"), LABELS.index("malignant"))
 _FOLDS, _PARTS = 0, 1
-"""Streams of random numbers."""
+"""Streams of random numbers; `assign` uses stream 2."""
 _TERCILES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A group's images of one class."""
+    """Number of a group's images of a class, with the tercile of lesion size."""
 
     label: int
     tercile: int
-    """Of all tumours' lesion sizes; 0 for normals, and if sizes do not matter."""
+    """Tercile of the lesion size among all tumours, 0 to 2; 0 for normals and without areas."""
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Images that share a fold and a part."""
+    """A group of images for one fold and part, by class."""
 
     name: str
     kinds: tuple[Kind, ...]
-    """One, or several if it is a patient's."""
+    """One entry per class; only patients may have several."""
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """When it is dealt: those of several classes first, then by class and from the largest."""
+        """Sort key of the assignment: groups of several classes, then by class, largest first."""
         if len(self.kinds) > 1:
             return -1, -sum(kind.size for kind in self.kinds), 0
         (kind,) = self.kinds
@@ -51,7 +52,7 @@ class Group:
 def in_groups(
     records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float] | None
 ) -> list[Group]:
-    """Return the groups of images, with terciles of lesion size if areas are given."""
+    """Return the groups of the images, with terciles of lesion size if `area` is given."""
     sizes = Counter((group[record.sample_id], record.label) for record in records)
     areas: dict[tuple[str, int], float] = defaultdict(float)
     for record in records:
@@ -61,14 +62,15 @@ def in_groups(
     tumours.sort(key=lambda key: (areas[key], key))
     tercile = {key: rank * _TERCILES // len(tumours) for rank, key in enumerate(tumours)}
     kinds: dict[str, list[Kind]] = defaultdict(list)
+    # Sorted, since the result must not depend on the order of the records.
     for name, label in sorted(sizes):
         key = (name, label)
         kinds[name].append(Kind(label, tercile.get(key, 0), sizes[key]))
-    return [Group(name, tuple(found)) for name, found in kinds.items()]
+    return [Group(name, tuple(group_kinds)) for name, group_kinds in kinds.items()]
 
 
 def totals(groups: Sequence[Group]) -> Counter[tuple[int, int]]:
-    """Return how many images there are by class and tercile."""
+    """Return the number of images by class and tercile."""
     total = Counter[tuple[int, int]]()
     for group in groups:
         for kind in group.kinds:
@@ -79,26 +81,28 @@ def totals(groups: Sequence[Group]) -> Counter[tuple[int, int]]:
 def deal_folds(
     groups: Sequence[Group], num_folds: int, seed: int, placed: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Deal the groups that are not placed yet to folds; return their fold by name."""
-    by_kind: Counter[tuple[int, int, int]] = Counter()
+    """Assign groups to folds, keeping the folds of placed groups; return fold by new group."""
+    by_stratum: Counter[tuple[int, int, int]] = Counter()
     by_class: Counter[tuple[int, int]] = Counter()
     total: Counter[int] = Counter()
-    of_class = _of_class(groups)
+    class_totals = _count_classes(groups)
 
-    def load(group: Group, where: int) -> tuple[float, ...]:
+    # A tuple: a later entry only decides between folds with equal earlier entries.
+    def load(group: Group, fold: int) -> tuple[float, ...]:
         return (
-            _fill(group, lambda kind: by_kind[where, kind.label, kind.tercile], of_class),
-            _fill(group, lambda kind: by_class[where, kind.label], of_class),
-            total[where],
+            _weigh(group, lambda kind: by_stratum[fold, kind.label, kind.tercile], class_totals),
+            _weigh(group, lambda kind: by_class[fold, kind.label], class_totals),
+            total[fold],
         )
 
-    def put(group: Group, where: int) -> None:
+    def add(group: Group, fold: int) -> None:
         for kind in group.kinds:
-            by_kind[where, kind.label, kind.tercile] += kind.size
-            by_class[where, kind.label] += kind.size
-            total[where] += kind.size
+            by_stratum[fold, kind.label, kind.tercile] += kind.size
+            by_class[fold, kind.label] += kind.size
+            total[fold] += kind.size
 
-    return _deal(groups, num_folds, np.random.default_rng((seed, _FOLDS)), load, put, placed or {})
+    rng = np.random.default_rng((seed, _FOLDS))
+    return _assign_greedily(groups, num_folds, rng, load, add, placed or {})
 
 
 def deal_parts(
@@ -109,68 +113,91 @@ def deal_parts(
     seed: int,
     placed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Deal each fold's groups to its parts; ties go to the part that is behind over all folds."""
-    here: Counter[tuple[int, int, int]] = Counter()
-    overall: Counter[tuple[int, int]] = Counter()
-    total: Counter[tuple[int, int]] = Counter()
-    part: dict[str, int] = {}
-    inside: dict[int, list[Group]] = defaultdict(list)
-    for group in groups:
-        inside[fold[group.name]].append(group)
-    of_class = _of_class(groups)
-    for number in range(num_folds):
+    """Assign the groups of every fold to inner parts; return part by new group.
 
-        def load(group: Group, where: int, number: int = number) -> tuple[float, ...]:
+    Args:
+        groups: all groups.
+        fold: fold by group.
+        num_folds: number of folds.
+        num_parts: number of inner parts of a fold.
+        seed: seed of the assignment.
+        placed: part by existing group, kept unchanged.
+    """
+    by_class: Counter[tuple[int, int, int]] = Counter()
+    by_class_overall: Counter[tuple[int, int]] = Counter()
+    total: Counter[tuple[int, int]] = Counter()
+    part_of: dict[str, int] = {}
+    groups_of_fold: dict[int, list[Group]] = defaultdict(list)
+    for group in groups:
+        groups_of_fold[fold[group.name]].append(group)
+    class_totals = _count_classes(groups)
+    for fold_index in range(num_folds):
+        # A validation set joins equal parts of several folds: ties within a fold go to the part
+        # with the fewest images over all folds.
+        def load(group: Group, part: int, fold_index: int = fold_index) -> tuple[float, ...]:
             return (
-                _fill(group, lambda kind: here[number, where, kind.label], of_class),
-                _fill(group, lambda kind: overall[where, kind.label], of_class),
-                total[number, where],
+                _weigh(group, lambda kind: by_class[fold_index, part, kind.label], class_totals),
+                _weigh(group, lambda kind: by_class_overall[part, kind.label], class_totals),
+                total[fold_index, part],
             )
 
-        def put(group: Group, where: int, number: int = number) -> None:
+        def add(group: Group, part: int, fold_index: int = fold_index) -> None:
             for kind in group.kinds:
-                here[number, where, kind.label] += kind.size
-                overall[where, kind.label] += kind.size
-                total[number, where] += kind.size
+                by_class[fold_index, part, kind.label] += kind.size
+                by_class_overall[part, kind.label] += kind.size
+                total[fold_index, part] += kind.size
 
-        rng = np.random.default_rng((seed, _PARTS, number))
-        part |= _deal(inside[number], num_parts, rng, load, put, placed or {})
-    return part
+        rng = np.random.default_rng((seed, _PARTS, fold_index))
+        part_of |= _assign_greedily(
+            groups_of_fold[fold_index], num_parts, rng, load, add, placed or {}
+        )
+    return part_of
 
 
-def _of_class(groups: Sequence[Group]) -> Counter[int]:
-    """Return how many images there are by class."""
-    total = Counter[int]()
+def _count_classes(groups: Sequence[Group]) -> Counter[int]:
+    """Return the number of images by class."""
+    class_totals = Counter[int]()
     for (label, _), size in totals(groups).items():
-        total[label] += size
-    return total
+        class_totals[label] += size
+    return class_totals
 
 
-def _fill(group: Group, count: Callable[[Kind], int], of_class: Mapping[int, int]) -> float:
-    """Return how full a place is of a group's kinds, each as a share of its class.
+def _weigh(group: Group, count: Callable[[Kind], int], class_totals: Mapping[int, int]) -> float:
+    """Return the load of a fold or part for a group: over classes, group share times load share.
 
-    Where there is one kind, the order of places is that of its images there.
+    Shares are relative to all images of the class. For a group of one class, the load grows with
+    the number of images counted by `count`.
     """
-    return sum(kind.size * count(kind) / of_class[kind.label] ** 2 for kind in group.kinds)
+    return sum(kind.size * count(kind) / class_totals[kind.label] ** 2 for kind in group.kinds)
 
 
-def _deal(
+def _assign_greedily(
     groups: Sequence[Group],
-    num_places: int,
+    num_bins: int,
     rng: np.random.Generator,
     load: Callable[[Group, int], tuple[float, ...]],
-    put: Callable[[Group, int], None],
+    add: Callable[[Group, int], None],
     placed: Mapping[str, int],
 ) -> dict[str, int]:
-    """Deal groups to where the load is least, on top of those that are placed already."""
+    """Assign every group to the bin (fold or part) with the least load; return bin by new group.
+
+    Args:
+        groups: all groups; placed groups only add to the load.
+        num_bins: number of folds or parts.
+        rng: source of the order among equal groups.
+        load: returns the load of a bin for a group.
+        add: adds a group to the load of a bin.
+        placed: bin by group already assigned.
+    """
     for group in groups:
         if group.name in placed:
-            put(group, placed[group.name])
-    waiting = [group for group in groups if group.name not in placed]
-    shuffled = [waiting[index] for index in rng.permutation(len(waiting))]
-    place: dict[str, int] = {}
+            add(group, placed[group.name])
+    unplaced = [group for group in groups if group.name not in placed]
+    # The sort below is stable: the shuffle decides the order of groups with equal keys.
+    shuffled = [unplaced[index] for index in rng.permutation(len(unplaced))]
+    bin_of: dict[str, int] = {}
     for group in sorted(shuffled, key=lambda group: group.order):
-        where = min(range(num_places), key=lambda where: load(group, where))
-        put(group, where)
-        place[group.name] = where
-    return place
+        best_bin = min(range(num_bins), key=lambda index: load(group, index))
+        add(group, best_bin)
+        bin_of[group.name] = best_bin
+    return bin_of

@@ -1,4 +1,4 @@
-"""Images that belong together: a patient's, or those that a published file calls duplicates."""
+"""Group images by patient, by published group, and by pairs of near-copies."""
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -16,62 +16,70 @@ from mtil.storage import open_store, split_uri
 
 @dataclass(frozen=True)
 class Grouping:
-    """The group of every image that is kept, and the images that are not."""
+    """The group of every kept image, and the dropped images."""
 
     group: Mapping[str, str]
-    """Group by sample id; a group is called after its first image."""
+    """Group by sample id of the kept images. A group is named after the first image."""
     dropped: tuple[Dropped, ...]
     family: Mapping[str, str]
-    """Group by sample id, also of those that are dropped."""
+    """Group by sample id of all images, kept and dropped."""
 
 
 def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()) -> dict[str, str]:
     """Read a published group file: a table with `image_id` and `group`, one row an image.
 
     Args:
-        uri: the file, CSV, Excel or Parquet by its suffix.
-        records: the collection's images.
-        optional: sample ids that it may lack.
+        uri: the file; CSV, Excel or Parquet by suffix.
+        records: images of the collection.
+        optional: sample ids the file may lack.
 
     Returns:
-        Group by sample id, for the images of the collection; other lines are ignored.
+        Group by sample id, for the images of the collection. Rows of unknown images are ignored.
 
     Raises:
-        DataError: if an image is missing from it or has two groups.
+        DataError: if the file is unreadable, lacks an image, or gives an image two groups.
     """
     _, name = split_uri(uri)
-    found: dict[str, str] = {}
+    # Keys are plain paths: the file may spell an id differently, like `./img//a.png`.
+    group_of: dict[str, str] = {}
     for row in read_table(uri, ("image_id", "group")):
         sample_id, group = row.values["image_id"], row.values["group"]
         if not sample_id or not group:
-            raise DataError(f"{row.where} must give an image_id and a group.")
-        if canonical(found.setdefault(plain(sample_id), group)) != canonical(group):
+            raise DataError(
+                f"{row.where} must give an image_id and a group, but lacks a value; fill the row "
+                "in or remove the row."
+            )
+        if canonical(group_of.setdefault(plain(sample_id), group)) != canonical(group):
             raise DataError(
                 f"An image must have one group, but {name} gives {sample_id!r} the groups "
-                f"{found[plain(sample_id)]!r} and {group!r}."
+                f"{group_of[plain(sample_id)]!r} and {group!r}; correct the file."
             )
     missing = [
         record.sample_id
         for record in records
-        if plain(record.sample_id) not in found and record.sample_id not in optional
+        if plain(record.sample_id) not in group_of and record.sample_id not in optional
     ]
     if missing:
         raise DataError(
             f"{name} must give every image a group, but lacks {len(missing)} of {len(records)}, "
-            f"such as {missing[0]!r}; its image_id must be the sample id."
+            f"such as {missing[0]!r}; use sample ids as image_id."
         )
     return {
-        record.sample_id: found[plain(record.sample_id)]
+        record.sample_id: group_of[plain(record.sample_id)]
         for record in records
-        if plain(record.sample_id) in found
+        if plain(record.sample_id) in group_of
     }
 
 
 def read_table(uri: str, required: tuple[str, ...]) -> list[Row]:
     """Read a CSV, Excel or Parquet file about the images of a collection.
 
+    Args:
+        uri: path or URI of the file.
+        required: lower-case names of the required columns.
+
     Raises:
-        DataError: if it is missing, or lacks a column or a value.
+        DataError: if the file is missing, lacks a column, or has a formula without a result.
     """
     parent, name = split_uri(uri)
     try:
@@ -85,21 +93,21 @@ def read_table(uri: str, required: tuple[str, ...]) -> list[Row]:
 
 
 def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
-    """Join images that share a patient or a published group or are a pair, directly or not.
+    """Group images connected by patient, published group or pair, directly or indirectly.
 
-    Images that show the same, by pairs or by a published file, are dropped if they have two
-    classes: one lesion cannot be both, and nobody can say which label is wrong. A patient's images
-    may be of several classes, and share a group all the same.
+    Images of the same tissue (by pairs or published group) are dropped if labelled with two
+    classes. Images of one patient may have several classes and stay in a group.
 
     Args:
-        records: the collection's images.
-        pairs: sample ids of images that show the same.
+        records: all images.
+        pairs: pairs of sample ids of near-copies.
     """
     members = join(((record.sample_id, keys(record)) for record in records), pairs)
     family = {name: names[0] for names in members for name in names}
-    same = ((record.sample_id, published(record)) for record in records)
+    # Patients are left out: a patient may have a benign and a malignant lesion.
+    same_tissue = ((record.sample_id, published(record)) for record in records)
     labels = {record.sample_id: record.label for record in records}
-    why = contradictions(join(same, pairs), labels)
+    why = contradictions(join(same_tissue, pairs), labels)
     return Grouping(
         {name: group for name, group in family.items() if name not in why},
         tuple(Dropped(sample_id=name, why=why[name]) for name in sorted(why)),
@@ -108,21 +116,23 @@ def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> G
 
 
 def contradictions(same: Iterable[Sequence[str]], labels: Mapping[str, int]) -> dict[str, str]:
-    """Return why images are dropped that show the same as one of another class, by sample id.
+    """Return the reason for dropping, by sample id, of images with contradictory labels.
 
     Args:
-        same: the sample ids of images that show the same, together.
+        same: sample ids of images of the same tissue, tissue by tissue.
         labels: class by sample id.
     """
+    # A lesion cannot be of two classes, and nothing tells which label is wrong: drop all images.
     why: dict[str, str] = {}
     for names in same:
         classes = sorted({labels[name] for name in names})
         if len(classes) > 1:
-            why |= dict.fromkeys(names, _two_classes(names, classes))
+            why |= dict.fromkeys(names, _describe_classes(names, classes))
     return why
 
 
-def _two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
+def _describe_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
+    # The account shortens this sentence by a pattern (`mtil.data.dataset.account`).
     return (
         f"its group of {len(sample_ids)} images holds two classes, "
         f"{' and '.join(LABELS[label] for label in classes)}: {', '.join(sample_ids[:8])}"
@@ -130,57 +140,58 @@ def _two_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
 
 
 def keys(record: Record) -> list[tuple[str, str]]:
-    """Return what an image shares with those that it belongs with, however it is written."""
-    of_patient = [] if record.patient is None else [("patient", canonical(record.patient))]
-    return of_patient + published(record)
+    """Return the grouping keys of an image: kind of key and canonical name."""
+    patient_keys = [] if record.patient is None else [("patient", canonical(record.patient))]
+    return patient_keys + published(record)
 
 
 def published(record: Record) -> list[tuple[str, str]]:
-    """Return what an image shares with those that a published file says show the same."""
+    """Return the grouping key of an image's published group, or an empty list."""
     return [] if record.published is None else [("group", canonical(record.published))]
 
 
 def join(
     items: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[tuple[str, str]]
 ) -> Iterator[list[str]]:
-    """Yield the connected components, by union-find over shared keys and over pairs.
+    """Yield the connected components of items linked by shared keys or by pairs.
 
-    Components and their items are in the order of their names. Items are known by their number,
-    since a mapping of millions of names takes memory.
+    Components are sorted by first name; the names of a component are sorted.
 
     Args:
-        items: names, and keys that they share with others.
-        pairs: names that belong together.
+        items: name and keys of every item; items with a common key are connected.
+        pairs: pairs of names of connected items.
     """
+    # Union-find over indices: a dictionary of millions of names would take too much memory.
     names: list[str] = []
     links: list[tuple[int, int]] = []
-    first: dict[tuple[str, str], int] = {}
-    for number, (name, shared) in enumerate(items):
+    first_with_key: dict[tuple[str, str], int] = {}
+    for index, (name, item_keys) in enumerate(items):
         names.append(name)
-        links += [(number, first.setdefault(key, number)) for key in shared]
+        links += [(index, first_with_key.setdefault(key, index)) for key in item_keys]
     order = sorted(range(len(names)), key=names.__getitem__)
-    names = [names[number] for number in order]
+    names = [names[index] for index in order]
     rank = [0] * len(order)
-    for at, number in enumerate(order):
-        rank[number] = at
+    for position, index in enumerate(order):
+        rank[index] = position
     parent = list(range(len(names)))
 
-    def root(at: int) -> int:
-        while parent[at] != at:
-            parent[at] = parent[parent[at]]
-            at = parent[at]
-        return at
+    def find_root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
 
-    def unite(one: int, other: int) -> None:
-        a, b = root(one), root(other)
+    def unite(first: int, second: int) -> None:
+        # The smaller index becomes the root: the first item names the component.
+        a, b = find_root(first), find_root(second)
         parent[max(a, b)] = min(a, b)
 
     for a, b in links:
         unite(rank[a], rank[b])
-    for one, other in pairs:
-        unite(bisect_left(names, one), bisect_left(names, other))
-    for at in range(len(parent)):
-        parent[at] = root(at)
-    together = sorted(range(len(parent)), key=parent.__getitem__)
-    for _, members in groupby(together, parent.__getitem__):
-        yield [names[at] for at in members]
+    for first, second in pairs:
+        unite(bisect_left(names, first), bisect_left(names, second))
+    for node in range(len(parent)):
+        parent[node] = find_root(node)
+    by_root = sorted(range(len(parent)), key=parent.__getitem__)
+    for _, members in groupby(by_root, parent.__getitem__):
+        yield [names[node] for node in members]

@@ -1,4 +1,4 @@
-"""`splits.json`: which fold and inner part every image is in, to be read, edited and given back."""
+"""Read and write `splits.json`, the editable file with the fold and inner part of every image."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,13 @@ _MAX_BYTES = 128 * MIB
 
 
 def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
-    """Return the text of `splits.json`, a line an image."""
+    """Return the bytes of `splits.json`, one line per image."""
     head = {
         "rule": assignment.rule,
         "num_folds": assignment.num_folds,
         "num_parts": assignment.num_parts,
     }
+    # `json.dumps` with an indent would write several lines per image, hard to edit and compare.
     lines = [
         f"  {json.dumps(name, ensure_ascii=False)}: "
         + json.dumps({"fold": fold, "part": part, "group": group[name]}, ensure_ascii=False)
@@ -35,30 +36,30 @@ def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
 
 
 def read_file(uri: str) -> Assignment:
-    """Read a splits file; its rule is that it says so.
+    """Read a splits file into an assignment with the rule `RULE`.
 
     Raises:
-        DataError: if it is no such file, or places an image where none can be.
+        DataError: if the file is missing or malformed, or a fold or part is out of range.
     """
     parent, name = split_uri(uri)
     document = Document(uri, "write it as `mtil prepare` does", max_bytes=_MAX_BYTES)
     try:
         values = document.object(document.read(open_store(parent), name))
     except NotFoundError:
-        raise DataError(f"The splits file {uri} does not exist.") from None
+        raise DataError(f"The splits file {uri} does not exist; check the name.") from None
     images = values.get("images")
     if not isinstance(images, dict):
         raise DataError(
-            f"{uri} must have `images`, a fold and a part by sample id; write it as `mtil prepare` "
-            "does."
+            f"{uri} must have `images`, a fold and a part by sample id; write the file as "
+            "`mtil prepare` does."
         )
-    num_folds = _number(values.get("num_folds"), 2, MAX_FOLDS, f"`num_folds` of {uri}")
-    num_parts = _number(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
+    num_folds = _check_integer(values.get("num_folds"), 2, MAX_FOLDS, f"`num_folds` of {uri}")
+    num_parts = _check_integer(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
     place: dict[str, tuple[int, int]] = {}
     for name, entry in images.items():
-        where, found = f"{shown(name)} in {uri}", entry if isinstance(entry, dict) else {}
-        fold = _number(found.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
-        part = _number(found.get("part"), 0, num_parts - 1, f"The part of {where}")
+        where, fields = f"{shown(name)} in {uri}", entry if isinstance(entry, dict) else {}
+        fold = _check_integer(fields.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
+        part = _check_integer(fields.get("part"), 0, num_parts - 1, f"The part of {where}")
         place[name] = (fold, part)
     return Assignment(RULE, num_folds, num_parts, place)
 
@@ -66,32 +67,33 @@ def read_file(uri: str) -> Assignment:
 def of_kept(
     given: Assignment, records: Sequence[Record], group: Mapping[str, str], *, whole_groups: bool
 ) -> Assignment:
-    """Return what a splits file says of the images that are kept; others are ignored.
+    """Return the assignment of a splits file, reduced to the kept images.
 
     Args:
-        given: what it says.
-        records: the images that are kept.
+        given: assignment of the splits file.
+        records: the kept images.
         group: group by sample id.
-        whole_groups: whether a group must lie in one fold.
+        whole_groups: whether a group must lie in one fold and one part.
 
     Raises:
-        DataError: if it lacks an image or parts a group.
+        DataError: if the file lacks an image or divides a group.
     """
     place: dict[str, tuple[int, int]] = {}
-    seen: dict[str, str] = {}
+    first_of_group: dict[str, str] = {}
     for record in records:
-        here = given.place.get(record.sample_id)
-        if here is None:
+        own_place = given.place.get(record.sample_id)
+        if own_place is None:
             raise DataError(
-                f"A splits file must place every image, but it lacks {record.sample_id!r}; add it."
+                f"A splits file must place every image, but lacks {record.sample_id!r}; add the "
+                "image."
             )
-        place[record.sample_id] = here
-        other = seen.setdefault(group[record.sample_id], record.sample_id)
-        for what, one, two in zip(("fold", "part"), place[other], here, strict=True):
-            if whole_groups and one != two:
+        place[record.sample_id] = own_place
+        first = first_of_group.setdefault(group[record.sample_id], record.sample_id)
+        for what, a, b in zip(("fold", "part"), place[first], own_place, strict=True):
+            if whole_groups and a != b:
                 raise DataError(
-                    f"A group must lie in one {what}, but the splits file has {other!r} in {what} "
-                    f"{one} and {record.sample_id!r} in {what} {two}; give them the same."
+                    f"A group must lie in one {what}, but the splits file has {first!r} in {what} "
+                    f"{a} and {record.sample_id!r} in {what} {b}; use one {what} for both."
                 )
     return replace(given, place=place)
 
@@ -99,34 +101,38 @@ def of_kept(
 def read_holdout(
     uri: str, read: Sequence[Record], kept: Sequence[Record], group: Mapping[str, str]
 ) -> set[str]:
-    """Read a table with the `image_id` of images for a final test, and return their groups.
+    """Read a table of images for a final test (column `image_id`) and return the groups.
 
     Args:
-        uri: the file.
-        read: all images, of which it may name any.
-        kept: those that are kept.
-        group: group by sample id of those that are kept.
+        uri: path or URI of the table.
+        read: all images, kept and dropped; the table may name any.
+        kept: the kept images.
+        group: group by sample id of the kept images.
 
     Raises:
-        DataError: if it is no such file, names an image that is not there, or none that is kept.
+        DataError: if the table is unreadable, names an unknown image, or names no kept image.
     """
     names = {plain(row.values["image_id"]) for row in read_table(uri, ("image_id",))}
     unknown = sorted(names - {plain(record.sample_id) for record in read})
     if unknown:
         raise DataError(
-            f"A holdout file must name images of the sources, but {uri} names {len(unknown)} that "
-            f"none has, such as {unknown[0]!r}; its image_id must be the sample id."
+            f"A holdout file must name images of the sources, but {uri} names {len(unknown)} "
+            f"unknown images, such as {unknown[0]!r}; use sample ids as image_id."
         )
     chosen = {group[record.sample_id] for record in kept if plain(record.sample_id) in names}
     if not chosen:
         raise DataError(
-            f"A holdout file must name images that are kept, but {uri} names none; its image_id "
-            "must be the sample id."
+            f"A holdout file must name kept images, but {uri} names none; use sample ids as "
+            "image_id."
         )
     return chosen
 
 
-def _number(value: object, low: int, high: int, what: str) -> int:
+def _check_integer(value: object, low: int, high: int, what: str) -> int:
+    # In Python, `True` is an integer too.
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DataError(f"{what} must be a number from {low} to {high}, but is {shown(value)}.")
+        raise DataError(
+            f"{what} must be a number from {low} to {high}, but is {shown(value)}; correct "
+            "the file."
+        )
     return value

@@ -1,7 +1,8 @@
-"""Published layouts of image collections, each read into records without touching a pixel."""
+"""Read published image collections into records, without decoding a pixel."""
 
 from collections.abc import Collection as Names
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -19,22 +20,28 @@ LAYOUTS = ("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table")
 __all__ = ["LAYOUTS", "Collection", "Record", "scan"]
 
 
-class _Published(Protocol):
-    """A module that reads one collection."""
+class _ScanFunction(Protocol):
+    """Function for finding the images of a published collection."""
 
-    NAME: str
-    LICENCE: str
-    CITATION: str
-
-    def scan(self, store: Store, *, apart: str, tables: Names[str]) -> Found: ...
+    def __call__(self, store: Store, *, apart: str, tables: Names[str]) -> Found: ...
 
 
-_PUBLISHED: Mapping[str, _Published] = {
-    "busi": busi,
-    "udiat": udiat,
-    "bus_bra": bus_bra,
-    "bus_uclm": bus_uclm,
-    "breast": breast,
+@dataclass(frozen=True)
+class _PublishedLayout:
+    """A published collection with the function for reading the layout."""
+
+    name: str
+    licence: str
+    citation: str
+    scan_store: _ScanFunction
+
+
+_PUBLISHED: Mapping[str, _PublishedLayout] = {
+    "busi": _PublishedLayout(busi.NAME, busi.LICENCE, busi.CITATION, busi.scan),
+    "udiat": _PublishedLayout(udiat.NAME, udiat.LICENCE, udiat.CITATION, udiat.scan),
+    "bus_bra": _PublishedLayout(bus_bra.NAME, bus_bra.LICENCE, bus_bra.CITATION, bus_bra.scan),
+    "bus_uclm": _PublishedLayout(bus_uclm.NAME, bus_uclm.LICENCE, bus_uclm.CITATION, bus_uclm.scan),
+    "breast": _PublishedLayout(breast.NAME, breast.LICENCE, breast.CITATION, breast.scan),
 }
 
 
@@ -52,30 +59,31 @@ def scan(
     """Find the images of a collection.
 
     Args:
-        source: a folder, a table, or an `s3://` URI of either.
-        layout: how it is laid out, one of `LAYOUTS`.
-        official_folds: how many folds the collection's own fold file has, to take them; a table
-            has them in its column `fold`.
-        columns: a table's column by the role that it plays.
-        classes: class by a table's word for it.
-        skip_invalid: whether images that cannot be used are kept as refused records.
-        apart: a URI whose files are no part of the collection, such as the data set that is made.
-        beside: URIs of more tables about the images, for the account of their files.
+        source: path or `s3://` URI of a folder, or of a table for the layout `table`.
+        layout: one of `LAYOUTS`.
+        official_folds: number of folds to take from the collection's own fold file. A table
+            gives folds in the column `fold` instead. Without a number, official folds are not read.
+        columns: column of a table by role, for the layout `table` only.
+        classes: class by the table's word for the class, for the layout `table` only.
+        skip_invalid: keep unusable images as refused records instead of raising.
+        apart: URI of files to leave out, for example of the data set being written.
+        beside: URIs of further tables about the images, counted as tables in the file account.
 
     Raises:
-        DataError: if the collection is not laid out like that, an option does not fit, or images
-            cannot be used.
+        DataError: if the source does not have the layout, an option does not fit the layout, or
+            an image is unusable and `skip_invalid` is false.
     """
     if layout not in LAYOUTS:
         raise DataError(f"A layout must be one of {', '.join(LAYOUTS)}, but got {layout!r}.")
     _check_options(layout, official_folds, columns, classes)
     try:
         if layout == "table":
-            collection = _table(source, columns, classes, apart, beside)
+            collection = _scan_table(source, columns, classes, apart, beside)
             _check_folds(collection, official_folds)
         else:
-            collection = _published(source, layout, official_folds, apart, beside)
+            collection = _scan_published(source, layout, official_folds, apart, beside)
     except DataError as error:
+        # Messages quote file names, which may hold control characters or broken bytes.
         raise DataError(shown(str(error))) from None
     refused = [record.refused for record in collection.records if record.refused is not None]
     if refused and not skip_invalid:
@@ -83,20 +91,20 @@ def scan(
     return collection
 
 
-def _published(
+def _scan_published(
     source: str, layout: str, official_folds: int | None, apart: str, beside: Sequence[str]
 ) -> Collection:
-    store, reader = open_store(source), _PUBLISHED[layout]
-    tables = _inside(store, beside)
-    found = (
+    store, published = open_store(source), _PUBLISHED[layout]
+    tables = _names_in_store(store, beside)
+    result = (
         bus_bra.scan(store, official_folds, apart=apart, tables=tables)
         if official_folds is not None
-        else reader.scan(store, apart=apart, tables=tables)
+        else published.scan_store(store, apart=apart, tables=tables)
     )
-    return _collection(reader.NAME, reader.LICENCE, reader.CITATION, store, found)
+    return _build_collection(published.name, published.licence, published.citation, store, result)
 
 
-def _table(
+def _scan_table(
     source: str,
     columns: Mapping[str, str] | None,
     classes: Mapping[str, str] | None,
@@ -105,33 +113,36 @@ def _table(
 ) -> Collection:
     parent, name = split_uri(source)
     store = open_store(parent)
-    tables = _inside(store, beside)
-    found = table.scan(store, name, columns, classes, apart=apart, tables=tables)
-    return _collection(PurePosixPath(name).stem, table.LICENCE, table.CITATION, store, found)
+    tables = _names_in_store(store, beside)
+    result = table.scan(store, name, columns, classes, apart=apart, tables=tables)
+    return _build_collection(PurePosixPath(name).stem, table.LICENCE, table.CITATION, store, result)
 
 
-def _inside(store: Store, uris: Sequence[str]) -> list[str]:
+def _names_in_store(store: Store, uris: Sequence[str]) -> list[str]:
     return [name for uri in uris if (name := relative(store, uri)) is not None]
 
 
-def _collection(name: str, licence: str, citation: str, store: Store, found: Found) -> Collection:
-    _check_names(store, found.records)
-    records = unique(found.records)
-    patients = same_names({record.patient for record in records}, "patients")
+def _build_collection(
+    name: str, licence: str, citation: str, store: Store, result: Found
+) -> Collection:
+    _check_names(store, result.records)
+    records = unique(result.records)
+    patient_notes = same_names({record.patient for record in records}, "patients")
     return Collection(
         name=name,
         licence=licence,
         citation=citation,
         store=store,
         records=records,
-        files=found.files(records),
-        notes=(*found.notes, *patients),
-        warnings=found.warnings,
+        files=result.files(records),
+        notes=(*result.notes, *patient_notes),
+        warnings=result.warnings,
     )
 
 
 def _check_names(store: Store, records: Sequence[Record]) -> None:
-    """Refuse file names that are no text, which neither Parquet nor JSON can hold."""
+    """Raise `DataError` for file names with bytes outside UTF-8."""
+    # Parquet and JSON hold text only: writing the data set would fail later.
     broken = sorted(
         {
             name
@@ -141,10 +152,11 @@ def _check_names(store: Store, records: Sequence[Record]) -> None:
         }
     )
     if broken:
+        # Most ids repeat a file name without the folder; count every file once, by path.
         files = [name for name in broken if "/" in name] or broken
         raise DataError(
-            f"File names must be UTF-8 text, but {store.uri} has {len(files)} that are not, such "
-            f"as {files[0]}; rename them, for example with `convmv`."
+            f"File names must be UTF-8 text, but {store.uri} has {len(files)} with other bytes, "
+            f"such as {files[0]}; rename the files, for example with `convmv`."
         )
 
 
@@ -164,10 +176,9 @@ def _check_options(
 ) -> None:
     if official_folds is not None and layout not in ("bus_bra", "table"):
         raise DataError(
-            f"Official folds must come with the collection, as bus_bra's do, but {layout} has none."
+            f"Official folds must come with the collection, as in bus_bra, but {layout} has none; "
+            "make folds instead."
         )
-    for option, given in (("Columns", columns), ("Classes", classes)):
-        if given and layout != "table":
-            raise DataError(
-                f"{option} can be given for the layout table only, but not for {layout}."
-            )
+    for option, value in (("Columns", columns), ("Classes", classes)):
+        if value and layout != "table":
+            raise DataError(f"{option} are for the layout table only, but the layout is {layout}.")

@@ -33,40 +33,42 @@ _EXPECTED = Expected(
 _NOT_META = (*_REQUIRED, "mask_other_filename", "pixel_size")
 _IMAGE = re.compile(r"case\d+")
 _OTHER_MASK = re.compile(r"case\d+_other\d*")
-_NOTHING = ("", "nan", "none", "-", "n/a", "not applicable", "not available")
-"""What the sheet may say instead of leaving a cell empty."""
-_FINEST, _COARSEST = 0.02, 1.0
-"""Millimetres that a pixel of a breast ultrasound image can have."""
+_EMPTY_WORDS = ("", "nan", "none", "-", "n/a", "not applicable", "not available")
+"""Words of the sheet for an empty cell, in lower case."""
+_MIN_PIXEL_MM, _MAX_PIXEL_MM = 0.02, 1.0
+"""Range of the pixel size of breast ultrasound images, in millimetres."""
 
 
 def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
-    """Find the images that the workbook names.
+    """Find the images named in the workbook.
 
-    The masks of other findings are not part of the lesion, and normal images have none.
+    Masks of other findings (`_other`) are no part of the lesion. Normal images have no mask.
 
     Args:
-        store: the collection's folder or one above it.
+        store: the collection's folder or a folder above.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if there is no such collection, or its workbook and images do not fit together.
+        DataError: if the collection is missing or ambiguous, the workbook is unreadable, or the
+            pixel sizes are out of range.
     """
-    folder, notes = _flat(locate(store, _EXPECTED, apart)), list[str]()
+    # Images lie beside the workbook or in a subfolder: match by file name alone.
+    folder, notes = _by_file_name(locate(store, _EXPECTED, apart)), list[str]()
     rows = read_rows(store, folder.table, _REQUIRED, notes, ("pixel_size",))
-    first: dict[str, str] = {}
+    first_row: dict[str, str] = {}
     for row in rows:
-        first.setdefault(row.values["caseid"], row.where)
+        first_row.setdefault(row.values["caseid"], row.where)
     records = read_each(
         rows,
-        lambda row: _record(folder, row, first),
+        lambda row: _record(folder, row, first_row),
         _sample_id,
-        lambda row: folder.files(_png(row.values["image_filename"]), _masks(row)),
+        lambda row: folder.files(_png_name(row.values["image_filename"]), _mask_names(row)),
     )
-    images = [found for name, found in folder.images.items() if _IMAGE.fullmatch(name)]
-    records = _in_millimetres(records, folder.table) + folder.unlisted(images, records)
+    images = [path for name, path in folder.images.items() if _IMAGE.fullmatch(name)]
+    records = _to_millimetres(records, folder.table) + folder.unlisted(images, records)
     read = (folder.table, *tables)
-    return Found(records=records, files=lambda found: _account(folder, found, read), notes=notes)
+    return Found(records=records, files=lambda unique: _account(folder, unique, read), notes=notes)
 
 
 def _account(folder: Folder, records: Sequence[Record], tables: Collection[str]) -> FilesSeen:
@@ -79,40 +81,40 @@ def _account(folder: Folder, records: Sequence[Record], tables: Collection[str])
     return count(folder.listing, records, tables, why_not, folder.start)
 
 
-def _flat(folder: Folder) -> Folder:
-    """Return the folder with its image files by their own name, wherever they lie below it."""
-    found: dict[str, list[str]] = {}
-    for name, stored in folder.names.items():
+def _by_file_name(folder: Folder) -> Folder:
+    """Return the folder with images found by file name alone, in any subfolder."""
+    by_stem: dict[str, list[str]] = {}
+    for name, path in folder.names.items():
         if is_image(name):
-            found.setdefault(without_suffix(name.rpartition("/")[2]), []).append(stored)
+            by_stem.setdefault(without_suffix(name.rpartition("/")[2]), []).append(path)
     twice = {stem.rpartition("/")[2]: why for stem, why in folder.twice.items()}
-    for stem_, names in found.items():
-        if len(names) > 1:
+    for file_stem, paths in by_stem.items():
+        if len(paths) > 1:
             twice.setdefault(
-                stem_,
-                f"A file must be there once, but {folder.uri} has {names[0]} and {names[1]}; "
+                file_stem,
+                f"A file must be there once, but {folder.uri} has {paths[0]} and {paths[1]}; "
                 "remove one.",
             )
-    if not any(_IMAGE.fullmatch(stem_) for stem_ in found):
+    if not any(_IMAGE.fullmatch(file_stem) for file_stem in by_stem):
         top = sorted({name.split("/")[0] for name in folder.names.values()})
         raise DataError(
             f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}; "
             "name its folder or another layout."
         )
-    images = {stem_: names[0] for stem_, names in found.items()}
+    images = {file_stem: paths[0] for file_stem, paths in by_stem.items()}
     return replace(folder, images=images, twice=twice)
 
 
-def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
-    image = _png(value(row, "image_filename"))
+def _record(folder: Folder, row: Row, first_row: Mapping[str, str]) -> Record:
+    image = _png_name(value(row, "image_filename"))
     case = value(row, "caseid")
-    if first[case] != row.where:
+    if first_row[case] != row.where:
         raise DataError(
-            f"A CaseID must be given once, but {case!r} is in {first[case]} and in {row.where}; "
-            "remove one."
+            f"A CaseID must be given once, but {case!r} is in {first_row[case]} and in "
+            f"{row.where}; remove one."
         )
     index = label(value(row, "classification"), row.where)
-    masks = tuple(folder.require(name, row.where) for name in _masks(row))
+    masks = tuple(folder.require(name, row.where) for name in _mask_names(row))
     if bool(masks) == (LABELS[index] == "normal"):
         rule = "must not name a tumour mask" if masks else "must name a tumour mask"
         raise DataError(
@@ -125,46 +127,49 @@ def _record(folder: Folder, row: Row, first: Mapping[str, str]) -> Record:
         image=folder.require(image, row.where),
         masks=masks,
         patient=case,
-        pixel_size=None if _nothing(size) else number(size, row.where, "pixel_size"),
+        pixel_size=None if _is_empty(size) else number(size, row.where, "pixel_size"),
         meta=meta(row.values, without=_NOT_META),
     )
 
 
-def _masks(row: Row) -> list[str]:
-    named = (name.strip() for name in row.values["mask_tumor_filename"].split("&"))
-    return [_png(name) for name in named if not _nothing(name)]
+def _mask_names(row: Row) -> list[str]:
+    names = (name.strip() for name in row.values["mask_tumor_filename"].split("&"))
+    return [_png_name(name) for name in names if not _is_empty(name)]
 
 
 def _sample_id(row: Row) -> str:
     return stem(row.values["image_filename"]).lower()
 
 
-def _png(name: str) -> str:
-    """Return a file's name, which the sheet may give without its suffix."""
+def _png_name(name: str) -> str:
+    """Return a file name with the suffix `.png`, which the sheet may leave out."""
     return f"{stem(name)}.png"
 
 
-def _nothing(text: str) -> bool:
-    return text.lower() in _NOTHING
+def _is_empty(text: str) -> bool:
+    return text.lower() in _EMPTY_WORDS
 
 
-def _in_millimetres(records: Sequence[Record], table: str) -> list[Record]:
-    """Return the records with pixel sizes in mm.
+def _to_millimetres(records: Sequence[Record], table: str) -> list[Record]:
+    """Return the records with pixel sizes in millimetres; the sheet has millimetres or centimetres.
 
-    The sheet has one unit, which its column does not name; nor do the abstract of the article and
-    the archive's summary. It is taken from the sizes: no pixel of such an image is as fine as
-    0.02 mm, so that smaller numbers are centimetres.
+    Raises:
+        DataError: if the median size fits neither unit.
     """
+    # The sheet uses one unit throughout but does not name the unit. Neither do the article's
+    # abstract and the archive's summary. No pixel of a breast ultrasound image is as fine as
+    # 0.02 mm, so a smaller median means centimetres.
     sizes = [record.pixel_size for record in records if record.pixel_size is not None]
     if not sizes:
         return list(records)
     middle = median(sizes)
-    if not _FINEST / 10 <= middle <= _COARSEST:
+    if not _MIN_PIXEL_MM / 10 <= middle <= _MAX_PIXEL_MM:
         raise DataError(
-            f"The pixel sizes of {table} must be in mm or cm, {_FINEST:g} to {_COARSEST:g} mm for "
-            f"a breast ultrasound image, but their median is {middle:g}; correct or clear them."
+            f"The pixel sizes of {table} must be in mm or cm, {_MIN_PIXEL_MM:g} to "
+            f"{_MAX_PIXEL_MM:g} mm for a breast ultrasound image, but the median is {middle:g}; "
+            "correct or clear the sizes."
         )
-    factor = 1.0 if middle >= _FINEST else 10.0
+    factor = 1.0 if middle >= _MIN_PIXEL_MM else 10.0
     return [
         record
         if record.pixel_size is None

@@ -16,7 +16,7 @@ CITATION = (
     "(2024) 3110-3123. doi:10.1002/mp.16812"
 )
 FOLD_FILES = {5: "5-fold-cv.csv", 10: "10-fold-cv.csv"}
-"""The file of each official number of folds."""
+"""Name of the fold file by number of folds."""
 
 _EXPECTED = Expected(
     name=NAME,
@@ -27,7 +27,7 @@ _EXPECTED = Expected(
 )
 _PREFIX = "bus_"
 _NOT_META = ("id", "case", "pathology", "width", "height", "bbox")
-"""Columns with a role, and sizes, which may be those of larger originals."""
+"""Columns with a role, and columns of sizes, which may refer to larger originals."""
 
 
 def scan(
@@ -37,19 +37,20 @@ def scan(
     apart: str = "",
     tables: Collection[str] = (),
 ) -> Found:
-    """Find the images that the table names, with their folds if they are asked for.
+    """Find the images named in the table, with official folds on request.
 
     Args:
-        store: the collection's folder or one above it.
-        official_folds: 5 or 10, to take the folds of that file; none takes none.
+        store: the collection's folder or a folder above.
+        official_folds: 5 or 10 to read the fold file for 5 or 10 folds; None reads no folds.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if there is no such collection, or its tables and images do not fit together.
+        DataError: if the collection is missing, incomplete or ambiguous, a table is unreadable,
+            or the fold file is missing or wrong.
     """
     folder, notes = locate(store, _EXPECTED, apart), list[str]()
-    folds = None if official_folds is None else _folds(store, folder, official_folds)
+    folds = None if official_folds is None else _read_folds(store, folder, official_folds)
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
     records = read_each(
         rows,
@@ -58,11 +59,12 @@ def scan(
         lambda row: folder.files(*_names(stem(row.values["id"]))),
     )
     records += folder.unlisted(folder.inside("Images"), records)
+    # The account counts both fold files as tables, read or not.
     fold_files = (folder.names.get(name, "") for name in FOLD_FILES.values())
     read = (folder.table, *fold_files, *tables)
     return Found(
         records=records,
-        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
@@ -71,11 +73,11 @@ def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record
     name = stem(value(row, "id"))
     if not name.startswith(_PREFIX):
         raise DataError(
-            f"{row.where} must have an ID such as bus_0001-l, but has {name!r}; correct it."
+            f"{row.where} must have an ID such as bus_0001-l, but has {name!r}; correct the ID."
         )
     if folds is not None and name not in folds:
         raise DataError(
-            f"An official fold must be given for every image, but there is none for {name!r}; "
+            f"An official fold must be given for every image, but {name!r} has no fold; "
             "make folds instead."
         )
     image, masks = _names(name)
@@ -91,34 +93,35 @@ def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record
 
 
 def _names(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the image and the masks of an id, relative to the collection."""
+    """Return the image and the masks of an id, relative to the collection's folder."""
     return f"Images/{name}.png", (f"Masks/mask_{name.removeprefix(_PREFIX)}.png",)
 
 
-def _folds(store: Store, folder: Folder, number: int) -> dict[str, int]:
-    """Return the fold of each image id, from 0; the file counts from 1."""
-    if number not in FOLD_FILES:
+def _read_folds(store: Store, folder: Folder, num_folds: int) -> dict[str, int]:
+    """Return the fold (from 0) of every image id."""
+    if num_folds not in FOLD_FILES:
         raise DataError(
-            f"The official folds of {NAME} are 5 or 10, but {number} were asked for; give "
+            f"The official folds of {NAME} are 5 or 10, but {num_folds} were asked for; give "
             "--num-folds 5 or 10."
         )
-    table = folder.names.get(FOLD_FILES[number])
+    table = folder.names.get(FOLD_FILES[num_folds])
     if table is None:
         raise DataError(
-            f"Official folds must be in {FOLD_FILES[number]} beside {folder.table}, but "
-            f"{folder.uri} has no such file; add it or make folds instead."
+            f"Official folds must be in {FOLD_FILES[num_folds]} beside {folder.table}, but "
+            f"{folder.uri} lacks the file; add the file or make folds instead."
         )
     folds: dict[str, int] = {}
     for row in read_rows(store, table, ("id", "kfold")):
         name, text = stem(value(row, "id")), row.values["kfold"].removesuffix(".0")
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= number):
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= num_folds):
             raise DataError(
-                f"{row.where} must have a kFold from 1 to {number}, but has {text!r}; correct it "
-                "or make folds instead."
+                f"{row.where} must have a kFold from 1 to {num_folds}, but has {text!r}; correct "
+                "the fold or make folds instead."
             )
+        # The fold files count from 1, mtil from 0.
         if folds.setdefault(name, int(text) - 1) != int(text) - 1:
             raise DataError(
                 f"An image must have one fold, but {table} gives {name!r} {folds[name] + 1} and "
-                f"{text}."
+                f"{text}; correct the file."
             )
     return folds

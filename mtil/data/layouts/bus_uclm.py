@@ -27,18 +27,19 @@ _COLOURS = {"benign": "green", "malignant": "red"}
 
 
 def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
-    """Find the images that the table names.
+    """Find the images named in the table.
 
-    A mask is green where a lesion is benign, red where it is malignant, and black elsewhere; normal
-    images have one that is all black.
+    Masks are green on benign lesions, red on malignant lesions and black elsewhere. Masks of
+    normal images are all black.
 
     Args:
-        store: the collection's folder or one above it.
+        store: the collection's folder or a folder above.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if there is no such collection, or its table and images do not fit together.
+        DataError: if the collection is missing, incomplete or ambiguous, or the table is
+            unreadable.
     """
     folder, notes = locate(store, _EXPECTED, apart), list[str]()
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
@@ -52,7 +53,7 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
     read = (folder.table, *tables)
     return Found(
         records=records,
-        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
@@ -63,8 +64,8 @@ def _record(folder: Folder, row: Row) -> Record:
     patient, separator, _ = name.partition("_")
     if not (patient and separator):
         raise DataError(
-            f"{row.where} must name an image as its patient and a number, such as ALWI_000, but "
-            f"names {name!r}; correct it."
+            f"{row.where} must name an image by patient and number, such as ALWI_000, but names "
+            f"{name!r}; correct the name."
         )
     index = label(value(row, "label"), row.where)
     image, masks = _names(row)
@@ -81,7 +82,7 @@ def _record(folder: Folder, row: Row) -> Record:
 
 
 def _names(row: Row) -> tuple[str, tuple[str, ...]]:
-    """Return the image and the masks that a row names, relative to the collection."""
+    """Return the image and the masks of a row, relative to the collection's folder."""
     name = _sample_id(row)
     return f"images/{name}.png", (f"masks/{name}.png",)
 

@@ -1,4 +1,4 @@
-"""The layout of BUSI: `benign/benign (1).png` beside its `_mask.png`, `_mask_1.png` and so on."""
+"""The layout of BUSI: `benign/benign (1).png` beside `benign (1)_mask.png`, `…_mask_1.png`."""
 
 import re
 from collections import defaultdict
@@ -32,30 +32,30 @@ _LIKE_MASK = re.compile(r"(?<![a-z])masks?(?![a-z])", re.IGNORECASE)
 
 
 def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
-    """Find the images in the class folders, which lie together anywhere below the store's root.
+    """Find the images in the class folders, anywhere below the store's root.
 
-    Images may be of every format that is read. Files and folders beside the class folders are no
-    part of the collection.
+    The class folders share a parent folder. Images may have any readable format. Files and
+    folders beside the class folders are no part of the collection.
 
     Args:
-        store: the collection's folder or one above it.
+        store: the collection's folder or a folder above.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if there is no such folder, or an image and its masks do not fit together.
+        DataError: if class folders are missing, lie in several places, or have an unknown class.
     """
     listing = look(store, apart)
-    by_root = _by_root(listing.names)
+    by_root = _find_class_folders(listing.names)
     if not by_root:
-        raise DataError(_not_found(listing))
-    root = _choose(listing, by_root)
+        raise DataError(_missing_collection(listing))
+    root = _choose_root(listing, by_root)
     _refuse_other_classes(listing, root)
     start = f"{root}/" if root else ""
     records: list[Record] = []
     for folder, label in sorted(by_root[root].items()):
         prefix = f"{start}{folder}/"
-        names = [name for name in listing.names if _inside(name, prefix)]
+        names = [name for name in listing.names if _is_image_in(name, prefix)]
         records += _class_records(prefix, names, label)
 
     def why_not(name: str) -> str:
@@ -66,66 +66,69 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
             return "beside the class folders"
         return "in a folder inside a class folder" if "/" in file else "a mask without an image"
 
-    return Found(records=records, files=lambda found: count(listing, found, tables, why_not, start))
+    return Found(
+        records=records, files=lambda unique: count(listing, unique, tables, why_not, start)
+    )
 
 
-def _by_root(files: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the class folders (with their labels) by the folder that they lie in."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
+def _find_class_folders(files: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return label by class folder, by parent folder."""
+    by_root: dict[str, dict[str, int]] = defaultdict(dict)
     for name in files:
         parents = name.split("/")[:-1]
         if parents and parents[-1].lower() in LABELS and is_image(name):
-            found["/".join(parents[:-1])][parents[-1]] = LABELS.index(parents[-1].lower())
-    return dict(found)
+            by_root["/".join(parents[:-1])][parents[-1]] = LABELS.index(parents[-1].lower())
+    return dict(by_root)
 
 
-def _choose(listing: Listing, by_root: Mapping[str, Mapping[str, int]]) -> str:
-    """Return the only folder with benign and malignant images and masks, else the outermost one.
+def _choose_root(listing: Listing, by_root: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the only folder with benign and malignant images and masks, else the outermost.
 
     Raises:
-        DataError: if several fit.
+        DataError: if several folders fit equally well.
     """
-    whole = {root for root, folders in by_root.items() if _is_whole(listing, root, folders)}
-    root, *others = sorted(whole) if whole else outermost(by_root)
+    complete = {root for root, folders in by_root.items() if _is_complete(listing, root, folders)}
+    root, *others = sorted(complete) if complete else outermost(by_root)
     if others:
         raise DataError(
             f"A source must hold one BUSI collection, but {listing.uri} holds {len(others) + 1}: "
-            f"{some([name or '.' for name in (root, *others)])}; name one of them, or move the "
+            f"{some([name or '.' for name in (root, *others)])}; name one folder, or move the "
             "others away."
         )
     return root
 
 
-def _is_whole(listing: Listing, root: str, folders: Mapping[str, int]) -> bool:
+def _is_complete(listing: Listing, root: str, folders: Mapping[str, int]) -> bool:
     start = f"{root}/" if root else ""
     masked = {
         label
         for folder, label in folders.items()
         if any(
-            _inside(name, f"{start}{folder}/") and _MASK.fullmatch(without_suffix(name))
+            _is_image_in(name, f"{start}{folder}/") and _MASK.fullmatch(without_suffix(name))
             for name in listing.names
         )
     }
     return {LABELS.index("benign"), LABELS.index("malignant")} <= masked
 
 
-def _inside(name: str, prefix: str) -> bool:
+def _is_image_in(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and "/" not in name[len(prefix) :] and is_image(name)
 
 
 def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record]:
-    """Return the records of a class folder's images; masks are matched by `_key`."""
+    """Return the records of a class folder's images; `_match_key` matches masks to images."""
     images: dict[str, str] = {}
     masks: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    wrong: list[Record] = []
-    twice: dict[str, list[str]] = {}
+    refused_masks: list[Record] = []
+    repeated: dict[str, list[str]] = {}
     for name in names:
         stem = composed(without_suffix(name[len(prefix) :]))
         match = _MASK.fullmatch(stem)
         if match is not None:
-            masks[_key(match["image"])].append((int(match["number"] or 0), name))
+            masks[_match_key(match["image"])].append((int(match["number"] or 0), name))
         elif _LIKE_MASK.search(stem):
-            wrong.append(
+            # A misnamed mask must not pass for an image.
+            refused_masks.append(
                 refused(
                     stem,
                     f"A mask must be called as its image and `_mask`, but {name} is not; rename "
@@ -133,30 +136,30 @@ def _class_records(prefix: str, names: Sequence[str], label: int) -> list[Record
                     masks=(name,),
                 )
             )
-        elif images.setdefault(_key(stem), name) != name:
-            twice.setdefault(_key(stem), [images[_key(stem)]]).append(name)
+        elif images.setdefault(_match_key(stem), name) != name:
+            repeated.setdefault(_match_key(stem), [images[_match_key(stem)]]).append(name)
     for key in sorted(masks.keys() - images.keys()):
         files = tuple(mask for _, mask in sorted(masks[key]))
-        stem = _image_of(files[0], prefix)
+        stem = _image_stem_of(files[0], prefix)
         why = (
             f"A mask must lie beside its image, but {files[0]} has no {stem}.png; add the image or "
             "remove the mask."
         )
-        wrong.append(refused(stem, why))
-    return wrong + [
-        _record(prefix, name, label, sorted(masks.get(key, [])), twice.get(key, []))
+        refused_masks.append(refused(stem, why))
+    return refused_masks + [
+        _record(prefix, name, label, sorted(masks.get(key, [])), repeated.get(key, []))
         for key, name in images.items()
     ]
 
 
 def _record(
-    prefix: str, name: str, label: int, masks: Sequence[tuple[int, str]], twice: Sequence[str]
+    prefix: str, name: str, label: int, masks: Sequence[tuple[int, str]], repeated: Sequence[str]
 ) -> Record:
     stem = composed(without_suffix(name[len(prefix) :]))
     files = tuple(mask for _, mask in masks)
     numbers = [number for number, _ in masks]
-    if twice:
-        why = twice_as(twice)
+    if repeated:
+        why = twice_as(repeated)
     elif len(set(numbers)) < len(numbers):
         why = f"A mask must be there once, but {stem} has {' and '.join(files)}; remove one."
     elif not masks and LABELS[label] != "normal":
@@ -166,22 +169,22 @@ def _record(
         )
     else:
         return Record(sample_id=stem, label=label, image=name, masks=files)
-    return refused(stem, why, name, files, tuple(twice))
+    return refused(stem, why, name, files, tuple(repeated))
 
 
-def _image_of(mask: str, prefix: str) -> str:
+def _image_stem_of(mask: str, prefix: str) -> str:
     match = _MASK.fullmatch(composed(without_suffix(mask[len(prefix) :])))
     assert match is not None
     return match["image"]
 
 
-def _key(stem: str) -> str:
-    """Return what the names of an image and of its masks share, whatever their case."""
+def _match_key(stem: str) -> str:
+    """Return the key shared by an image and all masks of the image, in lower case."""
     return stem.lower()
 
 
 def _refuse_other_classes(listing: Listing, root: str) -> None:
-    """Refuse a folder beside the class folders that looks like a class of its own."""
+    """Raise `DataError` for a folder named like a further class beside the class folders."""
     start = f"{root}/" if root else ""
     for name in listing.names:
         folder, _, file = name[len(start) :].partition("/")
@@ -197,7 +200,7 @@ def _refuse_other_classes(listing: Listing, root: str) -> None:
             )
 
 
-def _not_found(listing: Listing) -> str:
+def _missing_collection(listing: Listing) -> str:
     if not listing.names:
         return (
             f"A BUSI collection must be a folder with images, but {listing.uri} is empty or "

@@ -1,4 +1,4 @@
-"""The files below a source: what a rule leaves out, and what each of the others is."""
+"""List the files below a source, ignore clutter by rule, and account for every file."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,18 @@ from mtil.data.layouts.record import Record
 from mtil.data.names import shown
 from mtil.storage import LocalStore, Store, open_store
 
-_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-_FOLDERS_OF_SYSTEMS = ("$recycle.bin", "system volume information", "lost+found", "@eadir")
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+_SYSTEM_FOLDERS = ("$recycle.bin", "system volume information", "lost+found", "@eadir")
 _UNFINISHED = (".partial", ".part", ".crdownload", ".download", ".filepart", ".aria2", ".tmp")
 _BACKUPS = ("~", ".bak", ".orig", ".old", ".swp")
 _TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".xls", ".ods", ".parquet")
-_OTHER_IMAGES = (
+_UNREAD_IMAGES = (
     ".avif", ".dib", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".mha", ".mhd", ".mp4", ".avi",
     ".nii", ".nii.gz", ".npy", ".npz", ".nrrd", ".pbm", ".pgm", ".ppm", ".psd", ".svg", ".tga",
 )  # fmt: skip
-"""Formats of images that are named in the account, but not read."""
+"""Suffixes of image formats unknown to the decoder; the account lists the files as skipped."""
 
+# The texts below are stored in `dataset.json` as the reasons of the file account.
 HIDDEN = "hidden"
 NO_DATA = "neither image nor table"
 OTHER_TABLE = "a table that the layout does not read"
@@ -30,32 +31,33 @@ NO_SUFFIX = "no suffix"
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The names of a store's files."""
+    """The names of a store's files, split by the ignore rules."""
 
     uri: str
     names: Sequence[str]
-    """Sorted, without those that a rule leaves out."""
+    """Sorted names of the files ignored by no rule."""
     ignored: Mapping[str, str]
-    """The rule by the name of a file that it leaves out."""
+    """Rule by name of each ignored file."""
 
 
 def look(store: Store, apart: str = "") -> Listing:
-    """List a store's files once.
+    """List the files of a store.
 
     Args:
-        store: the collection's.
-        apart: a folder or URI below it whose files do not belong to it, such as the data set that
-            is being written.
+        store: the collection's store.
+        apart: folder or URI below the store to leave out, for example the data set being
+            written.
     """
-    start = _start(store, apart)
-    found = [name for name in store.names() if not start or not name.startswith(start)]
+    # Listing dominates the time to read many small files: list a collection only once.
+    excluded = _excluded_prefix(store, apart)
+    found = [name for name in store.names() if not excluded or not name.startswith(excluded)]
     rules = {name: rule for name in found if (rule := ignored_by(name)) is not None}
     names = [name for name in found if name not in rules] if rules else found
     return Listing(uri=store.uri, names=names, ignored=rules)
 
 
 def ignored_by(name: str) -> str | None:
-    """Return the rule that leaves a file out by its name, or None."""
+    """Return the rule for ignoring a file of this name, or None."""
     folders, _, file = name.lower().rpartition("/")
     if "/." in f"/{name}":
         return HIDDEN
@@ -64,9 +66,9 @@ def ignored_by(name: str) -> str | None:
     for folder in folders.split("/"):
         if folder.startswith(("__macosx", "~$")):
             return "folders that archivers add"
-        if folder in _FOLDERS_OF_SYSTEMS:
+        if folder in _SYSTEM_FOLDERS:
             return "files of the operating system"
-    if file in _OF_SYSTEMS:
+    if file in _SYSTEM_FILES:
         return "files of the operating system"
     if file.endswith(_UNFINISHED):
         return "unfinished downloads"
@@ -76,12 +78,12 @@ def ignored_by(name: str) -> str | None:
 
 
 def is_image(name: str) -> bool:
-    """Say whether a name ends like that of an image that can be read."""
+    """Return whether a file name has the suffix of a readable image format."""
     return name.lower().endswith(SUFFIXES)
 
 
 def without_suffix(name: str) -> str:
-    """Return the name of an image file without its suffix; other names stay."""
+    """Return a file name without an image suffix; names with other suffixes are unchanged."""
     return name[: name.rindex(".")] if is_image(name) else name
 
 
@@ -92,14 +94,14 @@ def count(
     why_not: Callable[[str], str],
     start: str = "",
 ) -> FilesSeen:
-    """Say what each file is.
+    """Count the files of a listing by role: image, mask, table, ignored or skipped.
 
     Args:
-        listing: the files.
-        records: the images; also those that cannot be used name their files.
-        tables: the tables that were read.
-        why_not: says why an image file is not used.
-        start: how the names of the collection's files begin.
+        listing: all files of the store.
+        records: all images, including refused records.
+        tables: names of the tables read.
+        why_not: maps the name of an unused image file to the reason.
+        start: prefix of the collection's files; examples are shown without the prefix.
     """
     images: set[str] = set()
     masks: set[str] = set()
@@ -107,35 +109,37 @@ def count(
         images.update((record.image, *record.others))
         masks.update(record.masks)
     ignored, skipped = dict(listing.ignored), dict[str, str]()
-    numbers = [0, 0, 0]
+    counts = [0, 0, 0]
     for name in listing.names:
-        for index, group in enumerate((images, masks, tables)):
-            if name in group:
-                numbers[index] += 1
+        # A file named in two roles counts once, in the first role: the account checks the sum.
+        for role, names in enumerate((images, masks, tables)):
+            if name in names:
+                counts[role] += 1
                 break
         else:
-            rule = _rule(name)
+            rule = _rule_for_unused(name)
             if rule is None:
                 skipped[name] = why_not(name)
             elif rule in (UNREADABLE_FORMAT, NO_SUFFIX):
                 skipped[name] = rule
             else:
                 ignored[name] = rule
-    for name in listing.ignored.keys() & (images | masks | set(tables)):  # a table may name them
+    # A table may name files ignored by a rule; the table takes precedence.
+    for name in listing.ignored.keys() & (images | masks | set(tables)):
         del ignored[name]
-        numbers[0 if name in images else 1 if name in masks else 2] += 1
+        counts[0 if name in images else 1 if name in masks else 2] += 1
     return FilesSeen(
         seen=len(listing.names) + len(listing.ignored),
-        images=numbers[0],
-        masks=numbers[1],
-        tables=numbers[2],
+        images=counts[0],
+        masks=counts[1],
+        tables=counts[2],
         ignored=parts(ignored, start),
         skipped=parts(skipped, start),
     )
 
 
 def twice_as(names: Sequence[str]) -> str:
-    """Return why several image files of one name cannot be told apart."""
+    """Return the reason for refusing several image files with equal names."""
     first, second = min(names), max(names)
     rule = (
         "Names must differ by more than their case"
@@ -146,35 +150,37 @@ def twice_as(names: Sequence[str]) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first names of a list and how many more there are."""
+    """Return the first four names of a list and the number of further names."""
     listed = ", ".join(map(shown, names[:4]))
     return f"{listed} and {len(names) - 4} more" if len(names) > 4 else listed
 
 
 def relative(store: Store, uri: str) -> str | None:
-    """Return the name in a store of a file or folder, or None if it lies elsewhere."""
+    """Return the name of a file or folder relative to a store, or None if outside the store."""
     if "://" not in uri or uri.startswith("file://"):
-        other = open_store(uri)
-        if not (isinstance(store, LocalStore) and isinstance(other, LocalStore)):
+        target = open_store(uri)
+        if not (isinstance(store, LocalStore) and isinstance(target, LocalStore)):
             return None
-        root, path = store.root.resolve(), other.root.resolve()
+        # Resolve links: two different local paths may lead to one folder.
+        root, path = store.root.resolve(), target.root.resolve()
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
     start = store.uri.rstrip("/") + "/"
     return uri.rstrip("/").removeprefix(start) if uri.startswith(start) else None
 
 
-def _start(store: Store, apart: str) -> str:
-    inside = relative(store, apart) if apart else None
-    return "" if inside in (None, ".") else f"{inside}/"
+def _excluded_prefix(store: Store, apart: str) -> str:
+    """Return the name prefix of the excluded files; empty excludes no file."""
+    name = relative(store, apart) if apart else None
+    return "" if name in (None, ".") else f"{name}/"
 
 
-def _rule(name: str) -> str | None:
-    """Return what a file is that no record uses, or None if it is an image."""
+def _rule_for_unused(name: str) -> str | None:
+    """Return the rule for a file without a record, or None for a readable image."""
     low = name.lower()
     if low.endswith(SUFFIXES):
         return None
     if low.endswith(_TABLES):
         return OTHER_TABLE
-    if low.endswith(_OTHER_IMAGES):
+    if low.endswith(_UNREAD_IMAGES):
         return UNREADABLE_FORMAT
     return NO_DATA if PurePosixPath(low).suffix else NO_SUFFIX

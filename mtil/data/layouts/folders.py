@@ -1,4 +1,4 @@
-"""Where a collection's table and images lie: a folder or the only fitting one below it."""
+"""Locate a collection's table and images: in a folder or in the only matching subfolder."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,74 +24,74 @@ from mtil.storage import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a layout must have."""
+    """The table, columns and folders required by a layout."""
 
     name: str
-    """The collection's name."""
+    """Name of the collection."""
     table: str
-    """A pattern for the table's lower-case name."""
+    """Regular expression for the lower-case name of the table."""
     columns: Sequence[str]
-    """Lower-case columns that the table must have."""
+    """Lower-case names of the required columns."""
     folders: Sequence[str] = ()
-    """Folders beside the table, which must hold files."""
+    """Folders beside the table; every folder must hold files."""
     shape: str
-    """All that it must have, for an error."""
+    """Description of the layout for error messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """The files of one collection; their names are found whatever their case and suffix."""
+    """The files of a collection, found by name regardless of case and image suffix."""
 
     uri: str
     table: str
     """Name of the table in the store."""
     names: Mapping[str, str]
-    """Name in the store by lower-case name below the collection's folder."""
+    """Name in the store by lower-case name relative to the collection's folder."""
     images: Mapping[str, str]
-    """Name in the store of each image file, by lower-case name without its suffix."""
+    """Name in the store of every image file, by lower-case relative name without suffix."""
     twice: Mapping[str, str]
-    """Why an image file cannot be told from another, likewise."""
+    """Reason for refusing an ambiguous image file, by lower-case relative name without suffix."""
     listing: Listing
     start: str
-    """How the names of the collection's files begin in the store: its folder and a slash."""
+    """Prefix of the collection's files in the store: the folder and a slash, or empty."""
 
     def require(self, name: str, where: str) -> str:
         """Return an image file's name in the store.
 
         Args:
-            name: relative to the collection's folder; its suffix does not matter.
-            where: the row that names it.
+            name: name relative to the collection's folder, with any image suffix.
+            where: row with the name, for an error.
 
         Raises:
-            DataError: if there is no such file, or more than one.
+            DataError: if the file is missing or ambiguous.
         """
-        found = self.find(name)
-        if found is None:
+        path = self.find(name)
+        if path is None:
             raise DataError(
-                f"{where} must name files that are there, but {self.uri} has no {name}; "
+                f"{where} must name files that exist, but {self.uri} has no {name}; "
                 "add the file or remove the row."
             )
-        if _key(name) in self.twice:
-            raise DataError(self.twice[_key(name)])
-        return found
+        if _match_key(name) in self.twice:
+            raise DataError(self.twice[_match_key(name)])
+        return path
 
     def find(self, name: str) -> str | None:
-        """Return an image file's name in the store, or None if there is none. See `require`."""
-        return self.images.get(_key(name))
+        """Return an image file's name in the store, or None if missing. See `require`."""
+        return self.images.get(_match_key(name))
 
     def files(self, image: str, masks: Iterable[str]) -> tuple[str, tuple[str, ...]]:
-        """Return the names in the store of an image and its masks, as far as they are there."""
-        found = [name for mask in masks if (name := self.find(mask)) is not None]
-        return self.find(image) or "", tuple(found)
+        """Return the names in the store of an image (empty if missing) and of existing masks."""
+        existing = [name for mask in masks if (name := self.find(mask)) is not None]
+        return self.find(image) or "", tuple(existing)
 
     def unlisted(self, images: Sequence[str], records: Sequence[Record]) -> list[Record]:
-        """Return refused records of the image files that no row names.
+        """Return a refused record for every image file without a row in the table.
 
         Args:
-            images: the collection's image files, called as sample ids are but for their suffix.
-            records: those of the rows.
+            images: image files of the collection, named by sample id plus suffix.
+            records: records of the table's rows.
         """
-        listed = {_key(record.sample_id) for record in records}
+        listed = {_match_key(record.sample_id) for record in records}
         stem_of = {image: PurePosixPath(composed(without_suffix(image))).name for image in images}
         return [
             refused(
@@ -106,30 +106,30 @@ class Folder:
 
     def inside(self, folder: str) -> list[str]:
         """Return the names in the store of the image files directly in a folder."""
-        start = f"{folder.lower()}/"
+        prefix = f"{folder.lower()}/"
         return [
-            found
-            for name, found in self.names.items()
-            if name.startswith(start) and "/" not in name[len(start) :] and is_image(name)
+            path
+            for name, path in self.names.items()
+            if name.startswith(prefix) and "/" not in name[len(prefix) :] and is_image(name)
         ]
 
     def account(
         self, records: Sequence[Record], tables: Collection[str], folders: Sequence[str]
     ) -> FilesSeen:
-        """Say what each file of the store is.
+        """Count the files of the store by role. See `files.count`.
 
         Args:
-            records: the images.
-            tables: the tables that were read.
-            folders: those that hold images and masks; none if they may lie anywhere.
+            records: all images, including refused records.
+            tables: names of the tables read.
+            folders: folders of images and masks; empty if files may lie anywhere.
         """
-        known = tuple(f"{folder.lower()}/" for folder in folders)
+        prefixes = tuple(f"{folder.lower()}/" for folder in folders)
 
         def why_not(name: str) -> str:
             if not name.startswith(self.start):
                 return f"outside of the collection's folder {self.start.rstrip('/')}"
-            inside = name[len(self.start) :].lower()
-            if known and not inside.startswith(known):
+            relative_name = name[len(self.start) :].lower()
+            if prefixes and not relative_name.startswith(prefixes):
                 return f"in none of the folders {', '.join(folders)}"
             return "no row names the file"
 
@@ -137,31 +137,31 @@ class Folder:
 
 
 def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
-    """Find a collection in a store or in a folder below it, by one listing.
+    """Find a collection in a store or in a subfolder, by a single listing.
 
-    What a rule leaves out is passed over (`files.ignored_by`). Of several tables the one counts
-    that has its folders beside it and its columns inside.
+    Skips files ignored by a rule (`files.ignored_by`). If several tables match by name, prefers
+    the table with the required folders beside it, then the table with the required columns.
 
     Args:
-        store: the collection's folder or one above it.
-        expected: what it must have.
+        store: the collection's folder or a folder above.
+        expected: the required table, columns and folders.
         apart: see `files.look`.
 
     Raises:
-        DataError: if there is no such collection, or more than one.
+        DataError: if the store holds no collection, an incomplete collection, or several.
     """
     listing = look(store, apart)
-    table = _choose(store, listing, expected)
+    table = _choose_table(store, listing, expected)
     root = table.rpartition("/")[0]
     start = f"{root}/" if root else ""
     names: dict[str, str] = {}
     by_stem: dict[str, list[str]] = {}
     for name in listing.names:
         if name.startswith(start):
-            low = composed(name[len(start) :]).lower()
-            names.setdefault(low, name)
-            if is_image(low):
-                by_stem.setdefault(without_suffix(low), []).append(name)
+            relative_name = composed(name[len(start) :]).lower()
+            names.setdefault(relative_name, name)
+            if is_image(relative_name):
+                by_stem.setdefault(without_suffix(relative_name), []).append(name)
     for folder in expected.folders:
         if not any(name.startswith(f"{folder.lower()}/") for name in names):
             raise DataError(
@@ -172,61 +172,62 @@ def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
         uri=store.uri,
         table=table,
         names=names,
-        images={stem: found[0] for stem, found in by_stem.items()},
-        twice={stem: twice_as(found) for stem, found in by_stem.items() if len(found) > 1},
+        images={stem: files[0] for stem, files in by_stem.items()},
+        twice={stem: twice_as(files) for stem, files in by_stem.items() if len(files) > 1},
         listing=listing,
         start=start,
     )
 
 
-def _choose(store: Store, listing: Listing, expected: Expected) -> str:
-    """Return the table of the only collection that is complete, else the outermost table.
+def _choose_table(store: Store, listing: Listing, expected: Expected) -> str:
+    """Return the table of the only complete collection, else the outermost table.
 
     Raises:
-        DataError: if there is none, or nothing tells several apart.
+        DataError: if no table matches, or several match equally well.
     """
-    found = [
+    tables = [
         name
         for name in listing.names
         if re.fullmatch(expected.table, name.rpartition("/")[2].lower())
     ]
-    if not found:
-        raise DataError(_not_found(store, expected, listing.names))
-    if len(found) == 1:
-        return found[0]
-    lower = [name.lower() for name in listing.names]
-    whole = [name for name in found if _has_folders(name, expected, lower)]
-    fitting = [name for name in whole if has_columns(store, name, expected.columns)]
-    left = fitting or whole or found
-    if not whole:
-        roots = outermost(name.rpartition("/")[0] for name in found)
-        left = [name for name in found if name.rpartition("/")[0] in roots]
-    if len(left) > 1:
+    if not tables:
+        raise DataError(_missing_collection(store, expected, listing.names))
+    # A single match needs no check: `locate` and `read_rows` name a missing folder or column.
+    if len(tables) == 1:
+        return tables[0]
+    lower_names = [name.lower() for name in listing.names]
+    complete = [name for name in tables if _has_folders(name, expected, lower_names)]
+    fitting = [name for name in complete if has_columns(store, name, expected.columns)]
+    candidates = fitting or complete or tables
+    if not complete:
+        roots = outermost(name.rpartition("/")[0] for name in tables)
+        candidates = [name for name in tables if name.rpartition("/")[0] in roots]
+    if len(candidates) > 1:
         raise DataError(
             f"A source must hold one {expected.name} collection, but {store.uri} has "
-            f"{len(left)} tables: {some(left)}; name one folder or remove the others."
+            f"{len(candidates)} tables: {some(candidates)}; name one folder or remove the others."
         )
-    return left[0]
+    return candidates[0]
 
 
-def _has_folders(table: str, expected: Expected, lower: Sequence[str]) -> bool:
+def _has_folders(table: str, expected: Expected, lower_names: Sequence[str]) -> bool:
     root = table.rpartition("/")[0].lower()
-    starts = [f"{root}/{folder.lower()}/".lstrip("/") for folder in expected.folders]
-    return all(any(name.startswith(start) for name in lower) for start in starts)
+    prefixes = [f"{root}/{folder.lower()}/".lstrip("/") for folder in expected.folders]
+    return all(any(name.startswith(prefix) for name in lower_names) for prefix in prefixes)
 
 
 def outermost(folders: Iterable[str]) -> list[str]:
-    """Return the folders that lie least deep, sorted; the store's own is empty."""
-    depth = {folder: len(PurePosixPath(folder).parts) for folder in folders}
-    least = min(depth.values(), default=0)
-    return sorted(folder for folder, at in depth.items() if at == least)
+    """Return the folders with the fewest parents, sorted; the store's root is an empty name."""
+    depth_of = {folder: len(PurePosixPath(folder).parts) for folder in folders}
+    least = min(depth_of.values(), default=0)
+    return sorted(folder for folder, depth in depth_of.items() if depth == least)
 
 
-def _key(name: str) -> str:
+def _match_key(name: str) -> str:
     return composed(without_suffix(name)).lower()
 
 
-def _not_found(store: Store, expected: Expected, files: Sequence[str]) -> str:
+def _missing_collection(store: Store, expected: Expected, files: Sequence[str]) -> str:
     if not files:
         return (
             f"A {expected.name} collection must be a folder with images, but {store.uri} is empty "

@@ -1,4 +1,4 @@
-"""Patients that a table names: known for all rows or for none, and each by one name."""
+"""Check the patient column of a table: empty cells and varying spellings of a name."""
 
 from collections.abc import Collection, Sequence
 
@@ -10,64 +10,69 @@ _UNKNOWN = (
     "", "nan", "na", "n/a", "none", "null", "nil", "-", "--", "?", "unknown", "unk", "missing",
     "not available", "not applicable", "nat",
 )  # fmt: skip
-"""What a table may say of a patient who is not known, in lower case."""
-_MOST_NAMED = 3
+"""Lower-case words for an unknown patient."""
+_MAX_EXAMPLES = 3
 
 
 def warn(rows: Sequence[Row], column: str, *, asked: bool) -> list[str]:
-    """Return a sentence if some or all rows name no patient although there is a column for it.
-
-    Merged cells that were saved as CSV leave such rows, and their images would be taken for those
-    of other patients.
+    """Return a warning if rows of a table with a patient column name no patient.
 
     Args:
-        rows: of one table.
-        column: the lower-case column of the patients.
-        asked: whether the user has named the column.
+        rows: rows of a table.
+        column: lower-case name of the patient column.
+        asked: whether the user named the column in `--columns`.
+
+    Returns:
+        One sentence, or nothing if the column is missing or complete.
 
     Raises:
-        DataError: if the user has named the column and no row has a patient.
+        DataError: if the user named the column and every row lacks a patient.
     """
     if not rows or column not in rows[0].values:
         return []
-    without = [row for row in rows if is_unknown(row.values[column])]
-    if not without:
+    # In CSV only the first row of merged cells is filled. Without a warning, images of the
+    # rows below would silently count as images of further patients.
+    unknown = [row for row in rows if is_unknown(row.values[column])]
+    if not unknown:
         return []
-    if asked and len(without) == len(rows):
+    if asked and len(unknown) == len(rows):
         raise DataError(
-            f"The column `{column}` of {_table(rows[0])} must name patients, but is empty; fill it "
-            "in or leave `patient=` out of --columns."
+            f"The column `{column}` of {_table_name(rows[0])} must name patients, but is empty; "
+            "fill the column in or leave `patient=` out of --columns."
         )
     return [
-        f"{len(without)} of {len(rows)} rows of {_table(rows[0])} name no patient in `{column}`, "
-        f"such as {without[0].where.partition(' of ')[0].lower()}, and each image counts as a "
-        "patient of its own, so that images of one patient may lie in two folds. Fill the column "
-        "in, also below cells that were merged."
+        f"{len(unknown)} of {len(rows)} rows of {_table_name(rows[0])} name no patient in "
+        f"`{column}`, such as {unknown[0].where.partition(' of ')[0].lower()}, and each image "
+        "counts as a patient of its own, so that images of one patient may lie in two folds. Fill "
+        "the column in, also below cells that were merged."
     ]
 
 
 def is_unknown(text: str) -> bool:
-    """Say whether a table's value stands for no patient."""
+    """Return whether a table's value stands for an unknown patient."""
     return text.strip().lower() in _UNKNOWN
 
 
 def same_names(names: Collection[str | None], what: str) -> list[str]:
-    """Return a sentence about names that count as one although they are written differently.
+    """Return a note about differing spellings counted as one name.
 
     Args:
-        names: as they are written.
-        what: what they name, such as `patients`.
+        names: names as written.
+        what: plural noun for the named things, for example `patients`.
+
+    Returns:
+        One sentence, or nothing if every name has a single spelling.
     """
-    found: dict[str, set[str]] = {}
+    spellings_of: dict[str, set[str]] = {}
     for name in set(names) - {None}:
-        found.setdefault(canonical(str(name)), set()).add(str(name))
-    several = sorted(sorted(spellings) for spellings in found.values() if len(spellings) > 1)
-    if not several:
+        spellings_of.setdefault(canonical(str(name)), set()).add(str(name))
+    merged = sorted(sorted(spellings) for spellings in spellings_of.values() if len(spellings) > 1)
+    if not merged:
         return []
-    shown = "; ".join(" = ".join(map(repr, names)) for names in several[:_MOST_NAMED])
-    more = f" and {len(several) - _MOST_NAMED} more" if len(several) > _MOST_NAMED else ""
-    return [f"{len(several)} {what} are written in several ways and count as one: {shown}{more}."]
+    examples = "; ".join(" = ".join(map(repr, names)) for names in merged[:_MAX_EXAMPLES])
+    more = f" and {len(merged) - _MAX_EXAMPLES} more" if len(merged) > _MAX_EXAMPLES else ""
+    return [f"{len(merged)} {what} are written in several ways and count as one: {examples}{more}."]
 
 
-def _table(row: Row) -> str:
+def _table_name(row: Row) -> str:
     return row.where.partition(" of ")[2]

@@ -1,4 +1,4 @@
-"""What a collection holds, before a pixel is read."""
+"""Records: the images of a collection before any pixel is decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,69 +9,74 @@ from mtil.data.names import shown
 from mtil.storage import Store
 
 MAX_REASONS = 100
-"""Images that are named before the rest is only counted."""
+"""Most unusable images listed in an error; the rest are only counted."""
 
 
+# Field names are part of the staging keys (`mtil.data.prepare.chunks`): after a renaming, an
+# interrupted preparation would decode all images again.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An image, its masks, and what its collection says about it."""
+    """An image, the masks and all facts given by the collection."""
 
     sample_id: str
     label: int
     """Index into `mtil.data.dataset.shards.LABELS`."""
     image: str
-    """Name in the collection's store."""
+    """File name in the collection's store."""
     masks: tuple[str, ...]
-    """Names of the masks, to be joined; none means no lesion."""
+    """File names of masks, combined by union; empty means no lesion."""
     patient: str | None = None
     fold: int | None = None
-    """The fold that the collection gives it, from 0."""
+    """Fold given by the collection, from 0."""
     source: str = ""
-    """Which of a data set's collections it comes from; empty if there is only one."""
+    """Name of the collection in a data set of several; empty in a data set of one collection."""
     published: str | None = None
-    """The group that a published file gives it."""
+    """Group given by a published group file."""
     masks_may_differ: bool = False
-    """Whether masks of another size are resized to the image's instead of refused."""
+    """Whether masks of a different size are resized to the image's size instead of refused."""
     colour: str | None = None
-    """What its lesion is in masks of red and green, if they tell classes apart so."""
+    """Colour of the lesion, if masks mark the class by red or green."""
     inverted: bool = False
-    """Whether lesions are the darker part of its masks."""
+    """Whether lesions are the darker part of the masks."""
     pixel_size: float | None = None
-    """Millimetres a pixel of the original, where the collection says so."""
+    """Millimetres per pixel of the original image, if the collection gives a size."""
     meta: Mapping[str, str] = field(default_factory=dict)
-    """What else the collection says, by column: BI-RADS, device, histology, age."""
+    """Further facts by column: BI-RADS, device, histology, age."""
     refused: str | None = None
-    """Why it cannot be used, if table and files say so; its id is all that counts then."""
+    """Why the image is unusable, as far as table and file names show; None if usable.
+
+    Of a refused record only the sample id is meaningful.
+    """
     others: tuple[str, ...] = ()
-    """More image files that its id could mean; only an image that cannot be used has some."""
+    """Further image files with this sample id; only set in refused records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """The images of one source."""
+    """The images of a source."""
 
     name: str
     licence: str
     citation: str
     store: Store
-    """What the records' names are relative to."""
+    """Store of the files named in the records."""
     records: Sequence[Record]
-    """In the order of the table or the files; sample ids are unique, as are image names."""
+    """Records in the order of the table or the files. Sample ids and image names are unique."""
     files: FilesSeen | None = None
-    """What each file below the store is; None if the store cannot be listed."""
+    """Account of all files in the store; None if the store cannot be listed."""
     notes: Sequence[str] = ()
-    """Sentences about what was read otherwise than it is written."""
+    """Sentences about interpreted values, for example filled cells."""
     warnings: Sequence[str] = ()
-    """Sentences about what may be wrong in the collection."""
+    """Sentences about likely mistakes in the collection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a layout has found in a store."""
+    """The result of scanning a store for a layout."""
 
     records: list[Record]
     files: Callable[[Sequence[Record]], FilesSeen | None]
-    """Says what each file is, given the records with unique ids."""
+    """Accounts for every file, given the records after ids were made unique."""
     notes: Sequence[str] = ()
     """See `Collection`."""
     warnings: Sequence[str] = ()
@@ -85,70 +90,72 @@ def refused(
     masks: tuple[str, ...] = (),
     others: tuple[str, ...] = (),
 ) -> Record:
-    """Return the record of an image that cannot be used.
+    """Return the record of an unusable image.
 
     Args:
-        sample_id: its id.
-        why: a sentence.
-        image: its file, if there is one.
-        masks: its masks, as far as they are known.
-        others: more image files of this id.
+        sample_id: id of the image.
+        why: sentence with the reason.
+        image: image file, empty if missing.
+        masks: mask files, as far as known.
+        others: further image files with this id.
     """
+    # The file account counts files of refused records as images, not as unused.
     return Record(
         sample_id=sample_id, label=0, image=image, masks=masks, refused=shown(why), others=others
     )
 
 
 def reasons(found: Sequence[str], of: int) -> str:
-    """Return one sentence for one image that cannot be used, or a list for several.
+    """Return an error message about unusable images: a sentence or, for several, a list.
 
     Args:
-        found: why each cannot be used.
-        of: how many images there are, with those that can be used.
+        found: the reason for each unusable image.
+        of: number of all images, usable and unusable.
     """
     if len(found) == 1:
         return found[0]
-    shown = "\n".join(f"- {why}" for why in found[:MAX_REASONS])
+    listed = "\n".join(f"- {why}" for why in found[:MAX_REASONS])
     more = f"\n- and {len(found) - MAX_REASONS} more" if len(found) > MAX_REASONS else ""
     return (
         f"{len(found)} of {of} images cannot be used; correct them or add "
-        f"--skip-invalid:\n{shown}{more}"
+        f"--skip-invalid:\n{listed}{more}"
     )
 
 
 def unique(records: Sequence[Record]) -> list[Record]:
-    """Return the records with one for each id and each image file.
+    """Return the records without repetitions: every sample id and every image file occurs once.
 
-    An id that is given twice is refused, since nobody can say which is right; of an image that is
-    given twice the second is.
+    A repeated id refuses the image, since no rule tells which record is right. If an image file
+    has several ids, the first id keeps the file and later ids are refused.
     """
-    found: dict[str, Record] = {}
-    images: dict[str, str] = {}
+    by_id: dict[str, Record] = {}
+    id_of_image: dict[str, str] = {}
     for record in records:
-        name, path = record.sample_id, str(PurePosixPath(record.image))
-        if name in found:
-            found[name] = _given_twice(found[name], record)
-        elif record.refused is None and images.setdefault(path, name) != name:
-            found[name] = refused(
-                name,
-                f"An image must be given once, but {path} is given as {images[path]!r} and as "
-                f"{name!r}; remove one.",
+        sample_id, path = record.sample_id, str(PurePosixPath(record.image))
+        if sample_id in by_id:
+            by_id[sample_id] = _refuse_repeated_id(by_id[sample_id], record)
+        elif record.refused is None and id_of_image.setdefault(path, sample_id) != sample_id:
+            by_id[sample_id] = refused(
+                sample_id,
+                f"An image must be given once, but {path} is given as {id_of_image[path]!r} and as "
+                f"{sample_id!r}; remove one.",
                 record.image,
                 record.masks,
             )
         else:
-            found[name] = record
-    return list(found.values())
+            by_id[sample_id] = record
+    return list(by_id.values())
 
 
-def _given_twice(one: Record, other: Record) -> Record:
-    files = sorted({one.image, other.image} - {""})
+def _refuse_repeated_id(first: Record, second: Record) -> Record:
+    files = sorted({first.image, second.image} - {""})
     by = f", by {' and '.join(files)}" if len(files) > 1 else ""
-    why = f"Sample ids must be unique, but {one.sample_id!r} is given twice{by}; rename or remove"
+    why = f"Sample ids must be unique, but {first.sample_id!r} is given twice{by}; rename or remove"
+    # After a third record of the id, `first` is refused already; keep the first message.
     return refused(
-        one.sample_id,
-        f"{why} one." if one.refused is None else one.refused,
-        one.image or other.image,
-        tuple(dict.fromkeys((*one.masks, *other.masks))),
-        tuple(dict.fromkeys((*one.others, *other.others, *files))),
+        first.sample_id,
+        f"{why} one." if first.refused is None else first.refused,
+        first.image or second.image,
+        tuple(dict.fromkeys((*first.masks, *second.masks))),
+        tuple(dict.fromkeys((*first.others, *second.others, *files))),
     )

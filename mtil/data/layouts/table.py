@@ -1,4 +1,4 @@
-"""A table of any kind: `image,masks,label` and, if there are any, patient, fold, pixel size."""
+"""The layout `table`: columns image, masks, label and optionally patient, fold, pixel_size."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ LICENCE = "not stated"
 CITATION = "not stated"
 
 _MAX_NAME_BYTES = 255
-"""Of a file's or a folder's name, on every common file system."""
+"""Longest file or folder name on every common file system."""
 
 
 def scan(
@@ -33,61 +33,64 @@ def scan(
     apart: str = "",
     tables: Collection[str] = (),
 ) -> Found:
-    """Read the table of that name; its paths are relative to the store, or below it if absolute.
+    """Find the images named in a table.
 
-    Several masks are joined by `|`; normal images may have none. Rows of one image that agree are
-    joined, a row a lesion being common. Columns without a role become the records' meta.
+    Paths are relative to the store, or absolute and below the store. A cell names several masks
+    joined by `|`; normal images may have no mask. Rows of one image are joined if consistent.
+    Columns without a role become the records' meta.
 
     Args:
-        store: what the paths are relative to.
-        name: the table, Parquet or Excel by its suffix or else CSV.
-        columns: the table's column by role, for roles that have another name there.
-        classes: class by the table's word for it; case does not matter.
+        store: the table's folder.
+        name: name of the table; `.parquet` and `.xlsx` by suffix, otherwise CSV.
+        columns: column by role, for roles with a different column name.
+        classes: class by the table's word for the class, in any case.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if it is no such table, or a line of it is wrong.
+        DataError: if the table is unreadable or lacks a column, or an option is wrong.
     """
-    column_of = _column_of(columns or {})
-    words = _words(classes or {})
+    column_of = _map_roles(columns or {})
+    class_of_word = _map_classes(classes or {})
     required = [column_of[role] for role in REQUIRED]
     required += [column_of[role] for role in OPTIONAL if role in (columns or {})]
     notes: list[str] = []
     rows = read_rows(store, name, required, notes, tuple(column_of.values()), one_sheet=True)
-    listing = _look(store, apart, notes)
+    listing = _list_files(store, apart, notes)
+    # Ignored files are included: a table may name a hidden file.
     tree = Tree(store.uri, None if listing is None else [*listing.names, *listing.ignored])
     asked = "patient" in (role.strip().lower() for role in columns or {})
     warnings = warn(rows, column_of["patient"], asked=asked)
     records = read_each(
         rows,
-        lambda row: _record(row, column_of, words, tree),
+        lambda row: _record(row, column_of, class_of_word, tree),
         lambda row: _sample_id(tree, row.values[column_of["image"]]),
-        lambda row: _files(row, column_of, tree),
+        lambda row: _existing_files(row, column_of, tree),
     )
-    records = _joined(records, [row.where for row in rows], notes)
+    records = _join_rows(records, [row.where for row in rows], notes)
 
-    def files(found: Sequence[Record]) -> FilesSeen | None:
+    def files(unique: Sequence[Record]) -> FilesSeen | None:
         if listing is None:
             return None
-        return count(listing, found, (name, *tables), lambda _: "not named by the table")
+        return count(listing, unique, (name, *tables), lambda _: "not named by the table")
 
     return Found(
-        records=_with_all_folds(records, name), files=files, notes=notes, warnings=warnings
+        records=_refuse_missing_folds(records, name), files=files, notes=notes, warnings=warnings
     )
 
 
-def _look(store: Store, apart: str, notes: list[str]) -> Listing | None:
-    """List what lies below the table's folder, or note why that cannot be done."""
+def _list_files(store: Store, apart: str, notes: list[str]) -> Listing | None:
+    """List the files below the table's folder, or note why listing fails."""
     try:
         return look(store, apart)
-    except StorageError as error:  # images are read one by one all the same
+    except StorageError as error:
+        # Without the right to list, images named in the table can still be read.
         notes.append(f"Files that no row names are not counted: {error}")
         return None
 
 
-def _column_of(columns: Mapping[str, str]) -> dict[str, str]:
-    """Return the table's lower-case column by role."""
+def _map_roles(columns: Mapping[str, str]) -> dict[str, str]:
+    """Return lower-case column by role."""
     roles = (*REQUIRED, *OPTIONAL)
     given = {role.strip().lower(): column.strip().lower() for role, column in columns.items()}
     for role, column in given.items():
@@ -99,51 +102,56 @@ def _column_of(columns: Mapping[str, str]) -> dict[str, str]:
     return {role: given.get(role, role) for role in roles}
 
 
-def _words(classes: Mapping[str, str]) -> dict[str, str]:
-    """Return the class by lower-case word for it."""
-    words: dict[str, str] = {}
+def _map_classes(classes: Mapping[str, str]) -> dict[str, str]:
+    """Return class by lower-case word of the table."""
+    class_of_word: dict[str, str] = {}
     for word, name in classes.items():
-        known = name.strip().lower()
-        if known not in LABELS or words.setdefault(word.strip().lower(), known) != known:
+        label_name = name.strip().lower()
+        if (
+            label_name not in LABELS
+            or class_of_word.setdefault(word.strip().lower(), label_name) != label_name
+        ):
             raise DataError(
                 f"Classes must be given once each as WORD=CLASS, the class one of "
                 f"{', '.join(LABELS)}, but got {word}={name}."
             )
-    return words
+    return class_of_word
 
 
-def _record(row: Row, column_of: Mapping[str, str], words: Mapping[str, str], tree: Tree) -> Record:
+def _record(
+    row: Row, column_of: Mapping[str, str], class_of_word: Mapping[str, str], tree: Tree
+) -> Record:
     where = row.where
-    given = {role: row.values.get(column, "") for role, column in column_of.items()}
-    sample_id = _sample_id(tree, given["image"])
+    text_of = {role: row.values.get(column, "") for role, column in column_of.items()}
+    sample_id = _sample_id(tree, text_of["image"])
     if not sample_id:
         raise DataError(
-            f"{where} must name an image, but its `{column_of['image']}` is empty; fill it in or "
-            "remove the row."
+            f"{where} must name an image, but its `{column_of['image']}` is empty; fill the "
+            "cell in or remove the row."
         )
-    index = label(given["label"], where, words)
-    masks = _mask_names(given["masks"])
+    index = label(text_of["label"], where, class_of_word)
+    masks = _mask_names(text_of["masks"])
     if not masks and LABELS[index] != "normal":
         raise DataError(
-            f"{where} must name a mask, since {sample_id!r} is {LABELS[index]}; add it or correct "
-            "the label."
+            f"{where} must name a mask, since {sample_id!r} is {LABELS[index]}; add the mask or "
+            "correct the label."
         )
-    image, *files = (_file(tree, text, where) for text in (given["image"], *masks))
-    size, patient = given["pixel_size"], given["patient"]
+    image, *files = (_resolve_file(tree, text, where) for text in (text_of["image"], *masks))
+    size, patient = text_of["pixel_size"], text_of["patient"]
     return Record(
         sample_id=sample_id,
         label=index,
         image=image,
         masks=tuple(files),
         patient=None if is_unknown(patient) else patient,
-        fold=_fold(given["fold"], where),
+        fold=_parse_fold(text_of["fold"], where),
         pixel_size=number(size, where, column_of["pixel_size"]) if size else None,
         meta=meta(row.values, without=tuple(column_of.values())),
     )
 
 
 def _sample_id(tree: Tree, image: str) -> str:
-    """Return an image's id: its path as the table has it, in Unicode's composed form."""
+    """Return an image's id: the path as written in the table, in Unicode's composed form."""
     return composed(tree.written(image)) if image else ""
 
 
@@ -151,107 +159,114 @@ def _mask_names(text: str) -> list[str]:
     return [name.strip() for name in text.split("|") if name.strip()]
 
 
-def _files(row: Row, column_of: Mapping[str, str], tree: Tree) -> tuple[str, tuple[str, ...]]:
-    """Return the files that a row names, as far as they are there."""
+def _existing_files(
+    row: Row, column_of: Mapping[str, str], tree: Tree
+) -> tuple[str, tuple[str, ...]]:
+    """Return the image (empty if missing) and the existing masks of a row."""
     masks = _mask_names(row.values[column_of["masks"]])
-    found = [file for mask in masks if (file := tree.find(mask)) is not None]
-    return tree.find(row.values[column_of["image"]]) or "", tuple(found)
+    existing = [file for mask in masks if (file := tree.find(mask)) is not None]
+    return tree.find(row.values[column_of["image"]]) or "", tuple(existing)
 
 
-def _file(tree: Tree, text: str, where: str) -> str:
-    """Return the file that a path means, or the path itself if none is known.
+def _resolve_file(tree: Tree, text: str, where: str) -> str:
+    """Return the file for a path of the table, or the path itself if no file matches.
 
     Raises:
-        DataError: if the path cannot name a file below the table's folder, or another is likely.
+        DataError: if the path cannot name a file below the table's folder, or a file with a
+            similar path exists.
     """
-    found = tree.find(text)
-    if found is not None:
-        return found
+    file = tree.find(text)
+    if file is not None:
+        return file
     path, hint = tree.written(text), tree.hint(text)
     absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive
     if absolute or "://" in path or ".." in PurePosixPath(path.replace("\\", "/")).parts:
-        way = f"{hint}; write that" if hint else "move the table above its images"
+        remedy = f"{hint}; write that" if hint else "move the table above its images"
         raise DataError(
-            f"{where} must name files below the table's folder, but names {path!r}; {way}."
+            f"{where} must name files below the table's folder, but names {path!r}; {remedy}."
         )
     if not is_text(path) or any(len(p.encode()) > _MAX_NAME_BYTES for p in path.split("/")):
         raise DataError(
             f"{where} must name files by at most {_MAX_NAME_BYTES} bytes of text, but names "
-            f"{path[:60]!r}…; correct it."
+            f"{path[:60]!r}…; correct the name."
         )
     if hint:
         raise DataError(
-            f"{where} must name files that are there, but names {path!r}; {hint}; correct the "
-            "table."
+            f"{where} must name files that exist, but names {path!r}; {hint}; correct the table."
         )
+    # A missing file is reported when the image is read, also where files cannot be listed.
     return path
 
 
-def _joined(records: Sequence[Record], where: Sequence[str], notes: list[str]) -> list[Record]:
-    """Join the rows of one image, whose masks add up; refuse those that contradict each other."""
-    found: dict[str, tuple[Record, str]] = {}
-    rows: dict[str, int] = {}
-    for record, here in zip(records, where, strict=True):
+def _join_rows(records: Sequence[Record], where: Sequence[str], notes: list[str]) -> list[Record]:
+    """Join the rows of one image into one record with all masks; refuse contradictory rows."""
+    # Tables often have one row per lesion.
+    by_image: dict[str, tuple[Record, str]] = {}
+    num_rows: dict[str, int] = {}
+    for record, row_name in zip(records, where, strict=True):
+        # Ids may spell one file differently; the matched file name does not.
         key = str(PurePosixPath(record.image)) if record.image else record.sample_id
-        rows[key] = rows.get(key, 0) + 1
-        if key not in found:
-            found[key] = record, here
+        num_rows[key] = num_rows.get(key, 0) + 1
+        if key not in by_image:
+            by_image[key] = record, row_name
         else:
-            found[key] = _join(*found[key], record, here), found[key][1]
-    several = {key: times for key, times in rows.items() if times > 1}
-    num_joined = sum(found[key][0].refused is None for key in several)
+            by_image[key] = _join_pair(*by_image[key], record, row_name), by_image[key][1]
+    repeated = {key: times for key, times in num_rows.items() if times > 1}
+    num_joined = sum(by_image[key][0].refused is None for key in repeated)
     if num_joined:
-        joined = sum(times for key, times in several.items() if found[key][0].refused is None)
+        joined = sum(times for key, times in repeated.items() if by_image[key][0].refused is None)
         notes.append(f"{joined} rows of {num_joined} images are joined, with all their masks.")
-    return [record for record, _ in found.values()]
+    return [record for record, _ in by_image.values()]
 
 
-def _join(one: Record, first: str, other: Record, second: str) -> Record:
-    masks = tuple(dict.fromkeys((*one.masks, *other.masks)))
-    for record in (one, other):
+def _join_pair(first: Record, first_row: str, second: Record, second_row: str) -> Record:
+    masks = tuple(dict.fromkeys((*first.masks, *second.masks)))
+    # A refused row refuses the whole image, which would otherwise lack a mask.
+    for record in (first, second):
         if record.refused is not None:
-            return refused(one.sample_id, record.refused, one.image, masks)
+            return refused(first.sample_id, record.refused, first.image, masks)
     for what, a, b in (
-        ("label", LABELS[one.label], LABELS[other.label]),
-        ("patient", one.patient, other.patient),
-        ("fold", one.fold, other.fold),
-        ("pixel size", one.pixel_size, other.pixel_size),
+        ("label", LABELS[first.label], LABELS[second.label]),
+        ("patient", first.patient, second.patient),
+        ("fold", first.fold, second.fold),
+        ("pixel size", first.pixel_size, second.pixel_size),
     ):
-        same = a == b or (what == "patient" and canonical(str(a)) == canonical(str(b)))
-        if not same:
+        is_equal = a == b or (what == "patient" and canonical(str(a)) == canonical(str(b)))
+        if not is_equal:
             why = (
-                f"Rows of one image must have one {what}, but {one.sample_id!r} has {a} in {first} "
-                f"and {b} in {second}; correct or remove one."
+                f"Rows of one image must have one {what}, but {first.sample_id!r} has {a} in "
+                f"{first_row} and {b} in {second_row}; correct or remove one."
             )
-            return refused(one.sample_id, why, one.image, masks)
-    said = dict(one.meta)
-    for key, text in other.meta.items():
-        values = said.get(key, text).split(" | ")
-        said[key] = " | ".join(dict.fromkeys((*values, text)))
-    return replace(one, masks=masks, meta=said)
+            return refused(first.sample_id, why, first.image, masks)
+    meta_of_both = dict(first.meta)
+    for key, text in second.meta.items():
+        values = meta_of_both.get(key, text).split(" | ")
+        meta_of_both[key] = " | ".join(dict.fromkeys((*values, text)))
+    return replace(first, masks=masks, meta=meta_of_both)
 
 
-def _fold(text: str, where: str) -> int | None:
+def _parse_fold(text: str, where: str) -> int | None:
     if not text:
         return None
-    number = text.removesuffix(".0")
-    if not (number.isascii() and number.isdigit()):
+    # A spreadsheet or data frame with empty cells stores whole numbers as floats.
+    digits = text.removesuffix(".0")
+    if not (digits.isascii() and digits.isdigit()):
         raise DataError(
-            f"{where} must have a fold number, counted from 0, but has {text!r}; correct it or "
-            "leave the column away."
+            f"{where} must have a fold number, counted from 0, but has {text!r}; correct the fold "
+            "or leave the column out."
         )
-    return int(number)
+    return int(digits)
 
 
-def _with_all_folds(records: list[Record], name: str) -> list[Record]:
-    """Return the records, refused where only others are given a fold."""
+def _refuse_missing_folds(records: list[Record], name: str) -> list[Record]:
+    """Return the records, refusing records without a fold if any record has a fold."""
     if all(record.fold is None for record in records):
         return records
     return [
         refused(
             record.sample_id,
             f"{name} must give a fold for every image or for none, but gives none for "
-            f"{record.sample_id!r}; fill it in or leave the column away.",
+            f"{record.sample_id!r}; fill the cell in or leave the column out.",
             record.image,
             record.masks,
         )

@@ -1,4 +1,4 @@
-"""Tables of any kind to rows of text: CSV, a sheet of an Excel workbook, Parquet."""
+"""Read tables (CSV, a sheet of an Excel workbook, Parquet) into rows of text."""
 
 import re
 from collections import Counter
@@ -16,26 +16,26 @@ from mtil.data.names import composed
 from mtil.errors import DataError
 from mtil.storage import Store
 
-_MISSING = ("", "nan")
-_ERRORS = (
+_EMPTY_WORDS = ("", "nan")
+_FORMULA_ERRORS = (
     "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
     "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#UNKNOWN!", UNCOMPUTED,
 )  # fmt: skip
-"""What spreadsheet programs write for a formula that has no result."""
-_SAME_KEY = {"bi_rads": "birads", "diagnosis": "histology"}
-"""Columns that mean the same thing under another name."""
+"""Texts of spreadsheet programs for a formula without a result."""
+_META_ALIASES = {"bi_rads": "birads", "diagnosis": "histology"}
+"""Common meta key by alternative column name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table."""
+    """A row of a table."""
 
     where: str
-    """What to call it in an error, such as `Line 3 of INFO.csv`."""
+    """Name of the row in errors, for example `Line 3 of INFO.csv`."""
     values: Mapping[str, str]
-    """Stripped text by lower-case column; what is missing is empty."""
+    """Stripped text by lower-case column; missing values are empty."""
     wrong: str | None = None
-    """Why it cannot be used, if a formula in it has no result."""
+    """Why the row is unusable: a formula without a result in a column with a role."""
 
 
 def read_rows(
@@ -47,44 +47,45 @@ def read_rows(
     *,
     one_sheet: bool = False,
 ) -> list[Row]:
-    """Read a table by its suffix: `.xlsx`, `.parquet`, or else CSV, which may be parted by tabs.
+    """Read the rows of a table, in the format given by the suffix.
 
-    Columns without a name are no data. In a workbook, rows that are empty in the required columns
-    are left out, as notes may stand beside the data; of columns of one name that are not required
-    the first counts there.
+    Suffixes `.xlsx` and `.xlsm` are Excel, `.parquet` is Parquet, all others are CSV. Columns
+    without a name are skipped. In a workbook, rows with empty required columns are skipped, and
+    the first of several optional columns with equal names is used.
 
     Args:
-        store: what the name is relative to.
-        name: the table.
-        required: lower-case columns that it must have.
-        notes: takes sentences about hidden and merged cells.
-        optional: more columns with a role, in which the error of a formula is refused too.
-        one_sheet: whether a workbook is refused if more than one sheet has the columns, instead of
-            taking the first.
+        store: store of the table.
+        name: name of the table in the store.
+        required: lower-case names of the required columns.
+        notes: list to append sentences about hidden and merged cells to.
+        optional: further columns with a role, where a formula error also makes a row unusable.
+        one_sheet: whether to refuse a workbook with the columns in several sheets. By default
+            the first sheet is read.
 
     Raises:
-        DataError: if it is missing or damaged, lacks a column, or has only its header.
+        DataError: if the table is missing or damaged, lacks a column, or has no row.
     """
-    kind = PurePosixPath(name).suffix.lower()
+    suffix = PurePosixPath(name).suffix.lower()
     roles = (*required, *optional)
-    if kind in (".xlsx", ".xlsm"):
+    if suffix in (".xlsx", ".xlsm"):
         lines = xlsx_lines(
             store, name, required, [] if notes is None else notes, one_sheet=one_sheet
         )
-        rows = _rows(lines, name, required, "Row", required, roles)
-    elif kind == ".parquet":
-        rows = _rows(parquet_lines(store, name), name, required, "Row", None, roles)
+        # Notes and legends beside the table fill rows without data.
+        rows = _build_rows(lines, name, required, "Row", required, roles)
+    elif suffix == ".parquet":
+        rows = _build_rows(parquet_lines(store, name), name, required, "Row", None, roles)
     else:
-        rows = _rows(csv_lines(store, name), name, required, "Line", None, roles)
+        rows = _build_rows(csv_lines(store, name), name, required, "Line", None, roles)
     if not rows:
         raise DataError(
-            f"A table must have lines, but {name} has only its header; add a line an image."
+            f"A table must have rows, but {name} has only a header; add a row per image."
         )
     return rows
 
 
 def has_columns(store: Store, name: str, required: Sequence[str]) -> bool:
-    """Say whether a file is a table with these lower-case columns."""
+    """Return whether a file is a readable table with the required lower-case columns."""
     try:
         return bool(read_rows(store, name, required))
     except DataError:
@@ -97,13 +98,13 @@ def read_each(
     sample_id: Callable[[Row], str],
     files: Callable[[Row], tuple[str, tuple[str, ...]]],
 ) -> list[Record]:
-    """Return a record of each row, refused where the row is wrong.
+    """Return a record for every row; an unusable row becomes a refused record.
 
     Args:
-        rows: of one table.
-        read: makes the record, or raises a `DataError` that says what is wrong.
-        sample_id: the id of a row; empty if it has none.
-        files: the image and the masks that a row names, as far as they are there.
+        rows: rows of a table.
+        read: builds the record of a row, or raises a `DataError` with the reason for refusal.
+        sample_id: returns the sample id of a row, empty if missing.
+        files: returns the image and the masks of a row, as far as the files exist.
     """
     records = []
     for row in rows:
@@ -112,137 +113,151 @@ def read_each(
                 raise DataError(row.wrong)
             records.append(read(row))
         except DataError as error:
+            # Refuse the row only: all unusable images are reported together.
             records.append(refused(sample_id(row) or row.where, str(error), *files(row)))
     return records
 
 
 def stem(text: str) -> str:
-    """Return an image's name without the suffix that a table may give it."""
+    """Return an image name without image suffix, in Unicode's composed form."""
     return composed(without_suffix(text))
 
 
 def value(row: Row, column: str) -> str:
-    """Return a value that must be there.
+    """Return a required value of a row.
 
     Raises:
-        DataError: if it is empty.
+        DataError: if the value is empty.
     """
     text = row.values[column]
-    if text.lower() in _MISSING:
-        raise DataError(f"{row.where} must have a value, but its `{column}` is empty; fill it in.")
+    if text.lower() in _EMPTY_WORDS:
+        raise DataError(
+            f"{row.where} must have a value, but its `{column}` is empty; fill the cell in."
+        )
     return text
 
 
 def label(text: str, where: str, classes: Mapping[str, str] | None = None) -> int:
-    """Return a class's index into `LABELS`; case does not matter.
+    """Return the index into `LABELS` for a table's word for a class, in any case.
 
     Args:
-        text: what the table calls it.
-        where: the row, for an error.
-        classes: class by lower-case other word for it.
+        text: the table's word.
+        where: name of the row, for an error.
+        classes: class by further lower-case words.
 
     Raises:
-        DataError: if there is no such class.
+        DataError: if the word names no class.
     """
     word = text.lower()
-    known = (classes or {}).get(word, word)
-    if known not in LABELS:
-        others = "".join(f", {word}" for word in classes or {})
+    label_name = (classes or {}).get(word, word)
+    if label_name not in LABELS:
+        further = "".join(f", {word}" for word in classes or {})
         raise DataError(
-            f"{where} must have a label of {', '.join(LABELS)}{others}, but has {text!r}; "
-            "correct it or remove the row."
+            f"{where} must have a label of {', '.join(LABELS)}{further}, but has {text!r}; "
+            "correct the label or remove the row."
         )
-    return LABELS.index(known)
+    return LABELS.index(label_name)
 
 
 def meta(values: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
-    """Return what a row says beside the columns that have a role, by key.
+    """Return the non-empty values of a row by meta key, without the columns with a role.
 
-    A key is a column in lower-case snake; what means the same has the same key in every layout.
-    Empty values are left out.
+    A meta key is the column name in snake case. Alternative names like `diagnosis` map to
+    the same key in all layouts.
     """
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for column, text in values.items():
-        snake = _snake(column)
-        if column not in without and snake and text.lower() not in _MISSING:
-            found.setdefault(_SAME_KEY.get(snake, snake), text)
-    return found
+        snake = _to_snake_case(column)
+        if column not in without and snake and text.lower() not in _EMPTY_WORDS:
+            by_key.setdefault(_META_ALIASES.get(snake, snake), text)
+    return by_key
 
 
+# Called for every cell of a table, with few distinct columns.
 @lru_cache(2**15)
-def _snake(column: str) -> str:
+def _to_snake_case(column: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", column).strip("_")
 
 
 def number(text: str, where: str, column: str) -> float:
-    """Return a positive, finite number; its decimals may come after a comma.
+    """Return a positive, finite number, written with a decimal point or comma.
 
     Raises:
-        DataError: if it is none.
+        DataError: if the text is not a positive, finite number.
     """
     try:
-        found = float(text.replace(",", ".", 1))
+        parsed = float(text.replace(",", ".", 1))
     except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
+        parsed = 0.0
+    if not 0 < parsed < float("inf"):
         raise DataError(
-            f"{where} must have a positive number in `{column}`, but has {text!r}; correct it or "
-            "leave it empty."
+            f"{where} must have a positive number in `{column}`, but has {text!r}; correct the "
+            "number or clear the cell."
         )
-    return found
+    return parsed
 
 
-def _rows(
+def _build_rows(
     lines: Lines,
     name: str,
     required: Sequence[str],
-    word: str,
+    row_word: str,
     deciding: Sequence[str] | None,
     roles: Sequence[str],
 ) -> list[Row]:
-    """Return the rows of a table, without empty ones.
+    """Return the non-empty rows of a table.
 
-    A row is empty if it is so in the deciding columns, or everywhere if none decide.
+    Args:
+        lines: numbered lines, header first.
+        name: name of the table, for errors.
+        required: lower-case names of the required columns.
+        row_word: `Row` or `Line`, for errors.
+        deciding: a row is empty if all deciding columns are empty; None means all columns.
+        roles: columns with a role.
     """
     first = next((values for _, values in lines if any(values)), [])
     header = [composed(column.lower()) for column in first]
-    if deciding is not None:  # what stands beside a workbook's data may have a header like its own
+    if deciding is not None:
+        # A legend beside a workbook's data may repeat a column name of the data.
         seen: set[str] = set()
-        for at, column in enumerate(header):
+        for index, column in enumerate(header):
             if column not in required and column in seen:
-                header[at] = ""
+                header[index] = ""
             seen.add(column)
     _check_header(header, name, required)
     rows = []
     for line, values in lines:
         if not any(values):
             continue
-        where = f"{word} {line} of {name}"
+        where = f"{row_word} {line} of {name}"
         if len(values) != len(header):
             raise DataError(
                 f"{where} must have {len(header)} values, as the header, but has {len(values)}; "
-                "quote values that hold commas."
+                "quote values with commas."
             )
         row = {column: text for column, text in zip(header, values, strict=True) if column}
         if any(row[column] for column in (row if deciding is None else deciding)):
-            rows.append(Row(where, row, _uncomputed(row, where, roles)))
+            rows.append(Row(where, row, _refuse_formula_errors(row, where, roles)))
     return rows
 
 
-def _uncomputed(row: dict[str, str], where: str, roles: Sequence[str]) -> str | None:
-    """Say which column with a role holds the error of a formula; empty the other columns."""
-    wrong = None
+def _refuse_formula_errors(row: dict[str, str], where: str, roles: Sequence[str]) -> str | None:
+    """Return the reason for refusing a row with a formula error in a column with a role.
+
+    Formula errors in columns without a role are cleared in place.
+    """
+    why = None
     for column, text in row.items():
-        if text.startswith("#") and text.upper() in _ERRORS:
+        if text.startswith("#") and text.upper() in _FORMULA_ERRORS:
             if column not in roles:
                 row[column] = ""
-            elif wrong is None:
-                said = "a formula without a saved result" if text == UNCOMPUTED else text
-                wrong = (
-                    f"{where} must have a value, but its `{column}` is {said}; correct the formula "
-                    "or save the workbook again with its results."
+            elif why is None:
+                content = "a formula without a saved result" if text == UNCOMPUTED else text
+                why = (
+                    f"{where} must have a value, but its `{column}` is {content}; correct the "
+                    "formula or save the workbook again with its results."
                 )
-    return wrong
+    return why
 
 
 def _check_header(header: Sequence[str], name: str, required: Sequence[str]) -> None:
@@ -250,12 +265,12 @@ def _check_header(header: Sequence[str], name: str, required: Sequence[str]) -> 
     if missing:
         raise DataError(
             f"{name} must have the columns {', '.join(required)}, but lacks "
-            f"{', '.join(missing)}; add them to its first line, which is "
+            f"{', '.join(missing)}; add the columns to the first line, which is "
             f"{','.join(header)[:80]!r}."
         )
     for column, times in Counter(header).items():
         if column and times > 1:
             raise DataError(
                 f"A column must be given once, but {name} has {column!r} {times} times; rename or "
-                "remove one."
+                "remove the repetition."
             )

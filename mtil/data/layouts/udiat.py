@@ -26,15 +26,16 @@ _DIGITS = 6
 
 
 def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
-    """Find the images that the workbook names; it may give their numbers as text or as numbers.
+    """Find the images named in the workbook.
 
     Args:
-        store: the collection's folder or one above it.
+        store: the collection's folder or a folder above.
         apart: see `files.look`.
-        tables: more tables of the collection, for its account.
+        tables: further tables of the collection, for the file account.
 
     Raises:
-        DataError: if there is no such collection, or its workbook and images do not fit together.
+        DataError: if the collection is missing, incomplete or ambiguous, or the workbook is
+            unreadable.
     """
     folder, notes = locate(store, _EXPECTED, apart), list[str]()
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
@@ -48,7 +49,7 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
     read = (folder.table, *tables)
     return Found(
         records=records,
-        files=lambda found: folder.account(found, read, _EXPECTED.folders),
+        files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
@@ -57,22 +58,24 @@ def _record(folder: Folder, row: Row) -> Record:
     value(row, "image")
     name = _sample_id(row)
     image, masks = _names(row)
-    said = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
+    # Cells to the right hold a legend of abbreviations, not facts about the row's image.
+    facts = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
     return Record(
         sample_id=name,
         label=label(value(row, "type"), row.where),
         image=folder.require(image, row.where),
         masks=tuple(folder.require(mask, row.where) for mask in masks),
-        meta=meta(said, without=()),
+        meta=meta(facts, without=()),
     )
 
 
 def _names(row: Row) -> tuple[str, tuple[str, ...]]:
-    """Return the image and the masks that a row names, relative to the collection."""
+    """Return the image and the masks of a row, relative to the collection's folder."""
     name = _sample_id(row)
     return f"original/{name}.png", (f"GT/{name}.png",)
 
 
 def _sample_id(row: Row) -> str:
+    # Workbooks give image numbers as text ("000001.png") or as numbers (1, 1.0).
     number = stem(row.values["image"]).removesuffix(".0")
     return number and number.zfill(_DIGITS)

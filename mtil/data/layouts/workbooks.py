@@ -1,7 +1,7 @@
-"""Excel workbooks to numbered lines of text: merged cells are filled, sizes are bounded.
+"""Read Excel workbooks into numbered lines of text, filling merged cells and bounding sizes.
 
-openpyxl's read-only worksheets do not know merged cells, and its others make an object of every
-cell of a merged range, however large. Its parser of single rows is used without either.
+openpyxl's read-only worksheets ignore merged cells. Its full worksheets create an object for every
+cell of a merged range, however large. This module uses openpyxl's row parser without worksheets.
 """
 
 import io
@@ -29,30 +29,34 @@ from mtil.errors import DataError
 from mtil.storage import Store
 
 UNCOMPUTED = "#FORMULA!"
-"""Stands for a formula whose result the workbook does not hold."""
+"""Placeholder for a formula without a saved result."""
 MAX_ROWS = 1_048_576
-"""Of a sheet in Excel."""
+"""Most rows of a sheet in Excel."""
 _MAX_VALUES = 20_000_000
+"""Most cells, empty or not, of a table or of all merged ranges."""
 _MAX_BYTES = 256 * 2**20
-"""Of all XML parts together, unpacked."""
+"""Most unpacked bytes of all XML parts together."""
 _MAX_SMALL_BYTES = 8 * 2**20
-"""Of an XML part that is neither a sheet nor the strings."""
-_LARGE = ("xl/worksheets/", "xl/sharedstrings")
+"""Most unpacked bytes of an XML part, apart from sheets and shared strings."""
+_LARGE_PARTS = ("xl/worksheets/", "xl/sharedstrings")
 _MAX_PARTS = 10_000
 _MAX_DEPTH = 64
 _MAX_ELEMENTS = {"c": 5_000_000, "row": MAX_ROWS, "si": 1_000_000, "mergeCell": MAX_ROWS}
-"""Cells, rows, strings and merged ranges of a workbook."""
+"""Most cells, rows, strings and merged ranges of a workbook, by XML tag."""
 _MAX_TAGS = 30_000_000
 _TAG = re.compile(rb"<(?:\w+:)?(c|row|si|mergeCell)[\s/>]")
+# Entities can unfold a small file without end. NUL bytes are a sign of UTF-16, where a search for
+# bytes would miss the declarations. No spreadsheet program writes any of the three.
 _FORBIDDEN = (b"<!DOCTYPE", b"<!ENTITY", b"\0")
-"""What no spreadsheet program writes, and by which a small file can unfold without end."""
-_PIECE, _OVERLAP = 2**20, 16
+_PIECE_BYTES = 2**20
+# Longer than every searched mark and tag, so that none is missed across two pieces.
+_OVERLAP_BYTES = 16
 _MERGE_TAG = f"{{{SHEET_MAIN_NS}}}mergeCell"
 
-_BROKEN = (
+_WORKBOOK_ERRORS = (
     zipfile.BadZipFile,
     InvalidFileException,
-    SyntaxError,  # what both XML parsers raise
+    SyntaxError,  # from both XML parsers
     KeyError,
     ValueError,
     TypeError,
@@ -64,20 +68,20 @@ _BROKEN = (
     OverflowError,
     zlib.error,
 )
-"""What openpyxl raises on damaged workbooks."""
+"""Exceptions raised by openpyxl on damaged workbooks."""
 
 
 @dataclass
 class _Sheet:
-    """One sheet, of which rows are added as they are read."""
+    """A sheet, with the rows read up to now."""
 
     title: str
     path: str
     visible: bool
     header: list[str] = field(default_factory=list)
-    """Lower-case values of the first row that holds any."""
+    """Lower-case values of the first non-empty row."""
     rows: dict[int, dict[int, str]] = field(default_factory=dict)
-    """Text by row and column; empty cells are left out."""
+    """Text by column by row, without empty cells."""
     merged: list[str] = field(default_factory=list)
     hidden_rows: list[int] = field(default_factory=list)
     hidden_columns: set[int] = field(default_factory=set)
@@ -86,59 +90,63 @@ class _Sheet:
 def xlsx_lines(
     store: Store, name: str, required: Sequence[str], notes: list[str], *, one_sheet: bool
 ) -> Lines:
-    """Return the rows of the first sheet that has the required columns.
+    """Return the lines of the first sheet with the required columns.
 
     Args:
-        store: what the name is relative to.
-        name: the workbook.
-        required: lower-case columns.
-        notes: takes sentences about hidden and merged cells and other sheets.
-        one_sheet: whether several sheets with the columns are refused.
+        store: store of the workbook.
+        name: name of the workbook in the store.
+        required: lower-case names of the required columns.
+        notes: list to append sentences about hidden rows, merged cells and unread sheets to.
+        one_sheet: whether to refuse a workbook with the columns in several sheets.
 
     Raises:
-        DataError: if it is missing, damaged or too large, or has too many or only hidden sheets.
+        DataError: if the workbook is missing, damaged or too large, or has the columns in
+            hidden sheets only, or in several sheets with `one_sheet`.
     """
     data = read(store, name, "an Excel workbook")
     try:
-        _check(data, name)
+        # Bounds come before parsing: openpyxl would unfold any file.
+        _check_bounds(data, name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and validations that it leaves out
-            sheet, others = _read(data, required, name)
+            # openpyxl warns of styles and validations it does not support; tables need neither.
+            warnings.simplefilter("ignore")
+            sheet, unread = _read_sheet(data, required, name)
     except DataError:
         raise
-    except _BROKEN as error:
+    except _WORKBOOK_ERRORS as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
             f"{store.uri}/{name} cannot be read as an Excel workbook: {reason[:200]}; "
-            "fetch it again or save it as .xlsx."
+            "fetch the file again or save it as .xlsx."
         ) from None
-    if others:
-        shown = ", ".join(repr(other.title) for other in others[:4])
+    if unread:
+        titles = ", ".join(repr(other.title) for other in unread[:4])
         if one_sheet:
             raise DataError(
                 f"A workbook must have one sheet with the columns {', '.join(required)}, but "
-                f"{name} has {sheet.title!r}, {shown}; keep one, or save one as CSV."
+                f"{name} has {sheet.title!r}, {titles}; keep one, or save one as CSV."
             )
-        notes.append(f"{name} is read by its sheet {sheet.title!r} only, not {shown}.")
+        notes.append(f"{name} is read by its sheet {sheet.title!r} only, not {titles}.")
+    # The header decides the width: cells to the right belong to no column.
     width = max(sheet.rows[min(sheet.rows)], default=0) if sheet.rows else 0
     if width > MAX_COLUMNS:
         raise DataError(too_many_columns(name, width))
     if width * len(sheet.rows) > _MAX_VALUES:
         raise DataError(_too_large(name, f"{len(sheet.rows)} rows of {width} columns"))
-    notes += _notes(sheet, name, _fill(sheet, width, name))
+    notes += _describe_cells(sheet, name, _fill_merged_cells(sheet, width, name))
     return (
         (line, [values.get(column, "") for column in range(1, width + 1)])
         for line, values in sorted(sheet.rows.items())
     )
 
 
-def _read(data: bytes, required: Sequence[str], name: str) -> tuple[_Sheet, list[_Sheet]]:
-    """Return the first sheet that has the required columns, and the others that have them.
+def _read_sheet(data: bytes, required: Sequence[str], name: str) -> tuple[_Sheet, list[_Sheet]]:
+    """Return the first visible sheet with the required columns, and the further ones unread.
 
-    If none has them, the first visible sheet is returned.
+    Without a matching sheet, returns the first visible sheet: the caller names missing columns.
 
     Raises:
-        DataError: if only a hidden sheet has the columns.
+        DataError: if only hidden sheets have the columns.
     """
     reader = ExcelReader(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
     with reader.archive:
@@ -152,23 +160,23 @@ def _read(data: bytes, required: Sequence[str], name: str) -> tuple[_Sheet, list
             if rel.target in reader.valid_files and "chartsheet" not in rel.Type
         ]
         for sheet in sheets:
-            _read_rows(reader, sheet, name, only_header=True)
+            _parse_rows(reader, sheet, name, only_header=True)
         fitting = [sheet for sheet in sheets if set(required) <= set(sheet.header)]
         visible = [sheet for sheet in fitting if sheet.visible]
         if fitting and not visible:
             raise DataError(
                 f"A sheet must be visible to be read, but {fitting[0].title!r} of {name} is "
-                "hidden; unhide or delete it."
+                "hidden; unhide or delete the sheet."
             )
         chosen = [*visible, *(sheet for sheet in sheets if sheet.visible), *sheets][0]
-        _read_rows(reader, chosen, name)
+        _parse_rows(reader, chosen, name)
         return chosen, visible[1:]
 
 
-def _read_rows(reader: Any, sheet: _Sheet, name: str, *, only_header: bool = False) -> None:
+def _parse_rows(reader: Any, sheet: _Sheet, name: str, *, only_header: bool = False) -> None:
     with reader.archive.open(sheet.path) as source:
         book = reader.wb
-        parser = _Parser(
+        parser = _RowParser(
             source,
             reader.shared_strings,
             data_only=True,
@@ -187,23 +195,23 @@ def _read_rows(reader: Any, sheet: _Sheet, name: str, *, only_header: bool = Fal
                 sheet.rows.setdefault(line, {}).update(row)
 
 
-class _Parser(WorkSheetParser):
-    """Reads rows and what is merged or hidden; forgets every other element at once."""
+class _RowParser(WorkSheetParser):
+    """Parser for rows, merged ranges and hidden rows and columns of a sheet."""
 
     def read(self, name: str, sheet: _Sheet) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Yield the number and the cells of each row."""
-        above: list[Element] = []
-        rows = 0
+        """Yield number and cells of every row; add merged and hidden parts to `sheet`."""
+        parents: list[Element] = []
+        num_open_rows = 0
         for event, element in iterparse(self.source, events=("start", "end")):
             if event == "start":
-                above.append(element)
-                rows += element.tag == ROW_TAG
-                if len(above) > _MAX_DEPTH:
-                    raise DataError(_too_large(name, f"elements {len(above)} deep"))
+                parents.append(element)
+                num_open_rows += element.tag == ROW_TAG
+                if len(parents) > _MAX_DEPTH:
+                    raise DataError(_too_large(name, f"elements {len(parents)} deep"))
                 continue
-            above.pop()
+            parents.pop()
             if element.tag == ROW_TAG:
-                rows -= 1
+                num_open_rows -= 1
                 line, cells = self.parse_row(element)
                 if element.get("hidden") in ("1", "true"):
                     sheet.hidden_rows.append(line)
@@ -213,61 +221,67 @@ class _Parser(WorkSheetParser):
             elif element.tag == COL_TAG and element.get("hidden") in ("1", "true"):
                 first, last = int(element.get("min", "1")), int(element.get("max", "1"))
                 sheet.hidden_columns.update(range(first, min(last, MAX_COLUMNS) + 1))
-            if not rows and above:
-                above[-1].remove(element)
+            # Keep elements only until their row is parsed: a whole sheet would fill the memory.
+            if not num_open_rows and parents:
+                parents[-1].remove(element)
 
     def parse_cell(self, element: Element) -> dict[str, Any]:
-        """Return a cell, with `UNCOMPUTED` for a formula without a result."""
+        """Return a cell, with the value `UNCOMPUTED` for a formula without a saved result."""
         cell: dict[str, Any] = super().parse_cell(element)
         if cell["value"] is None and element.find(FORMULA_TAG) is not None:
             cell["value"] = UNCOMPUTED
         return cell
 
 
-def _fill(sheet: _Sheet, width: int, name: str) -> int:
-    """Fill the empty cells of merged ranges below the header with their range's value.
+def _fill_merged_cells(sheet: _Sheet, width: int, name: str) -> int:
+    """Fill the empty cells of merged ranges below the header with the value of the range.
 
     Returns:
-        How many cells were filled.
+        Number of filled cells.
     """
     lines = sorted(sheet.rows)
-    filled = looked_at = 0
+    num_filled = num_visited = 0
     for ref in sheet.merged:
-        left, top, right, bottom = (at or 0 for at in range_boundaries(ref))
+        left, top, right, bottom = (bound or 0 for bound in range_boundaries(ref))
         value = sheet.rows.get(top, {}).get(left)
+        # Filling a merged header would name two columns alike.
         if value is None or top <= lines[0]:
             continue
         last = min(right, width)
         for line in lines[bisect_left(lines, top) : bisect_right(lines, bottom)]:
             row = sheet.rows[line]
-            looked_at += max(0, last - left + 1)
-            if looked_at > _MAX_VALUES:
+            # Ranges may overlap, so the number of cells does not bound the visits.
+            num_visited += max(0, last - left + 1)
+            if num_visited > _MAX_VALUES:
                 raise DataError(_too_large(name, "merged ranges that overlap"))
             for column in range(left, last + 1):
-                filled += column not in row
+                num_filled += column not in row
                 row.setdefault(column, value)
-    return filled
+    return num_filled
 
 
-def _notes(sheet: _Sheet, name: str, filled: int) -> list[str]:
+def _describe_cells(sheet: _Sheet, name: str, num_filled: int) -> list[str]:
+    """Return notes about filled cells and hidden rows."""
     notes = []
-    if filled:
-        notes.append(f"{filled} empty cells of merged ranges in {name} take their range's value.")
+    if num_filled:
+        notes.append(
+            f"{num_filled} empty cells of merged ranges in {name} take their range's value."
+        )
     hidden = [line for line in sheet.hidden_rows if line in sheet.rows]
     if hidden:
         notes.append(f"{len(hidden)} hidden rows of {name} are read, such as row {hidden[0]}.")
     return notes
 
 
-def _check(data: bytes, name: str) -> None:
-    """Refuse a workbook that unpacks to more than a table can hold, or that declares entities.
+def _check_bounds(data: bytes, name: str) -> None:
+    """Check the unpacked size of a workbook and search for entity declarations.
 
     Raises:
-        DataError: saying what is too large.
-        zipfile.BadZipFile: if it is no workbook.
+        DataError: if the workbook exceeds a bound or declares entities.
+        zipfile.BadZipFile: if the data is no ZIP archive.
     """
     counts = Counter[bytes]()
-    total = tags = 0
+    total_bytes = num_tags = 0
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if len(members) > _MAX_PARTS:
@@ -275,37 +289,40 @@ def _check(data: bytes, name: str) -> None:
         for member in members:
             if not member.filename.lower().endswith((".xml", ".rels")):
                 continue
-            size = 0
-            is_large = member.filename.lower().startswith(_LARGE)
-            for piece in _pieces(archive, member):
+            part_bytes = 0
+            is_large = member.filename.lower().startswith(_LARGE_PARTS)
+            # Count while unpacking: the sizes declared in a ZIP archive may be false.
+            for piece in _read_pieces(archive, member):
                 if any(mark in piece for mark in _FORBIDDEN):
                     raise DataError(
                         f"A workbook must be plain UTF-8 inside, but {member.filename} of {name} "
                         "declares entities or has NUL bytes; save it as CSV."
                     )
-                size += len(piece) - _OVERLAP
-                tags += piece.count(b"<")
+                part_bytes += len(piece) - _OVERLAP_BYTES
+                num_tags += piece.count(b"<")
                 counts.update(_TAG.findall(piece))
-                for what, most in _MAX_ELEMENTS.items():
-                    if counts[what.encode()] > most:
-                        raise DataError(_too_large(name, f"more than {most} {what!r} elements"))
-                most = _MAX_BYTES - total if is_large else _MAX_SMALL_BYTES
-                if size > most or tags > _MAX_TAGS:
-                    raise DataError(_too_large(name, f"{size} bytes or more in {member.filename}"))
-            total += size
+                for tag, limit in _MAX_ELEMENTS.items():
+                    if counts[tag.encode()] > limit:
+                        raise DataError(_too_large(name, f"more than {limit} {tag!r} elements"))
+                limit = _MAX_BYTES - total_bytes if is_large else _MAX_SMALL_BYTES
+                if part_bytes > limit or num_tags > _MAX_TAGS:
+                    raise DataError(
+                        _too_large(name, f"{part_bytes} bytes or more in {member.filename}")
+                    )
+            total_bytes += part_bytes
 
 
-def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yield a part piece by piece, each behind the last bytes of the one before it."""
-    before = b" " * _OVERLAP
+def _read_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the unpacked bytes of a part in pieces that overlap by `_OVERLAP_BYTES`."""
+    overlap = b" " * _OVERLAP_BYTES
     with archive.open(member) as part:
-        while piece := part.read(_PIECE):
-            yield before + piece
-            before = (before + piece)[-_OVERLAP:]
+        while piece := part.read(_PIECE_BYTES):
+            yield overlap + piece
+            overlap = (overlap + piece)[-_OVERLAP_BYTES:]
 
 
-def _too_large(name: str, what: str) -> str:
+def _too_large(name: str, excess: str) -> str:
     return (
-        f"A workbook must be no larger than a table of images, but {name} has {what}; save its "
+        f"A workbook must be no larger than a table of images, but {name} has {excess}; save the "
         "table as CSV."
     )

@@ -550,7 +550,7 @@ def test_given_folds_are_taken_where_they_fit(base: Path, to: Path, add: Add) ->
     with pytest.raises(DataError, match=r"0 to 4, but 'x23\.png' is given 5"):
         add(replace(NEW[2], fold="5"))
     wrong = str((int(str(rows["b03.png"]["fold"])) + 1) % 5)
-    with pytest.raises(DataError, match=rf"lies in fold . and it is given fold {wrong}"):
+    with pytest.raises(DataError, match=rf"lies in fold . and the image is given fold {wrong}"):
         add(Line("z1", "benign (24)", patient="pb3", fold=wrong))
     assert _files(to) == before
     assert made.num_added == 2

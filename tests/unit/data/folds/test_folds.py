@@ -1,4 +1,4 @@
-"""Groups and folds: nothing leaks, every class everywhere, the same for the same seed."""
+"""Groups and folds: no leaks, every class in every fold, reproducible by seed."""
 
 import hashlib
 import json
@@ -25,13 +25,13 @@ def _record(
 
 
 def _assign(records: list[Record], group: dict[str, str], **options: object) -> assign.Assignment:
-    """Assign where all lesions are of one size."""
+    """Assign folds without lesion sizes."""
     area = {record.sample_id: 0.1 for record in records}
     return assign.assign(records, group, area, **options)  # type: ignore[arg-type]
 
 
 def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[str, str]]:
-    """Groups of one to six images of one class each."""
+    """Return records in groups of one to six images of a class, and group by sample id."""
     rng = np.random.default_rng(seed)
     records, group = [], {}
     for index in range(num_groups):
@@ -134,7 +134,7 @@ def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
 
 
 def test_patients_of_several_classes_are_spread_by_the_images_of_each() -> None:
-    """As in BUS-UCLM: 38 patients with some 18 images each, most of them with normals."""
+    """As in BUS-UCLM: 38 patients with about 18 images each, most patients with normal images."""
     rng = np.random.default_rng(3)
     records, group = [], {}
     for patient in range(38):
@@ -155,7 +155,7 @@ def test_patients_of_several_classes_are_spread_by_the_images_of_each() -> None:
 
 
 def test_groups_of_one_class_are_dealt_as_ever() -> None:
-    """The places of data sets that were prepared before must come out again."""
+    """The assignment of data sets prepared earlier must not change."""
     records, group = _collection(7)
     area = {r.sample_id: (index * 37 % 101) / 101 for index, r in enumerate(records)}
     made = assign.assign(records, group, area, num_folds=5, seed=3)
@@ -185,7 +185,7 @@ def test_given_folds_are_taken(tmp_path: Path) -> None:
     [
         ([0, 1, 0, 1, 1, 1], r"the group of .* in the folds 0 and 1"),
         ([0, 0, 2, 2, 2, 2], "without a gap.* gives 0, 2"),
-        ([0, 0, 0, 0, 0, 0], "2 to 100 of them.* gives 0"),
+        ([0, 0, 0, 0, 0, 0], "2 to 100 folds.* gives 0"),
         ([0, 0, 0, 0, 1, 1], "must hold benign images, but fold 1 has none"),
     ],
 )
@@ -203,7 +203,7 @@ def test_wrong_given_folds_are_refused(given: list[int], message: str) -> None:
 def test_too_few_groups_are_refused() -> None:
     records = [_record(f"{i}", label=int(i < 4)) for i in range(40)]
     group = {record.sample_id: record.sample_id for record in records}
-    with pytest.raises(DataError, match=r"malignant images, but there are 4 groups .* 5 folds"):
+    with pytest.raises(DataError, match=r"malignant images, but 4 groups .* 5 folds"):
         _assign(records, group, num_folds=5, seed=0)
     dropped = [Dropped(sample_id="b7", why="its group holds two classes")]
     with pytest.raises(DataError, match="1 images were dropped, such as 'b7': its group holds two"):
@@ -230,7 +230,7 @@ def test_small_collections_get_fewer_parts_that_serve(num_groups: int) -> None:
 
 
 def _sized(num_images: int) -> tuple[list[Record], dict[str, str], dict[str, float]]:
-    """Images of two classes whose lesions grow with their number."""
+    """Return images of two classes, with lesions growing with the number of the image."""
     records = [_record(f"{i:03d}", label=i % 2) for i in range(num_images)]
     group = {record.sample_id: record.sample_id for record in records}
     area = {record.sample_id: 0.001 * (i + 1) for i, record in enumerate(records)}
@@ -250,7 +250,7 @@ def test_lesion_sizes_are_spread_evenly_over_folds() -> None:
 
 
 def test_terciles_are_those_of_both_classes_together() -> None:
-    """Malignant lesions are the larger ones: of 90, the small third has 5 and the large one 25."""
+    """Malignant lesions are larger: of 90 lesions, 5 in the small third, 25 in the large third."""
     records, group, area = _sized(90)
     malignant = {*range(0, 30, 6), *range(30, 60, 2), *(i for i in range(60, 90) if i % 6)}
     records = [replace(r, label=int(i in malignant)) for i, r in enumerate(records)]

@@ -1,4 +1,4 @@
-"""`splits.json`: it says where every image is, and can be edited and given back."""
+"""`splits.json`: fold and part of every image, written, edited and read back."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_wrong_files_are_refused(
 
 
 def test_every_image_that_is_kept_must_have_a_place() -> None:
-    with pytest.raises(DataError, match="must place every image, but it lacks 'd'"):
+    with pytest.raises(DataError, match="must place every image, but lacks 'd'"):
         splits.of_kept(MADE, _records("a", "d"), GROUP | {"d": "d"}, whole_groups=True)
 
 
@@ -112,7 +112,7 @@ def test_a_holdout_file_takes_the_groups_of_its_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names none"):
         splits.read_holdout(str(path), read, kept, GROUP)
     path.write_text("image_id\na\nbenign (999)\n")
-    with pytest.raises(DataError, match=r"names 1 that none has, such as 'benign \(999\)'"):
+    with pytest.raises(DataError, match=r"names 1 unknown images, such as 'benign \(999\)'"):
         splits.read_holdout(str(path), read, kept, GROUP)
 
 

@@ -1,4 +1,4 @@
-"""Published collections with all their oddities, from files to rows by the command line."""
+"""Prepare published collections, oddities included, by the command line and check the rows."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ NUM_IMAGES = 24
 
 @dataclass
 class Expected:
-    """What a row must say."""
+    """Expected values of a row."""
 
     label: str
     gray: Gray
@@ -38,7 +38,7 @@ class Expected:
 
 
 def _drawn(number: int) -> tuple[Gray, Mask]:
-    """Return gray pixels (h, w) and a lesion, like no other number's."""
+    """Return gray pixels (h, w) and a lesion mask (h, w), different for every number."""
     rng = np.random.default_rng(number)
     height, width = rng.integers(64, 101, 2)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7), dtype=np.uint8))
@@ -56,7 +56,7 @@ def _save(path: Path, image: Image.Image, **options: Any) -> None:
 
 
 def _image(path: Path, gray: Gray, kind: str) -> Gray:
-    """Write an image and return the gray pixels that a viewer shows before black."""
+    """Write an image and return the gray pixels as shown by a viewer on black."""
     if kind == "16 bits":
         _save(path, Image.fromarray(gray.astype(np.uint16) * 257))
     elif kind == "RGBA":

@@ -1,4 +1,4 @@
-"""BUSI folders and tables to records, with the oddities that real ones have."""
+"""Read BUSI folders and tables, with the oddities of real collections, into records."""
 
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ HEADER = "image,masks,label,fold\n"
     [
         ("", r"must have the columns image, masks, label, but lacks image, masks, label"),
         ("image,label\na.png,normal\n", "lacks masks"),
-        (HEADER, "has only its header"),
+        (HEADER, "has only a header"),
         (HEADER + "a.png,m.png,cyst,\n", "Line 2 .* benign, malignant, normal, but has 'cyst'"),
         (HEADER + "a.png,,benign,\n", "Line 2 .* must name a mask"),
         (HEADER + ",m.png,benign,\n", "Line 2 .* `image` is empty"),
@@ -205,7 +205,7 @@ HEADER = "image,masks,label,fold\n"
         (HEADER + "a.png,m.png,benign,\n./a.png,,normal,\n", "one label, .*benign .* normal"),
         (HEADER + "../../etc/passwd,m.png,benign,\n", "below the table's folder"),
         (HEADER + "a.png,m.png|/etc/passwd,benign,\n", "below the table's folder"),
-        (HEADER + '"a.png,m.png,benign,\n', "is no CSV"),
+        (HEADER + '"a.png,m.png,benign,\n', "is not CSV"),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of files, folders and images as other systems and people write them, in every layout."""
+"""Spellings of file, folder and image names by people and systems, in every layout."""
 
 import os
 import unicodedata

@@ -1,4 +1,4 @@
-"""The other published collections, written small with the oddities that the real ones have."""
+"""Published collections other than BUSI, small, with the oddities of the real collections."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def _workbook(path: Path, rows: Rows) -> None:
 
 
 def _clutter(root: Path, *folders: str) -> None:
-    """Add what operating systems and users leave behind."""
+    """Add files left behind by operating systems and users."""
     _touch(root, "readme.txt", "__MACOSX/x/._a.png", ".hidden/a.png")
     for folder in folders:
         _touch(root / folder, "Thumbs.db", ".DS_Store", "._bus_0001-l.png", "notes.txt")
@@ -281,7 +281,7 @@ def test_images_with_and_without_a_row_are_both_refused(tmp_path: Path) -> None:
         _scan(tmp_path, "bus_bra")
     assert str(caught.value).splitlines() == [
         "2 of 4 images cannot be used; correct them or add --skip-invalid:",
-        f"- Line 4 of bus_data.csv must name files that are there, but {tmp_path} has no "
+        f"- Line 4 of bus_data.csv must name files that exist, but {tmp_path} has no "
         "Images/bus_0003-s.png; add the file or remove the row.",
         "- Every image must have a row, but bus_data.csv has none for Images/bus_0002-s.png; add "
         "the row or remove the image.",
@@ -418,9 +418,9 @@ def test_two_collections_below_one_folder_are_refused(tmp_path: Path, layout: st
 @pytest.mark.parametrize("layout", MAKERS)
 def test_options_of_tables_are_refused_elsewhere(tmp_path: Path, layout: str) -> None:
     MAKERS[layout][0](tmp_path)
-    with pytest.raises(DataError, match=f"Columns can .* table only, but not for {layout}"):
+    with pytest.raises(DataError, match=f"Columns are .* table only, but the layout is {layout}"):
         scan(str(tmp_path), layout, columns={"image": "path"})
-    with pytest.raises(DataError, match=f"Classes can .* table only, but not for {layout}"):
+    with pytest.raises(DataError, match=f"Classes are .* table only, but the layout is {layout}"):
         scan(str(tmp_path), layout, classes={"b": "benign"})
     if layout != "bus_bra":
         with pytest.raises(DataError, match=f"but {layout} has none"):
@@ -431,7 +431,7 @@ def test_options_of_tables_are_refused_elsewhere(tmp_path: Path, layout: str) ->
     ("rows", "without", "message"),
     [
         ([], "", r"DatasetB\.xlsx must have the columns image, type, but lacks image, type"),
-        (UDIAT[:1], "", "has only its header"),
+        (UDIAT[:1], "", "has only a header"),
         ([*UDIAT[:2], [2, "Cyst"], UDIAT[3]], "", r"Row 3 of .*normal, but has 'Cyst'"),
         ([*UDIAT[:3], [None, "Benign"]], "", "Row 4 .* `image` is empty"),
         ([*UDIAT[:4], [None, None], [3, "Benign"]], "", "'000003' is given twice"),
@@ -501,7 +501,7 @@ BRA_LINES = BUS_BRA.splitlines(keepends=True)
         ),
         (BUS_BRA + BRA_LINES[1], "", "'bus_0001-l' is given twice"),
         ("".join(BRA_LINES[:3]), "", r"none for Images/bus_0002-s\.png"),
-        (BRA_LINES[0], "", "has only its header"),
+        (BRA_LINES[0], "", "has only a header"),
         ("", "", "must have the columns id, case, pathology"),
         (BUS_BRA, "Images/bus_0001-r.png", r"Line 3 .* has no Images/bus_0001-r\.png"),
         (BUS_BRA, "Masks/mask_0001-r.png", r"Line 3 .* has no Masks/mask_0001-r\.png"),
@@ -523,7 +523,7 @@ def test_wrong_bus_bra_collections_are_refused(
         (FOLDS.replace("benign,3", "benign,6"), 5, "Line 2 of 5-fold.* from 1 to 5, but has '6'"),
         (FOLDS.replace("benign,3", "benign,0"), 5, "from 1 to 5, but has '0'"),
         (FOLDS.replace("benign,3", "benign,NaN"), 5, "from 1 to 5, but has 'NaN'"),
-        (FOLDS.replace("0002-s", "0003-s"), 5, "there is none for 'bus_0002-s'"),
+        (FOLDS.replace("0002-s", "0003-s"), 5, "'bus_0002-s' has no fold"),
         (FOLDS + "bus_0002-s,malignant,1,1\n", 5, "gives 'bus_0002-s' 5 and 1"),
         (FOLDS.replace("kFold", "fold"), 5, "but lacks kfold"),
     ],
@@ -569,7 +569,7 @@ def test_wrong_bus_uclm_collections_are_refused(
         ),
         (_breast_rows("Classification", ["benign"] * 3), "", "Row 4 .* must name a tumour mask"),
         (_breast_rows("CaseID", [1, 2, 1]), "", "'1' is in Row 2 .* and in Row 4"),
-        (_breast_rows("CaseID", [1, None, 3]), "", "^Row 3 .* `caseid` is empty; fill it in"),
+        (_breast_rows("CaseID", [1, None, 3]), "", "^Row 3 .* `caseid` is empty; fill the cell in"),
         (_breast_rows("Pixel_size", [5, 6, 7]), "", "in mm or cm, .* median is 6; correct"),
         (_breast_rows("Pixel_size", ["small", 1, 1]), "", "Row 2 .* positive number .*'small'"),
         (BREAST[:3], "", r"none for images/case045\.png"),

@@ -1,4 +1,4 @@
-"""Tables of every kind as people and programs write them, and such as would take all memory."""
+"""Tables of all formats as written by people and programs, and tables that exceed the bounds."""
 
 import io
 import time
@@ -26,7 +26,7 @@ ROWS = [
 ]
 MERGED = ["A2:A3", "A4:A5"]
 MOST_S = 60.0
-"""Far more than a refusal takes, far less than reading what is refused."""
+"""Far more than a refusal takes, far less than reading the refused file."""
 
 
 def _workbook(path: Path, rows: Sequence[Sequence[object]], merged: Sequence[str] = ()) -> Path:
@@ -237,7 +237,7 @@ def test_a_group_file_may_be_of_every_kind(tmp_path: Path, name: str) -> None:
 
 
 def _rewrite(path: Path, part: str, old: bytes, new: bytes) -> None:
-    """Replace bytes in a part of a workbook."""
+    """Replace bytes in an XML part of a workbook."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     assert old in parts[part]
@@ -368,7 +368,7 @@ def test_many_columns_are_read_quickly_and_too_many_refused(tmp_path: Path) -> N
 
 def test_a_field_without_end_is_refused(tmp_path: Path) -> None:
     path = _csv(tmp_path / "t.csv", [HEADER, [*ROWS[0][:3], "x" * 200_000]])
-    with pytest.raises(DataError, match=r"Line 2 of t.csv is no CSV: field larger"):
+    with pytest.raises(DataError, match=r"Line 2 of t.csv is not CSV: field larger"):
         _table(path)
 
 

@@ -214,7 +214,7 @@ def test_a_data_set_of_an_earlier_version_has_no_account_and_is_read(
         ),
         (
             "Line 4 of my table.csv must have a label of benign, malignant, normal, but has 'x'; "
-            "correct it or remove the row.",
+            "correct the label or remove the row.",
             "a row must have a label of benign, malignant, normal",
         ),
         ("The mask m.png of 'a' does not exist in /x; add it.", "the mask does not exist"),

@@ -251,7 +251,10 @@ def test_a_target_with_other_files_is_refused(collection: Path, tmp_path: Path) 
         ({"seed": -1}, "must not be negative"),
         ({"holdout": "1"}, "share between 0 and 1, or a file, but got '1'"),
         ({"holdout": ""}, "share between 0 and 1, or a file, but got ''"),
-        ({"num_folds": 13}, "malignant images, but there are 12 groups of them for 13 folds"),
+        (
+            {"num_folds": 13},
+            "malignant images, but 12 groups with such images are too few for 13 folds",
+        ),
         ({"layout": "coco"}, "must be one of busi, .*table"),
     ],
 )
