@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mtil.errors import DataError
 
-# An oddity in a file is either refused below with a message or harmless, so warnings of decoders are
+# An oddity in a file is either refused below with a message or harmless, so decoder warnings are
 # noise. The filter is global because `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
 
