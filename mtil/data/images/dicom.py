@@ -33,10 +33,10 @@ _META_GROUP = 2
 # 128 bytes of preamble, 4 of magic, 12 of the group length, which counts the bytes from here on.
 _META_START = 144
 _PIXEL_DATA = 0x7FE00010
-# A deflated file may inflate to one frame plus this allowance: the bound stops deflate bombs.
+# Allowance beyond the frame for an inflated file: the bound stops deflate bombs.
 _HEADER_BYTES = 2**24
 _MAX_SAMPLE_BYTES = 8
-# Some pydicom errors quote the file, so error texts are cut to this many characters.
+# Characters of an error text: some pydicom errors quote the file.
 _MAX_REASON_CHARS = 200
 
 # Exceptions raised by pydicom and by the decoder packages on damaged files.
@@ -55,7 +55,7 @@ _DAMAGED_FILE_ERRORS = (
 
 
 def is_dicom(data: bytes) -> bool:
-    """Return whether a file is DICOM, judged by its magic bytes and not by its name."""
+    """Return whether a file is DICOM, judged by the magic bytes and not by the name."""
     return data[_MAGIC] == b"DICM"
 
 
@@ -203,7 +203,7 @@ def _read_header(data: bytes, name: str, max_pixels: int) -> "Dataset":
     from pydicom import dcmread
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    # pydicom inflates a deflated file without a limit, so the transfer syntax is read first.
+    # Read the transfer syntax first: pydicom inflates a deflated file without a limit.
     meta = _read_file_meta(data)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return dcmread(io.BytesIO(data))
@@ -243,7 +243,7 @@ def _read_deflated(data: bytes, meta: "FileMetaDataset", name: str, max_pixels: 
     if not (1 <= samples <= 4 and 1 <= sample_bytes <= _MAX_SAMPLE_BYTES):
         raise ValueError(f"{samples} samples of {sample_bytes} bytes a pixel are not supported")
     max_bytes = _HEADER_BYTES + height * width * samples * sample_bytes
-    # A single byte beyond the limit is enough to tell that the file is too long.
+    # A single byte beyond the limit proves the file too long.
     tail = inflater.decompress(inflater.unconsumed_tail, max_bytes - len(head) + 1)
     if len(head) + len(tail) > max_bytes:
         raise DataError(
@@ -251,7 +251,7 @@ def _read_deflated(data: bytes, meta: "FileMetaDataset", name: str, max_pixels: 
             f"more than {max_bytes:,} bytes; export the file again."
         )
     whole = read_dataset(io.BytesIO(head + tail), is_implicit_VR=False, is_little_endian=True)
-    # The pixels are inflated now, so pydicom must decode them as plain explicit little endian.
+    # The data set is inflated now: pydicom must decode plain explicit little endian.
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     whole.file_meta = meta
     return whole
@@ -261,7 +261,8 @@ def _check_header(header: "Dataset", name: str, max_pixels: int) -> tuple[int, i
     """Return the height and width of the frame.
 
     Raises:
-        DataError: if pixels or decoder are missing, the frame is too large, or there are several.
+        DataError: if pixels or decoder are missing, the frame is too large, or the file has several
+            frames.
     """
     if "PixelData" not in header:
         raise DataError(
@@ -272,7 +273,7 @@ def _check_header(header: "Dataset", name: str, max_pixels: int) -> tuple[int, i
     size = _check_dimensions(header, name, max_pixels)
     if header.file_meta.TransferSyntaxUID.is_compressed:
         encapsulated.check_decoder(header, name)
-        # A header may claim one frame and hold more, so frames are counted in the pixel data too.
+        # Count frames in the pixel data too: the header may claim fewer.
         num_frames = encapsulated.count_frames(header)
         encapsulated.check_size(header, name)
     else:

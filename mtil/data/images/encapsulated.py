@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # First bytes of a frame: JPEG and JPEG-LS, then JPEG 2000.
 _FRAME_STARTS = (b"\xff\xd8", b"\xff\x4f")
 _RLE_HEADER = 64
-# Padding: a segment may unpack to this many bytes more than its plane.
+# Bytes of padding allowed in an unpacked segment.
 _PADDING_BYTES = 1024
 
 
@@ -53,12 +53,12 @@ def count_frames(header: "Dataset") -> int:
 
     stream = io.BytesIO(header.PixelData)
     offsets = parse_basic_offsets(stream)
-    # An RLE frame is one fragment. A JPEG frame may span several; only its first has a start mark.
+    # An RLE frame is a single fragment. A JPEG frame may span several, the first with a start mark.
     if header.file_meta.TransferSyntaxUID == RLELossless:
         num_starts = sum(1 for _ in generate_fragments(stream))
     else:
         num_starts = sum(fragment[:2] in _FRAME_STARTS for fragment in generate_fragments(stream))
-    # The offset table may be empty, so the marks are counted too.
+    # Both are counted: the offset table may be empty.
     return max(len(offsets), num_starts)
 
 
@@ -74,7 +74,7 @@ def check_size(header: "Dataset", name: str) -> None:
     height, width = int(header.Rows), int(header.Columns)
     frame = next(generate_frames(header.PixelData, number_of_frames=1))
     if header.file_meta.TransferSyntaxUID == RLELossless:
-        # RLE stores no size, so unpacking is simulated: each byte plane must fit the frame.
+        # RLE stores no size. Unpacking is simulated: every byte plane must fit the frame.
         longest = max(map(_unpacked_bytes, _segments(frame, height * width)), default=0)
         if longest > height * width + _PADDING_BYTES:
             raise DataError(

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
 
-# Share of the unwindowed contrast that a window must leave. A window leaving less was written for
-# other values and would show nothing.
+# Smallest share of the unwindowed contrast left by a valid window. A window leaving less was meant
+# for different values and would show nothing.
 _MIN_CONTRAST_SHARE = 1 / 16
 # Values of up to 2 bytes are few enough for a lookup table: 65,536.
 _MAX_TABLE_BYTES = 2
@@ -31,7 +31,7 @@ def shown(header: "Dataset") -> Pixels:
     """Return the frame as shown by a viewer: gray (h, w) or RGB (h, w, 3).
 
     Raises:
-        ValueError: if the header or the pixels are damaged; pydicom raises other types as well.
+        ValueError: if the header or the pixels are damaged; pydicom raises further types.
     """
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
@@ -53,7 +53,7 @@ def stored(header: "Dataset") -> Values:
     """Return the stored values (h, w) or colours (h, w, 3), non-negative, without a window.
 
     Raises:
-        ValueError: if the header or the pixels are damaged; pydicom raises other types as well.
+        ValueError: if the header or the pixels are damaged; pydicom raises further types.
     """
     kind = str(header.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
@@ -91,7 +91,7 @@ def _apply_tables(header: "Dataset", values: Values) -> Pixels:
     """Return the gray pixels of values (h, w) after modality and value-of-interest tables."""
     if values.dtype.itemsize > _MAX_TABLE_BYTES:
         return _apply_window(header, values)
-    # Each distinct value is computed once and looked up for all pixels.
+    # Compute every distinct value once, then look up all pixels.
     low = int(values.min())
     table = _apply_window(header, np.arange(low, int(values.max()) + 1))
     return np.asarray(table[values.astype(np.int32) - low if low else values])
@@ -163,7 +163,7 @@ def _window_shares(
 ) -> npt.NDArray[np.float64] | None:
     """Return positions of values in a window, 0 to 1 inside; None if the window is invalid.
 
-    The formulas are those of DICOM PS3.3, C.11.2.1.
+    See DICOM PS3.3, C.11.2.1, for the formulas.
     """
     exact = function in ("LINEAR_EXACT", "SIGMOID")
     if not (np.isfinite(center) and np.isfinite(width)) or width < (1e-12 if exact else 1):

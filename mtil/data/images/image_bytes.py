@@ -15,7 +15,7 @@ MAX_FILE_BYTES = 2**29
 
 @contextmanager
 def room_for(store: Store, names: Sequence[str]) -> Iterator[None]:
-    """Reserve the bytes of local files in `FILES` while the block runs; wait until they are free.
+    """Wait for memory for the bytes of local files; reserve the bytes while the block runs.
 
     Files in a bucket reserve nothing.
     """
@@ -47,7 +47,7 @@ def read_image_bytes(store: Store, name: str, shown: str) -> bytes:
         return store.read(name)
     if not isinstance(store, S3Store | GcsStore):
         return store.read(name)
-    # The length of an object is unknown before the download, so bytes are counted on arrival.
+    # Count bytes on arrival: the length of an object is unknown before the download.
     parts, length = [], 0
     for part in store.chunks(name):
         length += len(part)

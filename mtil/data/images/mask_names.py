@@ -21,7 +21,7 @@ def find_masks(names: Iterable[str]) -> set[str]:
     Args:
         names: names of image files relative to a common folder, with forward slashes.
     """
-    # Without its images, a folder of masks is an input given on purpose, so nothing is left out.
+    # Without the images, a folder of masks is input given on purpose: no file is left out.
     listed = list(names)
     stems = {_stem(name) for name in listed}
     cases = {stem.rpartition("/")[2] for stem in stems}

@@ -43,7 +43,7 @@ def read_levels(
     if low == high or num_extreme == levels.size:
         lesion = levels > (low if low < high else 0)
         return MaskReading(~lesion if inverted else lesion, "plain")
-    # A background above black would count as lesion at half of the maximum, so it becomes 0.
+    # Shift a background above black to 0: half of the maximum would count the background as lesion.
     if low > 0 and high <= 2 * low + 1:
         levels, high = levels - levels.min(), high - low
     lesion = levels > 0
@@ -68,7 +68,7 @@ def of_colour(bands: npt.NDArray[Any], colour: str) -> tuple[Mask, Mask]:
         no_pixel = np.zeros(bands.shape, np.bool_)
         return no_pixel, no_pixel
     red, green = bands[..., 0].astype(np.int32), bands[..., 1].astype(np.int32)
-    # JPEG noise shifts colours a little, so a colour must lead by half of the brightest band.
+    # A colour must lead by half of the brightest band: JPEG noise shifts colours a little.
     lead, min_lead = red - green, bands.max(axis=2) / 2
     is_red, is_green = (lead > 0) & (lead >= min_lead), (lead < 0) & (-lead >= min_lead)
     return (is_red, is_green) if colour == "red" else (is_green, is_red)

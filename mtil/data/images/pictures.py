@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from mtil.errors import DataError
 
-# An oddity in a file is either refused below with a message or harmless, so decoder warnings are
-# noise. The filter is global because `warnings.catch_warnings` is not safe in threads.
+# An oddity in a file is refused below with a message, or harmless: decoder warnings are noise. The
+# filter is global because `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
 
 Gray = npt.NDArray[np.uint8]
@@ -143,7 +143,7 @@ class Picture:
     @contextmanager
     def _upright(self) -> Iterator[Image.Image]:
         """Decode the pixels and turn the image upright; close the image after the block."""
-        # Pillow turns TIFF upright on loading, so the orientation is read afterwards.
+        # Read the orientation after loading: Pillow turns TIFF upright on loading.
         self.image.load()
         method = _UPRIGHT_METHODS.get(_read_orientation(self.image) or 1)
         image = self.image
@@ -171,7 +171,7 @@ def open_picture(data: bytes, name: str) -> Picture:
                 image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.seek(_find_only_page(image, name))
-        # Pages differ in size, so the chosen page is checked as well.
+        # Pages may differ in size: check the chosen page as well.
         _check_size(image, name)
         return Picture(name, image)
 
@@ -213,7 +213,7 @@ def _check_size(image: Image.Image, name: str) -> None:
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         tile = int(tags.get(_TILE_WIDTH_TAG, 0)) * int(tags.get(_TILE_HEIGHT_TAG, 0))
-        # libtiff allocates a whole tile, whatever the size of the image.
+        # libtiff allocates a whole tile even for a small image.
         if tile > max_pixels():
             raise DataError(
                 f"An image must have at most {max_pixels():,} pixels, but the tiles of {name} have "
@@ -222,10 +222,10 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _find_only_page(image: Image.Image, name: str) -> int:
-    """Return the index of the only page that is neither a preview nor a transparency mask.
+    """Return the index of the only page, not counting previews and transparency masks.
 
     Raises:
-        DataError: if the file has several such pages.
+        DataError: if the file has several pages.
     """
     if image.format == "TIFF":
         pages = _find_tiff_pages(image)
@@ -266,7 +266,7 @@ def _read_orientation(image: Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DAMAGED_FILE_ERRORS:
-        # Damaged metadata does not affect the pixels, so the image is kept as stored.
+        # Damaged metadata does not affect the pixels: keep the image as stored.
         return None
     return orientation if isinstance(orientation, int) else None
 
@@ -278,7 +278,7 @@ def _shorten_reason(error: Exception) -> str:
 def _scale_to_8_bits(pixels: npt.NDArray[Any]) -> Gray:
     """Scale pixels of up to 16 bits to 8 bits, (h, w)."""
     # A 16-bit file often holds a 10- or 12-bit image. The smallest depth in `DEPTHS` that fits the
-    # largest value is a property of the image alone, so the pixels never depend on other files.
+    # largest value is a property of the image alone: pixels never depend on further files.
     sixteen = np.clip(pixels, 0, 65535).astype(np.uint16)
     largest = int(sixteen.max())
     white = 2 ** next(bits for bits in DEPTHS if largest < 2**bits) - 1

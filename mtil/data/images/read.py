@@ -119,8 +119,8 @@ def decode_mask(
     Args:
         image: opened mask file.
         name: name of the file for error messages.
-        colour: `red` or `green` to keep the lesion of a class, None to keep every lesion. Pixels of
-            neither colour are kept too, so that a white mask remains unchanged.
+        colour: `red` or `green` to keep the lesion of a class, None to keep every lesion. Pixels
+            without a clear red or green are kept as well: a white mask remains unchanged.
         inverted: whether the lesion is the darker part.
 
     Raises:

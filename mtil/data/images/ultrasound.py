@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]
 
 # Region Spatial Format (0018,6012).
 _TWO_DIMENSIONAL = 1
-# Region Data Type (0018,6014). Colour flow is drawn over tissue, so both count as tissue.
+# Region Data Type (0018,6014). Both count as tissue: colour flow is drawn over tissue.
 _TISSUE, _COLOUR_FLOW = 1, 2
 # Physical Units X and Y Direction (0018,6024) and (0018,6026).
 _CENTIMETRES = 3

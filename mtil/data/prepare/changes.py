@@ -1,7 +1,7 @@
 """Detection of changed files in a collection, without reading the files.
 
-The state of a local file is its size and modification time. The state of an object in a bucket is
-the mark given in a listing, because one listing covers many objects.
+The state of a local file is size and modification time. The state of an object in a bucket is the
+mark given in a listing, because a listing covers many objects at once.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ State = Callable[[Record], str]
 
 
 def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
-    """Return a function that maps a record to the state of its files.
+    """Return a function from a record to the state of the record's files.
 
     Args:
         stores: URI of the files, by source.
-        records: all records; buckets are listed here, local files on each call.
+        records: all records; buckets are listed here, local files at every call.
     """
     by_source = {
         source: _state_of_files(open_store(uri), [r for r in records if r.source == source])
@@ -29,7 +29,7 @@ def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
 
 
 def digest(state: State, records: Sequence[Record]) -> str:
-    """Return 8 hex digits that identify the state of the files of the records."""
+    """Return 8 hex digits identifying the state of the files of the records."""
     sha256 = hashlib.sha256()
     for record in records:
         sha256.update(f"{state(record)}\n".encode())
@@ -37,7 +37,7 @@ def digest(state: State, records: Sequence[Record]) -> str:
 
 
 def _files(record: Record) -> tuple[str, ...]:
-    # A refused record may name missing files; none of its files is read.
+    # Files of a refused record are never read, and may be missing.
     return () if record.refused is not None else (record.image, *record.masks)
 
 
@@ -46,7 +46,7 @@ def _state_of_files(store: Store, records: Sequence[Record]) -> Callable[[str], 
         return lambda name: _local_state(store, name)
     assert isinstance(store, S3Store | GcsStore)
     folders = {name.rpartition("/")[0] for record in records for name in _files(record)}
-    # Listing the deepest common folder avoids a request for each object.
+    # Listing the deepest common folder avoids a request per object.
     marks = store.marks(commonpath(folders) if folders else "")
     return lambda name: marks.get(name, "-")
 

@@ -25,7 +25,7 @@ class Progress(Protocol):
     """Callback for progress."""
 
     def __call__(self, activity: str, num_done: int, total: int, /) -> None:
-        """Report the activity, such as `reading`, the images done and the images in total."""
+        """Report an activity like `reading`, the images done and the images in total."""
 
 
 def silent(activity: str, num_done: int, total: int, /) -> None:
@@ -39,7 +39,7 @@ class Finished:
     shards: tuple[Shard, ...]
     facts: tuple[str, ...]
     files: Mapping[str, File]
-    """Size and digest of each facts file, by name."""
+    """Size and digest of the facts files, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Chunks:
         return self._key((asdict(record) for record in self.records), values)
 
     def content_key(self, *more: object) -> str:
-        """Return a key of the images that does not depend on the location of their files.
+        """Return a key of the images, independent of the location of files.
 
         Args:
             more: further JSON values on which the images depend.
@@ -85,7 +85,7 @@ class Chunks:
     def stage(
         self, store: Store, folder: str, *, keep_rows: bool = True, what: str = "reading"
     ) -> None:
-        """Decode and stage every chunk that is not staged yet.
+        """Decode and stage the chunks not staged yet.
 
         Args:
             store: store for the staged chunks.
@@ -114,7 +114,7 @@ class Chunks:
             yield staging.read_facts(store, folder, name)
 
     def refused(self, store: Store, folder: str) -> list[Refused]:
-        """Return the images that cannot be used."""
+        """Return the unusable images of all chunks."""
         return [item for name in self._names for item in staging.read_refused(store, folder, name)]
 
     def finish(
@@ -138,7 +138,7 @@ class Chunks:
             mark: suffix of the shard names, before the extension.
         """
         jobs: list[FinishJob] = []
-        # A chunk without a placed image gets no shard, so chunk and shard indices differ.
+        # Chunk and shard indices differ: a chunk without a placed image gets no shard.
         shard_index = first_shard
         for chunk_index, part in enumerate(self._parts()):
             chunk_places = {r.sample_id: places[r.sample_id] for r in part if r.sample_id in places}
@@ -163,8 +163,8 @@ class Chunks:
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        """Names of the chunks: index of the chunk and state of its files."""
-        # The state makes a chunk with a changed file unstaged, so that the chunk is decoded again.
+        """Names of the chunks: index of the chunk and state of the files."""
+        # A changed file gives the chunk a new name, and the chunk is decoded again.
         state = changes.state_of(self.stores, self.records)
         return tuple(
             f"{index:05d}-{changes.digest(state, part)}" for index, part in enumerate(self._parts())
@@ -188,7 +188,7 @@ class Chunks:
 
 
 def refuse(refused: Sequence[Refused], collections: Sequence[Collection]) -> None:
-    """Raise an error that names the refused images, in the order of their collections.
+    """Raise an error naming the refused images, in the order of the collections.
 
     Raises:
         DataError: if an image is refused; the message gives the reasons.
@@ -200,5 +200,5 @@ def refuse(refused: Sequence[Refused], collections: Sequence[Collection]) -> Non
 
 
 def stores_of(collections: Sequence[Collection]) -> dict[str, str]:
-    """Return the URI of the files of each collection, by source."""
+    """Return the URI of the files of every collection, by source."""
     return {c.records[0].source: c.store.uri for c in collections}

@@ -1,8 +1,8 @@
 """Preparation of a data set: stage pixels, audit, group, assign folds, write shards and manifest.
 
 A target without a manifest holds no data set; the manifest is written after all shards. If storage
-fails, staged files stay in the target, and the same command resumes. If the command cannot succeed,
-staged files are deleted.
+fails, staged files stay in the target, and a repeated command resumes. If the command cannot
+succeed, staged files are deleted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,14 +33,14 @@ from mtil.storage import Store, open_store, split_uri
 MAX_SHARD_BYTES = 64 * 2**20
 """Default of `Settings.max_shard_bytes`."""
 SIZE_STEP = 32
-"""Image sizes are multiples of this number."""
+"""Step between allowed image sizes in pixels."""
 MAX_IMAGE_SIZE = 2048
 """Largest side of a stored image in pixels."""
 PROTOCOLS = ("grouped", "paper")
 SETTINGS = (
     "image_size", "protocol", "fold_rule", "num_folds", "num_parts", "seed", "num_groups", "kept",
 )  # fmt: skip
-"""Manifest fields that must agree, beside the fingerprint, for data sets to be the same."""
+"""Manifest fields compared, beside the fingerprint, to find out whether data sets are equal."""
 
 _OVERTAKEN = "A different data set was written to {} in the meantime; choose another target."
 
@@ -62,14 +62,14 @@ class Settings:
     stratify: Literal["class", "class-and-size"] = "class-and-size"
     """Strata spread evenly over the folds: classes, or classes and terciles of lesion size."""
     splits: str | None = None
-    """Path or URI of a `splits.json` that gives folds and parts."""
+    """Path or URI of a `splits.json` with folds and parts."""
     skip_invalid: bool = False
     """Whether to skip and list unusable images instead of refusing the collection."""
     allow_drops: float | None = None
-    """Largest share of images, 0 to 1, dropped or in one group of near-copies; None for the limits
-    of `mtil.data.audit.drops`."""
+    """Largest share of images, 0 to 1, dropped or in a single group of near-copies; None for the
+    limits of `mtil.data.audit.drops`."""
     name: str | None = None
-    """Name of the data set; by default the names of its collections."""
+    """Name of the data set; by default the names of the collections."""
     max_shard_bytes: int = MAX_SHARD_BYTES
     """Approximate size limit of a shard."""
 
@@ -81,10 +81,10 @@ class Settings:
             )
         if not 2 <= self.num_folds <= fold_rules.MAX_FOLDS:
             raise DataError(
-                f"There must be 2 to {fold_rules.MAX_FOLDS} folds, "
+                f"The number of folds must be 2 to {fold_rules.MAX_FOLDS}, "
                 f"but num_folds is {self.num_folds}."
             )
-        # Called for its check: raises for a share out of range.
+        # Raises for a share out of range; the result is not needed here.
         drops.limits(self.allow_drops)
         if self.seed < 0:
             raise DataError(f"A seed must not be negative, but got {self.seed}.")
@@ -113,7 +113,7 @@ def prepare(
 ) -> Manifest:
     """Prepare a data set from collections and return its manifest.
 
-    If the target already holds the same data, write nothing and return the existing manifest.
+    If the target already holds equal data, write nothing and return the existing manifest.
 
     Args:
         sources: the collections.
@@ -152,13 +152,13 @@ def prepare(
             return job.commit(target, folder, made)
         except UserError as error:
             if not target.exists(FILE_NAME):
-                # After a storage error the same command may succeed and reuse the staged chunks;
-                # after any other error it would fail again.
+                # After a storage error, a repeated command may succeed and reuse the staged chunks.
+                # After any different error, the command would fail again.
                 if not isinstance(error, StorageError):
                     target.clear(folder, versions.STAGED)
                 raise
         try:
-            # A concurrent preparation has written its manifest first; the first manifest counts.
+            # A concurrent preparation was faster; the first manifest counts.
             existing = manifests.load(target)
         except DataError:
             job.withdraw(target, folder, made)
@@ -222,8 +222,7 @@ class _Preparation:
         Raises:
             DataError: if a different data set was written to the target in the meantime.
         """
-        # Names with the tag differ from the names of any other data, so two concurrent preparations
-        # of one target never overwrite each other's files.
+        # The tag is unique to the data: concurrent preparations never overwrite different data.
         tag = self._make_tag(made.manifest)
         audit = f"audit/{tag}"
         finished = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
@@ -243,13 +242,13 @@ class _Preparation:
     def compare(
         self, target: Store, folder: str, existing: Manifest, made: _Decided | None
     ) -> Manifest:
-        """Check that the target holds the requested data set, and return its manifest.
+        """Check the target for the requested data set, and return the manifest.
 
         Args:
             target: the target.
             folder: folder of the staged chunks in the target.
             existing: manifest of the data set in the target.
-            made: decisions of this preparation; None to decide again without writing to the target.
+            made: decisions of the preparation; None to decide again without writing to the target.
 
         Raises:
             DataError: if the target holds different data.
@@ -268,23 +267,23 @@ class _Preparation:
             self.withdraw(target, folder, made)
             raise
         target.clear(folder, versions.STAGED)
-        # The account is not stored data: it describes the sources as read by this command.
+        # The stored account describes the first preparation; return the account of this command.
         return replace(_check_complete(target, existing), account=expected.manifest.account)
 
     def withdraw(self, target: Store, folder: str, made: _Decided | None) -> None:
-        """Delete the files of this preparation from a target that holds different data.
+        """Delete the files of the preparation from a target with different data.
 
         Args:
             target: the target.
             folder: folder of the staged chunks in the target.
-            made: decisions of this preparation; None if only staged chunks were written.
+            made: decisions of the preparation; None if only staged chunks were written.
         """
         target.clear(folder, versions.STAGED)
         if made is not None:
             versions.withdraw(target, self._make_tag(made.manifest))
 
     def _make_tag(self, made: Manifest) -> str:
-        """Return the tag in the file names of this preparation, unique to the data."""
+        """Return the tag in the file names of the preparation, unique to the data."""
         return versions.tag(1, self.chunks.content_key(manifests.to_json(made).decode()))
 
     def _split_kept(
@@ -431,7 +430,7 @@ def _check_settings(settings: Settings, sources: Sequence[Source]) -> None:
     if official and (settings.splits is not None or settings.protocol == "paper"):
         option = "--splits" if settings.splits is not None else "--protocol paper"
         raise DataError(f"Folds must come from one place, but {option} and official folds are both "
-                        "requested; remove one of the two options.")  # fmt: skip
+                        "requested; remove one of the options.")  # fmt: skip
     files = {"splits": settings.splits}
     if settings.holdout is not None and _parse_share(settings.holdout) is None:
         files["holdout"] = settings.holdout
@@ -451,7 +450,7 @@ def _parse_share(text: str) -> float | None:
 
 
 def _load_existing(target: Store, folder: str) -> Manifest | None:
-    """Return the manifest of the target, or None if the target is free for this preparation.
+    """Return the manifest of the target, or None if the preparation may write to the target.
 
     Raises:
         DataError: if the target holds foreign files or an unfinished preparation of other data.
@@ -469,18 +468,17 @@ def _load_existing(target: Store, folder: str) -> Manifest | None:
     if names and not is_resumed:
         raise DataError(
             f"A target must be empty, but {target.uri} holds an unfinished preparation of other "
-            "data; finish that preparation with its own command, or delete the files."
+            "data; finish the preparation with the original command, or delete the files."
         )
     return None
 
 
-# Beginnings of the names that a preparation writes before the manifest.
+# Beginnings of the file names written by a preparation before the manifest.
 _DATA_SET_NAMES = (f"{staging.FOLDER}/", "shards/", "audit/", splits.FILE_NAME)
 
 
 def _refuse_difference(target: Store, existing: Manifest, made: Manifest) -> None:
-    # Folds of a splits file do not depend on the seed, and may equal the folds of a data set made
-    # by another rule.
+    # Folds of a splits file do not depend on the seed, and may equal folds made by a rule.
     free = {"seed", "fold_rule"} if made.fold_rule == splits.RULE else set()
     if existing.fold_rule == made.fold_rule == fold_rules.GIVEN:
         # Manifests of earlier versions do not record `official`.
@@ -496,12 +494,12 @@ def _refuse_difference(target: Store, existing: Manifest, made: Manifest) -> Non
 
 
 def _check_complete(target: Store, existing: Manifest) -> Manifest:
-    """Check that no shard is missing, repair `splits.json`, and return the manifest."""
+    """Raise `DataError` if a shard is missing; repair `splits.json`; return the manifest."""
     for shard in existing.shards:
         if not target.exists(shard.path):
             raise DataError(
                 f"The data set at {target.uri} has lost {shard.path}; "
-                "delete the data set and prepare it again."
+                "delete and prepare the data set again."
             )
     versions.repair(target, existing)
     return existing

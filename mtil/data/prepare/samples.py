@@ -136,7 +136,7 @@ def _make_sample(
     mask, notes = _join_masks(record, masks, (height, width))
     if image.stray_regions:
         notes.add(STRAY_REGIONS)
-    # The size is hashed too: equal bytes of another shape are another image.
+    # The size is hashed too: equal bytes in a different shape are a different image.
     size_prefix = f"{height}x{width}:".encode()
     return Sample(
         record=record,
@@ -194,7 +194,7 @@ def _check_shape(
 def _check_lesion(record: Record, mask: Mask) -> None:
     normal = LABELS[record.label] == "normal"
     if normal and mask.any():
-        # A full mask of a normal image is what an inverted mask looks like when read plainly.
+        # An inverted mask without a lesion is white everywhere.
         inverted = mask.all() and not record.inverted
         hint = ", or add --invert-masks if lesions are black in this source" if inverted else ""
         raise DataError(

@@ -24,7 +24,7 @@ class Source:
     groups: str | None = None
     """Path or URI of a CSV, Excel or Parquet table with the published groups of the images."""
     official_folds: int | None = None
-    """Number of folds in the collection's own fold file, to use its folds; None to ignore the file.
+    """Number of folds in the fold file of the collection, to use the file; None to ignore the file.
     A table gives folds in a column instead."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column of a table, by role."""
@@ -35,17 +35,17 @@ class Source:
 
 
 def gather(sources: Sequence[Source], apart: str = "") -> list[Collection]:
-    """Scan collections; with several collections, prefix the ids of each with its name.
+    """Scan collections; prefix ids with the collection's name if there are several collections.
 
     Unusable images are included as refused records.
 
     Args:
         sources: the collections.
-        apart: URI whose files belong to no collection, such as the target data set.
+        apart: URI of files outside the collections: the target data set.
 
     Raises:
-        DataError: if a collection does not match its layout, or if some collections give folds and
-            others do not.
+        DataError: if a collection does not match the layout, or if only a part of the collections
+            gives folds.
     """
     collections = [_scan_source(source, apart) for source in sources]
     if len(collections) > 1:
@@ -80,18 +80,18 @@ def gather_more(
 ) -> list[Collection]:
     """Scan collections to append to a data set.
 
-    A collection with the name of a source of the data set extends that source. Unusable images are
+    A collection with the name of a source of the data set extends the source. Unusable images are
     included as refused records.
 
     Args:
         sources: the collections.
         held: sources of the data set.
-        known: sample ids of the data set's images; group files may omit these images.
+        known: sample ids of the data set's images, which group files may omit.
         apart: see `gather`.
 
     Raises:
-        DataError: if a collection does not match its layout, if names are ambiguous, or if some
-            collections give folds and others do not.
+        DataError: if a collection does not match the layout, if names are ambiguous, or if only a
+            part of the collections gives folds.
     """
     scanned = [_scan_source(source, apart, with_groups=False) for source in sources]
     prefixes = _choose_prefixes(scanned, held)
@@ -109,7 +109,7 @@ def gather_more(
 
 
 def _choose_prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> list[str]:
-    """Return the prefix of each collection: the prefix in the data set, else an unused prefix."""
+    """Return the prefixes of the collections: the prefix in the data set, else an unused prefix."""
     used = {source.prefix for source in held}
     prefixes = []
     for collection in collections:
@@ -171,7 +171,7 @@ def _add_groups(collection: Collection, uri: str, optional: Container[str] = ())
 
 
 def _make_names(collections: Sequence[Collection]) -> list[str]:
-    """Return a short name of each collection; equal names are numbered."""
+    """Return short names of the collections; equal names are numbered."""
     slugs = [_slug(collection) for collection in collections]
     uses, counts = Counter(slugs), Counter[str]()
     names = []

@@ -2,8 +2,8 @@
 
 The first step decodes a chunk and stages two files in the target: the rows of the shard, and the
 facts needed by the audit and the folds. After audit and folds, the second step turns each staged
-chunk into a shard. Staged chunks are not decoded again, so an interrupted preparation resumes.
-Chunks are independent of one another, for processes or machines to work in parallel.
+chunk into a shard. An interrupted preparation resumes: staged chunks are not decoded again.
+Chunks are independent, for processes or machines to work in parallel.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class StageJob:
     """A chunk of images to decode."""
 
     name: str
-    """Index of the chunk and state of its files; a changed file gives the chunk a new name."""
+    """Index of the chunk and state of the files; a changed file gives the chunk a new name."""
     records: tuple[Record, ...]
     stores: Mapping[str, str]
     """URI of the files, by source."""
@@ -135,7 +135,7 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        # The facts file marks the chunk as staged, so it is written after the rows.
+        # Last: the facts file marks the chunk as staged.
         store.write(facts_name(job.folder, job.name), _seal(sink.getvalue()))
     elif listen is not None:
         listen(len(job.records))
@@ -235,7 +235,7 @@ def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
     # Equal bytes were written by an interrupted or concurrent run of the same preparation.
     if not store.create(job.shard, data) and store.read(job.shard) != data:
         raise DataError(
-            f"{store.uri}/{job.shard} must have the rows of the same images, but its bytes differ; "
+            f"{store.uri}/{job.shard} must have the rows of the same images, but the bytes differ; "
             "delete the file and run the same command again, or choose another target."
         )
     if listen is not None:
@@ -328,7 +328,7 @@ def _make_rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
             "pixel_size": [sample.pixel_size for sample in samples],
             "meta": [sorted(sample.record.meta.items()) for sample in samples],
         },
-        schema=_row_schema(image_size),
+        schema=_make_row_schema(image_size),
     )
 
 
@@ -378,7 +378,7 @@ def facts_name(folder: str, chunk: str) -> str:
 
 
 def _seal(data: bytes) -> bytes:
-    """Return the bytes of a staged file: the content followed by its SHA-256."""
+    """Return the bytes of a staged file: the content, then the SHA-256 of the content."""
     return data + hashlib.sha256(data).digest()
 
 
@@ -387,7 +387,7 @@ def _read_facts(store: Store, folder: str, chunk: str) -> memoryview:
 
 
 def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview:
-    """Return the content of a staged file, verified by its SHA-256.
+    """Return the content of a staged file after verifying the SHA-256 at the end.
 
     Raises:
         StorageError: if the file is missing, or the digest differs in two reads.
@@ -405,6 +405,6 @@ def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview
     # Without facts the chunk counts as not staged, so the same command stages the chunk again.
     store.delete(facts_name(folder, chunk))
     raise StorageError(
-        f"{store.uri}/{name} must have the staged bytes, but its SHA-256 differs; run the same "
+        f"{store.uri}/{name} must have the staged bytes, but the SHA-256 differs; run the same "
         "command again."
     )

@@ -1,7 +1,7 @@
 """Versions of a data set: immutable once committed.
 
-Creating `versions/000002.json` commits version 2; only one writer can create the file. Afterwards
-`dataset.json` is updated. Any later command that finds `dataset.json` outdated updates the file.
+Creating `versions/000002.json` commits version 2; only a single writer can create the file.
+Afterwards `dataset.json` is updated. If the update is missing, the next command makes up for it.
 """
 
 import re
@@ -48,12 +48,12 @@ def commit(store: Store, before: Manifest, made: Manifest) -> None:
         made: the version to commit.
 
     Raises:
-        DataError: if another writer has committed a version after `before`.
+        DataError: if a different version was committed after `before` in the meantime.
     """
-    # The version before needs its own file before `dataset.json` is overwritten.
+    # Keep the manifest of the version before: `dataset.json` will be overwritten.
     store.create(manifests.version_name(before.version), store.read(FILE_NAME))
     name, data = manifests.version_name(made.version), manifests.to_json(made)
-    # Equal bytes are this version, committed by an earlier attempt of the same command.
+    # Equal bytes: an earlier attempt of the command has committed the version.
     if not store.create(name, data) and store.read(name) != data:
         raise DataError(
             f"Other images were appended to {store.uri} meanwhile; run the same command again."
@@ -79,7 +79,7 @@ def splits_text(made: Manifest, places: Mapping[str, Place]) -> bytes:
 
 
 def publish(store: Store, made: Manifest) -> Manifest:
-    """Write `splits.json` and `dataset.json` of the newest version, and return that version.
+    """Write `splits.json` and `dataset.json` of the newest version; return the newest manifest.
 
     Args:
         store: store of the data set.
@@ -87,11 +87,11 @@ def publish(store: Store, made: Manifest) -> Manifest:
     """
     known_version = made.version
     is_done = False
-    # Another writer may commit a version while this one is published, so check again at the end.
+    # A concurrent writer may commit a version during publication: check again at the end.
     while not is_done or _has_next(store, made):
         while _has_next(store, made):
             made = manifests.read(store, manifests.version_name(made.version + 1))
-        # `dataset.json` last: readers find the new version only with its splits in place.
+        # `dataset.json` last: readers find the new version only with the splits in place.
         if made.version > known_version or not _has_splits(store, made):
             store.write(splits.FILE_NAME, splits_text(made, _read_places(store, made)))
         if made.version > known_version:
@@ -110,7 +110,7 @@ def withdraw(store: Store, tag: str) -> None:
 
 
 def repair(store: Store, made: Manifest) -> None:
-    """Write the `splits.json` of version 1 if an interrupted preparation left none."""
+    """Write the `splits.json` of version 1 if missing after an interrupted preparation."""
     if made.version == 1 and not _has_splits(store, made) and not _has_next(store, made):
         publish(store, made)
 
@@ -125,11 +125,11 @@ def check_splits(store: Store) -> None:
     names = store.names(manifests.VERSIONS)
     versions = [newest, *(manifests.read(store, name) for name in names)]
     recorded = [version.files.get(splits.FILE_NAME) for version in versions]
-    # Manifests of earlier programs record no splits file, so nothing can be compared.
+    # Manifests of earlier programs record no splits file to compare with.
     if None not in recorded and _read_splits_file(store) not in recorded:
         raise DataError(
             f"{store.uri}/{splits.FILE_NAME} is not the file written with the data set; run the "
-            "same `mtil prepare` again to restore it, and keep edited splits in another folder."
+            "same `mtil prepare` again to restore the file, and keep edited splits elsewhere."
         )
 
 
@@ -176,7 +176,7 @@ def _delete_leftovers(store: Store, made: Manifest) -> None:
             *(f"{version.audit}/{file}" for file in (audits.PAIRS, audits.IMAGES)),
         )
     }
-    # An attempt at a later version may be running, so the files of that attempt are kept.
+    # Keep files of attempts at later versions: the attempt may still be running.
     for folder, pattern in _ATTEMPT_FILES.items():
         for name in store.deletable(folder).sizes:
             match = pattern.fullmatch(name)
