@@ -41,7 +41,7 @@ def gather(sources: Sequence[Source], apart: str = "") -> list[Collection]:
 
     Args:
         sources: the collections.
-        apart: URI of files outside the collections: the target data set.
+        apart: URI of files outside the collections, for example the target data set.
 
     Raises:
         DataError: if a collection does not match the layout, or if only a part of the collections
