@@ -1,1 +1,1 @@
-"""An image file to pixels."""
+"""Image files: opening, checking and decoding to pixels."""

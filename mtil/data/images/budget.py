@@ -1,4 +1,4 @@
-"""A bound on what the threads of a process hold at once: bytes of files, pixels of images."""
+"""Limits on the file bytes and image pixels held in memory by all threads of a process."""
 
 import threading
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """An amount that threads share; a thread that asks for more than is free waits.
+    """An amount shared by threads; a thread waits while too little is free.
 
-    Requests are served in the order of their arrival, so that a large image is not overtaken by
-    small ones for ever. A request for more than the whole amount waits until nobody else holds any.
+    Requests are served in order of arrival. A request above the total waits until the whole amount
+    is free.
     """
 
     def __init__(self, amount: int) -> None:
@@ -20,22 +20,26 @@ class Budget:
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Take an amount while the block runs."""
+        """Reserve an amount while the block runs."""
+        # A file above the budget must still be read: clamping lets a large request run alone.
         taken = min(amount, self.amount)
+        # `_turn` queues the requests; otherwise small images could overtake a large one for ever.
         with self._turn, self._changed:
             self._changed.wait_for(lambda: self._free >= taken)
             self._free -= taken
         try:
             yield
         finally:
+            # Without `_turn`: a waiting thread holds the lock until memory is released here.
             with self._changed:
                 self._free += taken
                 self._changed.notify_all()
 
 
+# An image of 89 megapixels takes about 1.5 GB while decoded and examined; eight threads would need
+# 12 GB. Eight images of 4 megapixels fit in 2**25 pixels and never wait.
 PIXELS = Budget(2**25)
-"""Pixels that are decoded and examined at once in a process: an image of 89 megapixels takes about
-1.5 GB on the way, eight of them at once would take 12. Eight images of 4 megapixels never wait."""
+"""Pixels decoded and examined at once in a process."""
+# Each thread reserves `FILES` before `PIXELS`; a fixed order prevents deadlock.
 FILES = Budget(2**29)
-"""Bytes of local image files that are in memory at once in a process. A thread takes its share of
-`FILES` first and of `PIXELS` second, so that no two threads wait for each other."""
+"""Bytes of local image files in memory at once in a process."""

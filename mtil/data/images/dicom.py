@@ -1,6 +1,6 @@
-"""DICOM single frames to pixels as a viewer shows them, without the text around the image.
+"""DICOM single frames decoded as a viewer shows them, without the text around the tissue.
 
-pydicom is an optional extra and is imported when the first DICOM file is read.
+pydicom is an optional extra, imported when the first DICOM file is read.
 """
 
 import contextlib
@@ -30,16 +30,17 @@ Pixels = npt.NDArray[np.uint8]
 
 _MAGIC = slice(128, 132)
 _META_GROUP = 2
+# 128 bytes of preamble, 4 of magic, 12 of the group length, which counts the bytes from here on.
 _META_START = 144
-"""Where the elements begin that the group length of the file meta information counts."""
 _PIXEL_DATA = 0x7FE00010
+# Allowance beyond the frame for an inflated file: the bound stops deflate bombs.
 _HEADER_BYTES = 2**24
-"""What a deflated file may have beside its pixels, inflated."""
 _MAX_SAMPLE_BYTES = 8
-_MAX_REASON = 200
-"""Characters of pydicom's own words; some of its errors quote the file."""
+# Characters of an error text: some pydicom errors quote the file.
+_MAX_REASON_CHARS = 200
 
-_BROKEN = (
+# Exceptions raised by pydicom and by the decoder packages on damaged files.
+_DAMAGED_FILE_ERRORS = (
     OSError,
     ValueError,
     EOFError,
@@ -51,137 +52,137 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-"""What pydicom and its decoders raise on damaged files."""
 
 
 def is_dicom(data: bytes) -> bool:
-    """Say whether a file is DICOM, by its magic and not its name."""
+    """Return whether a file is DICOM, judged by the magic bytes and not by the name."""
     return data[_MAGIC] == b"DICM"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A DICOM file with one frame, whose header is checked and whose pixels are not decoded."""
+    """A single-frame DICOM file with a checked header and undecoded pixels."""
 
     name: str
-    """What the file is called in an error."""
+    """Name for error messages."""
     header: "Dataset"
     height: int
     width: int
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of the frame."""
+        """Number of pixels of the frame."""
         return self.height * self.width
 
     @property
     def lossy(self) -> bool:
-        """Whether edges may ring."""
+        """Whether the pixel data is compressed, so that edges may ring."""
         return bool(self.header.file_meta.TransferSyntaxUID.is_compressed)
 
     @property
     def pixel_size(self) -> float | None:
-        """Side of a pixel in millimetres. See `pixel_size`."""
+        """Side of a pixel in millimetres, or None. See the function `pixel_size`."""
         return self._regions.pixel_size
 
     @property
     def stray_regions(self) -> bool:
-        """Whether the header has ultrasound regions that do not fit the frame."""
+        """Whether ultrasound regions of the header do not fit the frame."""
         return self._regions.stray
 
     @cached_property
     def _regions(self) -> Regions:
-        with _reading(self.name):
+        with _data_errors(self.name):
             return read_regions(self.header, self.height, self.width)
 
     def pixels(self) -> Pixels:
-        """Decode the pixels. See `read_frame`."""
-        with _reading(self.name):
-            return self._without_surroundings(grayscale.shown(self.header))
+        """Decode the pixels: gray (h, w) or RGB (h, w, 3). See `read_frame`."""
+        with _data_errors(self.name):
+            return self._blacken_surroundings(grayscale.shown(self.header))
 
     def gray(self) -> Pixels:
         """Decode the pixels as gray (h, w)."""
         return np.array(Image.fromarray(self.pixels()).convert("L"))
 
     def bands(self) -> npt.NDArray[Any]:
-        """Decode the stored values (h, w) or (h, w, 3), not negative, through no window."""
-        with _reading(self.name):
-            return self._without_surroundings(grayscale.stored(self.header))
+        """Decode the stored values, (h, w) or (h, w, 3), non-negative, without a window."""
+        with _data_errors(self.name):
+            return self._blacken_surroundings(grayscale.stored(self.header))
 
-    def _without_surroundings(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _blacken_surroundings(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         boxes = self._regions.boxes
         if not boxes:
             return pixels
-        kept = np.zeros_like(pixels)
+        tissue = np.zeros_like(pixels)
         for top, left, bottom, right in boxes:
-            kept[top:bottom, left:right] = pixels[top:bottom, left:right]
-        return kept
+            tissue[top:bottom, left:right] = pixels[top:bottom, left:right]
+        return tissue
 
 
 def open_frame(data: bytes, name: str, *, max_pixels: int) -> Frame:
     """Open a DICOM file and check its header.
 
     Args:
-        data: the file's bytes.
-        name: what to call it in an error.
-        max_pixels: refuse larger frames before they are decoded.
+        data: bytes of the file.
+        name: name of the file for error messages.
+        max_pixels: most pixels of a frame; a larger frame is refused before decoding.
 
     Raises:
-        DataError: if pydicom or a decoder is missing, or the file is damaged, too large, or has
+        DataError: if pydicom or a decoder is missing, or the file is damaged, too large or has
             several frames.
     """
-    with _reading(name):
-        header = _header(data, name, max_pixels)
-        height, width = _check(header, name, max_pixels)
+    with _data_errors(name):
+        header = _read_header(data, name, max_pixels)
+        height, width = _check_header(header, name, max_pixels)
         return Frame(name, header, height, width)
 
 
 def read_frame(data: bytes, name: str, *, max_pixels: int) -> Pixels:
     """Decode a single frame to 8 bits: gray (h, w) or RGB (h, w, 3).
 
-    Gray pixels pass through the modality and the value-of-interest tables or the window of the
-    header, if any, and are then scaled from the range of these, or of the stored bits, to 0...255.
-    A window that is no window, or leaves no gray apart, is passed over. Where the header places the
-    ultrasound regions, whatever lies outside of those of tissue in two dimensions is black: scales,
-    logos and names are burnt in there. The size stays.
+    Gray pixels pass through the modality table or rescale, then through the value-of-interest table
+    or window of the header. The output range of the last step, or the range of the stored bits, is
+    scaled to 0...255. An invalid window, or a window leaving almost no contrast, is skipped. If the
+    header has ultrasound regions, all pixels outside the two-dimensional tissue regions are black:
+    scales, logos and names are burnt in around the tissue. The frame keeps its size.
 
     Args:
-        data: the file's bytes.
-        name: what to call it in an error.
-        max_pixels: refuse larger frames before they are decoded.
+        data: bytes of the file.
+        name: name of the file for error messages.
+        max_pixels: most pixels of a frame; a larger frame is refused before decoding.
 
     Raises:
-        DataError: if pydicom or a decoder is missing, or the file is damaged, too large, or has
+        DataError: if pydicom or a decoder is missing, or the file is damaged, too large or has
             several frames.
     """
     return open_frame(data, name, max_pixels=max_pixels).pixels()
 
 
 def pixel_size(data: bytes, name: str = "The image") -> float | None:
-    """Return the side of a pixel in millimetres, by the header of a DICOM file.
+    """Return the side of a pixel in millimetres, read from the header of a DICOM file.
 
-    It is that of the tissue regions, if the header has any, or else the pixel spacing. It is
-    None for other files, without either, where it differs between rows and columns or regions, and
-    where the regions do not fit the frame.
+    The tissue regions give the size; without a size in the regions, the pixel spacing does. Return
+    None if the file is not DICOM, if the header gives no size, or if the size differs between rows
+    and columns or between regions. Also return None if the regions do not fit the frame, unless the
+    header has a spacing of a different size.
 
     Raises:
         DataError: if pydicom is missing or the header is damaged.
     """
     if not is_dicom(data):
         return None
-    with _reading(name):
-        header = _header(data, name, Image.MAX_IMAGE_PIXELS or 2**27)
+    with _data_errors(name):
+        header = _read_header(data, name, Image.MAX_IMAGE_PIXELS or 2**27)
         return read_regions(header, int(header.Rows), int(header.Columns)).pixel_size
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Tell in a sentence what pydicom does not find, or that it is missing itself."""
+def _data_errors(name: str) -> Iterator[None]:
+    """Turn errors of pydicom, and a missing pydicom, into a `DataError` naming the file."""
     try:
         from pydicom import errors  # an optional extra
     except ImportError:
         raise DataError(
-            f"{name} is a DICOM file, which needs the package pydicom, which is not installed; "
+            f"{name} is a DICOM file and needs the package pydicom, which is not installed; "
             "run: pip install 'mtil[dicom]'."
         ) from None
     try:
@@ -189,24 +190,27 @@ def _reading(name: str) -> Iterator[None]:
     except DataError:
         raise
     except (
-        *_BROKEN, Image.DecompressionBombError, errors.BytesLengthException,
+        *_DAMAGED_FILE_ERRORS, Image.DecompressionBombError, errors.BytesLengthException,
         errors.InvalidDicomError,
     ) as error:  # fmt: skip
-        reason = textwrap.shorten(str(error), _MAX_REASON).rstrip(".") or type(error).__name__
-        raise DataError(f"{name} cannot be read: {reason}; fetch or save it again.") from None
+        reason = textwrap.shorten(str(error), _MAX_REASON_CHARS).rstrip(".") or type(error).__name__
+        raise DataError(
+            f"{name} cannot be read: {reason}; download or export the file again."
+        ) from None
 
 
-def _header(data: bytes, name: str, max_pixels: int) -> "Dataset":
+def _read_header(data: bytes, name: str, max_pixels: int) -> "Dataset":
     from pydicom import dcmread
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    meta = _meta(data)
+    # Read the transfer syntax first: pydicom inflates a deflated file without a limit.
+    meta = _read_file_meta(data)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return dcmread(io.BytesIO(data))
-    return _inflated(data, meta, name, max_pixels)
+    return _read_deflated(data, meta, name, max_pixels)
 
 
-def _meta(data: bytes) -> "FileMetaDataset":
+def _read_file_meta(data: bytes) -> "FileMetaDataset":
     from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset
 
@@ -220,78 +224,85 @@ def _meta(data: bytes) -> "FileMetaDataset":
     )  # fmt: skip
 
 
-def _inflated(data: bytes, meta: "FileMetaDataset", name: str, max_pixels: int) -> "Dataset":
-    """Read a deflated file, inflating no more than its frame asks for."""
+def _read_deflated(data: bytes, meta: "FileMetaDataset", name: str, max_pixels: int) -> "Dataset":
+    """Read a deflated file; inflate at most one frame and `_HEADER_BYTES`."""
     from pydicom.filereader import read_dataset
     from pydicom.uid import ExplicitVRLittleEndian
 
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     deflated = data[_META_START + int(meta.FileMetaInformationGroupLength) :]
-    start = inflater.decompress(deflated, _HEADER_BYTES)
+    # The head holds the frame size, which limits the bytes still to be inflated.
+    head = inflater.decompress(deflated, _HEADER_BYTES)
     header = read_dataset(
-        io.BytesIO(start), is_implicit_VR=False, is_little_endian=True,
+        io.BytesIO(head), is_implicit_VR=False, is_little_endian=True,
         stop_when=lambda tag, _vr, _length: tag >= _PIXEL_DATA,
     )  # fmt: skip
-    height, width = _check_frame(header, name, max_pixels)
-    samples = _number(header.get("SamplesPerPixel"), 1)
-    sample_bytes = -(-_number(header.get("BitsAllocated"), 8) // 8)
+    height, width = _check_dimensions(header, name, max_pixels)
+    samples = _to_int(header.get("SamplesPerPixel"), 1)
+    sample_bytes = -(-_to_int(header.get("BitsAllocated"), 8) // 8)
     if not (1 <= samples <= 4 and 1 <= sample_bytes <= _MAX_SAMPLE_BYTES):
-        raise ValueError("its pixels have no known form")
-    most = _HEADER_BYTES + height * width * samples * sample_bytes
-    rest = inflater.decompress(inflater.unconsumed_tail, most - len(start) + 1)
-    if len(start) + len(rest) > most:
+        raise ValueError(f"{samples} samples of {sample_bytes} bytes a pixel are not supported")
+    max_bytes = _HEADER_BYTES + height * width * samples * sample_bytes
+    # A single byte beyond the limit proves the file too long.
+    tail = inflater.decompress(inflater.unconsumed_tail, max_bytes - len(head) + 1)
+    if len(head) + len(tail) > max_bytes:
         raise DataError(
             f"A deflated DICOM file must hold its frame and little else, but {name} inflates to "
-            f"more than {most:,} bytes; save it again."
+            f"more than {max_bytes:,} bytes; export the file again."
         )
-    whole = read_dataset(io.BytesIO(start + rest), is_implicit_VR=False, is_little_endian=True)
+    whole = read_dataset(io.BytesIO(head + tail), is_implicit_VR=False, is_little_endian=True)
+    # The data set is inflated now: pydicom must decode plain explicit little endian.
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     whole.file_meta = meta
     return whole
 
 
-def _check(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
-    """Return a frame's height and width.
+def _check_header(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
+    """Return the height and width of the frame.
 
     Raises:
-        DataError: if it cannot be decoded, or should not be.
+        DataError: if pixels or decoder are missing, the frame is too large, or the file has several
+            frames.
     """
     if "PixelData" not in header:
         raise DataError(
-            f"{name} cannot be read: it has no pixels, or is cut short; fetch or save it again."
+            f"{name} cannot be read: it has no pixels or is truncated; "
+            "download or export the file again."
         )
-    size = _check_frame(header, name, max_pixels)
+    # Before anything is unpacked: sizes and frame counts of the header are cheap to refuse.
+    size = _check_dimensions(header, name, max_pixels)
     if header.file_meta.TransferSyntaxUID.is_compressed:
         encapsulated.check_decoder(header, name)
-        held = encapsulated.count_frames(header)
+        # Count frames in the pixel data too: the header may claim fewer.
+        num_frames = encapsulated.count_frames(header)
         encapsulated.check_size(header, name)
     else:
-        held = len(header.PixelData) // encapsulated.frame_bytes(header)
-    _check_frames(max(1, held), name)
+        num_frames = len(header.PixelData) // encapsulated.frame_bytes(header)
+    _check_single_frame(max(1, num_frames), name)
     return size
 
 
-def _check_frame(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
-    _check_frames(_number(header.get("NumberOfFrames"), 1), name)
+def _check_dimensions(header: "Dataset", name: str, max_pixels: int) -> tuple[int, int]:
+    _check_single_frame(_to_int(header.get("NumberOfFrames"), 1), name)
     height, width = int(header.Rows), int(header.Columns)
     if height * width > max_pixels:
         raise DataError(
             f"An image must have at most {max_pixels:,} pixels, but {name} has {width} x {height}; "
-            "make it smaller."
+            "reduce its size."
         )
     if height * width == 0:
         raise ValueError("its frame has no pixels")
     return height, width
 
 
-def _check_frames(number: int, name: str) -> None:
-    if number != 1:
+def _check_single_frame(num_frames: int, name: str) -> None:
+    if num_frames != 1:
         raise DataError(
-            f"A DICOM file must hold a single frame, but {name} holds {number}; save the frames "
-            "that you need as files of their own."
+            f"A DICOM file must hold a single frame, but {name} holds {num_frames}; save the "
+            "frames you need as separate files."
         )
 
 
-def _number(value: object, default: int) -> int:
-    """Return an element's number; 0 or nothing stands for the default."""
+def _to_int(value: object, default: int) -> int:
+    """Return the integer value of an element; return the default for 0 or an empty value."""
     return int(value or default)  # type: ignore[call-overload, no-any-return]

@@ -1,4 +1,4 @@
-"""Bytes of image files, from a store, with a bound on their number."""
+"""Bounded reads of image files from a store."""
 
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,38 +10,44 @@ from mtil.errors import DataError
 from mtil.storage import GcsStore, LocalStore, S3Store, Store
 
 MAX_FILE_BYTES = 2**29
-"""An image file may be as large; 89 megapixels in three bands of 16 bits fit."""
+"""Most bytes of an image file; 89 megapixels in three bands of 16 bits fit."""
 
 
 @contextmanager
 def room_for(store: Store, names: Sequence[str]) -> Iterator[None]:
-    """Wait until as many bytes may be held as local files have."""
-    held = 0
+    """Wait for memory for the bytes of local files; reserve the bytes while the block runs.
+
+    Files in a bucket reserve nothing.
+    """
+    num_bytes = 0
     if isinstance(store, LocalStore):
         for name in names:
-            with suppress(OSError, ValueError):  # said when the file is read
-                held += min(MAX_FILE_BYTES, Path(store.root, name).stat().st_size)
-    with FILES.hold(held):
+            # A missing or unreadable file is reported on reading.
+            with suppress(OSError, ValueError):
+                num_bytes += min(MAX_FILE_BYTES, Path(store.root, name).stat().st_size)
+    with FILES.hold(num_bytes):
         yield
 
 
 def read_image_bytes(store: Store, name: str, shown: str) -> bytes:
-    """Return an image file's bytes.
+    """Return the bytes of an image file.
 
     Args:
-        store: where the file is.
-        name: the file's name in the store.
-        shown: the name for an error.
+        store: store holding the file.
+        name: name of the file in the store.
+        shown: name of the file for error messages.
 
     Raises:
         DataError: if the name is a folder, a pipe, a socket or a device, or the file is too large.
-        NotFoundError: if there is no such file.
+        NotFoundError: if no file has the name.
     """
     if isinstance(store, LocalStore):
+        # Checked before opening: reading a pipe or a device might never end.
         _check_file(Path(store.root, name), shown)
         return store.read(name)
     if not isinstance(store, S3Store | GcsStore):
         return store.read(name)
+    # Count bytes on arrival: the length of an object is unknown before the download.
     parts, length = [], 0
     for part in store.chunks(name):
         length += len(part)
@@ -52,18 +58,19 @@ def read_image_bytes(store: Store, name: str, shown: str) -> bytes:
 
 def _check_file(path: Path, shown: str) -> None:
     try:
-        found = path.stat()
-    except (OSError, ValueError):  # said when the file is read
+        status = path.stat()
+    except (OSError, ValueError):
+        # A missing or unreadable file is reported on reading.
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(
-            f"An image must be a regular file, but {shown} is {_kind(found.st_mode)}; "
-            "remove it or name another."
+            f"An image must be a regular file, but {shown} is {_file_kind(status.st_mode)}; "
+            "remove it or name a regular file."
         )
-    _check_length(found.st_size, shown)
+    _check_length(status.st_size, shown)
 
 
-def _kind(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a named pipe",
@@ -78,5 +85,5 @@ def _check_length(length: int, shown: str) -> None:
     if length > MAX_FILE_BYTES:
         raise DataError(
             f"An image file must have at most {MAX_FILE_BYTES:,} bytes, but {shown} has more; "
-            "make it smaller."
+            "reduce its size."
         )

@@ -1,4 +1,4 @@
-"""Values of a mask file to lesion or not."""
+"""Lesion masks from the values of a mask file."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,45 +10,47 @@ Mask = npt.NDArray[np.bool_]
 Kind = Literal["plain", "soft", "numbered"]
 
 MAX_NUMBER = 16
-"""A lossless mask whose values go no further numbers its lesions."""
-_AROUND = np.ones((3, 3), np.bool_)
+"""Largest value of a lossless mask read as lesion numbers instead of brightness."""
+_NEIGHBOURS = np.ones((3, 3), np.bool_)
 
 
 class MaskReading(NamedTuple):
-    """A mask and what its file was like."""
+    """A boolean mask and the kind of values in its file."""
 
     mask: Mask
     kind: Kind
-    """`plain` with lesion and background only; `soft` with values in between; `numbered` where
-    small numbers tell lesions apart."""
+    """`plain`: two values, lesion and background. `soft`: values in between. `numbered`: small
+    numbers that identify lesions."""
 
 
 def read_levels(
     levels: npt.NDArray[Any], *, lossy: bool = False, inverted: bool = False
 ) -> MaskReading:
-    """Say which pixels of a mask are lesion.
+    """Return the lesion pixels of a mask.
 
-    Of two values the brighter is lesion; a single value is lesion unless it is 0. More values are
-    left by blurring, resizing and JPEG: lesion is what is at least half as bright as the brightest.
-    A lesion that is drawn darker than that as a whole is measured by its own brightness. Where all
-    values are small numbers, each number but 0 is lesion.
+    - Two values: the brighter value is lesion. A single value is lesion unless 0.
+    - More values, integers up to `MAX_NUMBER` in a lossless file: every value but 0 is lesion.
+    - More values otherwise: lesion pixels are at least half as bright as the brightest pixel. In a
+      lossless file, a lesion drawn darker as a whole is cut at half of its own brightness.
 
     Args:
-        levels: (h, w) brightness, not negative.
-        lossy: whether the file's format alters values.
+        levels: brightness, (h, w), non-negative.
+        lossy: whether the format of the file alters values.
         inverted: whether the lesion is the darker part.
     """
-    low, most = float(levels.min()), float(levels.max())
-    num_extreme = np.count_nonzero(levels == low) + np.count_nonzero(levels == most)
-    if low == most or num_extreme == levels.size:
-        lesion = levels > (low if low < most else 0)
+    low, high = float(levels.min()), float(levels.max())
+    num_extreme = np.count_nonzero(levels == low) + np.count_nonzero(levels == high)
+    if low == high or num_extreme == levels.size:
+        lesion = levels > (low if low < high else 0)
         return MaskReading(~lesion if inverted else lesion, "plain")
-    if low > 0 and most <= 2 * low + 1:  # a background that is not black
-        levels, most = levels - levels.min(), most - low
+    # Shift a background above black to 0: half of the maximum would count the background as lesion.
+    if low > 0 and high <= 2 * low + 1:
+        levels, high = levels - levels.min(), high - low
     lesion = levels > 0
-    if most <= MAX_NUMBER and not lossy and levels.dtype.kind in "iu":
+    if high <= MAX_NUMBER and not lossy and levels.dtype.kind in "iu":
         return MaskReading(~lesion if inverted else lesion, "numbered")
-    half = most / 2
+    # Blurring, resizing and JPEG leave values in between; half of the maximum keeps the area.
+    half = high / 2
     bright = np.asarray(levels >= half)
     if inverted:
         return MaskReading(~bright, "soft")
@@ -56,35 +58,36 @@ def read_levels(
 
 
 def of_colour(bands: npt.NDArray[Any], colour: str) -> tuple[Mask, Mask]:
-    """Say which pixels are of one of the colours red and green, and which of the other.
+    """Return two masks: the pixels of a colour, and the pixels of the opposite colour.
 
     Args:
-        bands: (h, w) or (h, w, 3), not negative.
+        bands: (h, w) or (h, w, 3), non-negative.
         colour: `red` or `green`.
     """
     if bands.ndim == 2:
-        neither = np.zeros(bands.shape, np.bool_)
-        return neither, neither
+        no_pixel = np.zeros(bands.shape, np.bool_)
+        return no_pixel, no_pixel
     red, green = bands[..., 0].astype(np.int32), bands[..., 1].astype(np.int32)
-    lead, least = red - green, bands.max(axis=2) / 2  # noise of JPEG has no colour
-    is_red, is_green = (lead > 0) & (lead >= least), (lead < 0) & (-lead >= least)
+    # A colour must lead by half of the brightest band: JPEG noise shifts colours a little.
+    lead, min_lead = red - green, bands.max(axis=2) / 2
+    is_red, is_green = (lead > 0) & (lead >= min_lead), (lead < 0) & (-lead >= min_lead)
     return (is_red, is_green) if colour == "red" else (is_green, is_red)
 
 
 def _darker_lesions(levels: npt.NDArray[Any], lesion: Mask) -> Mask:
-    """Return the lesions that stay below half of the brightest value as a whole.
-
-    They have an even inside, as numbers of lesions that are spread over all grays have; what
-    resampling leaves beside a lesion has not.
-    """
-    most = float(levels.max())
-    labels, number = ndimage.label(lesion, _AROUND)
-    brightest = np.concatenate([[0.0], ndimage.maximum(levels, labels, np.arange(1, number + 1))])
-    darker = (brightest >= most / 4) & (brightest < most / 2)
+    """Return lesions with a maximum of a quarter to half of the whole mask's maximum, (h, w)."""
+    high = float(levels.max())
+    labels, num_lesions = ndimage.label(lesion, _NEIGHBOURS)
+    brightest = np.concatenate(
+        [[0.0], ndimage.maximum(levels, labels, np.arange(1, num_lesions + 1))]
+    )
+    darker = (brightest >= high / 4) & (brightest < high / 2)
     if not darker.any():
         return np.zeros_like(lesion)
-    own = brightest[labels]
-    inside = ndimage.binary_erosion(darker[labels] & (levels == own), _AROUND)
-    even = np.zeros(number + 1, np.bool_)
-    even[labels[inside]] = True
-    return np.asarray(even[labels] & (levels >= own / 2))
+    # Lesion numbers spread over all grays have a uniform interior; residue of resampling beside a
+    # lesion has none and is left out.
+    own_high = brightest[labels]
+    interior = ndimage.binary_erosion(darker[labels] & (levels == own_high), _NEIGHBOURS)
+    uniform = np.zeros(num_lesions + 1, np.bool_)
+    uniform[labels[interior]] = True
+    return np.asarray(uniform[labels] & (levels >= own_high / 2))

@@ -1,4 +1,4 @@
-"""Image files to arrays and back: gray pixels, masks, and their working size."""
+"""Reading and writing of images and masks as arrays, and resizing to the working size."""
 
 import io
 from typing import Protocol
@@ -16,44 +16,45 @@ Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".dcm")
-"""How the names of image files end."""
+"""File name suffixes of image files, in lower case."""
 
 
 class ImageFile(Protocol):
-    """An image file whose header is checked and whose pixels are not decoded yet."""
+    """An image file with a checked header and undecoded pixels."""
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of the image."""
+        """Number of pixels of the image."""
 
     @property
     def lossy(self) -> bool:
-        """Whether the file's format alters pixels, so that edges may ring."""
+        """Whether the format of the file alters pixels, so that edges may ring."""
 
     @property
     def pixel_size(self) -> float | None:
-        """Millimetres a pixel, where the file says so."""
+        """Side of a pixel in millimetres; None if the file gives none."""
 
     @property
     def stray_regions(self) -> bool:
-        """Whether the header's ultrasound regions do not fit the image, and are not used."""
+        """Whether ultrasound regions of the header do not fit the image; then no region is used."""
 
     def gray(self) -> Gray:
-        """Decode the gray pixels (h, w) that people see."""
+        """Decode the image as shown by a viewer: gray (h, w), 8 bits."""
 
     def bands(self) -> Bands:
-        """Decode the values (h, w) or (h, w, 3) that are stored, as of a mask."""
+        """Decode the stored values, (h, w) or (h, w, 3), as needed for a mask."""
 
 
 def open_image(data: bytes, name: str) -> ImageFile:
-    """Open an image file: its kind, its size and its pages are checked, no pixel is decoded.
+    """Open an image file; check format, size and number of pages without decoding pixels.
 
     Args:
-        data: the file's bytes.
-        name: what to call it in an error.
+        data: bytes of the file.
+        name: name of the file for error messages.
 
     Raises:
-        DataError: if it is damaged, too large, of another kind, or has several pages or frames.
+        DataError: if the file is damaged, too large, of an unsupported format, or has several
+            pages or frames.
     """
     if dicom.is_dicom(data):
         return dicom.open_frame(data, name, max_pixels=max_pixels())
@@ -61,43 +62,48 @@ def open_image(data: bytes, name: str) -> ImageFile:
 
 
 def read_gray(data: bytes, name: str) -> Gray:
-    """Decode an image file to gray pixels (h, w).
+    """Decode an image file to 8-bit gray pixels (h, w).
 
-    Gray, colour, palette, 1-bit and 16-bit images are read, and DICOM single frames. They are
-    turned upright as their EXIF or TIFF orientation says. What is transparent is black, unless
-    nothing is opaque. Files of 16 bits often hold fewer: they are scaled to 8 by the least of 8,
-    10, 12, 14 and 16 bits that holds their largest value, so that an image always gives the same
-    pixels, whatever stands beside it.
+    Supported are gray, colour, palette, 1-bit and 16-bit images, and DICOM single frames. The image
+    is turned upright by EXIF or TIFF orientation. Transparent pixels are black, unless the whole
+    image is transparent. A 16-bit file is scaled from the smallest depth of 8, 10, 12, 14 and 16
+    bits that fits the largest value; the pixels depend on no other file.
 
     Args:
-        data: the file's bytes.
-        name: what to call it in an error.
+        data: bytes of the file.
+        name: name of the file for error messages.
 
     Raises:
-        DataError: if it is damaged, too large, of another kind, or has several pages or frames.
+        DataError: if the file is damaged, too large, of an unsupported format, or has several
+            pages or frames.
     """
     return open_image(data, name).gray()
 
 
 def read_mask(data: bytes, name: str) -> Mask:
-    """Decode a mask file (h, w). See `decode_mask`.
+    """Decode a mask file to a boolean mask (h, w). See `decode_mask`.
 
     Raises:
-        DataError: if it is damaged, too large, no image, or has several pages or frames.
+        DataError: if the file is damaged, too large, of an unsupported format, or has several
+            pages or frames.
     """
     return decode_mask(open_image(data, name), name).mask
 
 
 def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
-    """Decode a mask file (h, w) that is red or green by the lesion's class, and take one of them.
+    """Decode the lesion of one class from a mask file that marks classes in red and green.
 
     Args:
-        data: the file's bytes.
-        name: what to call it in an error.
-        colour: `red` or `green`.
+        data: bytes of the file.
+        name: name of the file for error messages.
+        colour: `red` or `green`, the colour of the class.
+
+    Returns:
+        The mask, (h, w).
 
     Raises:
-        DataError: if there is more of the other colour; see `read_mask` for others.
+        DataError: if the lesion has more pixels of the opposite colour, or the file cannot be
+            read; see `read_mask`.
     """
     return decode_mask(open_image(data, name), name, colour=colour).mask
 
@@ -105,55 +111,56 @@ def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
 def decode_mask(
     image: ImageFile, name: str, *, colour: str | None = None, inverted: bool = False
 ) -> MaskReading:
-    """Decode a mask (h, w), upright as an image is.
+    """Decode a mask (h, w), turned upright like an image.
 
-    A pixel is as bright as the brightest of its colours, times its opacity. Which brightness is
-    lesion, `masks.read_levels` says.
+    The brightness of a pixel is the maximum of its colour bands times its opacity;
+    `masks.read_levels` separates lesion from background.
 
     Args:
-        image: the file.
-        name: what to call it in an error.
-        colour: `red` or `green`, if one of them is wanted; what is neither counts as well, so that
-            a white mask is taken as it is.
+        image: opened mask file.
+        name: name of the file for error messages.
+        colour: `red` or `green` to keep the lesion of a class, None to keep every lesion. Pixels
+            without a clear red or green are kept as well: a white mask remains unchanged.
         inverted: whether the lesion is the darker part.
 
     Raises:
-        DataError: if the file is damaged, or more of the mask is of the other colour.
+        DataError: if the file is damaged, or the lesion has more pixels of the opposite colour.
     """
     bands = image.bands()
     levels = bands if bands.ndim == 2 else bands.max(axis=2)
-    found = masks.read_levels(levels, lossy=image.lossy, inverted=inverted)
+    reading = masks.read_levels(levels, lossy=image.lossy, inverted=inverted)
     if colour is None:
-        return found
-    own, other = masks.of_colour(bands, colour)
-    if (found.mask & other).sum() > (found.mask & own).sum():
+        return reading
+    own, opposite = masks.of_colour(bands, colour)
+    if (reading.mask & opposite).sum() > (reading.mask & own).sum():
         raise DataError(
             f"A lesion of this class must be {colour} in its mask, but {name} has more of the "
             "other class's colour; correct the mask or the label."
         )
-    return MaskReading(found.mask & ~other, found.kind)
+    return MaskReading(reading.mask & ~opposite, reading.kind)
 
 
 def resize_image(gray: Gray, size: int) -> Gray:
-    """Resize gray pixels to a square of `size`, antialiased: what training and prediction see."""
+    """Resize gray pixels to (size, size), antialiased, as in training and prediction."""
     return np.array(Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: Mask, size: int) -> Mask:
-    """Resize a mask to a square of `size`; a lesion too small for it keeps one pixel."""
+    """Resize a mask to (size, size); a lesion too small to survive keeps one pixel."""
     soft = Image.fromarray(mask.astype(np.uint8) * 255)
     resized = np.asarray(soft.resize((size, size), Image.Resampling.BILINEAR)) >= 128
+    # A tumour image with an empty mask would contradict its class.
     if mask.any() and not resized.any():
         row, column = (
-            int(np.median(at) * size / side)
-            for at, side in zip(np.nonzero(mask), mask.shape, strict=True)
+            int(np.median(positions) * size / side)
+            for positions, side in zip(np.nonzero(mask), mask.shape, strict=True)
         )
         resized[row, column] = True
     return resized
 
 
 def encode_mask_png(mask: Mask) -> bytes:
-    """Return a 1-bit PNG of a mask."""
+    """Return a mask (h, w) as a 1-bit PNG."""
     sink = io.BytesIO()
     Image.fromarray(mask).save(sink, format="PNG")
     return sink.getvalue()
@@ -165,11 +172,11 @@ def decode_mask_png(data: bytes) -> Mask:
 
 
 def pack_mask(mask: Mask) -> bytes:
-    """Return a mask as bits, row by row, eight pixels a byte."""
+    """Return a mask as bits, row by row, eight pixels per byte."""
     return np.packbits(mask).tobytes()
 
 
 def unpack_mask(data: bytes, size: int) -> Mask:
-    """Return the square mask of `size` that `pack_mask` packed."""
+    """Return the mask (size, size) from the bytes of `pack_mask`."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * size)
     return bits.reshape(size, size).astype(np.bool_)

@@ -1,4 +1,4 @@
-"""Where a DICOM header places the ultrasound tissue in its frame, and how large a pixel is."""
+"""Tissue regions and pixel size of an ultrasound frame, read from the DICOM header."""
 
 import math
 from dataclasses import dataclass
@@ -8,129 +8,130 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Box = tuple[int, int, int, int]
-"""First row, first column, and the row and the column behind the last."""
+"""(top, left, bottom, right) in pixels; bottom and right are exclusive."""
 
+# Region Spatial Format (0018,6012).
 _TWO_DIMENSIONAL = 1
-"""Region Spatial Format (0018,6012)."""
+# Region Data Type (0018,6014). Both count as tissue: colour flow is drawn over tissue.
 _TISSUE, _COLOUR_FLOW = 1, 2
-"""Region Data Type (0018,6014); colour flow is drawn over tissue."""
+# Physical Units X and Y Direction (0018,6024) and (0018,6026).
 _CENTIMETRES = 3
-"""Physical Units X and Y Direction (0018,6024) and (0018,6026)."""
-_MAX_DIFFERENCE = 0.01
-"""Pixels whose sides differ by a larger share have no single size."""
-_SIZES = 0.001, 10.0
-"""Millimetres that a pixel of an ultrasound image can have."""
-_MIN_SHARE = 0.05
-"""Regions that cover less of the frame do not say where its tissue is."""
+# Sides differing by a larger share are not one pixel size.
+_MAX_SIDE_DIFFERENCE = 0.01
+# Plausible range of a pixel's side in an ultrasound image, in millimetres.
+_MIN_SIDE, _MAX_SIDE = 0.001, 10.0
+# Regions covering a smaller share of the frame do not locate the tissue.
+_MIN_COVERED_SHARE = 0.05
 _CORNERS = (
     "RegionLocationMinY0",
     "RegionLocationMinX0",
     "RegionLocationMaxY1",
     "RegionLocationMaxX1",
 )
-_BROKEN = (ValueError, TypeError, AttributeError, OverflowError, LookupError)
-"""What pydicom raises where a value is of another kind than its tag."""
+# Exceptions raised by pydicom if a value is not of the type of its tag.
+_WRONG_TYPE_ERRORS = (ValueError, TypeError, AttributeError, OverflowError, LookupError)
 
 
 @dataclass(frozen=True)
 class Regions:
-    """What is known of a frame's tissue."""
+    """Location of the tissue in a frame, and size of a pixel."""
 
     boxes: tuple[Box, ...]
-    """Where tissue is; empty if that is not known."""
+    """Boxes of tissue; empty if unknown."""
     pixel_size: float | None
-    """Side of a pixel in millimetres; None if it is not known or there is not one."""
+    """Side of a pixel in millimetres; None if unknown or not the same everywhere."""
     stray: bool
-    """Whether the header has regions that do not fit the frame, so that none is used."""
+    """Whether regions of the header do not fit the frame; then no region is used."""
 
 
 def read_regions(header: "Dataset", height: int, width: int) -> Regions:
     """Read the ultrasound regions and the pixel size of a header.
 
-    A region that reaches beyond the frame was written for another one, before the image was cut or
-    made smaller, and so were all others of that header: neither their places nor their pixel sizes
-    are used, and a pixel spacing that equals them is not either. The same holds for tissue regions
-    without a place, without an area, or that cover almost nothing. A far corner that is given as
-    the frame's size, one too far, is a common mistake and does no harm.
+    No region is used if any region reaches beyond the frame, or if a tissue region has no location,
+    no area or almost no share of the frame. The result then has no boxes, and its pixel size is the
+    pixel spacing, unless the spacing equals the size given in the regions.
 
     Args:
-        header: the file's header.
+        header: header of the file.
         height: rows of the frame.
         width: columns of the frame.
     """
-    spacing = _one_size(numbers(header, "PixelSpacing"), least=2)
-    regions = _items(header)
+    spacing = _common_side(numbers(header, "PixelSpacing"), min_count=2)
+    regions = _read_regions(header)
     tissue = [region for region in regions if _is_tissue(region, (_TISSUE, _COLOUR_FLOW))]
+    # Regions give centimetres; a delta may be negative.
     sizes = [
         10 * abs(side)
         for region in tissue
-        if _integer(region, "RegionDataType") == _TISSUE
-        for side in _sides(region)
+        if _read_integer(region, "RegionDataType") == _TISSUE
+        for side in _pixel_sides(region)
     ]
-    size = _one_size(sizes)
-    boxes = [_box(region) for region in tissue]
+    size = _common_side(sizes)
+    boxes = [_read_box(region) for region in tissue]
     fitting = tuple(
         (box[0], box[1], min(box[2], height), min(box[3], width))
         for box in boxes
         if box is not None and _fits(box, height, width)
     )
     beyond = any(
-        box is not None and _reaches_beyond(box, height, width) for box in map(_box, regions)
+        box is not None and _reaches_beyond(box, height, width) for box in map(_read_box, regions)
     )
-    if beyond or len(fitting) < len(boxes) or (boxes and not _cover(fitting, height, width)):
-        same = size is not None and spacing is not None and _alike(size, spacing)
+    # A region beyond the frame was written before the image was cropped or made smaller, and so
+    # were all regions of the header. A spacing equal to the regions' size is from then, too.
+    if beyond or len(fitting) < len(boxes) or (boxes and not _covers(fitting, height, width)):
+        same = size is not None and spacing is not None and _are_similar(size, spacing)
         return Regions((), None if same else spacing, stray=True)
     return Regions(fitting, size if sizes else spacing, stray=False)
 
 
 def numbers(header: "Dataset", keyword: str) -> list[float]:
-    """Return the finite numbers of an element; none if it is missing or one of them is none."""
+    """Return the values of an element as floats; an empty list unless all are finite numbers."""
     try:
         value = header.get(keyword)
         if value is None or value == "":
             return []
-        found = [float(one) for one in (value if _is_list(value) else [value])]
-    except _BROKEN:
+        floats = [float(item) for item in (value if _is_list(value) else [value])]
+    except _WRONG_TYPE_ERRORS:
         return []
-    return found if all(map(math.isfinite, found)) else []
+    return floats if all(map(math.isfinite, floats)) else []
 
 
 def _is_list(value: object) -> bool:
     return not isinstance(value, str) and hasattr(value, "__iter__")
 
 
-def _integer(header: "Dataset", keyword: str) -> int | None:
-    found = numbers(header, keyword)
-    return int(found[0]) if len(found) == 1 else None
+def _read_integer(header: "Dataset", keyword: str) -> int | None:
+    floats = numbers(header, keyword)
+    return int(floats[0]) if len(floats) == 1 else None
 
 
-def _items(header: "Dataset") -> list["Dataset"]:
+def _read_regions(header: "Dataset") -> list["Dataset"]:
     try:
-        found = header.get("SequenceOfUltrasoundRegions")
-    except _BROKEN:
+        sequence = header.get("SequenceOfUltrasoundRegions")
+    except _WRONG_TYPE_ERRORS:
         return []
-    return [item for item in found if hasattr(item, "get")] if _is_list(found) else []
+    return [item for item in sequence if hasattr(item, "get")] if _is_list(sequence) else []
 
 
 def _is_tissue(region: "Dataset", kinds: tuple[int, ...]) -> bool:
     return (
-        _integer(region, "RegionSpatialFormat") == _TWO_DIMENSIONAL
-        and _integer(region, "RegionDataType") in kinds
+        _read_integer(region, "RegionSpatialFormat") == _TWO_DIMENSIONAL
+        and _read_integer(region, "RegionDataType") in kinds
     )
 
 
-def _sides(region: "Dataset") -> list[float]:
-    """Return a region's pixel sides, if it gives both in centimetres."""
+def _pixel_sides(region: "Dataset") -> list[float]:
+    """Return both pixel sides of a region in centimetres; an empty list in other units."""
     units = (f"PhysicalUnits{axis}Direction" for axis in "XY")
-    if any(_integer(region, unit) != _CENTIMETRES for unit in units):
+    if any(_read_integer(region, unit) != _CENTIMETRES for unit in units):
         return []
     sides = [numbers(region, f"PhysicalDelta{axis}") for axis in "XY"]
     known = all(len(side) == 1 and side[0] for side in sides)
     return [side[0] for side in sides] if known else []
 
 
-def _box(region: "Dataset") -> Box | None:
-    corners = [_integer(region, keyword) for keyword in _CORNERS]
+def _read_box(region: "Dataset") -> Box | None:
+    corners = [_read_integer(region, keyword) for keyword in _CORNERS]
     top, left, bottom, right = corners
     if top is None or left is None or bottom is None or right is None:
         return None
@@ -139,6 +140,7 @@ def _box(region: "Dataset") -> Box | None:
 
 def _reaches_beyond(box: Box, height: int, width: int) -> bool:
     top, left, bottom, right = box
+    # A far corner equal to the frame size is off by one, a common and harmless mistake.
     return max(top, bottom - 1) > height or max(left, right - 1) > width
 
 
@@ -147,17 +149,18 @@ def _fits(box: Box, height: int, width: int) -> bool:
     return 0 <= top < min(bottom, height) and 0 <= left < min(right, width)
 
 
-def _cover(boxes: tuple[Box, ...], height: int, width: int) -> bool:
-    """Say whether boxes, which may overlap, could cover enough of a frame."""
+def _covers(boxes: tuple[Box, ...], height: int, width: int) -> bool:
+    """Return whether boxes, which may overlap, could cover enough of the frame."""
     area = sum((bottom - top) * (right - left) for top, left, bottom, right in boxes)
-    return area >= _MIN_SHARE * height * width
+    return area >= _MIN_COVERED_SHARE * height * width
 
 
-def _one_size(sides: list[float], least: int = 1) -> float | None:
-    if len(sides) < least or not _SIZES[0] <= min(sides) <= max(sides) <= _SIZES[1]:
+def _common_side(sides: list[float], min_count: int = 1) -> float | None:
+    """Return the side if all sides are plausible and equal within 1 %, else None."""
+    if len(sides) < min_count or not _MIN_SIDE <= min(sides) <= max(sides) <= _MAX_SIDE:
         return None
-    return sides[0] if _alike(min(sides), max(sides)) else None
+    return sides[0] if _are_similar(min(sides), max(sides)) else None
 
 
-def _alike(one: float, other: float) -> bool:
-    return max(one, other) <= (1 + _MAX_DIFFERENCE) * min(one, other)
+def _are_similar(a: float, b: float) -> bool:
+    return max(a, b) <= (1 + _MAX_SIDE_DIFFERENCE) * min(a, b)

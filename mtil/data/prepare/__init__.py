@@ -1,1 +1,1 @@
-"""Collections to the shards of a data set."""
+"""Preparation: from collections to the shards of a data set."""

@@ -1,7 +1,7 @@
-"""What tells that a collection's files have changed, without reading them.
+"""Detection of changed files in a collection, without reading the files.
 
-On a disk size and time of the last change, file by file; in a bucket the marks of a listing, which
-says them of many objects at once.
+The state of a local file is size and modification time. The state of an object in a bucket is the
+mark given in a listing, because a listing covers many objects at once.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ State = Callable[[Record], str]
 
 
 def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
-    """Return a function that says in which state a record's files are.
+    """Return a function from a record to the state of the record's files.
 
     Args:
-        stores: URI of each source's files.
-        records: all records; those of a bucket are listed here.
+        stores: URI of the files, by source.
+        records: all records; buckets are listed here, local files at every call.
     """
     by_source = {
         source: _state_of_files(open_store(uri), [r for r in records if r.source == source])
@@ -29,29 +29,32 @@ def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
 
 
 def digest(state: State, records: Sequence[Record]) -> str:
-    """Return a short name for the state of records' files."""
-    found = hashlib.sha256()
+    """Return 8 hex digits identifying the state of the files of the records."""
+    sha256 = hashlib.sha256()
     for record in records:
-        found.update(f"{state(record)}\n".encode())
-    return found.hexdigest()[:8]
+        sha256.update(f"{state(record)}\n".encode())
+    return sha256.hexdigest()[:8]
 
 
 def _files(record: Record) -> tuple[str, ...]:
+    # Files of a refused record are never read, and may be missing.
     return () if record.refused is not None else (record.image, *record.masks)
 
 
 def _state_of_files(store: Store, records: Sequence[Record]) -> Callable[[str], str]:
     if isinstance(store, LocalStore):
-        return lambda name: _on_disk(store, name)
+        return lambda name: _local_state(store, name)
     assert isinstance(store, S3Store | GcsStore)
     folders = {name.rpartition("/")[0] for record in records for name in _files(record)}
+    # Listing the deepest common folder avoids a request per object.
     marks = store.marks(commonpath(folders) if folders else "")
     return lambda name: marks.get(name, "-")
 
 
-def _on_disk(store: LocalStore, name: str) -> str:
+def _local_state(store: LocalStore, name: str) -> str:
     try:
-        found = (store.root / name).stat()
-    except OSError:  # it is said when the file is read
+        status = (store.root / name).stat()
+    except OSError:
+        # A missing file is reported on reading.
         return "-"
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return f"{status.st_size}:{status.st_mtime_ns}"

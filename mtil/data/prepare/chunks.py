@@ -1,4 +1,4 @@
-"""Records in chunks: staged by as many workers as there are, then finished as shards and facts."""
+"""Records in chunks: staged in parallel, then written as shards and facts."""
 
 import hashlib
 import json
@@ -22,67 +22,76 @@ from mtil.storage import Store
 
 
 class Progress(Protocol):
-    """Is told how far the work is."""
+    """Callback for progress."""
 
-    def __call__(self, what: str, done: int, of: int, /) -> None:
-        """Take what is being done, the images done and their number."""
+    def __call__(self, activity: str, num_done: int, total: int, /) -> None:
+        """Report an activity like `reading`, the images done and the images in total."""
 
 
-def silent(what: str, done: int, of: int, /) -> None:
-    """Take progress that nobody wants to see."""
+def silent(activity: str, num_done: int, total: int, /) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What was written of staged chunks."""
+    """Files written from staged chunks."""
 
     shards: tuple[Shard, ...]
     facts: tuple[str, ...]
     files: Mapping[str, File]
-    """Size and digest of the facts, by name."""
+    """Size and digest of the facts files, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks:
-    """Images to be staged, chunk by chunk."""
+    """Images to stage, chunk by chunk."""
 
     records: Sequence[Record]
     """Sorted by sample id."""
     stores: Mapping[str, str]
-    """URI of each source's files."""
+    """URI of the files, by source."""
     image_size: int
     rows_per_chunk: int
     runner: Runner
     progress: Progress
 
     def key(self, *more: object) -> str:
-        """Return what tells these staged chunks from others."""
+        """Return a key of the staged chunks: content, file locations and staging formats.
+
+        Args:
+            more: further JSON values on which the staged chunks depend.
+        """
         values = [staging.SEALED, READING, duplicates.VERSION, list(self.stores.values()), *more]
         return self._key((asdict(record) for record in self.records), values)
 
     def content_key(self, *more: object) -> str:
-        """Return what tells the images from others, wherever their files are."""
+        """Return a key of the images, independent of the location of files.
+
+        Args:
+            more: further JSON values on which the images depend.
+        """
         files = {"image", "masks", "refused"}
-        said = ({k: v for k, v in asdict(r).items() if k not in files} for r in self.records)
-        return self._key(said, more)
+        entries = ({k: v for k, v in asdict(r).items() if k not in files} for r in self.records)
+        return self._key(entries, more)
 
     def _key(self, records: Iterable[Mapping[str, Any]], more: Sequence[object]) -> str:
         values = [staging.FORMAT, self.image_size, self.rows_per_chunk, *more]
-        found = hashlib.sha256(json.dumps(values).encode())
+        # Hashed record by record: the JSON of a large collection is never in memory as a whole.
+        sha256 = hashlib.sha256(json.dumps(values).encode())
         for record in records:
-            found.update(json.dumps(record).encode())
-        return found.hexdigest()[:16]
+            sha256.update(json.dumps(record).encode())
+        return sha256.hexdigest()[:16]
 
     def stage(
         self, store: Store, folder: str, *, keep_rows: bool = True, what: str = "reading"
     ) -> None:
-        """Decode what is not staged yet.
+        """Decode and stage the chunks not staged yet.
 
         Args:
-            store: where chunks are staged.
-            folder: the folder in it.
-            keep_rows: whether rows are staged too, or only the facts.
-            what: what to tell those who watch.
+            store: store for the staged chunks.
+            folder: folder for the staged chunks, relative to the store.
+            keep_rows: whether to stage rows and facts, or facts only.
+            what: activity reported as progress.
         """
         parts = self._parts()
         jobs = [
@@ -100,12 +109,12 @@ class Chunks:
         self._run(what, staging.stage, jobs, [len(part) for part in parts])
 
     def facts(self, store: Store, folder: str) -> Iterator[pa.Table]:
-        """Yield what the staged images are like, chunk by chunk."""
+        """Yield the facts of the staged images, one table per chunk."""
         for name in self._names:
             yield staging.read_facts(store, folder, name)
 
     def refused(self, store: Store, folder: str) -> list[Refused]:
-        """Return the images that cannot be used."""
+        """Return the unusable images of all chunks."""
         return [item for name in self._names for item in staging.read_refused(store, folder, name)]
 
     def finish(
@@ -118,77 +127,78 @@ class Chunks:
         first_shard: int = 0,
         mark: str = "",
     ) -> Finished:
-        """Write the shards of the images that have a place, and keep all images' facts.
+        """Write the shards of all placed images, and the facts of all images.
 
         Args:
-            store: where chunks are staged, and shards go.
-            folder: where they are staged.
-            places: by sample id.
-            audit: the folder that the facts go to.
-            first_shard: the first shard's number.
-            mark: ends the shards' names.
+            store: store with the staged chunks, and target of the shards.
+            folder: folder of the staged chunks.
+            places: group, fold and part, by sample id.
+            audit: folder for the facts.
+            first_shard: index of the first shard.
+            mark: suffix of the shard names, before the extension.
         """
         jobs: list[FinishJob] = []
-        at = first_shard
-        for number, part in enumerate(self._parts()):
-            here = {r.sample_id: places[r.sample_id] for r in part if r.sample_id in places}
+        # Chunk and shard indices differ: a chunk without a placed image gets no shard.
+        shard_index = first_shard
+        for chunk_index, part in enumerate(self._parts()):
+            chunk_places = {r.sample_id: places[r.sample_id] for r in part if r.sample_id in places}
             jobs.append(
                 FinishJob(
-                    name=self._names[number],
-                    shard=f"shards/part-{at:05d}{mark}.parquet" if here else None,
-                    facts=f"{audit}/facts-{number:05d}.parquet",
-                    places=here,
+                    name=self._names[chunk_index],
+                    shard=f"shards/part-{shard_index:05d}{mark}.parquet" if chunk_places else None,
+                    facts=f"{audit}/facts-{chunk_index:05d}.parquet",
+                    places=chunk_places,
                     target=store.uri,
                     folder=folder,
                     image_size=self.image_size,
                 )
             )
-            at += bool(here)
-        done = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
+            shard_index += bool(chunk_places)
+        finished = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
         return Finished(
-            tuple(one.shard for one in done if one.shard is not None),
+            tuple(chunk.shard for chunk in finished if chunk.shard is not None),
             tuple(job.facts for job in jobs),
-            {job.facts: one.facts for job, one in zip(jobs, done, strict=True)},
+            {job.facts: chunk.facts for job, chunk in zip(jobs, finished, strict=True)},
         )
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        """What the chunks are called, by number and by the state that their files are in."""
+        """Names of the chunks: index of the chunk and state of the files."""
+        # A changed file gives the chunk a new name, and the chunk is decoded again.
         state = changes.state_of(self.stores, self.records)
         return tuple(
-            f"{number:05d}-{changes.digest(state, part)}"
-            for number, part in enumerate(self._parts())
+            f"{index:05d}-{changes.digest(state, part)}" for index, part in enumerate(self._parts())
         )
 
     def _parts(self) -> list[Sequence[Record]]:
         step = self.rows_per_chunk
-        return [self.records[at : at + step] for at in range(0, len(self.records), step)]
+        return [self.records[start : start + step] for start in range(0, len(self.records), step)]
 
     def _run(self, what: str, function: Any, jobs: Sequence[Any], sizes: Sequence[int]) -> Any:
         if not jobs:
             return []
-        done, of = 0, sum(sizes)
+        num_done, total = 0, sum(sizes)
 
-        def listen(images: int) -> None:
-            nonlocal done
-            done += images
-            self.progress(what, done, of)
+        def listen(num_images: int) -> None:
+            nonlocal num_done
+            num_done += num_images
+            self.progress(what, num_done, total)
 
         return self.runner(function, jobs, sizes, listen)
 
 
-def refuse(found: Sequence[Refused], collections: Sequence[Collection]) -> None:
-    """Refuse images that cannot be used, in the order in which their collections have them.
+def refuse(refused: Sequence[Refused], collections: Sequence[Collection]) -> None:
+    """Raise an error naming the refused images, in the order of the collections.
 
     Raises:
-        DataError: saying why, if there are any.
+        DataError: if an image is refused; the message gives the reasons.
     """
-    if found:
-        why = {item.sample_id: item.why for item in found}
-        ids = [record.sample_id for of in collections for record in of.records]
+    if refused:
+        why = {item.sample_id: item.why for item in refused}
+        ids = [record.sample_id for collection in collections for record in collection.records]
         raise DataError(reasons([why[name] for name in ids if name in why], len(ids)))
 
 
 def stores_of(collections: Sequence[Collection]) -> dict[str, str]:
-    """Return the URI of each collection's files by its source."""
+    """Return the URI of the files of every collection, by source."""
     return {c.records[0].source: c.store.uri for c in collections}

@@ -1,8 +1,8 @@
-"""A collection to a data set: stage the pixels, audit, group and fold, then shards and manifest.
+"""Preparation of a data set: stage pixels, audit, group, assign folds, write shards and manifest.
 
-The manifest is written last, and without it there is no data set. What was staged stays in the
-target when something outside fails, so that the same command goes on where it was; it is deleted
-when the command cannot succeed.
+A target without a manifest holds no data set; the manifest is written after all shards. If storage
+fails, staged files stay in the target, and a repeated command resumes. If the command cannot
+succeed, staged files are deleted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,44 +31,47 @@ from mtil.errors import DataError, StorageError, UserError
 from mtil.storage import Store, open_store, split_uri
 
 MAX_SHARD_BYTES = 64 * 2**20
+"""Default of `Settings.max_shard_bytes`."""
 SIZE_STEP = 32
+"""Step between allowed image sizes in pixels."""
 MAX_IMAGE_SIZE = 2048
+"""Largest side of a stored image in pixels."""
 PROTOCOLS = ("grouped", "paper")
 SETTINGS = (
     "image_size", "protocol", "fold_rule", "num_folds", "num_parts", "seed", "num_groups", "kept",
 )  # fmt: skip
-"""What must agree, beside the fingerprint, for a target to hold the same data."""
+"""Manifest fields compared, beside the fingerprint, to find out whether data sets are equal."""
 
-_MEANWHILE = "Another data set was written to {} meanwhile; choose another target."
+_OVERTAKEN = "A different data set was written to {} in the meantime; choose another target."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a data set is made."""
+    """Settings of a preparation."""
 
     image_size: int = 256
-    """Side of the stored images."""
+    """Side of the stored images in pixels: a multiple of 32 from 32 to 2048."""
     num_folds: int = 5
-    """How many folds to make, unless the sources or a splits file give them."""
+    """Number of folds, unless the sources or a splits file give folds."""
     seed: int = 0
-    """The folds' seed."""
+    """Seed of fold assignment and holdout, non-negative."""
     protocol: Literal["grouped", "paper"] = "grouped"
-    """`grouped`, or `paper` for the literature's image-level folds of the tumour images."""
+    """`grouped`, or `paper` for image-level folds of tumour images only, as in the literature."""
     holdout: str | None = None
-    """A share, or a CSV file with `image_id`, of a final test set."""
+    """Final test set: a share between 0 and 1, or a CSV file with the column `image_id`."""
     stratify: Literal["class", "class-and-size"] = "class-and-size"
-    """What is spread evenly over the folds: classes, or terciles of lesion size within them too."""
+    """Strata spread evenly over the folds: classes, or classes and terciles of lesion size."""
     splits: str | None = None
-    """A `splits.json` whose folds and parts to take."""
+    """Path or URI of a `splits.json` with folds and parts."""
     skip_invalid: bool = False
-    """Whether images that cannot be used are skipped and listed, instead of refused."""
+    """Whether to skip and list unusable images instead of refusing the collection."""
     allow_drops: float | None = None
-    """Share of the images, 0 to 1, that may be dropped or lie in one group of near-copies; by
-    default that of `mtil.data.audit.drops`."""
+    """Largest share of images, 0 to 1, dropped or in a single group of near-copies; None for the
+    limits of `mtil.data.audit.drops`."""
     name: str | None = None
-    """What to call the data set; its collections' names if none is given."""
+    """Name of the data set; by default the names of the collections."""
     max_shard_bytes: int = MAX_SHARD_BYTES
-    """About how large a shard may get."""
+    """Approximate size limit of a shard."""
 
     def __post_init__(self) -> None:
         if self.image_size % SIZE_STEP or not SIZE_STEP <= self.image_size <= MAX_IMAGE_SIZE:
@@ -78,23 +81,26 @@ class Settings:
             )
         if not 2 <= self.num_folds <= fold_rules.MAX_FOLDS:
             raise DataError(
-                f"There must be 2 to {fold_rules.MAX_FOLDS} folds, "
+                f"The number of folds must be 2 to {fold_rules.MAX_FOLDS}, "
                 f"but num_folds is {self.num_folds}."
             )
-        drops.limits(self.allow_drops)  # refuses a share out of range
+        # Raises for a share out of range; the result is not needed here.
+        drops.limits(self.allow_drops)
         if self.seed < 0:
             raise DataError(f"A seed must not be negative, but got {self.seed}.")
         if self.protocol not in PROTOCOLS:
             raise DataError(
                 f"A protocol must be one of {', '.join(PROTOCOLS)}, but got {self.protocol!r}."
             )
-        share = None if self.holdout is None else _share(self.holdout)
+        share = None if self.holdout is None else _parse_share(self.holdout)
         if self.holdout == "" or (share is not None and not 0 < share < 1):
             raise DataError(
                 f"A holdout must be a share between 0 and 1, or a file, but got {self.holdout!r}."
             )
         if self.splits is not None and self.holdout is not None:
-            raise DataError("A splits file already says what is held out; leave --holdout away.")
+            raise DataError(
+                "A splits file already gives the holdout; remove --holdout or --splits."
+            )
 
 
 def prepare(
@@ -105,22 +111,22 @@ def prepare(
     runner: Runner = parallel.processes,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write collections as a data set and return its manifest.
+    """Prepare a data set from collections and return its manifest.
 
-    A target that already holds the same data is left alone, and its manifest returned.
+    If the target already holds equal data, write nothing and return the existing manifest.
 
     Args:
         sources: the collections.
-        to: where the data set goes, a folder or an `s3://` URI.
-        settings: how to make it.
-        runner: what does the work on the pixels.
-        progress: called with what is being done, the images done and their number.
+        to: target, a folder or an `s3://` URI.
+        settings: settings of the preparation; None for the defaults.
+        runner: runs the jobs that decode images and write shards.
+        progress: called with the activity, the images done and the images in total.
 
     Raises:
-        DataError: if a source is wrong or the target holds something else.
+        DataError: if a source is invalid or the target holds different data.
     """
     settings = settings or Settings()
-    _check(settings, sources)
+    _check_settings(settings, sources)
     target = open_store(to)
     collections = gather(sources, to)
     records = sorted(
@@ -138,7 +144,7 @@ def prepare(
     official = any(source.official_folds is not None for source in sources)
     job = _Preparation(settings, collections, chunks, "official" if official else settings.protocol)
     folder = f"{staging.FOLDER}/{chunks.key()}"
-    existing = _existing(target, folder)
+    existing = _load_existing(target, folder)
     made: _Decided | None = None
     if existing is None:
         try:
@@ -146,20 +152,23 @@ def prepare(
             return job.commit(target, folder, made)
         except UserError as error:
             if not target.exists(FILE_NAME):
-                if not isinstance(error, StorageError):  # the same command would fail again
+                # After a storage error, a repeated command may succeed and reuse the staged chunks.
+                # After any different error, the command would fail again.
+                if not isinstance(error, StorageError):
                     target.clear(folder, versions.STAGED)
                 raise
         try:
-            existing = manifests.load(target)  # of another process, which was faster
+            # A concurrent preparation was faster; the first manifest counts.
+            existing = manifests.load(target)
         except DataError:
             job.withdraw(target, folder, made)
-            raise DataError(_MEANWHILE.format(target.uri)) from None
+            raise DataError(_OVERTAKEN.format(target.uri)) from None
     return job.compare(target, folder, existing, made)
 
 
 @dataclass(frozen=True)
 class _Decided:
-    """All but the shards."""
+    """All decisions of a preparation, made before the shards are written."""
 
     manifest: Manifest
     audit: Audit
@@ -169,19 +178,21 @@ class _Decided:
 
 @dataclass(frozen=True)
 class _Preparation:
+    """A preparation of collections with given settings."""
+
     settings: Settings
     collections: Sequence[Collection]
     chunks: Chunks
     protocol: str
-    """As the manifest says it."""
+    """Protocol as recorded in the manifest: `official`, `grouped` or `paper`."""
 
     @property
     def records(self) -> Sequence[Record]:
-        """The images of all collections."""
+        """Records of all collections, sorted by sample id."""
         return self.chunks.records
 
     def decide(self, store: Store, folder: str, *, keep_rows: bool) -> _Decided:
-        """Stage every chunk, then audit, group and fold."""
+        """Stage every chunk, then audit, group and assign folds."""
         self.chunks.stage(store, folder, keep_rows=keep_rows)
         refused = self.chunks.refused(store, folder)
         if not self.settings.skip_invalid:
@@ -194,37 +205,36 @@ class _Preparation:
         audit = audits.audit(
             usable, self.chunks.facts(store, folder), None if given is None else given.place
         )
-        kept, dropped = self._kept(usable, audit)
+        kept, dropped = self._split_kept(usable, audit)
         self._check_drops(dropped, refused, audit)
-        assignment = self._assignment(kept, dropped, audit, given)
+        assignment = self._assign_folds(kept, dropped, audit, given)
         places = {
             sample_id: Place(audit.grouping.family[sample_id], fold, part)
             for sample_id, (fold, part) in assignment.place.items()
         }
-        manifest = self._manifest(kept, dropped, refused, assignment, places)
-        made = tally.fingerprint(audit.facts, places, self.settings.image_size)
-        return _Decided(replace(manifest, fingerprint=made), audit, assignment, places)
+        manifest = self._make_manifest(kept, dropped, refused, assignment, places)
+        fingerprint = tally.fingerprint(audit.facts, places, self.settings.image_size)
+        return _Decided(replace(manifest, fingerprint=fingerprint), audit, assignment, places)
 
     def commit(self, target: Store, folder: str, made: _Decided) -> Manifest:
         """Write the shards, the audit, the manifest and, last, the splits.
 
-        Shards and audit have names that no preparation of other data has, so that what another
-        one writes to the target at the same time stays whole. The first manifest counts.
-
         Raises:
-            DataError: if the target holds a data set meanwhile.
+            DataError: if a different data set was written to the target in the meantime.
         """
-        tag = self._tag(made.manifest)
+        # The tag is unique to the data: concurrent preparations never overwrite different data.
+        tag = self._make_tag(made.manifest)
         audit = f"audit/{tag}"
-        done = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
-        files = {**done.files, **audits.write(target, audit, made.audit, made.places)}
+        finished = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
+        files = {**finished.files, **audits.write(target, audit, made.audit, made.places)}
         files[splits.FILE_NAME] = file_of(versions.splits_text(made.manifest, made.places))
         manifest = replace(
-            made.manifest, audit=audit, shards=done.shards, facts=done.facts, files=files
+            made.manifest, audit=audit, shards=finished.shards, facts=finished.facts, files=files
         )
+        # `create` commits: of several concurrent preparations the first manifest counts.
         data = manifests.to_json(manifest)
         if not target.create(FILE_NAME, data) and target.read(FILE_NAME) != data:
-            raise DataError(_MEANWHILE.format(target.uri))
+            raise DataError(_OVERTAKEN.format(target.uri))
         versions.publish(target, manifest)
         target.clear(folder, versions.STAGED)
         return manifest
@@ -232,56 +242,60 @@ class _Preparation:
     def compare(
         self, target: Store, folder: str, existing: Manifest, made: _Decided | None
     ) -> Manifest:
-        """Make sure that the target's data set is the one that was asked for, and return it.
+        """Check the target for the requested data set, and return the manifest.
 
         Args:
             target: the target.
-            folder: where chunks were staged in it.
-            existing: the manifest of its data set.
-            made: what was decided of the images, if that is known already.
+            folder: folder of the staged chunks in the target.
+            existing: manifest of the data set in the target.
+            made: decisions of the preparation; None to decide again without writing to the target.
 
         Raises:
-            DataError: if the target holds other data.
+            DataError: if the target holds different data.
         """
-        found = made
-        if found is None:  # look again, write nothing
+        expected = made
+        if expected is None:
             with TemporaryDirectory(prefix="mtil-prepare-") as scratch:
-                # other machines do not see the scratch
-                here = replace(self, chunks=replace(self.chunks, runner=parallel.processes))
-                found = here.decide(open_store(scratch), folder, keep_rows=False)
-        existing = manifests.find(target, found.manifest.fingerprint) or existing
+                # Local processes only: other machines cannot read the scratch folder.
+                local = replace(self, chunks=replace(self.chunks, runner=parallel.processes))
+                expected = local.decide(open_store(scratch), folder, keep_rows=False)
+        # The data may be an older version of a data set with appended images.
+        existing = manifests.find(target, expected.manifest.fingerprint) or existing
         try:
-            _refuse_other(target, existing, found.manifest)
+            _refuse_difference(target, existing, expected.manifest)
         except DataError:
             self.withdraw(target, folder, made)
             raise
         target.clear(folder, versions.STAGED)
-        return replace(_whole(target, existing), account=found.manifest.account)
+        # The stored account describes the first preparation; return the account of this command.
+        return replace(_check_complete(target, existing), account=expected.manifest.account)
 
     def withdraw(self, target: Store, folder: str, made: _Decided | None) -> None:
-        """Delete what was staged and written in a target that holds other data by now.
+        """Delete the files of the preparation from a target with different data.
 
         Args:
             target: the target.
-            folder: where chunks were staged in it.
-            made: what was decided of the images; None if nothing but staged chunks was written.
+            folder: folder of the staged chunks in the target.
+            made: decisions of the preparation; None if only staged chunks were written.
         """
         target.clear(folder, versions.STAGED)
         if made is not None:
-            versions.withdraw(target, self._tag(made.manifest))
+            versions.withdraw(target, self._make_tag(made.manifest))
 
-    def _tag(self, made: Manifest) -> str:
-        """Return what the files of this preparation are called, and no other data's."""
+    def _make_tag(self, made: Manifest) -> str:
+        """Return the tag in the file names of the preparation, unique to the data."""
         return versions.tag(1, self.chunks.content_key(manifests.to_json(made).decode()))
 
-    def _kept(self, usable: Sequence[Record], audit: Audit) -> tuple[list[Record], list[Dropped]]:
+    def _split_kept(
+        self, usable: Sequence[Record], audit: Audit
+    ) -> tuple[list[Record], list[Dropped]]:
         if self.settings.protocol == "grouped":
             kept = [record for record in usable if record.sample_id in audit.grouping.group]
             return kept, list(audit.grouping.dropped)
-        why = fold_rules.NOT_IN_PAPER
+        reason = fold_rules.NOT_IN_PAPER
         kept = [record for record in usable if record.label in fold_rules.TUMOURS]
-        left = [record for record in usable if record.label not in fold_rules.TUMOURS]
-        return kept, [Dropped(sample_id=record.sample_id, why=why) for record in left]
+        left_out = [record for record in usable if record.label not in fold_rules.TUMOURS]
+        return kept, [Dropped(sample_id=record.sample_id, why=reason) for record in left_out]
 
     def _check_drops(
         self, dropped: Sequence[Dropped], refused: Sequence[Refused], audit: Audit
@@ -296,7 +310,7 @@ class _Preparation:
             {c.records[0].source: c.name for c in self.collections},
         )
 
-    def _assignment(
+    def _assign_folds(
         self,
         kept: Sequence[Record],
         dropped: Sequence[Dropped],
@@ -307,14 +321,14 @@ class _Preparation:
         grouped = settings.protocol == "grouped"
         group = audit.grouping.family if grouped else {r.sample_id: r.sample_id for r in kept}
         if given is not None:
-            taken = splits.of_kept(given, kept, group, whole_groups=grouped)
-            fold_rules.check(kept, group, taken)
-            return taken
+            assignment = splits.of_kept(given, kept, group, whole_groups=grouped)
+            fold_rules.check(kept, group, assignment)
+            return assignment
         by_size = settings.stratify == "class-and-size"
         area = audit.area() if by_size else None
         holdout: set[str] = set()
         if settings.holdout is not None:
-            share = _share(settings.holdout)
+            share = _parse_share(settings.holdout)
             holdout = (
                 splits.read_holdout(settings.holdout, self.records, kept, group)
                 if share is None
@@ -331,7 +345,7 @@ class _Preparation:
             dropped=dropped,
         )
 
-    def _manifest(
+    def _make_manifest(
         self,
         kept: Sequence[Record],
         dropped: Sequence[Dropped],
@@ -377,21 +391,21 @@ def account_of(
     kept: Sequence[str],
     known: Iterable[str] = (),
 ) -> Account:
-    """Return the account of collections that were prepared.
+    """Return the account of prepared collections: every file and image, by outcome.
 
     Args:
-        collections: what was read.
+        collections: the collections as read.
         dropped: images that were not kept.
-        refused: images that cannot be used.
-        kept: sample ids of the images that were.
-        known: sample ids of images that the data set held before.
+        refused: unusable images.
+        kept: sample ids of the kept images.
+        known: sample ids of images already in the data set.
 
     Raises:
-        AssertionError: if the files or the images do not add up.
+        AssertionError: if the numbers of files or images do not add up.
     """
     why_dropped = {item.sample_id: item.why for item in dropped}
     invalid = {item.sample_id: item.why for item in refused}
-    held, before = frozenset(kept), frozenset(known)
+    kept_ids, known_ids = frozenset(kept), frozenset(known)
     return Account(
         sources=tuple(
             SourceAccount(
@@ -400,7 +414,7 @@ def account_of(
                 files=collection.files,
                 images=accounts.images_read(
                     [record.sample_id for record in collection.records],
-                    why_dropped, invalid, held, before,
+                    why_dropped, invalid, kept_ids, known_ids,
                 ),
                 notes=tuple(collection.notes),
                 warnings=tuple(collection.warnings),
@@ -410,73 +424,82 @@ def account_of(
     )  # fmt: skip
 
 
-def _check(settings: Settings, sources: Sequence[Source]) -> None:
-    """Refuse what contradicts itself, and files that are not there, before an image is decoded."""
+def _check_settings(settings: Settings, sources: Sequence[Source]) -> None:
+    """Raise `DataError` for contradictory settings or missing files, before decoding starts."""
     official = any(source.official_folds is not None for source in sources)
     if official and (settings.splits is not None or settings.protocol == "paper"):
-        other = "--splits" if settings.splits is not None else "--protocol paper"
-        raise DataError(f"Folds must come from one place, but {other} and official folds are both "
-                        "asked for; leave one away.")  # fmt: skip
-    named = {"splits": settings.splits}
-    if settings.holdout is not None and _share(settings.holdout) is None:
-        named["holdout"] = settings.holdout
-    for what, uri in named.items():
+        option = "--splits" if settings.splits is not None else "--protocol paper"
+        raise DataError(f"Folds must come from one place, but {option} and official folds are both "
+                        "requested; remove one of the options.")  # fmt: skip
+    files = {"splits": settings.splits}
+    if settings.holdout is not None and _parse_share(settings.holdout) is None:
+        files["holdout"] = settings.holdout
+    for role, uri in files.items():
         if uri is not None:
             parent, name = split_uri(uri)
             if not open_store(parent).exists(name):
-                raise DataError(f"The {what} file must exist, but {uri} does not; name another.")
+                raise DataError(f"The {role} file must exist, but {uri} does not; check the path.")
 
 
-def _share(text: str) -> float | None:
-    """Return a holdout's share, or None if the text names a file."""
+def _parse_share(text: str) -> float | None:
+    """Return the share of a holdout, or None if the text names a file."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _existing(target: Store, folder: str) -> Manifest | None:
+def _load_existing(target: Store, folder: str) -> Manifest | None:
+    """Return the manifest of the target, or None if the preparation may write to the target.
+
+    Raises:
+        DataError: if the target holds foreign files or an unfinished preparation of other data.
+    """
     if target.exists(FILE_NAME):
         return manifests.load(target)
-    others = target.names()
-    ours = any(name.startswith(f"{folder}/") for name in others)
-    foreign = [name for name in others if not name.startswith(_OURS)]
+    names = target.names()
+    is_resumed = any(name.startswith(f"{folder}/") for name in names)
+    foreign = [name for name in names if not name.startswith(_DATA_SET_NAMES)]
     if foreign:
         raise DataError(
-            f"A target must be empty, but {target.uri} holds {len(others)} files and no "
-            f"{FILE_NAME}, such as {foreign[0]}; empty it or choose another."
+            f"A target must be empty, but {target.uri} holds {len(names)} files and no "
+            f"{FILE_NAME}, such as {foreign[0]}; empty the target or choose another."
         )
-    if others and not ours:
+    if names and not is_resumed:
         raise DataError(
             f"A target must be empty, but {target.uri} holds an unfinished preparation of other "
-            "data; finish it with its own command, or delete it."
+            "data; finish the preparation with the original command, or delete the files."
         )
     return None
 
 
-_OURS = (f"{staging.FOLDER}/", "shards/", "audit/", splits.FILE_NAME)
+# Beginnings of the file names written by a preparation before the manifest.
+_DATA_SET_NAMES = (f"{staging.FOLDER}/", "shards/", "audit/", splits.FILE_NAME)
 
 
-def _refuse_other(target: Store, existing: Manifest, made: Manifest) -> None:
+def _refuse_difference(target: Store, existing: Manifest, made: Manifest) -> None:
+    # Folds of a splits file do not depend on the seed, and may equal folds made by a rule.
     free = {"seed", "fold_rule"} if made.fold_rule == splits.RULE else set()
     if existing.fold_rule == made.fold_rule == fold_rules.GIVEN:
-        free.add("protocol")  # data sets of earlier versions do not say `official`
+        # Manifests of earlier versions do not record `official`.
+        free.add("protocol")
     for setting in (*SETTINGS, "fingerprint"):
         old, new = getattr(existing, setting), getattr(made, setting)
         if old != new and setting not in free:
             raise DataError(
                 f"A target must be empty or hold the same data, but {target.uri} holds a data set "
-                f"whose {setting} is {str(old)[:60]} where this one's is {str(new)[:60]}; "
+                f"whose {setting} is {str(old)[:60]}, not the requested {str(new)[:60]}; "
                 "choose another target."
             )
 
 
-def _whole(target: Store, existing: Manifest) -> Manifest:
+def _check_complete(target: Store, existing: Manifest) -> Manifest:
+    """Raise `DataError` if a shard is missing; repair `splits.json`; return the manifest."""
     for shard in existing.shards:
         if not target.exists(shard.path):
             raise DataError(
                 f"The data set at {target.uri} has lost {shard.path}; "
-                "delete it and prepare it again."
+                "delete and prepare the data set again."
             )
     versions.repair(target, existing)
     return existing

@@ -1,4 +1,4 @@
-"""Records to samples: decode, check and resize images, and note what the audit wants to know."""
+"""Records to samples: decode, check and resize images, and collect facts for the audit."""
 
 import hashlib
 from collections import deque
@@ -38,36 +38,42 @@ from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
 READING = 2
-"""How files become pixels; chunks that were staged by another way are not taken up."""
-_THREADS = 8
-"""Of a process: decoding frees the interpreter, and reading from a bucket waits."""
+"""Version of the decoding; chunks staged with a different version are decoded again."""
+# Threads of a process: decoding releases the interpreter lock, and reading from a bucket waits.
+_NUM_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it is stored, and what was seen of it on the way."""
+    """An image as stored in a shard, with the facts collected while decoding."""
 
     record: Record
     image: bytes
+    """Gray pixels at the working size."""
     mask: bytes
+    """Bits of the mask at the working size; see `pack_mask`."""
     height: int
+    """Rows of the original image."""
     width: int
+    """Columns of the original image."""
     mask_png: bytes
+    """1-bit PNG of the mask at the original size."""
     sha256: bytes
-    """Of the source's gray pixels and their size."""
+    """Digest of the original gray pixels and size."""
     mask_sha256: bytes
-    """Of the source's mask, free of how PNG files are compressed here."""
+    """Digest of the original mask's bits and size, which does not depend on PNG compression."""
     pixel_size: float | None
+    """Side of a pixel of the original in millimetres; None if unknown."""
     description: Description
     marks: Marks
     mask_flags: MaskFlags
     notes: tuple[str, ...] = ()
-    """What was odd about the files, keys of `mtil.data.audit.marks.NOTES`."""
+    """Oddities of the files; keys of `mtil.data.audit.marks.NOTES`."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An image that cannot be used, and the sentence that says why."""
+    """An unusable image and the reason, as a sentence."""
 
     sample_id: str
     why: str
@@ -76,22 +82,23 @@ class Refused:
 def read_all(
     stores: Mapping[str, Store], records: Sequence[Record], image_size: int
 ) -> Iterator[Sample | Refused]:
-    """Yield the samples of records in order, holding only a few at a time.
+    """Yield the samples of records in order, with only a few samples in memory.
 
     Args:
-        stores: where each source's files are.
-        records: what to read.
-        image_size: side of the stored images.
+        stores: store of the files, by source.
+        records: records to read.
+        image_size: side of the stored images in pixels.
     """
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
-    ahead: deque[Future[Sample | Refused]] = deque()
+    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prepare")
+    pending: deque[Future[Sample | Refused]] = deque()
     try:
         for record in records:
-            ahead.append(pool.submit(_read_or_refuse, stores[record.source], record, image_size))
-            if len(ahead) >= 2 * _THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(_read_or_refuse, stores[record.source], record, image_size))
+            # Two samples a thread: enough to keep all threads busy, and a bound on memory.
+            if len(pending) >= 2 * _NUM_THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -106,28 +113,31 @@ def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | R
 
 
 def read_sample(store: Store, record: Record, image_size: int) -> Sample:
-    """Decode a record's image and masks, check that they fit, and resize them.
+    """Decode, check and resize the image and the masks of a record.
 
     Raises:
-        DataError: if a file is missing or damaged, or the masks fit neither image nor class.
+        DataError: if a file is missing or damaged, or a mask contradicts the image or the class.
     """
+    # Files before pixels: the fixed order of the two budgets prevents deadlock.
     with room_for(store, (record.image, *record.masks)):
         image, *masks = [
-            open_image(_bytes(store, name, record), name) for name in (record.image, *record.masks)
+            open_image(_read_bytes(store, name, record), name)
+            for name in (record.image, *record.masks)
         ]
         with PIXELS.hold(max(file.num_pixels for file in (image, *masks))):
-            return _sample(record, image, masks, image_size)
+            return _make_sample(record, image, masks, image_size)
 
 
-def _sample(
+def _make_sample(
     record: Record, image: ImageFile, masks: Sequence[ImageFile], image_size: int
 ) -> Sample:
     gray = image.gray()
     height, width = gray.shape
-    mask, notes = _joined_mask(record, masks, (height, width))
+    mask, notes = _join_masks(record, masks, (height, width))
     if image.stray_regions:
         notes.add(STRAY_REGIONS)
-    size = f"{height}x{width}:".encode()
+    # The size is hashed too: equal bytes in a different shape are a different image.
+    size_prefix = f"{height}x{width}:".encode()
     return Sample(
         record=record,
         image=resize_image(gray, image_size).tobytes(),
@@ -135,8 +145,8 @@ def _sample(
         height=height,
         width=width,
         mask_png=encode_mask_png(mask),
-        sha256=hashlib.sha256(size + gray.tobytes()).digest(),
-        mask_sha256=hashlib.sha256(size + pack_mask(mask)).digest(),
+        sha256=hashlib.sha256(size_prefix + gray.tobytes()).digest(),
+        mask_sha256=hashlib.sha256(size_prefix + pack_mask(mask)).digest(),
         pixel_size=image.pixel_size if record.pixel_size is None else record.pixel_size,
         description=describe(gray),
         marks=flag_image(gray),
@@ -145,17 +155,17 @@ def _sample(
     )
 
 
-def _joined_mask(
+def _join_masks(
     record: Record, masks: Sequence[ImageFile], shape: tuple[int, int]
 ) -> tuple[Mask, set[str]]:
-    """Return the lesion of all masks, and notes on them."""
+    """Return the union of all masks, (h, w), and notes on the mask files."""
     joined = np.zeros(shape, np.bool_)
     notes = set()
     for name, file in zip(record.masks, masks, strict=True):
-        found = decode_mask(file, name, colour=record.colour, inverted=record.inverted)
-        if found.kind != "plain":
-            notes.add(SOFT_MASK if found.kind == "soft" else NUMBERED_MASK)
-        mask = found.mask
+        reading = decode_mask(file, name, colour=record.colour, inverted=record.inverted)
+        if reading.kind != "plain":
+            notes.add(SOFT_MASK if reading.kind == "soft" else NUMBERED_MASK)
+        mask = reading.mask
         if mask.shape != shape:
             _check_shape(record, name, mask.shape, shape)
             fitted = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
@@ -166,23 +176,25 @@ def _joined_mask(
 
 
 def _check_shape(
-    record: Record, name: str, found: tuple[int, ...], expected: tuple[int, int]
+    record: Record, name: str, mask_shape: tuple[int, ...], image_shape: tuple[int, int]
 ) -> None:
-    if found == expected[::-1]:
+    if mask_shape == image_shape[::-1]:
         raise DataError(
-            f"A mask must lie as its image does, but {name} has {_size(found)} and {record.image} "
-            f"has {_size(expected)} (width x height); turn one of them, or correct its orientation."
+            f"A mask must lie as its image does, but {name} has {_format_size(mask_shape)} and "
+            f"{record.image} has {_format_size(image_shape)} (width x height); turn the mask or "
+            "the image, or correct the orientation in the file."
         )
     if not record.masks_may_differ:
         raise DataError(
-            f"A mask must have its image's size, but {name} has {_size(found)} and "
-            f"{record.image} has {_size(expected)} (width x height); correct the mask."
+            f"A mask must have its image's size, but {name} has {_format_size(mask_shape)} and "
+            f"{record.image} has {_format_size(image_shape)} (width x height); correct the mask."
         )
 
 
 def _check_lesion(record: Record, mask: Mask) -> None:
     normal = LABELS[record.label] == "normal"
     if normal and mask.any():
+        # An inverted mask without a lesion is white everywhere.
         inverted = mask.all() and not record.inverted
         hint = ", or add --invert-masks if lesions are black in this source" if inverted else ""
         raise DataError(
@@ -190,23 +202,23 @@ def _check_lesion(record: Record, mask: Mask) -> None:
             f"correct the mask or the label{hint}."
         )
     if not normal and not mask.any():
-        black = "white" if record.inverted else "black"
+        shade = "white" if record.inverted else "black"
         raise DataError(
-            f"A {LABELS[record.label]} image must have a lesion, but {record.masks[0]} is {black}; "
+            f"A {LABELS[record.label]} image must have a lesion, but {record.masks[0]} is {shade}; "
             "correct the mask or the label."
         )
 
 
-def _bytes(store: Store, name: str, record: Record) -> bytes:
+def _read_bytes(store: Store, name: str, record: Record) -> bytes:
     try:
         return read_image_bytes(store, name, name)
     except NotFoundError:
         kind = "image" if name == record.image else "mask"
         raise DataError(
-            f"The {kind} {name} of {record.sample_id!r} does not exist in {store.uri}; add it or "
-            "leave the image out."
+            f"The {kind} {name} of {record.sample_id!r} does not exist in {store.uri}; add the "
+            "file or remove the image from the collection."
         ) from None
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def _format_size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]}"

@@ -1,4 +1,4 @@
-"""One collection or several: where they are and how their ids stay apart."""
+"""Sources of a data set: scan collections and keep the ids of several collections distinct."""
 
 import re
 from collections import Counter
@@ -15,56 +15,60 @@ from mtil.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a collection is and how to read it."""
+    """Location and layout of a collection."""
 
     uri: str
-    """A folder, a table, or an `s3://` URI of either."""
+    """Path or `s3://` URI of a folder or a table."""
     layout: str
-    """One of `mtil.data.layouts.LAYOUTS`."""
+    """Key of `mtil.data.layouts.LAYOUTS`."""
     groups: str | None = None
-    """A table with the images' published groups: CSV, Excel or Parquet."""
+    """Path or URI of a CSV, Excel or Parquet table with the published groups of the images."""
     official_folds: int | None = None
-    """How many folds the collection's own fold file has, to take them; a table's are a column."""
+    """Number of folds in the fold file of the collection, to use the file; None to ignore the file.
+    A table gives folds in a column instead."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """A table's column by the role that it plays."""
+    """Column of a table, by role."""
     classes: Mapping[str, str] = field(default_factory=dict)
-    """A class by the table's word for it."""
+    """Class, by the word used in a table."""
     invert_masks: bool = False
     """Whether lesions are black on white in the masks."""
 
 
 def gather(sources: Sequence[Source], apart: str = "") -> list[Collection]:
-    """Scan collections; where there are several, put a collection's name before its ids.
+    """Scan collections; prefix ids with the collection's name if there are several collections.
 
-    Images that cannot be used are among them, as refused records.
+    Unusable images are included as refused records.
 
     Args:
         sources: the collections.
-        apart: a URI whose files are no part of them, such as the data set that is made.
+        apart: URI of files outside the collections, for example the target data set.
 
     Raises:
-        DataError: if a collection is not laid out as it should be, or only some of several
-            collections give folds.
+        DataError: if a collection does not match the layout, or if only a part of the collections
+            gives folds.
     """
-    found = [_scan(source, apart) for source in sources]
-    if len(found) > 1:
-        names = _names(found)
-        found = [_prefixed(*pair) for pair in zip(found, names, strict=True)]
-    _check_given(found)
-    return found
+    collections = [_scan_source(source, apart) for source in sources]
+    if len(collections) > 1:
+        names = _make_names(collections)
+        collections = [
+            _add_prefix(collection, name)
+            for collection, name in zip(collections, names, strict=True)
+        ]
+    _check_folds_given(collections)
+    return collections
 
 
-def _check_given(found: Sequence[Collection]) -> None:
-    given = [
+def _check_folds_given(collections: Sequence[Collection]) -> None:
+    with_folds = [
         collection
-        for collection in found
+        for collection in collections
         if any(record.fold is not None for record in collection.records)
     ]
-    if given and len(given) < len(found):
-        missing = next(collection for collection in found if collection not in given)
+    if with_folds and len(with_folds) < len(collections):
+        without = next(collection for collection in collections if collection not in with_folds)
         raise DataError(
-            f"All sources must give folds or none, but {given[0].name} does and {missing.name} "
-            "does not; prepare them apart or without official folds."
+            f"All sources must give folds or none, but {with_folds[0].name} does and "
+            f"{without.name} does not; prepare them separately or without official folds."
         )
 
 
@@ -74,60 +78,61 @@ def gather_more(
     known: Container[str],
     apart: str = "",
 ) -> list[Collection]:
-    """Scan collections whose images are added to those of a data set.
+    """Scan collections to append to a data set.
 
-    A collection of the same name as one that the data set was made from is taken for more of it.
-    Images that cannot be used are among them, as refused records.
+    A collection with the name of a source of the data set extends the source. Unusable images are
+    included as refused records.
 
     Args:
         sources: the collections.
-        held: what the data set was made from.
-        known: sample ids of images that it was made from, which group files may leave out.
+        held: sources of the data set.
+        known: sample ids of the data set's images, which group files may omit.
         apart: see `gather`.
 
     Raises:
-        DataError: if a collection is not laid out as it should be, names do not tell collections
-            apart, or only some of several collections give folds.
+        DataError: if a collection does not match the layout, if names are ambiguous, or if only a
+            part of the collections gives folds.
     """
-    found = [_scan(source, apart, with_groups=False) for source in sources]
-    prefixes = _prefixes(found, held)
-    whole = []
-    for source, collection, prefix in zip(sources, found, prefixes, strict=True):
+    scanned = [_scan_source(source, apart, with_groups=False) for source in sources]
+    prefixes = _choose_prefixes(scanned, held)
+    collections = []
+    for source, collection, prefix in zip(sources, scanned, prefixes, strict=True):
+        # Groups are added before the prefix: a group file has the ids of the collection.
         if source.groups is not None:
             start = f"{prefix}/" if prefix else ""
             ids = (record.sample_id for record in collection.records)
-            seen = {name for name in ids if start + name in known}
-            collection = _with_groups(collection, source.groups, seen)
-        whole.append(_prefixed(collection, prefix) if prefix else collection)
-    _check_given(whole)
-    return whole
+            known_ids = {name for name in ids if start + name in known}
+            collection = _add_groups(collection, source.groups, known_ids)
+        collections.append(_add_prefix(collection, prefix) if prefix else collection)
+    _check_folds_given(collections)
+    return collections
 
 
-def _prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> list[str]:
-    """Return each collection's prefix: its own if the data set has it, else one not used yet."""
+def _choose_prefixes(collections: Sequence[Collection], held: Sequence[SourceInfo]) -> list[str]:
+    """Return the prefixes of the collections: the prefix in the data set, else an unused prefix."""
     used = {source.prefix for source in held}
     prefixes = []
     for collection in collections:
-        if sum(other.name == collection.name for other in collections) > 1:
+        if sum(c.name == collection.name for c in collections) > 1:
             raise DataError(
-                "Collections that are appended together must have names of their own, but several "
-                f"are called {collection.name}; append one after the other."
+                "Collections appended together must have different names, but several are called "
+                f"{collection.name}; append the collections in separate commands."
             )
         own = [source.prefix for source in held if source.name == collection.name]
         if len(own) > 1:
             raise DataError(
-                f"The data set has {len(own)} sources called {collection.name}, so that nobody can "
-                "tell whose images these are; prepare all images again."
+                f"The data set has {len(own)} sources called {collection.name}, so the source of "
+                "the appended images is ambiguous; prepare all images again."
             )
         slug = _slug(collection)
-        free = (slug, *(f"{slug}-{number}" for number in range(2, len(used) + 3)))
-        prefix = own[0] if own else next(name for name in free if name not in used)
+        candidates = (slug, *(f"{slug}-{number}" for number in range(2, len(used) + 3)))
+        prefix = own[0] if own else next(name for name in candidates if name not in used)
         used.add(prefix)
         prefixes.append(prefix)
     return prefixes
 
 
-def _scan(source: Source, apart: str, *, with_groups: bool = True) -> Collection:
+def _scan_source(source: Source, apart: str, *, with_groups: bool = True) -> Collection:
     collection = scan(
         source.uri,
         source.layout,
@@ -139,23 +144,23 @@ def _scan(source: Source, apart: str, *, with_groups: bool = True) -> Collection
         beside=() if source.groups is None else (source.groups,),
     )
     if source.invert_masks:
-        collection = _inverted(collection)
+        collection = _invert_masks(collection)
     if source.groups is None or not with_groups:
         return collection
-    return _with_groups(collection, source.groups)
+    return _add_groups(collection, source.groups)
 
 
-def _inverted(collection: Collection) -> Collection:
+def _invert_masks(collection: Collection) -> Collection:
     if any(record.colour is not None for record in collection.records):
         raise DataError(
-            "Masks whose colours name the class cannot be inverted, but those of "
-            f"{collection.name} are such; leave --invert-masks away."
+            "Masks whose colours give the class cannot be inverted, but the masks of "
+            f"{collection.name} are coloured; remove --invert-masks."
         )
     records = [replace(record, inverted=True) for record in collection.records]
     return replace(collection, records=records)
 
 
-def _with_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:
+def _add_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:
     usable = [record for record in collection.records if record.refused is None]
     published = groups.read_file(uri, usable, optional)
     records = [
@@ -165,14 +170,14 @@ def _with_groups(collection: Collection, uri: str, optional: Container[str] = ()
     return replace(collection, records=records, notes=(*collection.notes, *notes))
 
 
-def _names(collections: Sequence[Collection]) -> list[str]:
-    """Return a short name for each, numbered where two are alike."""
+def _make_names(collections: Sequence[Collection]) -> list[str]:
+    """Return short names of the collections; equal names are numbered."""
     slugs = [_slug(collection) for collection in collections]
-    uses, seen = Counter(slugs), Counter[str]()
+    uses, counts = Counter(slugs), Counter[str]()
     names = []
     for slug in slugs:
-        seen[slug] += 1
-        names.append(f"{slug}-{seen[slug]}" if uses[slug] > 1 else slug)
+        counts[slug] += 1
+        names.append(f"{slug}-{counts[slug]}" if uses[slug] > 1 else slug)
     return names
 
 
@@ -180,8 +185,8 @@ def _slug(collection: Collection) -> str:
     return re.sub(r"[^a-z0-9]+", "-", collection.name.lower()).strip("-") or "source"
 
 
-def _prefixed(collection: Collection, name: str) -> Collection:
-    def place(record: Record) -> Record:
+def _add_prefix(collection: Collection, name: str) -> Collection:
+    def prefix_record(record: Record) -> Record:
         return replace(
             record,
             sample_id=f"{name}/{record.sample_id}",
@@ -190,4 +195,4 @@ def _prefixed(collection: Collection, name: str) -> Collection:
             published=None if record.published is None else f"{name}/{record.published}",
         )
 
-    return replace(collection, records=[place(record) for record in collection.records])
+    return replace(collection, records=[prefix_record(record) for record in collection.records])

@@ -1,9 +1,9 @@
-"""Preparation in two passes over chunks of images, each chunk on its own and as often as needed.
+"""Preparation in two steps for each chunk of images: stage, then finish.
 
-The first pass decodes a chunk and stages it in the target: rows as they will be stored, and beside
-them what the audit and the folds need. Once those have decided, the second pass turns each staged
-chunk into a shard. A staged chunk is not decoded again, so that an interrupted preparation goes on
-where it was; chunks are independent, so that processes or machines can share them.
+The first step decodes a chunk and stages two files in the target: the rows of the shard, and the
+facts needed by the audit and the folds. After audit and folds, the second step turns each staged
+chunk into a shard. An interrupted preparation resumes: staged chunks are not decoded again.
+Chunks are independent, for processes or machines to work in parallel.
 """
 
 import hashlib
@@ -31,15 +31,18 @@ from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.storage import PARTIAL_NAME, Store, open_store
 
 FOLDER = "staging"
+"""Folder of staged chunks, relative to the target."""
 FORMAT = 2
-"""Of staged chunks; another version's are not taken up."""
+"""Version of the staged format; chunks of a different version are not reused."""
 SEALED = 1
-"""Format of the seal at the end of a staged file; files with another are not taken up."""
+"""Version of the seal at the end of a staged file; files of a different version are not reused."""
 OWN_FILE = rf"(?:rows|facts)-\d{{5,}}-[0-9a-f]{{8}}\.parquet|{PARTIAL_NAME}"
-"""A regular expression for the files of a staging folder."""
+"""Regular expression of the file names in a staging folder."""
 _SEAL_BYTES = 32
+# Reads before a damaged chunk is discarded, to be decoded again.
 _READ_ATTEMPTS = 2
-_FACTS = pa.schema(
+# Column types of the facts by which later versions recognise images.
+_KEPT_FACTS_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("label", pa.int8(), nullable=False),
@@ -51,8 +54,8 @@ _FACTS = pa.schema(
         pa.field("given", pa.string()),
     ]
 )
-"""Types of the facts by which images are known again."""
-_REFUSED, _FORMAT, _DESCRIBED = b"refused", b"format", b"described"
+# Metadata keys of a facts file.
+_REFUSED_KEY, _FORMAT_KEY, _DESCRIBED_KEY = b"refused", b"format", b"described"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,92 +63,100 @@ class StageJob:
     """A chunk of images to decode."""
 
     name: str
-    """Its number and the state of its files, so that a chunk is decoded again if one changes."""
+    """Index of the chunk and state of the files; a changed file gives the chunk a new name."""
     records: tuple[Record, ...]
     stores: Mapping[str, str]
-    """URI of each source's files."""
+    """URI of the files, by source."""
     target: str
+    """URI of the store for the staged chunk."""
     folder: str
+    """Folder of the staged chunks, relative to the target."""
     image_size: int
+    """Side of the stored images in pixels."""
     keep_rows: bool
-    """Whether rows are staged too, or only what the audit and the fingerprint need."""
+    """Whether to stage rows and facts, or only the facts for audit and fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishJob:
-    """A staged chunk to be written as a shard."""
+    """A staged chunk to write as a shard."""
 
     name: str
-    """Of the chunk."""
+    """Name of the chunk."""
     shard: str | None
-    """The shard's name; None if no image of the chunk is kept."""
+    """Name of the shard; None if no image of the chunk is kept."""
     facts: str
-    """Where the chunk's facts are kept."""
+    """Name of the facts file in the data set."""
     places: Mapping[str, Place]
-    """By sample id; other rows are left out."""
+    """Group, fold and part, by sample id; rows without a place are left out."""
     target: str
+    """URI of the store with the staged chunk, and target of the shard."""
     folder: str
+    """Folder of the staged chunks, relative to the target."""
     image_size: int
+    """Side of the stored images in pixels."""
 
 
 @dataclass(frozen=True)
 class FinishedChunk:
-    """The files that were written of a staged chunk."""
+    """The files written from a staged chunk."""
 
     shard: Shard | None
-    """None if no image of the chunk is kept."""
+    """The shard; None if no image of the chunk is kept."""
     facts: File
+    """Size and digest of the facts file."""
 
 
 def stage(job: StageJob, listen: Listener | None = None) -> int:
-    """Decode a chunk and stage it, unless that is done already; return how many images it has."""
+    """Decode and stage a chunk unless already staged; return the number of images in the chunk."""
     store = open_store(job.target)
     if not store.exists(facts_name(job.folder, job.name)):
-        rows = shards.Encoder(_row_schema(job.image_size))
+        rows = shards.Encoder(_make_row_schema(job.image_size))
         facts: list[pa.Table] = []
         refused: list[Refused] = []
         stores = {source: open_store(uri) for source, uri in job.stores.items()}
-        read = _heard(read_all(stores, job.records, job.image_size), listen)
-        while found := list(itertools.islice(read, shards.ROW_GROUP_ROWS)):
-            samples = [item for item in found if isinstance(item, Sample)]
-            refused += [item for item in found if isinstance(item, Refused)]
+        results = _report_progress(read_all(stores, job.records, job.image_size), listen)
+        # A row group at a time: few decoded samples are in memory, whatever the size of the chunk.
+        while batch := list(itertools.islice(results, shards.ROW_GROUP_ROWS)):
+            samples = [item for item in batch if isinstance(item, Sample)]
+            refused += [item for item in batch if isinstance(item, Refused)]
             if samples:
-                facts.append(_facts(samples))
+                facts.append(_make_facts(samples))
                 if job.keep_rows:
-                    rows.add(_rows(samples, job.image_size))
+                    rows.add(_make_rows(samples, job.image_size))
         if job.keep_rows:
-            store.write(_rows_name(job.folder, job.name), _sealed(rows.close()))
-        table = pa.concat_tables(facts or [_facts([])]).replace_schema_metadata(
+            store.write(_rows_name(job.folder, job.name), _seal(rows.close()))
+        table = pa.concat_tables(facts or [_make_facts([])]).replace_schema_metadata(
             {
-                _REFUSED: json.dumps([asdict(item) for item in refused]).encode(),
-                _FORMAT: str(FORMAT).encode(),
-                _DESCRIBED: str(duplicates.VERSION).encode(),
+                _REFUSED_KEY: json.dumps([asdict(item) for item in refused]).encode(),
+                _FORMAT_KEY: str(FORMAT).encode(),
+                _DESCRIBED_KEY: str(duplicates.VERSION).encode(),
             }
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        # last: it commits
-        store.write(facts_name(job.folder, job.name), _sealed(sink.getvalue()))
+        # Last: the facts file marks the chunk as staged.
+        store.write(facts_name(job.folder, job.name), _seal(sink.getvalue()))
     elif listen is not None:
         listen(len(job.records))
     return len(job.records)
 
 
 def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
-    """Return the images of a staged chunk that cannot be used."""
+    """Return the unusable images of a staged chunk."""
     schema = pq.read_schema(pa.BufferReader(_read_facts(store, folder, name)))
     document = Document(
         f"{store.uri}/{facts_name(folder, name)}", "run the same command again", max_bytes=64 * MIB
     )
-    refused = document.json((schema.metadata or {}).get(_REFUSED, b""))
-    return document.validate(_ALL_REFUSED, refused)
+    refused = document.json((schema.metadata or {}).get(_REFUSED_KEY, b""))
+    return document.validate(_REFUSED_LIST, refused)
 
 
-_ALL_REFUSED: TypeAdapter[list[Refused]] = TypeAdapter(list[Refused])
+_REFUSED_LIST: TypeAdapter[list[Refused]] = TypeAdapter(list[Refused])
 
 
 def read_facts(store: Store, folder: str, name: str) -> pa.Table:
-    """Return what a staged chunk's images are like, without those that cannot be used."""
+    """Return the facts of the usable images of a staged chunk, a row per image."""
     table = parquet.read(_read_facts(store, folder, name))
     return table.replace_schema_metadata(None)
 
@@ -153,43 +164,45 @@ def read_facts(store: Store, folder: str, name: str) -> pa.Table:
 def read_kept_facts(
     store: Store, name: str, files: Mapping[str, File], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the facts of images that a data set has already.
+    """Return the facts of images in an existing data set, a row per image.
 
     Args:
-        store: the data set's.
-        name: the file.
-        files: `Manifest.files`, by which the bytes are verified.
-        columns: what to read of them, all by default.
+        store: store of the data set.
+        name: name of the facts file.
+        files: `Manifest.files`, with the digest to verify.
+        columns: columns to read, all by default.
 
     Raises:
-        DataError: if the file is missing, damaged, or of another version of this program.
+        DataError: if the file is missing, damaged, or written by an incompatible version of mtil.
     """
     try:
-        table = parquet.read(read_file(store, name, files), columns, _FACTS)
+        table = parquet.read(read_file(store, name, files), columns, _KEPT_FACTS_SCHEMA)
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
     except pa.ArrowException as error:
         raise DataError(
             f"{store.uri}/{name} is damaged ({shortened(str(error))}); prepare all images again."
         ) from None
-    noted = table.schema.metadata or {}
-    if noted.get(_FORMAT, b"") != str(FORMAT).encode():
+    metadata = table.schema.metadata or {}
+    if metadata.get(_FORMAT_KEY, b"") != str(FORMAT).encode():
         raise DataError(
-            f"Images can be compared with what this version of mtil has noted, but {store.uri} was "
-            "prepared by another; prepare all images again, to another target."
+            f"Images can be compared only with facts in format {FORMAT}, but {store.uri} was "
+            "prepared by an incompatible version of mtil; prepare all images again, to another "
+            "target."
         )
     table = table.replace_schema_metadata(None)
-    return table if _DESCRIBED in noted or columns is not None else _described_again(table)
+    return table if _DESCRIBED_KEY in metadata or columns is not None else _describe_again(table)
 
 
-def _described_again(table: pa.Table) -> pa.Table:
-    """Describe the images of facts again that an earlier version described with their margins."""
+def _describe_again(table: pa.Table) -> pa.Table:
+    """Return the facts with new hashes and thumbs, computed from the stored thumbs."""
+    # An earlier version described images with their margins; the current version removes margins.
     side = duplicates.SIDE
     thumbs = shards.pixels(table.column("thumb")).reshape(-1, side, side)
-    found = [duplicates.describe(thumb) for thumb in thumbs]
+    descriptions = [duplicates.describe(thumb) for thumb in thumbs]
     for name, values in (
-        ("hashes", [description.hashes.tobytes() for description in found]),
-        ("thumb", [description.thumb.tobytes() for description in found]),
+        ("hashes", [description.hashes.tobytes() for description in descriptions]),
+        ("thumb", [description.thumb.tobytes() for description in descriptions]),
     ):
         index = table.schema.get_field_index(name)
         column = pa.array(values, table.schema.field(index).type)
@@ -198,31 +211,32 @@ def _described_again(table: pa.Table) -> pa.Table:
 
 
 def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
-    """Keep the facts of a staged chunk and write its shard, unless it has no image to keep.
+    """Write the facts of a staged chunk and, if an image is kept, the shard.
 
     Raises:
-        StorageError: if staged files have gone, or their bytes are not those that were staged.
-        DataError: if another data set is being written to the target.
+        StorageError: if a staged file is missing or damaged.
+        DataError: if the shard exists with different bytes, written for a different data set.
     """
     store = open_store(job.target)
-    kept = bytes(_read_facts(store, job.folder, job.name))
-    store.write(job.facts, kept)
+    facts = bytes(_read_facts(store, job.folder, job.name))
+    store.write(job.facts, facts)
     if job.shard is None:
-        return FinishedChunk(None, file_of(kept))
+        return FinishedChunk(None, file_of(facts))
     staged = _read_staged(store, _rows_name(job.folder, job.name), job.folder, job.name)
     encoder = shards.Encoder(shards.schema(job.image_size))
     cells = Counter[tuple[int, int, int]]()
-    groups = pq.ParquetFile(pa.BufferReader(staged))
-    for number in range(groups.num_row_groups):
-        table = _placed(groups.read_row_group(number, use_threads=False), job)
+    staged_rows = pq.ParquetFile(pa.BufferReader(staged))
+    for group_index in range(staged_rows.num_row_groups):
+        table = _add_places(staged_rows.read_row_group(group_index, use_threads=False), job)
         encoder.add(table)
         columns = (table.column(name).to_pylist() for name in ("fold", "part", "label"))
         cells.update(zip(*columns, strict=True))
     data = encoder.close()
+    # Equal bytes were written by an interrupted or concurrent run of the same preparation.
     if not store.create(job.shard, data) and store.read(job.shard) != data:
         raise DataError(
-            f"{store.uri}/{job.shard} must have the rows of the same images, but its bytes differ; "
-            "delete it and run the same command again, or choose another target."
+            f"{store.uri}/{job.shard} must have the rows of the same images, but the bytes differ; "
+            "delete the file and run the same command again, or choose another target."
         )
     if listen is not None:
         listen(cells.total())
@@ -236,11 +250,11 @@ def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
             for (fold, part, label), rows in sorted(cells.items())
         ),
     )
-    return FinishedChunk(shard, file_of(kept))
+    return FinishedChunk(shard, file_of(facts))
 
 
 def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
-    """Return what an image contributes to the data set's fingerprint."""
+    """Return the SHA-256 of a row: id, pixels, mask, class, place and size of the stored image."""
     sha256, mask_sha256 = row["sha256"], row["mask_sha256"]
     assert isinstance(sha256, bytes)
     assert isinstance(mask_sha256, bytes)
@@ -258,24 +272,27 @@ def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
 
 
 def fingerprint(digests: Iterable[bytes]) -> str:
-    """Return the data set's fingerprint: sha256 over the sorted row digests."""
+    """Return the fingerprint of a data set: SHA-256 over the sorted digests of the rows."""
+    # Sorted: the fingerprint does not depend on the order of rows or on the size of chunks.
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def rows_per_chunk(image_size: int, max_bytes: int) -> int:
-    """Return how many images a chunk has, so that a shard is about as large as it may be."""
+    """Return the number of images in a chunk whose shard has about `max_bytes` bytes."""
     return max(1, max_bytes // shards.row_bytes(image_size))
 
 
-def _heard(read: Iterator[Sample | Refused], listen: Listener | None) -> Iterator[Sample | Refused]:
-    for found in read:
+def _report_progress(
+    results: Iterator[Sample | Refused], listen: Listener | None
+) -> Iterator[Sample | Refused]:
+    for result in results:
         if listen is not None:
             listen(1)
-        yield found
+        yield result
 
 
-def _placed(table: pa.Table, job: FinishJob) -> pa.Table:
-    """Return the staged rows that are kept, with what has been decided about them."""
+def _add_places(table: pa.Table, job: FinishJob) -> pa.Table:
+    """Return the staged rows of the kept images, with the columns group, fold and part."""
     ids = table.column("sample_id").to_pylist()
     kept = [row for row, sample_id in enumerate(ids) if sample_id in job.places]
     places = [job.places[ids[row]] for row in kept]
@@ -289,14 +306,14 @@ def _placed(table: pa.Table, job: FinishJob) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def _row_schema(image_size: int) -> pa.Schema:
-    """Return the columns of staged rows."""
+def _make_row_schema(image_size: int) -> pa.Schema:
+    """Return the schema of staged rows: a shard's columns without group, fold and part."""
     decided_later = {"group", "fold", "part"}
     schema = shards.schema(image_size)
     return pa.schema([field for field in schema if field.name not in decided_later])
 
 
-def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
+def _make_rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
     return pa.table(
         {
             "sample_id": [sample.record.sample_id for sample in samples],
@@ -311,11 +328,11 @@ def _rows(samples: Sequence[Sample], image_size: int) -> pa.Table:
             "pixel_size": [sample.pixel_size for sample in samples],
             "meta": [sorted(sample.record.meta.items()) for sample in samples],
         },
-        schema=_row_schema(image_size),
+        schema=_make_row_schema(image_size),
     )
 
 
-def _facts(samples: Sequence[Sample]) -> pa.Table:
+def _make_facts(samples: Sequence[Sample]) -> pa.Table:
     num_hashes = len(samples[0].description.hashes) if samples else 0
     thumb = samples[0].description.thumb.size if samples else 0
     return pa.table(
@@ -341,13 +358,13 @@ def _facts(samples: Sequence[Sample]) -> pa.Table:
             "source": pa.array([s.record.source for s in samples], pa.string()),
             "patient": pa.array([s.record.patient for s in samples], pa.string()),
             "published": pa.array([s.record.published for s in samples], pa.string()),
-            "given": pa.array([_text(s.record.fold) for s in samples], pa.string()),
+            "given": pa.array([_to_text(s.record.fold) for s in samples], pa.string()),
         }
     )
 
 
-def _text(number: int | None) -> str | None:
-    """Return a number of any size, which is not checked yet, as what a column can hold."""
+def _to_text(number: int | None) -> str | None:
+    # A given fold is not checked yet, and a number of any size fits no integer column.
     return None if number is None else str(number)
 
 
@@ -356,12 +373,12 @@ def _rows_name(folder: str, chunk: str) -> str:
 
 
 def facts_name(folder: str, chunk: str) -> str:
-    """Return the name of a staged chunk's facts; the chunk is staged once they are there."""
+    """Return the name of a chunk's staged facts; an existing file marks the chunk as staged."""
     return f"{folder}/facts-{chunk}.parquet"
 
 
-def _sealed(data: bytes) -> bytes:
-    """Return the bytes of a staged file: what it holds, and the sha256 of that."""
+def _seal(data: bytes) -> bytes:
+    """Return the bytes of a staged file: the content, then the SHA-256 of the content."""
     return data + hashlib.sha256(data).digest()
 
 
@@ -370,24 +387,24 @@ def _read_facts(store: Store, folder: str, chunk: str) -> memoryview:
 
 
 def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview:
-    """Return what a staged file holds, once its sha256 is that of its bytes.
+    """Return the content of a staged file after verifying the SHA-256 at the end.
 
     Raises:
-        StorageError: if the file has gone, or has other bytes twice. Its chunk counts as not
-            staged then, so that the same command stages it again.
+        StorageError: if the file is missing, or the digest differs in two reads.
     """
     for _ in range(_READ_ATTEMPTS):
         try:
             data = memoryview(store.read(name))
         except NotFoundError:
             raise StorageError(
-                f"Staged rows of {store.uri} have gone; run the same command again."
+                f"Staged files of {store.uri} are missing; run the same command again."
             ) from None
-        held, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-        if hashlib.sha256(held).digest() == seal:
-            return held
+        content, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        if hashlib.sha256(content).digest() == seal:
+            return content
+    # Without facts the chunk counts as not staged, so the same command stages the chunk again.
     store.delete(facts_name(folder, chunk))
     raise StorageError(
-        f"{store.uri}/{name} must have the bytes that were staged, but they differ; run the same "
+        f"{store.uri}/{name} must have the staged bytes, but the SHA-256 differs; run the same "
         "command again."
     )

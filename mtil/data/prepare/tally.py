@@ -1,4 +1,4 @@
-"""What the images of a data set come to: counts by fold and class, and the fingerprint."""
+"""Counts of a data set's images by fold and class, and the fingerprint of the images."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mtil.data.prepare import staging
 
 @dataclass(frozen=True)
 class Tally:
-    """How many images there are where, by class; see `Manifest`."""
+    """Numbers of groups and of images, by class; see the fields of `Manifest`."""
 
     num_groups: int
     kept: dict[str, int]
@@ -24,13 +24,16 @@ class Tally:
 def count(
     kept: Iterable[Record], places: Mapping[str, Place], num_folds: int, *, whole_groups: bool
 ) -> Tally:
-    """Count the images that are kept.
+    """Count the kept images by fold and class.
 
     Args:
-        kept: the images.
-        places: where each belongs, by sample id.
-        num_folds: how many folds there are.
-        whole_groups: whether a group lies in one fold.
+        kept: records of the kept images.
+        places: group, fold and part, by sample id.
+        num_folds: number of folds.
+        whole_groups: whether every group must lie in a single fold.
+
+    Raises:
+        AssertionError: if `whole_groups` and a group lies in two folds.
     """
     folds = {str(fold): dict.fromkeys(LABELS, 0) for fold in range(num_folds)}
     holdout = dict.fromkeys(LABELS, 0)
@@ -39,8 +42,8 @@ def count(
         place = places[record.sample_id]
         counts = holdout if place.fold == HOLDOUT else folds[str(place.fold)]
         counts[LABELS[record.label]] += 1
-        before = fold_of.setdefault(place.group, place.fold)
-        assert before == place.fold or not whole_groups, "a group in two folds"
+        group_fold = fold_of.setdefault(place.group, place.fold)
+        assert group_fold == place.fold or not whole_groups, "a group in two folds"
     return Tally(
         num_groups=len(fold_of),
         kept={name: holdout[name] + sum(fold[name] for fold in folds.values()) for name in LABELS},
@@ -50,12 +53,12 @@ def count(
 
 
 def fingerprint(facts: pa.Table, places: Mapping[str, Place], image_size: int) -> str:
-    """Return the fingerprint of the images that have a place.
+    """Return the fingerprint of all placed images.
 
     Args:
-        facts: what was noted of every image.
-        places: by sample id.
-        image_size: side of the stored images.
+        facts: facts of all images.
+        places: group, fold and part, by sample id.
+        image_size: side of the stored images in pixels.
     """
     table = facts.select(["sample_id", "sha256", "mask_sha256", "label"])
     return staging.fingerprint(

@@ -1,7 +1,7 @@
-"""Versions of a data set, each as immutable as the first.
+"""Versions of a data set: immutable once committed.
 
-A version counts once `versions/000002.json` and the like exists, which only one writer can create;
-`dataset.json` follows. Whoever finds it behind brings it up to date.
+Creating `versions/000002.json` commits version 2; only a single writer can create the file.
+Afterwards `dataset.json` is updated. If the update is missing, the next command makes up for it.
 """
 
 import re
@@ -18,8 +18,9 @@ from mtil.storage import Store
 
 _TAG = r"(?P<version>[0-9]{6})-[0-9a-f]{16}"
 STAGED = re.compile(rf"(?:(?:new|known)/)?(?:{staging.OWN_FILE})")
-"""The files in the folder in which an attempt stages."""
-_WRITTEN = {
+"""Names of staged files, relative to the staging folder of an attempt."""
+# Names of all files written by attempts, by folder. Only matching files are ever deleted.
+_ATTEMPT_FILES = {
     staging.FOLDER: re.compile(rf"{staging.FOLDER}/(?:{_TAG}|[0-9a-f]{{16}})/{STAGED.pattern}"),
     "shards": re.compile(rf"shards/part-\d{{5,}}(?:-{_TAG})?\.parquet"),
     "audit": re.compile(
@@ -27,31 +28,32 @@ _WRITTEN = {
         rf"(?:facts-\d{{5,}}\.parquet|{re.escape(audits.PAIRS)}|{re.escape(audits.IMAGES)})"
     ),
 }
-"""The names that attempts give to files, by folder."""
 
 
 def newest(store: Store) -> Manifest:
-    """Return the newest version, and have `dataset.json` say so and nothing else be left.
+    """Return the newest version; update `dataset.json` and delete files of failed attempts.
 
     Raises:
-        DataError: if there is no data set.
+        DataError: if the store holds no data set.
     """
     return publish(store, manifests.load(store))
 
 
 def commit(store: Store, before: Manifest, made: Manifest) -> None:
-    """Make a version the newest.
+    """Commit a version as the newest.
 
     Args:
-        store: the data set's.
-        before: the version that it continues.
-        made: the version.
+        store: store of the data set.
+        before: the version before.
+        made: the version to commit.
 
     Raises:
-        DataError: if another has continued that version meanwhile.
+        DataError: if a different version was committed after `before` in the meantime.
     """
+    # Keep the manifest of the version before: `dataset.json` will be overwritten.
     store.create(manifests.version_name(before.version), store.read(FILE_NAME))
     name, data = manifests.version_name(made.version), manifests.to_json(made)
+    # Equal bytes: an earlier attempt of the command has committed the version.
     if not store.create(name, data) and store.read(name) != data:
         raise DataError(
             f"Other images were appended to {store.uri} meanwhile; run the same command again."
@@ -60,71 +62,74 @@ def commit(store: Store, before: Manifest, made: Manifest) -> None:
 
 
 def tag(version: int, key: str) -> str:
-    """Return what an attempt at a version calls its files."""
+    """Return the tag in the file names of an attempt at a version, `000002-` and the key."""
     return f"{version:06d}-{key}"
 
 
 def splits_text(made: Manifest, places: Mapping[str, Place]) -> bytes:
-    """Return the text of a version's `splits.json`.
+    """Return the bytes of a version's `splits.json`.
 
     Args:
         made: the version.
-        places: by sample id of the images that it keeps.
+        places: group, fold and part of the kept images, by sample id.
     """
-    where = {name: (place.fold, place.part) for name, place in places.items()}
-    assignment = Assignment(made.fold_rule, made.num_folds, made.num_parts, where)
+    fold_and_part = {name: (place.fold, place.part) for name, place in places.items()}
+    assignment = Assignment(made.fold_rule, made.num_folds, made.num_parts, fold_and_part)
     return splits.to_json(assignment, {name: place.group for name, place in places.items()})
 
 
 def publish(store: Store, made: Manifest) -> Manifest:
-    """Have `splits.json` and `dataset.json` say what the newest version says, and return it.
+    """Write `splits.json` and `dataset.json` of the newest version; return the newest manifest.
 
     Args:
-        store: the data set's.
-        made: the newest version that is known.
+        store: store of the data set.
+        made: the newest version known so far.
     """
-    first = made.version
+    known_version = made.version
     is_done = False
-    while not is_done or _has_next(store, made):  # also one that came while this was published
+    # A concurrent writer may commit a version during publication: check again at the end.
+    while not is_done or _has_next(store, made):
         while _has_next(store, made):
             made = manifests.read(store, manifests.version_name(made.version + 1))
-        if made.version > first or not _has_splits(store, made):
-            store.write(splits.FILE_NAME, splits_text(made, _places(store, made)))
-        if made.version > first:
+        # `dataset.json` last: readers find the new version only with the splits in place.
+        if made.version > known_version or not _has_splits(store, made):
+            store.write(splits.FILE_NAME, splits_text(made, _read_places(store, made)))
+        if made.version > known_version:
             store.write(FILE_NAME, manifests.to_json(made))
         is_done = True
-    _sweep(store, made)
+    _delete_leftovers(store, made)
     return made
 
 
 def withdraw(store: Store, tag: str) -> None:
-    """Delete the shards and the audit of an attempt that came to nothing."""
+    """Delete the shards and the audit of a failed attempt."""
     for folder in ("shards", "audit"):
         for name in store.deletable(folder).sizes:
-            if tag in name and _WRITTEN[folder].fullmatch(name):
+            if tag in name and _ATTEMPT_FILES[folder].fullmatch(name):
                 store.delete(name)
 
 
 def repair(store: Store, made: Manifest) -> None:
-    """Write the `splits.json` of the first version if an interrupted preparation has not."""
+    """Write the `splits.json` of version 1 if missing after an interrupted preparation."""
     if made.version == 1 and not _has_splits(store, made) and not _has_next(store, made):
         publish(store, made)
 
 
 def check_splits(store: Store) -> None:
-    """Make sure that a data set's `splits.json` is that of one of its versions.
+    """Check that `splits.json` belongs to a version of the data set.
 
     Raises:
-        DataError: if it is not.
+        DataError: if `splits.json` was edited or is missing.
     """
     newest = manifests.read(store)
     names = store.names(manifests.VERSIONS)
     versions = [newest, *(manifests.read(store, name) for name in names)]
-    said = [one.files.get(splits.FILE_NAME) for one in versions]
-    if None not in said and _splits(store) not in said:
+    recorded = [version.files.get(splits.FILE_NAME) for version in versions]
+    # Manifests of earlier programs record no splits file to compare with.
+    if None not in recorded and _read_splits_file(store) not in recorded:
         raise DataError(
-            f"{store.uri}/{splits.FILE_NAME} is not the one that was written with the data set; "
-            "run the same `mtil prepare` again to write it anew, and keep edited splits elsewhere."
+            f"{store.uri}/{splits.FILE_NAME} is not the file written with the data set; run the "
+            "same `mtil prepare` again to restore the file, and keep edited splits elsewhere."
         )
 
 
@@ -133,20 +138,23 @@ def _has_next(store: Store, made: Manifest) -> bool:
 
 
 def _has_splits(store: Store, made: Manifest) -> bool:
-    """Say whether `splits.json` is as a version says; an earlier program's says nothing."""
-    said = made.files.get(splits.FILE_NAME)
-    return said is None or _splits(store) == said
+    """Return whether `splits.json` is the file recorded in the manifest.
+
+    Also return True for a manifest of an earlier program, which records no splits file.
+    """
+    recorded = made.files.get(splits.FILE_NAME)
+    return recorded is None or _read_splits_file(store) == recorded
 
 
-def _splits(store: Store) -> File | None:
+def _read_splits_file(store: Store) -> File | None:
     try:
         return manifests.file_of(store.read(splits.FILE_NAME))
     except NotFoundError:
         return None
 
 
-def _places(store: Store, made: Manifest) -> dict[str, Place]:
-    """Read where the images that a version keeps belong."""
+def _read_places(store: Store, made: Manifest) -> dict[str, Place]:
+    """Read the places of the kept images of a version, by sample id."""
     images = audits.read(store, made, audits.IMAGES)
     columns = (images.column(name).to_pylist() for name in ("sample_id", "group", "fold", "part"))
     return {
@@ -156,23 +164,21 @@ def _places(store: Store, made: Manifest) -> dict[str, Place]:
     }
 
 
-def _sweep(store: Store, made: Manifest) -> None:
-    """Delete what attempts have left that came to nothing and cannot any more.
-
-    Only names that an attempt writes are looked at.
-    """
+def _delete_leftovers(store: Store, made: Manifest) -> None:
+    """Delete files of attempts at versions up to the newest, except the files of the versions."""
     versions = [made, *(manifests.read(store, name) for name in store.names(manifests.VERSIONS))]
-    counts = {
+    used_names = {
         name
-        for one in versions
+        for version in versions
         for name in (
-            *(shard.path for shard in one.shards),
-            *one.facts,
-            *(f"{one.audit}/{file}" for file in (audits.PAIRS, audits.IMAGES)),
+            *(shard.path for shard in version.shards),
+            *version.facts,
+            *(f"{version.audit}/{file}" for file in (audits.PAIRS, audits.IMAGES)),
         )
     }
-    for folder, pattern in _WRITTEN.items():
+    # Keep files of attempts at later versions: the attempt may still be running.
+    for folder, pattern in _ATTEMPT_FILES.items():
         for name in store.deletable(folder).sizes:
-            found = pattern.fullmatch(name)
-            if found and int(found["version"] or 1) <= made.version and name not in counts:
+            match = pattern.fullmatch(name)
+            if match and int(match["version"] or 1) <= made.version and name not in used_names:
                 store.delete(name)

@@ -72,7 +72,7 @@ def test_data_are_prepared(
     for name, number in told["kept"].items():
         assert sum(fold[name] for fold in told["folds"].values()) == number
     assert main([*map(str, command), "--num-folds", "3"]) == 2
-    assert "num_folds is 4 where this one's is 3" in capsys.readouterr().err
+    assert "num_folds is 4, not the requested 3" in capsys.readouterr().err
 
 
 def test_dropped_images_are_told_with_the_reason(

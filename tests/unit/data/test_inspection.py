@@ -233,7 +233,7 @@ def test_files_that_are_not_those_of_the_manifest_are_noticed(
     middle = len(data) // 2
     changed = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     path.write_bytes({"a byte": changed, "cut": data[:-3], "longer": data + b"x"}[how])
-    with pytest.raises(DataError, match=r"is not the one that was written|bytes differ"):
+    with pytest.raises(DataError, match=r"is not the file written|bytes differ"):
         inspect(LocalStore(str(out)))
 
 

@@ -203,9 +203,9 @@ def test_other_data_in_the_target_is_refused(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_size": 96}, "whose image_size is 64 where this one's is 96"),
-        ({"num_folds": 4}, "whose num_folds is 5 where this one's is 4"),
-        ({"seed": 1}, "whose seed is 0 where this one's is 1"),
+        ({"image_size": 96}, "whose image_size is 64, not the requested 96"),
+        ({"num_folds": 4}, "whose num_folds is 5, not the requested 4"),
+        ({"seed": 1}, "whose seed is 0, not the requested 1"),
     ],
 )
 def test_other_settings_in_the_target_are_refused(
@@ -465,7 +465,7 @@ def test_a_data_set_that_appears_meanwhile_is_kept(collection: Path, tmp_path: P
             (tmp_path / "out" / "dataset.json").write_text("theirs")
 
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match="Another data set was written"):
+    with pytest.raises(DataError, match="A different data set was written"):
         _prepare(collection, tmp_path / "out", progress=intrude)
     assert _files(tmp_path / "out") == {"dataset.json": b"theirs"}
 

@@ -223,7 +223,7 @@ def test_other_settings_for_the_same_images_are_refused_by_the_first_data_set(
     ):  # fmt: skip
         kinds.append(kind)
         if kind == "DataError":
-            assert "seed is 7 where this one's is 0" in said
+            assert "seed is 7, not the requested 0" in said
             _check_whole(to, alone)
     assert set(kinds) == {"done", "DataError"}
 
