@@ -19,7 +19,7 @@ from mtil.data.names import shown
 MAX_EXAMPLES = 3
 """Example names listed for a reason."""
 _MAX_REASONS = 20
-"""Rarer reasons are merged into `other reasons`."""
+"""Reasons listed in an account; rarer reasons are merged."""
 _OTHER_REASONS = "other reasons"
 
 Count = Annotated[int, Field(ge=0)]
@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The files or images left out for one reason."""
+    """Files or images left out for the same reason."""
 
     why: str
     number: Count
@@ -47,7 +47,7 @@ class FilesSeen:
     ignored: tuple[Part, ...] = ()
     """Files left out by a rule, such as hidden files."""
     skipped: tuple[Part, ...] = ()
-    """Files with the look of data that the layout does not use."""
+    """Unused files with the look of data."""
 
     def __post_init__(self) -> None:
         left_out = _sum_numbers(self.ignored) + _sum_numbers(self.skipped)
@@ -73,7 +73,7 @@ class ImagesRead:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceAccount:
-    """The account of one source."""
+    """The account of a source."""
 
     name: str
     prefix: str
@@ -82,20 +82,20 @@ class SourceAccount:
     """None if the store cannot list its objects."""
     images: ImagesRead
     notes: tuple[str, ...] = ()
-    """Sentences about values read differently from how the collection states them."""
+    """Sentences about values read otherwise than written in the collection."""
     warnings: tuple[str, ...] = ()
     """Sentences about possible mistakes in the collection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """The account of one preparation, source by source."""
+    """The account of a preparation, by source."""
 
     sources: tuple[SourceAccount, ...] = field(default=())
 
     @property
     def files(self) -> FilesSeen:
-        """The summed files of all sources whose store can be listed."""
+        """The summed files of all sources in stores with listings."""
         listed = [source.files for source in self.sources if source.files is not None]
         return FilesSeen(
             seen=sum(files.seen for files in listed),
@@ -164,7 +164,7 @@ def images_read(
 
     Args:
         ids: the sample ids of the source.
-        dropped: the reason by sample id of images that are not kept.
+        dropped: the reason by sample id of images not kept.
         invalid: the reason by sample id of unusable images.
         kept: the sample ids of kept images.
         known: the sample ids already in the data set.
@@ -191,8 +191,8 @@ def images_read(
     )
 
 
-# Sentences about an image name the image and the values found. Without both, images with the same
-# problem share a reason. The patterns follow the error texts of audit, folds and layouts.
+# Sentences about an image name the image and the values found. Without names and values, images
+# with the same problem share a reason. The patterns follow the error texts of audit, folds and layouts.
 _REASONS = (
     (re.compile(r"its pixels are those of .*"), "its pixels are those of another image"),
     (re.compile(r"its group of \d+ images holds two classes.*"), "its group holds two classes"),
@@ -207,7 +207,7 @@ _REASONS = (
 
 
 def reason(why: str, sample_id: str) -> str:
-    """Return the general reason behind a sentence about one image.
+    """Return the general reason behind a sentence about an image.
 
     Args:
         why: the sentence.

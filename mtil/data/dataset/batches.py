@@ -1,4 +1,4 @@
-"""Turn tables of shard rows into batches of arrays; each row is copied once."""
+"""Turn tables of shard rows into batches of arrays; a row is copied once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Batch:
     label: npt.NDArray[np.int64]
     """(b,): 0 benign, 1 malignant, 2 normal."""
     prior: npt.NDArray[np.uint8] | None = None
-    """(b, m, m), lesion probability from the previous round: 0 to 255; None without prior maps."""
+    """(b, m, m), lesion probability of the previous round, 0 to 255; None without prior maps."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -36,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that determines the rows of a worker's epoch and their order."""
+    """The parameters that determine the rows of a worker's epoch and the row order."""
 
     manifest: Manifest
     selection: Selection
@@ -81,7 +81,7 @@ class Rows:
             tables: tables with `TRAINING_COLUMNS`; `prior` must be in all tables or in no table.
             selection: the rows to select; all rows if None. Needs `ROLE_COLUMNS` in the tables.
         """
-        # Record batches are contiguous, so that each column is viewed without a copy.
+        # Record batches are contiguous: a column is viewed without a copy.
         pieces = [piece for table in tables for piece in table.to_batches()]
         self._starts = np.cumsum([0, *(piece.num_rows for piece in pieces)])
         self._ids = [piece.column("sample_id") for piece in pieces]
@@ -117,7 +117,7 @@ class Rows:
         return numbers
 
     def gather(self, numbers: npt.NDArray[np.int64]) -> Batch:
-        """Copy the rows with these row numbers into a batch, in the given order."""
+        """Copy the rows with the given row numbers into a batch, in order."""
         image = np.empty((len(numbers), self._images[0].shape[1]), np.uint8)
         mask = np.empty((len(numbers), self._masks[0].shape[1]), np.uint8)
         label = np.empty(len(numbers), np.int64)
@@ -149,8 +149,8 @@ Part = tuple[Rows, npt.NDArray[np.int64]]
 
 def cut(parts: Iterable[Part], batch_size: int, *, whole: bool) -> Iterator[Batch]:
     """Cut a stream of rows into batches of `batch_size`; with `whole`, drop a short last batch."""
-    # A batch may span parts. The rows of a part are copied before the next part is requested, so
-    # that only one part has to stay in memory.
+    # A batch may span parts. The rows of a part are copied before the next part is requested:
+    # only the current part has to stay in memory.
     pending: list[Batch] = []
     num_missing = batch_size
     for rows, numbers in parts:

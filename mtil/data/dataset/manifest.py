@@ -1,7 +1,7 @@
 """`dataset.json`, the manifest of a prepared data set.
 
 The manifest is written last: a folder without `dataset.json` is no data set. Once images have been
-appended, the manifest of every version is kept as `versions/000001.json` and so on, and
+appended, `versions/000001.json`, `versions/000002.json`, … keep the manifest of every version;
 `dataset.json` is the newest.
 """
 
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A Parquet file of rows: its path, size, digest and row counts."""
+    """A Parquet file of rows: path, size, digest and row counts."""
 
     path: str
     rows: Count
@@ -69,7 +69,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """An image that was read but is not in the data set, with the reason."""
+    """An image read but left out of the data set, with the reason."""
 
     sample_id: str
     why: str
@@ -92,7 +92,7 @@ class Manifest:
     """A prepared data set.
 
     Folds divide the groups for testing. Parts divide the groups of a fold again. The inner
-    validation rows of fold k are the rows of all other folds with part k modulo `num_parts`.
+    validation rows of fold k are the rows of the remaining folds with part k modulo `num_parts`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -113,13 +113,13 @@ class Manifest:
     """Number of images reserved for a final test, by class."""
     dropped: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
     invalid: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
-    """Skipped images that cannot be used."""
+    """Skipped unusable images."""
     shards: Annotated[tuple[Shard, ...], FailFast()]
     fingerprint: str
     version: Annotated[int, Field(ge=1, le=999_999)] = 1
     """Increases by 1 with every `mtil prepare --append`."""
     audit: str = "audit"
-    """Folder of the audit of this version."""
+    """Folder of the version's audit."""
     facts: tuple[str, ...] = field(default=())
     """Files of hashes and thumbnails; `--append` compares new images with them."""
     files: dict[str, File] = field(default_factory=dict)
@@ -145,12 +145,12 @@ def to_json(manifest: Manifest) -> bytes:
 
 
 def file_of(data: bytes) -> File:
-    """Return the manifest entry of a file with these bytes."""
+    """Return the manifest entry for the bytes of a file."""
     return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
-    """Read a file of a data set, verified against its manifest entry if there is an entry.
+    """Read a file of a data set, verified against the manifest entry if present.
 
     Args:
         store: store of the data set.
@@ -171,8 +171,9 @@ def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
         data = None
     if data is None or file_of(data) != expected:
         raise DataError(
-            f"{store.uri}/{name} must have {expected.bytes} bytes with sha256 {expected.sha256[:12]}…, "
-            "but its bytes differ; delete the data set and prepare it again."
+            f"{store.uri}/{name} must have {expected.bytes} bytes with sha256 "
+            f"{expected.sha256[:12]}…, but the bytes differ; "
+            "delete the data set and prepare the data again."
         )
     return data
 
@@ -195,7 +196,7 @@ def load(store: Store, fingerprint: str | None = None) -> Manifest:
     if matching is None:
         raise DataError(
             f"No version of {store.uri} has the fingerprint {fingerprint[:12]}…, the newest has "
-            f"{newest.fingerprint[:12]}…; name the data set with this fingerprint."
+            f"{newest.fingerprint[:12]}…; name the data set with the fingerprint."
         )
     return matching
 
@@ -262,7 +263,7 @@ def read(store: Store, name: str = FILE_NAME) -> Manifest:
 
 
 def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
-    """Yield contradictions between the values of a manifest, or with its file name."""
+    """Yield contradictions between the values of a manifest, or with the file name."""
     version = _VERSION.fullmatch(name)
     if version and int(version[1]) != manifest.version:
         yield f"must be version {int(version[1])}, but says version {manifest.version}"
@@ -273,7 +274,7 @@ def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
     paths = [shard.path for shard in manifest.shards]
     if len(set(paths)) < len(paths):
         yield "must name each shard once, but names one twice"
-    # Readers open these paths, so a path must not lead out of its folder.
+    # Readers open the paths: a path must not lead out of the data set.
     names = [("shards", path) for path in paths] + [("audit", path) for path in manifest.facts]
     names += [("audit", f"{manifest.audit}/x")]
     for folder, path in names:
@@ -283,7 +284,7 @@ def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
 
 
 def _find_miscounts(manifest: Manifest) -> Iterator[str]:
-    """Yield row counts that do not add up."""
+    """Yield contradictions between row counts."""
     rows: Counter[int] = Counter()
     for shard in manifest.shards:
         if sum(cell.rows for cell in shard.cells) != shard.rows:
@@ -292,8 +293,9 @@ def _find_miscounts(manifest: Manifest) -> Iterator[str]:
             rows[cell.fold] += cell.rows
             if cell.fold >= manifest.num_folds or cell.part >= manifest.num_parts:
                 yield (
-                    f"must have folds below {manifest.num_folds} and parts below {manifest.num_parts}, "
-                    f"but {shard.path} has fold {cell.fold} and part {cell.part}"
+                    f"must have folds below {manifest.num_folds} and parts below "
+                    f"{manifest.num_parts}, but {shard.path} has fold {cell.fold} and part "
+                    f"{cell.part}"
                 )
     counts = {str(_HOLDOUT): manifest.holdout, **manifest.folds}
     for fold in range(_HOLDOUT, manifest.num_folds):

@@ -1,9 +1,9 @@
 """The order of training rows: index arithmetic on (seed, epoch), independent of the data source.
 
 An epoch visits the shards in random order, and the rows of a shard in random order. The sequence
-is cut into one equal range per worker. A worker reads only the shards in its range. Within a range,
-the rows of a few consecutive shards (a window) are mixed. Rows that cannot be divided evenly are
-left out of the epoch; every epoch leaves out different rows.
+is cut into one equal range per worker. A worker reads only the shards in the range. Within a range,
+the rows of a few consecutive shards (a window) are mixed. Rows left over by the division are
+skipped in the epoch; every epoch skips different rows.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 
 class _Stream(IntEnum):
-    """Streams of random numbers; the number is part of the seed, so no two streams are equal."""
+    """Streams of random numbers; the number is part of the seed and keeps the streams apart."""
 
     SHARDS = 0
     ROWS = 1
@@ -24,7 +24,7 @@ class _Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are read together, in training order."""
+    """Rows read together, in training order."""
 
     shards: npt.NDArray[np.int64]
     """(shards,), indices of the shards to read."""
@@ -33,7 +33,7 @@ class Window:
 
 
 def local_batch(batch_size: int, rank: int, num_workers: int) -> int:
-    """Return a worker's number of images in a step; workers differ by at most one image."""
+    """Return a worker's number of images in a step; workers differ by at most 1 image."""
     return batch_size * (rank + 1) // num_workers - batch_size * rank // num_workers
 
 
@@ -54,7 +54,7 @@ def epoch_windows(
         seed: the seed of the run or of a later round.
         epoch: index of the epoch, from 0.
         rank: index of the worker, from 0 to `num_workers - 1`.
-        num_workers: number of workers that share the epoch.
+        num_workers: number of workers in the epoch.
         shuffle_shards: number of shards mixed in a window.
         batch_size: images a step over all workers. If not divisible by `num_workers`, the ranges
             are proportional to `local_batch`. If None, all ranges are equal.
@@ -66,7 +66,7 @@ def epoch_windows(
         low, high = max(start - position, 0), min(stop - position, counts[shard])
         position += counts[shard]
         # Seeded by the shard, not by the worker: workers with parts of a shard cut the same
-        # permutation, so no row is read twice.
+        # permutation, and no row is read twice.
         if low < high:
             generator = np.random.default_rng((seed, epoch, _Stream.ROWS, int(shard)))
             pieces.append((int(shard), generator.permutation(counts[shard])[low:high]))

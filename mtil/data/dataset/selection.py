@@ -1,4 +1,4 @@
-"""Select the rows that a fold trains, validates and tests on."""
+"""Select the training, validation and test rows of a fold."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +26,7 @@ class Inner:
         """Return a mask of the rows in this division.
 
         Args:
-            part: (n,), inner part of each row.
+            part: (n,), inner part of the rows.
             validated: the inner part used for validation, which belongs to no division.
         """
         # Number the training parts without a gap: `%` then spreads the parts evenly.
@@ -48,9 +48,9 @@ class Selection:
     num_parts: int
     normals: bool = True
     only: Inner | None = None
-    """Keep only the training rows of this division."""
+    """Keep only the training rows of the division."""
     without: Inner | None = None
-    """Leave out the training rows of this division."""
+    """Leave out the training rows of the division."""
 
     def _mask(
         self, fold: npt.NDArray[np.int8], part: npt.NDArray[np.int8], label: npt.NDArray[np.int8]
@@ -74,7 +74,7 @@ class Selection:
         return is_kept
 
     def rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        """Return the positions of the selected rows in a shard's table, which needs role columns."""
+        """Return the positions of the selected rows in the table of a shard."""
         columns = [table.column(name).to_numpy() for name in ("fold", "part", "label")]
         return np.flatnonzero(self._mask(*columns))
 
@@ -104,8 +104,8 @@ def select(
         fold: the held-out fold; `HOLDOUT` with role `test` for the final test.
         role: purpose of the rows.
         normals: whether to include images without a lesion.
-        only: select only this division of the training rows.
-        without: leave out this division of the training rows.
+        only: division of the training rows to select.
+        without: division of the training rows to leave out.
 
     Raises:
         DataError: if the fold or division does not exist, or the role has no rows.
@@ -147,7 +147,7 @@ def parse_folds(text: str, num_folds: int) -> list[int]:
     """Parse `all`, `0`, `0,2` or `holdout` into ascending fold numbers.
 
     Raises:
-        DataError: if the text has another form or names a fold outside the data set.
+        DataError: if the text has a different form or names a fold outside the data set.
     """
     if text == "all":
         return list(range(num_folds))

@@ -1,4 +1,4 @@
-"""A shard: a Parquet file of pre-sized rows, verified against its sha256 on every read."""
+"""A shard: a Parquet file of pre-sized rows, verified against the sha256 in the manifest on every read."""
 
 import hashlib
 import io
@@ -36,17 +36,17 @@ _TYPES = pa.schema(
         pa.field("mask_png", pa.binary(), nullable=False),
     ]
 )
-"""Types of the columns that do not depend on the image size."""
+"""Types of the columns independent of the image size."""
 
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
 HOLDOUT = -1
-"""Fold number of images reserved for a final test; no fold trains, validates or tests on them."""
+"""Fold number of images reserved for a final test and used by no fold."""
 
 
 def schema(image_size: int) -> pa.Schema:
     """Return the schema of a shard with images of `image_size` by `image_size` pixels."""
-    # Pixels are fixed-size binary: Parquet stores 8-bit integers in four bytes each, and reading an
+    # Pixels are fixed-size binary: Parquet stores 8-bit integers in four bytes, and reading an
     # image is then a copy instead of a decode.
     return pa.schema(
         [
@@ -78,7 +78,7 @@ class Encoder:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
-        # Images stay uncompressed, so that reading is a copy; `mask_png` is compressed already. The
+        # Images stay uncompressed, which makes reading a copy; `mask_png` is compressed already. The
         # bit masks, a ninth of the pixel bytes, shrink to almost nothing.
         self._writer = pq.ParquetWriter(
             self._sink,
@@ -93,7 +93,7 @@ class Encoder:
         self._num_pending = 0
 
     def add(self, table: pa.Table) -> None:
-        """Add rows; rows that do not fill a row group are held until the next call."""
+        """Add rows; an incomplete row group is held until the next call."""
         self._pending.append(table)
         self._num_pending += table.num_rows
         if self._num_pending >= ROW_GROUP_ROWS:
@@ -148,7 +148,7 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
     if size != shard.bytes or digest.hexdigest() != shard.sha256:
         raise DataError(
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
-            f"{shard.sha256[:12]}…, but its {size} bytes differ; prepare the data again."
+            f"{shard.sha256[:12]}…, but the {size} bytes differ; prepare the data again."
         )
     try:
         table = parquet.read(data, columns, _TYPES)
@@ -188,9 +188,9 @@ def _check_pixels(table: pa.Table) -> None:
 
 
 def _thread_buffer(size: int) -> memoryview:
-    """Return a view of `size` bytes that the next call in this thread overwrites."""
-    # Fresh memory pages for each shard cost more than the copy. Reuse is safe: parsing copies the
-    # values, so nothing refers to the buffer after `read` has returned.
+    """Return a view of `size` bytes, overwritten by the next call in the thread."""
+    # Fresh memory pages for every shard cost more than the copy. Reuse is safe: parsing copies the
+    # values, and nothing refers to the buffer after `read` has returned.
     buffer: bytearray | None = getattr(_thread, "buffer", None)
     if buffer is None or len(buffer) < size:
         buffer = _thread.buffer = bytearray(size)
