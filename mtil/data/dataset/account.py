@@ -192,7 +192,7 @@ def images_read(
 
 
 # Sentences about an image name the image and the values found. Without names and values, images
-# with the same problem share a reason. The patterns follow the error texts of audit, folds and layouts.
+# with the same problem share a reason. The patterns match error texts of audit, folds and layouts.
 _REASONS = (
     (re.compile(r"its pixels are those of .*"), "its pixels are those of another image"),
     (re.compile(r"its group of \d+ images holds two classes.*"), "its group holds two classes"),

@@ -1,4 +1,4 @@
-"""A shard: a Parquet file of pre-sized rows, verified against the sha256 in the manifest on every read."""
+"""Shards: Parquet files of pre-sized rows, verified by sha256 on every read."""
 
 import hashlib
 import io
@@ -78,8 +78,8 @@ class Encoder:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
-        # Images stay uncompressed, which makes reading a copy; `mask_png` is compressed already. The
-        # bit masks, a ninth of the pixel bytes, shrink to almost nothing.
+        # Images stay uncompressed: reading is a copy. `mask_png` is compressed already. The bit
+        # masks, a ninth of the pixel bytes, shrink to almost nothing.
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
