@@ -30,7 +30,7 @@ from mtil.storage import PARTIAL_NAME, Store
 
 _MODEL_KIND = "mtil model"
 MAX_BYTES = 2**34
-"""Upper bound on a checkpoint or model file, which is held in memory: 1,000 times the usual size."""
+"""Upper bound on a file, which is held in memory: a thousand times the usual size."""
 _MAX_CONFIG_VALUES = 1000
 
 _READ_ERRORS = (
@@ -133,7 +133,7 @@ def model_from_bytes(data: bytes, source: str) -> Model:
         source: name of the file in errors.
 
     Raises:
-        CheckpointError: if the file is damaged, no model file, or from an unknown version of mtil.
+        CheckpointError: if the file is damaged, no model file, or of an unknown version.
     """
     values = _from_bytes(data, source)
     if values.get("kind") != _MODEL_KIND:
@@ -148,7 +148,7 @@ def model_from_bytes(data: bytes, source: str) -> Model:
         )
     document = Document(source, "train again", CheckpointError)
     metadata = document.validate(_METADATA, {key: values[key] for key in _METADATA_KEYS})
-    stored_config = document.validate(_CONFIGS, _check_config_size(values["config"]))
+    stored_config = document.validate(_CONFIGS, _limit_config_size(values["config"]))
     try:
         config = from_dict(stored_config)
     except ConfigError as error:
@@ -166,7 +166,7 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     )
 
 
-def _check_config_size(tree: object) -> object:
+def _limit_config_size(tree: object) -> object:
     """Return a configuration, or None if it has more than `_MAX_CONFIG_VALUES` values."""
     # Lists in a pickle may contain each other, and a walk without a bound would not end.
     pending, num_values = [tree], 0

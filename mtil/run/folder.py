@@ -264,8 +264,8 @@ class Run:
             config_digest=digest(self.config),
             **figures,
         )
-        # The model comes first: a result never names a missing file. Creating the result decides
-        # between two processes with the same training: a process given up for dead and the successor.
+        # The model comes first: a result never names a missing file. If two processes do the same
+        # training, one given up for dead and the successor, the first to create the result wins.
         self.store.write(self.model_name(training, result), data)
         text = (json.dumps(asdict(result)) + "\n").encode()
         if not self.store.create(names.result(training), text):
