@@ -42,7 +42,7 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained network with the metadata needed to use it."""
+    """A trained network and the metadata needed for predictions."""
 
     config: Config
     weights: dict[str, Tensor]
@@ -58,7 +58,7 @@ class Model:
     threshold: float
     """Least calibrated probability called malignant; chosen on the inner validation rows."""
     num_passes: int = 1
-    """Number of passes over an image; each later pass reads the map of the pass before."""
+    """Number of passes over an image; a later pass reads the map of the pass before."""
     version: str = __version__
     digest: str = field(default="", compare=False)
     """sha256 of the model file in hex; empty for a model not read from a file."""
@@ -167,8 +167,8 @@ def model_from_bytes(data: bytes, source: str) -> Model:
 
 
 def _limit_config_size(tree: object) -> object:
-    """Return a configuration, or None if it has more than `_MAX_CONFIG_VALUES` values."""
-    # Lists in a pickle may contain each other, and a walk without a bound would not end.
+    """Return the configuration; None if larger than `_MAX_CONFIG_VALUES` values."""
+    # Lists in a pickle may form a cycle, and a walk without a bound would not end.
     pending, num_values = [tree], 0
     while pending:
         node = pending.pop()
@@ -235,9 +235,9 @@ _CONFIGS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class TrainingCheckpoints:
-    """The checkpoints of a training: one file a checkpoint, committed by the pointer `latest.json`.
+    """The checkpoints of a training: a file per checkpoint, committed by the pointer `latest.json`.
 
-    A process that dies while writing leaves the previous checkpoint committed.
+    After a crash while writing, the previous checkpoint is still committed.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -252,8 +252,8 @@ class TrainingCheckpoints:
         """Write and commit the state after an epoch, then delete the previous checkpoint."""
         data = _to_bytes(state)
         sha256 = hashlib.sha256(data).hexdigest()
-        # The name contains the digest: a process given up for dead and the successor may both be at
-        # this epoch, and must not overwrite each other's file.
+        # The name contains the digest: a process given up for dead and the successor may be at
+        # the same epoch, and must not overwrite a file of the other process.
         name = names.checkpoint(epoch, sha256)
         previous = self._pointer()
         self._store.write(f"{self._folder}/{name}", data)
@@ -280,14 +280,14 @@ class TrainingCheckpoints:
             data = b""
         if hashlib.sha256(data).hexdigest() != pointer["sha256"]:
             raise CheckpointError(
-                f"Checkpoint {name} must be the one that was committed, but its bytes differ; "
+                f"Checkpoint {name} must be the one that was committed, but the bytes differ; "
                 f"delete {self._store.uri}/{self._folder} to train again from the start."
             )
         return _from_bytes(data, name)
 
     def clear(self) -> None:
         """Delete all checkpoints, but no unknown file in the folder."""
-        # The pointer goes first: it must never name a deleted checkpoint.
+        # The pointer goes first: a pointer must never name a deleted checkpoint.
         self._store.clear(self._folder, re.compile(re.escape(names.LATEST)))
         self._store.clear(self._folder, re.compile(rf"{names.CHECKPOINT.pattern}|{PARTIAL_NAME}"))
 

@@ -1,8 +1,8 @@
 """Map shards: lesion-probability maps of the images in a data shard, read by the next round.
 
-A map shard is a Parquet file of ids and maps. Every data shard has its own map shard, and the task
-that reads the data shard joins the maps by id. A map shard contains its origin and a digest:
-readers reject a damaged file and a file of a different origin.
+A map shard is a Parquet file of ids and maps. A map shard belongs to a data shard, and the
+reader of the data shard joins the maps by id. A map shard contains origin and digest: readers
+reject a damaged file and a file of a different origin.
 
 A map holds the lesion probability at `STRIDE`, the finest stride of the network, in `NUM_LEVELS`
 levels.
@@ -28,8 +28,8 @@ from mtil.documents import Document, shown
 from mtil.errors import MapError, NotFoundError, RunError, TooLargeError
 from mtil.storage import Store
 
-# The network interpolates the finest logits to the input size, so a map at half the input size loses
-# little: 0.0017 on average.
+# The network interpolates the finest logits to the input size. Storing a map at half the input size
+# therefore costs only 0.0017 on average.
 STRIDE = 2
 """Stride of a map: the finest stride of the network's logits."""
 # On BUSI at 256 pixels a map takes 2.9 KiB, against 3.5 as PNG and 3.9 with 256 levels. A core
@@ -142,7 +142,7 @@ def decode(data: bytes) -> tuple[Origin, pa.Table]:
 def read(
     store: Store, path: str, expected: Origin, sample_ids: pa.Array | pa.ChunkedArray
 ) -> pa.Table:
-    """Read a map shard and verify its origin and images.
+    """Read a map shard and verify origin and images.
 
     Args:
         store: store of the run.
@@ -217,7 +217,7 @@ def join(
             f"Every image that is trained on must have a map of the round before, but "
             f"{len(missing)} of {len(needed)} have none (the first is {first}); name another --run."
         )
-    # The last row is all zeros; null positions point there.
+    # Null positions point to the last row, all zeros.
     no_map = np.zeros((1, width), np.uint8)
     all_maps = np.concatenate([*(pixels(part.column("map")) for part in maps), no_map])
     prior = all_maps[positions.fill_null(len(map_ids)).to_numpy()]
