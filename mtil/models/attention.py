@@ -45,8 +45,8 @@ def location_attention(
     """
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value)
-    # The bias is an additional channel of the keys: a learnt attention mask would rule out the fused
-    # kernels.
+    # The bias is an additional channel of the keys: an attention mask that learns would rule out
+    # the fused kernels.
     width = query.shape[-1]
     biased = torch.cat([key, (bias * math.sqrt(width)).transpose(-2, -1).to(key.dtype)], dim=-1)
     gathered: Tensor = F.scaled_dot_product_attention(

@@ -7,8 +7,8 @@ from mtil.config import TrainConfig
 
 def own_device(gpus: float) -> torch.device:
     """Return the device of an actor with `gpus` reserved GPUs; on a CPU, use one thread."""
-    # The reservation decides, not `torch.cuda.is_available`: an actor without a reserved GPU may see
-    # GPUs reserved by others.
+    # The reservation decides, not `torch.cuda.is_available`: an actor without a reservation may see
+    # the GPUs of other actors.
     if gpus:
         return torch.device("cuda")
     # One thread: as many actors as CPUs run at once, and every actor sums in the same order.
