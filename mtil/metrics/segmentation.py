@@ -61,8 +61,8 @@ def score_mask(
     hd95, assd = math.nan, math.nan
     if has_lesion and tp + fp > 0:
         hd95, assd = _outline_distances(prediction, target, spacing)
-    # A miss must be the worst case, never a distance of 0: a score of 0 would reward misses.
     elif has_lesion:
+        # A miss must be the worst case: a distance of 0 would reward misses.
         hd95 = assd = math.hypot(target.shape[0] * spacing[0], target.shape[1] * spacing[1])
     return MaskScores(
         tp=tp,

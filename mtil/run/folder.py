@@ -236,8 +236,8 @@ class Run:
         try:
             values = document.object(document.read(self.store, name))
             step = document.validate(_STEP_FILES, values)
-        # The file only informs people, so a damaged file must not end a command.
         except (NotFoundError, DataError):
+            # The file only informs people: a damaged file must not end a command.
             return None
         return {**asdict(step), "hosts": list(step.hosts)}
 
@@ -249,7 +249,7 @@ class Run:
         Args:
             training: the training.
             model: the model of the best epoch.
-            figures: the remaining fields of `FoldResult`.
+            **figures: the remaining fields of `FoldResult`.
         """
         from mtil.run.checkpoint import model_to_bytes
 
