@@ -86,13 +86,14 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.folds or list(self.folds) != sorted(set(self.folds)):
             raise ConfigError(f"The folds must be ascending, but got {list(self.folds)[:10]}.")
-        # A fold has a main training and an evaluation. A part adds a training and map writing.
+        # An upper bound: a fold has a main training and an evaluation; a part adds a training and
+        # map writing.
         actions_per_fold = 2 + 2 * (self.circle.num_parts if self._cross_fit else 1)
-        num_actions = self.circle.num_rounds * (len(self.folds) * actions_per_fold + 1)
-        if num_actions > _MAX_ACTIONS:
+        max_num_actions = self.circle.num_rounds * (len(self.folds) * actions_per_fold + 1)
+        if max_num_actions > _MAX_ACTIONS:
             raise ConfigError(
                 f"A circle run must have at most {_MAX_ACTIONS} actions, but its rounds, folds and "
-                f"parts make {num_actions}; lower `circle.num_rounds`."
+                f"parts make {max_num_actions}; lower `circle.num_rounds`."
             )
 
     @classmethod
