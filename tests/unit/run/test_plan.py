@@ -136,7 +136,7 @@ def test_actions_are_listed_after_what_they_need_and_each_once(plan: Plan) -> No
 
 
 def rows_seen(plan: Plan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
-    """Simulate training and mapping three images a part; return the images seen and mapped by model."""
+    """Simulate training and mapping three images a part; return images seen and mapped."""
     num_parts = plan.circle.num_parts if plan.circle.maps == "cross_fit" else 1
     rows = set(range(3 * num_parts))
     seen: dict[Train, set[int]] = {}
