@@ -1,4 +1,4 @@
-"""Figures of outlines and diagnoses, with intervals over groups of images. No Ray, no torch."""
+"""Segmentation and classification metrics with group-bootstrap intervals. No Ray, no PyTorch."""
 
 from mtil.metrics.bootstrap import Interval, bootstrap, resample_weights
 from mtil.metrics.calibration import (

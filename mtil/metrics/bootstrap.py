@@ -1,4 +1,4 @@
-"""Intervals by a bootstrap over groups: images of one patient come and go together."""
+"""Confidence intervals by a bootstrap over groups: images of a patient are drawn together."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,67 +10,71 @@ from mtil.errors import DataError
 from mtil.metrics.weighted import Array
 
 Statistics = Callable[[Array], dict[str, Array]]
-"""From weights (resamples, n) to figures by name, each (resamples,), NaN where undefined."""
+"""A function from weights (resamples, n) to figures (resamples,) by name; NaN if undefined."""
 
+# Not a tuning knob: the chunk size determines the order of the random numbers and all intervals.
 CHUNK = 250
-"""Resamples that are worked on at once; part of the definition, as it orders random numbers."""
+"""Number of resamples computed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure and its 95 % percentile interval; NaN where undefined."""
+    """A figure with a 95 % percentile interval; NaN if undefined."""
 
     value: float
     low: float
     high: float
 
     def as_json(self) -> dict[str, float | None]:
-        """Return the three numbers, None in place of NaN."""
+        """Return `value`, `low` and `high`, with None for NaN."""
         return {name: finite(getattr(self, name)) for name in ("value", "low", "high")}
 
 
 def finite(value: float) -> float | None:
-    """Return a number that JSON can hold: None in place of NaN."""
+    """Return the number as a JSON value: None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def resample_weights(groups: npt.ArrayLike, *, resamples: int, seed: int) -> Iterator[Array]:
-    """Draw groups with replacement, as many as there are, and yield how often each image came.
+    """Draw groups with replacement and yield the number of draws of every image.
+
+    A resample draws as many groups as the table has.
 
     Args:
-        groups: (n,), each image's group.
-        resamples: how many to draw.
-        seed: of the random numbers; equal groups and seed give equal weights.
+        groups: (n,), the group of every image.
+        resamples: number of resamples.
+        seed: random seed; equal groups and seed give equal weights.
 
     Yields:
-        weights (up to `CHUNK`, n), until there are `resamples` rows.
+        Weights (up to `CHUNK`, n), with `resamples` rows in total.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    names, group_index = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
     for start in range(0, resamples if len(names) else 0, CHUNK):
         rows = min(CHUNK, resamples - start)
-        drawn = rng.integers(len(names), size=(rows, len(names)))
-        drawn += len(names) * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * len(names))
-        yield times.reshape(rows, len(names))[:, member].astype(np.float64)
+        draws = rng.integers(len(names), size=(rows, len(names)))
+        # Offset the group numbers by row, so that a single `bincount` counts all resamples.
+        draws += len(names) * np.arange(rows)[:, None]
+        counts = np.bincount(draws.ravel(), minlength=rows * len(names))
+        yield counts.reshape(rows, len(names))[:, group_index].astype(np.float64)
 
 
 def bootstrap(
     groups: npt.ArrayLike, statistics: Statistics, *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return figures with their 95 % intervals.
+    """Return figures with 95 % intervals.
 
-    Resamples in which a figure is undefined are left out of its interval. With fewer than two
-    groups there is no interval.
+    The interval of a figure ignores resamples with an undefined figure. With fewer than two groups
+    the bounds are NaN.
 
     Args:
-        groups: (n,), each image's group.
+        groups: (n,), the group of every image.
         statistics: computes the figures from weights.
-        resamples: how many to draw.
-        seed: of the random numbers.
+        resamples: number of resamples.
+        seed: random seed.
 
     Raises:
-        DataError: `resamples` is not positive.
+        DataError: if `resamples` is not positive.
     """
     if resamples < 1:
         raise DataError(f"A bootstrap needs `resamples >= 1`, but got {resamples}; 2000 is usual.")
@@ -86,11 +90,11 @@ def bootstrap(
 
 
 def difference(a: Statistics, b: Statistics) -> Statistics:
-    """Return statistics `a - b`, both of the same resample: what makes a comparison paired."""
+    """Return the paired statistics `a - b`, both computed on the same resample."""
 
     def statistics(weights: Array) -> dict[str, Array]:
-        of_a, of_b = a(weights), b(weights)
-        return {name: of_a[name] - of_b[name] for name in of_a}
+        figures_a, figures_b = a(weights), b(weights)
+        return {name: figures_a[name] - figures_b[name] for name in figures_a}
 
     return statistics
 

@@ -1,6 +1,6 @@
-"""Temperature and threshold, both fitted on the inner validation part, never on a test fold.
+"""Temperature scaling and decision thresholds, fitted on the inner validation part only.
 
-Where the cases say nothing about one, it keeps its neutral value: temperature 1, threshold 0.5.
+If the cases cannot determine a value, the neutral value is returned: temperature 1, threshold 0.5.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ MAX_TEMPERATURE = 20.0
 
 
 def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return the temperature in [0.05, 20] whose probabilities fit the labels best.
+    """Return the temperature in [0.05, 20] with the lowest mean negative log-likelihood.
 
-    It minimises the mean negative log-likelihood (Guo et al., 2017, "On calibration of modern
-    neural networks"), which has one minimum in log T. It is 1 where no minimum exists: no case, a
-    single class, logits that are all 0, or logits that all have the right sign.
+    See Guo et al., 2017, "On calibration of modern neural networks". Returns 1 if no minimum
+    exists: without cases, with a single class, if all logits are 0 or all have the right sign.
 
     Args:
-        logits: (n,), of being malignant.
+        logits: (n,), logit of malignant.
         labels: (n,), 1 malignant or 0 benign.
 
     Raises:
-        DataError: the lengths differ, a logit is not finite, or a label is neither 0 nor 1.
+        DataError: if the lengths differ, a logit is not finite, or a label is not 0 or 1.
     """
-    from scipy.optimize import minimize_scalar  # half a second, which most processes never need
+    # The import takes half a second, and most processes never fit a temperature.
+    from scipy.optimize import minimize_scalar
 
     values, malignant = checked(logits, labels)
     margin = np.where(malignant, values, -values)  # (n,); positive where the sign is right
@@ -39,6 +39,7 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -margin / np.exp(log_temperature)).mean())
 
+    # The likelihood has a single minimum in log T, so a bounded scalar search finds it.
     bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
     fit = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(fit.x))
@@ -46,7 +47,8 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.NDArray[np.float64]:
     """Return the calibrated probabilities of logits, in double precision like the threshold."""
-    from scipy.special import expit  # a sixth of a second, which what writes maps never needs
+    # The import takes a sixth of a second, and map writers never need it.
+    from scipy.special import expit
 
     probability: npt.NDArray[np.float64] = expit(np.asarray(logit, np.float64) / temperature)
     return probability
@@ -55,17 +57,17 @@ def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.
 def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Return the threshold with the highest F1 of the malignant class.
 
-    A case is called malignant where `probability >= threshold`. Candidates lie midway between
-    neighbouring probabilities, the lowest midway between 0 and the least one; of equally good ones,
-    the nearest to 0.5 wins, then the lower. The result is 0.5 where there is nothing to choose: no
-    case, a single class or a single probability.
+    A case is called malignant if `probability >= threshold`. Candidates lie midway between
+    neighbouring probabilities; the lowest candidate lies midway between 0 and the least
+    probability. Ties go to the threshold nearest to 0.5, then to the lower threshold. Returns 0.5
+    without cases, with a single class or with a single probability.
 
     Args:
-        probability: (n,), of being malignant, in [0, 1].
+        probability: (n,), probability of malignant in [0, 1].
         labels: (n,), 1 malignant or 0 benign.
 
     Raises:
-        DataError: the lengths differ, a probability is not finite, or a label is neither 0 nor 1.
+        DataError: if the lengths differ, a probability is not finite, or a label is not 0 or 1.
     """
     middle, f1 = _candidates(probability, labels)
     return _nearest_to_half(middle[f1 == f1.max()])
@@ -74,48 +76,53 @@ def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 def steady_threshold(
     probability: npt.ArrayLike, labels: npt.ArrayLike, *, resamples: int = 500, seed: int = 0
 ) -> float:
-    """Return the threshold nearest to 0.5 whose F1 is within one standard error of the best.
+    """Return the threshold nearest to 0.5 with F1 within one standard error of the best F1.
 
-    With few cases the best threshold hangs on one or two of them. Calibrated probabilities have a
-    natural threshold, which is left only as far as the cases give reason to (the one-standard-error
-    rule of Breiman et al., 1984). The standard error is that of the best threshold's F1 over
-    resampled cases.
+    The standard error is the bootstrap error of F1 at the best threshold.
 
     Args:
-        probability: (n,), of being malignant, calibrated.
+        probability: (n,), calibrated probability of malignant.
         labels: (n,), 1 malignant or 0 benign.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
 
     Raises:
-        DataError: the lengths differ, a probability is not finite, or a label is neither 0 nor 1.
+        DataError: if the lengths differ, a probability is not finite, or a label is not 0 or 1.
     """
+    # With few cases the best threshold depends on one or two cases. Calibrated probabilities have
+    # the natural threshold 0.5, which is left only as far as the cases give reason to: the
+    # one-standard-error rule of Breiman et al., 1984.
     middle, f1 = _candidates(probability, labels)
     values, malignant = checked(probability, labels)
-    called = values >= _nearest_to_half(middle[f1 == f1.max()])
-    size = len(values)
+    called_malignant = values >= _nearest_to_half(middle[f1 == f1.max()])
+    num_cases = len(values)
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(size, np.full(size, 1 / size), resamples) if size else np.zeros((1, 0))
-    hits = times @ (2.0 * (called & malignant))  # (resamples,)
-    whole = times @ (called * 1.0 + malignant)
-    error = float(np.std(hits / np.maximum(whole, 1)))
-    return _nearest_to_half(middle[f1 >= f1.max() - error])
+    counts = (
+        rng.multinomial(num_cases, np.full(num_cases, 1 / num_cases), resamples)
+        if num_cases
+        else np.zeros((1, 0))
+    )
+    f1_numerator = counts @ (2.0 * (called_malignant & malignant))  # (resamples,)
+    f1_denominator = counts @ (called_malignant * 1.0 + malignant)
+    standard_error = float(np.std(f1_numerator / np.maximum(f1_denominator, 1)))
+    return _nearest_to_half(middle[f1 >= f1.max() - standard_error])
 
 
 def _candidates(
     probability: npt.ArrayLike, labels: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the thresholds that make a difference, ascending, and the F1 of each."""
+    """Return the candidate thresholds, ascending, and the F1 by candidate."""
     values, malignant = checked(probability, labels)
-    distinct, case = np.unique(values, return_inverse=True)
+    distinct, value_index = np.unique(values, return_inverse=True)
     if malignant.all() or not malignant.any() or len(distinct) == 1:
         return np.array([0.5]), np.array([1.0])
-    called = _from_each_on(case, np.ones(len(case)))
-    tp = _from_each_on(case, malignant.astype(np.float64))
-    f1 = 2 * tp / (called + malignant.sum())  # (distinct,); called malignant from each value on
+    num_called = _reverse_cumsum(value_index, np.ones(len(value_index)))
+    tp = _reverse_cumsum(value_index, malignant.astype(np.float64))
+    f1 = 2 * tp / (num_called + malignant.sum())  # (distinct,)
     below = np.concatenate([[0.0], distinct[:-1]])
     middle = below + (distinct - below) / 2
-    middle = np.where(middle > below, middle, distinct)  # where no number lies between
+    # Neighbouring floats have no number between them: take the upper value.
+    middle = np.where(middle > below, middle, distinct)
     return middle, f1
 
 
@@ -123,6 +130,6 @@ def _nearest_to_half(thresholds: npt.NDArray[np.float64]) -> float:
     return float(thresholds[np.argmin(np.abs(thresholds - 0.5))])
 
 
-def _from_each_on(case: npt.NDArray[np.intp], weight: Array) -> Array:
-    """Return the weight of the cases at or above each distinct value, ascending."""
-    return np.bincount(case, weights=weight)[::-1].cumsum()[::-1]
+def _reverse_cumsum(value_index: npt.NDArray[np.intp], weight: Array) -> Array:
+    """Return the weight of the cases at or above every distinct value, ascending by value."""
+    return np.bincount(value_index, weights=weight)[::-1].cumsum()[::-1]

@@ -1,8 +1,8 @@
-"""How well scores and decisions tell malignant (1) from benign (0) tumours.
+"""Metrics of scores and decisions for malignant (1) against benign (0) tumours.
 
-A figure is NaN where it is not defined: a rate without the cases that it counts; F1, AUC, average
-precision and what derives from them unless there are both classes; everything without any case.
-Each is that of `mtil.metrics.weighted` for one resample, which holds every case once.
+An undefined figure is NaN. A rate is undefined without cases in its denominator. F1, AUC, average
+precision and derived figures need both classes. Every figure equals the figure of
+`mtil.metrics.weighted` for a single resample with weight 1 for every case.
 """
 
 import numpy as np
@@ -16,46 +16,46 @@ from mtil.metrics.weighted import Array, Confusion, Flags, Ranking
 def confusion(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> Confusion:
-    """Count cases by class and decision; malignant is called from the threshold on.
+    """Count cases by class and decision. Malignant is called if `probability >= threshold`.
 
     Args:
-        probability: (n,), of being malignant; any score will do with a threshold on its scale.
+        probability: (n,), probability of malignant, or any score on the scale of the threshold.
         label: (n,), 1 malignant or 0 benign.
-        threshold: the least probability that is called malignant.
+        threshold: least probability called malignant.
 
     Raises:
-        DataError: as for `checked`; so for all functions below.
+        DataError: see `checked`; applies to all functions of the module.
     """
     score, malignant = checked(probability, label)
-    return weighted.confusion(score >= threshold, malignant, _once(score))
+    return weighted.confusion(score >= threshold, malignant, _unit_weights(score))
 
 
 def f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return F1 of the malignant class. Arguments as for `confusion`; so for the next four."""
+    """Return the F1 of the malignant class. Arguments: see `confusion`."""
     return float(confusion(probability, label, threshold=threshold).f1()[0])
 
 
 def macro_f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return the mean of both classes' F1."""
+    """Return the mean F1 of both classes. Arguments: see `confusion`."""
     return float(confusion(probability, label, threshold=threshold).macro_f1()[0])
 
 
 def accuracy(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return the share of cases that are called what they are."""
+    """Return the share of correct decisions. Arguments: see `confusion`."""
     return float(confusion(probability, label, threshold=threshold).accuracy()[0])
 
 
 def sensitivity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
-    """Return the share of malignant cases that are found."""
+    """Return the share of malignant cases called malignant. Arguments: see `confusion`."""
     return float(confusion(probability, label, threshold=threshold).sensitivity()[0])
 
 
 def specificity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
-    """Return the share of benign cases that are called benign."""
+    """Return the share of benign cases called benign. Arguments: see `confusion`."""
     return float(confusion(probability, label, threshold=threshold).specificity()[0])
 
 
@@ -63,49 +63,49 @@ def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the area under the ROC curve.
 
     Args:
-        score: (n,), higher for malignant; logits and probabilities have the same area.
+        score: (n,), higher for malignant; logits and probabilities give the same area.
         label: (n,), 1 malignant or 0 benign.
     """
-    return float(_ranking(*checked(score, label)).auc()[0])
+    return float(_rank(*checked(score, label)).auc()[0])
 
 
 def average_precision(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """Return the area under the steps of the precision-recall curve. Arguments as for `auc`."""
-    return float(_ranking(*checked(score, label)).average_precision()[0])
+    """Return the area under the steps of the precision-recall curve. Arguments: see `auc`."""
+    return float(_rank(*checked(score, label)).average_precision()[0])
 
 
 def sensitivity_at_90_specificity(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """Return the highest sensitivity of any threshold whose specificity is at least 0.9.
+    """Return the highest sensitivity of all thresholds with a specificity of at least 0.9.
 
-    Arguments as for `auc`. A point between two thresholds is not reached by interpolation.
+    Arguments: see `auc`. Points between two thresholds are not interpolated.
     """
-    return float(_ranking(*checked(score, label)).sensitivity_at_90_specificity()[0])
+    return float(_rank(*checked(score, label)).sensitivity_at_90_specificity()[0])
 
 
 def ece(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the expected calibration error over 15 bins of equal mass.
 
-    A case's bin is floor(15 r / n), where r is its rank in the middle of the cases of the same
-    probability: ties share a bin, so that the order of cases does not matter.
+    The bin of a case is floor(15 r / n), with r the middle rank of all cases of equal probability.
+    Ties share a bin, and the order of cases does not matter.
 
     Args:
-        probability: (n,), of being malignant, in [0, 1].
+        probability: (n,), probability of malignant in [0, 1].
         label: (n,), 1 malignant or 0 benign.
     """
-    return float(_ranking(*_checked_probability(probability, label)).ece()[0])
+    return float(_rank(*_checked_probability(probability, label)).ece()[0])
 
 
 def brier(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """Return the mean squared error of the probabilities. Arguments as for `ece`."""
+    """Return the mean squared error of the probabilities. Arguments: see `ece`."""
     values, malignant = _checked_probability(probability, label)
-    return float(weighted.mean((values - malignant) ** 2, _once(values))[0])
+    return float(weighted.mean((values - malignant) ** 2, _unit_weights(values))[0])
 
 
 def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
-    """Return scores as float64 and whether each case is malignant, both (n,).
+    """Validate scores and labels; return scores as float64 and flags of malignant, both (n,).
 
     Raises:
-        DataError: the lengths differ, a score is not finite, or a label is neither 0 nor 1.
+        DataError: if the lengths differ, a score is not finite, or a label is not 0 or 1.
     """
     values, labels = np.asarray(score, np.float64), np.asarray(label)
     if values.ndim != 1 or values.shape != labels.shape:
@@ -137,10 +137,10 @@ def _checked_probability(probability: npt.ArrayLike, label: npt.ArrayLike) -> tu
     return values, malignant
 
 
-def _ranking(score: Array, malignant: Flags) -> Ranking:
-    return Ranking.of(score, malignant, _once(score))
+def _rank(score: Array, malignant: Flags) -> Ranking:
+    return Ranking.of(score, malignant, _unit_weights(score))
 
 
-def _once(cases: Array) -> Array:
-    """Return the weights (1, n) of the cases (n,) as they are."""
+def _unit_weights(cases: Array) -> Array:
+    """Return weights (1, n) of 1 for cases (n,)."""
     return np.ones((1, len(cases)))

@@ -1,4 +1,4 @@
-"""The table that every report starts from: one row per image, whoever computed it."""
+"""The table of scored images, a row per image: the input of all reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mtil.errors import DataError
 
 
 class Label(IntEnum):
-    """Classes of images, as the data set numbers them."""
+    """Class labels of a data set."""
 
     BENIGN = 0
     MALIGNANT = 1
@@ -20,26 +20,26 @@ class Label(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Results:
-    """Columns of equal length, a row per image; lists and other types of numbers are converted.
+    """Columns of equal length, a row per image. Lists and numbers of other types are converted.
 
     `tp` to `false_positive_area` are the fields of `MaskScores`.
 
     Raises:
-        DataError: a column's length or a value breaks a rule below.
+        DataError: if columns differ in length, or a value is out of range.
     """
 
     sample_id: npt.NDArray[np.str_]
-    """The collection's own name of the image."""
+    """Name of the image in the collection."""
     group: npt.NDArray[np.str_]
-    """Images that are not independent share it, such as those of one patient."""
+    """Group of dependent images, such as the images of a patient."""
     label: npt.NDArray[np.int64]
     """0 benign, 1 malignant, 2 normal."""
     fold: npt.NDArray[np.int64]
-    """The fold that held the image out."""
+    """The fold with the image held out."""
     probability: npt.NDArray[np.float64]
-    """Calibrated, of being malignant, in [0, 1]."""
+    """Calibrated probability of malignant, in [0, 1]."""
     predicted: npt.NDArray[np.bool_]
-    """Called malignant, at the threshold of its own fold."""
+    """Whether malignant is called, at the threshold of the fold."""
     tp: npt.NDArray[np.int64]
     fp: npt.NDArray[np.int64]
     fn: npt.NDArray[np.int64]
@@ -51,8 +51,9 @@ class Results:
     false_positive_area: npt.NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            column: npt.NDArray[np.generic] = np.asarray(getattr(self, name), kind)
+        for name, dtype in _DTYPES.items():
+            column: npt.NDArray[np.generic] = np.asarray(getattr(self, name), dtype)
+            # The dataclass is frozen, so plain assignment would fail.
             object.__setattr__(self, name, column)
             if column.shape != (len(self.sample_id),):
                 raise DataError(
@@ -65,12 +66,19 @@ class Results:
             "must have a probability in [0, 1]",
             self.probability,
         )
-        lesion = self.tp + self.fn
-        self._refuse(self.tumour & (lesion == 0), "of a tumour must have a lesion", lesion)
-        self._refuse(~self.tumour & (lesion > 0), "without a tumour must have no lesion", lesion)
-        distances = self.dice + self.iou + self.hd95 + self.assd
+        lesion_pixels = self.tp + self.fn
         self._refuse(
-            self.tumour & ~np.isfinite(distances), "of a tumour must be fully scored", distances
+            self.tumour & (lesion_pixels == 0), "of a tumour must have a lesion", lesion_pixels
+        )
+        self._refuse(
+            ~self.tumour & (lesion_pixels > 0),
+            "without a tumour must have no lesion",
+            lesion_pixels,
+        )
+        # A sum is finite only if all four scores are.
+        score_sum = self.dice + self.iou + self.hd95 + self.assd
+        self._refuse(
+            self.tumour & ~np.isfinite(score_sum), "of a tumour must be fully scored", score_sum
         )
 
     def _refuse(
@@ -92,14 +100,14 @@ class Results:
         return np.not_equal(self.label, Label.NORMAL)
 
     def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> "Results":
-        """Return some rows, by flags or by indices."""
-        return Results(**{name: getattr(self, name)[rows] for name in _KINDS})
+        """Return the rows given by flags or by indices."""
+        return Results(**{name: getattr(self, name)[rows] for name in _DTYPES})
 
     def sorted(self) -> "Results":
-        """Return the rows by `sample_id`: the same table, however it was split and shuffled.
+        """Return the rows sorted by `sample_id`, independent of the order of rows and parts.
 
         Raises:
-            DataError: an image is there twice.
+            DataError: if an image occurs twice.
         """
         table = self.select(np.argsort(self.sample_id, kind="stable"))
         twice = table.sample_id[1:] == table.sample_id[:-1]
@@ -112,16 +120,16 @@ class Results:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Results"]) -> "Results":
-        """Return the rows of several tables, such as those of workers or folds."""
+        """Return the rows of several tables, such as tables of workers or folds."""
         return cls(
             **{
-                name: np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
-                for name, kind in _KINDS.items()
+                name: np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
+                for name, dtype in _DTYPES.items()
             }
         )
 
 
-_KINDS: dict[str, type[np.generic]] = {
+_DTYPES: dict[str, type[np.generic]] = {
     "sample_id": np.str_,
     "group": np.str_,
     "label": np.int64,
@@ -138,4 +146,4 @@ _KINDS: dict[str, type[np.generic]] = {
     "missed": np.bool_,
     "false_positive_area": np.float64,
 }
-"""Every column and its type."""
+"""Types of all columns, by name."""

@@ -1,4 +1,4 @@
-"""How well one predicted mask outlines one lesion, at the image's own pixels."""
+"""Scores of a predicted mask against the true mask, in the pixels of the original image."""
 
 import math
 from dataclasses import dataclass
@@ -14,78 +14,78 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class MaskScores:
-    """Scores of one image. Counts are in pixels, distances in the unit of the spacing."""
+    """Scores of an image. Counts are in pixels, distances in the unit of the spacing."""
 
     tp: int
-    """Lesion pixels that were found."""
+    """Lesion pixels in the prediction."""
     fp: int
     """Predicted pixels outside the lesion."""
     fn: int
-    """Lesion pixels that were not found."""
+    """Lesion pixels outside the prediction."""
     dice: float
-    """2 tp / (2 tp + fp + fn); NaN without a lesion, as are the next three."""
+    """2 tp / (2 tp + fp + fn); NaN without a lesion."""
     iou: float
-    """tp / (tp + fp + fn)."""
+    """tp / (tp + fp + fn); NaN without a lesion."""
     hd95: float
-    """The larger of the two directed 95th percentiles of the distances between outlines."""
+    """Larger of both directed 95th percentiles of outline distances; NaN without a lesion."""
     assd: float
-    """Mean distance from a point of either outline to the other outline."""
+    """Mean distance from the points of both outlines to the other outline; NaN without a lesion."""
     missed: bool
-    """There is a lesion, and no pixel of it was found."""
+    """Whether the image has a lesion without any pixel in the prediction."""
     false_positive_area: float
-    """fp as a share of the image."""
+    """fp divided by the number of pixels of the image."""
 
 
 def score_mask(
     prediction: Mask, target: Mask, *, spacing: tuple[float, float] = (1.0, 1.0)
 ) -> MaskScores:
-    """Compare a predicted mask with the true one.
+    """Compare a predicted mask with the true mask.
 
-    An empty prediction against a lesion has the image's diagonal as HD95 and ASSD: a miss is the
-    worst case, never a distance of 0. Distances are those of MONAI's
-    `compute_hausdorff_distance(percentile=95)` and
-    `compute_average_surface_distance(symmetric=True)`.
+    Distances equal MONAI's `compute_hausdorff_distance(percentile=95)` and
+    `compute_average_surface_distance(symmetric=True)`. With an empty prediction against a lesion,
+    HD95 and ASSD are the diagonal of the image.
 
     Args:
         prediction: (height, width), true inside the predicted lesion.
-        target: (height, width), true inside the lesion; empty for a normal image.
-        spacing: height and width of a pixel, in the unit that distances shall have.
+        target: (height, width), true inside the lesion; all false for a normal image.
+        spacing: height and width of a pixel, in the unit of the distances.
 
     Raises:
-        DataError: the masks are no boolean images of one size, or a spacing is not positive.
+        DataError: if the masks are not boolean images of equal size, or a spacing is not positive.
     """
     _check(prediction, target, spacing)
     tp = int(np.count_nonzero(prediction & target))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(target)) - tp
-    lesion = tp + fn > 0
+    has_lesion = tp + fn > 0
     hd95, assd = math.nan, math.nan
-    if lesion and tp + fp > 0:
+    if has_lesion and tp + fp > 0:
         hd95, assd = _outline_distances(prediction, target, spacing)
-    elif lesion:
+    elif has_lesion:
+        # A miss must be the worst case: a distance of 0 would reward misses.
         hd95 = assd = math.hypot(target.shape[0] * spacing[0], target.shape[1] * spacing[1])
     return MaskScores(
         tp=tp,
         fp=fp,
         fn=fn,
-        dice=2 * tp / (2 * tp + fp + fn) if lesion else math.nan,
-        iou=tp / (tp + fp + fn) if lesion else math.nan,
+        dice=2 * tp / (2 * tp + fp + fn) if has_lesion else math.nan,
+        iou=tp / (tp + fp + fn) if has_lesion else math.nan,
         hd95=hd95,
         assd=assd,
-        missed=lesion and tp == 0,
+        missed=has_lesion and tp == 0,
         false_positive_area=fp / target.size,
     )
 
 
 def outline(mask: Mask) -> Mask:
-    """Return the pixels of a mask with a 4-neighbour outside it.
+    """Return the pixels of a mask with a 4-neighbour outside the mask.
 
-    What lies beyond the image is outside, so that a mask's pixels at the border are outline. This
-    is the mask minus its erosion, which slices compute faster than `scipy.ndimage` does.
+    Pixels beyond the border of the image count as outside.
 
     Args:
         mask: (height, width).
     """
+    # The outline is the mask minus the eroded mask. Slices are faster than `scipy.ndimage`.
     edge = mask.copy()
     inner = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     edge[1:-1, 1:-1] &= ~inner
@@ -95,15 +95,16 @@ def outline(mask: Mask) -> Mask:
 def _outline_distances(
     prediction: Mask, target: Mask, spacing: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return HD95 and ASSD of two masks of which neither is empty."""
-    from scipy.spatial import KDTree  # a third of a second, which a training never needs
+    """Return HD95 and ASSD of two masks, both with at least one pixel."""
+    # The import takes a third of a second, and a training never needs it.
+    from scipy.spatial import KDTree
 
-    a, b = _outline_points(prediction, spacing), _outline_points(target, spacing)
-    to_target = np.asarray(KDTree(b, leafsize=32).query(a)[0])  # (points of a,)
-    to_prediction = np.asarray(KDTree(a, leafsize=32).query(b)[0])  # (points of b,)
+    predicted, expected = _outline_points(prediction, spacing), _outline_points(target, spacing)
+    to_target = np.asarray(KDTree(expected, leafsize=32).query(predicted)[0])  # (predicted,)
+    to_prediction = np.asarray(KDTree(predicted, leafsize=32).query(expected)[0])  # (expected,)
     hd95 = max(np.percentile(to_target, 95), np.percentile(to_prediction, 95))
     total = to_target.sum() + to_prediction.sum()
-    return float(hd95), float(total / (len(a) + len(b)))
+    return float(hd95), float(total / (len(predicted) + len(expected)))
 
 
 def _outline_points(mask: Mask, spacing: tuple[float, float]) -> Points:

@@ -1,4 +1,4 @@
-"""The two-task network and its parts; architecture only: no device, no loss, no Ray."""
+"""The two-task network: architecture only, without device, loss or Ray."""
 
 from mtil.models.network import Output, TwoTaskNetwork
 

@@ -1,4 +1,4 @@
-"""The feature aggregation block: joins encoder and decoder features on a skip connection."""
+"""The feature aggregation block: joins encoder and decoder features at a skip connection."""
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,11 @@ Pair = tuple[Tensor, Tensor]
 
 
 class ChannelGate(nn.Module):
-    """Predicts a logit for every channel of the two sources.
+    """Predicts a logit for every channel of both sources, encoder and decoder.
 
-    `fab` sees the average and the maximum of both sources, `se` and `eca` the average; `eca` mixes
-    neighbouring channels only. A prior map adds the features averaged under it. Everything that
-    leads to the logits starts at zero.
+    `fab` reads the average and the maximum of both sources, `se` and `eca` only the average. `eca`
+    mixes neighbouring channels only. With a prior map, the decoder features averaged under the map
+    are added. All last layers start at zero: the logits are zero at initialisation.
     """
 
     def __init__(self, config: AggregationConfig, channels: int, *, prior: bool) -> None:
@@ -43,7 +43,7 @@ class ChannelGate(nn.Module):
         decoder: Float[Tensor, "b c h2 w2"],
         prior: Float[Tensor, "b 1 h3 w3"],
     ) -> Float[Tensor, "b 2 c"]:
-        """Return the logits of the encoder's and the decoder's channels."""
+        """Return the logits of the encoder channels and of the decoder channels."""
         statistics = [x.mean(dim=(2, 3)) for x in (encoder, decoder)]
         if self.kind == "fab":
             statistics += [x.amax(dim=(2, 3)) for x in (encoder, decoder)]
@@ -58,12 +58,15 @@ class ChannelGate(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Joins a skip connection with the decoder's features, then refines them.
+    """Joins a skip connection with decoder features and refines the result.
 
-    Both sources are projected to the same width; the decoder's before it is upsampled, where that
-    costs a quarter and gives the same. Then, by `kind`: `fab` weighs each channel between the two
-    sources and adds them, `se` and `eca` scale the channels of both, `concat` takes them as they
-    are. Two convolutions follow, with the sum of the sources as their shortcut.
+    Both sources are projected to `channels`. Then, by `kind`:
+
+    - `fab`: weighs every channel between both sources and adds the sources;
+    - `se`, `eca`: scale the channels of both sources and concatenate the sources;
+    - `concat`: concatenates the sources without scaling.
+
+    Two convolutions follow, with the sum of the sources as shortcut.
     """
 
     def __init__(
@@ -93,13 +96,14 @@ class Aggregation(nn.Module):
         decoder: Float[Tensor, "b d h2 w2"],
         prior: Float[Tensor, "b 1 h3 w3"],
     ) -> Float[Tensor, "b e h w"]:
-        """Return the joined features at the encoder map's size, twice the decoder map's."""
-        ours, theirs = self.from_encoder(encoder), self.from_decoder(decoder)
+        """Return the joined features at the size of the encoder map, twice the decoder map."""
+        # Projecting the decoder before upsampling gives the same result at a quarter of the cost.
+        skip, upward = self.from_encoder(encoder), self.from_decoder(decoder)
         if self.gate is not None:
-            ours, theirs = weigh(self.kind, self.gate(ours, theirs, prior), ours, theirs)
-        theirs = double(theirs)
-        total = ours + theirs
-        joined = total if self.kind == "fab" else torch.cat([ours, theirs], dim=1)
+            skip, upward = weigh(self.kind, self.gate(skip, upward, prior), skip, upward)
+        upward = double(upward)
+        total = skip + upward
+        joined = total if self.kind == "fab" else torch.cat([skip, upward], dim=1)
         return F.relu(total + self.refine(joined), inplace=True)
 
 
@@ -109,22 +113,20 @@ def weigh(
     encoder: Float[Tensor, "b c h w"],
     decoder: Float[Tensor, "b c h2 w2"],
 ) -> Pair:
-    """Scale both sources; logits of zero leave them as they are.
+    """Scale the channels of both sources; zero logits leave both sources unchanged.
 
-    The two weights of a channel add up to two with `fab` (a softmax over the sources) and lie
-    between zero and two each otherwise.
+    With `fab`, a softmax over the sources, both weights of a channel add up to 2. Otherwise the
+    weights lie independently between 0 and 2.
     """
     weights = logits.softmax(dim=1) if kind == "fab" else logits.sigmoid()
-    first, second = (2 * weights)[..., None, None].to(encoder.dtype).unbind(dim=1)
-    return encoder * first, decoder * second
+    encoder_weight, decoder_weight = (2 * weights)[..., None, None].to(encoder.dtype).unbind(dim=1)
+    return encoder * encoder_weight, decoder * decoder_weight
 
 
 def pool_under(
     prior: Float[Tensor, "b 1 h w"], x: Float[Tensor, "b c h2 w2"]
 ) -> Float[Tensor, "b c"]:
-    """Average a map under the prior map; zero where the prior map is empty.
-
-    The divisor is at least one cell, so that a faint prior map has a faint effect.
-    """
+    """Average a feature map under the prior map; zero for an empty prior map."""
     weight = shrink_to(prior, x.shape[-2])
+    # The divisor is at least one cell: a faint prior map has a faint effect.
     return (weight * x).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1)

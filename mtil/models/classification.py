@@ -1,4 +1,4 @@
-"""The classification stream and its head."""
+"""The classification stream and the classification head."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from mtil.config import HeadConfig
 from mtil.models.layers import ConvNorm, double, shrink_to
 
 RING_RADIUS = 3
-"""How far the ring reaches beyond the lesion, in pixels at stride 4."""
+"""Width of the ring around the lesion, in pixels at stride 4."""
 SHRINKAGE = 0.1
-"""Weight, in cells, of the plain average in a region's: it takes over where the region is empty."""
+"""Weight of the plain average in a region average, in cells; dominates in an empty region."""
 
 
 class StreamStage(nn.Module):
-    """One level of the classification stream: encoder features plus the coarser level."""
+    """A level of the classification stream: encoder features plus the upsampled coarser level."""
 
     def __init__(self, encoder_channels: int, channels: int) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class StreamStage(nn.Module):
     def forward(
         self, encoder: Float[Tensor, "b c h w"], coarser: Float[Tensor, "b d h2 w2"] | None
     ) -> Float[Tensor, "b d h w"]:
-        """Return the level's map."""
+        """Return the map of the level; `coarser` is None at the coarsest level."""
         x: Tensor = self.lateral(encoder)
         return x if coarser is None else x + double(coarser)
 
 
 class ClassificationHead(nn.Module):
-    """Pools the stream and says how malignant the image looks."""
+    """Pools the levels of the stream and predicts the logit of malignant."""
 
     def __init__(self, config: HeadConfig, channels: int, num_levels: int) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class ClassificationHead(nn.Module):
         """Return the logit of malignant.
 
         Args:
-            levels: the stream's maps, coarsest first.
-            mask: logits of the lesion at stride 2.
+            levels: maps of the stream, coarsest first.
+            mask: lesion logits at stride 2.
         """
         pools = [level.mean(dim=(2, 3)) for level in levels]
         if self.by_region:
@@ -65,11 +65,11 @@ class ClassificationHead(nn.Module):
 
 
 def regions(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:
-    """Return how much of each cell is lesion, ring around it, and background; they add up to one.
+    """Return the shares of lesion, surrounding ring and background in every cell; the sum is 1.
 
     Args:
-        prob: probability of lesion at stride 2.
-        height: rows of the map whose cells are meant.
+        prob: lesion probability at stride 2.
+        height: number of rows of the returned map.
     """
     lesion = F.avg_pool2d(prob, 2)
     dilated = F.max_pool2d(lesion, 2 * RING_RADIUS + 1, stride=1, padding=RING_RADIUS)
@@ -79,7 +79,7 @@ def regions(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h
 def pool_regions(
     x: Float[Tensor, "b c h w"], weights: Float[Tensor, "b r h w"]
 ) -> Float[Tensor, "b r c"]:
-    """Average a map over soft regions; an empty region gets the map's plain average."""
+    """Average a map over soft regions; an empty region gets the plain average of the map."""
     values = x.flatten(2).transpose(1, 2)  # (b, h*w, c)
     sums = weights.flatten(2).to(x.dtype) @ values  # (b, r, c)
     area = weights.sum(dim=(2, 3))[..., None]

@@ -1,4 +1,4 @@
-"""Self-task and cross-task attention between the segmentation and the classification stream."""
+"""Self-task and cross-task attention between segmentation and classification stream."""
 
 from typing import Literal, NamedTuple
 
@@ -20,19 +20,21 @@ Task = Literal["segmentation", "classification"]
 
 
 class Source(NamedTuple):
-    """What a task offers to whoever listens."""
+    """Keys and values of a task, read by the task and by the other task."""
 
     key: Float[Tensor, "b m n d"]
     value: Float[Tensor, "b m n d"]
     cell_key: Float[Tensor, "b m k d"]
-    """Keys averaged over square cells: what location attention looks at."""
+    """Keys averaged over square cells, for location attention."""
     cell_value: Float[Tensor, "b m k d"]
+    """Values averaged over square cells."""
 
 
 class Fusion(nn.Module):
-    """Joins the self- and the cross-task message of each head.
+    """Joins the self-task and the cross-task message of every head.
 
-    The gate is predicted from the pooled features of both tasks; it starts at one half.
+    `gate` interpolates with a gate predicted from the pooled features of both tasks; the gate
+    starts at 0.5. `concat` and `sum` have no parameters.
     """
 
     def __init__(self, kind: Literal["gate", "concat", "sum"], num_heads: int, pooled: int) -> None:
@@ -49,7 +51,7 @@ class Fusion(nn.Module):
         other: Float[Tensor, "b m n d"],
         pooled: Float[Tensor, "b p"],
     ) -> Float[Tensor, "b m2 n d"]:
-        """Return the joined message; a concatenation has twice as many heads."""
+        """Return the joined message; `concat` doubles the number of heads."""
         if self.kind == "concat":
             return torch.cat([own, other], dim=1)
         if self.kind == "sum":
@@ -59,7 +61,7 @@ class Fusion(nn.Module):
 
 
 class Receiver(nn.Module):
-    """What one task receives: messages from itself, from the other task, or from both."""
+    """Computes the update of a task from self-task messages, cross-task messages, or both."""
 
     def __init__(
         self, config: AttentionConfig, channels: int, pooled: int, *, own: bool, other: bool,
@@ -91,13 +93,13 @@ class Receiver(nn.Module):
         pooled: Float[Tensor, "b p"],
         bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b n c"]:
-        """Return what is to be added to the task's features; zero at initialisation.
+        """Return the update to add to the features of the task; zero at initialisation.
 
         Args:
-            tokens: the task's normalised features.
-            own: the task's own keys and values, if it listens to itself.
-            other: the other task's keys and values, if it listens to them.
-            pooled: both tasks' features, averaged over positions.
+            tokens: normalised features of the task.
+            own: keys and values of the task; None without self-task attention.
+            other: keys and values of the other task; None without cross-task attention.
+            pooled: features of both tasks, averaged over positions.
             bias: the prior map as a bias on cells.
         """
         query = split_heads(self.query(tokens), self.num_heads)
@@ -114,31 +116,34 @@ class Receiver(nn.Module):
         source: Source,
         bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b m2 n d"]:
-        """Return the location and semantic messages of one source, stacked as heads."""
-        parts = []
+        """Return the location and semantic messages of a source, stacked as heads."""
+        messages = []
         if self.location:
-            weighted = None if self.prior_weight is None else self.prior_weight * bias
-            parts.append(location_attention(query, source.cell_key, source.cell_value, weighted))
+            weighted_bias = None if self.prior_weight is None else self.prior_weight * bias
+            messages.append(
+                location_attention(query, source.cell_key, source.cell_value, weighted_bias)
+            )
         if self.semantic:
-            parts.append(semantic_attention(query, source.key, source.value, self.temperature))
-        return torch.cat(parts, dim=1)
+            messages.append(semantic_attention(query, source.key, source.value, self.temperature))
+        return torch.cat(messages, dim=1)
 
 
 class TaskInteraction(nn.Module):
-    """Exchanges location and semantic information between two streams of the same size.
+    """Exchanges location and semantic information between two streams of equal size.
 
-    Each task has one set of keys and values, read by itself (self-task attention) and by the other
-    task (cross-task attention). Location attention looks at their averages over cells of a coarse
-    stride (spatial reduction: Wang et al. 2021), semantic attention at all of them. Both updates
-    are computed from the same features and added with a scale per channel that starts at zero, so
-    that the block starts as the identity. Positions need no embedding: the convolutions before
-    have padded edges and give features that know them.
+    A task has one set of keys and values, read by the task (self-task attention) and by the other
+    task (cross-task attention). Location attention reads averages over cells of a coarse stride
+    (spatial reduction: Wang et al. 2021); semantic attention reads all positions. Both updates are
+    computed from the unchanged features. A scale per channel starts at zero: the block starts as
+    the identity.
     """
 
     def __init__(
         self, config: AttentionConfig, channels: dict[Task, int], *, stride: int, prior: bool
     ) -> None:
         super().__init__()
+        # Positions need no embedding: the padded edges of the convolutions before the block already
+        # encode positions in the features.
         self.cell = max(1, config.cell_stride // stride)
         self.num_heads = config.num_heads
         self.hears = listeners(config)
@@ -160,7 +165,7 @@ class TaskInteraction(nn.Module):
         classification: Float[Tensor, "b d h w"],
         prior: Float[Tensor, "b 1 h2 w2"],
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b d h w"]]:
-        """Return both streams after the exchange."""
+        """Return the updated segmentation and classification features."""
         maps: dict[Task, Tensor] = {
             "segmentation": segmentation,
             "classification": classification,
@@ -187,15 +192,17 @@ class TaskInteraction(nn.Module):
         return maps["segmentation"], maps["classification"]
 
     def offer(self, task: Task, tokens: Float[Tensor, "b n c"], height: int, width: int) -> Source:
-        """Return a task's keys and values, each also averaged over the cells."""
-        offered = self.source[task](tokens)
-        cells = offered
+        """Return keys and values of a task, by position and averaged over cells."""
+        keys_values = self.source[task](tokens)
+        cell_keys_values = keys_values
         if self.cell > 1:
-            cells = to_tokens(F.avg_pool2d(as_map(offered, height, width), self.cell))
+            cell_keys_values = to_tokens(
+                F.avg_pool2d(as_map(keys_values, height, width), self.cell)
+            )
         return Source(
             *(
                 split_heads(half, self.num_heads)
-                for x in (offered, cells)
+                for x in (keys_values, cell_keys_values)
                 for half in x.chunk(2, dim=-1)
             )
         )
@@ -207,7 +214,7 @@ def opposite(task: Task) -> Task:
 
 
 def listeners(config: AttentionConfig) -> dict[Task, tuple[bool, bool]]:
-    """Say for each task whether it listens to itself and whether to the other task."""
+    """Return (self-task, cross-task) by task: which attention the task receives."""
     own = config.kind in ("self", "both")
     cross = config.kind in ("cross", "both")
     return {
@@ -217,11 +224,11 @@ def listeners(config: AttentionConfig) -> dict[Task, tuple[bool, bool]]:
 
 
 def to_tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-    """Return a map's positions as tokens."""
+    """Reshape a map to tokens, a token per position."""
     return x.flatten(2).transpose(1, 2)
 
 
 def as_map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
-    """Return tokens as a map."""
+    """Reshape tokens to a map."""
     batch, _, channels = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, channels, height, width)

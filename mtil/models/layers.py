@@ -1,4 +1,4 @@
-"""Small pieces that several parts of the network share."""
+"""Layers and resampling functions shared by several modules of the network."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch normalisation and, unless told otherwise, ReLU.
+    """Convolution, batch normalisation and, if `activation`, ReLU."""
 
-    Batch and not group normalisation: the encoder has it anyway, it was twice as quick as eight
-    groups on the largest map on a CPU, and at inference it costs nothing once it is folded.
-    """
+    # Batch instead of group normalisation: the encoder uses batch normalisation anyway. On a CPU,
+    # batch normalisation of the largest map was twice as fast as eight groups. Folded into the
+    # convolution, batch normalisation costs nothing at inference.
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel: int = 3, activation: bool = True
@@ -22,11 +22,11 @@ class ConvNorm(nn.Sequential):
 
 
 def double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Return the map at twice the height and width, interpolated bilinearly."""
+    """Double height and width by bilinear interpolation."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def shrink_to(x: Float[Tensor, "b c h w"], height: int) -> Float[Tensor, "b c h2 w2"]:
-    """Average a map over square cells, so that `height` rows are left."""
+    """Average a map over square cells, down to `height` rows."""
     factor = x.shape[-2] // height
     return x if factor == 1 else F.avg_pool2d(x, factor)

@@ -1,4 +1,4 @@
-"""The network: one encoder, a segmentation decoder and a classification stream that interact."""
+"""The network: an encoder, a segmentation decoder and an interacting classification stream."""
 
 import dataclasses
 import math
@@ -17,30 +17,30 @@ from mtil.models.layers import double
 
 STREAM_CHANNELS = 128
 LESION_SHARE = 0.1
-"""A lesion's usual share of the image: what the untrained network says everywhere."""
+"""Usual share of a lesion in an image; the initial lesion probability of every pixel."""
 
 
 class Output(NamedTuple):
-    """What the network says about a batch of images."""
+    """Predictions for a batch of images."""
 
     mask: Float[Tensor, "b 1 h w"]
-    """Logits of the lesion at the input's resolution."""
+    """Lesion logits at the resolution of the input."""
     side: tuple[Tensor, ...]
-    """Logits of the lesion at strides 16, 8 and 4, each (b, 1, h / stride, w / stride)."""
+    """Lesion logits at strides 16, 8 and 4: (b, 1, h / stride, w / stride)."""
     malignant: Float[Tensor, "b"]
     """Logit of malignant."""
 
     def as_prior(self) -> Float[Tensor, "b 1 h w"]:
-        """Return what the network says of the mask as a prior map for its next pass."""
+        """Return the predicted mask as the prior map of the next pass."""
         return self.mask.detach().float().sigmoid()
 
 
 class TwoTaskNetwork(nn.Module):
-    """Outlines the lesion and says whether it is malignant.
+    """Predicts the mask of the lesion and the logit of malignant.
 
-    From coarse to fine, both streams take up the encoder's map of a stride and, at the strides of
-    `attention.levels`, exchange what they know. Whatever the full network has beyond the baseline
-    starts as the identity, and so does every path that the prior map enters by.
+    From coarse to fine, both streams add the encoder map of a stride. At the strides in
+    `attention.levels`, the streams interact. All blocks beyond the baseline, and all inputs of the
+    prior map, start as the identity.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -103,7 +103,7 @@ class TwoTaskNetwork(nn.Module):
 
         Args:
             image: gray values in [0, 1]; height and width are multiples of 32.
-            prior: the previous round's probability of lesion; none is the same as all zeros.
+            prior: lesion probability from the previous round or pass; None equals all zeros.
         """
         if prior is None:
             prior = torch.zeros_like(image)
@@ -131,7 +131,7 @@ class TwoTaskNetwork(nn.Module):
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:
-    """Return the configuration with everything switched off that the baseline lacks."""
+    """Return the configuration of the hard-sharing baseline."""
     return dataclasses.replace(
         config,
         attention=AttentionConfig(kind="none"),
@@ -142,7 +142,7 @@ def as_baseline(config: ModelConfig) -> ModelConfig:
 
 
 def mask_layer(channels: int) -> nn.Conv2d:
-    """Return a layer that turns features into logits of lesion, starting at its usual share."""
+    """Return a layer from features to lesion logits, initialised to `LESION_SHARE`."""
     layer = nn.Conv2d(channels, 1, 1)
     nn.init.normal_(layer.weight, std=0.01)
     layer.bias = nn.Parameter(torch.full((1,), math.log(LESION_SHARE / (1 - LESION_SHARE))))

@@ -1,4 +1,4 @@
-"""Model files and training checkpoints: bytes that are verified and loaded with `weights_only`."""
+"""Model files and training checkpoints, verified and loaded with `weights_only`."""
 
 import hashlib
 import io
@@ -30,80 +30,83 @@ from mtil.storage import PARTIAL_NAME, Store
 
 _MODEL_KIND = "mtil model"
 MAX_BYTES = 2**34
-"""Of a checkpoint or a model file, which is held in memory: a thousand times the usual size."""
+"""Upper bound on a file, which is held in memory: a thousand times the usual size."""
 _MAX_CONFIG_VALUES = 1000
 
-_UNREADABLE = (
+_READ_ERRORS = (
     ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a file of another program, or a damaged one, raises."""
+"""Exceptions raised by reading a damaged file or a file of a different program."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained network with what is needed to use it."""
+    """A trained network and the metadata needed for predictions."""
 
     config: Config
     weights: dict[str, Tensor]
     fingerprint: str
-    """The data set that it was trained on."""
+    """Fingerprint of the training data set."""
     fold: int
-    """The fold that it has not seen."""
+    """The fold held out from training."""
     source_size: int
-    """Side in pixels of the prepared images that it was trained on."""
+    """Side length of the prepared training images, in pixels."""
     epoch: int
     temperature: float
-    """Divides the malignancy logit; fitted on the inner validation rows."""
+    """Divisor of the malignancy logit; fitted on the inner validation rows."""
     threshold: float
-    """Calibrated probability from which an image is called malignant; from the same rows."""
+    """Least calibrated probability called malignant; chosen on the inner validation rows."""
     num_passes: int = 1
-    """How often it looks at an image, each time with the map of the time before."""
+    """Number of passes over an image; a later pass reads the map of the pass before."""
     version: str = __version__
     digest: str = field(default="", compare=False)
-    """sha256 of the file it was read from, in hex."""
+    """sha256 of the model file in hex; empty for a model not read from a file."""
 
     def network(self) -> TwoTaskNetwork:
-        """Build the network with these weights, in evaluation mode.
+        """Build the network with the weights, in evaluation mode.
 
         Raises:
-            CheckpointError: if the weights are those of another architecture.
+            CheckpointError: if the weights do not fit the architecture.
         """
         self._check_widths()
         values = to_dict(self.config)
-        values["model"]["encoder"]["pretrained"] = False  # the weights follow
+        # The weights are loaded below; pretrained weights would be read only to be replaced.
+        values["model"]["encoder"]["pretrained"] = False
         network = TwoTaskNetwork(from_dict(values).model)
         self._check_dtypes(network.state_dict())
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise _unfit(" ".join(str(error).split())) from None
+            raise _mismatch(" ".join(str(error).split())) from None
         return network.eval()
 
     def _check_widths(self) -> None:
-        """Compare the decoder's widths with the weights, before a wide network takes memory."""
+        """Raise if the decoder widths of the configuration differ from the weights."""
+        # Checked before the network is built: a very wide decoder would fill the memory.
         for stride, channels in zip((16, 8, 4, 2), self.config.model.decoder_channels, strict=True):
             name = f"logits.{stride}.weight"
-            found = tuple(self.weights[name].shape) if name in self.weights else None
-            if found != (1, channels, 1, 1):
-                raise _unfit(f"{name} is {found} where {channels} channels are named")
+            shape = tuple(self.weights[name].shape) if name in self.weights else None
+            if shape != (1, channels, 1, 1):
+                raise _mismatch(f"{name} is {shape} where {channels} channels are named")
 
     def _check_dtypes(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare types, which PyTorch would convert without a word."""
+        """Raise if a weight has an unexpected type."""
+        # `load_state_dict` would convert silently.
         for name, value in self.weights.items():
             if name in expected and value.dtype != expected[name].dtype:
-                raise _unfit(f"{name} is {value.dtype} instead of {expected[name].dtype}")
+                raise _mismatch(f"{name} is {value.dtype} instead of {expected[name].dtype}")
 
 
-def _unfit(reason: str) -> CheckpointError:
+def _mismatch(reason: str) -> CheckpointError:
     return CheckpointError(
-        f"A model file must hold the weights of the architecture it names, but this one's do not "
-        f"fit ({reason[:160]}…); train again."
+        f"A model file must hold weights for the configuration in the file, but the weights do "
+        f"not fit ({reason[:160]}…); train again."
     )
 
 
 def model_to_bytes(model: Model) -> bytes:
-    """Return a model file."""
+    """Return the bytes of a model file."""
     return _to_bytes(
         {
             "kind": _MODEL_KIND,
@@ -123,65 +126,67 @@ def model_to_bytes(model: Model) -> bytes:
 
 
 def model_from_bytes(data: bytes, source: str) -> Model:
-    """Read a model file; `source` names it in errors.
+    """Read a model file.
+
+    Args:
+        data: the bytes of the file.
+        source: name of the file in errors.
 
     Raises:
-        CheckpointError: if it is not a model file, damaged, or unknown to this version.
+        CheckpointError: if the file is damaged, no model file, or of an unknown version.
     """
     values = _from_bytes(data, source)
     if values.get("kind") != _MODEL_KIND:
         raise CheckpointError(f"A model file is needed, but {source} is another kind of file.")
-    known = {item.name for item in fields(Model)} - {"digest"}
+    known_keys = {item.name for item in fields(Model)} - {"digest"}
     version = values.get("version")
     made_by = f"{source} was made by mtil {version if isinstance(version, str) else '?'}"[:300]
-    if differing := (values.keys() - {"kind", "config_digest"}) ^ known:
+    if differing := (values.keys() - {"kind", "config_digest"}) ^ known_keys:
         raise CheckpointError(
             f"{made_by}, whose model files differ from this version's in "
             f"{shortened(', '.join(sorted(differing)))}; train again."
         )
     document = Document(source, "train again", CheckpointError)
-    about = document.validate(_ABOUT, {key: values[key] for key in _ABOUT_KEYS})
-    stored = document.validate(_TREE, _plain(values["config"]))
+    metadata = document.validate(_METADATA, {key: values[key] for key in _METADATA_KEYS})
+    stored_config = document.validate(_CONFIGS, _limit_config_size(values["config"]))
     try:
-        config = from_dict(stored)
+        config = from_dict(stored_config)
     except ConfigError as error:
         raise CheckpointError(
             f"{made_by} with a configuration that this version does not know: {error}"
         ) from None
-    if values.get("config_digest") not in (None, digest_of(stored)):
+    if values.get("config_digest") not in (None, digest_of(stored_config)):
         document.refuse("must hold the configuration that its digest names, but holds another")
     _check_weights(values["weights"], len(data), document)
     return Model(
         config=config,
         weights=values["weights"],
         digest=hashlib.sha256(data).hexdigest(),
-        **asdict(about),
+        **asdict(metadata),
     )
 
 
-def _plain(tree: object) -> object:
-    """Return a configuration, or None if it has more values than any has.
-
-    Lists in a pickle may hold each other again and again, so that a walk would not end.
-    """
-    waiting, count = [tree], 0
-    while waiting:
-        node = waiting.pop()
-        count += 1
-        if count > _MAX_CONFIG_VALUES:
+def _limit_config_size(tree: object) -> object:
+    """Return the configuration; None if larger than `_MAX_CONFIG_VALUES` values."""
+    # Lists in a pickle may form a cycle, and a walk without a bound would not end.
+    pending, num_values = [tree], 0
+    while pending:
+        node = pending.pop()
+        num_values += 1
+        if num_values > _MAX_CONFIG_VALUES:
             return None
         if isinstance(node, dict):
-            waiting += node.values()
+            pending += node.values()
         elif isinstance(node, list | tuple):
-            waiting += node
+            pending += node
     return tree
 
 
 def _check_weights(weights: object, size: int, document: Document) -> None:
-    """Refuse weights that are no finite tensors, or more than a file of `size` bytes holds."""
+    """Raise unless weights are finite dense tensors that fit a file of `size` bytes."""
     if not isinstance(weights, dict) or not weights:
         document.refuse("must hold weights by name, but does not")
-    total = 0
+    num_bytes = 0
     for name, value in weights.items():
         if not (
             isinstance(name, str)
@@ -191,8 +196,9 @@ def _check_weights(weights: object, size: int, document: Document) -> None:
             and not value.is_quantized
         ):
             document.refuse(f"must hold dense tensors as weights, but {shown(name)} is none")
-        total += value.numel() * value.element_size()
-        if total > size:  # before anything looks at them: a view can be larger than its storage
+        num_bytes += value.numel() * value.element_size()
+        # Checked before any value is read: a view can be far larger than the stored tensor.
+        if num_bytes > size:
             document.refuse(f"must hold all its weights, but {shown(name)} is larger than the file")
     for name, value in weights.items():
         if not torch.isfinite(value).all():
@@ -200,8 +206,8 @@ def _check_weights(weights: object, size: int, document: Document) -> None:
 
 
 @validated(frozen=True, config=STRICT)
-class _About:
-    """The metadata of a model file."""
+class _ModelMetadata:
+    """The validated metadata of a model file."""
 
     fingerprint: Sha256
     fold: Whole
@@ -215,25 +221,23 @@ class _About:
 
 @validated(frozen=True, config=STRICT)
 class _Pointer:
-    """`latest.json`: the committed checkpoint."""
+    """`latest.json`: the pointer to the committed checkpoint."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+\.pt$")]
     epoch: Whole
     sha256: Sha256
 
 
-_ABOUT: TypeAdapter[_About] = TypeAdapter(_About)
-_ABOUT_KEYS = tuple(item.name for item in fields(_About))
+_METADATA: TypeAdapter[_ModelMetadata] = TypeAdapter(_ModelMetadata)
+_METADATA_KEYS = tuple(item.name for item in fields(_ModelMetadata))
 _POINTERS: TypeAdapter[_Pointer] = TypeAdapter(_Pointer)
-_TREE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_CONFIGS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class TrainingCheckpoints:
-    """The checkpoints of one training: each a file of its own, committed by a pointer.
+    """The checkpoints of a training: a file per checkpoint, committed by the pointer `latest.json`.
 
-    `latest.json` is replaced only after its file is whole, so that a process that dies while
-    writing leaves the previous checkpoint in force. A file is named after its bytes, too: one that
-    was given up for dead and its successor, both at one epoch, do not write over each other's.
+    After a crash while writing, the previous checkpoint is still committed.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -241,27 +245,30 @@ class TrainingCheckpoints:
 
     @property
     def uri(self) -> str:
-        """The folder of the checkpoints."""
+        """URI of the checkpoint folder."""
         return f"{self._store.uri}/{self._folder}"
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write the state after an epoch, commit it, and delete its predecessor."""
+        """Write and commit the state after an epoch, then delete the previous checkpoint."""
         data = _to_bytes(state)
         sha256 = hashlib.sha256(data).hexdigest()
+        # The name contains the digest: a process given up for dead and the successor may be at
+        # the same epoch, and must not overwrite a file of the other process.
         name = names.checkpoint(epoch, sha256)
         previous = self._pointer()
         self._store.write(f"{self._folder}/{name}", data)
+        # The pointer is replaced only after the checkpoint is complete.
         pointer = {"file": name, "epoch": epoch, "sha256": sha256}
         self._store.write(f"{self._folder}/{names.LATEST}", json.dumps(pointer).encode())
-        older = str(previous.get("file")) if previous else name
-        if older != name and names.CHECKPOINT.fullmatch(older):
-            self._store.delete(f"{self._folder}/{older}")
+        previous_name = str(previous.get("file")) if previous else name
+        if previous_name != name and names.CHECKPOINT.fullmatch(previous_name):
+            self._store.delete(f"{self._folder}/{previous_name}")
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state of the latest committed checkpoint, if there is one.
+        """Return the state of the committed checkpoint; None without a checkpoint.
 
         Raises:
-            CheckpointError: if its bytes are not those that were committed.
+            CheckpointError: if the bytes differ from the committed digest.
         """
         pointer = self._pointer()
         if pointer is None:
@@ -273,13 +280,14 @@ class TrainingCheckpoints:
             data = b""
         if hashlib.sha256(data).hexdigest() != pointer["sha256"]:
             raise CheckpointError(
-                f"Checkpoint {name} must be the one that was committed, but its bytes differ; "
+                f"Checkpoint {name} must be the one that was committed, but the bytes differ; "
                 f"delete {self._store.uri}/{self._folder} to train again from the start."
             )
         return _from_bytes(data, name)
 
     def clear(self) -> None:
-        """Delete every checkpoint, the pointer first, and nothing else that lies in the folder."""
+        """Delete all checkpoints, but no unknown file in the folder."""
+        # The pointer goes first: a pointer must never name a deleted checkpoint.
         self._store.clear(self._folder, re.compile(re.escape(names.LATEST)))
         self._store.clear(self._folder, re.compile(rf"{names.CHECKPOINT.pattern}|{PARTIAL_NAME}"))
 
@@ -306,12 +314,12 @@ def _to_bytes(values: dict[str, Any]) -> bytes:
 def _from_bytes(data: bytes, source: str) -> dict[str, Any]:
     values = None
     with (
-        suppress(*_UNREADABLE),
-        warnings.catch_warnings(action="ignore"),  # about files that are not ours
+        suppress(*_READ_ERRORS),
+        warnings.catch_warnings(action="ignore"),  # about files of other programs
         zipfile.ZipFile(io.BytesIO(data)) as archive,
     ):
         size = sum(info.file_size for info in archive.infolist())
-        # torch.load neither bounds what compressed members unfold to nor looks at checksums
+        # `torch.load` neither bounds the size of compressed members nor verifies checksums.
         if size <= len(data) and archive.testzip() is None:
             values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -1,4 +1,4 @@
-"""A run's folder: what it was asked to do, and where its trainings keep what they made."""
+"""The folder of a run: configuration, data set, and the files of all trainings."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch takes two seconds, and `mtil status` does not need it
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FoldResult:
-    """What one training came to, by its fold's inner validation rows."""
+    """The result of a training, measured on the inner validation rows of the fold."""
 
     round: Whole
     fold: Whole
@@ -51,19 +51,19 @@ class FoldResult:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
-class _Asked:
-    """`run.json`: what a run was asked to do."""
+class _RunFile:
+    """`run.json`: configuration and data set of a run."""
 
     config: dict[str, Any]
     data: str
     fingerprint: Sha256
     config_digest: Sha256 | None = None
-    """Of the configuration as it is stored; None in files of early versions."""
+    """Digest of the stored configuration; None in files of early versions."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
-class _Step:
-    """`step.json`: how far into an epoch a training is."""
+class _StepFile:
+    """`step.json`: progress of a training within an epoch."""
 
     epoch: Whole
     step: Whole
@@ -72,16 +72,19 @@ class _Step:
 
 
 _RESULTS: TypeAdapter[FoldResult] = TypeAdapter(FoldResult)
-_ASKED: TypeAdapter[_Asked] = TypeAdapter(_Asked)
-_STEPS: TypeAdapter[_Step] = TypeAdapter(_Step)
+_RUN_FILES: TypeAdapter[_RunFile] = TypeAdapter(_RunFile)
+_STEP_FILES: TypeAdapter[_StepFile] = TypeAdapter(_StepFile)
 _RECORDS: TypeAdapter[list[dict[str, int | float]]] = TypeAdapter(list[dict[str, int | float]])
 _MAX_HISTORY_BYTES = 64 * MIB
 _MAX_MODEL_BYTES = 2**34
-"""As in `mtil.run.checkpoint`, which needs torch."""
+"""Equal to `MAX_BYTES` of `mtil.run.checkpoint`, which needs torch."""
 
 
 class Run:
-    """A run at a URI. Everything that a training commits is named by its `result.json`."""
+    """A run at a URI.
+
+    A training commits by creating `result.json`, which names the model file.
+    """
 
     def __init__(self, store: Store, values: dict[str, Any]) -> None:
         self.store = store
@@ -91,16 +94,16 @@ class Run:
 
     @property
     def uri(self) -> str:
-        """Where the run is."""
+        """URI of the run."""
         return self.store.uri
 
     @classmethod
     def create(cls, uri: str, config: Config, data_uri: str, fingerprint: str) -> "Run":
-        """Make a run, or take up the one that is there if it was asked to do the same.
+        """Create a run, or open an existing run with equal configuration and data set.
 
         Raises:
-            ConfigError: if the run at the URI has another configuration.
-            DataError: if it was trained on another data set.
+            ConfigError: if the existing run has a different configuration.
+            DataError: if the existing run has a different data set.
         """
         values: dict[str, Any] = {
             "version": __version__,
@@ -110,6 +113,7 @@ class Run:
             "fingerprint": fingerprint,
         }
         store = open_store(uri)
+        # Two processes may start a run at the same time: the first file counts.
         if store.create(names.RUN, (json.dumps(values, indent=1) + "\n").encode()):
             return cls(store, values)
         run = cls.open(uri)
@@ -120,7 +124,7 @@ class Run:
                 "name another --run."
             )
         if digest(run.config) != digest(config):
-            old, new = _flat(to_dict(run.config)), _flat(values["config"])
+            old, new = _flatten(to_dict(run.config)), _flatten(values["config"])
             key = next(key for key in new if old.get(key) != new[key])
             raise ConfigError(
                 f"A run must keep its configuration, but {run.uri} has `{key}` = {old.get(key)!r} "
@@ -133,7 +137,7 @@ class Run:
         """Open the run at a URI.
 
         Raises:
-            DataError: if there is none.
+            DataError: if the URI has no run, or `run.json` is damaged or of an unknown version.
         """
         store = open_store(uri)
         document = Document(f"{store.uri}/{names.RUN}", "restore it, or name another --run")
@@ -144,10 +148,10 @@ class Run:
                 f"A run must have a {names.RUN}, but {store.uri} has none; "
                 "make one with `mtil train`."
             ) from None
-        asked = document.validate(_ASKED, values)
-        if asked.config_digest not in (None, digest_of(asked.config)):
+        run_file = document.validate(_RUN_FILES, values)
+        if run_file.config_digest not in (None, digest_of(run_file.config)):
             document.refuse(
-                f"must hold the configuration with the digest {asked.config_digest}, but its "
+                f"must hold the configuration with the digest {run_file.config_digest}, but its "
                 "configuration has another"
             )
         try:
@@ -156,59 +160,59 @@ class Run:
             document.refuse(f"holds a configuration that mtil {__version__} does not know: {error}")
 
     def manifest(self, data_uri: str | None = None) -> Manifest:
-        """Read the version of the data set that this run is trained on.
+        """Read the manifest of the data-set version used by the run.
 
         Args:
-            data_uri: where the data set is, if it has moved.
+            data_uri: URI of the data set, if the data set has moved.
 
         Raises:
-            DataError: if there is no such version, naming both fingerprints.
+            DataError: if no version has the fingerprint of the run.
         """
         store = open_store(data_uri or self.data_uri)
-        found = manifests.find(store, self.fingerprint)
-        if found is None:
+        manifest = manifests.find(store, self.fingerprint)
+        if manifest is None:
             newest = manifests.load(store).fingerprint
             raise DataError(
                 f"A run must stay with its data set, but {self.uri} was made with fingerprint "
                 f"{self.fingerprint[:12]}… and {store.uri} has {newest[:12]}…; "
                 "name the data set it was trained on."
             )
-        return found
+        return manifest
 
     def plan(self, folds: Sequence[int]) -> Plan:
-        """Return what the rounds of these folds are."""
+        """Return the plan of the rounds for some folds."""
         return Plan(circle=self.config.circle, folds=tuple(folds))
 
-    def folder(self, of: Train) -> str:
+    def folder(self, training: Train) -> str:
         """Return the folder of a training."""
-        return names.training(of)
+        return names.training(training)
 
-    def predictions_name(self, number: int, fold: int) -> str:
-        """Return the name of what a round's models say of a fold's test rows, or of the holdout."""
-        return names.predictions(number, fold)
+    def predictions_name(self, round_index: int, fold: int) -> str:
+        """Return the name of a round's predictions for a fold's test rows or the holdout."""
+        return names.predictions(round_index, fold)
 
-    def evaluation_name(self, number: int) -> str:
-        """Return the name of the figures of a round's folds together."""
-        return names.evaluation(number)
+    def evaluation_name(self, round_index: int) -> str:
+        """Return the name of a round's figures over all folds."""
+        return names.evaluation(round_index)
 
-    def map_folder(self, of: WriteMaps) -> str:
-        """Return the folder of the maps that an action writes."""
-        return names.maps(of)
+    def map_folder(self, action: WriteMaps) -> str:
+        """Return the folder of the maps written by an action."""
+        return names.maps(action)
 
-    def checkpoints(self, of: Train) -> "TrainingCheckpoints":
+    def checkpoints(self, training: Train) -> "TrainingCheckpoints":
         """Return the checkpoints of a training."""
         from mtil.run.checkpoint import TrainingCheckpoints
 
-        return TrainingCheckpoints(self.store, names.checkpoints(of))
+        return TrainingCheckpoints(self.store, names.checkpoints(training))
 
-    def write_history(self, of: Train, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write a training's history, one record an epoch."""
+    def write_history(self, training: Train, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history of a training, one record an epoch."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        self.store.write(names.history(of), text.encode())
+        self.store.write(names.history(training), text.encode())
 
-    def history(self, of: Train) -> list[dict[str, Any]]:
-        """Return the records of the epochs that a training has had."""
-        name = names.history(of)
+    def history(self, training: Train) -> list[dict[str, Any]]:
+        """Return the records of the finished epochs of a training; empty before the first."""
+        name = names.history(training)
         document = Document(
             f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
         )
@@ -218,87 +222,105 @@ class Run:
             return []
         return [dict(record) for record in document.validate(_RECORDS, records)]
 
-    def write_step(self, of: Train, step: Mapping[str, Any]) -> None:
-        """Write how far into an epoch a training is, and on which machines."""
-        self.store.write(names.step(of), json.dumps(step).encode())
+    def write_step(self, training: Train, step: Mapping[str, Any]) -> None:
+        """Write the progress of a training within an epoch, and the machines in use."""
+        self.store.write(names.step(training), json.dumps(step).encode())
 
-    def step(self, of: Train) -> dict[str, Any] | None:
-        """Return how far into an epoch a training is: `epoch`, `step`, `steps` and `hosts`.
+    def step(self, training: Train) -> dict[str, Any] | None:
+        """Return the progress within an epoch: `epoch`, `step`, `steps` and `hosts`.
 
-        None if it has not said so. A damaged file, which is only for people, says nothing.
+        None if the file is missing or damaged.
         """
-        name = names.step(of)
+        name = names.step(training)
         document = Document(f"{self.uri}/{name}", "delete it")
         try:
             values = document.object(document.read(self.store, name))
-            step = document.validate(_STEPS, values)
+            step = document.validate(_STEP_FILES, values)
         except (NotFoundError, DataError):
+            # The file only informs people: a damaged file must not end a command.
             return None
         return {**asdict(step), "hosts": list(step.hosts)}
 
-    def commit(self, of: Train, model: "Model", **figures: Any) -> FoldResult:
-        """Write a training's model and then, once and for all, the result that names it.
+    def commit(self, training: Train, model: "Model", **figures: Any) -> FoldResult:
+        """Write the model of a training, then create the result with the model's name.
 
-        Of two processes that do the same training, the first result counts, and is returned.
+        If another process has committed the same training, return the committed result.
+
+        Args:
+            training: the training.
+            model: the model of the best epoch.
+            **figures: the remaining fields of `FoldResult`.
         """
         from mtil.run.checkpoint import model_to_bytes
 
         data = model_to_bytes(model)
         result = FoldResult(
-            round=of.round,
-            fold=of.fold,
-            part=of.part,
+            round=training.round,
+            fold=training.fold,
+            part=training.part,
             best_epoch=model.epoch,
             model_sha256=hashlib.sha256(data).hexdigest(),
             fingerprint=self.fingerprint,
             config_digest=digest(self.config),
             **figures,
         )
-        self.store.write(self.model_name(of, result), data)
+        # The model comes first: a result never names a missing file. If two processes do the same
+        # training, one given up for dead and the successor, the first to create the result wins.
+        self.store.write(self.model_name(training, result), data)
         text = (json.dumps(asdict(result)) + "\n").encode()
-        if not self.store.create(names.result(of), text):
-            first = self.result(of)
-            assert first is not None
-            theirs, ours = (self.model_name(of, one) for one in (first, result))
-            if theirs != ours and self.store.exists(theirs):
-                self.store.delete(ours)
-            result = first
-        self.checkpoints(of).clear()
-        self.store.delete(names.step(of))
+        if not self.store.create(names.result(training), text):
+            committed = self.result(training)
+            assert committed is not None
+            committed_name, own_name = (
+                self.model_name(training, candidate) for candidate in (committed, result)
+            )
+            # Equal names mean equal bytes. The own model is deleted only if the committed model
+            # exists.
+            if committed_name != own_name and self.store.exists(committed_name):
+                self.store.delete(own_name)
+            result = committed
+        self.checkpoints(training).clear()
+        self.store.delete(names.step(training))
         return result
 
-    def model_name(self, of: Train, result: FoldResult) -> str:
-        """Return the name of a training's model file: after its bytes, so that none replaces it."""
-        return names.model(of, result.model_sha256)
+    def model_name(self, training: Train, result: FoldResult) -> str:
+        """Return the name of a training's model file, which contains the digest of the bytes."""
+        return names.model(training, result.model_sha256)
 
-    def result(self, of: Train) -> FoldResult | None:
-        """Return a training's committed result, if it has ended.
+    def result(self, training: Train) -> FoldResult | None:
+        """Return the committed result of a training; None if the training has not ended.
 
         Raises:
-            DataError: if the file holds something else.
+            DataError: if the file is damaged or holds the result of a different training.
         """
-        name = names.result(of)
+        name = names.result(training)
         document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
         try:
             values = document.object(document.read(self.store, name))
         except NotFoundError:
             return None
         result = document.validate(_RESULTS, values)
-        if (result.round, result.fold, result.part) != (of.round, of.fold, of.part):
-            document.refuse(f"must be the result of the {of}, but is another training's")
+        if (result.round, result.fold, result.part) != (
+            training.round,
+            training.fold,
+            training.part,
+        ):
+            document.refuse(
+                f"must be the result of the {training}, but belongs to a different training"
+            )
         return result
 
     def trained(self) -> dict[int, list[int]]:
-        """Return the folds whose main model is trained, by round; both ascending."""
-        found: dict[int, list[int]] = {}
+        """Return the folds with a trained main model, by round; rounds and folds ascending."""
+        folds_by_round: dict[int, list[int]] = {}
         for name in self.store.names(names.TRAININGS):
-            of = names.training_of(name)
-            if of is not None and of.part is None and names.is_result(name):
-                found.setdefault(of.round, []).append(of.fold)
-        return {number: sorted(folds) for number, folds in sorted(found.items())}
+            training = names.training_of(name)
+            if training is not None and training.part is None and names.is_result(name):
+                folds_by_round.setdefault(training.round, []).append(training.fold)
+        return {round_index: sorted(folds) for round_index, folds in sorted(folds_by_round.items())}
 
     def last_round(self) -> int:
-        """Return the last round that all folds have been through which have been through the first.
+        """Return the last round in which all folds of round 0 are trained.
 
         Raises:
             DataError: if no fold is trained.
@@ -309,35 +331,35 @@ class Run:
                 f"A run must have a trained fold, but {self.uri} has none; "
                 f"run `mtil train --run {self.uri}`."
             )
-        return max(number for number, folds in trained.items() if folds == trained[0])
+        return max(round_index for round_index, folds in trained.items() if folds == trained[0])
 
-    def model(self, of: Train) -> "Model":
-        """Read a training's model.
+    def model(self, training: Train) -> "Model":
+        """Read the model of a training.
 
         Raises:
-            DataError: if it has not ended.
-            OtherModelError: if the file is not the one that the result names.
-            CheckpointError: if this version does not know it.
+            DataError: if the training has not ended.
+            OtherModelError: if the file is missing or differs from the digest in the result.
+            CheckpointError: if this version of mtil cannot read the file.
         """
         from mtil.run.checkpoint import model_from_bytes
 
-        name, data = self.model_file(of)
+        name, data = self.model_file(training)
         return model_from_bytes(data, f"{self.uri}/{name}")
 
-    def model_file(self, of: Train) -> tuple[str, bytes]:
-        """Read a training's model file; return its name and its bytes.
+    def model_file(self, training: Train) -> tuple[str, bytes]:
+        """Read the model file of a training; return name and bytes.
 
         Raises:
-            DataError: if it has not ended.
-            OtherModelError: if the file is not the one that the result names.
+            DataError: if the training has not ended.
+            OtherModelError: if the file is missing or differs from the digest in the result.
         """
-        result = self.result(of)
+        result = self.result(training)
         if result is None:
             raise DataError(
-                f"Fold {of.fold} of {self.uri} must be trained first, but round {of.round} has no "
-                f"result; run `mtil train --fold {of.fold}`."
+                f"Fold {training.fold} of {self.uri} must be trained first, but round "
+                f"{training.round} has no result; run `mtil train --fold {training.fold}`."
             )
-        name = self.model_name(of, result)
+        name = self.model_name(training, result)
         try:
             data = self.store.read(name, max_bytes=_MAX_MODEL_BYTES)
         except (NotFoundError, TooLargeError):
@@ -351,11 +373,11 @@ class Run:
 
 
 def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
-    """Return the run at a URI if there is one. Writes nothing; see `Run.create` for the rest.
+    """Open the run at a URI without writing; None if the URI has no run. See `Run.create`.
 
     Raises:
-        ConfigError: if the run has another configuration.
-        DataError: if it was trained on another data set, or its file is damaged.
+        ConfigError: if the run has a different configuration.
+        DataError: if the run has a different data set, or `run.json` is damaged.
     """
     if not open_store(uri).exists(names.RUN):
         return None
@@ -363,18 +385,17 @@ def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | 
 
 
 def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:
-    """Return the version of a data set to train on: the run's, or the newest for a new run.
+    """Return the manifest to train on: of the run's version, or of the newest for a new run.
 
-    Where the data set has no version that is the run's, or another was asked for, `Run.create` says
-    so.
+    The fingerprint is not compared with the run: `Run.create` refuses a different data set.
 
     Args:
-        run_uri: where the run is, or will be.
-        data: the data set's store.
-        version: that which was asked for, if any was.
+        run_uri: URI of an existing or a future run.
+        data: store of the data set.
+        version: version requested by the user; None for the default.
 
     Raises:
-        DataError: if there is no data set or no such version, or the run's file is not one.
+        DataError: if the data set or the version does not exist, or `run.json` is damaged.
     """
     if version is not None:
         return manifests.load_version(data, version)
@@ -384,16 +405,16 @@ def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manif
 
 
 class News:
-    """What a run's folder says about a training that it did not say before."""
+    """Reads the new progress of a training from the folder of a run."""
 
-    def __init__(self, run: Run, of: Train) -> None:
-        self._run, self._of = run, of
-        self._epochs = len(run.history(of))
+    def __init__(self, run: Run, training: Train) -> None:
+        self._run, self._training = run, training
+        self._epochs = len(run.history(training))
         self._step: dict[str, Any] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return new `epoch` lines and, if the training has moved on, a `step` line."""
-        history, step = self._run.history(self._of), self._run.step(self._of)
+        """Return an `epoch` line per new epoch, and a `step` line if the step has changed."""
+        history, step = self._run.history(self._training), self._run.step(self._training)
         lines: list[dict[str, Any]] = [
             {"kind": "epoch", **record} for record in history[self._epochs :]
         ]
@@ -404,11 +425,11 @@ class News:
         return lines
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

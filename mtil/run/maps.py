@@ -1,13 +1,11 @@
-"""Map shards: what a model says of a data shard's images, kept for the next round's training.
+"""Map shards: lesion-probability maps of the images in a data shard, read by the next round.
 
-A map shard is a Parquet file of ids and maps, aligned one to one with a shard of the data set, so
-that maps join their images inside the task that reads the shard. It names its origin and verifies
-itself: no other file, and no damaged one, is taken for it.
+A map shard is a Parquet file of ids and maps. A map shard belongs to a data shard, and the
+reader of the data shard joins the maps by id. A map shard contains origin and digest: readers
+reject a damaged file and a file of a different origin.
 
-A map is lesion probability at the network's finest stride, which its logits are doubled from, in
-`NUM_LEVELS` levels. On BUSI at 256 pixels that is 2.9 KiB a map, less than as PNG (3.5) or with 256
-levels (3.9), a core decodes and verifies twenty thousand a second, and the rounding (0.0015 on
-average) stays below what halving the map costs (0.0017).
+A map holds the lesion probability at `STRIDE`, the finest stride of the network, in `NUM_LEVELS`
+levels.
 """
 
 import hashlib
@@ -30,11 +28,17 @@ from mtil.documents import Document, shown
 from mtil.errors import MapError, NotFoundError, RunError, TooLargeError
 from mtil.storage import Store
 
+# The network interpolates the finest logits to the input size. Storing a map at half the input size
+# therefore costs only 0.0017 on average.
 STRIDE = 2
-"""Of the network's finest logits."""
+"""Stride of a map: the finest stride of the network's logits."""
+# On BUSI at 256 pixels a map takes 2.9 KiB, against 3.5 as PNG and 3.9 with 256 levels. A core
+# decodes and verifies 20,000 maps a second. The rounding error, 0.0015 on average, is smaller than
+# the loss by halving the map.
 NUM_LEVELS = 128
+"""Number of probability levels in a map."""
 MAX_BYTES = 2**30
-"""Of a map shard, which is held in memory."""
+"""Upper bound on a map shard, which is held in memory."""
 
 _FORMAT = 2
 _KEY = b"mtil_map"
@@ -43,20 +47,20 @@ _COMPRESSION, _COMPRESSION_LEVEL = "zstd", 6
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where the maps of a shard come from. Two origins are equal whatever version wrote them."""
+    """The source of the maps in a shard. The version of mtil is ignored in comparisons."""
 
     fingerprint: str
-    """The data set's."""
+    """Fingerprint of the data set."""
     shard: str
-    """Path of the data set's shard."""
+    """Path of the data shard."""
     model_sha256: str
     config_digest: str
     round: int
     fold: int
     part: int | None = None
-    """The inner part that the model has not seen; None for the fold's main model."""
+    """The inner part held out from the model; None for the main model of the fold."""
     size: Annotated[int, Field(ge=1, le=4096)]
-    """Side of the maps in pixels."""
+    """Side length of the maps, in pixels."""
     version: str = field(default=__version__, compare=False)
 
 
@@ -65,28 +69,28 @@ _TYPES = pa.schema([pa.field("sample_id", pa.string(), nullable=False)])
 
 
 def default_size(image_size: int) -> int:
-    """Return the side of the maps of a network with square inputs of a side."""
+    """Return the side length of the maps for network inputs of `image_size` pixels."""
     return image_size // STRIDE
 
 
 def quantised(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return probabilities as bytes, rounded to the nearest of the levels; 0 is 0 and 1 is 255."""
+    """Convert probabilities in [0, 1] to bytes from 0 to 255, rounded to `NUM_LEVELS` levels."""
     levels = np.rint(probability * (NUM_LEVELS - 1))
     rounded: npt.NDArray[np.uint8] = np.rint(levels * (255 / (NUM_LEVELS - 1))).astype(np.uint8)
     return rounded
 
 
 def encode(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: Origin) -> bytes:
-    """Return a map shard; the same maps give the same bytes.
+    """Return the bytes of a map shard; equal arguments give equal bytes.
 
     Args:
-        sample_ids: of the images, in the order of the data shard.
-        maps: (rows, size, size) as `quantised` makes them.
-        origin: where they come from.
+        sample_ids: ids of the images, in the order of the data shard.
+        maps: (rows, size, size), from `quantised`.
+        origin: source of the maps.
     """
     assert maps.shape == (len(sample_ids), origin.size, origin.size)
     flat = np.ascontiguousarray(maps).reshape(len(maps), origin.size**2)
-    about = {
+    header = {
         "format": _FORMAT,
         "origin": asdict(origin),
         "sha256": _digest(origin, sample_ids, flat),
@@ -96,7 +100,7 @@ def encode(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: Origi
             pa.field("sample_id", pa.string(), nullable=False),
             pa.field("map", pa.binary(origin.size**2), nullable=False),
         ],
-        metadata={_KEY: json.dumps(about)},
+        metadata={_KEY: json.dumps(header)},
     )
     columns = [pa.array(sample_ids, pa.string()), _fixed_size(flat)]
     sink = io.BytesIO()
@@ -113,22 +117,22 @@ def encode(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: Origi
 
 
 def decode(data: bytes) -> tuple[Origin, pa.Table]:
-    """Return a map shard's origin and its columns `sample_id` and `map`.
+    """Return the origin of a map shard and a table of `sample_id` and `map`.
 
     Raises:
-        ValueError: if the bytes are not a whole map shard of this format.
+        ValueError: if the bytes are not a complete map shard of the current format.
     """
     try:
         table = parquet.read(data, schema=_TYPES)
         document = Document("A map shard", "write it again")
-        about = document.object((table.schema.metadata or {})[_KEY])
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format {shown(about['format'])}")
-        origin = document.validate(_ORIGINS, about["origin"])
+        header = document.object((table.schema.metadata or {})[_KEY])
+        if header["format"] != _FORMAT:
+            raise ValueError(f"format {shown(header['format'])}")
+        origin = document.validate(_ORIGINS, header["origin"])
         if table.schema.field("map").type != pa.binary(origin.size**2):
             raise ValueError("maps of another size")
-        found = _digest(origin, table.column("sample_id").to_pylist(), pixels(table.column("map")))
-        if found != about["sha256"]:
+        digest = _digest(origin, table.column("sample_id").to_pylist(), pixels(table.column("map")))
+        if digest != header["sha256"]:
             raise ValueError("another digest")
     except (pa.ArrowException, OSError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error
@@ -138,19 +142,19 @@ def decode(data: bytes) -> tuple[Origin, pa.Table]:
 def read(
     store: Store, path: str, expected: Origin, sample_ids: pa.Array | pa.ChunkedArray
 ) -> pa.Table:
-    """Read a map shard that must have an origin and the maps of some images, in any order.
+    """Read a map shard and verify origin and images.
 
     Args:
-        store: the run's.
-        path: the map shard's.
-        expected: its origin.
-        sample_ids: of the data shard's rows that it must hold maps of, and no others.
+        store: store of the run.
+        path: path of the map shard.
+        expected: the origin required.
+        sample_ids: the ids required, in any order; all further ids are refused.
 
     Returns:
-        its columns `sample_id` and `map`.
+        A table of `sample_id` and `map`.
 
     Raises:
-        MapError: if it is missing, damaged, of another origin, or holds maps of other images.
+        MapError: if the map shard is missing or damaged, or has a different origin or other images.
     """
     name = f"Map shard {path} of {store.uri}"
     try:
@@ -164,18 +168,18 @@ def read(
     except ValueError:
         raise MapError(f"{name} is damaged; it must be written again.") from None
     for item in fields(Origin):
-        found, wanted = getattr(origin, item.name), getattr(expected, item.name)
-        if item.compare and found != wanted:
+        value, expected_value = getattr(origin, item.name), getattr(expected, item.name)
+        if item.compare and value != expected_value:
             raise MapError(
-                f"{name} must have the {item.name} {wanted!r}, but has {found!r}; "
+                f"{name} must have the {item.name} {expected_value!r}, but has {value!r}; "
                 "it must be written again."
             )
-    held, rows = table.column("sample_id").to_pylist(), sample_ids.to_pylist()
-    if len(held) != len(rows) or set(held) != set(rows):
-        odd = next(iter(sorted(set(held) ^ set(rows))), "one twice")
+    map_ids, row_ids = table.column("sample_id").to_pylist(), sample_ids.to_pylist()
+    if len(map_ids) != len(row_ids) or set(map_ids) != set(row_ids):
+        differing_id = next(iter(sorted(set(map_ids) ^ set(row_ids))), "one twice")
         raise MapError(
-            f"{name} must hold the maps of {len(rows)} images, but holds {len(held)} "
-            f"({odd} differs); it must be written again."
+            f"{name} must hold the maps of {len(row_ids)} images, but holds {len(map_ids)} "
+            f"({differing_id} differs); it must be written again."
         )
     return table
 
@@ -183,51 +187,51 @@ def read(
 def join(
     table: pa.Table, maps: Sequence[pa.Table], needed: npt.NDArray[np.integer[Any]]
 ) -> pa.Table:
-    """Return a data shard's rows with the map of each as a column `prior`.
-
-    Maps are found by id within this one shard; rows stay where they are.
+    """Add the maps of a data shard's rows as a column `prior`, joined by id. Row order is kept.
 
     Args:
-        table: rows of a data shard with at least `sample_id`.
-        maps: of its map shards, as `read` returns them: one, or one for each inner part.
-        needed: positions of the rows that must have a map, as those of the training role; any
-            other row without one gets zeros, which means that it has none.
+        table: rows of a data shard, with at least `sample_id`.
+        maps: tables from `read`: a single table, or a table per inner part.
+        needed: positions of rows that must have a map, such as training rows. A row without a map
+            elsewhere gets zeros, which the network reads as no prior.
 
     Raises:
-        RunError: if a needed row has no map, a row has two, or a map has no row.
+        RunError: if a needed row has no map, a row has two maps, or a map has no row.
     """
     ids = table.column("sample_id")
     width = maps[0].schema.field("map").type.byte_width
     map_ids = pa.concat_arrays(
         [chunk for part in maps for chunk in part.column("sample_id").chunks] or [_NO_IDS]
     )
-    places = pa.compute.index_in(ids, value_set=map_ids).combine_chunks()  # null: no map
-    num_joined = len(places) - places.null_count
-    if num_joined != len(map_ids) or len(places.unique().drop_null()) != num_joined:
+    positions = pa.compute.index_in(ids, value_set=map_ids).combine_chunks()  # null: no map
+    num_joined = len(positions) - positions.null_count
+    if num_joined != len(map_ids) or len(positions.unique().drop_null()) != num_joined:
         raise RunError(
             f"Every map must belong to one row of its data shard, but of {len(map_ids)} maps "
             f"{num_joined} found theirs; name another --run."
         )
-    missing = np.flatnonzero(places.is_null().to_numpy(zero_copy_only=False)[needed])
+    missing = np.flatnonzero(positions.is_null().to_numpy(zero_copy_only=False)[needed])
     if len(missing):
         first = ids[int(needed[missing[0]])].as_py()
         raise RunError(
             f"Every image that is trained on must have a map of the round before, but "
             f"{len(missing)} of {len(needed)} have none (the first is {first}); name another --run."
         )
-    none = np.zeros((1, width), np.uint8)
-    held = np.concatenate([*(pixels(part.column("map")) for part in maps), none])
-    prior = held[places.fill_null(len(map_ids)).to_numpy()]
+    # Null positions point to the last row, all zeros.
+    no_map = np.zeros((1, width), np.uint8)
+    all_maps = np.concatenate([*(pixels(part.column("map")) for part in maps), no_map])
+    prior = all_maps[positions.fill_null(len(map_ids)).to_numpy()]
     joined = table.append_column("prior", _fixed_size(prior))
     assert joined.num_rows == table.num_rows
     return joined
 
 
-_NO_IDS = pa.nulls(0, pa.string())  # an array of a list would have pyarrow look for pandas
+# `pa.array([])` would make pyarrow look for pandas.
+_NO_IDS = pa.nulls(0, pa.string())
 
 
 def _fixed_size(rows: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
-    """Return bytes (rows, width) as a column, without a copy."""
+    """View bytes (rows, width) as a column, without a copy."""
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
     )

@@ -1,7 +1,7 @@
-"""The names of the files that a run writes, and what a name says. No Ray, no PyTorch.
+"""Build and parse the names of a run's files. Needs neither Ray nor PyTorch.
 
-Each name is spelt here alone: what a training writes, what a coordinator lists and what `mtil gc`
-may delete are the same names.
+No other module spells a name of a run's files: trainings write, coordinators list and `mtil gc`
+deletes the names defined here. All names are relative to the run's URI.
 """
 
 import re
@@ -13,120 +13,123 @@ RUN = "run.json"
 THREADS = "threads.json"
 """The number of CPU threads of the run's training processes."""
 TRAININGS = "rounds"
-"""The folder that all trainings, predictions and figures of rounds are in."""
+"""Folder of all trainings, predictions and figures, by round."""
 MAPS = "maps"
-"""The folder that all maps are in."""
+"""Folder of all maps."""
 RESULT = "result.json"
-"""What a training came to, in its folder."""
+"""The committed result, in the folder of a training."""
 LATEST = "latest.json"
-"""The file that names the newest of a training's checkpoints, in their folder."""
+"""The pointer to the newest checkpoint, in the checkpoint folder of a training."""
 CHECKPOINT = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
-"""A checkpoint, in their folder. Before version 0.1.0 names had no digest."""
+"""A checkpoint in the checkpoint folder. Before version 0.1.0 names had no digest."""
 
 _CHECKPOINTS = "checkpoints"
 _HISTORY, _STEP = "history.jsonl", "step.json"
 _PREDICTIONS, _EVALUATION = "predictions.parquet", "evaluation.json"
-_NUMBER = r"\d{1,9}"
-_PART = rf"(?:/part-({_NUMBER}))?"
-_TRAINING = rf"{TRAININGS}/({_NUMBER})/fold-({_NUMBER}){_PART}"
+_INDEX = r"\d{1,9}"
+_PART = rf"(?:/part-({_INDEX}))?"
+_TRAINING = rf"{TRAININGS}/({_INDEX})/fold-({_INDEX}){_PART}"
 _MODEL = r"model-[0-9a-f]{12}\.pt"
-_MAP_FOLDER = rf"{MAPS}/{_NUMBER}/fold-{_NUMBER}(?:/part-{_NUMBER})?"
+_MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
-_OF_A_TRAINING = re.compile(rf"{_TRAINING}/((?!{re.escape(_PREDICTIONS)})[^/]+(?:/[^/]+)?)")
-_OWN_OF_A_TRAINING = re.compile(
+# Predictions lie beside the files of a training, but are written by an evaluation.
+_TRAINING_FILE = re.compile(rf"{_TRAINING}/((?!{re.escape(_PREDICTIONS)})[^/]+(?:/[^/]+)?)")
+_DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
 )
-_MAP = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
-FOLDERS = rf"{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_NUMBER}(?:/holdout)?"
-"""A pattern of the folders that a run writes files to, apart from the ledger's."""
+# A map shard has the name of its data shard. Shards of an append carry version and attempt.
+_MAP_SHARD = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
+FOLDERS = rf"{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(?:/holdout)?"
+"""A pattern of all folders of a run's files except the ledger."""
 
 
-def training(of: Train) -> str:
+def training(action: Train) -> str:
     """Return the folder of a training."""
-    return f"{TRAININGS}/{of.round}/fold-{of.fold}{_part(of.part)}"
+    return f"{TRAININGS}/{action.round}/fold-{action.fold}{_part(action.part)}"
 
 
-def checkpoints(of: Train) -> str:
-    """Return the folder of a training's checkpoints."""
-    return f"{training(of)}/{_CHECKPOINTS}"
+def checkpoints(action: Train) -> str:
+    """Return the folder of the checkpoints of a training."""
+    return f"{training(action)}/{_CHECKPOINTS}"
 
 
 def checkpoint(epoch: int, sha256: str) -> str:
-    """Return the name of a checkpoint within their folder."""
+    """Return the name of a checkpoint within the checkpoint folder."""
     return f"epoch-{epoch:04d}-{sha256[:12]}.pt"
 
 
-def history(of: Train) -> str:
-    """Return the name of the records of a training's epochs."""
-    return f"{training(of)}/{_HISTORY}"
+def history(action: Train) -> str:
+    """Return the name of a training's history, a JSON line per epoch."""
+    return f"{training(action)}/{_HISTORY}"
 
 
-def step(of: Train) -> str:
-    """Return the name of what says how far into an epoch a training is."""
-    return f"{training(of)}/{_STEP}"
+def step(action: Train) -> str:
+    """Return the name of a training's progress file within an epoch."""
+    return f"{training(action)}/{_STEP}"
 
 
-def result(of: Train) -> str:
-    """Return the name of a training's result, which exists once the training has ended."""
-    return f"{training(of)}/{RESULT}"
+def result(action: Train) -> str:
+    """Return the name of a training's result. The file exists once the training has ended."""
+    return f"{training(action)}/{RESULT}"
 
 
-def model(of: Train, sha256: str) -> str:
-    """Return the name of a training's model with this digest: no model replaces another."""
-    return f"{training(of)}/model-{sha256[:12]}.pt"
+def model(action: Train, sha256: str) -> str:
+    """Return the name of a training's model file with a digest."""
+    # Named after the bytes: two processes with the same training never replace a model.
+    return f"{training(action)}/model-{sha256[:12]}.pt"
 
 
-def predictions(number: int, fold: int) -> str:
-    """Return the name of a round's predictions of a fold's test rows, or of the holdout."""
+def predictions(round_index: int, fold: int) -> str:
+    """Return the name of a round's predictions for the test rows of a fold or for the holdout."""
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
-    return f"{TRAININGS}/{number}/{folder}/{_PREDICTIONS}"
+    return f"{TRAININGS}/{round_index}/{folder}/{_PREDICTIONS}"
 
 
-def evaluation(number: int) -> str:
-    """Return the name of the figures of a round's folds together."""
-    return f"{TRAININGS}/{number}/{_EVALUATION}"
+def evaluation(round_index: int) -> str:
+    """Return the name of a round's figures over all folds."""
+    return f"{TRAININGS}/{round_index}/{_EVALUATION}"
 
 
-def maps(of: WriteMaps) -> str:
-    """Return the folder of the maps that an action writes."""
-    return f"{MAPS}/{of.round}/fold-{of.fold}{_part(of.part)}"
+def maps(action: WriteMaps) -> str:
+    """Return the folder of the maps written by an action."""
+    return f"{MAPS}/{action.round}/fold-{action.fold}{_part(action.part)}"
 
 
 def training_of(name: str) -> Train | None:
-    """Return the training that a file is of; None for predictions, figures and other files."""
-    match = _OF_A_TRAINING.fullmatch(name)
+    """Return the training of a file name; None for predictions, figures and unknown files."""
+    match = _TRAINING_FILE.fullmatch(name)
     if match is None:
         return None
     return Train(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
 
 
 def is_deletable(name: str) -> bool:
-    """Say whether a training may do without a file of its own: a model, a checkpoint, a step."""
-    match = _OF_A_TRAINING.fullmatch(name)
-    return match is not None and _OWN_OF_A_TRAINING.fullmatch(match[4]) is not None
+    """Return whether `mtil gc` may delete a training's file: model, checkpoint or step."""
+    match = _TRAINING_FILE.fullmatch(name)
+    return match is not None and _DELETABLE_FILE.fullmatch(match[4]) is not None
 
 
 def is_model(name: str) -> bool:
-    """Say whether a file is a training's model."""
-    match = _OF_A_TRAINING.fullmatch(name)
+    """Return whether a file is the model of a training."""
+    match = _TRAINING_FILE.fullmatch(name)
     return match is not None and re.fullmatch(_MODEL, match[4]) is not None
 
 
 def is_result(name: str) -> bool:
-    """Say whether a file is a training's result."""
-    of = training_of(name)
-    return of is not None and name == result(of)
+    """Return whether a file is the result of a training."""
+    action = training_of(name)
+    return action is not None and name == result(action)
 
 
 def is_history(name: str) -> bool:
-    """Say whether a file has the records of a training's epochs."""
-    of = training_of(name)
-    return of is not None and name == history(of)
+    """Return whether a file is the history of a training."""
+    action = training_of(name)
+    return action is not None and name == history(action)
 
 
 def map_folder_of(name: str) -> str | None:
-    """Return the folder of the maps that a file is a shard of; None for other files."""
-    match = _MAP.fullmatch(name)
+    """Return the map folder of a map shard; None for all other files."""
+    match = _MAP_SHARD.fullmatch(name)
     return None if match is None else match[1]
 
 

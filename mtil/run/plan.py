@@ -1,11 +1,11 @@
-"""What a circle run has to do: its actions, and what each needs. Pure values only.
+"""The plan of a circle run: the actions and the prerequisites of an action. Pure values only.
 
-A run trains each fold's model in rounds, and the maps of one round are read in the next. Where
-the maps come from (`circle.maps`) decides which actions there are:
+A run trains the model of a fold in rounds. A round reads the maps of the previous round. The
+source of the maps (`circle.maps`) determines the actions:
 
-    in_sample   the model maps its own training rows
-    cross_fit   an inner model a part, trained without that part, maps the part's rows
-    recycle     none are kept: the network is fed its own output within a training step
+    in_sample   the model maps the rows of its training
+    cross_fit   an inner model for every part, trained without the part, maps the rows of the part
+    recycle     no stored maps: the network reads its own output within a training step
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from mtil.errors import ConfigError
 
 @dataclass(frozen=True, config=STRICT)
 class Train:
-    """Train a fold's model of a round, or the inner one that leaves a part out."""
+    """Train the main model of a fold in a round, or the inner model without one part."""
 
     round: Whole
     fold: Whole
@@ -30,12 +30,12 @@ class Train:
     kind: Literal["train"] = field(default="train", kw_only=True, repr=False)
 
     def __str__(self) -> str:
-        return f"training of {_place(self)}"
+        return f"training of {_describe(self)}"
 
 
 @dataclass(frozen=True, config=STRICT)
 class WriteMaps:
-    """Write the maps of a fold's training rows, or of one part of them."""
+    """Write the maps of a fold's training rows, or of the rows of one part."""
 
     round: Whole
     fold: Whole
@@ -43,24 +43,24 @@ class WriteMaps:
     kind: Literal["write_maps"] = field(default="write_maps", kw_only=True, repr=False)
 
     def __str__(self) -> str:
-        return f"maps of {_place(self)}"
+        return f"maps of {_describe(self)}"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluate:
-    """Score a fold's test rows, every pass."""
+    """Score the test rows of a fold, for every pass."""
 
     round: Whole
     fold: Whole
     kind: Literal["evaluate"] = field(default="evaluate", kw_only=True, repr=False)
 
     def __str__(self) -> str:
-        return f"evaluation of {_place(self)}"
+        return f"evaluation of {_describe(self)}"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Summarise:
-    """Put the figures of a round's folds together."""
+    """Combine the figures of all folds of a round."""
 
     round: Whole
     kind: Literal["summarise"] = field(default="summarise", kw_only=True, repr=False)
@@ -70,50 +70,54 @@ class Summarise:
 
 
 _MAX_ACTIONS = 100_000
-"""Of a plan, which every reader of the ledger holds in memory."""
+"""Upper bound on a plan; every reader of the ledger holds the plan in memory."""
 
 Action = Annotated[Train | WriteMaps | Evaluate | Summarise, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Plan:
-    """What a circle run has to do; decided when it begins."""
+    """The configuration and folds of a circle run; fixed when the run begins."""
 
     circle: CircleConfig
     folds: tuple[Whole, ...]
-    """The folds whose models are trained, ascending."""
+    """The folds to train, ascending and without duplicates."""
 
     def __post_init__(self) -> None:
         if not self.folds or list(self.folds) != sorted(set(self.folds)):
             raise ConfigError(f"The folds must be ascending, but got {list(self.folds)[:10]}.")
-        a_fold = 2 + 2 * (self.circle.num_parts if self._cross_fit else 1)
-        most = self.circle.num_rounds * (len(self.folds) * a_fold + 1)
-        if most > _MAX_ACTIONS:
+        # An upper bound: a fold has a main training and an evaluation; a part adds a training and
+        # map writing.
+        actions_per_fold = 2 + 2 * (self.circle.num_parts if self._cross_fit else 1)
+        max_num_actions = self.circle.num_rounds * (len(self.folds) * actions_per_fold + 1)
+        if max_num_actions > _MAX_ACTIONS:
             raise ConfigError(
                 f"A circle run must have at most {_MAX_ACTIONS} actions, but its rounds, folds and "
-                f"parts make {most}; lower `circle.num_rounds`."
+                f"parts make {max_num_actions}; lower `circle.num_rounds`."
             )
 
     @classmethod
     def of(cls, circle: CircleConfig, folds: Iterable[int]) -> "Plan":
-        """Plan the rounds of some folds, in whatever order they are named.
+        """Plan the rounds of the folds, given in any order.
 
         Raises:
-            ConfigError: if there are none.
+            ConfigError: if `folds` is empty.
         """
-        chosen = tuple(sorted(set(folds)))
-        if not chosen:
-            raise ConfigError("A circle run must have a fold, but got none; name some by --folds.")
-        return cls(circle=circle, folds=chosen)
+        unique_folds = tuple(sorted(set(folds)))
+        if not unique_folds:
+            raise ConfigError(
+                "A circle run must have a fold, but got none; name folds with --folds."
+            )
+        return cls(circle=circle, folds=unique_folds)
 
     @property
     def parts(self) -> tuple[int | None, ...]:
-        """The parts that a fold's training rows are mapped in; `None` is all of them at once."""
+        """The parts mapped separately; `(None,)` if all training rows are mapped at once."""
         return tuple(range(self.circle.num_parts)) if self._cross_fit else (None,)
 
     @property
     def last_round(self) -> int:
-        """The round whose models nobody reads maps of."""
+        """The last round, which writes no maps."""
         return self.circle.num_rounds - 1
 
     @property
@@ -122,22 +126,22 @@ class Plan:
 
 
 def starts_from(plan: Plan, action: Train) -> Train | None:
-    """Return the training whose weights this one starts with, if not from scratch."""
+    """Return the training that provides the initial weights; None without a warm start."""
     if action.round == 0 or not plan.circle.warm_start:
         return None
     return Train(action.round - 1, action.fold, action.part)
 
 
 def reads_maps_of(plan: Plan, action: Action) -> tuple[WriteMaps, ...]:
-    """Return the writers of the maps that an action's images come with, in the order of parts.
+    """Return the actions that write the maps read by `action`, ordered by part.
 
-    A training reads the maps of its own rows; a writer gives its model the maps of the round
-    before; test images never come with one.
+    A training reads the maps of its rows. A map writer reads the maps of the previous round.
+    An evaluation reads no maps: test images never have a stored map.
     """
     if plan.circle.maps == "recycle" or action.round == 0:
         return ()
     if isinstance(action, Train):
-        parts = plan.parts if action.part is None else _others(plan, action.part)
+        parts = plan.parts if action.part is None else _other_parts(plan, action.part)
     elif isinstance(action, WriteMaps):
         parts = (action.part,)
     else:
@@ -146,77 +150,87 @@ def reads_maps_of(plan: Plan, action: Action) -> tuple[WriteMaps, ...]:
 
 
 def models_of(plan: Plan, action: Action) -> tuple[Train, ...]:
-    """Return the trainings whose models an action runs, the oldest first.
-
-    A training of a chain runs those before it: its own model takes the last pass after theirs.
-    """
+    """Return the trainings that provide the models run by an action, oldest round first."""
+    # In a chain, the models of earlier rounds do the first passes over the validation images; the
+    # model in training does the last pass.
     if isinstance(action, Train) and plan.circle.test == "chain":
-        return tuple(Train(number, action.fold, action.part) for number in range(action.round))
+        return tuple(
+            Train(round_index, action.fold, action.part) for round_index in range(action.round)
+        )
     if isinstance(action, WriteMaps):
         return (Train(action.round, action.fold, action.part),)
     if isinstance(action, Evaluate):
-        first = 0 if plan.circle.test == "chain" else action.round
-        return tuple(Train(number, action.fold) for number in range(first, action.round + 1))
+        first_round = 0 if plan.circle.test == "chain" else action.round
+        return tuple(
+            Train(round_index, action.fold) for round_index in range(first_round, action.round + 1)
+        )
     return ()
 
 
 def needs(plan: Plan, action: Action) -> tuple[Action, ...]:
-    """Return what must be done before an action may run.
+    """Return the prerequisites of an action.
 
-    For a summary each evaluation must be done or out of reach, and at least one be done.
+    A summary runs once every evaluation is finished or can no longer finish, and at least one is
+    finished. All other actions need every prerequisite finished.
     """
     if isinstance(action, Summarise):
         return tuple(Evaluate(action.round, fold) for fold in plan.folds)
-    before = models_of(plan, action)
+    prerequisites = models_of(plan, action)
     if isinstance(action, Train) and action.round > 0:
-        former = Train(action.round - 1, action.fold, action.part)
-        waits = plan.circle.maps == "recycle" or plan.circle.warm_start
-        before += (former,) * (waits and former not in before)
-    return (*before, *reads_maps_of(plan, action))
+        previous = Train(action.round - 1, action.fold, action.part)
+        needs_previous = plan.circle.maps == "recycle" or plan.circle.warm_start
+        # In a chain, `models_of` may hold the training of the previous round already.
+        prerequisites += (previous,) * (needs_previous and previous not in prerequisites)
+    return (*prerequisites, *reads_maps_of(plan, action))
 
 
 def trained_on(plan: Plan, action: Action) -> frozenset[int | None]:
-    """Return the parts of the fold's training rows that an action's weights have ever seen.
+    """Return the parts of the fold's training rows seen by the weights of an action.
 
-    That is what its own model, the ones it runs, and all that they were started from were trained
-    on. A part of `None` is all rows.
+    Includes the trained model, all models run by the action, and all ancestors by warm start. A
+    part of `None` stands for all rows.
     """
     seen: set[int | None] = set()
     own = (action,) if isinstance(action, Train) else ()
     for model in own + models_of(plan, action):
         ancestor: Train | None = model
         while ancestor is not None:
+            # An inner model is trained on all parts except `part`.
             part = ancestor.part
-            seen.update(plan.parts if part is None else _others(plan, part))
+            seen.update(plan.parts if part is None else _other_parts(plan, part))
             ancestor = starts_from(plan, ancestor)
     return frozenset(seen)
 
 
 def actions(plan: Plan) -> tuple[Action, ...]:
-    """Return all actions of a plan, each after what it needs."""
+    """Return all actions of a plan in topological order: prerequisites first."""
     return tuple(graph(plan))
 
 
 @lru_cache(maxsize=8)
 def graph(plan: Plan) -> dict[Action, tuple[Action, ...]]:
-    """Return what each action needs, in an order in which all can run; not to be changed."""
-    listed: list[Action] = []
+    """Return the prerequisites of all actions, in topological order. Must not be modified."""
+    # Cached: the coordinator asks for the graph with every decision.
+    actions_in_order: list[Action] = []
     keeps_maps = plan.circle.maps != "recycle"
-    for number in range(plan.circle.num_rounds):
+    for round_index in range(plan.circle.num_rounds):
         for fold in plan.folds:
-            mapped = plan.parts if keeps_maps and number < plan.last_round else ()
-            inner = [part for part in mapped if part is not None]
-            listed += [Train(number, fold), *(Train(number, fold, part) for part in inner)]
-            listed += [WriteMaps(number, fold, part) for part in mapped]
-            listed.append(Evaluate(number, fold))
-        listed.append(Summarise(number))
-    return {action: needs(plan, action) for action in listed}
+            mapped_parts = plan.parts if keeps_maps and round_index < plan.last_round else ()
+            inner_parts = [part for part in mapped_parts if part is not None]
+            actions_in_order += [
+                Train(round_index, fold),
+                *(Train(round_index, fold, part) for part in inner_parts),
+            ]
+            actions_in_order += [WriteMaps(round_index, fold, part) for part in mapped_parts]
+            actions_in_order.append(Evaluate(round_index, fold))
+        actions_in_order.append(Summarise(round_index))
+    return {action: needs(plan, action) for action in actions_in_order}
 
 
-def _place(action: Train | WriteMaps | Evaluate) -> str:
+def _describe(action: Train | WriteMaps | Evaluate) -> str:
     part = None if isinstance(action, Evaluate) else action.part
     return f"round {action.round}, fold {action.fold}" + ("" if part is None else f", part {part}")
 
 
-def _others(plan: Plan, part: int) -> tuple[int | None, ...]:
-    return tuple(other for other in plan.parts if other != part)
+def _other_parts(plan: Plan, part: int) -> tuple[int | None, ...]:
+    return tuple(candidate for candidate in plan.parts if candidate != part)

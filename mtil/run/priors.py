@@ -1,6 +1,6 @@
-"""Rows with the maps of the round before, joined within the task that reads a shard.
+"""Join the maps of the previous round to the rows of a shard, in the task that reads the shard.
 
-Apart from `mtil.circle.inputs`, which says whose maps they are: the processes that read need no
+`mtil.circle.inputs` chooses the maps. The modules are separate because reading processes need no
 network.
 """
 
@@ -22,39 +22,40 @@ from mtil.storage import Store, open_store
 
 @dataclass(frozen=True)
 class MapSource:
-    """The maps of one action's folder, and the rows that they are of."""
+    """The map folder of an action, and the rows with maps."""
 
     folder: str
     origin: Origin
-    """Of all of its shards; the shard's name is that of each."""
+    """Origin of all map shards; `origin_of` fills in the shard."""
     rows: Selection
 
     def name(self, shard: Shard) -> str:
-        """Return the name of the map shard of a shard of the data set."""
+        """Return the name of the map shard for a data shard."""
         return f"{self.folder}/{PurePosixPath(shard.path).name}"
 
     def origin_of(self, shard: Shard) -> Origin:
-        """Return the origin of the map shard of a shard of the data set."""
+        """Return the origin of the map shard for a data shard."""
         return replace(self.origin, shard=shard.path)
 
 
 @dataclass(frozen=True)
 class PriorMaps:
-    """The maps of the round before that rows come with."""
+    """The maps of the previous round, to be joined to rows."""
 
     run_uri: str
     sources: tuple[MapSource, ...]
     needed: Selection
-    """The rows that must have one; any other gets zeros."""
+    """Rows that must have a map; a row without a map elsewhere gets zeros."""
 
     def join(self, table: pa.Table, shard: Shard) -> pa.Table:
-        """Return a shard's rows with a column `prior`.
+        """Return the rows of a shard with the column `prior`.
 
         Raises:
-            MapError: naming a map shard that is missing, damaged or another's.
+            MapError: if a map shard is missing, damaged or of a different origin.
+            RunError: see `mtil.run.maps.join`.
         """
         store = open_store(self.run_uri)
-        found = [
+        tables = [
             maps.read(
                 store,
                 source.name(shard),
@@ -63,21 +64,21 @@ class PriorMaps:
             )
             for source in self.sources
         ]
-        return maps.join(table, found, self.needed.rows(table))
+        return maps.join(table, tables, self.needed.rows(table))
 
 
 def are_whole(run_uri: str, source: MapSource, data_shards: Sequence[Shard]) -> list[bool]:
-    """Say of which shards of a data set the map shard is there, undamaged and of its origin."""
+    """Return, by data shard, whether the map shard exists undamaged and with the right origin."""
     store = open_store(run_uri)
     return [_is_whole(store, source.name(shard), source.origin_of(shard)) for shard in data_shards]
 
 
 def _is_whole(store: Store, name: str, origin: Origin) -> bool:
     try:
-        found, _ = maps.decode(store.read(name, max_bytes=maps.MAX_BYTES))
+        stored_origin, _ = maps.decode(store.read(name, max_bytes=maps.MAX_BYTES))
     except (NotFoundError, TooLargeError, ValueError):
         return False
-    return found == origin
+    return stored_origin == origin
 
 
 def read_with_priors(data_uri: str, shard: Shard, priors: PriorMaps | None) -> pa.Table:

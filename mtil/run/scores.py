@@ -1,4 +1,4 @@
-"""The table of scored test images: a row an image and pass. No Ray, no torch."""
+"""The table of scored test images: a row per image and pass. Needs neither Ray nor PyTorch."""
 
 import pyarrow as pa
 
@@ -8,6 +8,7 @@ from mtil.errors import DataError, TooLargeError
 from mtil.storage import Store
 
 MAX_BYTES = 2**30
+"""Upper bound on a file of scores, which is held in memory."""
 
 PREDICTIONS = pa.schema(
     [
@@ -37,24 +38,25 @@ PREDICTIONS = pa.schema(
         ("version", pa.string()),
     ]
 )
-"""A row per image and pass; distances are in pixels of the original image.
+"""A row per image and pass. Distances are in pixels of the original image.
 
-In millimetres they are given where the collection says how large a pixel is.
+`hd95_mm` and `assd_mm` are in millimetres, and null if the collection states no pixel size.
 """
 
-_ORIGINS = {
+_REQUIRED = {
     "sample_id", "pass", "probability", "fold", "model_sha256", "fingerprint", "config_digest",
     "version",
 }  # fmt: skip
-"""Columns that every row has a value in, whoever wrote it."""
-_TYPES = pa.schema([field.with_nullable(field.name not in _ORIGINS) for field in PREDICTIONS])
+"""Columns without nulls in files of every version."""
+_TYPES = pa.schema([field.with_nullable(field.name not in _REQUIRED) for field in PREDICTIONS])
 
 
 def decode(data: bytes) -> pa.Table:
-    """Return the table of a file's bytes.
+    """Parse the bytes of a predictions file.
 
     Raises:
-        pyarrow.ArrowException: if they are none, or columns are missing, empty or of other types.
+        pyarrow.ArrowException: if the bytes are no Parquet file, or a column is missing, has nulls
+            or has a different type.
     """
     return parquet.read(data, schema=_TYPES)
 
@@ -63,7 +65,7 @@ def read(store: Store, name: str) -> pa.Table:
     """Read a table of scored images.
 
     Raises:
-        NotFoundError: if there is none.
+        NotFoundError: if the file does not exist.
         DataError: if the file is damaged.
     """
     try:

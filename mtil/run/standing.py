@@ -1,4 +1,4 @@
-"""How far the trainings of a run without a ledger are, by their files. No Ray, no torch."""
+"""Progress of the trainings of a run without a ledger, read from files. No Ray, no PyTorch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,44 +13,44 @@ Stage = Literal["done", "training"]
 
 @dataclass(frozen=True)
 class Training:
-    """What the files of a training say."""
+    """The progress of a training according to its files."""
 
     of: Train
     epochs: int
-    """Epochs that are done."""
+    """Number of finished epochs."""
     step: dict[str, Any] | None
-    """Where it is within the next epoch, see `Run.step`; None between epochs."""
+    """Progress within the next epoch, see `Run.step`; None between epochs."""
     figures: dict[str, float]
-    """On the inner validation rows: of the kept epoch of a result, else of the latest one."""
+    """Figures on the inner validation rows: of the best epoch once ended, else of the latest."""
     result: FoldResult | None
 
     @property
     def stage(self) -> Stage:
-        """Whether it has ended."""
+        """`done` once the result is committed, else `training`."""
         return "training" if self.result is None else "done"
 
 
 @dataclass
 class Watcher:
-    """Looks at a run again and again, and so knows whether somebody works on it.
+    """Reads the trainings of a run repeatedly and detects progress.
 
-    A training writes its step every two seconds, but nothing while it starts or validates.
+    A training writes `step.json` every two seconds, but nothing during start and validation.
     """
 
     run: Run
-    _before: Sequence[Training] | None = field(default=None, init=False)
+    _previous: Sequence[Training] | None = field(default=None, init=False)
     has_moved: bool = field(default=False, init=False)
-    """Whether the latest look found something other than the one before."""
+    """Whether the last two calls of `look` returned different values."""
 
     def look(self) -> list[Training]:
-        """Return the trainings that have begun, in order."""
-        found = [_look(self.run, of) for of in begun(self.run)]
-        self.has_moved = self._before is not None and found != self._before
-        self._before = found
-        return found
+        """Return the started trainings, ordered by round, fold and part."""
+        trainings = [_read_training(self.run, training) for training in begun(self.run)]
+        self.has_moved = self._previous is not None and trainings != self._previous
+        self._previous = trainings
+        return trainings
 
     def wait_for_a_move(self, sleep: Callable[[float], None], looks: int) -> bool:
-        """Look so many more times, a second apart, or until something moves; say whether it did."""
+        """Look up to `looks` times, a second apart; return True once a training progresses."""
         for _ in range(looks):
             sleep(1.0)
             self.look()
@@ -60,25 +60,33 @@ class Watcher:
 
 
 def begun(run: Run) -> list[Train]:
-    """Return the trainings that have files, in order."""
-    found = {
-        of
+    """Return the trainings with files, ordered by round, fold and part; main models first."""
+    started = {
+        training
         for name in run.store.names(names.TRAININGS)
-        if (of := names.training_of(name)) is not None
+        if (training := names.training_of(name)) is not None
     }
-    return sorted(found, key=lambda of: (of.round, of.fold, -1 if of.part is None else of.part))
+    return sorted(
+        started,
+        key=lambda training: (
+            training.round,
+            training.fold,
+            -1 if training.part is None else training.part,
+        ),
+    )
 
 
-def _look(run: Run, of: Train) -> Training:
-    result = run.result(of)
+def _read_training(run: Run, training: Train) -> Training:
+    result = run.result(training)
     if result is not None:
-        return Training(of, result.num_epochs, None, dict(result.metrics), result)
-    history, step = run.history(of), run.step(of)
+        return Training(training, result.num_epochs, None, dict(result.metrics), result)
+    history, step = run.history(training), run.step(training)
     latest = history[-1] if history else {}
     figures = {
         name.removeprefix("validation_"): float(value)
         for name, value in latest.items()
         if name.startswith("validation_")
     }
+    # `step.json` may be of an epoch that the history already contains.
     is_within = step is not None and step["epoch"] >= len(history)
-    return Training(of, len(history), step if is_within else None, figures, None)
+    return Training(training, len(history), step if is_within else None, figures, None)

@@ -1,1 +1,1 @@
-"""What a prepared data set stores, and how its rows are read."""
+"""The stored form of a prepared data set, and the order and selection of rows to read."""

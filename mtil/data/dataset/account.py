@@ -1,7 +1,9 @@
-"""The account of a preparation: every file and every image that was seen, by what became of it.
+"""The account of a preparation: how every file seen and every image read was used.
 
-Both sums are checked: files seen = images + masks + tables + ignored + skipped, and images read =
-kept + dropped + invalid + known from before.
+Two sums are checked:
+
+    files seen  = images + masks + tables + ignored + skipped
+    images read = kept + dropped + invalid + known from before
 """
 
 import re
@@ -15,108 +17,109 @@ from pydantic.dataclasses import dataclass
 from mtil.data.names import shown
 
 MAX_EXAMPLES = 3
-"""Names that are given for each reason."""
+"""Example names listed for a reason."""
 _MAX_REASONS = 20
+"""Reasons listed in an account; rarer reasons are merged."""
 _OTHER_REASONS = "other reasons"
 
 Count = Annotated[int, Field(ge=0)]
-"""A number of files or images."""
+"""A number of files or images, at least 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Files or images that share a reason."""
+    """Files or images left out for the same reason."""
 
     why: str
     number: Count
     examples: tuple[str, ...] = ()
-    """The first names, escaped for any terminal."""
+    """The first `MAX_EXAMPLES` names, escaped for a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesSeen:
-    """The files below a source, by what they are."""
+    """The files below a source, counted by kind."""
 
     seen: Count
     images: Count
     masks: Count
     tables: Count
     ignored: tuple[Part, ...] = ()
-    """Files that a rule leaves out, such as hidden ones."""
+    """Files left out by a rule, such as hidden files."""
     skipped: tuple[Part, ...] = ()
-    """Files that look like data and are not used."""
+    """Unused files with the look of data."""
 
     def __post_init__(self) -> None:
-        left_out = _total(self.ignored) + _total(self.skipped)
+        left_out = _sum_numbers(self.ignored) + _sum_numbers(self.skipped)
         _check_sum("files seen", self.seen, self.images + self.masks + self.tables + left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesRead:
-    """The images of a source, by what became of them."""
+    """The images of a source, counted by outcome."""
 
     read: Count
     kept: Count
     dropped: tuple[Part, ...] = ()
     invalid: tuple[Part, ...] = ()
-    """Images that cannot be used."""
+    """Unusable images."""
     known: Count = 0
-    """Images that the data set held before; only an append has them."""
+    """Images already in the data set; above 0 only after an append."""
 
     def __post_init__(self) -> None:
-        left_out = _total(self.dropped) + _total(self.invalid)
+        left_out = _sum_numbers(self.dropped) + _sum_numbers(self.invalid)
         _check_sum("images read", self.read, self.kept + self.known + left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceAccount:
-    """The account of one source."""
+    """The account of a source."""
 
     name: str
     prefix: str
     """See `mtil.data.dataset.manifest.SourceInfo`."""
     files: FilesSeen | None
-    """None if the store cannot be listed."""
+    """None if the store cannot list its objects."""
     images: ImagesRead
     notes: tuple[str, ...] = ()
-    """Sentences about what was read otherwise than it is written."""
+    """Sentences about values read otherwise than written in the collection."""
     warnings: tuple[str, ...] = ()
-    """Sentences about what may be wrong in the collection."""
+    """Sentences about possible mistakes in the collection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """The account of one preparation, source by source."""
+    """The account of a preparation, by source."""
 
     sources: tuple[SourceAccount, ...] = field(default=())
 
     @property
     def files(self) -> FilesSeen:
-        """The files of all sources that can be listed."""
-        found = [source.files for source in self.sources if source.files is not None]
+        """The summed files of all sources in stores with listings."""
+        listed = [source.files for source in self.sources if source.files is not None]
         return FilesSeen(
-            seen=sum(files.seen for files in found),
-            images=sum(files.images for files in found),
-            masks=sum(files.masks for files in found),
-            tables=sum(files.tables for files in found),
-            ignored=_joined(files.ignored for files in found),
-            skipped=_joined(files.skipped for files in found),
+            seen=sum(files.seen for files in listed),
+            images=sum(files.images for files in listed),
+            masks=sum(files.masks for files in listed),
+            tables=sum(files.tables for files in listed),
+            ignored=_merge_reasons(files.ignored for files in listed),
+            skipped=_merge_reasons(files.skipped for files in listed),
         )
 
     @property
     def images(self) -> ImagesRead:
-        """The images of all sources."""
+        """The summed images of all sources."""
         return ImagesRead(
             read=sum(source.images.read for source in self.sources),
             kept=sum(source.images.kept for source in self.sources),
-            dropped=_joined(source.images.dropped for source in self.sources),
-            invalid=_joined(source.images.invalid for source in self.sources),
+            dropped=_merge_reasons(source.images.dropped for source in self.sources),
+            invalid=_merge_reasons(source.images.invalid for source in self.sources),
             known=sum(source.images.known for source in self.sources),
         )
 
 
 def to_dict(account: Account) -> dict[str, Any]:
-    """Return the account as what JSON can hold: the sums, then each source."""
+    """Return the account as JSON values: the sums, then the sources."""
     return {
         "files": asdict(account.files),
         "images": asdict(account.images),
@@ -125,26 +128,26 @@ def to_dict(account: Account) -> dict[str, Any]:
 
 
 def parts(why_of: Mapping[str, str], start: str = "") -> tuple[Part, ...]:
-    """Count names by their reason, the most frequent reason first.
+    """Count names by reason, the most frequent reason first.
 
     Args:
         why_of: the reason by name.
-        start: how names begin that are shown without that, the collection's folder.
+        start: prefix removed from the examples, such as the collection's folder.
     """
     names: dict[str, list[str]] = {}
     for name, why in why_of.items():
         names.setdefault(why, []).append(name)
     order = sorted(names, key=lambda why: (-len(names[why]), why))
     rest = [name for why in order[_MAX_REASONS:] for name in names[why]]
-    found = [(why, names[why]) for why in order[:_MAX_REASONS]]
-    found += [(_OTHER_REASONS, rest)] if rest else []
+    reasons = [(why, names[why]) for why in order[:_MAX_REASONS]]
+    reasons += [(_OTHER_REASONS, rest)] if rest else []
     return tuple(
         Part(
             why=why,
-            number=len(of),
-            examples=tuple(shown(n.removeprefix(start)) for n in of[:MAX_EXAMPLES]),
+            number=len(members),
+            examples=tuple(shown(name.removeprefix(start)) for name in members[:MAX_EXAMPLES]),
         )
-        for why, of in found
+        for why, members in reasons
     )
 
 
@@ -155,19 +158,22 @@ def images_read(
     kept: Collection[str],
     known: Collection[str] = (),
 ) -> ImagesRead:
-    """Count one source's images by what became of them.
+    """Count the images of a source by outcome.
+
+    `dropped`, `invalid`, `kept` and `known` may hold ids of all sources; only `ids` are counted.
 
     Args:
-        ids: their sample ids.
-        dropped: why images were not kept, by sample id; those of other sources do not count.
-        invalid: why images cannot be used, by sample id; likewise.
-        kept: the sample ids of images that are kept; likewise.
-        known: the sample ids of images that the data set held before; likewise.
+        ids: the sample ids of the source.
+        dropped: the reason by sample id of images not kept.
+        invalid: the reason by sample id of unusable images.
+        kept: the sample ids of kept images.
+        known: the sample ids already in the data set.
     """
-    left_out: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    left_out: tuple[dict[str, str], dict[str, str]] = ({}, {})  # dropped, invalid
     read = num_kept = num_known = 0
     for name in ids:
         read += 1
+        # Only the first matching outcome counts: `ImagesRead` checks that the counts add up.
         if name in invalid:
             left_out[1][name] = reason(invalid[name], name)
         elif name in known:
@@ -185,6 +191,8 @@ def images_read(
     )
 
 
+# Sentences about an image name the image and the values found. Without names and values, images
+# with the same problem share a reason. The patterns match error texts of audit, folds and layouts.
 _REASONS = (
     (re.compile(r"its pixels are those of .*"), "its pixels are those of another image"),
     (re.compile(r"its group of \d+ images holds two classes.*"), "its group holds two classes"),
@@ -199,7 +207,12 @@ _REASONS = (
 
 
 def reason(why: str, sample_id: str) -> str:
-    """Return what a sentence about one image shares with those about others."""
+    """Return the general reason behind a sentence about an image.
+
+    Args:
+        why: the sentence.
+        sample_id: the image; replaced by an ellipsis.
+    """
     line = " ".join(why.split())
     for pattern, short in _REASONS:
         match = pattern.fullmatch(line)
@@ -209,14 +222,14 @@ def reason(why: str, sample_id: str) -> str:
     return shown(line.replace(sample_id, "…"))[:120]
 
 
-def _total(found: Sequence[Part]) -> int:
-    return sum(part.number for part in found)
+def _sum_numbers(parts: Sequence[Part]) -> int:
+    return sum(part.number for part in parts)
 
 
-def _joined(found: Iterable[Sequence[Part]]) -> tuple[Part, ...]:
+def _merge_reasons(groups: Iterable[Sequence[Part]]) -> tuple[Part, ...]:
     numbers: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
-    for part in (part for some in found for part in some):
+    for part in (part for group in groups for part in group):
         numbers[part.why] = numbers.get(part.why, 0) + part.number
         examples.setdefault(part.why, []).extend(part.examples)
     order = sorted(numbers, key=lambda why: (-numbers[why], why))
@@ -226,6 +239,8 @@ def _joined(found: Iterable[Sequence[Part]]) -> tuple[Part, ...]:
     )
 
 
-def _check_sum(what: str, whole: int, total: int) -> None:
+def _check_sum(name: str, whole: int, total: int) -> None:
     if whole != total:
-        raise AssertionError(f"The account must add up, but {what} are {whole}, its parts {total}.")
+        raise AssertionError(
+            f"The account must add up, but {name} are {whole} and the parts {total}."
+        )

@@ -1,4 +1,4 @@
-"""Tables of shard rows to batches of arrays, each row copied once."""
+"""Turn tables of shard rows into batches of arrays; a row is copied once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ ROLE_COLUMNS = ("fold", "part")
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as arrays at the stored size `s`."""
+    """Rows as arrays, at the stored side length `s` in pixels."""
 
     sample_id: list[str]
     image: npt.NDArray[np.uint8]
-    """(b, s, s) gray."""
+    """(b, s, s), gray values from 0 to 255."""
     mask: npt.NDArray[np.uint8]
-    """(b, s * s / 8) bits, packed."""
+    """(b, s * s / 8), eight mask pixels packed into a byte."""
     label: npt.NDArray[np.int64]
     """(b,): 0 benign, 1 malignant, 2 normal."""
     prior: npt.NDArray[np.uint8] | None = None
-    """(b, m, m) the previous round's probability of lesion, 255 being 1; None if there is none."""
+    """(b, m, m), lesion probability of the previous round, 0 to 255; None without prior maps."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -36,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which rows a worker's epoch holds, and in which order."""
+    """The parameters that determine the rows of a worker's epoch and the row order."""
 
     manifest: Manifest
     selection: Selection
@@ -45,10 +45,10 @@ class Plan:
     num_workers: int
     shuffle_shards: int
     batch_size: int | None = None
-    """Images of a step over all workers; matters only where they cannot share them evenly."""
+    """Images a step over all workers; matters only if not divisible by `num_workers`."""
 
     def windows(self, epoch: int) -> list[Window]:
-        """Return the epoch's windows."""
+        """Return the windows of an epoch, in reading order."""
         return epoch_windows(
             [self.selection.count(shard) for shard in self.manifest.shards],
             seed=self.seed,
@@ -60,19 +60,28 @@ class Plan:
         )
 
     def shards(self) -> list[int]:
-        """Return the worker's share of the shards that hold a selected row, by the manifest."""
+        """Return the indices of the shards assigned to this worker.
+
+        Only shards with a selected row, according to the manifest, are assigned.
+        """
         wanted = [i for i, shard in enumerate(self.manifest.shards) if self.selection.count(shard)]
         return wanted[self.rank :: self.num_workers]
 
 
 class Rows:
-    """The selected rows of some tables, looked at where they lie and numbered through."""
+    """The selected rows of several tables, viewed in place.
+
+    A row number counts all rows of the tables in order, selected or not.
+    """
 
     def __init__(self, tables: Sequence[pa.Table], selection: Selection | None = None) -> None:
-        """Take tables with training columns, and all or none of them with `prior`.
+        """Index the rows of `tables`.
 
-        A selection needs the role columns as well.
+        Args:
+            tables: tables with `TRAINING_COLUMNS`; `prior` must be in all tables or in no table.
+            selection: the rows to select; all rows if None. Needs `ROLE_COLUMNS` in the tables.
         """
+        # Record batches are contiguous: a column is viewed without a copy.
         pieces = [piece for table in tables for piece in table.to_batches()]
         self._starts = np.cumsum([0, *(piece.num_rows for piece in pieces)])
         self._ids = [piece.column("sample_id") for piece in pieces]
@@ -92,18 +101,23 @@ class Rows:
         self._first = np.cumsum([0, *(len(rows) for rows in chosen)])
 
     def everything(self) -> npt.NDArray[np.int64]:
-        """Return the numbers of all selected rows, in the tables' order."""
+        """Return the row numbers of all selected rows, in table order."""
         return self._chosen
 
     def picked(
         self, tables: npt.NDArray[np.int64], picks: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Return the number of each table's so-manieth selected row."""
+        """Map (table, i) pairs to row numbers; `i` counts the selected rows of the table.
+
+        Args:
+            tables: (n,), index of the table.
+            picks: (n,), `i` within the table.
+        """
         numbers: npt.NDArray[np.int64] = self._chosen[self._first[tables] + picks]
         return numbers
 
     def gather(self, numbers: npt.NDArray[np.int64]) -> Batch:
-        """Copy rows into a batch."""
+        """Copy the rows with the given row numbers into a batch, in order."""
         image = np.empty((len(numbers), self._images[0].shape[1]), np.uint8)
         mask = np.empty((len(numbers), self._masks[0].shape[1]), np.uint8)
         label = np.empty(len(numbers), np.int64)
@@ -112,45 +126,47 @@ class Rows:
             prior = np.empty((len(numbers), self._priors[0].shape[1]), np.uint8)
         ids = []
         pieces = np.searchsorted(self._starts, numbers, side="right") - 1
-        places = zip(pieces.tolist(), (numbers - self._starts[pieces]).tolist(), strict=True)
-        for out, (piece, row) in enumerate(places):
-            image[out] = self._images[piece][row]
-            mask[out] = self._masks[piece][row]
-            label[out] = self._labels[piece][row]
+        positions = zip(pieces.tolist(), (numbers - self._starts[pieces]).tolist(), strict=True)
+        for index, (piece, row) in enumerate(positions):
+            image[index] = self._images[piece][row]
+            mask[index] = self._masks[piece][row]
+            label[index] = self._labels[piece][row]
             if prior is not None:
-                prior[out] = self._priors[piece][row]
+                prior[index] = self._priors[piece][row]
             ids.append(self._ids[piece][row].as_py())
         return Batch(ids, squares(image), mask, label, None if prior is None else squares(prior))
 
 
 def squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return square images (b, s, s) that are given as rows of bytes (b, s * s)."""
+    """Reshape rows of bytes (b, s * s) to square images (b, s, s)."""
     side = int(rows.shape[1] ** 0.5)
     return rows.reshape(-1, side, side)
 
 
 Part = tuple[Rows, npt.NDArray[np.int64]]
-"""Some rows, and the numbers of those that are wanted, in order."""
+"""Rows of tables and the row numbers to take, in order."""
 
 
 def cut(parts: Iterable[Part], batch_size: int, *, whole: bool) -> Iterator[Batch]:
-    """Cut a stream of rows into batches; with `whole`, drop a short last one."""
-    held: list[Batch] = []
-    room = batch_size
+    """Cut a stream of rows into batches of `batch_size`; with `whole`, drop a short last batch."""
+    # A batch may span parts. The rows of a part are copied before the next part is requested:
+    # only the current part has to stay in memory.
+    pending: list[Batch] = []
+    num_missing = batch_size
     for rows, numbers in parts:
         start = 0
-        while len(numbers) - start >= room:
-            held.append(rows.gather(numbers[start : start + room]))
-            yield _joined(held)
-            held, room, start = [], batch_size, start + room
+        while len(numbers) - start >= num_missing:
+            pending.append(rows.gather(numbers[start : start + num_missing]))
+            yield _concatenate(pending)
+            pending, num_missing, start = [], batch_size, start + num_missing
         if start < len(numbers):
-            held.append(rows.gather(numbers[start:]))
-            room -= len(held[-1])
-    if held and not whole:
-        yield _joined(held)
+            pending.append(rows.gather(numbers[start:]))
+            num_missing -= len(pending[-1])
+    if pending and not whole:
+        yield _concatenate(pending)
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
+def _concatenate(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     priors = [batch.prior for batch in batches if batch.prior is not None]

@@ -1,7 +1,8 @@
-"""`dataset.json`: what a prepared data set holds. It is written last: without it there is none.
+"""`dataset.json`, the manifest of a prepared data set.
 
-Once images have been appended, every version's manifest is kept as `versions/000001.json` and so
-on, and `dataset.json` is the newest.
+The manifest is written last: a folder without `dataset.json` is no data set. Once images have been
+appended, `versions/000001.json`, `versions/000002.json`, … keep the manifest of every version;
+`dataset.json` is the newest.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ VERSIONS = "versions"
 SCHEMA_VERSION = 2
 MAX_FOLDS = 100
 MAX_SHARD_BYTES = 2**30
-"""Readers hold a shard in memory; `mtil prepare` writes about 64 MiB."""
+"""Readers hold a whole shard in memory; `mtil prepare` writes about 64 MiB a shard."""
 _MAX_BYTES = 64 * MIB
 _HOLDOUT = -1
 _VERSION = re.compile(rf"{VERSIONS}/([0-9]{{6}})\.json")
@@ -39,7 +40,7 @@ _Part = Annotated[int, Field(ge=0, lt=MAX_FOLDS)]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """How many rows of a shard share a fold, an inner part and a label."""
+    """The number of rows of a shard with the same fold, inner part and label."""
 
     fold: _Fold
     part: _Part
@@ -49,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One Parquet file of rows."""
+    """A Parquet file of rows: path, size, digest and row counts."""
 
     path: str
     rows: Count
@@ -60,7 +61,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """The bytes of one file."""
+    """Size in bytes and sha256 of a file."""
 
     bytes: Annotated[int, Field(ge=0, le=2**40)]
     sha256: Sha256
@@ -68,7 +69,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """An image that was read but not kept."""
+    """An image read but left out of the data set, with the reason."""
 
     sample_id: str
     why: str
@@ -76,11 +77,11 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """A collection that a data set was made from."""
+    """A source collection of a data set."""
 
     name: str
     prefix: str
-    """What its sample ids begin with; empty if there is only one collection."""
+    """Prefix of the sample ids of the collection; empty for a single collection."""
     licence: str
     citation: str
     read: Whole
@@ -90,8 +91,8 @@ class SourceInfo:
 class Manifest:
     """A prepared data set.
 
-    Folds split groups for testing. Inside each fold, `part` splits its groups again: fold k's
-    inner validation rows are those of the other folds whose part is k modulo `num_parts`.
+    Folds divide the groups for testing. Parts divide the groups of a fold again. The inner
+    validation rows of fold k are the rows of the remaining folds with part k modulo `num_parts`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -99,7 +100,7 @@ class Manifest:
     sources: tuple[SourceInfo, ...]
     image_size: Annotated[int, Field(ge=1, le=2048)]
     protocol: str
-    """`grouped`, `paper`, or `official` for the sources' own folds."""
+    """`grouped`, `paper`, or `official` for folds published with the sources."""
     fold_rule: str
     num_folds: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
     num_parts: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
@@ -109,28 +110,28 @@ class Manifest:
     kept: dict[str, Whole]
     folds: dict[str, dict[str, Whole]]
     holdout: dict[str, Whole]
-    """Images by class that are kept for a final test."""
+    """Number of images reserved for a final test, by class."""
     dropped: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
     invalid: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
-    """Images that could not be used and were skipped."""
+    """Skipped unusable images."""
     shards: Annotated[tuple[Shard, ...], FailFast()]
     fingerprint: str
     version: Annotated[int, Field(ge=1, le=999_999)] = 1
-    """Counts up with every `mtil prepare --append`."""
+    """Increases by 1 with every `mtil prepare --append`."""
     audit: str = "audit"
-    """The folder of this version's audit."""
+    """Folder of the version's audit."""
     facts: tuple[str, ...] = field(default=())
-    """Files that say what the images are like, for later ones to be compared with."""
+    """Files of hashes and thumbnails; `--append` compares new images with them."""
     files: dict[str, File] = field(default_factory=dict)
-    """Size and digest of the files of the audit, the facts and the splits, by name. Data sets of
-    earlier versions of this program name none."""
+    """Size and digest of the audit, facts and splits files, by name. Empty in data sets of earlier
+    versions of mtil."""
     account: Account | None = None
-    """The files and images that the preparation of this version saw; earlier versions of mtil
-    wrote none."""
+    """Files and images seen while this version was prepared. None in data sets of earlier versions
+    of mtil."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of all shards."""
+        """Number of rows in all shards."""
         return sum(shard.rows for shard in self.shards)
 
 
@@ -138,71 +139,73 @@ _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """Return the text of `dataset.json`."""
+    """Return the UTF-8 bytes of `dataset.json`."""
     values: Mapping[str, Any] = _ADAPTER.dump_python(manifest, mode="json")
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def file_of(data: bytes) -> File:
-    """Return what a manifest says of a file with these bytes."""
+    """Return the manifest entry for the bytes of a file."""
     return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
-    """Read a file of a data set and verify it, if the manifest says what it holds.
+    """Read a file of a data set, verified against the manifest entry if present.
 
     Args:
-        store: the data set's.
-        name: the file.
+        store: store of the data set.
+        name: name of the file.
         files: `Manifest.files`.
 
     Raises:
-        NotFoundError: if there is no such file.
-        DataError: if it has other bytes than the manifest says.
+        NotFoundError: if the file does not exist.
+        DataError: if size or digest differ from the manifest.
     """
-    said = files.get(name)
-    if said is None:
+    expected = files.get(name)
+    if expected is None:
         return store.read(name)
     try:
-        data = store.read(name, max_bytes=said.bytes)
+        # Bounded by the size in the manifest: a replaced file cannot fill the memory.
+        data = store.read(name, max_bytes=expected.bytes)
     except TooLargeError:
         data = None
-    if data is None or file_of(data) != said:
+    if data is None or file_of(data) != expected:
         raise DataError(
-            f"{store.uri}/{name} must have {said.bytes} bytes with sha256 {said.sha256[:12]}…, "
-            "but its bytes differ; delete the data set and prepare it again."
+            f"{store.uri}/{name} must have {expected.bytes} bytes with sha256 "
+            f"{expected.sha256[:12]}…, but the bytes differ; "
+            "delete the data set and prepare the data again."
         )
     return data
 
 
 def load(store: Store, fingerprint: str | None = None) -> Manifest:
-    """Read the manifest of the data set at a store.
+    """Read a manifest of the data set at a store.
 
     Args:
-        store: the data set's.
-        fingerprint: which version to read; the newest if none is given.
+        store: store of the data set.
+        fingerprint: fingerprint of the version to read; the newest version if None.
 
     Raises:
-        DataError: if there is no data set, not one of this schema version, or no version with the
-            fingerprint.
+        DataError: if the store has no data set, the schema version is unknown, or no version has
+            the fingerprint.
     """
     newest = read(store)
     if fingerprint is None:
         return newest
-    found = find(store, fingerprint)
-    if found is None:
+    matching = find(store, fingerprint)
+    if matching is None:
         raise DataError(
             f"No version of {store.uri} has the fingerprint {fingerprint[:12]}…, the newest has "
-            f"{newest.fingerprint[:12]}…; name the data set that has it."
+            f"{newest.fingerprint[:12]}…; name the data set with the fingerprint."
         )
-    return found
+    return matching
 
 
 def find(store: Store, fingerprint: str) -> Manifest | None:
-    """Return the manifest of the version that has a fingerprint, or None if none has.
+    """Return the manifest of the version with a fingerprint, or None if no version matches.
 
     Raises:
-        DataError: if there is no data set, or not one of this schema version.
+        DataError: if the store has no data set or the schema version is unknown.
     """
     newest = read(store)
     if newest.fingerprint == fingerprint:
@@ -218,7 +221,7 @@ def load_version(store: Store, version: int) -> Manifest:
     """Read the manifest of a version.
 
     Raises:
-        DataError: if there is no data set, or no such version.
+        DataError: if the store has no data set or the version does not exist.
     """
     newest = read(store)
     if version == newest.version:
@@ -232,12 +235,12 @@ def load_version(store: Store, version: int) -> Manifest:
 
 
 def version_name(version: int) -> str:
-    """Return where a version's manifest is kept once there is a second one."""
+    """Return the file name of a version's manifest, used once a data set has two versions."""
     return f"{VERSIONS}/{version:06d}.json"
 
 
 def read(store: Store, name: str = FILE_NAME) -> Manifest:
-    """Read one manifest. See `load`."""
+    """Read and validate a manifest file. See `load` for errors."""
     document = Document(f"{store.uri}/{name}", "prepare the data again", max_bytes=_MAX_BYTES)
     try:
         values = document.object(document.read(store, name))
@@ -246,63 +249,68 @@ def read(store: Store, name: str = FILE_NAME) -> Manifest:
             f"A data set must have a {name}, but {store.uri} has none; "
             "make one with `mtil prepare`."
         ) from None
+    # Checked before validation: a manifest of another schema would fail with a misleading key.
     version = values.get("schema_version")
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise DataError(
             f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has "
             f"{shown(version)}; prepare the data again."
         )
-    made = document.validate(_ADAPTER, values)
-    for problem in _contradictions(made, name):
+    manifest = document.validate(_ADAPTER, values)
+    for problem in _find_contradictions(manifest, name):
         document.refuse(problem)
-    return made
+    return manifest
 
 
-def _contradictions(made: Manifest, name: str) -> Iterator[str]:
-    """Yield what the values of a manifest contradict in each other or in the file's name."""
+def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
+    """Yield contradictions between the values of a manifest, or with the file name."""
     version = _VERSION.fullmatch(name)
-    if version and int(version[1]) != made.version:
-        yield f"must be version {int(version[1])}, but says version {made.version}"
-    if not _SHA256.fullmatch(made.fingerprint):
-        yield f"is wrong at `fingerprint`: it must be a sha256, but is {shown(made.fingerprint)}"
-    paths = [shard.path for shard in made.shards]
+    if version and int(version[1]) != manifest.version:
+        yield f"must be version {int(version[1])}, but says version {manifest.version}"
+    if not _SHA256.fullmatch(manifest.fingerprint):
+        yield (
+            f"is wrong at `fingerprint`: it must be a sha256, but is {shown(manifest.fingerprint)}"
+        )
+    paths = [shard.path for shard in manifest.shards]
     if len(set(paths)) < len(paths):
         yield "must name each shard once, but names one twice"
-    names = [("shards", path) for path in paths] + [("audit", path) for path in made.facts]
-    names += [("audit", f"{made.audit}/x")]
+    # Readers open the paths: a path must not lead out of the data set.
+    names = [("shards", path) for path in paths] + [("audit", path) for path in manifest.facts]
+    names += [("audit", f"{manifest.audit}/x")]
     for folder, path in names:
         if not _is_below(folder, path):
             yield f"must name files below {folder}/, but names {shown(path)}"
-    yield from _miscounts(made)
+    yield from _find_miscounts(manifest)
 
 
-def _miscounts(made: Manifest) -> Iterator[str]:
-    """Yield the counts of rows that do not add up."""
+def _find_miscounts(manifest: Manifest) -> Iterator[str]:
+    """Yield contradictions between row counts."""
     rows: Counter[int] = Counter()
-    for shard in made.shards:
+    for shard in manifest.shards:
         if sum(cell.rows for cell in shard.cells) != shard.rows:
             yield f"must give {shard.path} as many rows as its cells have, but does not"
         for cell in shard.cells:
             rows[cell.fold] += cell.rows
-            if cell.fold >= made.num_folds or cell.part >= made.num_parts:
+            if cell.fold >= manifest.num_folds or cell.part >= manifest.num_parts:
                 yield (
-                    f"must have folds below {made.num_folds} and parts below {made.num_parts}, but "
-                    f"{shard.path} has fold {cell.fold} and part {cell.part}"
+                    f"must have folds below {manifest.num_folds} and parts below "
+                    f"{manifest.num_parts}, but {shard.path} has fold {cell.fold} and part "
+                    f"{cell.part}"
                 )
-    counts = {str(_HOLDOUT): made.holdout, **made.folds}
-    for fold in range(_HOLDOUT, made.num_folds):
+    counts = {str(_HOLDOUT): manifest.holdout, **manifest.folds}
+    for fold in range(_HOLDOUT, manifest.num_folds):
         counted = sum(counts.get(str(fold), {}).values())
         if counted != rows[fold]:
             yield (
                 f"must count the rows of its shards, but counts {counted} of the {rows[fold]} in "
                 f"fold {fold}"
             )
-    kept = sum(made.kept.values())
-    if kept != made.num_rows:
-        yield f"must keep the {made.num_rows} images of its shards, but keeps {kept}"
+    kept = sum(manifest.kept.values())
+    if kept != manifest.num_rows:
+        yield f"must keep the {manifest.num_rows} images of its shards, but keeps {kept}"
 
 
 def _is_below(folder: str, path: str) -> bool:
     parts = PurePosixPath(path).parts
-    plain = str(PurePosixPath(path)) == path and ".." not in parts and "\0" not in path
-    return plain and len(parts) > 1 and parts[0] == folder
+    is_normalised = str(PurePosixPath(path)) == path and ".." not in parts and "\0" not in path
+    return is_normalised and len(parts) > 1 and parts[0] == folder

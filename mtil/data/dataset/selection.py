@@ -1,4 +1,4 @@
-"""Which rows of a data set a fold trains on, validates on, and is tested on."""
+"""Select the training, validation and test rows of a fold."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,63 +17,75 @@ NORMAL = LABELS.index("normal")
 
 @dataclass(frozen=True)
 class Inner:
-    """One of the equal divisions of a fold's training rows, whole groups together."""
+    """Division `number` out of `of` divisions of a fold's training rows; groups stay whole."""
 
     number: int
     of: int
 
     def holds(self, part: npt.NDArray[np.int8], validated: int) -> npt.NDArray[np.bool_]:
-        """Say which rows it holds, by their part; the validated part is in none."""
+        """Return a mask of the rows in this division.
+
+        Args:
+            part: (n,), inner part of the rows.
+            validated: the inner part used for validation, which belongs to no division.
+        """
+        # Number the training parts without a gap: `%` then spreads the parts evenly.
         rank = part - (part > validated)
-        held: npt.NDArray[np.bool_] = (rank % self.of == self.number) & (part != validated)
-        return held
+        in_division: npt.NDArray[np.bool_] = (rank % self.of == self.number) & (part != validated)
+        return in_division
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The rows of one role of one fold: a rule on fold, part and label, so that counts add up."""
+    """The rows of a fold in a role.
+
+    The rule depends on fold, part and label only. Row counts follow from the manifest, without
+    opening a shard.
+    """
 
     fold: int
     role: Role
     num_parts: int
     normals: bool = True
     only: Inner | None = None
-    """Of the training rows, those of this division alone."""
+    """Keep only the training rows of the division."""
     without: Inner | None = None
-    """Of the training rows, all but those of this division."""
+    """Leave out the training rows of the division."""
 
-    def _keeps(
+    def _mask(
         self, fold: npt.NDArray[np.int8], part: npt.NDArray[np.int8], label: npt.NDArray[np.int8]
     ) -> npt.NDArray[np.bool_]:
-        tested: npt.NDArray[np.bool_] = fold == self.fold
+        is_tested: npt.NDArray[np.bool_] = fold == self.fold
         if self.role == "test":
-            return tested
-        number = self.fold % self.num_parts
-        validated = part == number
-        kept: npt.NDArray[np.bool_] = (
-            ~tested & (fold != HOLDOUT) & (validated if self.role == "validation" else ~validated)
+            return is_tested
+        validated_part = self.fold % self.num_parts
+        is_validated = part == validated_part
+        is_kept: npt.NDArray[np.bool_] = (
+            ~is_tested
+            & (fold != HOLDOUT)
+            & (is_validated if self.role == "validation" else ~is_validated)
         )
         if self.only is not None:
-            kept &= self.only.holds(part, number)
+            is_kept &= self.only.holds(part, validated_part)
         if self.without is not None:
-            kept &= ~self.without.holds(part, number)
+            is_kept &= ~self.without.holds(part, validated_part)
         if not self.normals:
-            kept &= label != NORMAL
-        return kept
+            is_kept &= label != NORMAL
+        return is_kept
 
     def rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        """Return the positions of this role's rows in a shard's table."""
+        """Return the positions of the selected rows in the table of a shard."""
         columns = [table.column(name).to_numpy() for name in ("fold", "part", "label")]
-        return np.flatnonzero(self._keeps(*columns))
+        return np.flatnonzero(self._mask(*columns))
 
     def count(self, shard: Shard, label: int | None = None) -> int:
-        """Return how many rows of a shard this role has, by the manifest; of one label if given."""
+        """Count the selected rows of a shard from the manifest; only rows with `label` if given."""
         cells = [cell for cell in shard.cells if label is None or cell.label == label]
         if not cells:
             return 0
         values = np.array([(cell.fold, cell.part, cell.label) for cell in cells], np.int8).T
         rows = np.array([cell.rows for cell in cells])
-        return int(rows[self._keeps(*values)].sum())
+        return int(rows[self._mask(*values)].sum())
 
 
 def select(
@@ -85,29 +97,29 @@ def select(
     only: Inner | None = None,
     without: Inner | None = None,
 ) -> Selection:
-    """Return the selection of a fold's role.
+    """Return the selection of a fold and role.
 
     Args:
         manifest: the data set.
-        fold: the fold that is held out.
-        role: what the rows are for.
-        normals: whether images without a lesion are taken.
-        only: the one division of the training rows that is wanted.
-        without: the one division of the training rows that is not.
+        fold: the held-out fold; `HOLDOUT` with role `test` for the final test.
+        role: purpose of the rows.
+        normals: whether to include images without a lesion.
+        only: division of the training rows to select.
+        without: division of the training rows to leave out.
 
     Raises:
-        DataError: if the data set has no such fold or division, or the role has no rows.
+        DataError: if the fold or division does not exist, or the role has no rows.
     """
-    held_out = fold == HOLDOUT and role == "test"
-    if not (0 <= fold < manifest.num_folds or held_out):
+    is_holdout_test = fold == HOLDOUT and role == "test"
+    if not (0 <= fold < manifest.num_folds or is_holdout_test):
         raise DataError(
             f"A fold must be one of 0 to {manifest.num_folds - 1} in this data set, but got {fold}."
         )
-    for inner in (only, without):
-        if inner is not None and (inner.of >= manifest.num_parts or role != "train"):
+    for division in (only, without):
+        if division is not None and (division.of >= manifest.num_parts or role != "train"):
             raise DataError(
                 f"Training rows can be divided into at most {manifest.num_parts - 1} parts in this "
-                f"data set, but `circle.num_parts` is {inner.of}."
+                f"data set, but `circle.num_parts` is {division.of}."
             )
     selection = Selection(
         fold=fold,
@@ -117,7 +129,7 @@ def select(
         only=only,
         without=without,
     )
-    if held_out and not total(manifest, selection):
+    if is_holdout_test and not total(manifest, selection):
         raise DataError("The data set has no holdout; prepare one with `mtil prepare --holdout`.")
     if not total(manifest, selection):
         raise DataError(
@@ -127,15 +139,15 @@ def select(
 
 
 def total(manifest: Manifest, selection: Selection, label: int | None = None) -> int:
-    """Return how many rows a selection has in the whole data set; of one label if given."""
+    """Count the selected rows of the whole data set; only rows with `label` if given."""
     return sum(selection.count(shard, label) for shard in manifest.shards)
 
 
 def parse_folds(text: str, num_folds: int) -> list[int]:
-    """Read `all`, `0`, `0,2` or `holdout` into fold numbers.
+    """Parse `all`, `0`, `0,2` or `holdout` into ascending fold numbers.
 
     Raises:
-        DataError: if the text is something else or names a fold that is not there.
+        DataError: if the text has a different form or names a fold outside the data set.
     """
     if text == "all":
         return list(range(num_folds))

@@ -1,8 +1,4 @@
-"""One shard: a Parquet file of pre-sized rows, verified against its sha256 when it is read.
-
-Pixels are fixed-size binary, since Parquet stores 8-bit integers in four bytes each; reading an
-image is then a copy, not a decode. Masks, a ninth of the pixels' bytes, shrink to almost nothing.
-"""
+"""Shards: Parquet files of pre-sized rows, verified by sha256 on every read."""
 
 import hashlib
 import io
@@ -24,7 +20,7 @@ from mtil.storage import Store
 ROW_GROUP_ROWS = 256
 
 _OTHER_BYTES = 1536
-"""What a row takes beside its pixels, the mask at the original size above all."""
+"""Bytes of a row without its pixels; mostly the mask at the original size."""
 
 _thread = threading.local()
 
@@ -40,16 +36,18 @@ _TYPES = pa.schema(
         pa.field("mask_png", pa.binary(), nullable=False),
     ]
 )
-"""Of the columns whose type does not depend on the images' size."""
+"""Types of the columns independent of the image size."""
 
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
 HOLDOUT = -1
-"""The fold of images that are kept for a final test: no fold trains, validates or tests on them."""
+"""Fold number of images reserved for a final test and used by no fold."""
 
 
 def schema(image_size: int) -> pa.Schema:
-    """Return the columns of a shard whose images are `image_size` pixels square."""
+    """Return the schema of a shard with images of `image_size` by `image_size` pixels."""
+    # Pixels are fixed-size binary: Parquet stores 8-bit integers in four bytes, and reading an
+    # image is then a copy instead of a decode.
     return pa.schema(
         [
             pa.field("sample_id", pa.string(), nullable=False),
@@ -71,15 +69,17 @@ def schema(image_size: int) -> pa.Schema:
 
 
 def row_bytes(image_size: int) -> int:
-    """Return about how many bytes a row takes in memory."""
+    """Return the approximate size of a row in memory, in bytes."""
     return image_size**2 + image_size**2 // 8 + _OTHER_BYTES
 
 
 class Encoder:
-    """A Parquet file of rows, made a row group at a time; the same rows give the same bytes."""
+    """Encodes rows as a Parquet file, one row group at a time; equal rows give equal bytes."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
+        # Images stay uncompressed: reading is a copy. `mask_png` is compressed already. The bit
+        # masks, a ninth of the pixel bytes, shrink to almost nothing.
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
@@ -89,60 +89,66 @@ class Encoder:
             use_dictionary=["label", "group", "fold", "part", "source"],
             write_statistics=["sample_id", "label", "fold", "part"],
         )
-        self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._pending: list[pa.Table] = []
+        self._num_pending = 0
 
     def add(self, table: pa.Table) -> None:
-        """Add rows; what does not fill a row group waits for more."""
-        self._waiting.append(table)
-        self._num_waiting += table.num_rows
-        if self._num_waiting >= ROW_GROUP_ROWS:
-            self._write(self._num_waiting // ROW_GROUP_ROWS * ROW_GROUP_ROWS)
+        """Add rows; an incomplete row group is held until the next call."""
+        self._pending.append(table)
+        self._num_pending += table.num_rows
+        if self._num_pending >= ROW_GROUP_ROWS:
+            self._write(self._num_pending // ROW_GROUP_ROWS * ROW_GROUP_ROWS)
 
     def close(self) -> bytes:
-        """Return the file."""
-        if self._num_waiting:
-            self._write(self._num_waiting)
+        """Write the remaining rows and return the file."""
+        if self._num_pending:
+            self._write(self._num_pending)
         self._writer.close()
         return self._sink.getvalue()
 
     def _write(self, num_rows: int) -> None:
-        table = pa.concat_tables(self._waiting).combine_chunks()
+        table = pa.concat_tables(self._pending).combine_chunks()
         self._writer.write_table(table.slice(0, num_rows), row_group_size=ROW_GROUP_ROWS)
         rest = table.slice(num_rows)
-        self._waiting, self._num_waiting = [rest], rest.num_rows
+        self._pending, self._num_pending = [rest], rest.num_rows
 
 
 def encode(table: pa.Table) -> bytes:
-    """Return the Parquet file of a table of rows; the same rows give the same bytes."""
+    """Return the Parquet file of a table; equal rows give equal bytes."""
     encoder = Encoder(table.schema)
     encoder.add(table)
     return encoder.close()
 
 
 def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard's rows and verify its bytes.
+    """Read the rows of a shard, verified against size and digest in the manifest.
+
+    Args:
+        store: store of the data set.
+        shard: the manifest entry.
+        columns: names of the columns to return; all columns if None.
 
     Raises:
-        DataError: naming the shard, if it is missing or not the one that the manifest names.
+        DataError: if the shard is missing or differs from the manifest.
     """
-    data = _buffer(shard.bytes)
-    found, size = hashlib.sha256(), 0
+    data = _thread_buffer(shard.bytes)
+    digest, size = hashlib.sha256(), 0
     try:
         for chunk in store.chunks(shard.path):
-            found.update(chunk)
+            digest.update(chunk)
             data[size : size + len(chunk)] = chunk[: max(shard.bytes - size, 0)]
             size += len(chunk)
+            # A longer file is already wrong; the rest need not be downloaded.
             if size > shard.bytes:
                 break
     except NotFoundError:
         raise DataError(
             f"Shard {shard.path} of {store.uri} is missing; prepare the data again."
         ) from None
-    if size != shard.bytes or found.hexdigest() != shard.sha256:
+    if size != shard.bytes or digest.hexdigest() != shard.sha256:
         raise DataError(
             f"Shard {shard.path} of {store.uri} must have {shard.bytes} bytes with sha256 "
-            f"{shard.sha256[:12]}…, but its {size} bytes differ; prepare the data again."
+            f"{shard.sha256[:12]}…, but the {size} bytes differ; prepare the data again."
         )
     try:
         table = parquet.read(data, columns, _TYPES)
@@ -158,34 +164,44 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
 
 
 def _check_pixels(table: pa.Table) -> None:
-    """Refuse images and masks that are not the bytes and the bits of one square."""
+    """Raise `ArrowInvalid` unless images and masks are squares of equal side."""
     for name, per_byte in (("image", 1), ("mask", 8)):
         if name in table.column_names:
-            kind = table.schema.field(name).type
-            num = kind.byte_width * per_byte if pa.types.is_fixed_size_binary(kind) else 0
-            if not num or math.isqrt(num) ** 2 != num or table.column(name).null_count:
-                raise pa.ArrowInvalid(f"column {name} must hold squares, but is {kind}")
+            column_type = table.schema.field(name).type
+            num_pixels = (
+                column_type.byte_width * per_byte
+                if pa.types.is_fixed_size_binary(column_type)
+                else 0
+            )
+            if (
+                not num_pixels
+                or math.isqrt(num_pixels) ** 2 != num_pixels
+                or table.column(name).null_count
+            ):
+                raise pa.ArrowInvalid(f"column {name} must hold squares, but is {column_type}")
     if {"image", "mask"} <= set(table.column_names):
-        image, mask = (table.schema.field(name).type.byte_width for name in ("image", "mask"))
-        if image != 8 * mask:
-            raise pa.ArrowInvalid(f"a mask must have {image} bits, but has {8 * mask}")
+        image_bytes, mask_bytes = (
+            table.schema.field(name).type.byte_width for name in ("image", "mask")
+        )
+        if image_bytes != 8 * mask_bytes:
+            raise pa.ArrowInvalid(f"a mask must have {image_bytes} bits, but has {8 * mask_bytes}")
 
 
-def _buffer(size: int) -> memoryview:
-    """Return bytes that this thread reuses: fresh pages for each shard cost more than the copy.
-
-    Parsing copies the values out, so nothing looks at the buffer after `read` has returned.
-    """
-    held: bytearray | None = getattr(_thread, "buffer", None)
-    if held is None or len(held) < size:
-        held = _thread.buffer = bytearray(size)
-    return memoryview(held)[:size]
+def _thread_buffer(size: int) -> memoryview:
+    """Return a view of `size` bytes, overwritten by the next call in the thread."""
+    # Fresh memory pages for every shard cost more than the copy. Reuse is safe: parsing copies the
+    # values, and nothing refers to the buffer after `read` has returned.
+    buffer: bytearray | None = getattr(_thread, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _thread.buffer = bytearray(size)
+    return memoryview(buffer)[:size]
 
 
 def pixels(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint8]:
     """View a fixed-size binary column as a read-only array (rows, bytes)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # an empty column has no chunk
+    # `combine_chunks` returns a chunked array for an empty column, which has no chunk.
+    if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     width = array.type.byte_width
     flat = np.frombuffer(array.buffers()[1] or b"", np.uint8)

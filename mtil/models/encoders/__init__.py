@@ -1,4 +1,4 @@
-"""Encoders behind one interface: a gray image becomes five maps at strides 2 to 32."""
+"""Encoders: from a gray image to five maps at strides 2 to 32."""
 
 from mtil.config import EncoderConfig
 from mtil.errors import ConfigError
@@ -13,10 +13,10 @@ HUGGING_FACE = "hf:"
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
-    """Build the encoder that the configuration names.
+    """Build the encoder named in the configuration.
 
     Raises:
-        ConfigError: if there is no such encoder, or no weights for it.
+        ConfigError: if the encoder does not exist, or has no pretrained weights.
         CheckpointError: if the packaged weights are damaged.
     """
     if config.name == "efficientnet_lite0":

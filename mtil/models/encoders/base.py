@@ -1,4 +1,4 @@
-"""What every encoder offers to the network."""
+"""The interface of all encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,17 +13,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Encoder(nn.Module, ABC):
-    """Turns a gray image in [0, 1] into five maps, one for each of `STRIDES`.
+    """Converts a gray image in [0, 1] into five maps, at the strides in `STRIDES`.
 
-    Subclasses set `channels` and `stem_channels` and implement `features`. They never see the
-    prior map: whoever has one adds its own projection to the stem through `stem_bias`, so that
-    the encoder's parameters are exactly those of its pretrained model.
+    Subclasses set `channels` and `stem_channels` and implement `features`.
     """
+
+    # An encoder never reads the prior map. The network projects the prior map to `stem_bias`; the
+    # encoder then has exactly the parameters of the pretrained model.
 
     channels: tuple[int, int, int, int, int]
     """Channels of the five maps, finest first."""
     stem_channels: int
-    """Channels that a `stem_bias` must have."""
+    """Number of channels of `stem_bias`."""
     mean: Tensor
     std: Tensor
 
@@ -37,12 +38,12 @@ class Encoder(nn.Module, ABC):
         image: Float[Tensor, "b 1 h w"],
         stem_bias: Float[Tensor, "b c h2 w2"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the five maps, finest first; `stem_bias` is added at half the resolution."""
-        pixels = (image - self.mean) / self.std  # the gray value repeated: (b, 3, h, w)
+        """Return the five maps, finest first; `stem_bias` is added at stride 2."""
+        pixels = (image - self.mean) / self.std  # broadcast to (b, 3, h, w)
         return self.features(pixels, stem_bias)
 
     @abstractmethod
     def features(
         self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Return the five maps of normalised pixels."""
+        """Return the five maps of normalised pixels, finest first."""

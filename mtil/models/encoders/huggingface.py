@@ -1,4 +1,4 @@
-"""Any Hugging Face backbone with maps at strides 4, 8, 16 and 32 (extra `mtil[hf]`)."""
+"""Hugging Face backbones with maps at strides 4, 8, 16 and 32 (extra `mtil[hf]`)."""
 
 from typing import Any
 
@@ -16,11 +16,10 @@ DETAIL_CHANNELS = 24
 
 
 class HuggingFaceBackbone(Encoder):
-    """A `transformers` backbone; a light stem of our own adds the map at stride 2.
+    """A `transformers` backbone; a small additional stem provides the map at stride 2."""
 
-    Since its stem is unknown, a stem bias has twelve channels at stride 2, which are laid out as
-    three channels at full resolution and added to the pixels.
-    """
+    # The stem of the backbone is unknown. A stem bias therefore has 12 channels at stride 2,
+    # rearranged to 3 channels at full resolution and added to the pixels.
 
     stem_channels = 3 * 2 * 2
 
@@ -41,10 +40,10 @@ class HuggingFaceBackbone(Encoder):
 
 
 def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
-    """Load or build the backbone so that it returns the maps of its last four stages.
+    """Load or build the backbone, with the maps of the last four stages as output.
 
     Raises:
-        ConfigError: if `transformers` is missing or has no such backbone.
+        ConfigError: if `transformers` is not installed or the backbone cannot be loaded.
     """
     try:
         from transformers import AutoBackbone, AutoConfig  # an optional extra
@@ -57,7 +56,8 @@ def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
         config: Any = AutoConfig.from_pretrained(name)
         config = AutoConfig.from_pretrained(name, out_features=list(config.stage_names)[-4:])
         backbone: Any = AutoBackbone.from_config(config)
-        if pretrained:  # by its own class: AutoBackbone refuses folders and asks the hub first
+        # Loaded by the concrete class: `AutoBackbone` refuses folders and asks the hub first.
+        if pretrained:
             backbone = type(backbone).from_pretrained(name, config=config)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -70,9 +70,7 @@ def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def probe(name: str, backbone: nn.Module) -> tuple[int, int, int, int]:
-    """Return the channels of the four maps, after one pass over an empty image.
-
-    Parameters that the maps do not depend on are frozen: distributed training has to know them.
+    """Return the number of channels of the four maps, and freeze unused parameters.
 
     Raises:
         ConfigError: if the maps are not at strides 4, 8, 16 and 32.
@@ -86,6 +84,8 @@ def probe(name: str, backbone: nn.Module) -> tuple[int, int, int, int]:
             f"An encoder must have maps at strides {list(STRIDES[1:])}, but hf:{name} has them at "
             f"{strides}; use a pyramid such as ResNet, ConvNeXt or Swin."
         )
+    # Parameters without influence on the maps are frozen: distributed training waits for a gradient
+    # of every trainable parameter.
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     total = torch.stack([level.sum() for level in maps]).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)

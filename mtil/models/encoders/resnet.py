@@ -1,4 +1,4 @@
-"""ResNets of basic blocks (He et al. 2016), without packaged weights."""
+"""ResNets with basic blocks (He et al. 2016), without packaged weights."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,11 +12,11 @@ VARIANTS = {
     "resnet18": ((2, 2, 2, 2), 64),
     "resnet34": ((3, 4, 6, 3), 64),
 }
-"""Blocks of each stage, and channels of the first; each later stage has twice as many."""
+"""Blocks by stage, and channels of the first stage; later stages double the channels."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the identity (after ReLU) at initialisation."""
+    """Two 3x3 convolutions with a shortcut; the identity (after ReLU) at initialisation."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Encoder):
-    """A ResNet of basic blocks without its classification head."""
+    """A ResNet with basic blocks and without classification head."""
 
     def __init__(self, name: str, *, pretrained: bool) -> None:
         if pretrained:

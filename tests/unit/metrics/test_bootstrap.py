@@ -18,7 +18,7 @@ def sample(n, seed, *, ties):
 
 
 def assert_equals_repetition(many, plain, probability, label, weights):
-    """Check that each row's figure is the plain one of the cases repeated by their weights."""
+    """Check that the figure of every row equals the plain figure of the repeated cases."""
     assert many.shape == (len(weights),)
     for figure, row in zip(many, weights.astype(int), strict=True):
         expected = plain(np.repeat(probability, row), np.repeat(label, row).astype(int))

@@ -53,7 +53,7 @@ CASES = list(_cases())
 
 
 def brute_force(prediction, target, spacing):
-    """Return HD95 and ASSD from all pairs of outline pixels, found by looking at neighbours."""
+    """Return HD95 and ASSD from all pairs of outline pixels, a brute-force reference."""
 
     def points(image):
         padded = np.pad(image, 1)

@@ -1,4 +1,4 @@
-"""Where actors compute, and with how many threads a run's trainings do."""
+"""The device of actors, and the number of threads of a run's trainings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU that can be seen, as Ray shows it to actors that have reserved none."""
+    """A visible GPU, as Ray shows to actors without a reserved GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -26,7 +26,7 @@ PALACE, DAISY = 698, 985  # ImageNet classes
 
 
 class FakeBackbone(nn.Module):
-    """A pyramid like those of transformers, with one layer that no map depends on."""
+    """A pyramid as in transformers, with a layer without influence on the maps."""
 
     def __init__(self, strides=(4, 8, 16, 32)):
         super().__init__()
@@ -39,7 +39,7 @@ class FakeBackbone(nn.Module):
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """A stand-in for the package; `calls` records what was asked of it."""
+    """A stand-in for the package; `calls` records all calls."""
     module = ModuleType("transformers")
     module.calls = []
     module.backbone = FakeBackbone()
@@ -74,7 +74,7 @@ def build(name, *, pretrained=False):
 
 
 class EncoderContract:
-    """What the network expects of every encoder."""
+    """Check the interface of an encoder."""
 
     @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
     def test_maps_have_the_promised_strides_and_channels(self, encoder, size):
@@ -165,7 +165,7 @@ class TestHuggingFace(EncoderContract):
 
 
 def test_the_pretrained_weights_recognise_photographs():
-    """A palace and a daisy, through the packaged head: padding, epsilon and scale are right."""
+    """The packaged head recognises a palace and a daisy: padding, epsilon and scale are right."""
     state = load_verified(WEIGHTS)
     encoder = EfficientNetLite0(pretrained=True).eval()
 

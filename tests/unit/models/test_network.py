@@ -95,7 +95,7 @@ def test_output_has_the_promised_shapes(height, width):
 @every_variant
 @pytest.mark.parametrize("with_prior", [True, False])
 def test_every_parameter_gets_a_gradient(config, with_prior):
-    """Distributed training needs one each, whether or not the batch has maps."""
+    """Distributed training needs a gradient of every parameter, with and without prior maps."""
     model = network(config, noise=0.02)
     image, prior = batch()
     total(model(image, prior if with_prior else None)).backward()

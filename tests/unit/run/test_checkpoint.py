@@ -1,4 +1,4 @@
-"""Model files and training checkpoints: what comes back, and what is refused unread."""
+"""Model files and training checkpoints: round trips, and refusal of damaged or foreign files."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def model(make_config: MakeConfig) -> Model:
-    """A network of which every weight and statistic is unlike a new one's."""
+    """A network with weights and statistics that all differ from a new network."""
     config = make_config()
     torch.manual_seed(0)
     network = TwoTaskNetwork(config.model)
@@ -98,7 +98,7 @@ def test_its_network_says_the_same_to_the_bit(model: Model, data: bytes) -> None
 
 
 def test_a_network_needs_no_pretrained_weights(model: Model, make_config: MakeConfig) -> None:
-    """They would be loaded only to be overwritten, and ResNet has none to load."""
+    """Pretrained weights would only be overwritten, and ResNet has no pretrained weights."""
     resnet = make_config(model={"baseline": True, "encoder": {"name": "resnet18"}})
     weights = TwoTaskNetwork(resnet.model).state_dict()
     pretrained = from_dict({"model": {"encoder": {"pretrained": True}}}, resnet)
@@ -133,7 +133,7 @@ def test_code_in_a_model_file_is_refused_and_not_run(tmp_path: Path, data: bytes
 
 
 def test_code_in_a_training_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
-    """Even where somebody has changed the pointer's sha256 as well."""
+    """Even if the sha256 in the pointer is changed as well."""
     store, trap = LocalStore(str(tmp_path / "run")), tmp_path / "trap"
     data = _saved({"state": _Malicious(trap)})
     pointer = {"file": "evil.pt", "epoch": 0, "sha256": hashlib.sha256(data).hexdigest()}
@@ -265,7 +265,7 @@ def test_the_latest_checkpoint_is_loaded_and_its_predecessor_gone(
 
 
 def _file(store: LocalStore, epoch: int, fold: str = "fold-0") -> str:
-    """Return the name of an epoch's one file."""
+    """Return the name of the only file of an epoch."""
     start = f"{fold}/checkpoints/epoch-{epoch:04d}-"
     (name,) = (name for name in store.names() if name.startswith(start))
     return name

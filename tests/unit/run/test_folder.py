@@ -1,4 +1,4 @@
-"""A run's folder: it stays with its configuration and data, and names what it committed."""
+"""A run's folder: configuration and data set are fixed, and results name the committed model."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_run_is_one_sentence(uri: str, text: str) -> None:
 
 
 def test_a_place_that_cannot_be_read_is_called_that(tmp_path: Path) -> None:
-    """A store that fails is no file with the wrong text in it."""
+    """A storage failure is not reported as a damaged file."""
     uri = str(tmp_path / ("x" * 300))
     for read in (
         lambda: Run.open(uri),

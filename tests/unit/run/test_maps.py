@@ -1,4 +1,4 @@
-"""Map shards: what was written is read, nothing else is taken for it, and no row moves."""
+"""Map shards: round trips, refusal of damaged or foreign files, and joins in row order."""
 
 import dataclasses
 import pickle
@@ -98,7 +98,7 @@ def test_the_same_maps_give_the_same_bytes() -> None:
 
 
 def test_a_lesion_s_map_of_an_image_of_256_pixels_takes_less_than_four_kibibytes() -> None:
-    """A soft ellipse each, on a background that is faintly uneven."""
+    """Maps with a soft ellipse on a slightly uneven background."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-1:1:128j, -1:1:128j]
     maps = []
@@ -128,7 +128,7 @@ def test_a_truncated_map_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_no_flipped_bit_changes_what_is_read() -> None:
-    """A bit that carries nothing, as in the name of the writing library, may flip unnoticed."""
+    """A bit without meaning, such as in the name of the writing library, may flip unnoticed."""
     data = encode(_ids(20), _maps(20), ORIGIN)
     origin, whole = decode(data)
     noticed = 0
@@ -212,7 +212,7 @@ def test_a_map_shard_s_error_keeps_its_path_on_the_way_between_processes(tmp_pat
 
 
 def _shards(num_shards: int, num_rows: int = 12) -> list[pa.Table]:
-    """Tables of rows whose ids are in no order; the label counts them through."""
+    """Tables of rows with unordered ids; the label numbers the rows."""
     ids = np.random.default_rng(num_shards).permutation(num_shards * num_rows)
     return [
         pa.table(

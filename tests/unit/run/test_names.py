@@ -1,4 +1,4 @@
-"""The names of a run's files: each that is written is recognised, and no other."""
+"""The names of a run's files: all written names are recognised, and no other names."""
 
 import pytest
 
@@ -10,7 +10,7 @@ TRAININGS = [Train(0, 0), Train(12, 3), Train(1, 4, 7), Train(1, 4, 0)]
 
 
 def test_names_are_these() -> None:
-    """Runs of earlier versions have them."""
+    """Runs of earlier versions have files with these names."""
     of = Train(1, 4, 7)
     assert names.training(of) == "rounds/1/fold-4/part-7"
     assert names.history(of) == "rounds/1/fold-4/part-7/history.jsonl"

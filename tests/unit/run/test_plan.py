@@ -1,4 +1,4 @@
-"""What a circle consists of: what needs what, and who may map whom."""
+"""The plan of a circle: actions, prerequisites, and the models allowed to map a row."""
 
 import pytest
 from hypothesis import given
@@ -136,7 +136,7 @@ def test_actions_are_listed_after_what_they_need_and_each_once(plan: Plan) -> No
 
 
 def rows_seen(plan: Plan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
-    """Train and map three images a part by hand; return who has seen and who has mapped which."""
+    """Simulate training and mapping three images a part; return images seen and mapped."""
     num_parts = plan.circle.num_parts if plan.circle.maps == "cross_fit" else 1
     rows = set(range(3 * num_parts))
     seen: dict[Train, set[int]] = {}

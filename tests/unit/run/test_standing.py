@@ -1,4 +1,4 @@
-"""`mtil status` of what `mtil train` has made: how far it is, by its files alone."""
+"""`mtil status` for runs of `mtil train`: progress read from files alone."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def commit(run: Run, make_model: Callable[..., Model]) -> Callable[[Train], None
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What happens in the pauses of the command, one after the other; then nothing more does."""
+    """Run one callback in each pause of the command; later pauses do nothing."""
     todo: list[Callable[[], object]] = []
 
     def sleep(seconds: float) -> None:
@@ -52,7 +52,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 def told(
     run: Run, pauses: list[Callable[[], object]], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[dict[str, Any], str]]:
-    """Run `mtil status` and return its JSON object and what a person sees."""
+    """Run `mtil status`; return the JSON object and the text output."""
 
     def ask(*words: str) -> tuple[dict[str, Any], str]:
         assert main(["status", "--run", run.uri, "--json", *words]) == 0
@@ -121,7 +121,7 @@ def test_a_run_that_is_trained_is_over_at_once(
 def test_watching_ends_when_no_fold_follows(
     run: Run, told: Told, commit: Callable[[Train], None], pauses: list[Callable[[], object]]
 ) -> None:
-    """A fold that begins while the one before is done belongs to the same command."""
+    """A fold that starts after the previous fold has ended belongs to the same command."""
     run.write_history(Train(0, 0), [{"epoch": 0, **FIGURES}])
     pauses += [
         *[lambda: None] * 11,

@@ -1,4 +1,4 @@
-"""Rows to batches: held or window by window, a worker gets the same bytes in the same order."""
+"""Rows to batches: resident and streaming workers get the same bytes in the same order."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
 
 @pytest.fixture(scope="module")
 def stored(tables: list[pa.Table]) -> dict[str, dict[str, Any]]:
-    """Every row as plain values, by its id."""
+    """All rows as plain values, by id."""
     return {row["sample_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -59,7 +59,7 @@ def make_plan(manifest: Manifest) -> MakePlan:
 
 
 def _held(tables: list[pa.Table], plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
-    """An epoch of a data set that is held as a whole."""
+    """An epoch of a resident data set."""
     rows = Rows(tables, plan.selection)
     parts = [
         (rows, rows.picked(np.asarray(window.shards)[window.picks[:, 0]], window.picks[:, 1]))
@@ -69,7 +69,7 @@ def _held(tables: list[pa.Table], plan: Plan, epoch: int, batch_size: int) -> It
 
 
 def _streamed(data_uri: str, plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
-    """An epoch whose shards are read window by window."""
+    """An epoch of shards read window by window."""
     store = LocalStore(data_uri)
 
     def parts() -> Iterator[tuple[Rows, np.ndarray]]:
@@ -184,7 +184,7 @@ def test_rows_can_be_gathered_in_any_order_and_more_than_once(
 
 
 def test_a_batch_is_the_reader_s_own(tables: list[pa.Table]) -> None:
-    """It may be changed; what it was copied from stays."""
+    """Changing a batch does not change the source rows."""
     rows, numbers = Rows(tables), np.arange(7)
     batch, kept = rows.gather(numbers), rows.gather(numbers)
     for array in (batch.image, batch.mask, batch.label):
@@ -207,7 +207,7 @@ def test_no_numbers_give_an_empty_batch(tables: list[pa.Table]) -> None:
 def test_tables_may_come_in_pieces_and_may_be_empty(
     tables: list[pa.Table], make_plan: MakePlan
 ) -> None:
-    """As Ray hands them over: in several blocks, as slices, some of them without rows."""
+    """Tables as Ray passes them: several blocks, slices, and blocks without rows."""
     selection = make_plan().selection
     pieces = [
         pa.concat_tables([table.slice(0, 2), table.slice(2, 0), table.slice(2, 3), table.slice(5)])
@@ -273,7 +273,7 @@ def small() -> Rows:
 
 
 def test_a_batch_is_cut_as_soon_as_its_rows_are_there(small: Rows) -> None:
-    """What comes later is not read for it, so that few windows are in memory at once."""
+    """Later windows are not read ahead: few windows are in memory at once."""
     read_so_far = 0
 
     def parts() -> Iterator[tuple[Rows, np.ndarray]]:
@@ -289,7 +289,7 @@ def test_a_batch_is_cut_as_soon_as_its_rows_are_there(small: Rows) -> None:
 
 
 def test_shards_without_selected_rows_give_none(tables: list[pa.Table], manifest: Manifest) -> None:
-    """Rows are sorted by id, so that the last shard holds normal images only."""
+    """Rows are sorted by id: the last shard holds normal images only."""
     tumours = Selection(fold=0, role="train", num_parts=manifest.num_parts, normals=False)
     counts = [tumours.count(shard) for shard in manifest.shards]
     assert counts[-1] == 0

@@ -1,4 +1,4 @@
-"""`dataset.json`: values that no preparation writes are one sentence that names the key."""
+"""`dataset.json`: invalid values give one sentence with the key."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The order of an epoch, for any sizes: equal shares, no row twice, the same wherever it runs."""
+"""The order of an epoch, for any sizes: equal shares, no row twice, reproducible."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtil.data.dataset.order import Window, epoch_windows, local_batch
 
 Row = tuple[int, int]
-"""Shard, and which of its selected rows."""
+"""Shard index, and index among the selected rows of the shard."""
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 WORKERS = st.integers(1, 5)
@@ -190,7 +190,7 @@ def test_fewer_rows_than_workers_leave_everybody_without() -> None:
 def test_windows_are_cut_from_one_sequence(
     counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
 ) -> None:
-    """The plain way: write the whole epoch down, cut it, and group it by shards."""
+    """Reference implementation: list the whole epoch, cut it, and group it by shards."""
     sequence: list[Row] = []
     for shard in np.random.default_rng((seed, epoch, 0)).permutation(len(counts)).tolist():
         rows = np.random.default_rng((seed, epoch, 1, shard)).permutation(counts[shard])
@@ -210,6 +210,6 @@ def test_windows_are_cut_from_one_sequence(
 
 
 def test_the_order_is_the_same_in_every_version() -> None:
-    """A run that a later version takes up goes on with the very epoch that it was in."""
+    """A run resumed by a later version of mtil continues the same epoch."""
     shares = _epoch([3, 0, 2, 4], 2, seed=7, epoch=3, shuffle_shards=2)
     assert shares == [[(0, 2), (3, 2), (0, 1), (0, 0)], [(3, 3), (2, 0), (3, 0), (3, 1)]]

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test: nothing twice, nothing lost, no group on two sides."""
+"""Selection of rows by role: no row twice, no row lost, no group in two roles."""
 
 from collections import Counter
 from dataclasses import replace

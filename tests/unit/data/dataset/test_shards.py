@@ -1,4 +1,4 @@
-"""Shards: the same rows give the same bytes, and no other bytes are taken for them."""
+"""Shards: equal rows give equal bytes, and changed bytes are refused."""
 
 import hashlib
 from pathlib import Path
