@@ -282,7 +282,7 @@ def _stage(state: State, lost: Set[Action], cell: Sequence[Action]) -> Stage:
 
 def _initial_state(event: Event) -> State:
     if event.number != 1 or not isinstance(event.change, Begin):
-        raise _impossible_event_error(event, "the first event must be 'begin'")
+        raise _impossible_event_error(event, "a ledger must open with 'begin' as event 1")
     return State(
         begin=event.change,
         number=1,

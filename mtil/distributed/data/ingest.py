@@ -1,7 +1,7 @@
-"""Shards in object storage to a training worker's batches, through Ray.
+"""Feed batches from shards in object storage to a training worker, through Ray.
 
-Two ways, the same batches: *resident* keeps every shard in Ray's object store, once a node, where
-workers see it without a copy; *streaming* has Ray Data read each shard when its turn comes.
+Two modes give equal batches. *Resident*: every shard lies in Ray's object store, once per node, and
+workers read without a copy. *Streaming*: Ray Data reads every shard when needed.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -24,19 +24,20 @@ from mtil.errors import RunError
 from mtil.run.priors import PriorMaps
 
 _MAX_TASKS = 2048
-"""Shards that one execution of Ray Data reads, about; more follow in another."""
+"""Approximate number of shards read by an execution of Ray Data. Further shards are read by further
+executions."""
 
 _PREFETCHED_SHARDS = 4
 
 _READING_TASKS = 3
-"""Shards that are read at a time for one stream: more take the cores from each other, and each
-is a process that has to start."""
+"""Concurrent reading tasks per stream. More tasks compete for cores, and every task costs a process
+start."""
 
 
 class ReadShard:
-    """A task of Ray Data: number of a shard in, its rows out, whole or those of a selection.
+    """Ray Data task: takes a shard index, returns all rows or the rows of a selection.
 
-    The maps of the round before join their rows here, within the task that reads the shard.
+    Joins the maps of the previous round within the reading task.
     """
 
     def __init__(
@@ -51,29 +52,29 @@ class ReadShard:
         self.selection, self.priors = selection, priors
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Read the one shard that the block names."""
-        (number,) = block.column("id").to_pylist()
-        table = read_whole(self.data_uri, self.manifest.shards[number], self.priors)
+        """Read the shard named in the block."""
+        (shard_index,) = block.column("id").to_pylist()
+        table = read_whole(self.data_uri, self.manifest.shards[shard_index], self.priors)
         if self.selection is None:
             return table
         return table.take(pa.array(self.selection.rows(table)))
 
 
 def resident(refs: Sequence[ray.ObjectRef[Any]], plan: Plan) -> Rows:
-    """Look at held tables as the rows of a plan's selection, without a copy.
+    """Return a view of resident tables as the rows of a plan's selection, without a copy.
 
     Raises:
-        RunError: if the held rows are not those of the manifest.
+        RunError: if the number of resident rows differs from the manifest.
     """
     tables = ray.get(list(refs))
-    held, wanted = sum(table.num_rows for table in tables), plan.manifest.num_rows
-    if held != wanted:
-        raise RunError(f"The object store must hold {wanted} rows, but holds {held}.")
+    num_rows, expected = sum(table.num_rows for table in tables), plan.manifest.num_rows
+    if num_rows != expected:
+        raise RunError(f"The object store holds {num_rows} rows instead of {expected}.")
     return Rows(tables, plan.selection)
 
 
 def resident_epoch(rows: Rows, plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
-    """Yield one epoch's batches from held rows."""
+    """Yield the batches of an epoch from resident rows."""
     windows = plan.windows(epoch)
     parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1])) for w in windows)
     return cut(parts, batch_size, whole=True)
@@ -82,22 +83,23 @@ def resident_epoch(rows: Rows, plan: Plan, epoch: int, batch_size: int) -> Itera
 def streaming_epochs(
     data_uri: str, plan: Plan, epochs: range, batch_size: int, priors: PriorMaps | None = None
 ) -> Generator[Iterator[Batch], None, None]:
-    """Yield, for each epoch, its batches as they arrive from storage.
+    """Yield an iterator of batches for every epoch, as the rows arrive from storage.
 
-    The shards of all epochs are one stream, so that the next epoch's are read ahead while this
-    one's are trained on. Each epoch must be used up before the next is asked for.
+    All epochs share a stream, so shards of the next epoch are prefetched while the current epoch
+    trains. Exhaust an epoch before requesting the next.
     """
     task = ReadShard(data_uri, plan.manifest, priors=priors)
     with closing(_shard_tables(task, plan, epochs)) as tables:
         for epoch in epochs:
-            parts = _parts(tables, plan, plan.windows(epoch))
+            parts = _window_parts(tables, plan, plan.windows(epoch))
             yield cut(parts, batch_size, whole=True)
-            for _ in parts:  # what a short epoch left behind
+            # Skip shards left unread by the epoch: the next epoch must start at its first shard.
+            for _ in parts:
                 pass
 
 
 def resident_rows(rows: Rows, plan: Plan, batch_size: int) -> Iterator[Batch]:
-    """Yield this worker's share of a selection's batches from held rows, each row once in all."""
+    """Yield the worker's share of a selection's batches from resident rows, without repetition."""
     starts = [
         (index, start)
         for index, shard in enumerate(plan.manifest.shards)
@@ -110,57 +112,59 @@ def resident_rows(rows: Rows, plan: Plan, batch_size: int) -> Iterator[Batch]:
 
 
 def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch]:
-    """Yield the batches of a selection that lie in this worker's shards, each row once in all.
+    """Yield the batches of a selection from the worker's own shards, without repetition.
 
-    They are those of `resident_rows`: a batch holds rows of one shard, so that neither the way nor
-    the number of workers decides which rows a network sees together.
+    The batches equal those of `resident_rows`: a batch holds rows of a single shard, so neither
+    mode nor worker count changes the rows that the network sees together.
     """
-    mine = plan.shards()
-    if not mine:
+    own_shards = plan.shards()
+    if not own_shards:
         return
     task = ReadShard(data_uri, plan.manifest, selection=plan.selection)
-    with closing(_blocks(_one_task_each(mine, task))) as tables:
-        for shard in mine:
-            rows = Rows([_whole(tables, plan.selection.count(plan.manifest.shards[shard]))])
+    with closing(_iterate_blocks(_read_shards(own_shards, task))) as tables:
+        for shard in own_shards:
+            rows = Rows([_take_shard(tables, plan.selection.count(plan.manifest.shards[shard]))])
             yield from cut([(rows, rows.everything())], batch_size, whole=False)
 
 
-def _parts(tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]) -> Iterator[Part]:
+def _window_parts(
+    tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]
+) -> Iterator[Part]:
     for window in windows:
-        shards = [_whole(tables, plan.manifest.shards[shard].rows) for shard in window.shards]
+        shards = [_take_shard(tables, plan.manifest.shards[shard].rows) for shard in window.shards]
         rows = Rows(shards, plan.selection)
         yield rows, rows.picked(window.picks[:, 0], window.picks[:, 1])
 
 
 def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Generator[pa.Table, None, None]:
-    """Yield the tables of every shard of every window of the epochs, one stream."""
-    waiting: list[int] = []
+    """Yield the tables of all shards of all windows of the epochs as one stream."""
+    pending: list[int] = []
     for epoch in epochs:
-        waiting += [int(shard) for window in plan.windows(epoch) for shard in window.shards]
-        if len(waiting) >= _MAX_TASKS or epoch == epochs[-1]:
-            yield from _blocks(_one_task_each(waiting, task))
-            waiting = []
+        pending += [int(shard) for window in plan.windows(epoch) for shard in window.shards]
+        if len(pending) >= _MAX_TASKS or epoch == epochs[-1]:
+            yield from _iterate_blocks(_read_shards(pending, task))
+            pending = []
 
 
-def _whole(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
-    """Take a shard off a stream of tables; Ray may have handed it over in several blocks."""
-    found: list[pa.Table] = []
-    missing = num_rows
-    while missing > 0:
+def _take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
+    """Join the blocks of the next shard in a stream: Ray may split a shard into several blocks."""
+    blocks: list[pa.Table] = []
+    missing_rows = num_rows
+    while missing_rows > 0:
         table = next(tables, None)
         if table is None:
             break
-        found.append(table)
-        missing -= table.num_rows
-    if missing:
+        blocks.append(table)
+        missing_rows -= table.num_rows
+    if missing_rows:
         raise RunError(
-            f"Ray Data must hand over a shard's {num_rows} rows, but gave {num_rows - missing}."
+            f"Ray Data delivered {num_rows - missing_rows} of {num_rows} rows of a shard."
         )
-    return pa.concat_tables(found)
+    return pa.concat_tables(blocks)
 
 
-def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
-    """Yield a data set's blocks; when this is closed, so is what reads them."""
+def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
+    """Yield the blocks of a Ray data set. Closing the generator stops the reading tasks."""
     yield from iter(
         dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_SHARDS
@@ -168,14 +172,16 @@ def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
     )
 
 
-def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:
+def _read_shards(shards: Sequence[int], task: ReadShard) -> Dataset:
     context = DataContext.get_current()
+    # The order of shards is part of the epoch: seed and epoch determine every batch.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.
-    numbers = [{"id": shard} for shard in shards]
-    return ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+    # `from_items` instead of `range`: the read tasks of a range reserve whole CPUs, and the workers
+    # may leave less.
+    items = [{"id": shard} for shard in shards]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         task,
         batch_size=None,
         batch_format="pyarrow",

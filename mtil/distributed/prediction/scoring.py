@@ -1,4 +1,4 @@
-"""A run's models over the shards' test rows: an actor pool in which each image is seen once."""
+"""Score test rows with the models of a run, in an actor pool. Every image is scored once."""
 
 import io
 import math
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from mtil.prediction.predictor import Predictor
 
 _UNIT_ROWS = 64
-"""Test rows of a shard that one call scores: small enough to share a small data set out."""
-_WORTH_PIXELS = 32 * 256**2
-"""Of input to the network that are worth an actor on a CPU, which takes four seconds to start."""
+"""Test rows of a shard scored per call. Small enough to spread a small data set over many
+actors."""
+_PIXELS_PER_ACTOR = 32 * 256**2
+"""Input pixels that justify another CPU actor, whose start takes four seconds."""
 
 
 class Scorer:
-    """An actor that scores test rows with the models of a run's round."""
+    """Actor that scores test rows with the models of a round."""
 
-    def __init__(self, run_uri: str, data_uri: str, number: int, gpus: float) -> None:
-        from mtil.models.devices import (
-            own_device,  # PyTorch, which the driver of this does not need
-        )
+    def __init__(self, run_uri: str, data_uri: str, round_index: int, gpus: float) -> None:
+        # Imported here: the driver does not need PyTorch.
+        from mtil.models.devices import own_device
 
         self._device = own_device(gpus)
-        self._run, self._number = Run.open(run_uri), number
+        self._run, self._round = Run.open(run_uri), round_index
         self._store = open_store(data_uri)
         self._manifest = self._run.manifest(data_uri)
         self._chains: dict[int, list[list[Predictor]]] = {}
         self._shard: tuple[int, pa.Table] | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Score the unit that the block names: (fold, shard, start)."""
+        """Score the unit of work (fold, shard, start) in the block."""
         from mtil.prediction.predictor import predictors
         from mtil.prediction.scoring import EVALUATION_COLUMNS, score_chains
 
@@ -54,13 +54,13 @@ class Scorer:
         fold = unit["fold"]
         if fold not in self._chains:
             self._chains[fold] = [
-                predictors(models, self._device) for models in chains(self._run, self._number, fold)
+                predictors(models, self._device) for models in chains(self._run, self._round, fold)
             ]
         if self._shard is None or self._shard[0] != unit["shard"]:
             shard = self._manifest.shards[unit["shard"]]
             self._shard = (unit["shard"], read(self._store, shard, EVALUATION_COLUMNS))
         table = self._shard[1]
-        rows = _test_rows(self._manifest, fold).rows(table)[unit["start"] :][:_UNIT_ROWS]
+        rows = _select_test_rows(self._manifest, fold).rows(table)[unit["start"] :][:_UNIT_ROWS]
         return score_chains(table.take(pa.array(rows)), self._chains[fold])
 
 
@@ -73,30 +73,33 @@ def predict_folds(
     gpus_per_worker: float = 0.0,
     listen: Callable[[dict[str, Any]], None],
 ) -> pa.Table:
-    """Score the test rows of folds, each with the models that have not seen them.
+    """Score the test rows of folds with models that have not seen the rows. Write the predictions.
 
-    The rows of the holdout, as fold `HOLDOUT`, are judged by all trained folds' models together.
-
-    Each fold's predictions are written to the run. Returns all of them, ordered by fold, id, pass.
+    The rows of the holdout, fold `HOLDOUT`, are scored by the ensemble of all trained folds. The
+    predictions of each fold are written to the run.
 
     Args:
         run: the run.
-        folds: whose test rows.
-        number: the round whose models judge them.
-        num_workers: how many actors share the work; by default as many as there are CPUs.
-        gpus_per_worker: GPUs that each of them reserves.
-        listen: told `{"kind": "scored", "images", "of"}`.
+        folds: folds whose test rows are scored.
+        number: round of the models.
+        num_workers: number of actors. By default as many as there are CPUs.
+        gpus_per_worker: GPUs reserved by each actor.
+        listen: receives `{"kind": "scored", "images", "of"}`.
+
+    Returns:
+        all predictions, ordered by fold, id and pass.
 
     Raises:
         UserError: if the data set is not the run's, a fold is untrained, or the workers do not fit.
-        DataError: if an image was not seen exactly once in each pass.
+        DataError: if an image was not scored exactly once per pass.
     """
     store = open_store(run.data_uri)
     manifest = run.manifest()
     for fold in folds:
-        check_models(run, number, fold)  # told here, and not by actors after seconds
-    units = _units(manifest, folds)
-    num_pixels = _count(units) * run.config.data.image_size**2
+        # Fail here at once, rather than in an actor after seconds.
+        check_models(run, number, fold)
+    units = _list_units(manifest, folds)
+    num_pixels = _count_rows(units) * run.config.data.image_size**2
     pool, cpus = actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
     with unwrapped():
         scored = quiet(units).map_batches(
@@ -112,15 +115,15 @@ def predict_folds(
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
-            listen({"kind": "scored", "images": images, "of": _count(units)})
+            listen({"kind": "scored", "images": images, "of": _count_rows(units)})
     predictions = with_named_sources(pa.concat_tables(tables), manifest).sort_by(
         [("fold", "ascending"), ("sample_id", "ascending"), ("pass", "ascending")]
     )
     for fold in folds:
-        of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
-        check_complete(of_fold, total(manifest, _test_rows(manifest, fold)), fold)
+        fold_predictions = predictions.filter(pa.compute.equal(predictions["fold"], fold))
+        check_complete(fold_predictions, total(manifest, _select_test_rows(manifest, fold)), fold)
         sink = io.BytesIO()
-        pq.write_table(of_fold, sink)
+        pq.write_table(fold_predictions, sink)
         run.store.write(run.predictions_name(number, fold), sink.getvalue())
     return predictions
 
@@ -128,43 +131,51 @@ def predict_folds(
 def actor_pool(
     num_units: int, num_pixels: int, num_workers: int | None, gpus_per_worker: float
 ) -> tuple[ActorPoolStrategy, float]:
-    """Return a pool of actors and the CPUs that each reserves.
+    """Return an actor pool and the CPUs reserved by each actor.
 
-    A number that is asked for is what the pool has; otherwise it starts with one and grows as far
-    as the units, their pixels and the room that the cluster has beside what runs already go.
+    With `num_workers` the pool has a fixed size. Otherwise the pool starts with an actor and grows
+    with the load, limited by the number of units, their pixels and the free room of the cluster.
+
+    Args:
+        num_units: units of work.
+        num_pixels: input pixels of all units.
+        num_workers: number of actors; None for an elastic pool.
+        gpus_per_worker: GPUs reserved by each actor.
 
     Raises:
         ResourceError: if the cluster has no room.
     """
     nodes = cluster.nodes()
-    most = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
-    wanted = num_workers or min(most, num_units, max(1, math.ceil(num_pixels / _WORTH_PIXELS)))
-    cpus = preflight.cpus_per_worker(nodes, num_workers=wanted, cpus=None, gpus=gpus_per_worker)
+    max_actors = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
+    num_actors = num_workers or min(
+        max_actors, num_units, max(1, math.ceil(num_pixels / _PIXELS_PER_ACTOR))
+    )
+    cpus = preflight.cpus_per_worker(nodes, num_workers=num_actors, cpus=None, gpus=gpus_per_worker)
     if num_workers:
-        return ActorPoolStrategy(size=wanted), cpus
-    return ActorPoolStrategy(min_size=1, max_size=wanted), cpus
+        return ActorPoolStrategy(size=num_actors), cpus
+    return ActorPoolStrategy(min_size=1, max_size=num_actors), cpus
 
 
 def quiet(units: Sequence[dict[str, Any]]) -> Dataset:
-    """Return units of work as a data set, one block each, that reports to nobody."""
+    """Return units of work as a Ray data set with a block per unit, without progress output."""
     DataContext.get_current().enable_progress_bars = False
     DataContext.get_current().print_on_execution_start = False
     return ray.data.from_items(list(units), override_num_blocks=len(units))
 
 
-def _test_rows(manifest: Manifest, fold: int) -> Selection:
+def _select_test_rows(manifest: Manifest, fold: int) -> Selection:
     return select(manifest, fold, "test")
 
 
-def _units(manifest: Manifest, folds: Sequence[int]) -> list[dict[str, int]]:
+def _list_units(manifest: Manifest, folds: Sequence[int]) -> list[dict[str, int]]:
     return [
         {"fold": fold, "shard": index, "start": start, "rows": min(_UNIT_ROWS, count - start)}
         for fold in folds
         for index, shard in enumerate(manifest.shards)
-        for count in [_test_rows(manifest, fold).count(shard)]
+        for count in [_select_test_rows(manifest, fold).count(shard)]
         for start in range(0, count, _UNIT_ROWS)
     ]
 
 
-def _count(units: Sequence[dict[str, int]]) -> int:
+def _count_rows(units: Sequence[dict[str, int]]) -> int:
     return sum(unit["rows"] for unit in units)

@@ -245,7 +245,9 @@ def test_a_run_that_goes_on_meanwhile_is_left_alone(circle_run: CircleRun) -> No
     assert finding.num_files > 0
     begin(run)
     before = files(run)
-    with pytest.raises(DataError, match=r"must be at rest to be tidied, but .* has gone on"):
+    with pytest.raises(
+        DataError, match=r"Cannot clean up .*: the run has continued since the search"
+    ):
         retention.delete(run, finding)
     assert files(run) == before
 
@@ -300,7 +302,7 @@ def test_nothing_is_deleted_through_a_link(
     path.symlink_to(inside if inside.exists() and target != "up" else victim)
     before = _tree(Path(other.uri)), _tree(root / "kept")
     assert main(["gc", "--run", run.uri, "--yes"]) == 0
-    assert f"{link} is a link or no regular file; mtil follows no link" in capsys.readouterr().out
+    assert f"{link} is a link or no regular file. mtil follows no link" in capsys.readouterr().out
     assert path.is_symlink()
     assert (_tree(Path(other.uri)), _tree(root / "kept")) == before
 
@@ -350,7 +352,7 @@ def test_no_model_is_deleted_where_the_named_one_is_not_there(
     before = files(run)
     assert main(["gc", "--run", run.uri, "--yes", "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)["left"]
-    assert "is not there with the sha256 that the run names" in said
+    assert "is missing or has not the sha256 named in the run" in said
     assert files(run) == before
 
 
@@ -436,8 +438,8 @@ def test_a_run_with_a_coordinator_at_work_is_refused(
         before = set(run.store.names("maps"))
         assert main(["gc", "--run", run.uri, *words]) == 2
     assert capsys.readouterr().err == (
-        f"mtil: A run must be at rest to be tidied, but a coordinator is at work on {run.uri}; "
-        f"wait for its end, or end it with `mtil stop --run {run.uri}`.\n"
+        f"mtil: Cannot clean up {run.uri} while a coordinator is active. Wait for the end of the "
+        f"run, or stop it with `mtil stop --run {run.uri}`.\n"
     )
     assert set(run.store.names("maps")) == before
     assert before

@@ -253,7 +253,7 @@ def test_a_run_whose_folds_have_all_failed_is_over_without_a_summary() -> None:
     run.exhaust(Train(0, 1))
     assert next_actions(run.state) == ()
     assert is_over(run.state)
-    with pytest.raises(RunError, match="summary of round 0 needs what is not done"):
+    with pytest.raises(RunError, match="summary of round 0 needs unfinished actions"):
         run.start(Summarise(0))
     assert run.state.done == {}
 
@@ -373,9 +373,9 @@ def test_states_actions_and_errors_survive_pickling() -> None:
 @pytest.mark.parametrize(
     ("change", "session", "why"),
     [
-        (Boot(), "s1", "s1 runs it already"),
-        (Go(), "cli", "the run is going on already"),
-        (Started(action=Train(0, 1), attempt=1), "s0", "its writer s0 is not the coordinator s1"),
+        (Boot(), "s1", "s1 already runs the run"),
+        (Go(), "cli", "the run is already going on"),
+        (Started(action=Train(0, 1), attempt=1), "s0", "the writer s0 is not the coordinator s1"),
         (Started(action=Train(0, 0), attempt=2), "s1", "the training of round 0, fold 0 is done"),
         (
             Started(action=WriteMaps(0, 0), attempt=2),
@@ -385,11 +385,11 @@ def test_states_actions_and_errors_survive_pickling() -> None:
         (
             Started(action=Evaluate(0, 1), attempt=1),
             "s1",
-            "evaluation of round 0, fold 1 needs what is not done",
+            "evaluation of round 0, fold 1 needs unfinished actions",
         ),
         (Started(action=Summarise(0), attempt=1), "s1", "summary of round 0 needs"),
-        (Started(action=Train(0, 7), attempt=1), "s1", "fold 7 is not planned"),
-        (Started(action=Train(0, 1, 2), attempt=1), "s1", "fold 1, part 2 is not planned"),
+        (Started(action=Train(0, 7), attempt=1), "s1", "fold 7 is not in the plan"),
+        (Started(action=Train(0, 1, 2), attempt=1), "s1", "fold 1, part 2 is not in the plan"),
         (Started(action=Train(0, 1), attempt=2), "s1", "fold 1 is at attempt 0, not 2"),
         (Started(action=Train(0, 2), attempt=4), "s1", "fold 2 has failed too often"),
         (Done(action=Train(0, 0), attempt=1, result={}), "s1", "attempt 1 .* is not running"),
@@ -413,24 +413,24 @@ def test_an_event_that_cannot_follow_is_refused_with_the_reason(
     number, before = len(run.events) + 1, run.state
     with pytest.raises(RunError, match=why) as caught:
         run.write(change, session)
-    assert str(caught.value).startswith(f"Event {number} of a ledger must follow on")
+    assert str(caught.value).startswith(f"Event {number} of the ledger cannot be {change.kind!r}: ")
     assert run.state == before
 
 
 def test_a_stopped_run_refuses_to_start_or_stop_again() -> None:
     run = Simulated(a_plan(0))
     run.write(Stop(), "cli")
-    with pytest.raises(RunError, match="the run is stopped already"):
+    with pytest.raises(RunError, match="the run is already stopped"):
         run.write(Stop(), "cli")
-    with pytest.raises(RunError, match="the run is stopped; restore"):
+    with pytest.raises(RunError, match=r"the run is stopped\. Restore"):
         run.start(Train(0, 0))
 
 
 def test_events_come_without_gaps_and_open_with_the_plan() -> None:
     run = Simulated(a_plan(0))
-    with pytest.raises(RunError, match=r"Event 4 .*the one before is number 2"):
+    with pytest.raises(RunError, match=r"Event 4 .*the previous event has number 2"):
         replay([Event(4, "s2", Boot())], run.state)
-    with pytest.raises(RunError, match=r"Event 1 .*must open with what the run has to do"):
+    with pytest.raises(RunError, match=r"Event 1 .*must open with 'begin'"):
         replay([Event(1, "s1", Boot())])
     with pytest.raises(RunError, match=r"Event 2 .*must open with"):
         replay([Event(2, "cli", run.state.begin)])
