@@ -346,7 +346,7 @@ def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str)
 class _Broken(Coordinator):
     """A coordinator that cannot work."""
 
-    def _session(self, run_uri: str, restarts: Restarts) -> Session:
+    def _open_session(self, run_uri: str, restarts: Restarts) -> Session:
         raise UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")
 
 

@@ -78,7 +78,7 @@ class _Group(Backend):
 
 def _join_group(backend: str, url: str, rank: int, size: int) -> None:
     """Set the network interface, then join the process group."""
-    # Imported here: the controller pickles the function without importing PyTorch.
+    # Imported here: the controller only sends the function and needs no PyTorch.
     import torch.distributed
 
     _set_gloo_interface()
