@@ -69,19 +69,19 @@ class _Task:
     action: Action
     attempt: int
     losses: int = 0
-    reached: tuple[str, ...] = ()
+    progress: tuple[str, ...] = ()
     """Files committed by the action at the last loss of its processes."""
     not_before: float = 0.0
 
-    def lose(self, reached: tuple[str, ...], now: float) -> bool:
+    def record_loss(self, progress: tuple[str, ...], now: float) -> bool:
         """Record a loss. Return True if the action may be retried after a pause.
 
         Args:
-            reached: files committed by the action so far. Progress resets the count of losses.
+            progress: files committed by the action up to now. New files reset the count of losses.
             now: present time, from `time.monotonic`.
         """
-        if reached != self.reached:
-            self.reached, self.losses = reached, 0
+        if progress != self.progress:
+            self.progress, self.losses = progress, 0
         self.not_before = now + min(_RETRY_PAUSE_S[0] * 2**self.losses, _RETRY_PAUSE_S[1])
         self.losses += 1
         return self.losses <= _MAX_LOSSES
@@ -309,7 +309,9 @@ class Session:
             return Done(action=action, attempt=attempt, result=ray.get(ref))
         except (MtilError, ray.exceptions.RayError) as error:
             # A lost process or machine is no failure of the action.
-            if failures.is_loss(error) and task.lose(self._list_progress(action), time.monotonic()):
+            if failures.is_loss(error) and task.record_loss(
+                self._list_progress(action), time.monotonic()
+            ):
                 _log.warning("The %s lost a process or a machine: %s", action, error)
                 return None
             if (user_error := failures.mistake(error)) is not None:
