@@ -1,4 +1,4 @@
-"""Values of an image lineage: file names, and digests that tie the files together."""
+"""Values of an image lineage: file names, tied together by digests."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class DataLink:
     file: str
     sha256: str
     fold: int
-    """Fold whose test rows hold the image; -1 is the holdout."""
+    """Fold of the image: the image is a test image of the fold; -1 is the holdout."""
     part: int
 
 
@@ -32,7 +32,7 @@ class MapLink:
     origin: Origin | None
     """Origin stored in the file; None if the file is removed or damaged."""
     model: str
-    """Model file that wrote the maps."""
+    """Model file behind the maps."""
     given: str | None
     """Map shard of the previous round given to the model as prior; None without priors."""
 
@@ -61,7 +61,7 @@ class ModelLink:
 
 @dataclass(frozen=True, kw_only=True)
 class PassLink:
-    """Prediction of one pass over the image."""
+    """Prediction of a pass over the image."""
 
     number: int
     probability: float
@@ -88,17 +88,17 @@ class PredictionLink:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Latest map and predictions of an image, with all their sources."""
+    """Latest map and predictions of an image, with all sources."""
 
     sample_id: str
     folds: tuple[int, ...]
     """Folds trained on the image."""
     chain: tuple[MapLink | ModelLink, ...]
-    """Latest map and its sources, latest first. Without any map, the latest model trained on the
-    image and its sources."""
+    """Latest map and all sources, latest first. Without any map, the latest model trained on the
+    image, with all sources."""
     prediction: PredictionLink | None
     judges: tuple[ModelLink, ...]
-    """Models of the predictions and the models they started from, latest first."""
+    """Models of the predictions and their initial models, latest first."""
     data: DataLink
     disagreements: tuple[str, ...]
     """A sentence for every contradiction between files."""

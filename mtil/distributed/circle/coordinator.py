@@ -394,6 +394,7 @@ def start(run: Run, grace_s: float = _GRACE_S) -> Any:
         run: the run.
         grace_s: idle time before the actor ends, so clients can poll the final status.
     """
+    # Ray restarts the actor without limit; `Restarts` ends repeated failures.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     # The variable may be set only on the head: pass the value to the machine of the actor.
     machines = os.environ.get(cluster.MACHINES)

@@ -28,7 +28,7 @@ _UNIT_ROWS = 64
 """Test rows of a shard scored per call. Small enough to spread a small data set over many
 actors."""
 _PIXELS_PER_ACTOR = 32 * 256**2
-"""Input pixels that justify another CPU actor, whose start takes four seconds."""
+"""Input pixels that justify an additional CPU actor. Starting an actor takes four seconds."""
 
 
 class Scorer:
@@ -83,7 +83,7 @@ def predict_folds(
         folds: folds whose test rows are scored.
         number: round of the models.
         num_workers: number of actors. By default as many as there are CPUs.
-        gpus_per_worker: GPUs reserved by each actor.
+        gpus_per_worker: GPUs reserved per actor.
         listen: receives `{"kind": "scored", "images", "of"}`.
 
     Returns:
@@ -140,7 +140,7 @@ def actor_pool(
         num_units: units of work.
         num_pixels: input pixels of all units.
         num_workers: number of actors; None for an elastic pool.
-        gpus_per_worker: GPUs reserved by each actor.
+        gpus_per_worker: GPUs reserved per actor.
 
     Raises:
         ResourceError: if the cluster has no room.

@@ -1,4 +1,4 @@
-"""The ledger: a single chain, one coordinator at a time, and no change goes unnoticed."""
+"""The ledger: a single chain, a single coordinator at a time, and every change is detected."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ PRINT, DIGEST = "f" * 64, "c" * 64
 
 
 class MemoryStore:
-    """A store in memory, whose `create` can be made to fail in the ways that servers do."""
+    """A store in memory. `create` can be made to fail like real servers."""
 
     uri = "s3://bucket/run"
 
@@ -272,7 +272,7 @@ def test_of_many_writers_at_once_one_wins_every_event(store: LocalStore) -> None
 
 
 class Writer:
-    """A coordinator, or the command line, that now and then decides by what it last saw."""
+    """A coordinator or command line that sometimes decides on a stale state."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.ledger = Ledger.open(store, session=name)
@@ -361,7 +361,7 @@ def test_an_event_whose_answer_was_lost_counts_once() -> None:
         raise StorageError("Bucket 'bucket' is out of reach.")
 
     def write_and_answer_no(name: str, data: bytes) -> bool:
-        """What a client that tries again of itself is told."""
+        """Return the answer seen by a client with automatic retries."""
         store.objects[name] = data
         return False
 
@@ -401,7 +401,7 @@ def test_an_event_that_was_not_written_is_appended_again() -> None:
 
 def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> None:
     class Failing(MemoryStore):
-        """Fails from the event after the next one on."""
+        """Fails from the event after the next."""
 
         def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
             if name == "ledger/000004.json":
@@ -452,7 +452,7 @@ def test_a_storage_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def damaged(store: LocalStore) -> LocalStore:
-    """A ledger of five events, to be damaged."""
+    """Return a store with a ledger of five events, to be damaged."""
     ledger = begun(store)
     start(ledger, 0)
     start(ledger, 1)
@@ -468,7 +468,7 @@ def refused(store: Store) -> str:
 
 
 def rewrite(store: Store, number: int, **changes: object) -> None:
-    """Change an event as somebody would who covers it up."""
+    """Change an event and update its sha256, as a forger would."""
     values = values_of(store, number) | changes
     del values["sha256"]
     text = json.dumps(values, indent=1) + "\n"
@@ -618,7 +618,7 @@ def test_an_event_that_no_parser_bounds_is_one_sentence(damaged: LocalStore, tex
 
 
 def test_a_plan_that_no_memory_holds_is_refused(damaged: LocalStore) -> None:
-    """Its event is whole and sealed: the number of rounds alone is forged."""
+    """The event has a valid sha256; only the folds are forged."""
     plan = {**values_of(damaged, 1)["plan"], "folds": list(range(100_000))}
     rewrite(damaged, 1, plan=plan)
     assert "must have at most 100000 actions, but its rounds, folds and parts make" in refused(

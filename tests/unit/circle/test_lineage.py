@@ -1,4 +1,4 @@
-"""Where an image's map and predictions come from: read from the files, and checked."""
+"""Lineage of an image: read from the files of a run and checked."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the log handler replaced by a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -69,7 +69,7 @@ def pick(data_uri: str, manifest: Manifest) -> Pick:
 
 
 def model_of(run: Run, folder: str) -> str:
-    """Return the file of a training's model, by the digest that its result names."""
+    """Return the model file of a training, named by the digest in the result."""
     result = json.loads(run.store.read(f"{folder}/result.json"))
     return f"{folder}/model-{result['model_sha256'][:12]}.pt"
 
@@ -363,7 +363,7 @@ def rewrite(run: Run, name: str, change: Callable[[pa.Table], pa.Table]) -> None
 
 
 def claiming(column: str, value: str) -> Callable[[pa.Table], pa.Table]:
-    """Return what gives all rows another value of a column."""
+    """Return a function that sets a column to a value in all rows."""
 
     def change(table: pa.Table) -> pa.Table:
         at = table.schema.get_field_index(column)

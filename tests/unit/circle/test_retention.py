@@ -1,4 +1,4 @@
-"""What a run needs no more: found, told, deleted on request, and never anything else."""
+"""Unneeded files of a run: found, listed, deleted on request, and no further files."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the log handler replaced by a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -45,7 +45,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(
     tmp_path: Path, make_config: Callable[..., Config], make_model: Callable[..., Model]
 ) -> Run:
-    """A run of `mtil train`: fold 0 has ended, fold 1 has not."""
+    """Return a run of `mtil train`: fold 0 has finished, fold 1 has not."""
     run = Run.create(str(tmp_path / "plain"), make_config(), "data", "f" * 64)
     run.commit(Train(0, 0), make_model(), **FIGURES)
     for fold in (0, 1):
@@ -56,7 +56,7 @@ def plain(
 
 
 def found(run: Run) -> dict[str, str]:
-    """Return why each file is superseded."""
+    """Return the reason for every superseded file."""
     return {name: one.why for one in retention.find(run).superseded for name in one.files}
 
 
@@ -137,7 +137,7 @@ def test_the_maps_of_a_failed_fold_are_kept(circle_run: CircleRun) -> None:
 
 
 def _checkpoint(run: Run) -> str:
-    """Return the name of the one checkpoint of fold 0."""
+    """Return the name of the only checkpoint of fold 0."""
     folder = "rounds/0/fold-0/checkpoints"
     (name,) = (name for name in run.store.names(folder) if name.endswith(".pt"))
     return name

@@ -1,4 +1,4 @@
-"""The circle's rules: what may run when, and that every run ends the same way."""
+"""Scheduling rules of the circle: which actions may run when, and equal results of every order."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ from tests.unit.plans import CROSS_FIT, IN_SAMPLE, a_plan, plans, randoms
 
 
 class Simulated:
-    """A run whose coordinator lives in memory; keeps all events."""
+    """A run with a coordinator in memory. Keeps all events."""
 
     def __init__(self, plan: Plan) -> None:
         self.events: list[Event] = []
@@ -85,7 +85,7 @@ class Simulated:
             self.fail(action, f"cause {number}")
 
     def finish_in_order(self, doomed: frozenset[Action] = frozenset()) -> "Simulated":
-        """Run everything one after the other."""
+        """Run all actions in sequence."""
         while ready := next_actions(self.state):
             self.start(ready[0])
             (self.fail if ready[0] in doomed else self.finish)(ready[0])
@@ -93,7 +93,7 @@ class Simulated:
 
 
 def made_of(state: State, action: Action) -> str:
-    """Tell what an action makes, which depends on all that it was made of."""
+    """Return a result that depends on all inputs of the action."""
     needed = [n for n in needs(state.plan, action) if n in state.done]
     parts = [str(action), *(str(state.done[n]["made"]) for n in needed)]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
@@ -102,7 +102,7 @@ def made_of(state: State, action: Action) -> str:
 def run_at_random(
     plan: Plan, rng: random.Random, doomed: frozenset[Action], num_restarts: int
 ) -> Simulated:
-    """Start, finish, fail and restart at random until nothing is left; check every step."""
+    """Start, finish, fail and restart actions at random until all are done. Check every step."""
     run = Simulated(plan)
     while True:
         state = run.state
@@ -126,7 +126,7 @@ def run_at_random(
 
 
 def end(run: Simulated, rng: random.Random, action: Action, doomed: frozenset[Action]) -> None:
-    """End an attempt; what is not doomed fails less often than it may."""
+    """End an attempt. Actions not doomed fail less often than allowed."""
     left = run.state.plan.circle.max_attempts - len(run.state.failures.get(action, ()))
     if action in doomed or (left > 1 and rng.random() < 0.3):
         run.fail(action)
@@ -135,7 +135,7 @@ def end(run: Simulated, rng: random.Random, action: Action, doomed: frozenset[Ac
 
 
 def take_over(run: Simulated, rng: random.Random, doomed: frozenset[Action]) -> None:
-    """Deal with what the last session left: adopt it, find it finished, or leave it."""
+    """Adopt, finish or ignore the attempts left by the last session."""
     for action, attempt in run.state.running.items():
         choice = rng.random()
         if choice < 0.3:
@@ -154,7 +154,7 @@ def assert_can_run(state: State, action: Action) -> None:
 
 
 def figures(run: Simulated) -> dict[Action, object]:
-    """Return what the evaluations and summaries say."""
+    """Return the results of evaluations and summaries."""
     done = run.state.done
     return {a: done[a]["made"] for a in done if isinstance(a, Evaluate | Summarise)}
 

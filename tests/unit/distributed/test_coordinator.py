@@ -1,4 +1,4 @@
-"""What a coordinator makes of lost processes and of errors; the rest of it needs a cluster."""
+"""Handling of lost processes and errors by the coordinator. All other behaviour needs a cluster."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_an_action_that_has_come_further_has_not_lost_in_a_row() -> None:
 
 
 class Exited(BaseException):
-    """Raised in place of the process's end."""
+    """Raised instead of exiting the process."""
 
 
 class Fails:
@@ -51,7 +51,7 @@ class Fails:
 
 @pytest.fixture
 def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What processes leave in the cluster's key-value store, in a dict."""
+    """The key-value store of the cluster, replaced by a dict."""
     kept: dict[str, str] = {}
 
     def put(key: str, value: str, *, namespace: str) -> None:
@@ -73,7 +73,7 @@ def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def process(
     monkeypatch: pytest.MonkeyPatch, cluster_memory: dict[str, str]
 ) -> Callable[[Exception], Coordinator]:
-    """Return a coordinator in a process of its own, whose session will end in an error."""
+    """Return a factory of coordinators whose sessions end in an error."""
 
     def exit_(code: int) -> None:
         assert code == 1
@@ -92,7 +92,7 @@ def process(
 def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
-    """Ray starts a process again that has died, and not one that has only stopped working."""
+    """Ray restarts a dead process, but not a process that only stopped working."""
     for number in (1, 2):
         one = process(ValueError(f"mistake {number}"))
         with pytest.raises(Exited):

@@ -1,4 +1,4 @@
-"""Progress that cannot be read or shown, and gauges that Ray refuses, end no training."""
+"""Unreadable progress, failing listeners and failing gauges never end a training."""
 
 import logging
 from collections.abc import Callable

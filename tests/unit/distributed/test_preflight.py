@@ -1,4 +1,4 @@
-"""Plans that a cluster cannot run are refused with the numbers, and the others get their CPUs."""
+"""Impossible resource plans are refused with the numbers; possible plans get their CPUs."""
 
 import subprocess
 import sys
@@ -142,7 +142,7 @@ NODES = st.lists(
 def test_what_is_accepted_can_be_placed(
     nodes: Nodes, num_workers: int, cpus: float | None, gpus: float
 ) -> None:
-    """Workers are put on the nodes one after the other, and something is left for Ray Data."""
+    """Workers are placed greedily, and room is left for Ray Data."""
     try:
         each = _plan(nodes, num_workers, cpus, gpus)
     except ResourceError:
