@@ -29,7 +29,7 @@ FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Restore the log handler replaced by a command."""
+    """Restore the SIGTERM handler replaced by a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
