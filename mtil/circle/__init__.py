@@ -1,1 +1,1 @@
-"""The circle's state, its ledger, and what an action reads. No Ray."""
+"""Circle state, ledger, and inputs of the actions. No Ray."""

@@ -1,4 +1,4 @@
-"""What a run is asked to train, checked once, before anything starts or is written. No Ray."""
+"""Request to train folds, checked before anything starts or is written. No Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from mtil.storage import open_store
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Folds to train, in a run that is there or can be made."""
+    """Checked request to train folds in an existing or new run."""
 
     run_uri: str
     data_uri: str
     config: Config
     manifest: Manifest
-    """The version of the data set that the run has, or will have."""
+    """Manifest of the data set version used by the run."""
     folds: tuple[int, ...]
 
     @property
     def plan(self) -> Plan:
-        """The rounds of a circle of these folds."""
+        """Plan of a circle over the folds."""
         return Plan.of(self.config.circle, self.folds)
 
     def create(self) -> Run:
-        """Make the run, or open the one that is there."""
+        """Create the run, or open the existing run."""
         return Run.create(self.run_uri, self.config, self.data_uri, self.manifest.fingerprint)
 
 
@@ -44,25 +44,26 @@ def request_trainings(
     *,
     data_version: int | None = None,
 ) -> Request:
-    """Check that folds can be trained, each once.
+    """Check that every fold can be trained.
 
     Args:
         data_uri: a prepared data set.
-        run_uri: where the run is, or will be made.
+        run_uri: an existing or new run.
         config: the run's configuration.
-        folds: which folds to hold out, one at a time; or text such as `0,2` or `all`.
-        data_version: of the data set; the run's, or for a new run the newest, if none is named.
+        folds: folds to hold out, one training per fold; or text such as `0,2` or `all`.
+        data_version: version of the data set. By default the run's, or for a new run the newest.
 
     Raises:
-        UserError: if data set, run, folds and configuration do not fit each other.
+        UserError: if data set, run, folds and configuration do not fit together.
     """
-    made = _request(data_uri, run_uri, config, folds, data_version)
-    check_folds(made.folds, config, made.manifest)
-    begun = take_up(run_uri, config, made.data_uri, made.manifest.fingerprint)
-    if begun is not None:
-        for fold in made.folds:
-            begun.result(Train(0, fold))  # refused if it is damaged
-    return made
+    request = _check_request(data_uri, run_uri, config, folds, data_version)
+    check_folds(request.folds, config, request.manifest)
+    run = take_up(run_uri, config, request.data_uri, request.manifest.fingerprint)
+    if run is not None:
+        # A damaged result is refused here, before Ray starts.
+        for fold in request.folds:
+            run.result(Train(0, fold))
+    return request
 
 
 def request_circle(
@@ -73,16 +74,17 @@ def request_circle(
     *,
     data_version: int | None = None,
 ) -> Request:
-    """Check that a circle's rounds can be trained; arguments and errors of `request_trainings`."""
-    made = _request(data_uri, run_uri, config, folds, data_version)
-    check_plan(made.plan, config, made.manifest)
-    begun = take_up(run_uri, config, made.data_uri, made.manifest.fingerprint)
-    if begun is not None:
-        Ledger.open(begun.store)  # refused if it is damaged
-    return made
+    """Check that all rounds of a circle can be trained. See `request_trainings`."""
+    request = _check_request(data_uri, run_uri, config, folds, data_version)
+    check_plan(request.plan, config, request.manifest)
+    run = take_up(run_uri, config, request.data_uri, request.manifest.fingerprint)
+    if run is not None:
+        # A damaged ledger is refused here, before Ray starts.
+        Ledger.open(run.store)
+    return request
 
 
-def _request(
+def _check_request(
     data_uri: str,
     run_uri: str,
     config: Config,
@@ -91,13 +93,15 @@ def _request(
 ) -> Request:
     store = open_store(data_uri)
     manifest = manifest_for(run_uri, store, data_version)
-    chosen = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
-    if HOLDOUT in chosen:
-        raise DataError("A holdout is for a final test, not to be trained; name a fold.")
+    fold_numbers = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
+    if HOLDOUT in fold_numbers:
+        raise DataError(
+            "Cannot train on the holdout: its images are for the final test. Name a fold."
+        )
     return Request(
         run_uri=run_uri,
         data_uri=store.uri,
         config=config,
         manifest=manifest,
-        folds=tuple(chosen),
+        folds=tuple(fold_numbers),
     )

@@ -1,7 +1,7 @@
-"""Whether somebody works on a run: a count in its storage that goes on. No clock is compared.
+"""Heartbeat of a coordinator: a counter in the run's storage. Compares no clocks across machines.
 
-The ledger's fence keeps two coordinators from doing harm; this keeps the second from taking over
-what the first is still at.
+The fence of the ledger prevents damage by two coordinators. The heartbeat prevents the second
+coordinator from taking over while the first still works.
 """
 
 import json
@@ -23,29 +23,29 @@ from mtil.storage import Store
 NAME = "coordinator.json"
 INTERVAL_S = 3.0
 _SILENCE_S = 5 * INTERVAL_S
-"""After which nobody is thought to be there."""
+"""Time without a new beat after which a coordinator counts as dead."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Beat:
-    """A session's latest sign of life."""
+    """Latest beat of a session."""
 
     session: str
     count: Whole
     host: str = ""
-    """The machine that it comes from."""
+    """Host name of the coordinator."""
     waits: str = ""
-    """What it waits for, in a sentence, if for anything."""
+    """Sentence about resources that the coordinator waits for; empty if not waiting."""
 
 
 _BEATS: TypeAdapter[Beat] = TypeAdapter(Beat)
 
 
 def read(store: Store) -> Beat | None:
-    """Return the latest beat; none if nobody has begun, or the last one has left.
+    """Return the latest beat. None if no coordinator has started, or the last one has left.
 
     Raises:
-        RunError: if the file holds something else.
+        RunError: if the file holds no beat.
     """
     document = Document(f"{store.uri}/{NAME}", "delete it", RunError)
     try:
@@ -56,7 +56,7 @@ def read(store: Store) -> Beat | None:
 
 
 def is_beating(store: Store) -> bool:
-    """Watch a run until it gives a sign of life, or for long enough to know that it does not."""
+    """Watch a run for up to 15 s. Return True as soon as a new beat arrives."""
     first = read(store)
     end = time.monotonic() + _SILENCE_S
     while first is not None and time.monotonic() < end:
@@ -68,31 +68,34 @@ def is_beating(store: Store) -> bool:
 
 
 class Listener:
-    """Listens to a run again and again, without a wait each time."""
+    """Repeated checks of a heartbeat. Only the first check may block."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.latest: Beat | None = None
-        self._heard = 0.0
+        self._heard_at = 0.0
 
     def is_beating(self) -> bool:
-        """Say whether a sign of life was new lately; the first time as `is_beating`."""
+        """Return True if the latest new beat is under 15 s old.
+
+        The first call blocks for up to 15 s, as `is_beating` does.
+        """
         latest = read(self._store)
         if latest is None or self.latest is None:
-            is_there = latest is not None and is_beating(self._store)
-            self.latest, self._heard = latest, time.monotonic() if is_there else -math.inf
+            is_alive = latest is not None and is_beating(self._store)
+            self.latest, self._heard_at = latest, time.monotonic() if is_alive else -math.inf
         elif latest != self.latest:
-            self.latest, self._heard = latest, time.monotonic()
-        return time.monotonic() - self._heard < _SILENCE_S
+            self.latest, self._heard_at = latest, time.monotonic()
+        return time.monotonic() - self._heard_at < _SILENCE_S
 
 
 class Heart:
-    """Beats for a session from a thread of its own, until it is stopped."""
+    """Thread that writes beats for a session until the context ends."""
 
     def __init__(self, store: Store, session: str) -> None:
         self._store, self._session = store, session
         self.waits = ""
-        """What the session waits for, as the next beat will say."""
+        """Text of `Beat.waits` in the next beat."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="mtil-heartbeat", daemon=True)
 
@@ -101,22 +104,25 @@ class Heart:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Stop, and say so if the latest beat is this session's."""
+        """Stop beating. Delete the file if the latest beat belongs to the session."""
         self._stopped.set()
         self._thread.join()
         try:
             latest = read(self._store)
+            # After a takeover the file belongs to the successor and must stay.
             if latest is not None and latest.session == self._session:
                 self._store.delete(NAME)
         except StorageError:
-            return  # the silence tells it, a little later
+            # Watchers then wait for the end of the silence interval instead.
+            return
 
     def _beat(self) -> None:
         count = 0
         while True:
             count += 1
             beat = Beat(self._session, count, socket.gethostname(), self.waits)
-            with suppress(StorageError):  # who listens hears nothing either
+            # A storage outage also keeps watchers from reading, so a missed beat costs nothing.
+            with suppress(StorageError):
                 self._store.write(NAME, json.dumps(asdict(beat)).encode())
             if self._stopped.wait(INTERVAL_S):
                 return

@@ -1,9 +1,13 @@
-"""A run's ledger: numbered events in its storage, each created once and chained to the one before.
+"""Append-only ledger of a circle run: numbered, hash-chained events in the run's storage.
 
-It is the coordinator's memory and its fence. Whoever fails to create the next event reads what is
-there and follows; a coordinator that finds a later one's `boot` must end. Events are JSON objects
-`ledger/000001.json …` that nothing ever changes: each carries the sha256 of its own text, so that a
-change to the last one is noticed too. A ledger whose events have none is refused.
+The ledger is the memory and the fence of the coordinator. Events are JSON objects
+`ledger/000001.json …`, created once and never changed. A writer losing the race for the next
+number reads the winning event and continues. A coordinator must end on reading the `boot` of a
+later session.
+
+Every event carries two sha256: of the previous event, and of the event text without the key
+`sha256`. The second digest protects the last event, which no later event confirms. Events
+without the second digest are refused.
 """
 
 import hashlib
@@ -39,29 +43,30 @@ _NUM_READERS = 16
 _MAX_EVENT_BYTES = 4 * MIB
 _KINDS = ("begin", "boot", "started", "done", "failed", "stop", "go")
 _MAX_UNLISTED = 1000
-"""Events that a listing may leave out because they were written while it was made."""
-_RESTORE = "restore it, or name another --run"
+"""Events that a listing may miss because they were written during the listing."""
+_RESTORE = "restore the event, or choose a new --run"
 
 
 class Overtaken(RunError):  # noqa: N818
-    """Another writer's event came first; it has been taken in, and the writer decides again."""
+    """Event number already taken by a different writer. Decide again on the refreshed state."""
 
 
 class Fenced(RunError):  # noqa: N818
-    """A later session has taken the run over; this one must end."""
+    """Run taken over by a later session. The present session must end."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Envelope:
-    """What every event has; the keys of its change stand beside these."""
+    """Keys common to all events. In the JSON, the keys of the change follow."""
 
     number: Count
     previous: str
-    """The sha256 of the bytes of the event before, in hex; empty for the first."""
+    """Sha256 of the bytes of the previous event, in hex; empty for the first event."""
     at: str
+    """Time of writing, ISO 8601 in UTC."""
     session: str
     sha256: Sha256
-    """Of the event's own text without this key, in hex."""
+    """Sha256 of the event text without the key `sha256`, in hex."""
 
 
 _ENVELOPE: TypeAdapter[_Envelope] = TypeAdapter(_Envelope)
@@ -69,10 +74,10 @@ _CHANGE: TypeAdapter[Change] = TypeAdapter(Change)
 
 
 class Ledger:
-    """A reader of a run's ledger and, if it appends, one of its writers. Not for several threads.
+    """Reader and writer of a run's ledger. Not thread-safe.
 
-    After a `StorageError` it is not known whether an event was written: append the same again, or
-    refresh and go by the state.
+    After a `StorageError` from `append`, the event may or may not be stored. Repeat the append, or
+    refresh and decide by the state.
     """
 
     def __init__(self, store: Store, *, session: str | None = None) -> None:
@@ -84,108 +89,117 @@ class Ledger:
 
     @classmethod
     def open(cls, store: Store, *, session: str | None = None) -> "Ledger":
-        """Read a run's ledger from its first event and verify it; it may be empty.
+        """Read and verify a run's ledger from the first event. The ledger may be empty.
 
         Args:
             store: the run's folder.
-            session: what the writer is called; it must be its alone. Random by default.
+            session: unique name of the writer. Random by default.
 
         Raises:
-            LedgerError: if an event is missing, was changed, cannot be read or cannot follow on
-                those before it, or the folder holds something else.
+            LedgerError: if an event is missing, changed, unreadable or impossible after the
+                previous events, or if the folder holds foreign files.
         """
         ledger = cls(store, session=session)
-        numbers = {ledger._number_of(name) for name in store.names(FOLDER)}
+        numbers = {ledger._parse_event_number(name) for name in store.names(FOLDER)}
         last = max(numbers, default=0)
+        # A listing may miss events written meanwhile: small gaps are settled by reading. Refusing
+        # a large gap here keeps a forged file name from causing millions of reads.
         if last > len(numbers) + _MAX_UNLISTED:
-            raise ledger._gap(next(n for n in range(1, last) if n not in numbers))
+            raise ledger._gap_error(next(n for n in range(1, last) if n not in numbers))
         with ThreadPoolExecutor(_NUM_READERS) as readers:
-            found = readers.map(ledger._read, range(1, last + 1))
-            ledger._take(found)
+            contents = readers.map(ledger._read_event, range(1, last + 1))
+            ledger._ingest(contents)
         return ledger
 
     @property
     def uri(self) -> str:
-        """The folder of the events."""
+        """URI of the event folder."""
         return f"{self.store.uri}/{FOLDER}"
 
     def refresh(self) -> State | None:
-        """Take in what others have written since.
+        """Read the events written since the last read. Return the state.
+
+        Returns:
+            the state; None for an empty ledger.
 
         Raises:
-            LedgerError: as `open`.
-            Fenced: if this session ran the run and a later one has taken it over.
+            LedgerError: see `open`.
+            Fenced: if the session has booted and a later session has taken the run over.
         """
         while True:
             try:
-                data = self._document(self._number + 1).read(self.store, _name(self._number + 1))
+                data = self._document(self._number + 1).read(
+                    self.store, _file_name(self._number + 1)
+                )
             except NotFoundError:
                 break
-            self._take([data])
+            self._ingest([data])
         self._check_fence()
         return self.state
 
     def append(self, change: Change) -> State:
-        """Write the next event.
+        """Write the next event. Return the state after the event.
 
         Raises:
-            RunError: if the change cannot follow on the state; nothing is written then.
-            Overtaken: if another writer came first; its event has been taken in.
-            Fenced: if this session ran the run and a later one has taken it over.
+            RunError: if the change is impossible in the current state; nothing is written.
+            Overtaken: if a different writer created the event first; the event has been read.
+            Fenced: if the session has booted and a later session has taken the run over.
             StorageError: if the storage fails.
         """
         self._check_fence()
         number = self._number + 1
-        data = self._encoded(number, change)
-        event, _ = self._decoded(number, data, self._digest)
+        data = self._encode_event(number, change)
+        # Decode and replay before writing: readers would refuse an impossible event for ever.
+        event, _ = self._decode_event(number, data, self._digest)
         state = replay([event], self.state)
-        if not self.store.create(_name(number), data):
-            data = self.store.read(_name(number))
-            stored, _ = self._decoded(number, data, self._digest)
+        if not self.store.create(_file_name(number), data):
+            data = self.store.read(_file_name(number))
+            stored, _ = self._decode_event(number, data, self._digest)
             if (stored.session, stored.change) != (self.session, event.change):
-                self._take([data])
+                self._ingest([data])
                 self._check_fence()
                 raise Overtaken(
-                    f"Event {number} of {self.uri} is {stored.session}'s, which came first."
+                    f"Event {number} of {self.uri} was written first by session {stored.session}."
                 )
-            state = replay([stored], self.state)  # ours: an answer of the storage was lost
+            # The stored event is ours: the write succeeded, but the answer of the storage was lost.
+            state = replay([stored], self.state)
         assert state is not None
-        self._settle(state, data, is_own_boot=isinstance(change, Boot))
+        self._set_state(state, data, is_own_boot=isinstance(change, Boot))
         return state
 
     def begin(self, plan: Plan, fingerprint: str, config_digest: str) -> State:
-        """Begin a run, or take up the one that has begun if it was asked to do the same.
+        """Append `begin` to an empty ledger. On an existing run, check the request against the run.
 
         Raises:
-            ConfigError: if it has another configuration or other folds.
-            DataError: if it has another data set.
+            ConfigError: if the configuration or the folds differ from the run's.
+            DataError: if the data set differs from the run's.
         """
-        wanted = Begin(
+        request = Begin(
             plan=plan, fingerprint=fingerprint, config_digest=config_digest, version=__version__
         )
-        state = self.refresh() or self._append_or_follow(wanted)
-        self._check_same(state.begin, wanted)
+        state = self.refresh() or self._append_or_follow(request)
+        self._check_same_request(state.begin, request)
         return state
 
     def boot(self) -> State:
-        """Take the run over; every earlier session is fenced off from now on."""
+        """Take the run over. All earlier sessions are fenced off from now on."""
         while True:
             state = self._append_or_follow(Boot())
             if state.session == self.session:
                 return state
 
     def stop(self) -> State:
-        """Ask that nothing more be started; whoever runs the run sees it when it refreshes."""
+        """Append `stop`: the coordinator starts nothing more after the next refresh."""
         return self._set_stopped(True)
 
     def go(self) -> State:
-        """Let a stopped run go on."""
+        """Append `go`: a stopped run continues."""
         return self._set_stopped(False)
 
     def _set_stopped(self, stopped: bool) -> State:
         state = self.refresh()
         if state is None:
-            raise RunError(f"A run must have begun first, but {self.uri} has no events.")
+            raise RunError(f"{self.uri} has no events: run `mtil circle` first.")
         while state.stopped != stopped:
             state = self._append_or_follow(Stop() if stopped else Go())
         return state
@@ -197,55 +211,54 @@ class Ledger:
             assert self.state is not None
             return self.state
 
-    def _check_same(self, begun: Begin, wanted: Begin) -> None:
-        if begun.fingerprint != wanted.fingerprint:
+    def _check_same_request(self, begun: Begin, request: Begin) -> None:
+        if begun.fingerprint != request.fingerprint:
             raise DataError(
-                f"A run must stay with its data set, but {self.uri} began with fingerprint "
-                f"{begun.fingerprint[:12]}… and {wanted.fingerprint[:12]}… was asked for; "
-                "name another --run."
+                f"Cannot change the data set of a run: {self.uri} began with fingerprint "
+                f"{begun.fingerprint[:12]}…, not {request.fingerprint[:12]}…. Choose a new --run."
             )
-        if begun.plan.folds != wanted.plan.folds:
+        if begun.plan.folds != request.plan.folds:
             raise ConfigError(
-                f"A run must keep its folds, but {self.uri} began with {list(begun.plan.folds)} "
-                f"and {list(wanted.plan.folds)} were asked for; name another --run."
+                f"Cannot change the folds of a run: {self.uri} began with "
+                f"{list(begun.plan.folds)}, not {list(request.plan.folds)}. Choose a new --run."
             )
-        if (begun.plan, begun.config_digest) != (wanted.plan, wanted.config_digest):
+        if (begun.plan, begun.config_digest) != (request.plan, request.config_digest):
             raise ConfigError(
-                f"A run must keep its configuration, but {self.uri} began with "
-                f"{begun.config_digest[:12]}… and {wanted.config_digest[:12]}… was asked for; "
-                "name another --run."
+                f"Cannot change the configuration of a run: {self.uri} began with "
+                f"digest {begun.config_digest[:12]}…, not {request.config_digest[:12]}…. "
+                "Choose a new --run."
             )
 
     def _check_fence(self) -> None:
         if self._has_booted and self.state is not None and self.state.session != self.session:
             raise Fenced(
-                f"A run must have one coordinator, but {self.state.session} has taken "
-                f"{self.store.uri} over from {self.session}; this one ends."
+                f"Session {self.state.session} has taken {self.store.uri} over from session "
+                f"{self.session}. The older coordinator ends."
             )
 
     @property
     def _number(self) -> int:
         return 0 if self.state is None else self.state.number
 
-    def _number_of(self, name: str) -> int:
+    def _parse_event_number(self, name: str) -> int:
         match = _NAME.fullmatch(name)
-        if match is None or _name(int(match[1])) != name:
+        if match is None or _file_name(int(match[1])) != name:
             raise LedgerError(
-                f"A ledger's folder must hold its events alone, but {self.store.uri}/{name} is "
-                "none; remove it."
+                f"A ledger folder may hold only events, but {self.store.uri}/{name} is no event. "
+                "Remove the file."
             )
         return int(match[1])
 
-    def _read(self, number: int) -> bytes:
+    def _read_event(self, number: int) -> bytes:
         try:
-            return self._document(number).read(self.store, _name(number))
+            return self._document(number).read(self.store, _file_name(number))
         except NotFoundError:
-            raise self._gap(number) from None
+            raise self._gap_error(number) from None
 
-    def _gap(self, number: int) -> LedgerError:
+    def _gap_error(self, number: int) -> LedgerError:
         return LedgerError(
             f"A ledger must have no gap, but event {number} of {self.uri} is missing and "
-            f"there are later ones; {_RESTORE}."
+            f"later events exist; {_RESTORE}."
         )
 
     def _document(self, number: int) -> Document:
@@ -253,13 +266,13 @@ class Ledger:
             f"Event {number} of {self.uri}", _RESTORE, LedgerError, max_bytes=_MAX_EVENT_BYTES
         )
 
-    def _take(self, found: Iterable[bytes]) -> None:
-        """Take in the next events, all or none."""
+    def _ingest(self, contents: Iterable[bytes]) -> None:
+        """Decode and replay the next events. The state stays unchanged on an error."""
         number, digest, data = self._number, self._digest, b""
         events = []
-        for data in found:
+        for data in contents:
             number += 1
-            event, digest = self._decoded(number, data, digest)
+            event, digest = self._decode_event(number, data, digest)
             events.append(event)
         try:
             state = replay(events, self.state)
@@ -269,84 +282,98 @@ class Ledger:
             booted = any(
                 isinstance(event.change, Boot) and event.session == self.session for event in events
             )
-            self._settle(state, data, is_own_boot=booted)
+            self._set_state(state, data, is_own_boot=booted)
 
-    def _settle(self, state: State, data: bytes, *, is_own_boot: bool) -> None:
+    def _set_state(self, state: State, data: bytes, *, is_own_boot: bool) -> None:
         self.state, self._digest = state, _sha256(data)
         self._has_booted = self._has_booted or is_own_boot
 
-    def _encoded(self, number: int, change: Change) -> bytes:
+    def _encode_event(self, number: int, change: Change) -> bytes:
         values = {
             "number": number,
             "previous": self._digest,
             "at": datetime.now(UTC).isoformat(),
             "session": self.session,
         }
-        values |= json.loads(_CHANGE.dump_json(change))  # a figure that is undefined becomes null
-        return _sealed(values)
+        # Pydantic writes an undefined metric (NaN) as null; plain `json` would write invalid JSON.
+        values |= json.loads(_CHANGE.dump_json(change))
+        return _encode_sealed(values)
 
-    def _decoded(self, number: int, data: bytes, previous: str) -> tuple[Event, str]:
-        """Return an event and the sha256 of its bytes, after the event with sha256 `previous`."""
+    def _decode_event(self, number: int, data: bytes, previous: str) -> tuple[Event, str]:
+        """Decode and verify an event after the event with sha256 `previous`.
+
+        Returns:
+            the event and the sha256 of `data`.
+        """
         name = f"Event {number} of {self.uri}"
         document = self._document(number)
         values = document.object(data)
         keys = _Envelope.__dataclass_fields__.keys()
+        # Checked first: an event of a newer mtil may have any keys. Only an unknown kind tells of
+        # a version mismatch; all later errors tell of damage.
         if values.get("kind", _KINDS[0]) not in _KINDS:
             raise LedgerError(
-                f"{name} must be of a kind that mtil {__version__} knows, but is "
-                f"{shown(values['kind'])}; use the version that wrote it."
+                f"{name} has the kind {shown(values['kind'])}, unknown to mtil {__version__}. Use "
+                "the mtil version of the writer."
             )
         envelope = document.validate(_ENVELOPE, {k: v for k, v in values.items() if k in keys})
         change = document.validate(_CHANGE, {k: v for k, v in values.items() if k not in keys})
-        if _sealed({k: v for k, v in values.items() if k != "sha256"}) != data:
+        # Compare the whole text, not the digest alone: a change of whitespace is noticed too.
+        if _encode_sealed({k: v for k, v in values.items() if k != "sha256"}) != data:
             raise LedgerError(
-                f"{name} must be as it was written, but has another sha256 than it says; "
-                f"{_RESTORE}."
+                f"{name} was changed after writing: the sha256 of the text differs from the key "
+                f"`sha256`; {_RESTORE}."
             )
         if envelope.number != number:
-            raise LedgerError(f"{name} must say so, but says {envelope.number}; {_RESTORE}.")
+            raise LedgerError(f"{name} has `number` {envelope.number}; {_RESTORE}.")
         if envelope.previous != previous:
             raise LedgerError(
-                f"A ledger must be one chain, but {name[0].lower()}{name[1:]} does not follow on "
-                f"the one before: one of them was changed; {_RESTORE}."
+                f"A ledger must be a chain, but {name[0].lower()}{name[1:]} does not name the "
+                f"sha256 of the previous event: an event was changed; {_RESTORE}."
             )
         return Event(number, envelope.session, change, envelope.at), _sha256(data)
 
 
 def probe(store: Store) -> None:
-    """Make sure that a run's storage never creates an object twice, which the ledger rests on.
+    """Check a run's storage: an existing object must never be replaced by `create`.
+
+    The fence between coordinators depends on the refusal.
 
     Raises:
-        StorageError: if it does, or cannot be written at all.
+        StorageError: if the storage replaces an existing object or cannot be written at all.
     """
     name = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
     rule = (
-        "A run's storage must create an object only if there is none of its name (on S3, "
+        "A run's storage must create an object only if the name is free (on S3: "
         f"`If-None-Match` on writes), but {store.uri}"
     )
     try:
-        # one whose answer was lost is asked again, and then refused for what it did itself
+        # After a lost answer the client repeats the request, which then fails on the object of
+        # the first request. The content decides.
         honoured = store.create(name, b"first") or store.read(name) == b"first"
     except StorageError as error:
-        store.write(name, b"plain")  # says itself why nothing at all can be written
+        # A storage without any write access raises here, with the actual cause.
+        store.write(name, b"plain")
         store.delete(name)
-        raise StorageError(f"{rule} refuses that: {error} Name another --run.") from None
+        raise StorageError(
+            f"{rule} refuses conditional writes: {error} Choose a new --run."
+        ) from None
     honoured = honoured and not store.create(name, b"second") and store.read(name) == b"first"
     store.delete(name)
     if not honoured:
-        raise StorageError(f"{rule} does not; name another --run.")
+        raise StorageError(f"{rule} replaces the object. Choose a new --run.")
 
 
-def _sealed(values: dict[str, object]) -> bytes:
-    """Return an event's text, which ends with the sha256 of what it is without that."""
-    return _text(values | {"sha256": _sha256(_text(values))})
+def _encode_sealed(values: dict[str, object]) -> bytes:
+    """Return the event text: the values, then the sha256 of the text without the digest."""
+    return _encode_json(values | {"sha256": _sha256(_encode_json(values))})
 
 
-def _text(values: dict[str, object]) -> bytes:
+def _encode_json(values: dict[str, object]) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def _name(number: int) -> str:
+def _file_name(number: int) -> str:
     return f"{FOLDER}/{number:06d}.json"
 
 

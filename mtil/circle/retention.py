@@ -1,10 +1,13 @@
-"""Files of a run that no later step reads: found, listed, and deleted on request. No Ray.
+"""Find, list and delete files of a run that no later step reads. No Ray.
 
-Only names that a run itself writes are looked at, and no link is followed. Nothing that the ledger
-or a result names goes, except maps that every action which reads them has read; an action that
-needs such a map after all has it written again. A training loses nothing unless the model that its
-result names is there, byte for byte. Of a run without a ledger, where nobody can tell whether a
-process is at work, only the folders of trainings that have ended are looked at.
+Rules:
+
+- Only file names written by mtil are considered, and no link is followed.
+- Files named in the ledger or in a result stay. Exception: maps that all their readers have read.
+  An action that needs deleted maps after all writes them again.
+- Files of a training are deleted only if the model named in the result exists, byte for byte.
+- In a run without a ledger, nothing tells whether a process is active. Only folders of finished
+  trainings are considered.
 """
 
 import hashlib
@@ -28,16 +31,16 @@ _PROBE = re.compile(rf"{ledger.PROBE_FOLDER}/[0-9a-f]{{16}}")
 _PARTIAL = re.compile(
     rf"(?:(?:{ledger.FOLDER}|{ledger.PROBE_FOLDER}|{names.FOLDERS})/)?{PARTIAL_NAME}"
 )
-"""A write that was interrupted, in the folders that a run writes files to."""
-_LOOKED_AT = (names.TRAININGS, names.MAPS, ledger.FOLDER, ledger.PROBE_FOLDER)
-_WHOLES = (names.RUN, manifests.FILE_NAME)
-"""A folder below the run's with one of these is another run or a data set."""
+"""Name of an interrupted write, in the folders where a run writes files."""
+_RUN_FOLDERS = (names.TRAININGS, names.MAPS, ledger.FOLDER, ledger.PROBE_FOLDER)
+_ROOT_MARKERS = (names.RUN, manifests.FILE_NAME)
+"""Files marking a folder below the run as a separate run or data set."""
 _NUM_DELETERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Superseded:
-    """Files of one folder that nobody needs, for one reason."""
+    """Unneeded files of a folder, for one reason."""
 
     why: str
     folder: str
@@ -47,54 +50,54 @@ class Superseded:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a run did not need when its ledger had so many events."""
+    """Unneeded files of a run at a given ledger event."""
 
     superseded: tuple[Superseded, ...]
     number: int
-    """The latest event of the ledger; 0 without one."""
+    """Number of the latest ledger event; 0 without a ledger."""
     left: tuple[str, ...] = ()
-    """A sentence for everything that is left alone since it cannot be trusted."""
+    """Sentences about files that are kept because they cannot be trusted."""
 
     @property
     def num_files(self) -> int:
-        """How many files there are."""
-        return sum(len(one.files) for one in self.superseded)
+        """Number of unneeded files."""
+        return sum(len(group.files) for group in self.superseded)
 
     @property
     def bytes(self) -> int:
-        """What they take together."""
-        return sum(one.bytes for one in self.superseded)
+        """Total size of the unneeded files in bytes."""
+        return sum(group.bytes for group in self.superseded)
 
 
 def find(run: Run) -> Finding:
-    """Return what a run does not need any more, ordered by folder.
+    """Return the unneeded files of a run, ordered by folder.
 
     Raises:
-        DataError: if a coordinator is at work on the run, or a result is not one.
-        LedgerError: if its ledger is damaged.
+        DataError: if a coordinator is active on the run, or a result is damaged.
+        LedgerError: if the ledger is damaged.
     """
     state = Ledger.open(run.store).state
     if heartbeat.is_beating(run.store):
         raise DataError(
-            f"A run must be at rest to be tidied, but a coordinator is at work on {run.uri}; "
-            f"wait for its end, or end it with `mtil stop --run {run.uri}`."
+            f"Cannot clean up {run.uri} while a coordinator is active. Wait for the end of the "
+            f"run, or stop it with `mtil stop --run {run.uri}`."
         )
     listing = run.store.deletable()
-    sizes = _own(listing.sizes)
+    sizes = _exclude_foreign_files(listing.sizes)
     left = [
-        f"{name} is a link or no regular file; mtil follows no link and leaves it alone."
+        f"{name} is a link or no regular file. mtil follows no link and keeps the file."
         for name in listing.left
-        if name.split("/")[0] in _LOOKED_AT
+        if name.split("/")[0] in _RUN_FOLDERS
     ]
-    reasons = dict(_of_trainings(run, state, sizes, left))
+    reasons = dict(_find_training_files(run, state, sizes, left))
     if state is not None:
-        reasons |= _read_maps(run, state, sizes)
+        reasons |= _find_read_maps(run, state, sizes)
         reasons |= {name: "ledger probe" for name in sizes if _PROBE.fullmatch(name)}
         if _is_settled(state):
             reasons |= {name: "interrupted write" for name in sizes if _PARTIAL.fullmatch(name)}
-    found: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for name, why in reasons.items():
-        found.setdefault((str(PurePosixPath(name).parent), why), []).append(name)
+        groups.setdefault((str(PurePosixPath(name).parent), why), []).append(name)
     return Finding(
         superseded=tuple(
             Superseded(
@@ -103,105 +106,107 @@ def find(run: Run) -> Finding:
                 files=tuple(sorted(files)),
                 bytes=sum(sizes[name] for name in files),
             )
-            for (folder, why), files in sorted(found.items())
+            for (folder, why), files in sorted(groups.items())
         ),
         number=0 if state is None else state.number,
         left=tuple(left),
     )
 
 
-def delete(run: Run, found: Finding) -> None:
-    """Delete what was found.
+def delete(run: Run, finding: Finding) -> None:
+    """Delete the files of a finding.
 
     Raises:
-        DataError: if the run has gone on since.
+        DataError: if the ledger has new events since `find`.
     """
     state = Ledger.open(run.store).state
-    if (0 if state is None else state.number) != found.number:
+    if (0 if state is None else state.number) != finding.number:
         raise DataError(
-            f"A run must be at rest to be tidied, but {run.uri} has gone on; try again later."
+            f"Cannot clean up {run.uri}: the run has continued since the search. Try again later."
         )
-    files = [name for one in found.superseded for name in one.files]
+    files = [name for group in finding.superseded for name in group.files]
     with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
         list(deleters.map(run.store.delete, files))
 
 
 def _is_settled(state: State) -> bool:
-    """Say whether no process of an attempt in flight can be writing still."""
+    """Return True if no process of an attempt in flight can still be writing."""
     return state.stopped or is_over(state) or not state.running
 
 
-def _own(sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """Return the files without those of other runs and of data sets in folders of the run."""
+def _exclude_foreign_files(sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """Exclude files of foreign runs and data sets in subfolders of the run."""
     others = {
         str(PurePosixPath(name).parent)
         for name in sizes
-        if "/" in name and PurePosixPath(name).name in _WHOLES
+        if "/" in name and PurePosixPath(name).name in _ROOT_MARKERS
     }
     is_dataset = any(name.split("/")[0] in ("dataset.json", "staging", "shards") for name in sizes)
     return {
         name: size
         for name, size in sizes.items()
         if not others.intersection(str(folder) for folder in PurePosixPath(name).parents)
-        and not (is_dataset and "/" not in name)  # a preparation may be writing it
+        # A preparation may be writing files beside a data set's manifest.
+        and not (is_dataset and "/" not in name)
     }
 
 
-def _of_trainings(
+def _find_training_files(
     run: Run, state: State | None, files: Iterable[str], left: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield what trainings do not need, and why; note in `left` whose models are in doubt."""
+    """Yield unneeded training files with the reason. Append models in doubt to `left`."""
     by_training: dict[Train, list[str]] = {}
     for name in files:
-        of = names.training_of(name)
-        if of is not None and names.is_deletable(name):
-            by_training.setdefault(of, []).append(name)
-    for of, own in by_training.items():
-        result = run.result(of)
+        training = names.training_of(name)
+        if training is not None and names.is_deletable(name):
+            by_training.setdefault(training, []).append(name)
+    for training, training_files in by_training.items():
+        result = run.result(training)
+        # Without a result the training may still run. Only a settled ledger proves the opposite.
         if result is None and (state is None or not _is_settled(state)):
             continue
-        named = _named_models(run, state, of)
+        named = _named_models(run, state, training)
         superseded = {
             name: "unnamed model" if is_model else "ended training"
-            for name in own
+            for name in training_files
             for is_model in [names.is_model(name)]
             if (name not in named if is_model else result is not None)
         }
         if not superseded:
             continue
-        missing = [n for n, sha256 in named.items() if not _is_there(run.store, n, sha256)]
+        missing = [n for n, sha256 in named.items() if not _has_digest(run.store, n, sha256)]
         if missing:
             left.append(
-                f"{missing[0]} is not there with the sha256 that the run names; everything in "
-                f"{run.folder(of)} is left alone."
+                f"{missing[0]} is missing or has not the sha256 named in the run. All files in "
+                f"{run.folder(training)} are kept."
             )
         elif named:
             yield from superseded.items()
 
 
-def _named_models(run: Run, state: State | None, of: Train) -> dict[str, str]:
-    """Return the sha256 of the models that a training's result and the ledger name, by file."""
-    said = {} if state is None else state.done.get(of, {})
-    found = [said.get("model_sha256")]
-    result = run.result(of)
+def _named_models(run: Run, state: State | None, training: Train) -> dict[str, str]:
+    """Map the model files named in the ledger and in the result to their sha256."""
+    ledger_result = {} if state is None else state.done.get(training, {})
+    digests = [ledger_result.get("model_sha256")]
+    result = run.result(training)
     if result is not None:
-        found.append(result.model_sha256)
-    return {names.model(of, sha256): sha256 for sha256 in found if isinstance(sha256, str)}
+        digests.append(result.model_sha256)
+    return {names.model(training, sha256): sha256 for sha256 in digests if isinstance(sha256, str)}
 
 
-def _is_there(store: Store, name: str, sha256: str) -> bool:
-    """Say whether a file has the bytes that its sha256 says."""
-    found = hashlib.sha256()
+def _has_digest(store: Store, name: str, sha256: str) -> bool:
+    """Return True if a file exists with the given sha256."""
+    digest = hashlib.sha256()
     try:
         for chunk in store.chunks(name):
-            found.update(chunk)
+            digest.update(chunk)
     except NotFoundError:
         return False
-    return found.hexdigest() == sha256
+    return digest.hexdigest() == sha256
 
 
-def _read_maps(run: Run, state: State, files: Iterable[str]) -> Mapping[str, str]:
-    """Return the map shards that every action which reads them has read."""
+def _find_read_maps(run: Run, state: State, files: Iterable[str]) -> Mapping[str, str]:
+    """Return the map shards already read by all their readers, with the reason."""
     unread: dict[WriteMaps, bool] = {}
     for action in actions(state.plan):
         for writer in reads_maps_of(state.plan, action):

@@ -1,10 +1,9 @@
-"""How far a circle run is, and what may run now: its events, and the state that they add up to.
+"""State of a circle run and the actions that may run next. Pure values, no input or output.
 
-The state is folded from the events of the ledger, and `next_actions` says what may run now. An
-action that has failed `circle.max_attempts` times is exhausted: its fold is failed, and what needs
-it never runs. What can still be of use does run, so that which figures there are in the end does
-not depend on who was faster. Attempts that died with their coordinator are no failures. Pure
-values only.
+The state is folded from ledger events. `next_actions` lists the actions that may run. An action
+is exhausted after `circle.max_attempts` failures: the fold fails, and no dependent action runs.
+All other useful actions still run, so the final figures do not depend on scheduling order.
+Attempts that died with their coordinator do not count as failures.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
@@ -30,12 +29,12 @@ from mtil.run.plan import (
 Stage = Literal["waiting", "training", "maps", "evaluating", "done", "failed"]
 
 _RANK: Mapping[type, int] = {WriteMaps: 0, Evaluate: 1, Summarise: 2, Train: 3}
-"""What goes first within a round: what is short, and what others wait for."""
+"""Priority within a round, lowest first: short actions and actions with dependants."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Begin:
-    """A run begins: what it has to do, with which data, configuration and version."""
+    """Start of a run: the plan, the data set, the configuration and the mtil version."""
 
     plan: Plan
     fingerprint: str
@@ -46,14 +45,14 @@ class Begin:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Boot:
-    """The writer takes the run over; earlier sessions are fenced off."""
+    """Takeover of the run by the writer. Earlier sessions are fenced off."""
 
     kind: Literal["boot"] = "boot"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Started:
-    """An attempt begins, or an older session's attempt that still runs is adopted."""
+    """Start of an attempt, or adoption of an attempt left running by an older session."""
 
     action: Action
     attempt: Count
@@ -62,18 +61,19 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Done:
-    """An attempt is committed."""
+    """Commit of an attempt."""
 
     action: Action
     attempt: Count
     result: dict[str, JsonValue]
-    """Names and measures what was made; every reader of the ledger holds it in memory."""
+    """Names and figures of the output. Every ledger reader holds all results in memory: keep them
+    small."""
     kind: Literal["done"] = "done"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Failed:
-    """An attempt has failed."""
+    """Failure of an attempt."""
 
     action: Action
     attempt: Count
@@ -83,14 +83,14 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stop:
-    """Nothing more is started."""
+    """Request to start nothing more."""
 
     kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Go:
-    """A stopped run goes on."""
+    """Request to continue a stopped run."""
 
     kind: Literal["go"] = "go"
 
@@ -103,14 +103,14 @@ Change = Annotated[
 
 @plain_dataclass(frozen=True)
 class Event:
-    """A numbered event of the ledger; the first is number 1."""
+    """A numbered event of the ledger. The first event has number 1."""
 
     number: int
     session: str
-    """Who wrote it."""
+    """Session of the writer."""
     change: Change
     at: str = ""
-    """When, for people: nothing is decided by it."""
+    """Time of writing, for display only: no decision depends on a clock."""
 
 
 @plain_dataclass(frozen=True)
@@ -119,96 +119,98 @@ class Attempt:
 
     number: int
     session: str
-    """The coordinator's session that runs it; with a later one, it is lost or to be adopted."""
+    """Session of the coordinator running the attempt. After a later boot, the attempt is lost or
+    adopted.
+    """
     at: str = ""
-    """When it began, for people."""
+    """Start time, for display only."""
 
 
 @plain_dataclass(frozen=True, kw_only=True)
 class State:
-    """A run as the events up to `number` tell it."""
+    """A run after the first `number` events."""
 
     begin: Begin
     number: int
     session: str
-    """The latest session that took the run over; empty before the first."""
+    """Session of the latest boot; empty before the first boot."""
     stopped: bool
     done: Mapping[Action, Mapping[str, JsonValue]]
-    """The committed result of each action that is done."""
+    """Committed result of every finished action."""
     running: Mapping[Action, Attempt]
-    """What is in flight."""
+    """Attempts in flight, by action."""
     attempts: Mapping[Action, int]
-    """The number of the latest attempt; of an action that is done, the committed one's."""
+    """Number of the latest attempt, by action. For a finished action, the committed attempt."""
     failures: Mapping[Action, tuple[str, ...]]
-    """The causes of each failed attempt."""
+    """Causes of all failed attempts, by action."""
     failed_folds: Mapping[int, str]
-    """The first cause that ended each failed fold."""
+    """Failed folds, with the first cause."""
 
     @property
     def plan(self) -> Plan:
-        """What the run has to do."""
+        """The plan of the run."""
         return self.begin.plan
 
     def next_attempt(self, action: Action) -> int:
-        """Return the number that an action's next attempt will have."""
+        """Return the number for the next attempt at an action."""
         return self.attempts.get(action, 0) + 1
 
 
 def replay(events: Iterable[Event], state: State | None = None) -> State | None:
-    """Fold events into a state; there is none before the first event.
+    """Fold events into a state. Return None without any event.
 
-    The time is linear in the events and, once a call, in the actions so far.
+    Takes linear time in the number of events plus, once per call, the number of actions in `state`.
 
     Raises:
-        RunError: naming the first event that cannot follow on what was before.
+        RunError: naming the first event impossible after the previous events.
     """
     draft = None if state is None else _Draft(state)
     for event in events:
         if draft is None:
-            draft = _Draft(_begun(event))
+            draft = _Draft(_initial_state(event))
         else:
-            draft.take(event)
+            draft.apply(event)
     return None if draft is None else draft.state()
 
 
 def next_actions(state: State) -> tuple[Action, ...]:
-    """Return what may run now and is not running under the present session, most urgent first.
+    """Return the actions that may start now in the present session, most urgent first.
 
-    What an older session has left in flight is listed, to be adopted or started again. What
-    nothing can use any more, since the rest of its fold needs an exhausted action, is not.
+    Includes actions left in flight by an older session, to be adopted or restarted. Excludes
+    actions with no further use, because the rest of the fold depends on an exhausted action.
     """
     if state.stopped:
         return ()
-    lost = _lost(state.plan, state.failures)
+    lost = _lost_actions(state.plan, state.failures)
     ready = [
         action
-        for action, needed in _open(state, lost).items()
+        for action, needed in _open_actions(state, lost).items()
         if not _is_running(state, action) and _is_ready(action, needed, state.done, lost)
     ]
     return tuple(sorted(ready, key=_urgency))
 
 
 def is_over(state: State) -> bool:
-    """Say whether all summaries that can be reached are done; folds may have failed.
+    """Return True if every reachable summary is done. Folds may have failed.
 
-    What is in flight then, of a failed fold, is of no use any more.
+    Actions still in flight then belong to failed folds and have no further use.
     """
-    return not _open(state, _lost(state.plan, state.failures))
+    return not _open_actions(state, _lost_actions(state.plan, state.failures))
 
 
 def progress(state: State) -> dict[int, dict[int, Stage]]:
     """Return the stage of every fold in every round, as `{round: {fold: stage}}`.
 
-    Of several actions in flight a training counts first. Nothing runs in a stopped run.
+    Training wins over other actions in flight. In a stopped run nothing counts as running.
     """
-    lost = _lost(state.plan, state.failures)
+    lost = _lost_actions(state.plan, state.failures)
     cells: dict[tuple[int, int], list[Action]] = {}
     for action in graph(state.plan):
         if not isinstance(action, Summarise):
             cells.setdefault((action.round, action.fold), []).append(action)
     return {
-        number: {fold: _stage(state, lost, cells[number, fold]) for fold in state.plan.folds}
-        for number in range(state.plan.circle.num_rounds)
+        round_: {fold: _stage(state, lost, cells[round_, fold]) for fold in state.plan.folds}
+        for round_ in range(state.plan.circle.num_rounds)
     }
 
 
@@ -222,27 +224,30 @@ def _is_exhausted(plan: Plan, failures: Mapping[Action, tuple[str, ...]], action
     return len(failures.get(action, ())) >= plan.circle.max_attempts
 
 
-def _lost(plan: Plan, failures: Mapping[Action, tuple[str, ...]]) -> Set[Action]:
-    """Return what can never be done: what is exhausted, and what needs something lost."""
+def _lost_actions(plan: Plan, failures: Mapping[Action, tuple[str, ...]]) -> Set[Action]:
+    """Return the actions that can never be done: exhausted, or dependent on a lost action."""
     lost = {action for action in failures if _is_exhausted(plan, failures, action)}
     if lost:
         for action, needed in graph(plan).items():
-            enough = all if isinstance(action, Summarise) else any
-            if enough(other in lost for other in needed):
+            # A summary covers the folds that finished, so only the loss of all its evaluations is
+            # fatal.
+            quantifier = all if isinstance(action, Summarise) else any
+            if quantifier(other in lost for other in needed):
                 lost.add(action)
     return lost
 
 
-def _open(state: State, lost: Set[Action]) -> dict[Action, tuple[Action, ...]]:
-    """Return what is still to be done for a summary that can be reached, and what it needs."""
+def _open_actions(state: State, lost: Set[Action]) -> dict[Action, tuple[Action, ...]]:
+    """Return the unfinished actions that a reachable summary needs, with their own needs."""
     wanted: set[Action] = set()
-    found = {}
+    open_actions = {}
+    # `graph` lists needs before their dependants: reversed, every wanted action is known in time.
     for action, needed in reversed(graph(state.plan).items()):
         wants = isinstance(action, Summarise) or action in wanted
         if wants and action not in lost and action not in state.done:
             wanted.update(needed)
-            found[action] = needed
-    return found
+            open_actions[action] = needed
+    return open_actions
 
 
 def _is_running(state: "State | _Draft", action: Action) -> bool:
@@ -255,6 +260,7 @@ def _is_ready(
 ) -> bool:
     missing = {other for other in needed if other not in done}
     if isinstance(action, Summarise):
+        # A summary waits until every fold is either evaluated or lost.
         return len(missing) < len(needed) and missing <= lost
     return not missing
 
@@ -274,9 +280,9 @@ def _stage(state: State, lost: Set[Action], cell: Sequence[Action]) -> Stage:
     return "evaluating" if Evaluate in running else "waiting"
 
 
-def _begun(event: Event) -> State:
+def _initial_state(event: Event) -> State:
     if event.number != 1 or not isinstance(event.change, Begin):
-        raise _impossible(event, "a ledger must open with what the run has to do")
+        raise _impossible_event_error(event, "a ledger must open with 'begin' as event 1")
     return State(
         begin=event.change,
         number=1,
@@ -290,15 +296,15 @@ def _begun(event: Event) -> State:
     )
 
 
-def _impossible(event: Event, why: str) -> RunError:
+def _impossible_event_error(event: Event, why: str) -> RunError:
     return RunError(
-        f"Event {event.number} of a ledger must follow on those before it, but it is "
-        f"{event.change.kind!r} and {why}; restore the ledger, or name another --run."
+        f"Event {event.number} of the ledger cannot be {event.change.kind!r}: {why}. Restore the "
+        "ledger, or choose a new --run."
     )
 
 
 class _Draft:
-    """A state in the making: its books are its own and change in place."""
+    """A mutable state under construction, with private copies of the mappings."""
 
     def __init__(self, state: State) -> None:
         self.begin = state.begin
@@ -314,11 +320,11 @@ class _Draft:
     def state(self) -> State:
         return State(**vars(self))
 
-    def take(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         change = event.change
-        why = self._objection(event)
-        if why:
-            raise _impossible(event, why)
+        objection = self._find_objection(event)
+        if objection:
+            raise _impossible_event_error(event, objection)
         self.number = event.number
         if isinstance(change, Boot):
             self.session = event.session
@@ -331,9 +337,9 @@ class _Draft:
             del self.running[change.action]
             self.done[change.action] = change.result
         elif isinstance(change, Failed):
-            self._fail(change)
+            self._record_failure(change)
 
-    def _fail(self, change: Failed) -> None:
+    def _record_failure(self, change: Failed) -> None:
         action = change.action
         del self.running[action]
         self.failures[action] = (*self.failures.get(action, ()), change.cause)
@@ -341,43 +347,49 @@ class _Draft:
         if exhausted and not isinstance(action, Summarise):
             self.failed_folds.setdefault(action.fold, f"{action}: {change.cause}")
 
-    def _objection(self, event: Event) -> str:
-        """Say why an event cannot come now; nothing if it can."""
+    def _find_objection(self, event: Event) -> str:
+        """Return the reason why an event is impossible now; empty if possible."""
         change = event.change
         if event.number != self.number + 1:
-            return f"the one before is number {self.number}"
+            return f"the previous event has number {self.number}"
         if isinstance(change, Begin):
             return "the run has begun already"
         if isinstance(change, Boot):
-            return f"{event.session} runs it already" if event.session == self.session else ""
+            return f"{event.session} already runs the run" if event.session == self.session else ""
         if isinstance(change, Stop | Go):
             already = self.stopped == isinstance(change, Stop)
-            return f"the run is {'stopped' if self.stopped else 'going on'} already" * already
+            return f"the run is already {'stopped' if self.stopped else 'going on'}" * already
         if event.session != self.session:
-            return f"its writer {event.session} is not the coordinator {self.session or '(none)'}"
+            return f"the writer {event.session} is not the coordinator {self.session or '(none)'}"
         if isinstance(change, Started):
-            return self._objection_to_start(change)
+            return self._find_objection_to_start(change)
         attempt = self.running.get(change.action)
         if attempt is None or attempt.number != change.attempt:
             return f"attempt {change.attempt} at the {change.action} is not running"
         return ""
 
-    def _objection_to_start(self, change: Started) -> str:
+    def _find_objection_to_start(self, change: Started) -> str:
         action = change.action
         if self.stopped:
             return "the run is stopped"
         if action not in graph(self.begin.plan):
-            return f"the {action} is not planned"
+            return f"the {action} is not in the plan"
         if action in self.done:
             return f"the {action} is done"
         if _is_running(self, action):
             return f"the {action} is running"
         if _is_exhausted(self.begin.plan, self.failures, action):
             return f"the {action} has failed too often"
-        lost = _lost(self.begin.plan, self.failures) if isinstance(action, Summarise) else set()
+        # Only summaries depend on lost actions; finding them walks the whole graph.
+        lost = (
+            _lost_actions(self.begin.plan, self.failures)
+            if isinstance(action, Summarise)
+            else set()
+        )
         if not _is_ready(action, needs(self.begin.plan, action), self.done, lost):
-            return f"the {action} needs what is not done"
+            return f"the {action} needs unfinished actions"
         latest = self.attempts.get(action, 0)
+        # An adopted attempt keeps the number given by the older session; a restart takes the next.
         numbers = {latest, latest + 1} if action in self.running else {latest + 1}
         if change.attempt not in numbers:
             return f"the {action} is at attempt {latest}, not {change.attempt}"

@@ -1,1 +1,1 @@
-"""Everything that needs Ray."""
+"""All code that imports Ray."""

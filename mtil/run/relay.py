@@ -1,4 +1,4 @@
-"""Progress on its way from a run's folder to a listener. Its failures end no training."""
+"""Relay training progress to a listener. Failures of the listener never end a training."""
 
 import logging
 import threading
@@ -18,52 +18,53 @@ _POLL_S = 2.0
 
 
 class Guarded:
-    """A listener that gets no more lines after its first error, which is logged.
+    """A listener that is disabled and logged on its first error.
 
-    A reader of stdout may leave, or a disk may be full; the training goes on.
+    A reader of stdout may leave, or a disk may be full. The training continues.
     """
 
     def __init__(self, listen: Listener) -> None:
         self._listen: Listener | None = listen
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Pass a line on."""
+        """Pass a line to the listener."""
         if self._listen is None:
             return
         try:
             self._listen(line)
         except Exception as error:  # noqa: BLE001
             self._listen = None
-            _log.warning("Progress is shown no more: %s: %s", type(error).__name__, error)
+            _log.warning("Progress is no longer shown: %s: %s", type(error).__name__, error)
 
 
 class Relay:
-    """Passes on what a training's workers write into the run."""
+    """Relay progress lines that the workers of a training write into the run."""
 
-    def __init__(self, run: Run, of: Train, listen: Listener) -> None:
-        self._run, self._of, self._listen = run, of, Guarded(listen)
+    def __init__(self, run: Run, training: Train, listen: Listener) -> None:
+        self._run, self._training, self._listen = run, training, Guarded(listen)
         self._news: News | None = None
-        self._trouble = ""
+        self._last_error = ""
         self._read()
 
     def pass_on(self) -> None:
-        """Tell the listener of new epochs and of the latest step."""
+        """Send new epochs and the latest step to the listener."""
         for line in self._read():
             self._listen(line)
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return what is new; nothing while it cannot be read, which is logged once a cause."""
+        """Return new lines. Empty if unreadable; each new cause is logged once."""
         try:
-            self._news = self._news or News(self._run, self._of)
+            self._news = self._news or News(self._run, self._training)
             lines = self._news.lines()
         except StorageError:
-            return []  # the workers meet it, too
-        except Exception as error:  # noqa: BLE001
-            if str(error) != self._trouble:
-                _log.warning("The progress of the %s cannot be read: %s", self._of, error)
-            self._trouble = str(error)
+            # Not logged: the workers meet a storage outage, too, and report the error.
             return []
-        self._trouble = ""
+        except Exception as error:  # noqa: BLE001
+            if str(error) != self._last_error:
+                _log.warning("The progress of the %s cannot be read: %s", self._training, error)
+            self._last_error = str(error)
+            return []
+        self._last_error = ""
         return lines
 
 

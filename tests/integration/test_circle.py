@@ -97,7 +97,9 @@ def test_its_ledger_is_one_chain_that_an_ended_run_does_not_extend(
 def test_another_plan_is_refused(run: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match=r"must keep its configuration, but .*num_rounds"):
         driver.begin(request_circle(dataset, run.uri, _config(num_rounds=3), FOLDS))
-    with pytest.raises(ConfigError, match=r"must keep its folds, but .* began with \[0, 1\]"):
+    with pytest.raises(
+        ConfigError, match=r"Cannot change the folds of a run: .* began with \[0, 1\]"
+    ):
         driver.begin(request_circle(dataset, run.uri, _config(), (0,)))
 
 
@@ -344,7 +346,7 @@ def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str)
 class _Broken(Coordinator):
     """A coordinator that cannot work."""
 
-    def _session(self, run_uri: str, restarts: Restarts) -> Session:
+    def _open_session(self, run_uri: str, restarts: Restarts) -> Session:
         raise UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")
 
 

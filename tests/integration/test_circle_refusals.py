@@ -84,7 +84,7 @@ def test_another_configuration_is_refused(refused: Refused, begun: LocalStore) -
         f"A run must keep its configuration, but {begun.uri} has `train.num_epochs` = "
         f"{demo().train.num_epochs} and 7 was asked for; name another --run."
     )
-    assert "must keep its folds" in refused(begun.uri, "--folds", "0,1")
+    assert "Cannot change the folds of a run" in refused(begun.uri, "--folds", "0,1")
     assert contents(begun) == before
 
 
@@ -114,7 +114,7 @@ def test_a_changed_event_is_refused(refused: Refused, begun: LocalStore) -> None
     begun.write(name, begun.read(name).replace(b'"at": "2', b'"at": "3'))
     before = contents(begun)
     told = refused(begun.uri)
-    assert told.startswith(f"Event 2 of {begun.uri}/ledger must be as it was written, but has ")
+    assert told.startswith(f"Event 2 of {begun.uri}/ledger was changed after writing: ")
     assert contents(begun) == before
 
 
@@ -248,8 +248,16 @@ def on_disk(phantoms: Path, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("fault", "why", "written"),
     [
-        ("replaces", r"only if there is none .* but s3://b/run does not; name another --run\.", 2),
-        ("unconditional", r"only if there is none .* refuses that: .* failed with NotImpl.*", 1),
+        (
+            "replaces",
+            r"only if the name is free .* but s3://b/run replaces the object\. Choose",
+            2,
+        ),
+        (
+            "unconditional",
+            r"only if the name is free .* refuses conditional writes: .* failed with NotImpl.*",
+            1,
+        ),
         ("read-only", r"Access to s3://b/run/ledger-probe/\w+ is refused \(AccessDenied\); .*", 0),
         ("skewed", r"This machine's clock must be within 15 minutes of .* 300 minutes apart .*", 0),
     ],

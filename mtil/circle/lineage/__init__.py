@@ -1,1 +1,1 @@
-"""Where one image's map and predictions come from."""
+"""Lineage of an image: the sources of its map and predictions."""

@@ -1,7 +1,7 @@
-"""Where one image's map and predictions come from, down to the data set's shard. No Ray.
+"""Trace the map and the predictions of an image back to the data set. No Ray.
 
-All of it is read from the files: the manifest, the shards, the results of trainings, the models,
-the ledger. They name each other by digests, and what does not agree is said in a sentence.
+Reads only stored files: manifest, shards, results, models, ledger. The files name each other by
+digest. Every contradiction becomes a sentence in `Lineage.disagreements`.
 """
 
 import hashlib
@@ -51,40 +51,42 @@ _CLAIMS = ("pass", "probability", "fold", "model_sha256", "fingerprint", "config
 
 
 def trace(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
-    """Return where an image's latest map, and its latest predictions, come from.
+    """Return the lineage of an image: the latest map, the latest predictions and all their sources.
 
-    The shards of the data set are read one after the other until one holds the image.
+    Reads the shards of the data set in order until the image is found.
 
     Args:
         run: the run.
-        sample_id: of the image.
-        fold: whose map; of those that have trained on the image, the one whose map is the latest.
+        sample_id: id of the image.
+        fold: fold of the map. By default the fold with the latest map among the folds trained on
+            the image.
 
     Raises:
-        DataError: if there is no such image, or the fold, or every fold, has neither trained on it
-            nor been tested with it.
+        DataError: if the image does not exist, or the fold (by default every fold) has neither
+            trained on the image nor tested it.
         LedgerError: if the ledger is damaged.
-        RunError: if predictions are damaged that could be the image's only ones.
+        RunError: if damaged predictions could be the only ones of the image.
     """
     manifest = run.manifest()
-    shard, table = _shard_with(run, manifest, sample_id)
+    shard, table = _find_shard(run, manifest, sample_id)
     tracer = _Tracer(run, manifest, shard, table, sample_id)
     writers = {number: tracer.writer(number) for number in run.trained().get(0, [])}
     folds = tuple(number for number, writer in writers.items() if writer is not None)
     prediction = tracer.prediction()
     judges = tracer.judges
     if fold is not None and fold not in folds and (prediction is None or prediction.fold != fold):
-        others = f"the folds that have are {list(folds)}" if folds else "no fold has"
+        alternatives = f"Folds {list(folds)} have" if folds else "No fold has"
         raise DataError(
-            f"The fold of a lineage must have trained on the image, but fold {fold} of {run.uri} "
-            f"has not trained on {sample_id!r}; {others}."
+            f"No lineage in fold {fold}: the fold has not trained on {sample_id!r} in {run.uri}. "
+            f"{alternatives}."
         )
     if not folds and prediction is None:
+        # Damaged predictions may hold the image: name the damage rather than deny the test.
         if tracer.disagreements:
             raise RunError(tracer.disagreements[0])
         raise DataError(
-            f"An image with a lineage must have been trained on or tested, but {sample_id!r}, "
-            f"which is in {_called(tracer.data.fold)}, has been neither in {run.uri}."
+            f"No lineage for {sample_id!r} in {_fold_name(tracer.data.fold)}: {run.uri} has not "
+            "trained on or tested the image."
         )
     wanted = [number for number in folds if fold in (None, number)]
     start = tracer.latest([writers[number] for number in wanted])
@@ -100,31 +102,30 @@ def trace(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
     )
 
 
-def _called(fold: int) -> str:
+def _fold_name(fold: int) -> str:
     return "the holdout" if fold == HOLDOUT else f"fold {fold}"
 
 
-def _shard_with(run: Run, manifest: Manifest, sample_id: str) -> tuple[Shard, pa.Table]:
-    """Return the shard that holds an image, and its ids and roles."""
+def _find_shard(run: Run, manifest: Manifest, sample_id: str) -> tuple[Shard, pa.Table]:
+    """Return the shard holding an image, with a table of ids, roles and labels."""
     store = open_store(run.data_uri)
     for shard in manifest.shards:
         table = shards.read(store, shard, _COLUMNS)
         if _position(table, sample_id) >= 0:
             return shard, table
     raise DataError(
-        f"An image must be in the run's data set, but {store.uri} has no {sample_id!r}; "
-        f"its {SPLITS} lists what it has."
+        f"The data set {store.uri} has no image {sample_id!r}. See {SPLITS} there for all ids."
     )
 
 
 def _position(table: pa.Table, sample_id: str) -> int:
-    """Return where an image is in a table; -1 if it is not."""
+    """Return the row of an image in a table; -1 if missing."""
     position: int = pa.compute.index(table.column("sample_id"), sample_id).as_py()
     return position
 
 
 class _Tracer:
-    """Follows an image through a run's files, and notes what they do not agree on."""
+    """Follow an image through the files of a run. Collect contradictions between files."""
 
     def __init__(
         self, run: Run, manifest: Manifest, shard: Shard, table: pa.Table, sample_id: str
@@ -141,37 +142,41 @@ class _Tracer:
             self._check(
                 "config digest", begin.config_digest, self._config_digest, "ledger", "run.json"
             )
-        (place,) = self._row.select(ROLE_COLUMNS).to_pylist()
+        (roles,) = self._row.select(ROLE_COLUMNS).to_pylist()
         self.data = DataLink(
             uri=run.data_uri,
             version=manifest.version,
             fingerprint=manifest.fingerprint,
             file=shard.path,
             sha256=shard.sha256,
-            **place,
+            **roles,
         )
 
     def writer(self, fold: int) -> WriteMaps | None:
-        """Return who maps the image in the first round of a fold; None if it is not trained on."""
+        """Return the action that maps the image in round 0 of a fold. None if not trained on."""
         parts = self._run.plan([fold]).parts
-        found = [one for part in parts if self._is_of(one := WriteMaps(0, fold, part))]
-        return found[0] if found else None
+        writers = [w for part in parts if self._maps_image(w := WriteMaps(0, fold, part))]
+        return writers[0] if writers else None
 
     def latest(self, writers: Iterable[WriteMaps | None]) -> Train | WriteMaps | None:
-        """Return who wrote the image's latest map; without any, its latest training."""
+        """Return the writer of the latest map. Without a map, the latest training.
+
+        None if no training has a result.
+        """
         of_image = [writer for writer in writers if writer is not None]
         rounds = range(self._run.config.circle.num_rounds - 1, -1, -1)
-        later = [WriteMaps(r, one.fold, one.part) for r in rounds for one in of_image]
-        for writer in later:
+        candidates = [WriteMaps(r, writer.fold, writer.part) for r in rounds for writer in of_image]
+        for writer in candidates:
+            # A finished writer whose maps were deleted by `mtil gc` still counts.
             if self._is_done(writer) or self._run.store.exists(self._map_file(writer)):
                 return writer
-        for training in [Train(writer.round, writer.fold) for writer in later]:
+        for training in [Train(writer.round, writer.fold) for writer in candidates]:
             if self._result(training) is not None:
                 return training
         return None
 
     def chain(self, *starts: Train | WriteMaps) -> tuple[MapLink | ModelLink, ...]:
-        """Return what some actions made, and what that was made from, the latest first."""
+        """Return the links of some actions and of all their sources, latest first."""
         links: dict[Train | WriteMaps, MapLink | ModelLink | None] = {}
         waiting = list(starts)
         while waiting:
@@ -179,82 +184,84 @@ class _Tracer:
             if action in links:
                 continue
             if isinstance(action, Train):
-                links[action], before = self._model_link(action)
+                links[action], sources = self._model_link(action)
             else:
-                links[action], before = self._map_link(action)
-            waiting += before
-        found = [link for link in links.values() if link is not None]
-        return tuple(sorted(found, key=_place))
+                links[action], sources = self._map_link(action)
+            waiting += sources
+        present = [link for link in links.values() if link is not None]
+        return tuple(sorted(present, key=_sort_key))
 
     def prediction(self) -> PredictionLink | None:
-        """Return the image's latest predictions, if it was tested, and note who judged it."""
+        """Return the latest predictions. None if the image was not tested. Sets `judges`."""
         fold = self.data.fold
-        for number in range(self._run.config.circle.num_rounds - 1, -1, -1):
-            name = self._run.predictions_name(number, fold)
+        for round_index in range(self._run.config.circle.num_rounds - 1, -1, -1):
+            name = self._run.predictions_name(round_index, fold)
             try:
                 data = self._run.store.read(name, max_bytes=scores.MAX_BYTES)
             except NotFoundError:
                 continue
             except TooLargeError as error:
-                self._say(str(error))
+                self._report(str(error))
                 return None
-            return self._predicted(number, name, data)
+            return self._prediction_link(round_index, name, data)
         return None
 
-    def _predicted(self, number: int, name: str, data: bytes) -> PredictionLink | None:
+    def _prediction_link(self, round_index: int, name: str, data: bytes) -> PredictionLink | None:
         try:
             table = scores.decode(data)
             rows = table.filter(pa.compute.equal(table.column("sample_id"), self._id))
             claims = rows.select(_CLAIMS).sort_by("pass").to_pylist()
         except (pa.ArrowException, OSError, LookupError):
-            self._say(f"{name} must hold predictions, but is damaged.")
+            self._report(f"{name} is damaged: the file holds no readable predictions.")
             return None
         if not claims:
-            self._say(f"{name} must hold the image, but does not.")
+            self._report(f"{name} has no prediction of the image.")
             return None
         fold = self.data.fold
         sha256 = hashlib.sha256(data).hexdigest()
-        named = None if fold == HOLDOUT else self._told(Evaluate(number, fold), "sha256")
+        # The ledger has no evaluations of the holdout.
+        ledger_sha256 = (
+            None if fold == HOLDOUT else self._ledger_value(Evaluate(round_index, fold), "sha256")
+        )
         by_digest = self._by_digest()
         trainings: list[Train] = []
         passes = []
         for claim in claims:
-            judges = [by_digest.get(one) for one in claim["model_sha256"].split(";")]
+            judges = [by_digest.get(digest_) for digest_ in claim["model_sha256"].split(";")]
             trainings += [judge for judge in judges if judge is not None]
-            passes.append(self._pass(name, claim, judges))
+            passes.append(self._pass_link(name, claim, judges))
         links = self.chain(*trainings)
         self.judges = tuple(link for link in links if isinstance(link, ModelLink))
         return PredictionLink(
-            round=number,
+            round=round_index,
             fold=fold,
             file=name,
             sha256=sha256,
-            as_in_ledger=None if named is None else named == sha256,
+            as_in_ledger=None if ledger_sha256 is None else ledger_sha256 == sha256,
             passes=tuple(passes),
         )
 
-    def _pass(self, name: str, claim: dict[str, Any], judges: list[Train | None]) -> PassLink:
+    def _pass_link(self, name: str, claim: dict[str, Any], judges: list[Train | None]) -> PassLink:
         where = f"pass {claim['pass']} of {name}"
         files = []
         for sha256, judge in zip(str(claim["model_sha256"]).split(";"), judges, strict=True):
             result = None if judge is None else self._result(judge)
             if judge is None or result is None:
-                self._say(
-                    f"A training must have made model {_short(sha256)}, which {where} names, but "
-                    "none has."
+                self._report(
+                    f"No training of the run made model {_short(sha256)}, named in {where}."
                 )
                 files.append(sha256)
                 continue
             files.append(self._run.model_name(judge, result))
             self._check("version", claim["version"], result.version, where, f"the {judge}")
             if self._has_seen(judge):
-                self._say(
-                    f"A test image must not have been trained on by its judge, but the {judge}, "
-                    f"which {where} names, has seen it."
+                self._report(
+                    f"The {judge}, named in {where}, has trained on the image, but must not have "
+                    "seen a test image."
                 )
         self._check("fold", claim["fold"], self.data.fold, where, self._shard.path)
-        wanted = {"fingerprint": self._run.fingerprint, "config_digest": self._config_digest}
-        for key, value in wanted.items():
+        expected = {"fingerprint": self._run.fingerprint, "config_digest": self._config_digest}
+        for key, value in expected.items():
             self._check(key.replace("_", " "), claim[key], value, where, "run.json")
         return PassLink(
             number=claim["pass"],
@@ -265,96 +272,100 @@ class _Tracer:
             version=claim["version"],
         )
 
-    def _map_link(self, of: WriteMaps) -> tuple[MapLink | None, list[Train | WriteMaps]]:
-        plan, name = self._run.plan([of.fold]), self._map_file(of)
-        (training,) = models_of(plan, of)
+    def _map_link(self, action: WriteMaps) -> tuple[MapLink | None, list[Train | WriteMaps]]:
+        plan, name = self._run.plan([action.fold]), self._map_file(action)
+        (training,) = models_of(plan, action)
         result = self._result(training)
         if result is None:
-            self._say(f"The {training} must have a result, since there are the {of}, but has none.")
+            self._report(f"The {training} has no result, but the {action} exist.")
             return None, []
-        given = [writer for writer in reads_maps_of(plan, of) if self._is_of(writer)]
-        origin, is_removed = self._origin(of, name)
-        told = self._told(of, "model_sha256")
-        if told is not None:
-            self._check("model", told, result.model_sha256, f"ledger on the {of}", "its result")
+        priors = [writer for writer in reads_maps_of(plan, action) if self._maps_image(writer)]
+        origin, is_removed = self._origin(action, name)
+        ledger_sha256 = self._ledger_value(action, "model_sha256")
+        if ledger_sha256 is not None:
+            self._check(
+                "model", ledger_sha256, result.model_sha256, f"ledger on the {action}", "its result"
+            )
         link = MapLink(
-            round=of.round,
-            fold=of.fold,
-            part=of.part,
+            round=action.round,
+            fold=action.fold,
+            part=action.part,
             file=name,
             is_removed=is_removed,
             origin=origin,
             model=self._run.model_name(training, result),
-            given=self._map_file(given[0]) if given else None,
+            given=self._map_file(priors[0]) if priors else None,
         )
-        return link, [training, *given]
+        return link, [training, *priors]
 
-    def _origin(self, of: WriteMaps, name: str) -> tuple[Origin | None, bool]:
-        """Return what a map shard says of itself, having checked it, and whether it is gone."""
+    def _origin(self, action: WriteMaps, name: str) -> tuple[Origin | None, bool]:
+        """Check a map shard. Return the stored origin, and True if the file is removed."""
         store = self._run.store
         try:
             data = store.read(name, max_bytes=maps.MAX_BYTES)
         except NotFoundError:
             return None, True
         except TooLargeError:
-            data = b""  # which `maps.read` complains of
-        source = map_source(self._run, self._manifest, of)
+            # `maps.read` below reads the file again and reports the size.
+            data = b""
+        source = map_source(self._run, self._manifest, action)
         ids = self._table.column("sample_id").take(pa.array(source.rows.rows(self._table)))
         try:
             maps.read(store, name, source.origin_of(self._shard), ids)
         except MapError as error:
-            self._say(str(error))
+            self._report(str(error))
         try:
             return maps.decode(data)[0], False
         except ValueError:
-            return None, False  # said already
+            return None, False
 
-    def _model_link(self, of: Train) -> tuple[ModelLink | None, list[Train | WriteMaps]]:
-        plan, result = self._run.plan([of.fold]), self._result(of)
+    def _model_link(self, action: Train) -> tuple[ModelLink | None, list[Train | WriteMaps]]:
+        plan, result = self._run.plan([action.fold]), self._result(action)
         if result is None:
-            self._say(
-                f"The {of} must have a result, since a later one began with it, but has none."
+            self._report(
+                f"The {action} has no result, but a later training started from the model."
             )
             return None, []
-        is_readable = self._check_model(of, result)
-        start, has_seen = ancestor(plan, of), self._has_seen(of)
-        read = [one for one in reads_maps_of(plan, of) if self._is_of(one)]
-        began = None if start is None else self._result(start)
+        is_readable = self._check_model(action, result)
+        start, has_seen = ancestor(plan, action), self._has_seen(action)
+        prior_maps = [one for one in reads_maps_of(plan, action) if self._maps_image(one)]
+        start_result = None if start is None else self._result(start)
         link = ModelLink(
-            round=of.round,
-            fold=of.fold,
-            part=of.part,
-            file=self._run.model_name(of, result),
+            round=action.round,
+            fold=action.fold,
+            part=action.part,
+            file=self._run.model_name(action, result),
             sha256=result.model_sha256,
             fingerprint=result.fingerprint,
             config_digest=result.config_digest,
             version=result.version,
             is_readable=is_readable,
             starts_from=None
-            if start is None or began is None
-            else self._run.model_name(start, began),
+            if start is None or start_result is None
+            else self._run.model_name(start, start_result),
             has_seen=has_seen,
-            reads=self._map_file(read[0]) if read else None,
+            reads=self._map_file(prior_maps[0]) if prior_maps else None,
         )
-        return link, [*([] if start is None else [start]), *read]
+        return link, [*([] if start is None else [start]), *prior_maps]
 
-    def _check_model(self, of: Train, result: FoldResult) -> bool:
-        """Check what is said of a model; say whether the file could be looked into."""
+    def _check_model(self, action: Train, result: FoldResult) -> bool:
+        """Check the claims about a model. Return True if the model file is readable."""
         run = self._run
-        name = f"result of the {of}"
+        name = f"result of the {action}"
         self._check("fingerprint", result.fingerprint, run.fingerprint, name, "run.json")
         self._check("config digest", result.config_digest, self._config_digest, name, "run.json")
-        told = self._told(of, "model_sha256")
-        if told is not None:
-            self._check("model", told, result.model_sha256, "ledger", name)
+        ledger_sha256 = self._ledger_value(action, "model_sha256")
+        if ledger_sha256 is not None:
+            self._check("model", ledger_sha256, result.model_sha256, "ledger", name)
         try:
-            model = run.model(of)
+            model = run.model(action)
         except OtherModelError as error:
-            self._say(str(error))
+            self._report(str(error))
             return False
-        except CheckpointError:  # what was committed, but by another version
+        except CheckpointError:
+            # The committed file is intact, but written by an incompatible mtil version.
             return False
-        file = run.model_name(of, result)
+        file = run.model_name(action, result)
         self._check("fingerprint", model.fingerprint, result.fingerprint, file, name)
         self._check("config digest", digest(model.config), result.config_digest, file, name)
         self._check("version", model.version, result.version, file, name)
@@ -362,28 +373,28 @@ class _Tracer:
         return True
 
     def _by_digest(self) -> dict[str, Train]:
-        """Return the trainings of main models by the digest of what they made."""
-        found = {}
-        for number, folds in self._run.trained().items():
-            for of in [Train(number, fold) for fold in folds]:
-                result = self._result(of)
+        """Map the sha256 of main models to their trainings."""
+        trainings = {}
+        for round_index, folds in self._run.trained().items():
+            for training in [Train(round_index, fold) for fold in folds]:
+                result = self._result(training)
                 if result is not None:
-                    found[result.model_sha256] = of
-        return found
+                    trainings[result.model_sha256] = training
+        return trainings
 
-    def _result(self, of: Train) -> FoldResult | None:
+    def _result(self, training: Train) -> FoldResult | None:
         try:
-            return self._run.result(of)
+            return self._run.result(training)
         except DataError as error:
-            self._say(str(error))
+            self._report(str(error))
             return None
 
-    def _has_seen(self, of: Train) -> bool:
-        rows = training_rows(self._run.config, self._manifest, of)
+    def _has_seen(self, training: Train) -> bool:
+        rows = training_rows(self._run.config, self._manifest, training)
         return len(rows.rows(self._row)) > 0
 
-    def _is_of(self, writer: WriteMaps) -> bool:
-        """Say whether the image is among the rows that an action maps."""
+    def _maps_image(self, writer: WriteMaps) -> bool:
+        """Return True if the image is among the rows mapped by an action."""
         rows = mapped_rows(self._run.config, self._manifest, writer)
         return len(rows.rows(self._row)) > 0
 
@@ -393,18 +404,20 @@ class _Tracer:
     def _is_done(self, action: Action) -> bool:
         return self._state is not None and action in self._state.done
 
-    def _told(self, action: Action, key: str) -> object:
-        """Return what the ledger says of an action that is done."""
+    def _ledger_value(self, action: Action, key: str) -> object:
+        """Return a value of a finished action from the ledger. None if absent."""
         return None if self._state is None else self._state.done.get(action, {}).get(key)
 
-    def _check(self, what: str, one: object, other: object, of: str, of_other: str) -> None:
-        if one != other:
-            self._say(
-                f"The {what} must be one and the same, but {of} has {_short(one)} and {of_other} "
-                f"has {_short(other)}."
+    def _check(
+        self, what: str, value: object, expected: object, source: str, reference: str
+    ) -> None:
+        if value != expected:
+            self._report(
+                f"The {what} differs: {source} has {_short(value)} and {reference} has "
+                f"{_short(expected)}."
             )
 
-    def _say(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         if sentence not in self.disagreements:
             self.disagreements.append(sentence)
 
@@ -414,6 +427,6 @@ def _short(value: object) -> str:
     return text if len(text) <= _DIGEST_SHOWN else f"{text[:_DIGEST_SHOWN]}…"
 
 
-def _place(link: MapLink | ModelLink) -> tuple[int, bool, int, int]:
+def _sort_key(link: MapLink | ModelLink) -> tuple[int, bool, int, int]:
     part = -1 if link.part is None else link.part
     return -link.round, isinstance(link, ModelLink), link.fold, part

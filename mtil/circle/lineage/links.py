@@ -1,4 +1,4 @@
-"""What an image's lineage is made of: values that name files, and digests that tie them."""
+"""Values of an image lineage: file names, tied together by digests."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mtil.run.maps import Origin
 
 @dataclass(frozen=True, kw_only=True)
 class DataLink:
-    """The data set's shard that holds the image."""
+    """Data set shard holding the image."""
 
     uri: str
     version: int
@@ -15,31 +15,31 @@ class DataLink:
     file: str
     sha256: str
     fold: int
-    """Whose test rows the image is among; -1 is the holdout."""
+    """Fold of the image: the image is a test image of the fold; -1 is the holdout."""
     part: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapLink:
-    """A map shard that holds the image's map, or held it."""
+    """Map shard holding the image's map. The file may have been removed."""
 
     round: int
     fold: int
     part: int | None
     file: str
     is_removed: bool
-    """Its action is done, and the file is gone."""
+    """True if the action is done and the file is gone."""
     origin: Origin | None
-    """What the file says of itself; None if it is removed or damaged."""
+    """Origin stored in the file; None if the file is removed or damaged."""
     model: str
-    """The file of the model that wrote it."""
+    """Model file behind the maps."""
     given: str | None
-    """The map shard of the round before, from which the model was given the image's map."""
+    """Map shard of the previous round given to the model as prior; None without priors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLink:
-    """A training's model."""
+    """Model of a training."""
 
     round: int
     fold: int
@@ -50,23 +50,23 @@ class ModelLink:
     config_digest: str
     version: str
     is_readable: bool
-    """Whether the file is whole and this version of mtil can look into it."""
+    """True if the file is whole and usable by the installed mtil version."""
     starts_from: str | None
-    """The file of the model whose weights it began with; None means from scratch."""
+    """Model file with the initial weights; None means training from scratch."""
     has_seen: bool
-    """Whether the image is among the rows that it was trained on."""
+    """True if the image is among the training rows."""
     reads: str | None
-    """The map shard of the round before, from which it read the image's map in training."""
+    """Map shard of the previous round read in training for the image; None without priors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassLink:
-    """What the predictions say of one pass over the image."""
+    """Prediction of a pass over the image."""
 
     number: int
     probability: float
     models: tuple[str, ...]
-    """The files of the models that judged it."""
+    """Model files of the ensemble."""
     fingerprint: str
     config_digest: str
     version: str
@@ -74,31 +74,31 @@ class PassLink:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionLink:
-    """The image's latest predictions as a test image."""
+    """Latest predictions of the image as a test image."""
 
     round: int
     fold: int
     file: str
     sha256: str
     as_in_ledger: bool | None
-    """Whether the ledger names this file; `mtil evaluate` may have written it again since. None if
-    the ledger names none."""
+    """True if the sha256 matches the ledger. `mtil evaluate` may have rewritten the file later.
+    None without an entry in the ledger."""
     passes: tuple[PassLink, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """An image's latest map and predictions, and all that they come from."""
+    """Latest map and predictions of an image, with all sources."""
 
     sample_id: str
     folds: tuple[int, ...]
-    """Those that have trained on the image."""
+    """Folds trained on the image."""
     chain: tuple[MapLink | ModelLink, ...]
-    """The latest map and what it was made from, the latest first; without any map, the latest
-    model that was trained on the image."""
+    """Latest map and all sources, latest first. Without any map, the latest model trained on the
+    image, with all sources."""
     prediction: PredictionLink | None
     judges: tuple[ModelLink, ...]
-    """The models that predicted, and those that they started from, the latest first."""
+    """Models of the predictions and their initial models, latest first."""
     data: DataLink
     disagreements: tuple[str, ...]
-    """A sentence for each thing that the files do not agree on."""
+    """A sentence for every contradiction between files."""

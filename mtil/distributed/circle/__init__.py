@@ -1,1 +1,1 @@
-"""The coordinator and the driver that follows it."""
+"""Coordinator actor of a circle run, and the driver in the command's process."""

@@ -1,7 +1,6 @@
-"""What a circle's actions do, each as often as it takes: what is committed already is kept.
+"""Execute the actions of a circle. Actions are idempotent: committed results are kept.
 
-What an action needs is imported when it is done: the coordinator, which only names them, needs
-none of it.
+Imports are local to the actions: the coordinator only names actions and loads none of the modules.
 """
 
 import hashlib
@@ -17,17 +16,17 @@ from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_m
 
 Result = dict[str, JsonValue]
 
-_BRIEF = ("dice", "auc", "f1")
-"""Figures that the ledger repeats, for whoever looks at the progress."""
+_PROGRESS_METRICS = ("dice", "auc", "f1")
+"""Figures repeated in the ledger, for progress displays."""
 
 
 def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
-    """Do an action and return what the ledger says of it.
+    """Execute an action. Return its result for the ledger.
 
     Args:
         run_uri: the run.
-        action: what to do.
-        folds: for a summary, the folds that have been evaluated.
+        action: the action to execute.
+        folds: for a summary, the evaluated folds.
     """
     run = Run.open(run_uri)
     if isinstance(action, Train):
@@ -43,8 +42,9 @@ def _train(run: Run, action: Train) -> Result:
     from mtil.distributed.prediction.map_writing import write_maps
     from mtil.distributed.training.trainer import train_round
 
+    # Maps may have been damaged or deleted since their own action: write them again.
     for writer in reads_maps_of(run.plan([action.fold]), action):
-        write_maps(run, writer)  # what was damaged since is written again
+        write_maps(run, writer)
     result = train_round(run, action, lambda line: None)
     return {"folder": run.folder(action), **asdict(result)}
 
@@ -73,8 +73,9 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
         "sha256": hashlib.sha256(run.store.read(name)).hexdigest(),
         "images": figures["num_images"],
         "by_pass": [
-            {"pass": one["pass"]} | {key: one["metrics"][key]["value"] for key in _BRIEF}
-            for one in figures["by_pass"]
+            {"pass": entry["pass"]}
+            | {key: entry["metrics"][key]["value"] for key in _PROGRESS_METRICS}
+            for entry in figures["by_pass"]
         ],
     }
 

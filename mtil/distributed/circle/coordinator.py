@@ -1,9 +1,8 @@
-"""The coordinator: an actor that has a circle's actions done, and the ledger for its memory.
+"""Coordinator actor: schedules the actions of a circle run, with the ledger as memory.
 
-It is named after the run, detached from whoever started it, and comes back as often as it dies.
-Its methods answer at once: a thread of its own does the work, which is to read the ledger, to
-start what may run as Ray tasks, and to commit what comes back as events. Whatever it knows beside
-the ledger it can lose.
+The actor is detached, named after the run and restarted by Ray after every death. Methods return
+at once: a worker thread reads the ledger, starts actions as Ray tasks and commits their results as
+events. All state outside the ledger may be lost.
 """
 
 import hashlib
@@ -42,21 +41,22 @@ from mtil.run.plan import Action, Evaluate, Train, WriteMaps
 
 NAMESPACE = "mtil"
 _POLL_S = 1.0
-_WAIT_S = (1.0, 30.0)
-"""Before what failed for want of the storage or a machine is tried again: at first, and at most."""
+_RETRY_PAUSE_S = (1.0, 30.0)
+"""First and longest pause before a retry after an outage of the storage or a machine."""
 _REFUSED_S = 60.0
-"""After which a storage that refuses is believed: one that comes up may not know its users yet."""
+"""Time after which a refusing storage counts as misconfigured. A starting server may not know its
+users yet."""
 _MAX_LOSSES = 8
-"""How often in a row an action may lose its processes before that counts as a failure."""
+"""Consecutive losses of processes after which an action counts as failed."""
 _RESTART_S = (3.0, 10.0)
-"""Before a coordinator that has failed ends, for Ray to start it again: by errors in a row."""
-_APART_S = 600.0
-"""Errors of processes that worked for longer are not in a row."""
+"""Pause before a failed coordinator exits for a restart by Ray, by number of consecutive errors."""
+_NEW_COUNT_S = 600.0
+"""Working time after which an error starts a new count of consecutive errors."""
 _GRACE_S = 300.0
-"""After which a coordinator that has nothing to do, and is asked by nobody, ends for good."""
+"""Idle time without a client after which a coordinator ends for good."""
 _CANCEL_S = 20.0
-_AFTER_S = 3.0
-"""Actors die a moment after the tasks that they work for."""
+_SETTLE_S = 3.0
+"""Wait after cancelled tasks: their actors die a moment later."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -64,108 +64,117 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Task:
-    """An action in flight."""
+    """Action in flight."""
 
     action: Action
     attempt: int
     losses: int = 0
-    reached: tuple[str, ...] = ()
-    """What it had committed when it last lost its processes."""
+    progress: tuple[str, ...] = ()
+    """Files committed by the action at the last loss of its processes."""
     not_before: float = 0.0
 
-    def lose(self, reached: tuple[str, ...], now: float) -> bool:
-        """Say whether the action is to be tried again, after a while, now that it has lost those.
+    def record_loss(self, progress: tuple[str, ...], now: float) -> bool:
+        """Record a loss. Return True if the action may be retried after a pause.
 
-        One that has come further since the time before has not lost them in a row.
+        Args:
+            progress: files committed by the action up to now. New files reset the count of losses.
+            now: present time, from `time.monotonic`.
         """
-        if reached != self.reached:
-            self.reached, self.losses = reached, 0
-        self.not_before = now + min(_WAIT_S[0] * 2**self.losses, _WAIT_S[1])
+        if progress != self.progress:
+            self.progress, self.losses = progress, 0
+        self.not_before = now + min(_RETRY_PAUSE_S[0] * 2**self.losses, _RETRY_PAUSE_S[1])
         self.losses += 1
         return self.losses <= _MAX_LOSSES
 
 
 class Coordinator:
-    """Schedules the actions of the run at a URI; see `start`."""
+    """Actor that schedules the actions of a run. See `start`."""
 
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         to_stderr(run=run_uri)
-        self._asked = time.monotonic()
+        self._last_poll = time.monotonic()
         self._errors: list[str] = []
         self._deaths = 0
-        self._work = ThreadPoolExecutor(1, "mtil-circle").submit(self._do, run_uri)
-        threading.Thread(target=self._retire, args=(grace_s,), daemon=True).start()
+        self._worker = ThreadPoolExecutor(1, "mtil-circle").submit(self._work_until_end, run_uri)
+        threading.Thread(target=self._end_when_idle, args=(grace_s,), daemon=True).start()
 
-    def _do(self, run_uri: str) -> None:
-        """Work until the run ends; after an error, in a new process, and not for ever."""
-        restarts = Restarts(_name(run_uri))
+    def _work_until_end(self, run_uri: str) -> None:
+        """Work until the run ends.
+
+        Exit the process after an unexpected error, so Ray restarts the actor, up to a limit.
+        """
+        restarts = Restarts(_actor_name(run_uri))
         self._errors, self._deaths = list(restarts.errors), restarts.deaths
+        # Counted as a death until the session works: a killed process cannot count itself.
         restarts.begin()
-        self._end_after(restarts)
+        self._raise_if_exhausted(restarts)
         start = time.monotonic()
         try:
-            self._session(run_uri, restarts).work()
-        except MtilError:  # the clients are told
+            self._open_session(run_uri, restarts).work()
+        except MtilError:
+            # A final error: `poll` passes the exception to the clients.
             restarts.forget()
             raise
         except Exception as error:  # noqa: BLE001
             _log.exception("The coordinator has failed")
-            if time.monotonic() - start > _APART_S:
+            if time.monotonic() - start > _NEW_COUNT_S:
                 restarts.forget()
             restarts.fail(told(error))
             self._errors = list(restarts.errors)
-            self._end_after(restarts)
+            self._raise_if_exhausted(restarts)
             time.sleep(_RESTART_S[len(self._errors) - 1])
-            os._exit(1)  # Ray starts it again
+            # Ray restarts an actor only if the process dies.
+            os._exit(1)
         restarts.forget()
 
-    def _session(self, run_uri: str, restarts: Restarts) -> "Session":
+    def _open_session(self, run_uri: str, restarts: Restarts) -> "Session":
         return Session(run_uri, restarts)
 
-    def _end_after(self, restarts: Restarts) -> None:
-        """End if there were too many failures in a row.
+    def _raise_if_exhausted(self, restarts: Restarts) -> None:
+        """Raise the last cause after too many consecutive failures.
 
         Raises:
             RunError: with the last cause.
         """
-        verdict = restarts.verdict()
-        if verdict:
+        reason = restarts.verdict()
+        if reason:
             restarts.forget()
-            raise RunError(verdict)
+            raise RunError(reason)
 
-    def _retire(self, grace_s: float) -> None:
-        """End this actor once nobody has asked for a while; nobody does who was detached."""
-        wait([self._work])
-        while time.monotonic() - self._asked < grace_s:
+    def _end_when_idle(self, grace_s: float) -> None:
+        """End the idle actor after `grace_s` without a poll. Detached runs have no client."""
+        wait([self._worker])
+        while time.monotonic() - self._last_poll < grace_s:
             time.sleep(min(_POLL_S, grace_s))
-        me: Any = ray.get_runtime_context().current_actor
-        me.leave.options(max_task_retries=0).remote()
+        this_actor: Any = ray.get_runtime_context().current_actor
+        this_actor.leave.options(max_task_retries=0).remote()
 
     def poll(self) -> dict[str, Any]:
-        """Say how this is.
+        """Return the status of the coordinator.
 
         Returns:
-            whether it is `over`, by which `error`, as its kind and its message; the causes of the
-            `errors` in a row that it was started again after, and the number of `deaths`.
+            `over`: True after the end of the work. `error`: kind and message of the final error, or
+            None. `errors`: causes of consecutive errors with restarts. `deaths`: number of
+            consecutive deaths.
         """
-        self._asked = time.monotonic()
+        self._last_poll = time.monotonic()
         answer = {"over": False, "error": None, "errors": self._errors, "deaths": self._deaths}
-        if not self._work.done():
+        if not self._worker.done():
             return answer
-        error = self._work.exception()
+        error = self._worker.exception()
         kind = None if error is None else (type(error).__name__, str(error))
         return answer | {"over": True, "error": kind}
 
     def leave(self) -> None:
-        """End this actor for good."""
+        """End the actor for good."""
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
 class Session:
-    """A coordinator's work from its boot to its end."""
+    """Work of a coordinator process, from boot to end."""
 
     _cannot_free = False
-    """Whether it was logged that dead actors keep what they hold."""
+    """True after the first failure to free resources, which is logged once."""
 
     def __init__(self, run_uri: str, restarts: Restarts) -> None:
         self._restarts = restarts
@@ -173,53 +182,55 @@ class Session:
         self._ledger = patiently(lambda: Ledger.open(self._run.store))
         self._tasks: dict[ray.ObjectRef[Any], _Task] = {}
         self._lost: list[_Task] = []
-        """What waits to be tried again; it keeps its place among what runs."""
+        """Tasks waiting for a retry. Each keeps its place among the running tasks."""
         self._heart = Heart(self._run.store, self._ledger.session)
         self._gauges = Gauges(COORDINATOR, run=run_uri)
 
     def work(self) -> None:
-        """Have actions done until there are none, or the run is stopped or taken over.
+        """Run actions until all are done, or the run is stopped or taken over.
 
         Raises:
-            MtilError: if the ledger is damaged, the run cannot be read, or an action failed by a
-                user's mistake.
+            MtilError: if the ledger is damaged, the run is unreadable, or an action failed by a
+                user error.
         """
         state = patiently(self._ledger.boot)
         try:
-            with self._heart:  # until nothing writes any more
+            # The heart beats until all tasks have ended: no successor may start while they write.
+            with self._heart:
                 try:
                     while not (is_over(state) or state.stopped):
                         self._free_orphans()
-                        state = self._start(state)
-                        self._gauge(state)
-                        state = self._collect(state)
+                        state = self._start_actions(state)
+                        self._set_gauges(state)
+                        state = self._collect_results(state)
                         self._restarts.work()
                 finally:
-                    self._put_down()
+                    self._cancel_tasks()
         except Fenced as fenced:
             _log.warning("%s", fenced)
 
     def _free_orphans(self) -> None:
-        """Free what dead actors hold: one may die at any time.
+        """Free placement groups of dead actors. Called repeatedly: an actor may die at any time.
 
-        By means that Ray promises nothing of: where they fail, a training may wait, but goes on.
+        Uses internals of Ray. On a failure of the internals a training may wait longer, but still
+        runs.
         """
         try:
             cluster.free_orphans()
         except Exception:  # noqa: BLE001
             if not self._cannot_free:
-                _log.exception("What dead actors hold could not be freed")
+                _log.exception("Resources of dead actors could not be freed")
             self._cannot_free = True
 
-    def _put_down(self) -> None:
-        """End what is in flight, and wait for its end."""
+    def _cancel_tasks(self) -> None:
+        """Cancel all tasks and wait for their end."""
         for ref in self._tasks:
             ray.cancel(ref, force=True, recursive=True)
         if self._tasks:
             ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_CANCEL_S)
-            time.sleep(_AFTER_S)
+            time.sleep(_SETTLE_S)
 
-    def _gauge(self, state: State) -> None:
+    def _set_gauges(self, state: State) -> None:
         waiting = next_actions(state)
         tasks = [*self._tasks.values(), *self._lost]
         here = [*waiting, *(task.action for task in tasks)]
@@ -231,37 +242,41 @@ class Session:
             round=min((action.round for action in here), default=0),
         )
 
-    def _start(self, state: State) -> State:
-        """Start what may run and finds room, first what was lost."""
+    def _start_actions(self, state: State) -> State:
+        """Start actions as far as the cluster has room. Lost actions go first."""
         ready = next_actions(state)
         due = [task for task in self._lost if task.not_before <= time.monotonic()]
         if not (ready or due):
             return state
-        room = self._room()
+        room = self._count_room()
         for task in due[: max(0, room - len(self._tasks))]:
             self._lost.remove(task)
-            self._launch(task, state)
+            self._launch_task(task, state)
         for action in ready:
             if len(self._tasks) + len(self._lost) >= room:
                 break
+            # The event precedes the launch: an action without an event never runs.
             started = self._append(Started(action=action, attempt=state.next_attempt(action)))
             if started is None:
-                break  # decide again
+                # A different writer came first, perhaps with a stop: decide again.
+                break
             state = started
-            self._launch(_Task(action, state.attempts[action]), state)
+            self._launch_task(_Task(action, state.attempts[action]), state)
         return state
 
-    def _launch(self, task: _Task, state: State) -> None:
+    def _launch_task(self, task: _Task, state: State) -> None:
         action = task.action
         evaluated = (other for other in state.done if isinstance(other, Evaluate))
         folds = sorted(other.fold for other in evaluated if other.round == action.round)
+        # The task itself reserves no CPUs: its workers and actors do. No retries by Ray, since the
+        # coordinator counts losses and retries after a pause.
         remote: Any = ray.remote(num_cpus=0, max_retries=0)(perform)
         ref = remote.options(name=str(action)).remote(self._run.uri, action, folds)
         self._tasks[ref] = task
         _log.info("started", extra={"fields": asdict(action) | {"attempt": task.attempt}})
 
-    def _collect(self, state: State) -> State:
-        """Wait a little for tasks, commit what came of them, and see who else has written."""
+    def _collect_results(self, state: State) -> State:
+        """Wait briefly for tasks, commit their results and read new events of other writers."""
         ready: list[ray.ObjectRef[Any]] = []
         if self._tasks:
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_S)
@@ -269,12 +284,13 @@ class Session:
             time.sleep(_POLL_S)
         for ref in ready:
             task = self._tasks.pop(ref)
-            change = self._outcome(task, ref)
+            change = self._resolve_outcome(task, ref)
             if change is None:
                 self._lost.append(task)
                 continue
+            # None means that a different writer took the number: try the next number.
             while self._append(change) is None:
-                pass  # somebody else's event came first
+                pass
             self._restarts.forget()
             cause = {"cause": change.cause} if isinstance(change, Failed) else {}
             _log.info(change.kind, extra={"fields": asdict(task.action) | cause})
@@ -282,25 +298,28 @@ class Session:
         assert refreshed is not None
         return refreshed
 
-    def _outcome(self, task: _Task, ref: "ray.ObjectRef[Any]") -> Done | Failed | None:
-        """Return what a task came to; None if it is to be launched again.
+    def _resolve_outcome(self, task: _Task, ref: "ray.ObjectRef[Any]") -> Done | Failed | None:
+        """Return the event for a finished task. None if the task is to be retried.
 
         Raises:
-            UserError: if it failed by a user's mistake, which another attempt would not mend.
+            UserError: if the task failed by a user error, which a retry would not fix.
         """
         action, attempt = task.action, task.attempt
         try:
             return Done(action=action, attempt=attempt, result=ray.get(ref))
         except (MtilError, ray.exceptions.RayError) as error:
-            if failures.is_loss(error) and task.lose(self._reached(action), time.monotonic()):
-                _log.warning("The %s lost what it ran on: %s", action, error)
+            # A lost process or machine is no failure of the action.
+            if failures.is_loss(error) and task.record_loss(
+                self._list_progress(action), time.monotonic()
+            ):
+                _log.warning("The %s lost a process or a machine: %s", action, error)
                 return None
-            if (mistaken := failures.mistake(error)) is not None:
-                raise mistaken from error
+            if (user_error := failures.mistake(error)) is not None:
+                raise user_error from error
             return Failed(action=action, attempt=attempt, cause=told(error))
 
-    def _reached(self, action: Action) -> tuple[str, ...]:
-        """Return what an action has committed of its own on its way."""
+    def _list_progress(self, action: Action) -> tuple[str, ...]:
+        """Return the files already committed by an unfinished action."""
         if isinstance(action, Train):
             folder = names.checkpoints(action)
         elif isinstance(action, WriteMaps):
@@ -310,35 +329,41 @@ class Session:
         return tuple(patiently(lambda: self._run.store.names(folder)))
 
     def _append(self, change: Started | Done | Failed) -> State | None:
-        """Write an event; None if another's came first, which has been taken in."""
+        """Write an event. None if a different writer came first; the event has been read."""
         try:
             return patiently(lambda: self._ledger.append(change))
         except Overtaken:
             return None
 
-    def _room(self) -> int:
-        """Return how many actions the cluster has room for at once."""
+    def _count_room(self) -> int:
+        """Return the number of actions with room on the cluster at once."""
         config = self._run.config.train
         try:
             cpus = reserved_cpus(self._run.config)
-        except ResourceError as error:  # machines that there were at the start are lost
-            self._wait_for(f"The coordinator waits for machines: {error}")
+        except ResourceError as error:
+            # The plan fitted at the start, so machines have been lost since.
+            self._set_waiting(f"The coordinator waits for machines: {error}")
             return 0
-        self._wait_for("")
+        self._set_waiting("")
         return preflight.room(
             cluster.nodes(), num_workers=config.num_workers, cpus=cpus, gpus=config.gpus_per_worker
         )
 
-    def _wait_for(self, what: str) -> None:
-        """Say what is waited for, in a sentence, to whoever reads the log or the status."""
-        if what and what != self._heart.waits:
-            _log.warning("%s", what)
-        self._heart.waits = what
+    def _set_waiting(self, reason: str) -> None:
+        """Set the reason for waiting, for the log and `mtil status`. Empty if not waiting."""
+        if reason and reason != self._heart.waits:
+            _log.warning("%s", reason)
+        self._heart.waits = reason
 
 
 def patiently(function: Callable[[], _T]) -> _T:
-    """Call a function again and again until the storage is reached, or has refused for long."""
-    pause, most = _WAIT_S
+    """Call a function until the storage answers.
+
+    Raises:
+        NotFoundError: from the function, at once.
+        RefusedError: after the storage has refused for `_REFUSED_S`.
+    """
+    pause, max_pause = _RETRY_PAUSE_S
     refused_s = 0.0
     while True:
         try:
@@ -352,27 +377,29 @@ def patiently(function: Callable[[], _T]) -> _T:
             _log.warning("The run's storage failed, which is tried again: %s", error)
             time.sleep(pause)
             refused_s = refused_s + pause if is_refused else 0.0
-            pause = min(2 * pause, most)
+            pause = min(2 * pause, max_pause)
 
 
 def find(run: Run) -> Any | None:
-    """Return a handle of the run's coordinator on this cluster, if there is one."""
+    """Return a handle of the run's coordinator on the connected cluster. None if none exists."""
     with suppress(ValueError):
-        return ray.get_actor(_name(run.uri), NAMESPACE)
+        return ray.get_actor(_actor_name(run.uri), NAMESPACE)
     return None
 
 
 def start(run: Run, grace_s: float = _GRACE_S) -> Any:
-    """Return a handle of the run's coordinator on this cluster, which is made if need be.
+    """Return a handle of the run's coordinator on the connected cluster, created if missing.
 
     Args:
         run: the run.
-        grace_s: how long it stays for whoever asks how it ended.
+        grace_s: idle time before the actor ends, so clients can poll the final status.
     """
+    # Ray restarts the actor without limit; `Restarts` ends repeated failures.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
-    machines = os.environ.get(cluster.MACHINES)  # set on the head alone, perhaps
+    # The variable may be set only on the head: pass the value to the machine of the actor.
+    machines = os.environ.get(cluster.MACHINES)
     return actor.options(
-        name=_name(run.uri),
+        name=_actor_name(run.uri),
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
@@ -381,22 +408,23 @@ def start(run: Run, grace_s: float = _GRACE_S) -> Any:
 
 
 def dismiss(handle: Any) -> None:
-    """End a coordinator that has nothing more to do."""
+    """End an idle coordinator."""
     with suppress(ray.exceptions.RayActorError):
         ray.get(handle.leave.options(max_task_retries=0).remote())
 
 
-def _name(run_uri: str) -> str:
-    """Return the name of the actor: letters that Ray takes, whatever the run is called."""
+def _actor_name(run_uri: str) -> str:
+    """Return the actor name of a run. Hashed, because Ray restricts the characters of names."""
     return f"circle-{hashlib.sha256(run_uri.encode()).hexdigest()[:16]}"
 
 
 def told(error: BaseException) -> str:
-    """Say in a line what failed."""
-    ours = failures.cause(error)
-    if ours is not None:
-        return str(ours)
+    """Return the cause of an error as a line of text."""
+    mtil_error = failures.cause(error)
+    if mtil_error is not None:
+        return str(mtil_error)
     lines = [line for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.RayError):  # which quotes another error's text
+    # A Ray error quotes the text of the original error, so the kind of Ray adds nothing.
+    if isinstance(error, ray.exceptions.RayError):
         return lines[-1] if lines else type(error).__name__
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

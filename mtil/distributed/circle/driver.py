@@ -1,4 +1,4 @@
-"""A circle run from the driver's side: begin it, find or start its coordinator, and follow it."""
+"""Driver of a circle run: begin the run, start or find the coordinator, and follow it."""
 
 import time
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ from mtil.run.relay import Guarded, Listener
 from mtil.storage import open_store
 
 _POLL_S = 2.0
-_ANSWER_S = 30.0
-_NOTHING: dict[str, Any] = {
+_ANSWER_TIMEOUT_S = 30.0
+_NO_ANSWER: dict[str, Any] = {
     "answered": False,
     "over": False,
     "error": None,
@@ -34,19 +34,20 @@ _NOTHING: dict[str, Any] = {
     "cannot_start": None,
     "silent": False,
 }
-"""What a coordinator says that has nothing to say."""
+"""Default status of a coordinator, for all keys without an answer."""
 
 
 def begin(request: Request) -> Run:
-    """Make a circle run, or take up the one that is there if it was asked to do the same.
+    """Create a circle run, or reopen an existing run with the same request.
 
     Args:
-        request: the folds, by `request_circle`.
+        request: checked request by `request_circle`.
 
     Raises:
-        UserError: if the data set, the run, its storage or the resources are not as they must be.
+        UserError: if data set, run, storage or resources are unsuitable.
     """
     config = request.config
+    # Check resources and storage first: a refused request leaves no run behind.
     reserved_cpus(config)
     probe(open_store(request.run_uri))
     run = request.create()
@@ -59,59 +60,63 @@ def begin(request: Request) -> Run:
 
 
 def follow(run: Run, listen: Listener) -> State:
-    """See a run to its end, or until it is stopped, with whoever does the work; return its state.
+    """Follow a run until it finishes or is stopped. Return the final state.
 
-    The work is done by the coordinator on this cluster. Where one on another cluster is at it, that
-    is followed, and this cluster takes over when it falls silent.
+    The coordinator on the connected cluster does the work. If a coordinator on a different cluster
+    owns the run, follow that coordinator, and take over when its heartbeat stops.
 
     Args:
         run: the run.
-        listen: told `{"kind": "committed" | "failed", "action", …}` of what was not known at the
-            start, `{"kind": "step", …}` of trainings, `{"kind": "elsewhere"}`,
-            `{"kind": "waits", "text"}` of what the coordinator begins to wait for, and
-            `{"kind": "trouble", "text"}` of what it fails by and is started again after. Its own
-            errors end nothing.
+        listen: receives `{"kind": "committed" | "failed", "action", …}` for results newer than the
+            call, `{"kind": "step", …}` for trainings, `{"kind": "elsewhere"}` for a coordinator on
+            a different cluster, `{"kind": "waits", "text"}` when the coordinator starts to wait,
+            and `{"kind": "trouble", "text"}` for failures followed by a restart. Errors of the
+            listener are logged and end nothing.
 
     Raises:
-        MtilError: what ended the coordinator.
+        MtilError: the final error of the coordinator.
     """
     listen = Guarded(listen)
     ledger = Ledger.open(run.store)
     state = ledger.state
     assert state is not None
-    handle, is_told, waits = None, False, ""
+    handle, is_reported, waits = None, False, ""
     troubles = Troubles(listen)
-    is_new = False  # whether the coordinator was started or has worked while this looked on
+    # True once the coordinator was started here or has been seen at work.
+    is_new = False
     while not (is_over(state) or state.stopped):
         if handle is None:
             handle, is_new = coordinator.find(run), False
         if handle is None and patiently(lambda: heartbeat.is_beating(run.store)):
-            if not is_told:
+            if not is_reported:
                 listen({"kind": "elsewhere"})
-            is_told = True
+            is_reported = True
         elif handle is None:
             handle, is_new = coordinator.start(run), True
-        answer = _NOTHING if handle is None else _asked(handle)
+        answer = _NO_ANSWER if handle is None else _poll_coordinator(handle)
         before, state = state, patiently(ledger.refresh)
         assert state is not None
-        _report(run, before, state, listen)
-        waits = _tell_of_waiting(run, waits, listen)
+        _report_news(run, before, state, listen)
+        waits = _report_waiting(run, waits, listen)
         troubles.hear(answer)
         is_new = is_new or (answer["answered"] and not answer["over"])
-        if answer["error"] and is_new:  # it stays for a while, to tell others that follow
+        # An ended coordinator stays for a while, so all clients can read the error. An error from
+        # before this call is ignored, and a new coordinator is started below.
+        if answer["error"] and is_new:
             kind, message = answer["error"]
             raise getattr(errors, kind, RunError)(message)
         if answer["over"]:
             coordinator.dismiss(handle)
-            handle = None  # if there is more to do, another takes its place
+            # The loop starts a successor if work is left.
+            handle = None
         time.sleep(_POLL_S)
     if handle is not None:
-        _see_off(handle)
+        _release_coordinator(handle)
     return state
 
 
 class Troubles:
-    """Tells a listener why a coordinator does not work, and gives up where it cannot even start."""
+    """Report failures of a coordinator to a listener. Give up if the actor cannot start."""
 
     def __init__(self, listen: Listener) -> None:
         self._listen = listen
@@ -119,73 +124,80 @@ class Troubles:
         self._is_silent = False
 
     def hear(self, answer: Mapping[str, Any]) -> None:
-        """Tell what is new in a coordinator's answer.
+        """Report news in a coordinator's status.
 
         Raises:
-            MtilError: the cause, if it could not start several times in a row.
+            MtilError: the cause, after `MAX_ERRORS` failed starts in a row.
         """
         if answer["answered"]:
             self._starts, self._is_silent = 0, False
-            for number, cause in enumerate(answer["errors"][self._errors :], self._errors + 1):
-                self._tell(f"The coordinator failed ({number} of {MAX_ERRORS}): {cause}")
+            for count, cause in enumerate(answer["errors"][self._errors :], self._errors + 1):
+                self._report_trouble(f"The coordinator failed ({count} of {MAX_ERRORS}): {cause}")
             if answer["deaths"] > self._deaths:
-                self._tell("The coordinator's process died, and is started again.")
+                self._report_trouble("The coordinator's process died and is being restarted.")
             self._errors, self._deaths = len(answer["errors"]), answer["deaths"]
         elif answer["cannot_start"] is not None:
             self._starts += 1
             error: Exception = answer["cannot_start"]
-            ours = failures.cause(error)
-            cause = str(ours or coordinator.told(error))
-            self._tell(f"The coordinator cannot start ({self._starts} of {MAX_ERRORS}): {cause}")
+            mtil_error = failures.cause(error)
+            cause = str(mtil_error or coordinator.told(error))
+            self._report_trouble(
+                f"The coordinator cannot start ({self._starts} of {MAX_ERRORS}): {cause}"
+            )
             if self._starts == MAX_ERRORS:
-                raise ours or RunError(f"The coordinator cannot start: {cause}")
+                raise mtil_error or RunError(f"The coordinator cannot start: {cause}")
         elif answer["silent"] and not self._is_silent:
             self._is_silent = True
-            self._tell(f"The coordinator has not answered for {_ANSWER_S:.0f} s; it is waited for.")
+            self._report_trouble(
+                f"The coordinator has not answered for {_ANSWER_TIMEOUT_S:.0f} s; still waiting."
+            )
 
-    def _tell(self, text: str) -> None:
+    def _report_trouble(self, text: str) -> None:
         self._listen({"kind": "trouble", "text": text})
 
 
-def _asked(handle: Any) -> dict[str, Any]:
-    """Ask a coordinator how it is; one that does not answer may be on its way back."""
+def _poll_coordinator(handle: Any) -> dict[str, Any]:
+    """Return the status of a coordinator. No answer may mean that a restart is in progress."""
     try:
-        answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_S)
+        answer: dict[str, Any] = ray.get(handle.poll.remote(), timeout=_ANSWER_TIMEOUT_S)
     except ray.exceptions.RuntimeEnvSetupError as error:
-        return _NOTHING | {"over": True, "cannot_start": error}
+        return _NO_ANSWER | {"over": True, "cannot_start": error}
     except ray.exceptions.ActorDiedError as error:
-        return _NOTHING | {"over": True, "cannot_start": error if error.actor_init_failed else None}
+        return _NO_ANSWER | {
+            "over": True,
+            "cannot_start": error if error.actor_init_failed else None,
+        }
     except ray.exceptions.GetTimeoutError:
-        return _NOTHING | {"silent": True}
+        return _NO_ANSWER | {"silent": True}
     except ray.exceptions.RayError:
-        return _NOTHING
-    return _NOTHING | answer | {"answered": True}
+        return _NO_ANSWER
+    return _NO_ANSWER | answer | {"answered": True}
 
 
-def _see_off(handle: Any) -> None:
-    """Wait until a coordinator has put down its work, and end it."""
-    for _ in range(int(_ANSWER_S / _POLL_S)):
-        if _asked(handle)["over"]:
+def _release_coordinator(handle: Any) -> None:
+    """Wait until a coordinator has cancelled its tasks, then end the actor."""
+    for _ in range(int(_ANSWER_TIMEOUT_S / _POLL_S)):
+        if _poll_coordinator(handle)["over"]:
             break
         time.sleep(_POLL_S)
     coordinator.dismiss(handle)
 
 
-def _tell_of_waiting(run: Run, before: str, listen: Listener) -> str:
-    """Tell what the coordinator waits for if that is new; return it."""
-    beat = patiently(lambda: heartbeat.read(run.store))
-    waits = "" if beat is None else beat.waits
-    if waits and waits != before:
+def _report_waiting(run: Run, previous: str, listen: Listener) -> str:
+    """Report a new reason for waiting. Return the present reason."""
+    latest = patiently(lambda: heartbeat.read(run.store))
+    waits = "" if latest is None else latest.waits
+    if waits and waits != previous:
         listen({"kind": "waits", "text": waits})
     return waits
 
 
-def _report(run: Run, before: State, state: State, listen: Listener) -> None:
+def _report_news(run: Run, previous: State, state: State, listen: Listener) -> None:
     for action, result in state.done.items():
-        if action not in before.done:
+        if action not in previous.done:
             listen({"kind": "committed", "action": action, "result": dict(result)})
     for action, causes in state.failures.items():
-        for cause in causes[len(before.failures.get(action, ())) :]:
+        for cause in causes[len(previous.failures.get(action, ())) :]:
             listen({"kind": "failed", "action": action, "cause": cause})
     for action in state.running:
         if isinstance(action, Train):

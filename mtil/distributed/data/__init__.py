@@ -1,1 +1,1 @@
-"""Shards to workers, and preparation on a cluster."""
+"""Delivery of shards to workers, and preparation on a cluster."""

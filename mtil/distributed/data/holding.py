@@ -1,4 +1,4 @@
-"""Shards in object storage to tables in Ray's object store, by tasks that load nothing else."""
+"""Load all shards of a data set into the Ray object store."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,47 +11,51 @@ from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.run.priors import PriorMaps, read_with_priors
 
 _PORTION_BYTES = 64 * 2**20
-"""Stored bytes of shards that one task reads to hold them."""
+"""Stored bytes of the shards read by a task."""
 
 
 def hold(
     data_uri: str, manifest: Manifest, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]]:
-    """Read every shard once into the object store and return references to its tables, in order.
-
-    Plain tasks, since the actors that Ray Data leaves behind wake a hundred times a second each.
+    """Read every shard into the object store. Return references to the tables, in manifest order.
 
     Raises:
-        DataError: wrapped by Ray, if a shard is missing or not the one that the manifest names.
-        MapError: wrapped by Ray, if a map shard is.
+        DataError: wrapped by Ray, if a shard is missing or differs from the manifest.
+        MapError: wrapped by Ray, if a map shard is missing or damaged.
     """
-    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_read_to_hold)
+    # Plain tasks instead of Ray Data: idle actors left by Ray Data wake up a hundred times a second
+    # each.
+    task: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(_read_portion)
     tables: list[ray.ObjectRef[Any]] = []
-    read_rows: list[ray.ObjectRef[int]] = []
-    for shards in _portions(manifest.shards):
-        *found, num_rows = task.options(num_returns=len(shards) + 1).remote(
+    row_counts: list[ray.ObjectRef[int]] = []
+    for shards in _split_into_portions(manifest.shards):
+        *shard_tables, num_rows = task.options(num_returns=len(shards) + 1).remote(
             data_uri, shards, priors
         )
-        tables += found
-        read_rows.append(num_rows)
-    ray.get(read_rows)  # raises what a task raised
+        tables += shard_tables
+        row_counts.append(num_rows)
+    # Raises errors of the tasks. Row counts suffice: tables stay on the nodes of the tasks.
+    ray.get(row_counts)
     return tables
 
 
-def _portions(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Divide shards into what one task reads: a process for each takes longer to start."""
+def _split_into_portions(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Group shards into portions of about `_PORTION_BYTES`.
+
+    Starting a process per shard would take longer than reading the shard.
+    """
     portions: list[list[Shard]] = []
-    room = 0
+    bytes_left = 0
     for shard in shards:
-        if room < shard.bytes:
+        if bytes_left < shard.bytes:
             portions.append([])
-            room = _PORTION_BYTES
+            bytes_left = _PORTION_BYTES
         portions[-1].append(shard)
-        room -= shard.bytes
+        bytes_left -= shard.bytes
     return portions
 
 
-def _read_to_hold(
+def _read_portion(
     data_uri: str, shards: Sequence[Shard], priors: PriorMaps | None
 ) -> tuple[pa.Table | int, ...]:
     tables = [read_with_priors(data_uri, shard, priors) for shard in shards]

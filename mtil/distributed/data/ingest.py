@@ -1,7 +1,7 @@
-"""Shards in object storage to a training worker's batches, through Ray.
+"""Feed batches from shards in object storage to a training worker, through Ray.
 
-Two ways, the same batches: *resident* keeps every shard in Ray's object store, once a node, where
-workers see it without a copy; *streaming* has Ray Data read each shard when its turn comes.
+Two modes give equal batches. *Resident*: every shard lies in Ray's object store, once per node, and
+workers read without a copy. *Streaming*: Ray Data reads every shard when needed.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -22,19 +22,20 @@ from mtil.errors import RunError
 from mtil.run.priors import PriorMaps, read_with_priors
 
 _MAX_TASKS = 2048
-"""Shards that one execution of Ray Data reads, about; more follow in another."""
+"""Approximate number of shards read by an execution of Ray Data. Further shards are read by further
+executions."""
 
 _PREFETCHED_SHARDS = 4
 
 _READING_TASKS = 3
-"""Shards that are read at a time for one stream: more take the cores from each other, and each
-is a process that has to start."""
+"""Concurrent reading tasks per stream. More tasks compete for cores, and every task costs a process
+start."""
 
 
 class ReadShard:
-    """A task of Ray Data: number of a shard in, its rows out, whole or those of a selection.
+    """Ray Data task: takes a shard index, returns all rows or the rows of a selection.
 
-    The maps of the round before join their rows here, within the task that reads the shard.
+    Joins the maps of the previous round within the reading task.
     """
 
     def __init__(
@@ -49,34 +50,34 @@ class ReadShard:
         self.selection, self.priors = selection, priors
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Read the one shard that the block names."""
-        (number,) = block.column("id").to_pylist()
-        table = read_with_priors(self.data_uri, self.manifest.shards[number], self.priors)
+        """Read the shard named in the block."""
+        (shard_index,) = block.column("id").to_pylist()
+        table = read_with_priors(self.data_uri, self.manifest.shards[shard_index], self.priors)
         if self.selection is None:
             return table
         return table.take(pa.array(self.selection.rows(table)))
 
 
 def held_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) -> list[pa.Table]:
-    """Return the shard tables that the object store holds, without a copy.
+    """Return the resident shard tables from the object store, without a copy.
 
     Raises:
-        RunError: if the tables do not have the manifest's number of rows.
+        RunError: if the number of resident rows differs from the manifest.
     """
     tables: list[pa.Table] = ray.get(list(refs))
-    num_held, num_rows = sum(table.num_rows for table in tables), manifest.num_rows
-    if num_held != num_rows:
-        raise RunError(f"The object store must hold {num_rows} rows, but holds {num_held}.")
+    num_rows, expected = sum(table.num_rows for table in tables), manifest.num_rows
+    if num_rows != expected:
+        raise RunError(f"The object store holds {num_rows} rows instead of {expected}.")
     return tables
 
 
 def streaming_epochs(
     data_uri: str, plan: Plan, epochs: range, batch_size: int, priors: PriorMaps | None = None
 ) -> Generator[Iterator[Batch], None, None]:
-    """Yield, for each epoch, its batches as they arrive from storage.
+    """Yield an iterator of batches for every epoch, as the rows arrive from storage.
 
-    The shards of all epochs are one stream, so that the next epoch's are read ahead while this
-    one's are trained on. Each epoch must be used up before the next is asked for.
+    All epochs share a stream, so shards of the next epoch are prefetched while the current epoch
+    trains. Exhaust an epoch before requesting the next.
     """
     task = ReadShard(data_uri, plan.manifest, priors=priors)
     with closing(_shard_tables(task, plan, epochs)) as tables:
@@ -89,22 +90,22 @@ def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch
     if not shards:
         return
     task = ReadShard(data_uri, plan.manifest, selection=plan.selection)
-    with closing(_blocks(_one_task_each(shards, task))) as tables:
+    with closing(_iterate_blocks(_read_shards(shards, task))) as tables:
         yield from streamed_rows(tables, plan, batch_size)
 
 
 def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Generator[pa.Table, None, None]:
-    """Yield the tables of every shard of every window of the epochs, one stream."""
-    waiting: list[int] = []
+    """Yield the tables of all shards of all windows of the epochs as one stream."""
+    pending: list[int] = []
     for epoch in epochs:
-        waiting += shards_of(plan, epoch)
-        if len(waiting) >= _MAX_TASKS or epoch == epochs[-1]:
-            yield from _blocks(_one_task_each(waiting, task))
-            waiting = []
+        pending += shards_of(plan, epoch)
+        if len(pending) >= _MAX_TASKS or epoch == epochs[-1]:
+            yield from _iterate_blocks(_read_shards(pending, task))
+            pending = []
 
 
-def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
-    """Yield a data set's blocks; when this is closed, so is what reads them."""
+def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
+    """Yield the blocks of a Ray data set. Closing the generator stops the reading tasks."""
     yield from iter(
         dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_SHARDS
@@ -112,14 +113,16 @@ def _blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
     )
 
 
-def _one_task_each(shards: Sequence[int], task: ReadShard) -> Dataset:
+def _read_shards(shards: Sequence[int], task: ReadShard) -> Dataset:
     context = DataContext.get_current()
+    # The order of shards is part of the epoch: seed and epoch determine every batch.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # From items, not from a range: reading a range takes whole CPUs, which workers may not leave.
-    numbers = [{"id": shard} for shard in shards]
-    return ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+    # `from_items` instead of `range`: the read tasks of a range reserve whole CPUs, and the workers
+    # may leave less.
+    items = [{"id": shard} for shard in shards]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         task,
         batch_size=None,
         batch_format="pyarrow",

@@ -1,4 +1,4 @@
-"""Preparing on a cluster: the jobs of `mtil.data.prepare.pipeline` as tasks of Ray Data."""
+"""Prepare data sets on a cluster: run jobs of `mtil.data.prepare.pipeline` as Ray Data tasks."""
 
 import pickle
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from mtil.data.parallel import Function, Listener
 from mtil.distributed.runtime.failures import unwrapped
 
 _MAX_IMAGES = 2**20
-"""Images whose jobs one execution of Ray Data is given, about; more follow in another. What is
-known of them before a pixel is read lies in the object store meanwhile, some 300 bytes an image.
-"""
+"""Approximate number of images per execution of Ray Data; more images take further executions.
+About 300 bytes of metadata per image lie in the object store meanwhile."""
 _MAX_RETRIES = 3
-"""Of a job whose process or machine is lost; Ray Data by itself would never give up."""
+"""Retries of a job after the loss of its process or machine. By default Ray Data retries for
+ever."""
 
 
 class DoJob:
-    """A task of Ray Data: a job's number and the job in, its number and its result out."""
+    """Ray Data task: takes an index and a job, returns the index and the result."""
 
     def __init__(self, function: Function[Any, Any]) -> None:
         self.function = function
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Do the one job that the block holds."""
+        """Run the job in the block."""
         (row,) = block.to_pylist()
         result = self.function(pickle.loads(row["job"]))
         return pa.table({"index": [row["index"]], "result": [pickle.dumps(result)]})
@@ -35,18 +35,18 @@ class DoJob:
 def tasks(
     function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
 ) -> list[Any]:
-    """Do the jobs as tasks of Ray Data, one CPU each. See `mtil.data.parallel.Runner`.
+    """Run jobs as Ray Data tasks with 1 CPU per task. See `mtil.data.parallel.Runner`.
 
-    Ray Data starts as many at a time as the cluster has CPUs, and results are taken as they come,
-    in any order. A node that is lost costs its jobs, which are done again elsewhere. When a job
-    fails, those that run are ended before this returns.
+    Ray Data runs as many tasks as the cluster has CPUs. Results are collected in order of
+    completion. Jobs of a lost node run again elsewhere. If a job fails, all running jobs are ended
+    first.
     """
     results: list[Any] = [None] * len(jobs)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with unwrapped("Preparing"):
-        for part in _parts(sizes):
+        for part in _split_by_images(sizes):
             units = [{"index": index, "job": pickle.dumps(jobs[index])} for index in part]
             done = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
                 DoJob(function),
@@ -65,8 +65,8 @@ def tasks(
     return results
 
 
-def _parts(sizes: Sequence[int]) -> Iterator[range]:
-    """Yield the jobs' numbers in parts of about `_MAX_IMAGES` images."""
+def _split_by_images(sizes: Sequence[int]) -> Iterator[range]:
+    """Yield ranges of job indices with about `_MAX_IMAGES` images per range."""
     start = images = 0
     for index, size in enumerate(sizes):
         images += size

@@ -1,1 +1,1 @@
-"""Actor pools that score test rows and write maps."""
+"""Actor pools for scoring test rows and writing maps."""

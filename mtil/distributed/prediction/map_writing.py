@@ -1,6 +1,6 @@
-"""A round's maps: from the shards of a data set to map shards, by a pool of actors.
+"""Write the maps of a round with an actor pool: a map shard for every shard of the data set.
 
-One map shard a shard of the data set, each written whole; what is there already and right stays.
+Map shards are written whole. Existing valid map shards are kept.
 """
 
 import pickle
@@ -23,22 +23,22 @@ from mtil.run.priors import MapSource, PriorMaps, are_whole
 from mtil.storage import open_store
 
 _CHECKED_SHARDS = 64
-"""Map shards that one task looks at: a process takes longer to start than to read them."""
+"""Map shards checked by a task: starting a process takes longer than reading them."""
 
 _COLUMNS = ("sample_id", "image", "label", *ROLE_COLUMNS)
 
 
 class MapWriter:
-    """An actor that maps the rows of shards with the model of a training.
+    """Actor that maps the rows of shards with a trained model.
 
-    The driver has read the manifest. An actor is sent the shards that it maps: a manifest of 10,000
-    shards takes 290 MiB of each process.
+    Only the driver reads the manifest; an actor receives the shards to map. A manifest of 10,000
+    shards would take 290 MiB in every process.
     """
 
     def __init__(
-        self, run_uri: str, of: WriteMaps, source: MapSource, priors: PriorMaps | None
+        self, run_uri: str, action: WriteMaps, source: MapSource, priors: PriorMaps | None
     ) -> None:
-        # PyTorch, which the driver of this does not need
+        # Imported here: the driver does not need PyTorch.
         from mtil.models.devices import own_device
         from mtil.prediction.predictor import Predictor
 
@@ -46,10 +46,12 @@ class MapWriter:
         device = own_device(self._run.config.train.gpus_per_worker)
         self._data = open_store(self._run.data_uri)
         self._source, self._priors = source, priors
-        self._predictor = Predictor(self._run.model(Train(of.round, of.fold, of.part)), device)
+        self._predictor = Predictor(
+            self._run.model(Train(action.round, action.fold, action.part)), device
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Write the map shard of the one shard that the block holds; return its rows and bytes."""
+        """Write the map shard of the shard in the block. Return its row and byte counts."""
         from mtil.prediction.predictor import map_shard
 
         (data,) = block.column("shard").to_pylist()
@@ -63,21 +65,23 @@ class MapWriter:
         return pa.table({"rows": [rows.num_rows], "bytes": [len(maps)]})
 
 
-def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
-    """Write the maps of an action, as far as they are not there; first those they are made from.
+def write_maps(run: Run, action: WriteMaps) -> dict[str, Any]:
+    """Write all missing or damaged maps of an action. Prior maps come first, if also missing.
 
     Returns:
-        the folder, the model's sha256, and how many shards there are and were written.
+        the folder, the sha256 of the model, the number of shards, and the number of shards written.
 
     Raises:
-        DataError: if the model's training has not ended.
+        DataError: if the training of the model has no result.
     """
     manifest = run.manifest()
-    source = map_source(run, manifest, of)
+    source = map_source(run, manifest, action)
     missing = damaged(run, source, manifest.shards)
     if missing:
-        for former in reads_maps_of(run.plan([of.fold]), of):
-            write_maps(run, former)
+        # The actors read prior maps of the previous round, and `mtil gc` may have deleted those
+        # maps.
+        for writer in reads_maps_of(run.plan([action.fold]), action):
+            write_maps(run, writer)
         num_rows = sum(source.rows.count(shard) for shard in missing)
         gpus = run.config.train.gpus_per_worker
         num_pixels = num_rows * run.config.data.image_size**2
@@ -85,7 +89,7 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
         with unwrapped():
             written = quiet([{"shard": pickle.dumps(shard)} for shard in missing]).map_batches(
                 MapWriter,
-                fn_constructor_args=(run.uri, of, source, prior_maps(run, manifest, of)),
+                fn_constructor_args=(run.uri, action, source, prior_maps(run, manifest, action)),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=pool,
@@ -102,15 +106,15 @@ def write_maps(run: Run, of: WriteMaps) -> dict[str, Any]:
 
 
 def damaged(run: Run, source: MapSource, shards: Sequence[Shard]) -> list[Shard]:
-    """Return the shards whose map shard is missing, damaged or of another origin."""
+    """Return the shards whose map shard is missing, damaged or of a different origin."""
     check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(are_whole)
     starts = range(0, len(shards), _CHECKED_SHARDS)
     with unwrapped():
-        found = ray.get(
+        portions = ray.get(
             [
                 check.remote(run.uri, source, shards[start : start + _CHECKED_SHARDS])
                 for start in starts
             ]
         )
-    whole = [one for part in found for one in part]
+    whole = [is_whole for portion in portions for is_whole in portion]
     return [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]

@@ -1,4 +1,4 @@
-"""A run's models over the shards' test rows: an actor pool in which each image is seen once."""
+"""Score test rows with the models of a run, in an actor pool. Every image is scored once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ from mtil.prediction.evaluation import write_predictions
 from mtil.prediction.units import Unit, list_units
 from mtil.run.folder import Run
 
-_WORTH_PIXELS = 32 * 256**2
-"""Of input to the network that are worth an actor on a CPU, which takes four seconds to start."""
+_PIXELS_PER_ACTOR = 32 * 256**2
+"""Input pixels that justify an additional CPU actor. Starting an actor takes four seconds."""
 
 
 class Scorer:
-    """An actor that scores test rows with the models of a run's round."""
+    """Actor that scores test rows with the models of a round."""
 
-    def __init__(self, run_uri: str, data_uri: str, number: int, gpus: float) -> None:
-        # Imported here: the driver of the actors does not need PyTorch.
+    def __init__(self, run_uri: str, data_uri: str, round_index: int, gpus: float) -> None:
+        # Imported here: the driver does not need PyTorch.
         from mtil.models.devices import own_device
         from mtil.prediction.units import UnitScorer
 
-        self._scorer = UnitScorer(run_uri, data_uri, number, own_device(gpus))
+        self._scorer = UnitScorer(run_uri, data_uri, round_index, own_device(gpus))
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Score the unit that the block names: (fold, shard, start)."""
+        """Score the unit of work in the block."""
         (unit,) = block.to_pylist()
         return self._scorer.score(Unit(**unit))
 
@@ -46,27 +46,30 @@ def predict_folds(
     gpus_per_worker: float = 0.0,
     listen: Callable[[dict[str, Any]], None],
 ) -> pa.Table:
-    """Score the test rows of folds, each with the models that have not seen them.
+    """Score the test rows of folds with models that have not seen the rows. Write the predictions.
 
-    The rows of the holdout, as fold `HOLDOUT`, are judged by all trained folds' models together.
-
-    Each fold's predictions are written to the run. Returns all of them, ordered by fold, id, pass.
+    The rows of the holdout, fold `HOLDOUT`, are scored by the ensemble of all trained folds. The
+    predictions of each fold are written to the run.
 
     Args:
         run: the run.
-        folds: whose test rows.
-        number: the round whose models judge them.
-        num_workers: how many actors share the work; by default as many as there are CPUs.
-        gpus_per_worker: GPUs that each of them reserves.
-        listen: told `{"kind": "scored", "images", "of"}`.
+        folds: folds whose test rows are scored.
+        number: round of the models.
+        num_workers: number of actors. By default as many as there are CPUs.
+        gpus_per_worker: GPUs reserved per actor.
+        listen: receives `{"kind": "scored", "images", "of"}`.
+
+    Returns:
+        all predictions, ordered by fold, id and pass.
 
     Raises:
         UserError: if the data set is not the run's, a fold is untrained, or the workers do not fit.
-        DataError: if an image was not seen exactly once in each pass.
+        DataError: if an image was not scored exactly once per pass.
     """
     manifest = run.manifest()
     for fold in folds:
-        check_models(run, number, fold)  # told here, and not by actors after seconds
+        # Fail here at once, rather than in an actor after seconds.
+        check_models(run, number, fold)
     units = list_units(manifest, folds)
     num_images = sum(unit.rows for unit in units)
     num_pixels = num_images * run.config.data.image_size**2
@@ -92,25 +95,33 @@ def predict_folds(
 def actor_pool(
     num_units: int, num_pixels: int, num_workers: int | None, gpus_per_worker: float
 ) -> tuple[ActorPoolStrategy, float]:
-    """Return a pool of actors and the CPUs that each reserves.
+    """Return an actor pool and the CPUs reserved by each actor.
 
-    A number that is asked for is what the pool has; otherwise it starts with one and grows as far
-    as the units, their pixels and the room that the cluster has beside what runs already go.
+    With `num_workers` the pool has a fixed size. Otherwise the pool starts with an actor and grows
+    with the load, limited by the number of units, their pixels and the free room of the cluster.
+
+    Args:
+        num_units: units of work.
+        num_pixels: input pixels of all units.
+        num_workers: number of actors; None for an elastic pool.
+        gpus_per_worker: GPUs reserved per actor.
 
     Raises:
         ResourceError: if the cluster has no room.
     """
     nodes = cluster.nodes()
-    most = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
-    wanted = num_workers or min(most, num_units, max(1, math.ceil(num_pixels / _WORTH_PIXELS)))
-    cpus = preflight.cpus_per_worker(nodes, num_workers=wanted, cpus=None, gpus=gpus_per_worker)
+    max_actors = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
+    num_actors = num_workers or min(
+        max_actors, num_units, max(1, math.ceil(num_pixels / _PIXELS_PER_ACTOR))
+    )
+    cpus = preflight.cpus_per_worker(nodes, num_workers=num_actors, cpus=None, gpus=gpus_per_worker)
     if num_workers:
-        return ActorPoolStrategy(size=wanted), cpus
-    return ActorPoolStrategy(min_size=1, max_size=wanted), cpus
+        return ActorPoolStrategy(size=num_actors), cpus
+    return ActorPoolStrategy(min_size=1, max_size=num_actors), cpus
 
 
 def quiet(units: Sequence[dict[str, Any]]) -> Dataset:
-    """Return units of work as a data set, one block each, that reports to nobody."""
+    """Return units of work as a Ray data set with a block per unit, without progress output."""
     DataContext.get_current().enable_progress_bars = False
     DataContext.get_current().print_on_execution_start = False
     return ray.data.from_items(list(units), override_num_blocks=len(units))

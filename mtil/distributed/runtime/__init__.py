@@ -1,1 +1,1 @@
-"""The connection to Ray, resources, failures, gauges."""
+"""Connection to Ray, resource planning, failures and gauges."""

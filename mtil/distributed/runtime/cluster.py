@@ -1,4 +1,4 @@
-"""Connecting to Ray, quietly."""
+"""Connect to Ray, or start and stop a local Ray cluster, without output of Ray."""
 
 import logging
 import os
@@ -27,105 +27,113 @@ from mtil.errors import ResourceError
 from mtil.process import interrupts, machine, scratch, supervisor
 
 MACHINES = "MTIL_MACHINES"
-"""The environment variable that says which machines the cluster can start, see `preflight`."""
+"""Environment variable describing the machines that the cluster can start. See `preflight`."""
 
-_KNOCK_S = 10
-_THREADS_S = 10.0
-_KILLED_S = 5.0
+_CONNECT_TIMEOUT_S = 10
+_JOIN_TIMEOUT_S = 10.0
+_KILL_TIMEOUT_S = 5.0
 _GroupData: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
 _QUIET_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "LOG_NAME_UPDATE_INTERVAL_S": "3600",  # Ray looks for logs to show ten times a second
+    # By default Ray searches for new log files ten times a second. No log is shown here.
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
 
 
 _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
-"""Nobody takes this machine away from a cluster that lives on it, and a training there is no less
-urgent than what else runs: Ray would give its workers way to all of that."""
+"""Settings of a local cluster: no preemption exists, and training has normal priority. By default
+Ray raises the niceness of its workers."""
 
 
 @contextmanager
 def connected(*, verbose: bool = False) -> Iterator[None]:
-    """Use the cluster of `RAY_ADDRESS`, or one that lives as long as this block.
+    """Connect to the cluster of `RAY_ADDRESS`, or run a local cluster for the block.
 
-    A cluster of this block's own keeps its files in a folder of its own, which goes with it, except
-    with `verbose`. A signal that arrives while the cluster starts or ends waits until that is done.
+    A local cluster has a private folder, deleted at the end unless `verbose`. Signals arriving
+    during start or stop are delivered afterwards. With an existing connection the block just runs.
+
+    Args:
+        verbose: show the output of Ray.
 
     Raises:
-        ResourceError: if the cluster of `RAY_ADDRESS` does not answer, or this machine lacks what
-            a cluster needs.
+        ResourceError: if the cluster of `RAY_ADDRESS` does not answer, or the local machine lacks a
+            requirement of Ray.
     """
     if ray.is_initialized():
         yield
         return
     for name, value in ({} if verbose else _QUIET_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    start = _join(verbose) if is_shared() else _alone(verbose)
-    with start:
+    connection = _connect_to_shared(verbose) if is_shared() else _run_local_cluster(verbose)
+    with connection:
         if not verbose:
             for name in ("ray", "ray.data", "ray.train"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
-            ray_logging.stdout_deduplicator.skip_re = re.compile("")  # what its core tells drivers
+                # Ray raises every error that it logs: the log would repeat the exception.
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            # Skip all lines that Ray's core prints on the driver's stdout.
+            ray_logging.stdout_deduplicator.skip_re = re.compile("")
         yield
 
 
 def is_shared() -> bool:
-    """Say whether commands use a cluster that lives on when they end."""
+    """Return True if `RAY_ADDRESS` names a cluster, which outlives the command."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager
-def _join(verbose: bool) -> Iterator[None]:
-    """Connect to the cluster of `RAY_ADDRESS` for this block."""
+def _connect_to_shared(verbose: bool) -> Iterator[None]:
+    """Connect to the cluster of `RAY_ADDRESS` for the block."""
     address = os.environ["RAY_ADDRESS"]
     try:
         try:
-            _knock(address)
-            _start(verbose, address=address)
+            _check_reachable(address)
+            _init_ray(verbose, address=address)
         except (OSError, RuntimeError) as error:
             raise ResourceError(
-                f"The cluster of RAY_ADDRESS={address} does not answer ({_first_line(error)}); "
-                "unset RAY_ADDRESS to run on this machine."
+                f"The cluster of RAY_ADDRESS={address} does not answer ({_first_line(error)}). "
+                "Unset RAY_ADDRESS to run on the local machine."
             ) from error
         yield
     finally:
-        _stop()
+        _shut_down_ray()
 
 
 @contextmanager
-def _alone(verbose: bool) -> Iterator[None]:
-    """Run a cluster of this process's own for this block."""
+def _run_local_cluster(verbose: bool) -> Iterator[None]:
+    """Run a local cluster for the block."""
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Ray would write its token into the home folder, and others could read it there
+    # Without a token in the environment, Ray writes one into the home folder, readable by other
+    # users of the machine.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     machine.require()
-    place = machine.place()
+    base_folders = machine.place()
     with ExitStack() as stack:
         with interrupts.deferred():
-            own = spilled = _own_folder(place.sockets, stack, keep=verbose)
-            if place.objects != place.sockets:
-                spilled = _own_folder(place.objects, stack)
+            cluster_folder = spill_folder = _make_folder(base_folders.sockets, stack, keep=verbose)
+            if base_folders.objects != base_folders.sockets:
+                spill_folder = _make_folder(base_folders.objects, stack)
         try:
             try:
-                with _in_background():
-                    _start(
+                with _batch_scheduling():
+                    _init_ray(
                         verbose,
                         address="local",
                         include_dashboard=False,
-                        _temp_dir=str(own / machine.RAY_FOLDER),  # Ray lets everybody write to it
-                        object_spilling_directory=str(spilled),
+                        # Ray makes the folder world-writable: keep inside the private folder.
+                        _temp_dir=str(cluster_folder / machine.RAY_FOLDER),
+                        object_spilling_directory=str(spill_folder),
                     )
             except Exception as error:
                 raise ResourceError(
-                    f"Ray does not start on this machine ({_first_line(error)}); `mtil doctor` "
-                    "says what it lacks, and `--verbose` shows what Ray says."
+                    f"Ray does not start on the local machine ({_first_line(error)}). Run "
+                    "`mtil doctor` for missing requirements, or add `--verbose` for Ray's output."
                 ) from error
             yield
         finally:
-            _stop()
+            _shut_down_ray()
 
 
 def _first_line(error: Exception) -> str:
@@ -133,22 +141,22 @@ def _first_line(error: Exception) -> str:
     return reason or type(error).__name__
 
 
-def _own_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
-    """Make a folder for Ray that goes with the stack, or with the process if that is killed."""
+def _make_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
+    """Create a temporary folder for Ray, deleted with the stack or after a kill of the process."""
     scratch.remove_abandoned(base)
-    own = stack.enter_context(scratch.folder(base, keep=keep))
+    folder = stack.enter_context(scratch.folder(base, keep=keep))
     if not keep:
-        supervisor.remove_at_end(own)
-    return own
+        supervisor.remove_at_end(folder)
+    return folder
 
 
-def _start(verbose: bool, **options: Any) -> None:
-    """Start Ray. It leaves the signals to `mtil.process.interrupts`."""
+def _init_ray(verbose: bool, **options: Any) -> None:
+    """Start Ray, with signal handling left to `mtil.process.interrupts`."""
     with (
         interrupts.deferred(),
         warnings.catch_warnings(),
-        nullcontext() if verbose else _muted(),
-        _own_signals(),
+        nullcontext() if verbose else _muted_stderr(),
+        _without_ray_sigterm_handler(),
     ):
         warnings.simplefilter("default" if verbose else "ignore")
         ray.init(
@@ -157,75 +165,80 @@ def _start(verbose: bool, **options: Any) -> None:
             configure_logging=True,
             **options,
         )
+        # Ray's core replaces signal handlers below Python; its handlers end the process.
         interrupts.renew()
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep SIGTERM what it is: Ray would have it exit with its number, in the middle of a line."""
-    before = ray._private.utils.set_sigterm_handler
+def _without_ray_sigterm_handler() -> Iterator[None]:
+    """Keep Ray from installing a SIGTERM handler.
+
+    The handler of Ray would exit the process with the signal number, in the middle of a line.
+    """
+    original = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
-        ray._private.utils.set_sigterm_handler = before
+        ray._private.utils.set_sigterm_handler = original
 
 
-def _stop() -> None:
-    """Disconnect, and end the cluster that this process has started, to its last process."""
+def _shut_down_ray() -> None:
+    """Disconnect, and kill all processes of a local cluster."""
     with interrupts.deferred():
-        started = _started()
-        _wait_for_ray_data()
+        # Listed before the shutdown, which forgets the processes.
+        processes = _local_processes()
+        _join_ray_data_threads()
         ray.shutdown()
-        for process in started:
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
-                process.kill()  # agents wait for seconds before they miss what they belong to
-        psutil.wait_procs(started, timeout=_KILLED_S)
+                # Ray's agents notice the end of the cluster only after seconds.
+                process.kill()
+        psutil.wait_procs(processes, timeout=_KILL_TIMEOUT_S)
 
 
-def _started() -> list[psutil.Process]:
-    """Return the processes of the cluster that this process has started."""
+def _local_processes() -> list[psutil.Process]:
+    """Return the processes of the local cluster, with all descendants."""
     node = ray._private.worker._global_node
-    found: list[psutil.Process] = []
-    groups: list[Any] = [] if node is None else list(node.all_processes.values())
-    for infos in groups:
+    processes: list[psutil.Process] = []
+    process_groups: list[Any] = [] if node is None else list(node.all_processes.values())
+    for infos in process_groups:
         for info in infos:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(info.process.pid)
-                found += [process, *process.children(recursive=True)]
-    return found
+                processes += [process, *process.children(recursive=True)]
+    return processes
 
 
-def _wait_for_ray_data() -> None:
-    """See the threads of Ray Data end whose work has been put down.
+def _join_ray_data_threads() -> None:
+    """Wait until Ray Data's threads of abandoned work have ended.
 
-    Ray's core ends the process, with exit code 1 and no word, if one of them asks it for something
-    after it was shut down.
+    Ray's core ends the process with exit code 1 and no message if a thread uses Ray after shutdown.
     """
-    end = time.monotonic() + _THREADS_S
+    end = time.monotonic() + _JOIN_TIMEOUT_S
     for thread in data_threads():
         thread.join(max(0.0, end - time.monotonic()))
 
 
 def data_threads() -> list[threading.Thread]:
-    """Return Ray Data's threads here, but for those that prefetch: they end with the process."""
-    found = []
+    """Return the live threads of Ray Data, without prefetchers, which end with the process."""
+    threads = []
     for thread in threading.enumerate():
-        work = type(thread), getattr(thread, "_target", None)
-        modules = [getattr(one, "__module__", None) or "" for one in work]
+        thread_type_and_target = type(thread), getattr(thread, "_target", None)
+        modules = [getattr(part, "__module__", None) or "" for part in thread_type_and_target]
         if thread.name != "Prefetcher" and any(name.startswith("ray.data") for name in modules):
-            found.append(thread)
-    return found
+            threads.append(thread)
+    return threads
 
 
 @contextmanager
-def _in_background() -> Iterator[None]:
-    """Start processes as batch work: when they wake, they wait for what runs.
+def _batch_scheduling() -> Iterator[None]:
+    """Start processes with the SCHED_BATCH policy: a waking process preempts no thread.
 
-    Each of Ray's processes wakes a hundred times a second, and on a small machine each of these
-    would otherwise interrupt a thread that the training step waits for.
+    Each Ray process wakes a hundred times a second. On a small machine, every wake-up would
+    otherwise interrupt a thread needed by the training step.
     """
-    _schedule("SCHED_BATCH")
+    _set_scheduling_policy("SCHED_BATCH")
     try:
         yield
     finally:
@@ -233,45 +246,46 @@ def _in_background() -> Iterator[None]:
 
 
 def to_foreground() -> None:
-    """Have this thread, and those it starts, run as ordinary work, whatever its parent was."""
-    _schedule("SCHED_OTHER")
+    """Set the normal scheduling policy for the calling thread and future children."""
+    _set_scheduling_policy("SCHED_OTHER")
 
 
-def _schedule(policy: str) -> None:
+def _set_scheduling_policy(policy: str) -> None:
     if sys.platform != "linux" or os.sched_getscheduler(0) not in (os.SCHED_OTHER, os.SCHED_BATCH):
-        return  # what the user has chosen stays
+        # A policy chosen by the user stays.
+        return
     os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
 
 
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at `host:port`: Ray would ask for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError if `host:port` is unreachable: Ray itself would retry for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
-    """Keep what Ray's core writes to stderr, past Python's logging, from the user's screen."""
+def _muted_stderr() -> Iterator[None]:
+    """Discard stderr at file descriptor level. Ray's core writes past Python's logging."""
     sys.stderr.flush()
-    screen = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved_stderr = os.dup(2)
+    null_device = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null_device, 2)
         yield
     finally:
-        os.dup2(screen, 2)
-        os.close(screen)
-        os.close(nowhere)
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)
+        os.close(null_device)
 
 
 def nodes() -> list[Node]:
-    """Return what the cluster's nodes offer, those included that it starts when they are needed.
+    """Return the resources of all nodes, including nodes that the cluster can start on demand.
 
-    Nothing in Ray says which these are; `MTIL_MACHINES` does.
+    Ray cannot list startable nodes, so the environment variable `MTIL_MACHINES` names them.
 
     Raises:
-        ResourceError: if that is not what it must be.
+        ResourceError: if `MTIL_MACHINES` is malformed.
     """
     live = live_nodes()
     machines = os.environ.get(MACHINES)
@@ -279,7 +293,7 @@ def nodes() -> list[Node]:
 
 
 def live_nodes() -> list[Node]:
-    """Return what the live nodes of the cluster offer in all."""
+    """Return the total resources of the live nodes."""
     return [
         Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -288,23 +302,24 @@ def live_nodes() -> list[Node]:
 
 
 def has_dashboard() -> bool:
-    """Say whether the cluster has a dashboard, which is also what Ray asks about its actors."""
+    """Return True if the cluster has a dashboard. Ray needs the dashboard to list actors."""
     return bool(get_webui_url_from_internal_kv())  # type: ignore[no-untyped-call]
 
 
 def free_orphans() -> None:
-    """Remove the placement groups that dead actors of this job have left behind.
+    """Remove placement groups left behind by dead actors of the current job.
 
-    Ray frees them when the job ends, but not before: a training whose controller is killed while
-    it starts holds its workers' CPUs until then.
+    Ray frees the groups only at the end of the job. Until then, a training whose controller was
+    killed during startup holds the CPUs of its workers.
     """
     state = ray._private.state.state
     accessor = state._connect_and_get_accessor()
-    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
+    job, nil_actor_id = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
     for data in accessor.get_placement_group_table():
         group = _GroupData.FromString(data)
-        made_by_actor = group.creator_actor_id != nobody  # of others Ray says that none lives
+        # Ray reports the creator as dead for groups made outside actors, too.
+        made_by_actor = group.creator_actor_id != nil_actor_id
         orphaned = group.creator_job_id.hex() == job and made_by_actor and group.creator_actor_dead
         if orphaned and not group.is_detached and group.state != _GroupData.REMOVED:
-            identity = ray.PlacementGroupID(group.placement_group_id)
-            remove_placement_group(PlacementGroup(identity))
+            group_id = ray.PlacementGroupID(group.placement_group_id)
+            remove_placement_group(PlacementGroup(group_id))

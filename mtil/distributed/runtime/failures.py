@@ -1,4 +1,4 @@
-"""What fails on a cluster: our own error within Ray's, and what the same again may mend."""
+"""Classify failures on a cluster: unwrap mtil errors inside Ray errors, and decide on retries."""
 
 import re
 from collections.abc import Iterator, Set
@@ -27,7 +27,7 @@ from mtil.errors import (
     UserError,
 )
 
-_QUOTED = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
+_ERROR_TEXT = re.compile(r"^mtil\.errors\.(?P<kind>\w+): (?P<message>.+)$", re.MULTILINE)
 _LOSSES = (
     LocalRayletDiedError,
     NodeDiedError,
@@ -37,7 +37,8 @@ _LOSSES = (
     RpcError,
     WorkerCrashedError,
 )
-# Ray Train's by name: only who trains has them, and to import them takes half a second.
+# Ray Train's errors are matched by name: the import takes half a second, and only processes that
+# train need Ray Train.
 _FAILED_TRAININGS = {"TrainingFailedError"}
 _TRAIN_LOSSES = {
     "PreemptionError",
@@ -45,59 +46,65 @@ _TRAIN_LOSSES = {
     "WorkerGroupStartupTimeoutError",
     "WorkerHealthCheckTimeoutError",
 }
-_WRAPPED = ("cause", "controller_failure", "health_check_failure")
-"""Where errors of Ray and of Ray Train keep the one that they are about."""
+_CAUSE_ATTRIBUTES = ("cause", "controller_failure", "health_check_failure")
+"""Attributes in which errors of Ray and Ray Train keep the original error."""
 
 
 @contextmanager
 def unwrapped(what: str = "Training") -> Iterator[None]:
-    """Raise our own error where Ray wraps one, else a `RunError` that says what failed."""
+    """Convert Ray errors in the block into mtil errors.
+
+    Args:
+        what: subject of the message, as in "Training failed: …".
+
+    Raises:
+        MtilError: the wrapped mtil error, if any; else `LostError` for a loss, else `RunError`.
+    """
     try:
         yield
     except Exception as error:
         if not (isinstance(error, RayError) or _is_of_ray_train(error, _FAILED_TRAININGS)):
             raise
-        ours = cause(error)
-        if ours is not None:
-            raise ours from error
+        mtil_error = cause(error)
+        if mtil_error is not None:
+            raise mtil_error from error
         lines = [line for line in str(error).splitlines() if line.strip()]
         kind = LostError if is_loss(error) else RunError
         raise kind(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 def cause(error: BaseException) -> MtilError | None:
-    """Find the error of ours that Ray has wrapped, if there is one.
+    """Return the mtil error wrapped in an error. None if no mtil error is found.
 
-    Ray Data passes on only the text of what its tasks raise, so that is looked at too.
+    Also parses error texts, because Ray Data passes on only the text of errors raised in tasks.
     """
     for current in _chain(error):
+        # Ray raises dynamic subclasses of the original class, defined in other modules. Only an
+        # exact mtil class has the plain message.
         if isinstance(current, MtilError) and type(current).__module__ == MtilError.__module__:
             return current
-        quoted = _QUOTED.search(str(current))
-        if quoted:
-            return cast(MtilError, getattr(errors, quoted["kind"])(quoted["message"]))
+        match = _ERROR_TEXT.search(str(current))
+        if match:
+            return cast(MtilError, getattr(errors, match["kind"])(match["message"]))
     return None
 
 
 def mistake(error: BaseException) -> UserError | None:
-    """Return the user's mistake that an error is about, if it is one.
+    """Return the user error behind an error. None for other failures.
 
-    The same again then fails in the same way, unlike with a storage that does not answer or a
-    cluster that has lost machines.
+    A retry would fail again, unlike after a storage outage or a lost machine.
     """
-    ours = cause(error)
-    return ours if isinstance(ours, UserError) and not is_loss(ours) else None
+    mtil_error = cause(error)
+    return mtil_error if isinstance(mtil_error, UserError) and not is_loss(mtil_error) else None
 
 
 def is_loss(error: BaseException) -> bool:
-    """Say whether something failed for want of a process, a machine or the storage.
-
-    The same again may then succeed, once others have taken their place.
-    """
-    ours = cause(error)
-    if ours is not None:
-        lost = isinstance(ours, LostError | ResourceError | StorageError)
-        return lost and not isinstance(ours, NotFoundError)
+    """Return True if a process, a machine or the storage was lost. A retry may succeed."""
+    mtil_error = cause(error)
+    if mtil_error is not None:
+        lost = isinstance(mtil_error, LostError | ResourceError | StorageError)
+        # A missing object stays missing, so NotFoundError is no outage.
+        return lost and not isinstance(mtil_error, NotFoundError)
     return any(
         isinstance(current, _LOSSES) or _is_of_ray_train(current, _TRAIN_LOSSES)
         for current in _chain(error)
@@ -112,15 +119,15 @@ def _is_of_ray_train(error: BaseException, names: Set[str]) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that it was raised from or holds."""
+    """Yield an error and all errors linked from it."""
     seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        current = waiting.pop()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
         yield current
-        waiting += [current.__cause__, current.__context__]
-        waiting += [getattr(current, name, None) for name in _WRAPPED]
-        waiting += list(getattr(current, "worker_failures", {}).values())
+        pending += [current.__cause__, current.__context__]
+        pending += [getattr(current, name, None) for name in _CAUSE_ATTRIBUTES]
+        pending += list(getattr(current, "worker_failures", {}).values())

@@ -1,6 +1,6 @@
-"""Prometheus gauges of a run, through Ray's own exporter on each node.
+"""Prometheus gauges of a run, exported by Ray on every node.
 
-Ray puts `ray_` before the names; `cluster/grafana.json` is a dashboard of them.
+Ray prefixes the names with `ray_`. `cluster/grafana.json` is a dashboard of the gauges.
 """
 
 import logging
@@ -29,36 +29,42 @@ _log = logging.getLogger(__name__)
 
 
 class Gauges:
-    """Gauges that share their tags. An error in them is logged once and ends no training."""
+    """Gauges with common tags. The first error is logged and disables the gauges."""
 
     def __init__(self, described: Mapping[str, str], **tags: Any) -> None:
-        """Make gauges by name and description. The tag of None is empty."""
+        """Create gauges.
+
+        Args:
+            described: description by gauge name.
+            tags: common tags; None becomes an empty value.
+        """
         self._gauges: dict[str, Gauge] = {}
         self._has_failed = False
         values = {key: "" if value is None else tag(str(value)) for key, value in tags.items()}
+        # Monitoring must never end a training, whatever Ray raises.
         try:
             for name, description in described.items():
                 gauge = Gauge(name, description, tag_keys=tuple(values))
                 self._gauges[name] = gauge.set_default_tags(values)
         except Exception:  # noqa: BLE001
-            self._tell()
+            self._disable()
 
     def set(self, **values: float) -> None:
-        """Set some gauges, by their names without `mtil_`; after an error, none."""
+        """Set gauges, named without `mtil_`. Does nothing after an error."""
         if self._has_failed:
             return
         try:
             for name, value in values.items():
                 self._gauges[f"mtil_{name}"].set(value)
         except Exception:  # noqa: BLE001
-            self._tell()
+            self._disable()
 
-    def _tell(self) -> None:
+    def _disable(self) -> None:
         self._has_failed = True
-        _log.exception("The gauges of this process have failed and are not set any more")
+        _log.exception("The gauges of the process have failed and are disabled")
 
 
 def tag(text: str) -> str:
-    r"""Return the value of a tag: Ray takes printable ASCII, so other letters become `\xe4`."""
+    r"""Return a tag value in printable ASCII, as Ray requires. Other letters become `\xe4`."""
     plain = text.encode("ascii", "backslashreplace").decode("ascii")
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in plain)

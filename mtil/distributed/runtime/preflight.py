@@ -1,4 +1,4 @@
-"""Resource plans that would hang are refused before anything starts, with the numbers. No Ray."""
+"""Refuse resource plans that would hang, before anything starts. No Ray."""
 
 import math
 from collections.abc import Sequence
@@ -14,60 +14,62 @@ from mtil.documents import Document
 from mtil.errors import ResourceError
 
 DATA_TASK_CPUS = 0.25
-"""CPUs that a task of Ray Data reserves; a cluster must have this much to spare."""
+"""CPUs reserved by a Ray Data task. Workers must leave at least as much free, or Ray Data hangs
+silently."""
 
 _PREFERRED_SPARE_CPUS = 1.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster offers in all."""
+    """Total resources of a cluster node."""
 
     cpus: float
     gpus: float
 
 
-_Machines = Annotated[int, Field(ge=0, le=100_000)]
+_MachineCount = Annotated[int, Field(ge=0, le=100_000)]
 
 
 @validated(frozen=True, config=STRICT)
-class _Kind:
+class _MachineKind:
     cpus: NonNegative
     gpus: NonNegative
-    most: _Machines
+    most: _MachineCount
 
 
 @validated(frozen=True, config=STRICT)
-class _Told:
-    most: _Machines
-    kinds: list[_Kind]
+class _MachineLimits:
+    most: _MachineCount
+    kinds: list[_MachineKind]
 
 
-_MACHINES: TypeAdapter[_Told] = TypeAdapter(_Told)
+_MACHINES: TypeAdapter[_MachineLimits] = TypeAdapter(_MachineLimits)
 
 
 def to_come(live: Sequence[Node], machines: str) -> list[Node]:
     """Return the nodes that a cluster can still start.
 
     Args:
-        live: the nodes that there are.
-        machines: JSON, `{"most": 4, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}, …]}`: how many
-            nodes that work there may be in all, and of each kind.
+        live: the live nodes.
+        machines: JSON such as `{"most": 4, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}, …]}`. The
+            outer `most` limits all worker nodes, the inner `most` the nodes of a kind.
 
     Raises:
-        ResourceError: if it is something else.
+        ResourceError: if `machines` is malformed.
     """
     document = Document(
         "MTIL_MACHINES",
         'write it like {"most": 2, "kinds": [{"cpus": 4, "gpus": 1, "most": 2}]}',
         ResourceError,
     )
-    told = document.validate(_MACHINES, document.object(machines.encode(errors="replace")))
-    room = told.most - sum(node.cpus > 0 for node in live)
+    limits = document.validate(_MACHINES, document.object(machines.encode(errors="replace")))
+    # A head without CPUs runs no workers and does not count as a worker node.
+    num_startable = limits.most - sum(node.cpus > 0 for node in live)
     nodes: list[Node] = []
-    for kind in told.kinds:
+    for kind in limits.kinds:
         node = Node(cpus=kind.cpus, gpus=kind.gpus)
-        missing = min(kind.most - list(live).count(node), room - len(nodes))
+        missing = min(kind.most - list(live).count(node), num_startable - len(nodes))
         nodes += [node] * max(missing, 0)
     return nodes
 
@@ -75,57 +77,64 @@ def to_come(live: Sequence[Node], machines: str) -> list[Node]:
 def cpus_per_worker(
     nodes: Sequence[Node], *, num_workers: int, cpus: float | None, gpus: float
 ) -> float:
-    """Return the CPUs that each worker reserves.
+    """Return the CPUs reserved by each worker.
 
     Args:
         nodes: the cluster's nodes.
         num_workers: workers that run side by side.
-        cpus: CPUs asked for; None takes an even share of what Ray Data leaves.
+        cpus: requested CPUs per worker. By default an equal share of the CPUs not left to Ray Data,
+            at most 1.
         gpus: GPUs per worker.
 
     Raises:
-        ResourceError: if the workers would not fit, or would leave Ray Data nothing to run on.
+        ResourceError: if the workers do not fit, or leave no room for Ray Data.
     """
     total_cpus, total_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    # NCCL refuses two ranks on a GPU: "Duplicate GPU detected" (ray-project/ray#48012).
     if gpus % 1 and num_workers > 1:
         raise ResourceError(
-            f"Several workers must have whole GPUs, but got {num_workers} workers with {gpus:g} "
-            "each; set `train.gpus_per_worker` to 1, or to 0 for the CPU."
+            f"Several workers need whole GPUs, but got {num_workers} workers with {gpus:g} GPUs "
+            "per worker. Set `train.gpus_per_worker` to 1, or to 0 for the CPU."
         )
     if gpus * num_workers > total_gpus:
         raise ResourceError(
             f"{num_workers} workers with {gpus:g} GPUs each need {gpus * num_workers:g} GPUs, but "
-            f"the cluster has {total_gpus:g}; lower `train.num_workers` or `train.gpus_per_worker`."
+            f"the cluster has {total_gpus:g}. Lower `train.num_workers` or `train.gpus_per_worker`."
         )
     if cpus is None:
         spare = max(total_cpus - _PREFERRED_SPARE_CPUS, total_cpus / 2)
         share = min(1.0, math.floor(100 * spare / num_workers) / 100)
         if not share:
             raise ResourceError(
-                f"{num_workers} workers are too many for the cluster's {total_cpus:g} CPUs; "
-                "lower `train.num_workers`."
+                f"{num_workers} workers are too many for the {total_cpus:g} CPUs of the cluster. "
+                "Lower `train.num_workers`."
             )
         with suppress(ResourceError):
             return cpus_per_worker(nodes, num_workers=num_workers, cpus=share, gpus=gpus)
-        cpus = min(share, 1 - DATA_TASK_CPUS)  # what is spared may lie in pieces on small nodes
+        # The free CPUs may be split over small nodes. With a smaller share even a node with a
+        # single CPU keeps room for a data task.
+        cpus = min(share, 1 - DATA_TASK_CPUS)
+    # Workers holding all CPUs starve Ray Data: the training would hang without a warning.
     if cpus * num_workers + DATA_TASK_CPUS > total_cpus:
         raise ResourceError(
             f"The workers must leave {DATA_TASK_CPUS} CPUs to Ray Data, but {num_workers} workers "
-            f"with {cpus:g} CPUs each leave {total_cpus - cpus * num_workers:g} of {total_cpus:g}; "
-            "lower `train.num_workers` or `train.cpus_per_worker`."
+            f"with {cpus:g} CPUs each leave {total_cpus - cpus * num_workers:g} of {total_cpus:g}. "
+            "Lower `train.num_workers` or `train.cpus_per_worker`."
         )
-    room = sum(_fit(node, cpus, gpus) for node in nodes)
-    if room < num_workers:
+    num_places = sum(_count_places(node, cpus, gpus) for node in nodes)
+    if num_places < num_workers:
         raise ResourceError(
-            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit on the "
-            f"nodes, but there is room for {room}; lower `train.num_workers` or "
+            f"{num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each do not fit: the "
+            f"nodes have room for {num_places}. Lower `train.num_workers` or "
             "`train.cpus_per_worker`."
         )
-    if not any(_leaves_room(node, room - num_workers, cpus, gpus) for node in nodes):
+    if not any(
+        _has_room_for_data_task(node, num_places - num_workers, cpus, gpus) for node in nodes
+    ):
         raise ResourceError(
             f"The workers must leave {DATA_TASK_CPUS} CPUs of one node to Ray Data, but "
-            f"{num_workers} workers with {cpus:g} CPUs each leave less on every node; "
-            "lower `train.num_workers` or `train.cpus_per_worker`."
+            f"{num_workers} workers with {cpus:g} CPUs each leave less on every node. "
+            "Lower `train.num_workers` or `train.cpus_per_worker`."
         )
     return cpus
 
@@ -133,89 +142,117 @@ def cpus_per_worker(
 def elastic_cpus_per_worker(
     nodes: Sequence[Node], *, min_workers: int, num_workers: int, cpus: float | None, gpus: float
 ) -> float:
-    """Return the CPUs that each of a changing number of workers reserves.
+    """Return the CPUs reserved by each worker of an elastic training.
 
-    Where Ray Train counts the workers for which there is room, it does not leave any to Ray Data:
-    if their number may change, each node must have some to spare however many it takes.
+    Ray Train counts places for elastic workers without leaving room for Ray Data. Every node
+    therefore needs room for a data task, for any number of workers on the node.
 
     Args:
         nodes: the cluster's nodes.
-        min_workers: the fewest workers that train.
-        num_workers: the most; if it is the same number, this is `cpus_per_worker`.
-        cpus: CPUs asked for; None takes an even share of what Ray Data leaves.
+        min_workers: the lowest number of workers.
+        num_workers: the highest number. Equal numbers give the result of `cpus_per_worker`.
+        cpus: requested CPUs per worker. By default an equal share of the CPUs not left to Ray Data.
         gpus: GPUs per worker.
 
     Raises:
-        ResourceError: if the fewest workers would not fit, or some number of them would leave
-            Ray Data nothing to run on.
+        ResourceError: if the lowest number of workers does not fit, or some number of workers
+            leaves no room for Ray Data.
     """
     if min_workers == num_workers:
         return cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
-    for count in range(num_workers, min_workers, -1):
+    # Start from the share of the largest group that fits now.
+    for worker_count in range(num_workers, min_workers, -1):
         with suppress(ResourceError):
-            found = cpus_per_worker(nodes, num_workers=count, cpus=cpus, gpus=gpus)
+            share = cpus_per_worker(nodes, num_workers=worker_count, cpus=cpus, gpus=gpus)
             break
     else:
-        found = cpus_per_worker(nodes, num_workers=min_workers, cpus=cpus, gpus=gpus)
+        share = cpus_per_worker(nodes, num_workers=min_workers, cpus=cpus, gpus=gpus)
     if cpus is None:
-        steps = range(round(100 * found), 0, -1)
-        fitting = (step / 100 for step in steps if _spare(nodes, num_workers, step / 100, gpus))
-        return next(fitting, found)
-    if not _spare(nodes, num_workers, cpus, gpus):
-        raise ResourceError(
-            f"With `train.min_workers` workers must leave {DATA_TASK_CPUS} CPUs of each node to "
-            f"Ray Data, but workers with {cpus:g} CPUs each may fill one; change "
-            "`train.cpus_per_worker`, or leave it out."
+        # Lower the share in steps of 0.01 CPUs until every node keeps room for a data task.
+        steps = range(round(100 * share), 0, -1)
+        fitting = (
+            step / 100
+            for step in steps
+            if _every_node_has_room(nodes, num_workers, step / 100, gpus)
         )
-    return found
+        return next(fitting, share)
+    if not _every_node_has_room(nodes, num_workers, cpus, gpus):
+        raise ResourceError(
+            f"With `train.min_workers`, workers must leave {DATA_TASK_CPUS} CPUs of each node to "
+            f"Ray Data, but workers with {cpus:g} CPUs each may fill a node. Change or remove "
+            "`train.cpus_per_worker`."
+        )
+    return share
 
 
 def room(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
-    """Return how many trainings fit side by side, each with a task of Ray Data; one at least.
+    """Return the number of trainings that fit side by side with a data task each; at least 1.
 
     Args:
         nodes: the cluster's nodes.
-        num_workers: workers of each training.
-        cpus: CPUs that each of them reserves.
-        gpus: GPUs that each of them reserves.
+        num_workers: workers per training.
+        cpus: CPUs reserved by each worker.
+        gpus: GPUs reserved by each worker.
     """
-    places = sum(_fit(node, cpus, gpus) for node in nodes)
+    num_places = sum(_count_places(node, cpus, gpus) for node in nodes)
     total_cpus = sum(node.cpus for node in nodes)
-    most = min(places // num_workers, int(total_cpus / (num_workers * cpus + DATA_TASK_CPUS)))
-    while most > 1:
-        to_spare = places - most * num_workers
-        if any(_leaves_room(node, to_spare, cpus, gpus) for node in nodes):
+    num_trainings = min(
+        num_places // num_workers, int(total_cpus / (num_workers * cpus + DATA_TASK_CPUS))
+    )
+    while num_trainings > 1:
+        spare_places = num_places - num_trainings * num_workers
+        if any(_has_room_for_data_task(node, spare_places, cpus, gpus) for node in nodes):
             break
-        most -= 1
-    return max(1, most)
+        num_trainings -= 1
+    return max(1, num_trainings)
 
 
 def threads_per_worker(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
-    """Return the CPU threads that each worker may compute with, on whichever nodes they come to be.
+    """Return the CPU threads per worker that no placement of the workers overcommits; at least 1.
 
     Args:
         nodes: the cluster's nodes.
         num_workers: workers that run side by side.
-        cpus: CPUs that each reserves.
-        gpus: GPUs that each reserves.
+        cpus: CPUs reserved by each worker.
+        gpus: GPUs reserved by each worker.
     """
-    held = [(node.cpus, min(_fit(node, cpus, gpus), num_workers)) for node in nodes]
-    return max(1, min((int(cpus_ / count) for cpus_, count in held if count), default=1))
+    cpus_and_workers = [
+        (node.cpus, min(_count_places(node, cpus, gpus), num_workers)) for node in nodes
+    ]
+    return max(
+        1,
+        min(
+            (
+                int(node_cpus / num_on_node)
+                for node_cpus, num_on_node in cpus_and_workers
+                if num_on_node
+            ),
+            default=1,
+        ),
+    )
 
 
-def _spare(nodes: Sequence[Node], most: int, cpus: float, gpus: float) -> bool:
-    """Say whether each node has room for a task of Ray Data beside the workers it may take."""
-    taken = ((node, min(_fit(node, cpus, gpus), most) * cpus) for node in nodes if node.cpus)
+def _every_node_has_room(nodes: Sequence[Node], max_workers: int, cpus: float, gpus: float) -> bool:
+    """Return True if every node keeps room for a data task beside up to `max_workers`."""
+    taken = (
+        (node, min(_count_places(node, cpus, gpus), max_workers) * cpus)
+        for node in nodes
+        if node.cpus
+    )
     return all(node.cpus - cpus_taken >= DATA_TASK_CPUS - 1e-9 for node, cpus_taken in taken)
 
 
-def _leaves_room(node: Node, places_to_spare: int, cpus: float, gpus: float) -> bool:
-    """Say whether a task of Ray Data on this node takes no place that a worker needs."""
+def _has_room_for_data_task(node: Node, places_to_spare: int, cpus: float, gpus: float) -> bool:
+    """Return True if a data task on the node takes no place needed by a worker."""
     beside = Node(cpus=max(node.cpus - DATA_TASK_CPUS, 0), gpus=node.gpus)
     fits = node.cpus >= DATA_TASK_CPUS
-    return fits and _fit(node, cpus, gpus) - _fit(beside, cpus, gpus) <= places_to_spare
+    return (
+        fits
+        and _count_places(node, cpus, gpus) - _count_places(beside, cpus, gpus) <= places_to_spare
+    )
 
 
-def _fit(node: Node, cpus: float, gpus: float) -> int:
+def _count_places(node: Node, cpus: float, gpus: float) -> int:
+    # 1e-9 absorbs float error: 0.3 / 0.1 is 2.9999999999999996.
     by_cpu = math.floor(node.cpus / cpus + 1e-9)
     return min(by_cpu, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpu

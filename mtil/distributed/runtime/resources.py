@@ -1,4 +1,4 @@
-"""What of a cluster a run's trainings take: the CPUs that they reserve, and their threads."""
+"""CPUs and threads of the trainings of a run."""
 
 import logging
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ _log = logging.getLogger(__name__)
 
 
 def reserved_cpus(config: Config) -> float:
-    """Return the CPUs that each of a training's workers reserves.
+    """Return the CPUs reserved by each training worker.
 
     Raises:
-        ResourceError: if the cluster has no room for them, and cannot make any.
+        ResourceError: if the workers do not fit on the cluster, startable nodes included.
     """
-    return _reserved(config, cluster.nodes())
+    return _reserved_cpus_on(config, cluster.nodes())
 
 
 def tell_of_waiting(config: Config) -> None:
-    """Say so where a training has to wait for machines that the cluster starts for it."""
+    """Log a warning if a training must wait until the cluster has started machines."""
     try:
-        _reserved(config, cluster.live_nodes())
+        _reserved_cpus_on(config, cluster.live_nodes())
     except ResourceError:
-        _log.warning("The cluster has to start machines for this, which may take minutes.")
+        _log.warning("The cluster has to start machines for the training, which may take minutes.")
 
 
-def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
+def _reserved_cpus_on(config: Config, nodes: Sequence[preflight.Node]) -> float:
     return preflight.elastic_cpus_per_worker(
         nodes,
         min_workers=config.train.min_workers or config.train.num_workers,
@@ -38,10 +38,15 @@ def _reserved(config: Config, nodes: Sequence[preflight.Node]) -> float:
 
 
 def threads(config: Config, cpus: float) -> int:
-    """Return the CPU threads of each worker that reserves so many CPUs."""
-    asked = config.train.cpus_per_worker
-    if asked is not None:
-        return max(1, round(asked))
+    """Return the number of CPU threads of each worker.
+
+    Args:
+        config: the run's configuration.
+        cpus: CPUs reserved by each worker.
+    """
+    configured_cpus = config.train.cpus_per_worker
+    if configured_cpus is not None:
+        return max(1, round(configured_cpus))
     num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
     return preflight.threads_per_worker(
         cluster.nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus

@@ -1,1 +1,1 @@
-"""Folds through Ray Train."""
+"""Training of folds with Ray Train."""

@@ -1,4 +1,4 @@
-"""The group of processes that train together, on the network by which Ray reaches them."""
+"""PyTorch process group of Ray Train workers, on the network used by Ray."""
 
 import logging
 import os
@@ -15,19 +15,20 @@ from ray.train.backend import Backend, BackendConfig
 
 _log = logging.getLogger(__name__)
 
-_INTERFACE = "GLOO_SOCKET_IFNAME"
-_STUCK_S = 1800
-"""After which a process that waits for the others gives up."""
-_LEAVE_S = 30
+_INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+_COLLECTIVE_TIMEOUT_S = 1800
+"""Timeout of collective operations: a process waiting longer for its peers fails."""
+_LEAVE_TIMEOUT_S = 30
 
 
 class Processes(BackendConfig):
-    """PyTorch's process group on Ray Train's workers, where Gloo finds the other machines.
+    """Ray Train backend: a process group in which Gloo finds the other machines.
 
-    Gloo listens where the machine's name leads. On many machines that is the loopback, or nowhere,
-    and the others then cannot reach it. Unlike Ray's own this has the workers alone import PyTorch:
-    the process that only controls them would take seconds and a quarter of a GiB for it. A process
-    that trains alone has no group.
+    Gloo listens on the address of the machine's host name. On many machines the name resolves to
+    the loopback or to nothing, unreachable for peers. Here Gloo listens on Ray's network instead.
+
+    Unlike Ray's own backend, only the workers import PyTorch. The import would cost the controller
+    seconds and a quarter of a GiB. A training with a single worker has no group.
     """
 
     def __init__(self, backend: str) -> None:
@@ -35,7 +36,7 @@ class Processes(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What Ray runs on the workers."""
+        """Backend class that Ray runs on the workers."""
         return _Group
 
 
@@ -47,63 +48,73 @@ class _Group(Backend):
         worker_group: BaseWorkerGroup,
         backend_config: Processes,  # type: ignore[override]  # as Ray's own
     ) -> None:
-        """Choose each worker's network, then form the group."""
+        """Set the network interface of every worker, then form the group."""
         size = len(worker_group)
         if size == 1:
             return
         host, port = worker_group.execute_single(0, get_address_and_port)
         url = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-        joined: list[Any] = [
-            worker_group.execute_single_async(rank, _join, backend_config.backend, url, rank, size)
+        pending: list[Any] = [
+            worker_group.execute_single_async(
+                rank, _join_group, backend_config.backend, url, rank, size
+            )
             for rank in range(size)
         ]
-        ray.get(joined)
+        ray.get(pending)
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """Dissolve the group."""
         if len(worker_group) == 1:
             return
-        left: list[Any] = worker_group.execute_async(_leave)
+        pending: list[Any] = worker_group.execute_async(_leave_group)
         try:
-            ray.get(left, timeout=_LEAVE_S)
+            ray.get(pending, timeout=_LEAVE_TIMEOUT_S)
         except GetTimeoutError:
-            _log.warning("A training's processes did not leave their group in %d s.", _LEAVE_S)
+            _log.warning(
+                "The training processes did not leave the process group within %d s.",
+                _LEAVE_TIMEOUT_S,
+            )
 
 
-def _join(backend: str, url: str, rank: int, size: int) -> None:
-    """Become a process of the group."""
-    import torch.distributed  # here, and not where the workers are controlled from
+def _join_group(backend: str, url: str, rank: int, size: int) -> None:
+    """Set the network interface, then join the process group."""
+    # Imported here: the controller only sends the function and needs no PyTorch.
+    import torch.distributed
 
-    _listen_where_ray_does()
-    stuck = timedelta(seconds=_STUCK_S)
+    _set_gloo_interface()
+    timeout = timedelta(seconds=_COLLECTIVE_TIMEOUT_S)
     torch.distributed.init_process_group(
-        backend, init_method=url, rank=rank, world_size=size, timeout=stuck
+        backend, init_method=url, rank=rank, world_size=size, timeout=timeout
     )
 
 
-def _leave() -> None:
+def _leave_group() -> None:
     import torch.distributed
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _listen_where_ray_does() -> None:
-    """Name Ray's network to Gloo in this process, unless the user names one."""
+def _set_gloo_interface() -> None:
+    """Point Gloo to the network interface of Ray, unless set by the user."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     interface = interface_of(address, psutil.net_if_addrs())
     if interface is not None:
-        os.environ.setdefault(_INTERFACE, interface)
+        os.environ.setdefault(_INTERFACE_VARIABLE, interface)
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]]) -> str | None:
-    """Return the name of the network interface that has an address, if one of them has it.
+    """Return the name of the network interface with an address. None if no interface has it.
 
     Args:
-        address: of this machine, as Ray knows it.
-        interfaces: the addresses of each, as psutil lists them.
+        address: address of the local machine, as known to Ray.
+        interfaces: addresses by interface name, in the format of psutil.
     """
     return next(
-        (name for name, own in interfaces.items() if any(one.address == address for one in own)),
+        (
+            name
+            for name, addresses in interfaces.items()
+            if any(entry.address == address for entry in addresses)
+        ),
         None,
     )

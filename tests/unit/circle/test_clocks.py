@@ -1,4 +1,4 @@
-"""Machines whose clocks are hours apart: nothing that a run decides compares their times."""
+"""Clocks hours apart: no decision of a run compares times of different machines."""
 
 import itertools
 import time
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture(autouse=True)
 def _jumping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for the time is on another machine than the one before."""
+    """Every query of the time comes from a different machine."""
     hours = itertools.cycle(HOURS)
 
     class Clock(datetime):

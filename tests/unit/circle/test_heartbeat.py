@@ -1,4 +1,4 @@
-"""Signs of life: who gives them is seen, who has died or left is not."""
+"""Heartbeats: a live coordinator is detected, a dead or finished one is not."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ SILENCE_S = 15.0
 
 
 class Clock:
-    """The clock of whoever listens: it goes on only while there is a sleep."""
+    """The clock of the listener, advanced only by sleeping."""
 
     def __init__(self) -> None:
         self.now = self.slept = 0.0
@@ -60,7 +60,7 @@ def wait_for(count: int, store: LocalStore) -> Beat:
 
 
 def beats_meanwhile(clock: Clock, store: LocalStore) -> None:
-    """Let another beat come in each sleep of the listener."""
+    """Write a new beat during every sleep of the listener."""
     clock.in_a_sleep = lambda: wait_for(wait_for(1, store).count + 1, store)
 
 

@@ -1,4 +1,4 @@
-"""What ties a round to the one before: rows, weights and maps, on a real small data set."""
+"""Inputs from the previous round: rows, weights and maps, on a small real data set."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,7 +47,7 @@ def ids(tables: list[pa.Table], rows: Selection) -> set[str]:
 
 
 def by_hand(tables: list[pa.Table], fold: int, *, parts: set[int] | None = None) -> set[str]:
-    """Return a fold's training rows: of other folds, of any part but the fold's own number.
+    """Return the training rows of a fold: rows of different folds, outside the validation part.
 
     Of those parts in order, the first is inner part 0, the next 1, and so on in turn.
     """
@@ -63,7 +63,7 @@ def by_hand(tables: list[pa.Table], fold: int, *, parts: set[int] | None = None)
 
 
 def priors(tables: list[pa.Table], manifest: Manifest, found: PriorMaps) -> dict[str, int]:
-    """Join the maps of all shards and return the one value of each map, by image."""
+    """Join the maps of all shards. Return the constant value of every map, by image."""
     values = {}
     for table, shard in zip(tables, manifest.shards, strict=True):
         joined = found.join(table, shard)
@@ -320,7 +320,7 @@ def test_the_first_pass_is_judged_without_a_map(
 def test_a_training_waits_for_the_models_that_look_at_its_validation_images(
     circle_run: CircleRun, maps: str, test: str
 ) -> None:
-    """What its worker reads: the models of its chain, of its own part, and its own last."""
+    """The worker reads the chain of models for the same part, with its own model last."""
     run = circle_run([2], until=Train(0, 2), maps=maps, test=test, num_parts=2, warm_start=False)
     plan = run.plan([2])
     for of in [action for action in actions(plan) if isinstance(action, Train)]:

@@ -1,4 +1,4 @@
-"""The ledger: a single chain, one coordinator at a time, and no change goes unnoticed."""
+"""The ledger: a single chain, a single coordinator at a time, and every change is detected."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ PRINT, DIGEST = "f" * 64, "c" * 64
 
 
 class MemoryStore:
-    """A store in memory, whose `create` can be made to fail in the ways that servers do."""
+    """A store in memory. `create` can be made to fail like real servers."""
 
     uri = "s3://bucket/run"
 
@@ -159,7 +159,7 @@ def test_a_run_without_events_has_no_state(store: LocalStore) -> None:
     assert ledger.state is None
     assert ledger.refresh() is None
     for call in (ledger.stop, ledger.go):
-        with pytest.raises(RunError, match=r"must have begun first, but .*/ledger has no events"):
+        with pytest.raises(RunError, match=r"/ledger has no events: run `mtil circle` first"):
             call()
     assert store.names() == []
 
@@ -174,7 +174,7 @@ def test_a_reader_follows_what_is_written(store: LocalStore) -> None:
 
 def test_what_cannot_follow_is_not_written(store: LocalStore) -> None:
     ledger = begun(store)
-    with pytest.raises(RunError, match="needs what is not done"):
+    with pytest.raises(RunError, match="needs unfinished actions"):
         ledger.append(Started(action=Evaluate(0, 0), attempt=1))
     start(ledger)
     with pytest.raises(RunError, match="is running"):
@@ -188,13 +188,13 @@ def test_beginning_again_takes_the_run_up_if_it_is_the_same(store: LocalStore) -
     first = begun(store)
     second = Ledger.open(store)
     assert second.begin(PLAN, PRINT, DIGEST) == first.state
-    with pytest.raises(DataError, match=r"began with fingerprint ffffffffffff… and eeee"):
+    with pytest.raises(DataError, match=r"began with fingerprint ffffffffffff…, not eeee"):
         second.begin(PLAN, "e" * 64, DIGEST)
-    with pytest.raises(ConfigError, match=r"began with \[0, 1\] and \[0\] were asked for; name"):
+    with pytest.raises(ConfigError, match=r"began with \[0, 1\], not \[0\]\. Choose"):
         second.begin(Plan.of(PLAN.circle, [0]), PRINT, DIGEST)
-    with pytest.raises(ConfigError, match=r"began with cccccccccccc… and dddd"):
+    with pytest.raises(ConfigError, match=r"began with digest cccccccccccc…, not dddd"):
         second.begin(PLAN, PRINT, "d" * 64)
-    with pytest.raises(ConfigError, match="must keep its configuration"):
+    with pytest.raises(ConfigError, match="Cannot change the configuration of a run"):
         second.begin(Plan.of(CircleConfig(num_rounds=2), [0, 1]), PRINT, DIGEST)
     assert len(store.names()) == 2
 
@@ -206,7 +206,7 @@ def test_who_comes_second_takes_in_what_came_first(store: LocalStore) -> None:
     ledger = begun(store)
     cli = Ledger.open(store, session="cli")
     cli.append(Stop())
-    with pytest.raises(Overtaken, match=r"Event 3 of .*/ledger is cli's"):
+    with pytest.raises(Overtaken, match=r"Event 3 of .*/ledger was written first by session cli"):
         start(ledger)
     assert ledger.state == cli.state
     assert ledger.state is not None
@@ -219,7 +219,9 @@ def test_a_later_session_fences_the_earlier(store: LocalStore) -> None:
     start(first)
     second.boot()
     for _ in range(2):
-        with pytest.raises(Fenced, match=r"two has taken .* over from one; this one ends"):
+        with pytest.raises(
+            Fenced, match=r"two has taken .* over from session one\. The older coordinator ends"
+        ):
             first.append(Done(action=Train(0, 0), attempt=1, result={}))
     for call in (first.boot, first.refresh, first.stop, lambda: first.append(Boot())):
         with pytest.raises(Fenced):
@@ -270,7 +272,7 @@ def test_of_many_writers_at_once_one_wins_every_event(store: LocalStore) -> None
 
 
 class Writer:
-    """A coordinator, or the command line, that now and then decides by what it last saw."""
+    """A coordinator or command line that sometimes decides on a stale state."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.ledger = Ledger.open(store, session=name)
@@ -359,7 +361,7 @@ def test_an_event_whose_answer_was_lost_counts_once() -> None:
         raise StorageError("Bucket 'bucket' is out of reach.")
 
     def write_and_answer_no(name: str, data: bytes) -> bool:
-        """What a client that tries again of itself is told."""
+        """Return the answer seen by a client with automatic retries."""
         store.objects[name] = data
         return False
 
@@ -399,7 +401,7 @@ def test_an_event_that_was_not_written_is_appended_again() -> None:
 
 def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> None:
     class Failing(MemoryStore):
-        """Fails from the event after the next one on."""
+        """Fails from the event after the next."""
 
         def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
             if name == "ledger/000004.json":
@@ -433,7 +435,7 @@ def test_a_storage_that_does_not_is_refused_and_left_as_it_was(kind: str) -> Non
             return True
 
     store = Other()
-    with pytest.raises(StorageError, match=r"only if there is none of its name .* [Nn]ame another"):
+    with pytest.raises(StorageError, match=r"only if the name is free .* Choose a new --run"):
         probe(store)
     assert store.objects == {}
 
@@ -442,7 +444,7 @@ def test_a_storage_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"file/ledger-probe/\w+ cannot be written") as caught:
         probe(LocalStore(str(tmp_path / "file")))
-    assert "only if there is none" not in str(caught.value)
+    assert "only if the name is free" not in str(caught.value)
 
 
 # Bad input
@@ -450,7 +452,7 @@ def test_a_storage_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def damaged(store: LocalStore) -> LocalStore:
-    """A ledger of five events, to be damaged."""
+    """Return a store with a ledger of five events, to be damaged."""
     ledger = begun(store)
     start(ledger, 0)
     start(ledger, 1)
@@ -466,7 +468,7 @@ def refused(store: Store) -> str:
 
 
 def rewrite(store: Store, number: int, **changes: object) -> None:
-    """Change an event as somebody would who covers it up."""
+    """Change an event and update its sha256, as a forger would."""
     values = values_of(store, number) | changes
     del values["sha256"]
     text = json.dumps(values, indent=1) + "\n"
@@ -479,15 +481,15 @@ def test_a_gap_is_refused(damaged: LocalStore, number: int) -> None:
     damaged.delete(f"ledger/{number:06d}.json")
     assert refused(damaged) == (
         f"A ledger must have no gap, but event {number} of {damaged.uri}/ledger is missing and "
-        "there are later ones; restore it, or name another --run."
+        "later events exist; restore the event, or choose a new --run."
     )
 
 
 def test_a_changed_event_is_refused(damaged: LocalStore) -> None:
     rewrite(damaged, 3, at="2020-01-01T00:00:00+00:00")
     assert refused(damaged) == (
-        f"A ledger must be one chain, but event 4 of {damaged.uri}/ledger does not follow on the "
-        "one before: one of them was changed; restore it, or name another --run."
+        f"A ledger must be a chain, but event 4 of {damaged.uri}/ledger does not name the sha256 "
+        "of the previous event: an event was changed; restore the event, or choose a new --run."
     )
 
 
@@ -502,8 +504,8 @@ def test_any_byte_that_changed_in_the_first_or_last_event_is_refused(
         refused(damaged)
     damaged.write(name, data + b"\n")
     assert refused(damaged) == (
-        f"Event {number} of {damaged.uri}/ledger must be as it was written, but has another sha256 "
-        "than it says; restore it, or name another --run."
+        f"Event {number} of {damaged.uri}/ledger was changed after writing: the sha256 of the text "
+        "differs from the key `sha256`; restore the event, or choose a new --run."
     )
     damaged.write(name, data)
     assert Ledger.open(damaged).state is not None
@@ -514,7 +516,7 @@ def test_a_changed_figure_of_the_last_event_is_refused(damaged: LocalStore) -> N
     data = damaged.read(name)
     for figure in (b"0.9", b"0.50"):
         damaged.write(name, data.replace(b"0.5", figure))
-        assert "must be as it was written" in refused(damaged)
+        assert "was changed after writing" in refused(damaged)
     for figure in (b"NaN", b"1e999"):
         damaged.write(name, data.replace(b"0.5", figure))
         assert "must hold finite numbers, but holds" in refused(damaged)
@@ -524,7 +526,7 @@ def test_a_ledger_of_before_events_were_sealed_is_refused(damaged: LocalStore) -
     values = values_of(damaged, 1)
     del values["sha256"]
     damaged.write("ledger/000001.json", (json.dumps(values, indent=1) + "\n").encode())
-    assert "is wrong at `sha256`: it is missing; restore it" in refused(damaged)
+    assert "is wrong at `sha256`: it is missing; restore the event" in refused(damaged)
 
 
 @pytest.mark.parametrize("number", [2, 5])
@@ -546,7 +548,9 @@ def test_bytes_that_are_no_object_are_refused(damaged: LocalStore) -> None:
 
 def test_an_unknown_kind_is_refused(damaged: LocalStore) -> None:
     rewrite(damaged, 5, kind="pause")
-    assert "but is 'pause'; use the version that wrote it." in refused(damaged)
+    why = refused(damaged)
+    assert "has the kind 'pause', unknown to mtil" in why
+    assert why.endswith("Use the mtil version of the writer.")
 
 
 @pytest.mark.parametrize(
@@ -570,7 +574,7 @@ def test_an_event_with_a_wrong_value_is_refused(
 def test_an_event_under_another_name_is_refused(damaged: LocalStore) -> None:
     damaged.write("ledger/000004.json", damaged.read("ledger/000005.json"))
     assert "Event 4 of" in refused(damaged)
-    assert "must say so, but says 5; restore it" in refused(damaged)
+    assert "has `number` 5; restore the event" in refused(damaged)
 
 
 def test_an_event_that_is_no_event_at_all_is_refused(damaged: LocalStore) -> None:
@@ -582,7 +586,7 @@ def test_an_event_that_is_no_event_at_all_is_refused(damaged: LocalStore) -> Non
 def test_an_event_that_cannot_follow_is_refused(damaged: LocalStore) -> None:
     rewrite(damaged, 5, action={"kind": "summarise", "round": 0})
     why = refused(damaged)
-    assert why.startswith(f"{damaged.uri}/ledger: Event 5 of a ledger must follow on")
+    assert why.startswith(f"{damaged.uri}/ledger: Event 5 of the ledger cannot be 'done': ")
     assert f"attempt 1 at the {Summarise(0)} is not running" in why
 
 
@@ -590,8 +594,8 @@ def test_an_event_that_cannot_follow_is_refused(damaged: LocalStore) -> None:
 def test_a_foreign_file_is_refused(damaged: LocalStore, name: str) -> None:
     damaged.write(f"ledger/{name}", b"")
     assert refused(damaged) == (
-        "A ledger's folder must hold its events alone, but "
-        f"{damaged.uri}/ledger/{name} is none; remove it."
+        "A ledger folder may hold only events, but "
+        f"{damaged.uri}/ledger/{name} is no event. Remove the file."
     )
 
 
@@ -614,7 +618,7 @@ def test_an_event_that_no_parser_bounds_is_one_sentence(damaged: LocalStore, tex
 
 
 def test_a_plan_that_no_memory_holds_is_refused(damaged: LocalStore) -> None:
-    """Its event is whole and sealed: the number of rounds alone is forged."""
+    """The event has a valid sha256; only the folds are forged."""
     plan = {**values_of(damaged, 1)["plan"], "folds": list(range(100_000))}
     rewrite(damaged, 1, plan=plan)
     assert "must have at most 100000 actions, but its rounds, folds and parts make" in refused(

@@ -1,4 +1,4 @@
-"""Where an image's map and predictions come from: read from the files, and checked."""
+"""Lineage of an image: read from the files of a run and checked."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the SIGTERM handler replaced by a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -69,7 +69,7 @@ def pick(data_uri: str, manifest: Manifest) -> Pick:
 
 
 def model_of(run: Run, folder: str) -> str:
-    """Return the file of a training's model, by the digest that its result names."""
+    """Return the model file of a training, named by the digest in the result."""
     result = json.loads(run.store.read(f"{folder}/result.json"))
     return f"{folder}/model-{result['model_sha256'][:12]}.pt"
 
@@ -303,7 +303,8 @@ def test_the_only_predictions_of_an_image_being_damaged_is_no_lack_of_them(
     image = pick(0, other_than=0)["sample_id"]
     assert main(["status", "--run", run.uri, "--lineage", image]) == 1
     assert capsys.readouterr().err == (
-        "mtil: rounds/0/fold-0/predictions.parquet must hold predictions, but is damaged.\n"
+        "mtil: rounds/0/fold-0/predictions.parquet is damaged: the file holds no readable "
+        "predictions.\n"
     )
 
 
@@ -324,7 +325,9 @@ def test_an_image_of_the_holdout_is_judged_by_all_folds_together(
     for fold in (0, 2):
         model = make_model(fold, fingerprint=manifest.fingerprint, config=config, fold=fold)
         run.commit(Train(0, fold), model, **FIGURES)
-    with pytest.raises(DataError, match="which is in the holdout, has been neither"):
+    with pytest.raises(
+        DataError, match=r"in the holdout: .* has not trained on or tested the image"
+    ):
         trace(run, image)
     sha256 = [run.model(Train(0, fold)).digest for fold in (0, 2)]
     row = dict.fromkeys(PREDICTIONS.names) | {
@@ -360,7 +363,7 @@ def rewrite(run: Run, name: str, change: Callable[[pa.Table], pa.Table]) -> None
 
 
 def claiming(column: str, value: str) -> Callable[[pa.Table], pa.Table]:
-    """Return what gives all rows another value of a column."""
+    """Return a function that sets a column to a value in all rows."""
 
     def change(table: pa.Table) -> pa.Table:
         at = table.schema.get_field_index(column)
@@ -419,16 +422,16 @@ def claim(column: str, value: str) -> Callable[[Run, str], None]:
         (
             lambda run, _: change_result(run, config_digest="c" * 64),
             [
-                "The config digest must be one and the same, but result of the training of round "
+                "The config digest differs: result of the training of round "
                 r"1, fold 1 has c{12}… and run\.json has",
-                r"The config digest .*, but rounds/1/fold-1/model-\w+\.pt has",
+                r"The config digest differs: rounds/1/fold-1/model-\w+\.pt has",
             ],
         ),
         (
             lambda run, _: change_result(run, fingerprint="e" * 64),
             [
-                r"The fingerprint must .* fold 1 has e{12}… and run\.json has",
-                r"The fingerprint .*, but rounds/1/fold-1/model-\w+\.pt has",
+                r"The fingerprint differs: .* fold 1 has e{12}… and run\.json has",
+                r"The fingerprint differs: rounds/1/fold-1/model-\w+\.pt has",
             ],
         ),
         (
@@ -439,26 +442,25 @@ def claim(column: str, value: str) -> Callable[[Run, str], None]:
             lambda run, _: run.store.write("rounds/1/fold-1/result.json", b"{}"),
             [
                 r"rounds/1/fold-1/result\.json is wrong at `round`: it is missing",
-                "The training of round 1, fold 1 must have a result, since there are the maps of",
+                "The training of round 1, fold 1 has no result, but the maps of round 1, fold 1",
             ],
         ),
         (
             lambda run, _: run.store.delete("rounds/1/fold-1/result.json"),
-            ["The training of round 1, fold 1 must have a result, since there are the maps of"],
+            ["The training of round 1, fold 1 has no result, but the maps of round 1, fold 1"],
         ),
         (
             claim("model_sha256", "d" * 64),
             [
-                r"A training must have made model d{12}…, which pass 0 of rounds/2/fold-0/pred",
-                r"A training must have made model d{12}…, which pass 1 of rounds/2/fold-0/pred",
+                r"No training of the run made model d{12}…, named in pass 0 of rounds/2/fold-0/",
+                r"No training of the run made model d{12}…, named in pass 1 of rounds/2/fold-0/",
             ],
         ),
         (
             predict_with("rounds/2/fold-1"),
             [
-                "A test image must not have been trained on by its judge, but the training of "
-                "round 2, fold 1, which pass 0 of",
-                "A test image must not .* which pass 1 of",
+                "The training of round 2, fold 1, named in pass 0 of .*, has trained on the image",
+                "named in pass 1 of .* must not have seen a test image",
             ],
         ),
         (
@@ -471,13 +473,13 @@ def claim(column: str, value: str) -> Callable[[Run, str], None]:
         ),
         (
             lambda run, _: run.store.write("rounds/2/fold-0/predictions.parquet", b"PAR1"),
-            [r"rounds/2/fold-0/predictions\.parquet must hold predictions, but is damaged\."],
+            [r"rounds/2/fold-0/predictions\.parquet is damaged: the file holds no readable"],
         ),
         (
             lambda run, _: rewrite(
                 run, "rounds/2/fold-0/predictions.parquet", lambda table: table.slice(0, 0)
             ),
-            [r"rounds/2/fold-0/predictions\.parquet must hold the image, but does not\."],
+            [r"rounds/2/fold-0/predictions\.parquet has no prediction of the image\."],
         ),
     ],
 )
@@ -516,11 +518,9 @@ def test_a_ledger_that_names_other_models_does_not_agree(
     run.commit(Train(0, 1), model, **FIGURES)
     told = trace(run, pick(0, other_than=1)["sample_id"]).disagreements
     assert len(told) == 3
-    assert (
-        "The model must be one and the same, but ledger on the maps of round 0, fold 1" in told[1]
-    )
+    assert "The model differs: ledger on the maps of round 0, fold 1" in told[1]
     assert "must have the model_sha256" in told[0]
-    assert "but ledger has" in told[2]
+    assert "The model differs: ledger has" in told[2]
 
 
 # The command
@@ -584,14 +584,14 @@ def test_what_has_no_lineage_is_one_sentence(
     validated = pick(1, part=0)["sample_id"]
     trained, tested = pick(1, part=1)["sample_id"], pick(0, part=1)["sample_id"]
     cases = {
-        ("none",): f"An image must be in the run's data set, but {data_uri} has no 'none'; its "
-        "splits.json lists what it has.",
-        (validated,): "An image with a lineage must have been trained on or tested, but "
-        f"{validated!r}, which is in fold 1, has been neither in {run.uri}.",
-        (trained, "--fold", "2"): "The fold of a lineage must have trained on the image, but fold "
-        f"2 of {run.uri} has not trained on {trained!r}; the folds that have are [0].",
-        (tested, "--fold", "1"): "The fold of a lineage must have trained on the image, but fold "
-        f"1 of {run.uri} has not trained on {tested!r}; no fold has.",
+        ("none",): f"The data set {data_uri} has no image 'none'. See splits.json there for all "
+        "ids.",
+        (validated,): f"No lineage for {validated!r} in fold 1: {run.uri} has not trained on or "
+        "tested the image.",
+        (trained, "--fold", "2"): "No lineage in fold 2: the fold has not trained on "
+        f"{trained!r} in {run.uri}. Folds [0] have.",
+        (tested, "--fold", "1"): "No lineage in fold 1: the fold has not trained on "
+        f"{tested!r} in {run.uri}. No fold has.",
     }
     for words, sentence in cases.items():
         assert main(["status", "--run", run.uri, "--json", "--lineage", *words]) == 2

@@ -1,4 +1,4 @@
-"""What a run needs no more: found, told, deleted on request, and never anything else."""
+"""Unneeded files of a run: found, listed, deleted on request, and no further files."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the SIGTERM handler replaced by a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -45,7 +45,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(
     tmp_path: Path, make_config: Callable[..., Config], make_model: Callable[..., Model]
 ) -> Run:
-    """A run of `mtil train`: fold 0 has ended, fold 1 has not."""
+    """Return a run of `mtil train`: fold 0 has finished, fold 1 has not."""
     run = Run.create(str(tmp_path / "plain"), make_config(), "data", "f" * 64)
     run.commit(Train(0, 0), make_model(), **FIGURES)
     for fold in (0, 1):
@@ -56,7 +56,7 @@ def plain(
 
 
 def found(run: Run) -> dict[str, str]:
-    """Return why each file is superseded."""
+    """Return the reason for every superseded file."""
     return {name: one.why for one in retention.find(run).superseded for name in one.files}
 
 
@@ -137,7 +137,7 @@ def test_the_maps_of_a_failed_fold_are_kept(circle_run: CircleRun) -> None:
 
 
 def _checkpoint(run: Run) -> str:
-    """Return the name of the one checkpoint of fold 0."""
+    """Return the name of the only checkpoint of fold 0."""
     folder = "rounds/0/fold-0/checkpoints"
     (name,) = (name for name in run.store.names(folder) if name.endswith(".pt"))
     return name
@@ -245,7 +245,9 @@ def test_a_run_that_goes_on_meanwhile_is_left_alone(circle_run: CircleRun) -> No
     assert finding.num_files > 0
     begin(run)
     before = files(run)
-    with pytest.raises(DataError, match=r"must be at rest to be tidied, but .* has gone on"):
+    with pytest.raises(
+        DataError, match=r"Cannot clean up .*: the run has continued since the search"
+    ):
         retention.delete(run, finding)
     assert files(run) == before
 
@@ -300,7 +302,7 @@ def test_nothing_is_deleted_through_a_link(
     path.symlink_to(inside if inside.exists() and target != "up" else victim)
     before = _tree(Path(other.uri)), _tree(root / "kept")
     assert main(["gc", "--run", run.uri, "--yes"]) == 0
-    assert f"{link} is a link or no regular file; mtil follows no link" in capsys.readouterr().out
+    assert f"{link} is a link or no regular file. mtil follows no link" in capsys.readouterr().out
     assert path.is_symlink()
     assert (_tree(Path(other.uri)), _tree(root / "kept")) == before
 
@@ -350,7 +352,7 @@ def test_no_model_is_deleted_where_the_named_one_is_not_there(
     before = files(run)
     assert main(["gc", "--run", run.uri, "--yes", "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)["left"]
-    assert "is not there with the sha256 that the run names" in said
+    assert "is missing or has not the sha256 named in the run" in said
     assert files(run) == before
 
 
@@ -436,8 +438,8 @@ def test_a_run_with_a_coordinator_at_work_is_refused(
         before = set(run.store.names("maps"))
         assert main(["gc", "--run", run.uri, *words]) == 2
     assert capsys.readouterr().err == (
-        f"mtil: A run must be at rest to be tidied, but a coordinator is at work on {run.uri}; "
-        f"wait for its end, or end it with `mtil stop --run {run.uri}`.\n"
+        f"mtil: Cannot clean up {run.uri} while a coordinator is active. Wait for the end of the "
+        f"run, or stop it with `mtil stop --run {run.uri}`.\n"
     )
     assert set(run.store.names("maps")) == before
     assert before

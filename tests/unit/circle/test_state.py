@@ -1,4 +1,4 @@
-"""The circle's rules: what may run when, and that every run ends the same way."""
+"""Scheduling rules of the circle: which actions may run when, and equal results of every order."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ from tests.unit.plans import CROSS_FIT, IN_SAMPLE, a_plan, plans, randoms
 
 
 class Simulated:
-    """A run whose coordinator lives in memory; keeps all events."""
+    """A run with a coordinator in memory. Keeps all events."""
 
     def __init__(self, plan: Plan) -> None:
         self.events: list[Event] = []
@@ -85,7 +85,7 @@ class Simulated:
             self.fail(action, f"cause {number}")
 
     def finish_in_order(self, doomed: frozenset[Action] = frozenset()) -> "Simulated":
-        """Run everything one after the other."""
+        """Run all actions in sequence."""
         while ready := next_actions(self.state):
             self.start(ready[0])
             (self.fail if ready[0] in doomed else self.finish)(ready[0])
@@ -93,7 +93,7 @@ class Simulated:
 
 
 def made_of(state: State, action: Action) -> str:
-    """Tell what an action makes, which depends on all that it was made of."""
+    """Return a result that depends on all inputs of the action."""
     needed = [n for n in needs(state.plan, action) if n in state.done]
     parts = [str(action), *(str(state.done[n]["made"]) for n in needed)]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
@@ -102,7 +102,7 @@ def made_of(state: State, action: Action) -> str:
 def run_at_random(
     plan: Plan, rng: random.Random, doomed: frozenset[Action], num_restarts: int
 ) -> Simulated:
-    """Start, finish, fail and restart at random until nothing is left; check every step."""
+    """Start, finish, fail and restart actions at random until all are done. Check every step."""
     run = Simulated(plan)
     while True:
         state = run.state
@@ -126,7 +126,7 @@ def run_at_random(
 
 
 def end(run: Simulated, rng: random.Random, action: Action, doomed: frozenset[Action]) -> None:
-    """End an attempt; what is not doomed fails less often than it may."""
+    """End an attempt. Actions not doomed fail less often than allowed."""
     left = run.state.plan.circle.max_attempts - len(run.state.failures.get(action, ()))
     if action in doomed or (left > 1 and rng.random() < 0.3):
         run.fail(action)
@@ -135,7 +135,7 @@ def end(run: Simulated, rng: random.Random, action: Action, doomed: frozenset[Ac
 
 
 def take_over(run: Simulated, rng: random.Random, doomed: frozenset[Action]) -> None:
-    """Deal with what the last session left: adopt it, find it finished, or leave it."""
+    """Adopt, finish or ignore the attempts left by the last session."""
     for action, attempt in run.state.running.items():
         choice = rng.random()
         if choice < 0.3:
@@ -154,7 +154,7 @@ def assert_can_run(state: State, action: Action) -> None:
 
 
 def figures(run: Simulated) -> dict[Action, object]:
-    """Return what the evaluations and summaries say."""
+    """Return the results of evaluations and summaries."""
     done = run.state.done
     return {a: done[a]["made"] for a in done if isinstance(a, Evaluate | Summarise)}
 
@@ -253,7 +253,7 @@ def test_a_run_whose_folds_have_all_failed_is_over_without_a_summary() -> None:
     run.exhaust(Train(0, 1))
     assert next_actions(run.state) == ()
     assert is_over(run.state)
-    with pytest.raises(RunError, match="summary of round 0 needs what is not done"):
+    with pytest.raises(RunError, match="summary of round 0 needs unfinished actions"):
         run.start(Summarise(0))
     assert run.state.done == {}
 
@@ -373,9 +373,9 @@ def test_states_actions_and_errors_survive_pickling() -> None:
 @pytest.mark.parametrize(
     ("change", "session", "why"),
     [
-        (Boot(), "s1", "s1 runs it already"),
-        (Go(), "cli", "the run is going on already"),
-        (Started(action=Train(0, 1), attempt=1), "s0", "its writer s0 is not the coordinator s1"),
+        (Boot(), "s1", "s1 already runs the run"),
+        (Go(), "cli", "the run is already going on"),
+        (Started(action=Train(0, 1), attempt=1), "s0", "the writer s0 is not the coordinator s1"),
         (Started(action=Train(0, 0), attempt=2), "s1", "the training of round 0, fold 0 is done"),
         (
             Started(action=WriteMaps(0, 0), attempt=2),
@@ -385,11 +385,11 @@ def test_states_actions_and_errors_survive_pickling() -> None:
         (
             Started(action=Evaluate(0, 1), attempt=1),
             "s1",
-            "evaluation of round 0, fold 1 needs what is not done",
+            "evaluation of round 0, fold 1 needs unfinished actions",
         ),
         (Started(action=Summarise(0), attempt=1), "s1", "summary of round 0 needs"),
-        (Started(action=Train(0, 7), attempt=1), "s1", "fold 7 is not planned"),
-        (Started(action=Train(0, 1, 2), attempt=1), "s1", "fold 1, part 2 is not planned"),
+        (Started(action=Train(0, 7), attempt=1), "s1", "fold 7 is not in the plan"),
+        (Started(action=Train(0, 1, 2), attempt=1), "s1", "fold 1, part 2 is not in the plan"),
         (Started(action=Train(0, 1), attempt=2), "s1", "fold 1 is at attempt 0, not 2"),
         (Started(action=Train(0, 2), attempt=4), "s1", "fold 2 has failed too often"),
         (Done(action=Train(0, 0), attempt=1, result={}), "s1", "attempt 1 .* is not running"),
@@ -413,24 +413,24 @@ def test_an_event_that_cannot_follow_is_refused_with_the_reason(
     number, before = len(run.events) + 1, run.state
     with pytest.raises(RunError, match=why) as caught:
         run.write(change, session)
-    assert str(caught.value).startswith(f"Event {number} of a ledger must follow on")
+    assert str(caught.value).startswith(f"Event {number} of the ledger cannot be {change.kind!r}: ")
     assert run.state == before
 
 
 def test_a_stopped_run_refuses_to_start_or_stop_again() -> None:
     run = Simulated(a_plan(0))
     run.write(Stop(), "cli")
-    with pytest.raises(RunError, match="the run is stopped already"):
+    with pytest.raises(RunError, match="the run is already stopped"):
         run.write(Stop(), "cli")
-    with pytest.raises(RunError, match="the run is stopped; restore"):
+    with pytest.raises(RunError, match=r"the run is stopped\. Restore"):
         run.start(Train(0, 0))
 
 
 def test_events_come_without_gaps_and_open_with_the_plan() -> None:
     run = Simulated(a_plan(0))
-    with pytest.raises(RunError, match=r"Event 4 .*the one before is number 2"):
+    with pytest.raises(RunError, match=r"Event 4 .*the previous event has number 2"):
         replay([Event(4, "s2", Boot())], run.state)
-    with pytest.raises(RunError, match=r"Event 1 .*must open with what the run has to do"):
+    with pytest.raises(RunError, match=r"Event 1 .*must open with 'begin'"):
         replay([Event(1, "s1", Boot())])
     with pytest.raises(RunError, match=r"Event 2 .*must open with"):
         replay([Event(2, "cli", run.state.begin)])

@@ -208,8 +208,8 @@ def test_a_changed_event_is_told_and_fails(
     code, values, seen = told("status", "--run", run.uri)
     assert code == 2
     error = (
-        f"Event 3 of {run.uri}/ledger must be as it was written, but has another sha256 than it "
-        "says; restore it, or name another --run."
+        f"Event 3 of {run.uri}/ledger was changed after writing: the sha256 of the text differs "
+        "from the key `sha256`; restore the event, or choose a new --run."
     )
     assert values == {"run": run.uri, "verified": False, "error": error}
     assert seen == f"mtil: {error}\n"

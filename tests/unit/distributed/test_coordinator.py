@@ -1,4 +1,4 @@
-"""What a coordinator makes of lost processes and of errors; the rest of it needs a cluster."""
+"""Handling of lost processes and errors by the coordinator. All other behaviour needs a cluster."""
 
 import os
 from collections.abc import Callable
@@ -19,24 +19,24 @@ def test_an_action_that_loses_its_processes_waits_longer_each_time_and_fails_in_
     task = _Task(Train(0, 0), attempt=1)
     waits = []
     for _ in range(_MAX_LOSSES):
-        assert task.lose(("epoch-0",), now=100.0)
+        assert task.record_loss(("epoch-0",), now=100.0)
         waits.append(task.not_before - 100.0)
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
-    assert not task.lose(("epoch-0",), now=100.0)
+    assert not task.record_loss(("epoch-0",), now=100.0)
 
 
 def test_an_action_that_has_come_further_has_not_lost_in_a_row() -> None:
     task = _Task(Train(0, 0), attempt=1)
     for epoch in range(5 * _MAX_LOSSES):
-        assert task.lose((f"epoch-{epoch}",), now=0.0)
+        assert task.record_loss((f"epoch-{epoch}",), now=0.0)
         assert task.not_before == 1.0
     for _ in range(_MAX_LOSSES - 1):
-        assert task.lose((f"epoch-{epoch}",), now=0.0)
-    assert not task.lose((f"epoch-{epoch}",), now=0.0)
+        assert task.record_loss((f"epoch-{epoch}",), now=0.0)
+    assert not task.record_loss((f"epoch-{epoch}",), now=0.0)
 
 
 class Exited(BaseException):
-    """Raised in place of the process's end."""
+    """Raised instead of exiting the process."""
 
 
 class Fails:
@@ -51,7 +51,7 @@ class Fails:
 
 @pytest.fixture
 def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What processes leave in the cluster's key-value store, in a dict."""
+    """The key-value store of the cluster, replaced by a dict."""
     kept: dict[str, str] = {}
 
     def put(key: str, value: str, *, namespace: str) -> None:
@@ -73,7 +73,7 @@ def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def process(
     monkeypatch: pytest.MonkeyPatch, cluster_memory: dict[str, str]
 ) -> Callable[[Exception], Coordinator]:
-    """Return a coordinator in a process of its own, whose session will end in an error."""
+    """Return a factory of coordinators whose sessions end in an error."""
 
     def exit_(code: int) -> None:
         assert code == 1
@@ -92,15 +92,15 @@ def process(
 def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
-    """Ray starts a process again that has died, and not one that has only stopped working."""
+    """Ray restarts a dead process, but not a process that only stopped working."""
     for number in (1, 2):
         one = process(ValueError(f"mistake {number}"))
         with pytest.raises(Exited):
-            one._do("läufe/проба")
+            one._work_until_end("läufe/проба")
         assert one._errors == [f"ValueError: mistake {n}" for n in range(1, number + 1)]
     last = process(ValueError("mistake 3"))
     with pytest.raises(RunError) as caught:
-        last._do("läufe/проба")
+        last._work_until_end("läufe/проба")
     assert str(caught.value) == "The coordinator failed 3 times in a row: ValueError: mistake 3"
     assert len(last._errors) == 3
     assert cluster_memory == {}  # the next command counts anew
@@ -110,7 +110,7 @@ def test_an_error_of_the_run_is_told_at_once(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
     with pytest.raises(LedgerError, match="a gap"):
-        process(LedgerError("a gap"))._do("run")
+        process(LedgerError("a gap"))._work_until_end("run")
     assert cluster_memory == {}
 
 
@@ -119,22 +119,22 @@ def test_errors_are_in_a_row_until_an_action_ends(
 ) -> None:
     for _ in range(2):
         with pytest.raises(Exited):
-            process(ValueError("a mistake"))._do("run")
-    Restarts(coordinator._name("run")).forget()  # as after each action
+            process(ValueError("a mistake"))._work_until_end("run")
+    Restarts(coordinator._actor_name("run")).forget()  # as after each action
     for _ in range(2):
         with pytest.raises(Exited):
-            process(ValueError("a mistake"))._do("run")
+            process(ValueError("a mistake"))._work_until_end("run")
 
 
 def test_processes_that_die_before_they_work_are_counted(
     process: Callable[[Exception], Coordinator],
 ) -> None:
-    name = coordinator._name("run")
+    name = coordinator._actor_name("run")
     for _ in range(MAX_DEATHS):
         Restarts(name).begin()  # and no more
     one = process(ValueError("not reached"))
-    with pytest.raises(RunError, match=r"process died 8 times in a row before it worked"):
-        one._do("run")
+    with pytest.raises(RunError, match=r"process died 8 times in a row before any work"):
+        one._work_until_end("run")
     for _ in range(3 * MAX_DEATHS):
         restarts = Restarts(name)
         assert restarts.verdict() == ""
@@ -143,7 +143,7 @@ def test_processes_that_die_before_they_work_are_counted(
 
 
 def answer(**values: Any) -> dict[str, Any]:
-    return driver._NOTHING | values
+    return driver._NO_ANSWER | values
 
 
 def test_a_client_hears_each_error_once() -> None:
@@ -156,8 +156,8 @@ def test_a_client_hears_each_error_once() -> None:
     assert [line["text"] for line in lines] == [
         "The coordinator failed (1 of 3): one",
         "The coordinator failed (2 of 3): two",
-        "The coordinator's process died, and is started again.",
-        "The coordinator has not answered for 30 s; it is waited for.",
+        "The coordinator's process died and is being restarted.",
+        "The coordinator has not answered for 30 s; still waiting.",
     ]
     assert {line["kind"] for line in lines} == {"trouble"}
 

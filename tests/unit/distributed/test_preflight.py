@@ -1,4 +1,4 @@
-"""Plans that a cluster cannot run are refused with the numbers, and the others get their CPUs."""
+"""Impossible resource plans are refused with the numbers; possible plans get their CPUs."""
 
 import subprocess
 import sys
@@ -89,36 +89,36 @@ def test_workers_may_fill_all_but_what_ray_data_needs() -> None:
     [
         (
             _nodes(8, gpus=2), 3, None, 1,
-            "3 workers with 1 GPUs each need 3 GPUs, but the cluster has 2; lower "
+            "3 workers with 1 GPUs each need 3 GPUs, but the cluster has 2. Lower "
             "`train.num_workers` or `train.gpus_per_worker`.",
         ),
-        (_nodes(8), 1, None, 1, "1 workers with 1 GPUs each need 1 GPUs, but the cluster has 0;"),
+        (_nodes(8), 1, None, 1, "1 workers with 1 GPUs each need 1 GPUs, but the cluster has 0."),
         (
             _nodes(8, gpus=4), 2, None, 0.5,
-            "Several workers must have whole GPUs, but got 2 workers with 0.5 each;",
+            "Several workers need whole GPUs, but got 2 workers with 0.5 GPUs per worker.",
         ),
-        (_nodes(2), 2, 1, 0, "2 workers with 1 CPUs each leave 0 of 2;"),
-        (_nodes(2), 4, 1, 0, "4 workers with 1 CPUs each leave -2 of 2;"),
-        (_nodes(2), 300, None, 0, "300 workers are too many for the cluster's 2 CPUs;"),
-        ([], 1, None, 0, "1 workers are too many for the cluster's 0 CPUs;"),
+        (_nodes(2), 2, 1, 0, "2 workers with 1 CPUs each leave 0 of 2."),
+        (_nodes(2), 4, 1, 0, "4 workers with 1 CPUs each leave -2 of 2."),
+        (_nodes(2), 300, None, 0, "300 workers are too many for the 2 CPUs of the cluster."),
+        ([], 1, None, 0, "1 workers are too many for the 0 CPUs of the cluster."),
         (
             _nodes(3, 3), 3, 1.75, 0,
-            "3 workers with 1.75 CPUs and 0 GPUs each must fit on the nodes, but there is room "
-            "for 2; lower `train.num_workers` or `train.cpus_per_worker`.",
+            "3 workers with 1.75 CPUs and 0 GPUs each do not fit: the nodes have room for 2. "
+            "Lower `train.num_workers` or `train.cpus_per_worker`.",
         ),
         (
             _nodes(2, 2), 2, 1.85, 0,
             f"must leave {DATA_TASK_CPUS} CPUs of one node to Ray Data, but 2 workers with 1.85 "
-            "CPUs each leave less on every node; lower `train.num_workers` or "
+            "CPUs each leave less on every node. Lower `train.num_workers` or "
             "`train.cpus_per_worker`.",
         ),
         (
             [Node(cpus=1, gpus=4), Node(cpus=20, gpus=0)], 4, 1, 1,
-            "4 workers with 1 CPUs and 1 GPUs each must fit on the nodes, but there is room for 1;",
+            "4 workers with 1 CPUs and 1 GPUs each do not fit: the nodes have room for 1.",
         ),
         (
             _nodes(8, 8, gpus=3), 3, 1, 2,
-            "3 workers with 1 CPUs and 2 GPUs each must fit on the nodes, but there is room for 2;",
+            "3 workers with 1 CPUs and 2 GPUs each do not fit: the nodes have room for 2.",
         ),
     ],
 )  # fmt: skip
@@ -142,7 +142,7 @@ NODES = st.lists(
 def test_what_is_accepted_can_be_placed(
     nodes: Nodes, num_workers: int, cpus: float | None, gpus: float
 ) -> None:
-    """Workers are put on the nodes one after the other, and something is left for Ray Data."""
+    """Workers are placed greedily, and room is left for Ray Data."""
     try:
         each = _plan(nodes, num_workers, cpus, gpus)
     except ResourceError:

@@ -1,4 +1,4 @@
-"""Progress that cannot be read or shown, and gauges that Ray refuses, end no training."""
+"""Unreadable progress, failing listeners and failing gauges never end a training."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,9 @@ def test_a_listener_whose_reader_has_left_is_told_no_more(
     for number in range(5):
         guarded({"number": number})
     assert heard == [0, 1, 2]
-    assert caplog.messages == ["Progress is shown no more: BrokenPipeError: [Errno 32] Broken pipe"]
+    assert caplog.messages == [
+        "Progress is no longer shown: BrokenPipeError: [Errno 32] Broken pipe"
+    ]
 
 
 def test_ctrl_c_while_a_line_is_shown_is_ctrl_c() -> None:
@@ -105,4 +107,4 @@ def test_a_gauge_that_fails_is_logged_once(
     with caplog.at_level(logging.ERROR):
         made.set(loss=1.0)
         made.set(loss=0.5)
-    assert caplog.messages == ["The gauges of this process have failed and are not set any more"]
+    assert caplog.messages == ["The gauges of the process have failed and are disabled"]
