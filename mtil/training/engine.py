@@ -63,7 +63,7 @@ class TrainingStep(nn.Module):
 class Step:
     """Loss terms and gradient norm of a training step.
 
-    The values stay on the device until read, so that a step does not wait for the GPU.
+    The values stay on the device until read, and the next step does not wait for the GPU.
     """
 
     index: int
@@ -110,7 +110,7 @@ class Engine:
             wrap: function that wraps the training step for several processes (DDP).
             num_passes: passes over a validation image, each with the map of the previous pass.
                 With `circle.maps: recycle` also the maximum number of passes in a training step.
-            earlier: networks of previous rounds, each for one pass, starting with the first pass.
+            earlier: networks of previous rounds for the first passes, with a network per pass.
             initial: weights to start from, for example of a previous round's model.
             share: local batch size divided by the mean local batch size; scales the loss of this
                 worker.
@@ -140,8 +140,8 @@ class Engine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
-        # The compiled network shares its parameters with `self.network`, whose state dict keeps the
-        # plain names.
+        # The compiled network shares parameters with `self.network`. The state dict of
+        # `self.network` keeps the plain names.
         self._step = wrap(TrainingStep(compiled(self.network, config.train), self._objective))
         self._autocast = wants_bf16(config.train, device)
 
@@ -287,7 +287,7 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
 class _AdamW(torch.optim.AdamW):
     """AdamW without PyTorch's compiler."""
 
-    # PyTorch decorates these methods to exclude them from compilation. The decorator imports the
+    # PyTorch decorates the methods below to prevent their compilation. The decorator imports the
     # compiler, which takes 1.5 s and 70 MiB. The undecorated methods do not.
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
@@ -362,9 +362,9 @@ def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str
     """Return Dice, AUC and F1 over the tumour images, and the score that selects the epoch.
 
     Metrics are of the last pass. Dice and AUC of earlier passes follow as `dice_pass_0`,
-    `auc_pass_0` and so on. F1 predicts malignant where the logit is above 0, before any
-    calibration. Metrics that the rows do not define are left out: Dice without a tumour image, AUC
-    and F1 with only one class.
+    `auc_pass_0`, `dice_pass_1`, … F1 predicts malignant where the logit is above 0, before any
+    calibration. Undefined metrics are left out: Dice without a tumour image, AUC and F1 with a
+    single class.
 
     Args:
         scored: scores of validation images; normal images are skipped.

@@ -185,9 +185,9 @@ def test_a_chain_s_passes_name_the_model_of_their_round(
 def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa.Table) -> None:
     scored = score(rows.slice(0, 4), Predictor(make_heeding(), CPU), num_passes=2)
     check_complete(scored, 4, 2)
-    with pytest.raises(DataError, match=r"of fold 2 .* saw 3 rows of 3 images in pass 1"):
+    with pytest.raises(DataError, match=r"of fold 2 .* pass 1 has 3 rows of 3 images"):
         check_complete(scored.slice(0, 7), 4, 2)
-    with pytest.raises(DataError, match="4 images once, but saw 0 rows"):
+    with pytest.raises(DataError, match=r"has 0 rows .* each of the 4 test images once"):
         check_complete(scored.slice(0, 0), 4, 2)
 
 
