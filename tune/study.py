@@ -87,7 +87,7 @@ def storage_of(where: str) -> str:
         raise ConfigError(
             "`--storage` must hold no password, since the search stores and shows the URL. Use the "
             "database's environment variable or file for passwords, such as PGPASSWORD, ~/.pgpass "
-            " or ?read_default_file=FILE."
+            "or ?read_default_file=FILE."
         )
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):

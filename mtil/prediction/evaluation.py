@@ -103,6 +103,7 @@ def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:
     Raises:
         DataError: if a pass misses or repeats images.
     """
+    # Without any rows there is no pass either, and the check must still fail.
     for pass_index, rows in _split_passes(predictions) or [(0, predictions)]:
         ids = rows.column("sample_id").to_pylist()
         if len(ids) != expected or len(set(ids)) != expected:

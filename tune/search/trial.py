@@ -67,8 +67,8 @@ class Asks:
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Report the value of the trial so far. Return whether to go on."""
         value = running(self.objective, self.finished, history, self.tolerance)
-        goes_on = self.judge.hear.remote(self.number, self.before + len(history), value)
-        return bool(ray.get(goes_on))
+        decision = self.judge.hear.remote(self.number, self.before + len(history), value)
+        return bool(ray.get(decision))
 
 
 def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> None:
@@ -127,7 +127,8 @@ def _train(uri: str, number: int, point: Mapping[str, Value], means: Means) -> O
         training: run.result(training)
         for training in (Train(last_round, fold) for fold in search.budget.folds)
     }
-    # A trial whose driver died after the last training has all results, but is not in the study.
+    # If the driver died after the last training, all results exist although the study lists the
+    # trial as running.
     if None in results.values():
         results.update(_run_actions(run, search, number, means, trial_actions))
     last_results = [
