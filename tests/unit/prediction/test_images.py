@@ -54,7 +54,7 @@ CONFIG = {
 
 @cache
 def tiny_model(fold: int = 0) -> Model:
-    """An untrained model whose masks are neither empty nor full, its probabilities apart."""
+    """Return an untrained model with partial masks and distinct probabilities."""
     torch.manual_seed(fold)
     config: Config = from_dict(CONFIG)
     network = TwoTaskNetwork(config.model).eval()
@@ -101,7 +101,7 @@ def checkpoint(tmp_path: Path) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    """A run with the folds 0 and 2 trained."""
+    """A run with trained folds 0 and 2."""
     uri = str(tmp_path / "run")
     record = Run.create(uri, from_dict(CONFIG), "data", "f" * 64)
     for fold in (0, 2):
@@ -124,7 +124,7 @@ def images(tmp_path: Path) -> Path:
 
 
 class Heard(list[dict[str, Any]]):
-    """Keeps what a prediction says."""
+    """Listener that stores the lines of a prediction."""
 
     def __call__(self, line: dict[str, Any]) -> None:
         self.append(line)
@@ -270,7 +270,7 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
 
 
 def heeding_model(seed: int, num_passes: int) -> Model:
-    """A model that heeds the map of the pass before."""
+    """A model sensitive to the map of the previous pass."""
     values = CONFIG | {"model": CONFIG["model"] | {"baseline": False}}
     config = from_dict(values)
     torch.manual_seed(seed)
@@ -554,7 +554,7 @@ def test_regions_of_another_frame_are_said_once(checkpoint: str, tmp_path: Path)
 
 
 def save_dicom(path: Path, pixels: np.ndarray, *, region: bool = True) -> None:
-    """Write a frame whose tissue region, if it has one, was placed in a larger frame."""
+    """Write a frame, optionally with a tissue region placed in a larger frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = Dataset()
     data.file_meta = FileMetaDataset()
@@ -587,7 +587,7 @@ def test_images_of_one_stem_keep_apart(checkpoint: str, tmp_path: Path) -> None:
 
 
 class Bucket:
-    """A store in memory, whose names may be as hostile as a bucket's."""
+    """A store in memory, with names as hostile as in a bucket."""
 
     uri = "s3://bucket"
 

@@ -117,7 +117,7 @@ def _search(folder: Path, objective: str) -> Search:
 
 @pytest.fixture(params=["dice", "dice,auc"])
 def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
-    """A search with twelve completed trials and one that failed."""
+    """A search with twelve completed trials and one failed trial."""
     search = _search(tmp_path / "s", request.param)
     study = optuna.create_study(
         study_name="of-a-test",

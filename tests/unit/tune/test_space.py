@@ -11,7 +11,7 @@ from tune.space import SUBSPACES, as_text, flat, make, overrides
 
 
 class Scripted:
-    """A trial that answers with given values, else with the first choice or the lower end."""
+    """A trial with scripted values, else the first choice or the lower end."""
 
     def __init__(self, **values: Any) -> None:
         self.values = {key.replace("__", "."): value for key, value in values.items()}

@@ -193,7 +193,7 @@ def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.S
 
 
 def _told(study: optuna.Study, journal: Path, rule: Rule, values: list[float]) -> list[bool]:
-    """Let a new trial tell the judge its epochs; return the answers."""
+    """Report epochs of a new trial to the judge; return the answers."""
     trial = study.ask()
     judge = Judge(str(journal), "s", rule)
     return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
