@@ -232,7 +232,7 @@ def test_the_same_rows_give_the_same_figures_whoever_has_them(
 
 
 def _same(one: pa.Table, other: pa.Table) -> bool:
-    """Results are equal to the last digit, NaN included, in any order."""
+    """Return whether results are equal to the last digit, NaN included, in any order."""
     return repr(one.sort_by("sample_id").to_pylist()) == repr(
         other.sort_by("sample_id").to_pylist()
     )

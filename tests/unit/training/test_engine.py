@@ -558,7 +558,7 @@ def test_without_tumours_there_is_no_figure_but_a_score(rows: list[Scored]) -> N
 
 
 def test_a_training_loads_no_library_that_it_does_not_need() -> None:
-    """An import of the compiler would delay the start of each process by seconds."""
+    """Extra libraries would delay the start of every worker by seconds."""
     code = """
 import sys
 import mtil.training.engine, mtil.metrics
