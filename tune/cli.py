@@ -99,9 +99,18 @@ def _add_run(commands: Commands) -> None:
     budget.add_argument(
         "--fold", "--folds", default="0", help="folds to train: `0`, `0,2` or `all` (0)"
     )
-    budget.add_argument("--trial-epochs", type=int, metavar="N", help="(as in the configuration)")
-    budget.add_argument("--trial-image-size", type=int, metavar="N", help="likewise")
-    budget.add_argument("--trial-workers", type=int, metavar="N", help="likewise")
+    budget.add_argument(
+        "--trial-epochs",
+        type=int,
+        metavar="N",
+        help="epochs of a training (as in the configuration)",
+    )
+    budget.add_argument(
+        "--trial-image-size", type=int, metavar="N", help="side of the images in pixels (likewise)"
+    )
+    budget.add_argument(
+        "--trial-workers", type=int, metavar="N", help="workers of a training (likewise)"
+    )
     budget.add_argument("--circle", action="store_true", help="train a whole circle in each trial")
     budget.add_argument(
         "--stop-early", choices=("none", "median", "halving"), default="none",
@@ -180,7 +189,7 @@ def _add_confirm(commands: Commands) -> None:
     parser.add_argument(
         "--config",
         metavar="PRESET|FILE",
-        help="base configuration for the trials' overrides (that of the search)",
+        help="base configuration for the trials' overrides (the search's)",
     )
     parser.add_argument("--verbose", action="store_true", help="show Ray's output")
     parser.epilog = "Any configuration key can follow, as with `mtil train`."
