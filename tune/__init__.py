@@ -1,1 +1,1 @@
-"""Hyperparameter search over runs of mtil."""
+"""Hyperparameter search over mtil runs, with Optuna on Ray Tune."""

@@ -1,11 +1,12 @@
-"""`python -m tune`."""
+"""Entry point of `python -m tune`."""
 
 import sys
 
 from mtil.process import supervisor
 
 if __name__ == "__main__":
-    supervisor.watch("mtil-tune")  # before the imports, which take longer
+    # Before the import below, which takes longer: the supervisor must already watch by then.
+    supervisor.watch("mtil-tune")
 
     from tune.cli import main
 

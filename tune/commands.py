@@ -1,4 +1,4 @@
-"""What the commands of `mtil-tune` do and print."""
+"""Implementation and output of the commands of `mtil-tune`."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from tune.study import Told
 
 
 def run(options: argparse.Namespace, output: Output) -> None:
-    """Run the command that the options name."""
+    """Run the command named in the options."""
     {
         "run": _run,
         "status": _status,
@@ -39,42 +39,45 @@ def run(options: argparse.Namespace, output: Output) -> None:
 
 def _run(options: argparse.Namespace, output: Output) -> None:
     for name in ("num_trials", "max_concurrent"):
-        number = getattr(options, name)
-        if number is not None and number < 1:
+        value = getattr(options, name)
+        if value is not None and value < 1:
             flag = name.replace("_", "-")
-            raise ConfigError(f"`--{flag}` must be at least 1, but got {number}.")
-    search = Search.plan(options.run, _asked(options))
+            raise ConfigError(f"`--{flag}` must be at least 1, but got {value}.")
+    search = Search.plan(options.run, _read_request(options))
     if options.storage is not None:
         studies.open_storage(search.storage)
-    studies.find(search)  # a damaged one is told of before Ray starts
+    # Before Ray starts, which takes seconds: a damaged study is an error.
+    studies.find(search)
 
     from mtil.distributed.runtime import cluster
     from tune import search as searches
 
     searches.check_figures(search, search.manifest())
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
+        # Raises if the cluster is too small. Only then is anything written: a wrong command leaves
+        # no folder.
         searches.room(cluster.nodes(), search.space.base, 1)
-        search.keep()  # now that nothing is wrong with it
+        search.keep()
         searches.run(
             search,
             options.num_trials,
-            lambda line: _tell(line, search, bar, output),
+            lambda line: _print_progress(line, search, bar, output),
             max_concurrent=options.max_concurrent,
             keep_models=options.keep_models,
         )
     study = studies.load(search)
-    _best(search, studies.best(study, 1), output)
+    _print_best(search, studies.best(study, 1), output)
     output.line(f"Search in {options.run}; next: mtil-tune show --run {options.run}")
     output.result({"run": options.run, **_summary(search)})
 
 
-def _asked(options: argparse.Namespace) -> Asked:
-    """Return what the options ask for."""
+def _read_request(options: argparse.Namespace) -> Asked:
+    """Return the request given by the options."""
     store = open_store(options.data)
-    manifest = _manifest(options, store)
+    manifest = _load_manifest(options, store)
     folds = parse_folds(options.fold, manifest.num_folds)
     if folds == [HOLDOUT]:
-        raise DataError("A holdout is for a final test, not to be searched on; name a fold.")
+        raise DataError("The holdout is for a final test and cannot be searched on. Name a fold.")
     budget = Budget(
         folds=folds,
         num_epochs=options.trial_epochs,
@@ -95,7 +98,7 @@ def _asked(options: argparse.Namespace) -> Asked:
         config=to_dict(config),
         budget=vars(budget),
         space=[name.strip() for name in options.space.split(",")],
-        narrowing=_narrowing(options.narrow),
+        narrowing=_read_narrowing(options.narrow),
         objective=options.objective,
         sampler=options.sampler,
         seed=options.search_seed,
@@ -105,10 +108,10 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _manifest(options: argparse.Namespace, data: Store) -> Manifest:
-    """Return the version of the data set to search on: what is named, the search's or the newest.
+def _load_manifest(options: argparse.Namespace, data: Store) -> Manifest:
+    """Return the manifest to search on: the named version, the search's version or the newest.
 
-    Where the data set has no version that is the search's, `Search.plan` says so.
+    If the data set lacks the search's version, `Search.plan` raises for the newest.
     """
     if options.data_version is not None:
         return manifests.load_version(data, options.data_version)
@@ -119,13 +122,13 @@ def _manifest(options: argparse.Namespace, data: Store) -> Manifest:
     return manifests.find(data, fingerprint) or manifests.load(data)
 
 
-def _narrowing(name: str | None) -> dict[str, Any]:
+def _read_narrowing(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    folder, file = split_uri(name)
+    folder, file_name = split_uri(name)
     document = Document(f"The file {name} of --narrow", "correct it", ConfigError)
     try:
-        values = document.yaml(document.read(open_store(folder), file))
+        values = document.yaml(document.read(open_store(folder), file_name))
     except NotFoundError:
         raise ConfigError(f"The file {name} of --narrow does not exist.") from None
     if not isinstance(values, dict):
@@ -133,50 +136,50 @@ def _narrowing(name: str | None) -> dict[str, Any]:
     return values
 
 
-def _tell(line: dict[str, Any], search: Search, bar: Bar, output: Output) -> None:
+def _print_progress(line: dict[str, Any], search: Search, bar: Bar, output: Output) -> None:
     if line["kind"] == "begun":
-        taken = line["taken_up"]
-        again = f"; trials {', '.join(map(str, taken))} go on" if taken else ""
+        resumed = line["taken_up"]
+        suffix = f"; resuming trials {', '.join(map(str, resumed))}" if resumed else ""
         output.line(
-            f"{line['ended']} of {line['asked']} trials have ended{again}; {line['concurrent']} at "
-            "a time."
+            f"{line['ended']} of {line['asked']} trials have ended{suffix}; up to "
+            f"{line['concurrent']} run at a time."
         )
     else:
-        output.line(_ended(line["trial"], search))
+        output.line(_describe_end(line["trial"], search))
     bar.show("trials", line["ended"], line["asked"])
 
 
-def _ended(trial: Told, search: Search) -> str:
+def _describe_end(trial: Told, search: Search) -> str:
     if trial.cause is not None:
         return f"trial {trial.number} failed: {trial.cause}"
-    after = "" if trial.seconds is None else f", {trial.seconds:.0f} s"
+    duration = "" if trial.seconds is None else f", {trial.seconds:.0f} s"
     if trial.values is None:
-        return f"trial {trial.number} stopped early, after {trial.stopped_after} epochs{after}"
-    return f"trial {trial.number}: {_figures(trial, search)}{after}"
+        return f"trial {trial.number} stopped early, after {trial.stopped_after} epochs{duration}"
+    return f"trial {trial.number}: {_format_values(trial, search)}{duration}"
 
 
-def _figures(trial: Told, search: Search) -> str:
+def _format_values(trial: Told, search: Search) -> str:
     values = trial.values or []
-    named = zip(search.objective.names, values, strict=True)
-    return ", ".join(f"{name} {value:.4f}" for name, value in named)
+    value_by_goal = zip(search.objective.names, values, strict=True)
+    return ", ".join(f"{name} {value:.4f}" for name, value in value_by_goal)
 
 
 def _summary(search: Search) -> dict[str, Any]:
     study = studies.load(search)
     counts = studies.counts(study)
     best = studies.best(study)
-    told = [_described(trial) for trial in best]
+    best_trials = [_trial_summary(trial) for trial in best]
     summary: dict[str, Any] = {
         "ended": studies.ended(counts),
         "completed": counts["completed"],
         "stopped_early": counts["stopped early"],
         "failed": counts["failed"],
-        "best": told[0],
+        "best": best_trials[0],
     }
-    return summary | ({"front": told} if len(search.objective.goals) == 2 else {})
+    return summary | ({"front": best_trials} if len(search.objective.goals) == 2 else {})
 
 
-def _described(trial: Told) -> dict[str, Any]:
+def _trial_summary(trial: Told) -> dict[str, Any]:
     values = trial.values or []
     return {
         "trial": trial.number,
@@ -186,23 +189,28 @@ def _described(trial: Told) -> dict[str, Any]:
     }
 
 
-def _best(search: Search, trials: list[Told], output: Output) -> None:
+def _print_best(search: Search, trials: list[Told], output: Output) -> None:
     default = search.space.default() or {}
     output.table(
         ["trial", *search.objective.names],
-        [[str(trial.number), *_numbers(trial, len(search.objective.goals))] for trial in trials],
+        [
+            [str(trial.number), *_value_cells(trial, len(search.objective.goals))]
+            for trial in trials
+        ],
     )
     for trial in trials:
-        differs = _differs(trial.point, default)
-        output.line(f"trial {trial.number} differs from the default in {differs}.")
+        difference = _describe_difference(trial.point, default)
+        output.line(f"trial {trial.number} differs from the default in {difference}.")
 
 
-def _differs(point: Mapping[str, Value], default: Mapping[str, Value]) -> str:
-    found = [f"{key} {_short(value)}" for key, value in point.items() if default.get(key) != value]
-    return ", ".join(found) or "nothing"
+def _describe_difference(point: Mapping[str, Value], default: Mapping[str, Value]) -> str:
+    changes = [
+        f"{key} {_format_value(value)}" for key, value in point.items() if default.get(key) != value
+    ]
+    return ", ".join(changes) or "nothing"
 
 
-def _short(value: Value) -> str:
+def _format_value(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else as_text(value)
 
 
@@ -216,8 +224,8 @@ def _status(options: argparse.Namespace, output: Output) -> None:
             [
                 str(trial.number),
                 trial.state,
-                *_numbers(trial, len(search.objective.goals)),
-                str(_epochs(search, trial)),
+                *_value_cells(trial, len(search.objective.goals)),
+                str(_count_epochs(search, trial)),
                 "" if trial.seconds is None else f"{trial.seconds:.0f}",
             ]
             for trial in trials
@@ -227,8 +235,8 @@ def _status(options: argparse.Namespace, output: Output) -> None:
         if trial.cause is not None:
             output.line(f"trial {trial.number} failed: {trial.cause}")
     counts = studies.counts(study)
-    told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    output.line(f"{told or 'no trial yet'}; study {search.asked.study} in {search.storage}")
+    states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    output.line(f"{states or 'no trial yet'}; study {search.asked.study} in {search.storage}")
     output.result(
         {
             "run": options.run,
@@ -236,22 +244,22 @@ def _status(options: argparse.Namespace, output: Output) -> None:
             "counts": counts,
             "study": search.asked.study,
             "storage": search.storage,
-            "trials": [_plain(trial) for trial in trials],
+            "trials": [_trial_row(trial) for trial in trials],
         }
     )
 
 
-def _plain(trial: Told) -> dict[str, Any]:
+def _trial_row(trial: Told) -> dict[str, Any]:
     shown = ("number", "state", "values", "cause", "stopped_after", "figures", "seconds")
     return {name: getattr(trial, name) for name in shown} | {"overrides": trial.point}
 
 
-def _numbers(trial: Told, goals: int) -> list[str]:
+def _value_cells(trial: Told, goals: int) -> list[str]:
     return [f"{value:.4f}" for value in trial.values or []] or [""] * goals
 
 
-def _epochs(search: Search, trial: Told) -> int:
-    """Return how many epochs a trial's trainings have had."""
+def _count_epochs(search: Search, trial: Told) -> int:
+    """Return the number of epochs of all trainings of a trial."""
     store = open_store(search.trial_uri(trial.number))
     histories = [name for name in store.names(names.TRAININGS) if names.is_history(name)]
     return sum(len(store.read(name).splitlines()) for name in histories)
@@ -263,21 +271,23 @@ def _show(options: argparse.Namespace, output: Output) -> None:
     front = len(search.objective.goals) == 2
     best = studies.best(study, None if front else options.top)
     if front:
-        output.line("No other trial is better in one goal and not worse in the other than these:")
-    _best(search, best, output)
+        output.line(
+            "Pareto front: no trial is better in one goal without being worse in the other."
+        )
+    _print_best(search, best, output)
     shares = studies.importances(study, search.objective.names)
     for name, by_key in shares.items():
         output.line("")
         output.table(
-            [f"has mattered for {name}", "share"],
+            [f"importance for {name}", "share"],
             [[key, f"{share:.1%}"] for key, share in by_key.items()],
         )
     if shares:
-        output.line("Shares are rough where few trials have a key.")
+        output.line("Shares are rough for keys with few trials.")
     output.result(
         {
             "run": options.run,
-            "best": [_described(trial) for trial in best],
+            "best": [_trial_summary(trial) for trial in best],
             "importances": shares,
         }
     )
@@ -289,34 +299,35 @@ def _export(options: argparse.Namespace, output: Output) -> None:
     if options.trial is None:
         trial = studies.best(study, 1)[0]
     else:
-        found = [one for one in studies.trials(study) if one.number == options.trial]
-        if not found or found[0].values is None:
+        matches = [known for known in studies.trials(study) if known.number == options.trial]
+        if not matches or matches[0].values is None:
             raise DataError(
-                f"A trial must be completed to be exported, but trial {options.trial} is "
-                f"{found[0].state if found else 'not there'}."
+                f"Only a completed trial can be exported, but trial {options.trial} is "
+                f"{matches[0].state if matches else 'missing'}. Run `mtil-tune status`."
             )
-        trial = found[0]
+        trial = matches[0]
     config = search.whole_config_of(trial.point)
-    head = (
-        f"# Trial {trial.number} of {options.run}: {_figures(trial, search)} (inner validation).\n"
+    header = (
+        f"# Trial {trial.number} of {options.run}: {_format_values(trial, search)} "
+        "(inner validation).\n"
         f"# {' '.join(f'--{key} {value}' for key, value in overrides(trial.point).items())}\n"
     )
-    folder, file = split_uri(options.to)
-    text = head + yaml.safe_dump(to_dict(config), sort_keys=False)
-    open_store(folder).write(file, text.encode())
+    folder, file_name = split_uri(options.to)
+    text = header + yaml.safe_dump(to_dict(config), sort_keys=False)
+    open_store(folder).write(file_name, text.encode())
     output.line(f"Trial {trial.number} in {options.to}; next: mtil train --config {options.to}")
-    output.result({"run": options.run, "to": options.to, **_described(trial)})
+    output.result({"run": options.run, "to": options.to, **_trial_summary(trial)})
 
 
 def _report(options: argparse.Namespace, output: Output) -> None:
     from tune.report import page
 
     search = Search.open(options.run)
-    to = options.to or f"{options.run.rstrip('/')}/report.html"
-    folder, file = split_uri(to)
-    open_store(folder).write(file, page(search, studies.load(search)).encode())
-    output.line(f"Report in {to}")
-    output.result({"run": options.run, "to": to})
+    target = options.to or f"{options.run.rstrip('/')}/report.html"
+    folder, file_name = split_uri(target)
+    open_store(folder).write(file_name, page(search, studies.load(search)).encode())
+    output.line(f"Report in {target}")
+    output.result({"run": options.run, "to": target})
 
 
 def _confirm(options: argparse.Namespace, output: Output) -> None:
@@ -339,50 +350,53 @@ def _confirm(options: argparse.Namespace, output: Output) -> None:
     from tune.confirm import confirm
 
     with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        found = confirm(
-            search, best, base, folds, options.seeds, lambda line: _hear(line, bar, output)
+        report = confirm(
+            search, best, base, folds, options.seeds, lambda line: _show_training(line, bar, output)
         )
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps(report, indent=1) + "\n"
     search.store.write("confirm.json", text.encode())
-    _print_confirmed(search, found, output)
-    output.result({"run": options.run, **found})
+    _print_confirmed(search, report, output)
+    output.result({"run": options.run, **report})
 
 
-def _print_confirmed(search: Search, found: Mapping[str, Any], output: Output) -> None:
+def _print_confirmed(search: Search, report: Mapping[str, Any], output: Output) -> None:
     if search.space.fixed:
         fixed = ", ".join(f"{key} {value}" for key, value in search.space.fixed.items())
-        output.line(f"The default has what --narrow fixes as well: {fixed}.")
-    for number in found["same_as_default"]:
-        output.line(f"Trial {number} is the default itself; --top takes more trials.")
-    folds = found["folds"]
+        output.line(f"The default also has the keys fixed by --narrow: {fixed}.")
+    for number in report["same_as_default"]:
+        output.line(f"Trial {number} equals the default. Compare more trials with --top.")
+    folds = report["folds"]
     where = "the holdout" if HOLDOUT in folds else f"folds: {', '.join(map(str, folds))}"
-    for contender in found["contenders"]:
+    for contender in report["contenders"]:
         output.line("")
         output.line(
-            f"{contender['name']} minus the default; seeds: {found['seeds']}; test rows of {where}"
+            f"{contender['name']} minus the default; seeds: {report['seeds']}; test rows of {where}"
         )
         output.table(
             ["figure", "default", "trial", "difference", "low", "high", "by seed"],
-            [[name, *_row(name, found["default"], contender)] for name in SHOWN],
+            [[name, *_figure_cells(name, report["default"], contender)] for name in SHOWN],
         )
         output.line(contender["verdict"])
-    if found.get("rows", {}).get("left_out"):
+    if report.get("rows", {}).get("left_out"):
         output.line(
-            f"Of the test rows {found['rows']['left_out']} are left out, as other folds of the "
-            f"search were judged by them; {found['rows']['compared']} are compared."
+            f"{report['rows']['left_out']} test rows are left out, since other folds of the search "
+            f"were validated on them. {report['rows']['compared']} test rows are compared."
         )
 
 
-def _row(name: str, default: Mapping[str, Any], contender: Mapping[str, Any]) -> list[str]:
+def _figure_cells(name: str, default: Mapping[str, Any], contender: Mapping[str, Any]) -> list[str]:
     difference = contender["difference"][name]
     numbers = [default["metrics"][name]["value"], contender["metrics"][name]["value"]]
     numbers += [difference[key] for key in ("value", "low", "high")]
-    shown = ["n/a" if number is None else f"{number:.4f}" for number in numbers]
-    seeds = contender["difference_by_seed"][name]
-    return [*shown, " ".join("n/a" if one is None else f"{one:+.3f}" for one in seeds)]
+    cells = ["n/a" if number is None else f"{number:.4f}" for number in numbers]
+    seed_differences = contender["difference_by_seed"][name]
+    return [
+        *cells,
+        " ".join("n/a" if value is None else f"{value:+.3f}" for value in seed_differences),
+    ]
 
 
-def _hear(line: dict[str, Any], bar: Bar, output: Output) -> None:
+def _show_training(line: dict[str, Any], bar: Bar, output: Output) -> None:
     if line["kind"] == "training":
         output.line(f"{line['name']}, seed {line['seed']}")
         bar.show(line["name"], line["number"], line["of"])

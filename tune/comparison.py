@@ -1,4 +1,4 @@
-"""A winner's test rows against the default's: a difference, and whether it may be luck. No Ray."""
+"""Compare test results of a winner with the default: differences and intervals. No Ray."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,30 +9,35 @@ import numpy as np
 from mtil.metrics import Results, paired_difference, summarise
 
 SHOWN = ("dice", "auc", "f1", "hd95")
-"""Figures that are compared seed by seed as well, and told of in words."""
-_LESS_IS_BETTER = {"hd95"}
+"""Figures compared seed by seed and named in the verdict."""
+_LOWER_IS_BETTER = {"hd95"}
 
 
 def compared(name: str, winner: Sequence[Results], default: Sequence[Results]) -> dict[str, Any]:
-    """Return how a winner's test rows compare with the default's, seed by seed and together."""
+    """Return the comparison of a winner with the default, by seed and over all seeds."""
     difference = paired_difference(pooled(winner), pooled(default))
+    # A single resample is enough, since differences by seed are reported without intervals.
     by_seed = [
-        paired_difference(one, other, resamples=1)
-        for one, other in zip(winner, default, strict=True)
+        paired_difference(winner_rows, default_rows, resamples=1)
+        for winner_rows, default_rows in zip(winner, default, strict=True)
     ]
     return {
         "name": name,
         "metrics": summarise(pooled(winner)),
         "difference": difference,
         "difference_by_seed": {
-            figure: [one[figure]["value"] for one in by_seed] for figure in SHOWN
+            figure: [seed_difference[figure]["value"] for seed_difference in by_seed]
+            for figure in SHOWN
         },
         "verdict": verdict(name, difference),
     }
 
 
 def pooled(seeds: Sequence[Results]) -> Results:
-    """Put the rows of several seeds together; an image's rows share its group."""
+    """Concatenate the results of several seeds, with the seed added to the sample ids.
+
+    The rows of an image keep a common group: intervals are over groups.
+    """
     return Results.concatenate(
         [
             dataclasses.replace(rows, sample_id=np.char.add(rows.sample_id, f" (seed {index})"))
@@ -42,21 +47,21 @@ def pooled(seeds: Sequence[Results]) -> Results:
 
 
 def verdict(name: str, difference: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Say in words what the intervals of the shown figures allow to say."""
+    """Return a sentence with the figures whose interval excludes 0."""
     better: list[str] = []
     worse: list[str] = []
     for figure in SHOWN:
         low, high = difference[figure]["low"], difference[figure]["high"]
-        more, less = (worse, better) if figure in _LESS_IS_BETTER else (better, worse)
+        rising, falling = (worse, better) if figure in _LOWER_IS_BETTER else (better, worse)
         if low is not None and low > 0:
-            more.append(figure)
+            rising.append(figure)
         elif high is not None and high < 0:
-            less.append(figure)
+            falling.append(figure)
     if not better and not worse:
-        return f"{name} cannot be told from the default: all intervals hold 0."
+        return f"{name} shows no difference from the default: all intervals contain 0."
     parts = [
-        f"{what} in {' and '.join(figures)}"
-        for what, figures in (("better", better), ("worse", worse))
+        f"{word} in {' and '.join(figures)}"
+        for word, figures in (("better", better), ("worse", worse))
         if figures
     ]
     return f"{name} is {' and '.join(parts)} than the default."

@@ -1,4 +1,4 @@
-"""Whether a search has found something: its winners against the default, trained again."""
+"""Confirm a search: train winners and default again, and compare the test figures."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,33 +33,33 @@ def confirm(
     num_seeds: int,
     listen: Listener,
 ) -> dict[str, Any]:
-    """Train the winners and the default with other seeds and compare them on the test rows.
+    """Train the winners and the default with new seeds and compare both on test rows.
 
-    Test rows that the search has validated on in another fold are left out. What is trained
-    already is not trained again. The seeds follow the one of the search.
+    Test rows on which the search validated in another fold are left out. Finished trainings are
+    reused. The seeds follow the seed of the base configuration.
 
     Args:
         search: the search.
-        winners: completed trials of it.
-        base: the configuration that the trials are laid over, on the full schedule.
-        folds: whose models are trained, and whose test rows compared; with the holdout, it is the
-            searched folds' models that judge it together.
-        num_seeds: how many seeds.
-        listen: told `{"kind": "training", …}` before each training.
+        winners: completed trials of the search.
+        base: configuration under the trials' overrides, on the full schedule.
+        folds: folds to train and to compare on. For the holdout, the models of the searched folds
+            predict as an ensemble.
+        num_seeds: number of seeds.
+        listen: function called with `{"kind": "training", …}` before each training.
 
     Returns:
-        How many rows are compared and left out; the figures of the default; of each winner its
-        figures, the paired difference with its 95 % interval over groups, the difference of each
-        seed, and a verdict in words. Winners that are the default itself are named; if there are
-        no others, nothing is trained.
+        number of rows compared and left out; figures of the default; per winner the figures, the
+        paired differences with 95 % intervals over groups, the differences by seed, and a verdict
+        in words. Winners equal to the default are only listed. If all winners equal the default,
+        nothing is trained.
 
     Raises:
-        UserError: if the data set or the resources are not as they must be, or no rows are left.
+        UserError: if the data set or the resources do not suit the search, or no rows are left.
         RunError: if a training failed.
     """
     default = search.whole_config_of({}, base)
     configs = {winner.number: search.whole_config_of(winner.point, base) for winner in winners}
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "folds": list(folds),
         "seeds": num_seeds,
         "same_as_default": [number for number, config in configs.items() if config == default],
@@ -69,56 +69,60 @@ def confirm(
         f"trial {number}": config for number, config in configs.items() if config != default
     }
     if len(contenders) == 1:
-        return found
+        return report
     rows, left_out = search.fresh_rows(folds)
     seeds = [base.seed + 1 + index for index in range(num_seeds)]
-    todo = [(name, seed) for name in contenders for seed in seeds]
+    trainings = [(name, seed) for name in contenders for seed in seeds]
     listen = Guarded(listen)
     results: dict[str, list[Results]] = {name: [] for name in contenders}
-    for number, (name, seed) in enumerate(todo):
-        listen({"kind": "training", "name": name, "seed": seed, "number": number, "of": len(todo)})
+    for number, (name, seed) in enumerate(trainings):
+        listen(
+            {"kind": "training", "name": name, "seed": seed, "number": number, "of": len(trainings)}
+        )
         config = from_dict({"seed": seed}, contenders[name])
-        tested = _tested(search, name, config, folds)
+        tested = _predict_test_rows(search, name, config, folds)
         kept = pa.compute.is_in(tested["sample_id"], value_set=pa.array(sorted(rows)))
         results[name].append(to_results(tested.filter(kept)))
-    of_default = results.pop("default")
-    return found | {
+    default_results = results.pop("default")
+    return report | {
         "rows": {"compared": len(rows), "left_out": left_out},
-        "default": {"metrics": summarise(pooled(of_default))},
+        "default": {"metrics": summarise(pooled(default_results))},
         "contenders": [
-            compared(name, of_winner, of_default) for name, of_winner in results.items()
+            compared(name, winner_results, default_results)
+            for name, winner_results in results.items()
         ],
     }
 
 
-def _tested(search: Search, name: str, config: Config, folds: Sequence[int]) -> pa.Table:
-    """Train a configuration, unless that is done, and return its predictions of the test rows."""
+def _predict_test_rows(search: Search, name: str, config: Config, folds: Sequence[int]) -> pa.Table:
+    """Train a configuration, unless finished, and return predictions of the test rows."""
     folder = f"{name.replace(' ', '-')}-{digest(config)[:8]}"
-    trained = folds
-    if HOLDOUT in folds:  # all models of a run judge it, so that it must have those of the search
-        folder, trained = f"{folder}-holdout", search.budget.folds
+    train_folds = folds
+    # All models of a run predict the holdout, so a separate run has the searched folds' models.
+    if HOLDOUT in folds:
+        folder, train_folds = f"{folder}-holdout", search.budget.folds
     uri = f"{search.uri}/confirm/{folder}"
     data = search.asked.data
     run = Run.create(uri, config, data, search.asked.fingerprint)
-    number = config.circle.num_rounds - 1 if search.budget.circle else 0
+    round_index = config.circle.num_rounds - 1 if search.budget.circle else 0
     if search.budget.circle:
         state = driver.follow(
-            driver.begin(request_circle(data, uri, config, trained)), lambda _: None
+            driver.begin(request_circle(data, uri, config, train_folds)), lambda _: None
         )
         if state.failed_folds:
             raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
     else:
-        trainer.train(request_trainings(data, uri, config, trained), lambda _: None)
-    names = [run.predictions_name(number, fold) for fold in folds]
-    if not all(run.store.exists(one) for one in names):
+        trainer.train(request_trainings(data, uri, config, train_folds), lambda _: None)
+    table_names = [run.predictions_name(round_index, fold) for fold in folds]
+    if not all(run.store.exists(table_name) for table_name in table_names):
         scoring.predict_folds(
             run,
             folds,
-            number=number,
+            number=round_index,
             gpus_per_worker=config.train.gpus_per_worker,
             listen=lambda _: None,
         )
-    tables = [scores.read(run.store, one) for one in names]
+    tables = [scores.read(run.store, table_name) for table_name in table_names]
     predictions = pa.concat_tables(tables)
-    last = pa.compute.max(predictions["pass"])
-    return predictions.filter(pa.compute.equal(predictions["pass"], last))
+    last_pass = pa.compute.max(predictions["pass"])
+    return predictions.filter(pa.compute.equal(predictions["pass"], last_pass))

@@ -1,4 +1,4 @@
-"""What a search maximises: figures of the inner validation rows, never of the test fold. No Ray."""
+"""Objective of a search: figures of inner validation rows, never of test rows. No Ray."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,57 +11,57 @@ from mtil.errors import ConfigError, DataError
 from mtil.metrics import kept_epoch
 
 FIGURES = ("dice", "auc", "f1")
-"""What a training says of its inner validation rows."""
+"""Figures of a training on its inner validation rows."""
 
 _TERM = re.compile(r"(?:(?P<weight>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?(?P<name>\w+)")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One or two goals, each a weighted sum of figures; more is better."""
+    """One or two goals to maximise, each a weighted sum of figures."""
 
     goals: tuple[tuple[tuple[str, float], ...], ...]
-    """For each goal its figures and their weights."""
+    """(figure, weight) pairs per goal."""
     text: str
-    """As it was asked for."""
+    """The `--objective` as given."""
 
     @property
     def names(self) -> list[str]:
-        """Return what each goal is called."""
+        """Names of the goals."""
         return [part.strip() for part in self.text.split(",")]
 
     @property
     def figures(self) -> set[str]:
-        """Return the figures that it needs."""
+        """Figures of all goals."""
         return {name for goal in self.goals for name, _ in goal}
 
     def values(self, figures: Mapping[str, float]) -> list[float]:
-        """Return what a training's figures are worth, goal by goal.
+        """Return the values of the goals for the figures of a training.
 
         Raises:
-            DataError: if a figure is missing, since the validation rows do not define it.
+            DataError: if a figure is missing, because the validation rows have a single class.
         """
         missing = sorted(self.figures - figures.keys())
         if missing:
             raise DataError(
                 f"The objective {self.text} needs `{missing[0]}`, but the inner validation rows "
-                "do not define it, as they have one class only; ask for another --objective."
+                "have a single class, so the figure is undefined. Choose another --objective."
             )
         return [sum(weight * figures[name] for name, weight in goal) for goal in self.goals]
 
     def mean(self, trainings: Sequence[Mapping[str, float]]) -> list[float]:
-        """Return the mean over trainings, goal by goal."""
+        """Return the mean values of the goals over trainings."""
         values = np.mean([self.values(figures) for figures in trainings], axis=0)
         return [float(value) for value in values]
 
 
 def parse(text: str) -> Objective:
-    """Read `dice`, a sum such as `0.7*dice + 0.3*auc`, or two of these with a comma between.
+    """Parse `dice`, a sum such as `0.7*dice + 0.3*auc`, or two goals separated by a comma.
 
     Raises:
-        ConfigError: if it is something else.
+        ConfigError: if the text is not an objective.
     """
-    goals = tuple(_goal(part, text) for part in text.split(","))
+    goals = tuple(_parse_goal(part, text) for part in text.split(","))
     if len(goals) > 2:
         raise ConfigError(f"`--objective` can have two goals at most, but got {text!r}.")
     if len(goals) == 2 and goals[0] == goals[1]:
@@ -69,7 +69,7 @@ def parse(text: str) -> Objective:
     return Objective(goals, text)
 
 
-def _goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
+def _parse_goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
     terms: dict[str, float] = {}
     for term in part.split("+"):
         match = _TERM.fullmatch(term.strip())
@@ -81,22 +81,22 @@ def _goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
             )
         terms[name] = float(match["weight"] or 1)
     if not any(terms.values()):
-        raise ConfigError(f"`--objective` must weigh something, but got {text!r}.")
+        raise ConfigError(f"`--objective` must have a weight above 0, but got {text!r}.")
     return tuple(terms.items())
 
 
 def kept(history: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, float]:
-    """Return the figures of the epoch that a training would keep if it ended now.
+    """Return the figures of the epoch to keep if the training ended now.
 
     Args:
-        history: its epochs.
-        tolerance: the configuration's `train.score_tolerance`.
+        history: records of the epochs so far.
+        tolerance: `train.score_tolerance` of the configuration.
     """
     scores = [float(record["validation_score"]) for record in history]
     best = history[kept_epoch(scores, tolerance)]
     names = (*FIGURES, "score")
-    found = {name: best.get(f"validation_{name}") for name in names}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    figures = {name: best.get(f"validation_{name}") for name in names}
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def running(
@@ -105,5 +105,12 @@ def running(
     history: Sequence[Mapping[str, Any]],
     tolerance: float,
 ) -> float:
-    """Return what a trial is worth so far: the mean over its trainings, the last one under way."""
+    """Return the intermediate value of a trial: the first goal's mean over all trainings.
+
+    Args:
+        objective: the objective of the search.
+        finished: figures of the finished trainings.
+        history: records of the current training.
+        tolerance: `train.score_tolerance` of the configuration.
+    """
     return objective.mean([*finished, kept(history, tolerance)])[0]

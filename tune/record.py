@@ -1,8 +1,8 @@
-"""A search's folder: what it was asked to do, and the configurations that follow from it. No Ray.
+"""Folder of a search: the request, and the configurations derived from the request. No Ray.
 
 search.json        data set, whole configuration, budget of a trial, space, objective, rule
-study.journal      the Optuna study, unless it is kept in another storage: the one truth
-trials/0007/       the run of trial 7, with the history of each of its trainings
+study.journal      the Optuna study, unless stored elsewhere; the only source of truth
+trials/0007/       the run of trial 7, with the history of each training
 confirm/           the trainings of `mtil-tune confirm`
 """
 
@@ -39,19 +39,18 @@ Stopping = Literal["none", "median", "halving"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
-    """When a trial may be stopped early: by a rule over the others' figures at the same epoch."""
+    """When to stop a trial early, by comparison of trials at equal epochs."""
 
     kind: Stopping = "none"
-    """`median` stops what is below the median of the completed trials, `halving` what is not
-    among the best share of those that came as far."""
+    """`median` stops trials below the median of completed trials. `halving` stops trials outside
+    the best share of trials with as many epochs."""
     first: int = 1
-    """The first epoch after which it is asked."""
+    """Epochs before the first check."""
     factor: int = 2
-    """It is asked again after so many times as many epochs; with `halving`, one of so many goes
-    on."""
+    """Factor between the epochs of successive checks. `halving` keeps one trial in `factor`."""
 
     def asks_after(self, epoch: int) -> bool:
-        """Say whether a trial is judged after so many epochs."""
+        """Return whether a trial is checked after `epoch` epochs."""
         if self.kind == "none":
             return False
         check = self.first
@@ -62,24 +61,25 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Budget:
-    """What each trial is given, the same for all."""
+    """Resources of a trial, equal for all trials."""
 
     folds: Annotated[list[int], Field(min_length=1)] = field(default_factory=lambda: [0])
     num_epochs: int | None = None
-    """Epochs of each training; by default those of the configuration."""
+    """Epochs of each training; by default as in the configuration."""
     image_size: int | None = None
     num_workers: int | None = None
     circle: bool = False
-    """Whether a trial is a whole circle, or one training a fold."""
+    """Whether a trial is a whole circle; otherwise one training per fold."""
 
     def applied(self, config: Config) -> Config:
-        """Return the configuration of a trial; the warm-up keeps its share of the epochs."""
+        """Return the configuration of a trial: the base configuration within the budget."""
         train: dict[str, Any] = {}
         if self.num_epochs is not None:
-            share = self.num_epochs / config.train.num_epochs
+            # The warm-up remains an equal share of the epochs.
+            ratio = self.num_epochs / config.train.num_epochs
             train = {
                 "num_epochs": self.num_epochs,
-                "warmup_epochs": config.train.warmup_epochs * share,
+                "warmup_epochs": config.train.warmup_epochs * ratio,
             }
         if self.num_workers is not None:
             train["num_workers"] = self.num_workers
@@ -89,12 +89,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Asked:
-    """What a search is asked to do; the same search is never asked for something else."""
+    """The request of a search, fixed for the life of the search folder."""
 
     data: str
     fingerprint: Sha256
     config: dict[str, Any]
-    """The whole configuration, which the winner is trained with in the end."""
+    """The whole configuration, before the budget; used to train the winner."""
     budget: dict[str, Any]
     space: list[str]
     narrowing: dict[str, Any]
@@ -108,25 +108,25 @@ class Asked:
 
 
 class Search:
-    """A search at a URI."""
+    """A search in a folder or bucket prefix."""
 
     def __init__(self, store: Store, asked: Asked) -> None:
         self.store, self.asked = store, asked
         self.budget, self.rule = Budget(**asked.budget), Rule(**asked.rule)
         self.objective: Objective = parse(asked.objective)
-        self._check()
+        self._check_request()
 
-    def _check(self) -> None:
+    def _check_request(self) -> None:
+        # Optuna's pruners compare a single value per trial.
         if len(self.objective.goals) == 2 and self.rule.kind != "none":
             raise ConfigError(
-                "Trials can be stopped early by one goal only, but --objective has two; leave "
-                "--stop-early away."
+                "Early stopping needs a single goal, but --objective has two. Remove --stop-early."
             )
         for name in OF_ROUNDS:
             if name in self.asked.space and not self.budget.circle:
                 raise ConfigError(
-                    f"`{name}` matters only where a trial is a whole circle; add --circle or leave "
-                    "it out of --space."
+                    f"`{name}` has an effect only in a whole circle. Add --circle, or remove "
+                    f"`{name}` from --space."
                 )
         if self.rule.first < 1 or self.rule.factor < 2:
             raise ConfigError(
@@ -136,99 +136,106 @@ class Search:
 
     @property
     def uri(self) -> str:
-        """Where the search is."""
+        """Location of the search."""
         return self.store.uri
 
     @cached_property
     def space(self) -> Space:
-        """What is varied, around the configuration of a trial."""
+        """Search space around the configuration of a trial."""
         whole = from_dict(self.asked.config)
         return spaces.make(self.budget.applied(whole), self.asked.space, self.asked.narrowing)
 
     @property
     def storage(self) -> str:
-        """Where the study is kept: a journal file, or the URL of an Optuna storage."""
+        """Location of the study: a journal file, or the URL of an Optuna storage."""
         if self.asked.storage is not None:
             return self.asked.storage
+        # Optuna appends to a journal, and a bucket has no append.
         if not isinstance(self.store, LocalStore):
             raise ConfigError(
-                f"A search in a bucket must keep its study elsewhere, but {self.uri} names no "
-                "--storage; give a local file or the URL of a database."
+                f"The search {self.uri} is in a bucket, which cannot hold the study. Name a local "
+                "file or the URL of a database with --storage."
             )
         return str(self.store.root / _JOURNAL)
 
     def config_of(self, point: Mapping[str, Value]) -> Config:
-        """Return the configuration of the trial of a point, within the budget."""
+        """Return the configuration of a trial at a point, within the budget."""
         return with_overrides(self.space.base, spaces.overrides(point))
 
     def whole_config_of(self, point: Mapping[str, Value], base: Config | None = None) -> Config:
-        """Return the whole configuration of a point, on the full schedule.
+        """Return the configuration of a point on the full schedule, without the budget.
 
         Args:
-            point: values by key; none for the default.
-            base: another configuration to lay them over.
+            point: values by key; empty for the default.
+            base: configuration under the point; by default the requested configuration.
         """
-        whole = base or from_dict(self.asked.config)
-        around = spaces.make(whole, self.asked.space, self.asked.narrowing).base
-        return with_overrides(around, spaces.overrides(point))
+        full_config = base or from_dict(self.asked.config)
+        narrowed = spaces.make(full_config, self.asked.space, self.asked.narrowing).base
+        return with_overrides(narrowed, spaces.overrides(point))
 
     def manifest(self) -> Manifest:
-        """Read the version of the data set that is searched on.
+        """Read the manifest of the searched data set version.
 
         Raises:
-            DataError: if it is not there any more.
+            DataError: if the data set no longer has the version.
         """
-        found = manifests.find(open_store(self.asked.data), self.asked.fingerprint)
-        if found is None:
+        manifest = manifests.find(open_store(self.asked.data), self.asked.fingerprint)
+        if manifest is None:
             raise DataError(
-                f"A search must stay with its data set, but {self.asked.data} has none with the "
-                f"fingerprint {self.asked.fingerprint[:12]}…; begin another search."
+                f"The data set {self.asked.data} has no version with the fingerprint "
+                f"{self.asked.fingerprint[:12]}… of the search. Restore the version, or start a "
+                "new search."
             )
-        return found
+        return manifest
 
     def trial_uri(self, number: int) -> str:
-        """Return where the run of a trial is."""
+        """Return the location of a trial's run."""
         return f"{self.uri}/trials/{number:04d}"
 
     def trial_run(self, number: int, point: Mapping[str, Value]) -> Run:
-        """Make the run of a trial, or take it up."""
+        """Create or open the run of a trial."""
         return Run.create(
             self.trial_uri(number), self.config_of(point), self.asked.data, self.asked.fingerprint
         )
 
     def fresh_rows(self, folds: Sequence[int]) -> tuple[set[str], int]:
-        """Return the test rows of folds that no trial was judged by, and the number of others.
+        """Return test rows of folds on which no trial was validated.
 
-        A fold's inner validation rows are test rows of the other folds.
+        The inner validation rows of a fold are test rows of other folds.
+
+        Returns:
+            sample ids of the fresh rows, and the number of test rows left out.
 
         Raises:
-            DataError: if there are none, or the data set is not as it was.
+            DataError: if no fresh row is left, or the data set has changed.
         """
         manifest, store = self.manifest(), open_store(self.asked.data)
-        tests = [select(manifest, fold, "test") for fold in folds]
+        test_selections = [select(manifest, fold, "test") for fold in folds]
         normals = self.space.base.data.normals
-        judged = [
+        validation_selections = [
             select(manifest, fold, "validation", normals=normals) for fold in self.budget.folds
         ]
-        test: set[str] = set()
-        seen: set[str] = set()
+        test_ids: set[str] = set()
+        validated_ids: set[str] = set()
         for shard in manifest.shards:
             table = read(store, shard, ("sample_id", "fold", "part", "label"))
             ids = table.column("sample_id").to_numpy(zero_copy_only=False)
-            test.update(*(ids[one.rows(table)] for one in tests))
-            seen.update(*(ids[one.rows(table)] for one in judged))
-        if test <= seen:
-            raise DataError(
-                "The winners must be compared on rows that the search has not judged by, but it "
-                "has seen all test rows of the folds; name another --fold, or `holdout`."
+            test_ids.update(*(ids[selection.rows(table)] for selection in test_selections))
+            validated_ids.update(
+                *(ids[selection.rows(table)] for selection in validation_selections)
             )
-        return test - seen, len(test & seen)
+        if test_ids <= validated_ids:
+            raise DataError(
+                "All test rows of these folds were validation rows of the search. No row is left "
+                "to compare on. Name another --fold, or `holdout`."
+            )
+        return test_ids - validated_ids, len(test_ids & validated_ids)
 
     def keep(self) -> None:
-        """Write what was asked, unless it is there; nothing is written before.
+        """Write `search.json`, unless present.
 
         Raises:
-            ConfigError: if another search is there.
+            ConfigError: if the request differs from the existing search.
         """
         text = json.dumps(asdict(self.asked), indent=1) + "\n"
         if not self.store.create(FILE_NAME, text.encode()):
@@ -236,10 +243,10 @@ class Search:
 
     @classmethod
     def create(cls, uri: str, asked: Asked) -> "Search":
-        """Make a search, or take up the one that is there if it was asked to do the same.
+        """Create a search, or open an existing search with an equal request.
 
         Raises:
-            ConfigError: if what is asked makes no sense, or another search is there.
+            ConfigError: if the request is invalid, or differs from the existing search.
         """
         search = cls.plan(uri, asked)
         search.keep()
@@ -247,32 +254,34 @@ class Search:
 
     @classmethod
     def plan(cls, uri: str, asked: Asked) -> "Search":
-        """Return the search that `create` would, but write nothing.
+        """Return the search of `create` without writing anything.
 
         Raises:
-            ConfigError: if what is asked makes no sense, or another search is there.
+            ConfigError: if the request is invalid, or differs from the existing search.
         """
         store = open_store(uri)
-        made = cls(store, asked)
-        _ = made.space, made.storage  # raise what is wrong with them before anything is written
+        planned = cls(store, asked)
+        # Both properties check the request: errors must come before anything is written.
+        _ = planned.space, planned.storage
         if not store.exists(FILE_NAME):
-            return made
-        found = cls.open(uri)
-        before, now = asdict(found.asked), asdict(asked)
-        for key in before.keys() - {"version", "study"}:
-            if before[key] != now[key]:
+            return planned
+        existing = cls.open(uri)
+        old_request, new_request = asdict(existing.asked), asdict(asked)
+        # `version` and `study` are not requested: a newer mtil may resume the search.
+        for key in old_request.keys() - {"version", "study"}:
+            if old_request[key] != new_request[key]:
                 raise ConfigError(
-                    f"A search must go on as it began, but {found.uri} has `{_differing(key)}` "
-                    f"{_brief(before[key], now[key])}; name another --run."
+                    f"A search cannot change its request: {existing.uri} has `{_flag_of(key)}` "
+                    f"{_describe_change(old_request[key], new_request[key])}. Name another --run."
                 )
-        return found
+        return existing
 
     @classmethod
     def open(cls, uri: str) -> "Search":
         """Open the search at a URI.
 
         Raises:
-            DataError: if there is none.
+            DataError: if there is no search, or `search.json` is damaged.
         """
         store = open_store(uri)
         document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another search")
@@ -280,15 +289,15 @@ class Search:
             asked = document.validate(_ASKED, document.object(document.read(store, FILE_NAME)))
         except NotFoundError:
             raise DataError(
-                f"A search must have a {FILE_NAME}, but {store.uri} has none; "
-                "begin one with `mtil-tune run`."
+                f"{store.uri} is not a search: {FILE_NAME} is missing. Start a search with "
+                "`mtil-tune run`."
             ) from None
         document.validate(_BUDGETS, asked.budget)
         document.validate(_RULES, asked.rule)
         try:
             return cls(store, asked)
         except ConfigError as error:
-            document.refuse(f"asks for what makes no sense: {str(error).rstrip('.')}")
+            document.refuse(f"holds an invalid request: {str(error).rstrip('.')}")
 
 
 _ASKED: TypeAdapter[Asked] = TypeAdapter(Asked)
@@ -297,12 +306,12 @@ _RULES: TypeAdapter[Rule] = TypeAdapter(Rule)
 
 
 def study_name(uri: str) -> str:
-    """Return what the study of a search is called, the same in every process."""
+    """Return the name of a search's study, derived from the URI."""
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     return f"{split_uri(uri)[1]}-{digest}"
 
 
-def _differing(key: str) -> str:
+def _flag_of(key: str) -> str:
     return {
         "config": "--config",
         "rule": "--stop-early",
@@ -311,12 +320,12 @@ def _differing(key: str) -> str:
     }.get(key, f"--{key}")
 
 
-def _brief(before: Any, now: Any) -> str:
-    """Say how two values differ, for a tree by its first key that does."""
+def _describe_change(old: Any, new: Any) -> str:
+    """Describe the difference of two values; of two trees, the first differing key."""
     prefix = ""
-    while isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+    while isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
         prefix += f"{key}."
-        before, now = before.get(key), now.get(key)
+        old, new = old.get(key), new.get(key)
     name = f"{prefix[:-1]} = " if prefix else ""
-    return f"{name}{shown(before)} and {shown(now)} was asked for"
+    return f"{name}{shown(old)}, but {shown(new)} is requested"

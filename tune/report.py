@@ -1,4 +1,4 @@
-"""A search as one page that needs no network: Optuna's own plots, and what they are of."""
+"""HTML page of a search: Optuna's plots and a table, without network access."""
 
 import html
 from collections.abc import Callable, Iterator
@@ -13,23 +13,24 @@ from tune import study as studies
 from tune.record import Search
 from tune.space import overrides
 
-_MOST_CONTOURS = 4
-"""Keys whose pairs are drawn: the most important ones."""
+_MAX_CONTOUR_KEYS = 4
+"""Number of keys with contour plots of all pairs, by importance."""
 
 
 def page(search: Search, study: Study) -> str:
-    """Return the page of a search's study.
+    """Return the HTML page of a study.
 
     Raises:
         DataError: if no trial is completed.
     """
     best = studies.best(study)
-    parts = [_head(search, study, best)]
-    scripts: bool | str = True  # the first plot brings the library along
-    for title, figure in _figures(search, study, best):
-        plot = plotly.io.to_html(figure, full_html=False, include_plotlyjs=scripts)
+    parts = [_render_head(search, study, best)]
+    # Only the first plot embeds the plotting library.
+    include_library: bool | str = True
+    for title, figure in _make_plots(search, study, best):
+        plot = plotly.io.to_html(figure, full_html=False, include_plotlyjs=include_library)
         parts.append(f"<h2>{html.escape(title)}</h2>\n{plot}")
-        scripts = False
+        include_library = False
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -41,12 +42,12 @@ def page(search: Search, study: Study) -> str:
     )
 
 
-def _head(search: Search, study: Study, best: list[studies.Told]) -> str:
+def _render_head(search: Search, study: Study, best: list[studies.Told]) -> str:
     counts = ", ".join(f"{number} {state}" for state, number in studies.counts(study).items())
     rows = "\n".join(
         f"<tr><td>{trial.number}</td>"
         + "".join(f"<td>{value:.4f}</td>" for value in trial.values or [])
-        + f"<td>{html.escape(_typed(trial))}</td></tr>"
+        + f"<td>{html.escape(_command_line(trial))}</td></tr>"
         for trial in best[:10]
     )
     goals = "".join(f"<th>{html.escape(name)}</th>" for name in search.objective.names)
@@ -57,33 +58,36 @@ def _head(search: Search, study: Study, best: list[studies.Told]) -> str:
     )
     return (
         f"<h1>Search {html.escape(search.asked.study)}</h1>\n<p>{html.escape(counts)}. Figures are "
-        "those of inner validation rows. No model has been judged by its own fold's test rows, but "
-        "inner validation rows of one searched fold are test rows of another.</p>\n"
+        "from inner validation rows. No model was validated on the test rows of its own fold, but "
+        "inner validation rows of one searched fold are test rows of other folds.</p>\n"
         f"<table><tr><th>trial</th>{goals}<th>overrides</th></tr>\n{rows}\n</table>\n"
         + (f"<h2>Failed</h2>\n<ul>{failed}</ul>" if failed else "")
     )
 
 
-def _typed(trial: studies.Told) -> str:
+def _command_line(trial: studies.Told) -> str:
     return " ".join(f"--{key} {value}" for key, value in overrides(trial.point).items())
 
 
-def _figures(search: Search, study: Study, best: list[studies.Told]) -> Iterator[tuple[str, Any]]:
+def _make_plots(
+    search: Search, study: Study, best: list[studies.Told]
+) -> Iterator[tuple[str, Any]]:
     names = search.objective.names
-    shares = studies.importances(study, names)
+    importances_by_goal = studies.importances(study, names)
     with studies.quiet():
         if len(names) == 2:
             yield "Pareto front", plots.plot_pareto_front(study, target_names=names)
         else:
             yield "Epochs", plots.plot_intermediate_values(study)
         for index, name in enumerate(names):
-            target = _goal(index)
+            target = _goal_getter(index)
             yield (
                 f"History: {name}",
                 plots.plot_optimization_history(study, target=target, target_name=name),
             )
-            keys = list(shares.get(name) or best[0].point)
-            if name in shares:
+            # By importance, or in the order of the space where no importance is known.
+            keys = list(importances_by_goal.get(name) or best[0].point)
+            if name in importances_by_goal:
                 importances = plots.plot_param_importances(
                     study, target=studies.worse(index), target_name=name
                 )
@@ -92,20 +96,20 @@ def _figures(search: Search, study: Study, best: list[studies.Told]) -> Iterator
                 f"Slices: {name}",
                 plots.plot_slice(study, params=keys, target=target, target_name=name),
             )
-            most = _everywhere(study, keys)[:_MOST_CONTOURS]
-            if len(most) > 1:
+            contour_keys = _varied_keys(study, keys)[:_MAX_CONTOUR_KEYS]
+            if len(contour_keys) > 1:
                 yield (
                     f"Contours: {name}",
-                    plots.plot_contour(study, params=most, target=target, target_name=name),
+                    plots.plot_contour(study, params=contour_keys, target=target, target_name=name),
                 )
 
 
-def _goal(index: int) -> Callable[[FrozenTrial], float]:
+def _goal_getter(index: int) -> Callable[[FrozenTrial], float]:
     return lambda trial: float(trial.values[index])
 
 
-def _everywhere(study: Study, keys: list[str]) -> list[str]:
-    """Return the keys that at least two completed trials have, with different values."""
+def _varied_keys(study: Study, keys: list[str]) -> list[str]:
+    """Return the keys with at least two different values among completed trials."""
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [
         key

@@ -1,8 +1,8 @@
-"""What a search varies: configuration keys, the values that each may take, and when it matters.
+"""Search space: configuration keys, their possible values, and conditions between keys.
 
-Define-by-run: a dimension is asked for only where it has an effect, given what was chosen before
-it. Every name is a dotted configuration key and every value what a person would type behind it,
-so that a trial is a list of overrides and nothing else. No Ray.
+The space is define-by-run: a key is suggested only where the key has an effect, given the values
+chosen before. Every name is a dotted configuration key, and every value is written as on a command
+line. A trial is therefore a list of overrides. Imports no Ray.
 """
 
 import difflib
@@ -17,76 +17,91 @@ from mtil.documents import shortened, shown
 from mtil.errors import ConfigError
 
 Value = bool | int | float | str
-"""A value of a dimension; lists are kept as they are typed, such as `[32, 16]`."""
+"""A value of a key. Lists are stored as command-line text, such as `[32, 16]`."""
 
 
 class Suggests(Protocol):
-    """The part of an Optuna trial that a space needs."""
+    """Methods of an Optuna trial used by a space."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Any:
         """Choose one of several values."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Choose a number of a range."""
+        """Choose a number in a range, both ends included."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Choose a whole number of a range."""
+        """Choose an integer in a range, both ends included."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """Domain of several listed values."""
 
     values: tuple[Value, ...]
 
     def suggest(self, trial: Suggests, key: str) -> Value:
-        """Ask for one of the values."""
+        """Suggest one of the values."""
         value: Value = trial.suggest_categorical(key, self.values)
         return value
 
     def holds(self, value: Any) -> bool:
-        """Say whether a value is one of them."""
-        return any(_same(one, value) for one in self.values)
+        """Return whether a value belongs to the domain."""
+        return any(_is_same(known, value) for known in self.values)
 
     def narrowed(self, key: str, wanted: Any) -> "Choice":
-        """Return some of the values only; all of `wanted` must be among them."""
-        values = [_typed(one) for one in wanted] if isinstance(wanted, list) else [_typed(wanted)]
-        if isinstance(wanted, list) and self.holds(_typed(wanted)):
-            values = [_typed(wanted)]  # the list is itself a value, such as the levels 32 and 16
+        """Return a domain with only the wanted values.
+
+        Raises:
+            ConfigError: if a wanted value is not in the domain, or the list is empty.
+        """
+        values = (
+            [_as_typed(item) for item in wanted]
+            if isinstance(wanted, list)
+            else [_as_typed(wanted)]
+        )
+        # A list can also be a single value, such as the levels [32, 16].
+        if isinstance(wanted, list) and self.holds(_as_typed(wanted)):
+            values = [_as_typed(wanted)]
         if not values:
-            raise ConfigError(f"`{key}` must be left a value to search, but got an empty list.")
+            raise ConfigError(f"`{key}` must have at least one value, but got an empty list.")
         for value in values:
             if not self.holds(value):
                 raise ConfigError(
-                    f"`{key}` can be narrowed to some of {_listed(self.values)}, but got "
+                    f"`{key}` can be narrowed to some of {_join_values(self.values)}, but got "
                     f"{shown(value)}."
                 )
-        return Choice(tuple(one for one in self.values if any(_same(one, v) for v in values)))
+        return Choice(
+            tuple(known for known in self.values if any(_is_same(known, v) for v in values))
+        )
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two others, both included."""
+    """Domain of numbers between two ends, both included."""
 
     low: float
     high: float
     log: bool = False
 
     def suggest(self, trial: Suggests, key: str) -> Value:
-        """Ask for a number."""
+        """Suggest a number."""
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        """Say whether a value lies in the range."""
+        """Return whether a value lies in the range."""
         return _is_number(value) and self.low <= value <= self.high
 
     def narrowed(self, key: str, wanted: Any) -> "Range":
-        """Return a narrower range: two numbers, or one that is both."""
-        low, high = _ends(key, wanted)
-        self._check(key, low, high)
+        """Return a narrower range: a list of two numbers, or one number as both ends.
+
+        Raises:
+            ConfigError: if the wanted range is empty or exceeds the domain.
+        """
+        low, high = _parse_ends(key, wanted)
+        self._check_ends(key, low, high)
         return Range(float(low), float(high), self.log)
 
-    def _check(self, key: str, low: float, high: float) -> None:
+    def _check_ends(self, key: str, low: float, high: float) -> None:
         if not (self.low <= low and high <= self.high):
             raise ConfigError(
                 f"`{key}` can be narrowed to a range within {self.low:g} to {self.high:g}, but got "
@@ -96,23 +111,27 @@ class Range:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number between two others, both included."""
+    """Domain of integers between two ends, both included."""
 
     low: int
     high: int
 
     def suggest(self, trial: Suggests, key: str) -> Value:
-        """Ask for a whole number."""
+        """Suggest an integer."""
         return trial.suggest_int(key, self.low, self.high)
 
     def holds(self, value: Any) -> bool:
-        """Say whether a value lies in the range."""
+        """Return whether a value is an integer in the range."""
         return isinstance(value, int) and Range(self.low, self.high).holds(value)
 
     def narrowed(self, key: str, wanted: Any) -> "Whole":
-        """Return a narrower range: two whole numbers, or one that is both."""
-        low, high = _ends(key, wanted)
-        Range(self.low, self.high)._check(key, low, high)
+        """Return a narrower range: a list of two integers, or one integer as both ends.
+
+        Raises:
+            ConfigError: if the wanted range is empty, exceeds the domain or has a fraction.
+        """
+        low, high = _parse_ends(key, wanted)
+        Range(self.low, self.high)._check_ends(key, low, high)
         if low != int(low) or high != int(high):
             raise ConfigError(f"`{key}` must be a whole number, but got {shown(wanted)}.")
         return Whole(int(low), int(high))
@@ -123,58 +142,65 @@ Domain = Choice | Range | Whole
 
 @dataclass(frozen=True)
 class Dimension:
-    """A configuration key that is varied."""
+    """A configuration key to search, with its domain and conditions."""
 
     key: str
     domain: Domain
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-    """Keys and the values of theirs with which this one has an effect; all must hold."""
+    """Conditions for an effect: keys with the required values. All conditions must hold."""
 
 
-_ON = ("self", "cross", "both")
+_ATTENTION_KINDS = ("self", "cross", "both")
 _YES_OR_NO = Choice((True, False))
-_CHAINED_MAPS = Choice(("in_sample", "cross_fit"))
-"""Where maps may come from if the test is a chain: a model's own output is none of it."""
-_WHOLE: Mapping[str, tuple[Value, ...]] = {"model.baseline": (False,)}
-"""With the baseline all that it lacks is switched off."""
-_ATTENDS: Mapping[str, tuple[Value, ...]] = {**_WHOLE, "model.attention.kind": _ON}
+_CHAIN_MAPS = Choice(("in_sample", "cross_fit"))
+"""Sources of maps for a chain test, in which no model reads its own output (`recycle`)."""
+_NO_BASELINE: Mapping[str, tuple[Value, ...]] = {"model.baseline": (False,)}
+"""The baseline lacks attention, aggregation and prior."""
+_WITH_ATTENTION: Mapping[str, tuple[Value, ...]] = {
+    **_NO_BASELINE,
+    "model.attention.kind": _ATTENTION_KINDS,
+}
 
 SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
     "attention": (
-        Dimension("model.attention.kind", Choice(("none", *_ON)), _WHOLE),
-        Dimension("model.attention.form", Choice(("location", "semantic", "both")), _ATTENDS),
-        Dimension("model.attention.levels", Choice(("[32]", "[32, 16]", "[32, 16, 8]")), _ATTENDS),
-        Dimension("model.attention.width", Choice((32, 64, 96, 128)), _ATTENDS),
-        Dimension("model.attention.num_heads", Choice((2, 4, 8)), _ATTENDS),
+        Dimension("model.attention.kind", Choice(("none", *_ATTENTION_KINDS)), _NO_BASELINE),
+        Dimension(
+            "model.attention.form", Choice(("location", "semantic", "both")), _WITH_ATTENTION
+        ),
+        Dimension(
+            "model.attention.levels", Choice(("[32]", "[32, 16]", "[32, 16, 8]")), _WITH_ATTENTION
+        ),
+        Dimension("model.attention.width", Choice((32, 64, 96, 128)), _WITH_ATTENTION),
+        Dimension("model.attention.num_heads", Choice((2, 4, 8)), _WITH_ATTENTION),
         Dimension(
             "model.attention.direction",
             Choice(("both", "seg_to_cls", "cls_to_seg")),
-            {**_WHOLE, "model.attention.kind": ("cross", "both")},
+            {**_NO_BASELINE, "model.attention.kind": ("cross", "both")},
         ),
         Dimension(
             "model.attention.fusion",
             Choice(("gate", "concat", "sum")),
-            {**_WHOLE, "model.attention.kind": ("both",)},
+            {**_NO_BASELINE, "model.attention.kind": ("both",)},
         ),
     ),
     "aggregation": (
-        Dimension("model.aggregation.kind", Choice(("fab", "se", "eca", "concat")), _WHOLE),
+        Dimension("model.aggregation.kind", Choice(("fab", "se", "eca", "concat")), _NO_BASELINE),
         Dimension(
             "model.aggregation.reduction",
             Choice((4, 8, 16)),
-            {**_WHOLE, "model.aggregation.kind": ("fab", "se")},
+            {**_NO_BASELINE, "model.aggregation.kind": ("fab", "se")},
         ),
     ),
     "prior": (
-        Dimension("model.prior.stem", _YES_OR_NO, _WHOLE),
-        Dimension("model.prior.aggregation", _YES_OR_NO, _WHOLE),
+        Dimension("model.prior.stem", _YES_OR_NO, _NO_BASELINE),
+        Dimension("model.prior.aggregation", _YES_OR_NO, _NO_BASELINE),
         Dimension(
             "model.prior.attention",
             _YES_OR_NO,
-            {**_ATTENDS, "model.attention.form": ("location", "both")},
+            {**_WITH_ATTENTION, "model.attention.form": ("location", "both")},
         ),
-        Dimension("model.prior.dropout", Range(0.0, 0.6), _WHOLE),
-        Dimension("model.prior.roughen", Range(0.0, 0.8), _WHOLE),
+        Dimension("model.prior.dropout", Range(0.0, 0.6), _NO_BASELINE),
+        Dimension("model.prior.roughen", Range(0.0, 0.8), _NO_BASELINE),
     ),
     "circle": (
         Dimension("circle.maps", Choice(("in_sample", "cross_fit", "recycle"))),
@@ -208,86 +234,93 @@ SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
         Dimension("augment.speckle", Range(0.0, 0.3)),
     ),
 }
-"""What can be searched, by name. A key that others depend on comes before them."""
+"""Dimensions by subspace name. A key precedes the keys with a condition on it."""
 
 OF_ROUNDS = ("prior", "circle")
-"""Subspaces that matter only where a trial is a whole circle."""
+"""Subspaces with an effect only where a trial is a whole circle."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """Dimensions, and the configuration whose other keys stay as they are."""
+    """Dimensions to search, and the configuration with the other keys."""
 
     dimensions: tuple[Dimension, ...]
     base: Config
     fixed: Mapping[str, str] = field(default_factory=dict)
-    """What narrowing has fixed in the base configuration."""
+    """Overrides of the base configuration, from keys narrowed to a single value."""
 
     def suggest(self, trial: Suggests) -> dict[str, Value]:
-        """Ask a trial for the values of the dimensions that matter, one after the other."""
+        """Suggest values for all dimensions with an effect, in order."""
         values = flat(self.base)
         chosen: dict[str, Value] = {}
         for dimension in self.dimensions:
-            if _matters(dimension, values):
+            if _has_effect(dimension, values):
                 value = dimension.domain.suggest(trial, dimension.key)
                 chosen[dimension.key] = values[dimension.key] = value
         return chosen
 
     def varies(self) -> bool:
-        """Say whether any dimension can ever matter."""
-        domains = {one.key: one.domain for one in self.dimensions}
+        """Return whether any dimension can have an effect."""
+        domains = {dimension.key: dimension.domain for dimension in self.dimensions}
         values = flat(self.base)
 
-        def can_be(key: str, allowed: Sequence[Value]) -> bool:
+        def is_possible(key: str, allowed: Sequence[Value]) -> bool:
             domain = domains.get(key)
-            return any(domain.holds(one) if domain else _same(one, values[key]) for one in allowed)
+            return any(
+                domain.holds(value) if domain else _is_same(value, values[key]) for value in allowed
+            )
 
         return any(
-            all(can_be(key, allowed) for key, allowed in one.when.items())
-            for one in self.dimensions
+            all(is_possible(key, allowed) for key, allowed in dimension.when.items())
+            for dimension in self.dimensions
         )
 
     def default(self) -> dict[str, Value] | None:
-        """Return the base configuration's own point, or None if the space does not hold it."""
+        """Return the point of the base configuration, or None if the space lacks the point."""
         values = flat(self.base)
         point = {
             dimension.key: values[dimension.key]
             for dimension in self.dimensions
-            if _matters(dimension, values)
+            if _has_effect(dimension, values)
         }
-        held = all(one.domain.holds(point[one.key]) for one in self.dimensions if one.key in point)
-        return point if held else None
+        is_inside = all(
+            dimension.domain.holds(point[dimension.key])
+            for dimension in self.dimensions
+            if dimension.key in point
+        )
+        return point if is_inside else None
 
 
 def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None = None) -> Space:
-    """Return the space of some subspaces.
+    """Return the space of several subspaces.
 
     Args:
-        base: the configuration that the rest is taken from.
-        names: of subspaces.
-        narrowing: values by dotted key or in nested groups: a list of some choices, the two ends
-            of a range, or one value that fixes the key.
+        base: configuration with the values of all other keys.
+        names: names of subspaces.
+        narrowing: values by dotted key or in nested groups: a list of choices, the two ends of a
+            range, or a single value to fix the key.
 
     Raises:
-        ConfigError: if a name or a key is unknown, or a key is left nothing to choose from.
+        ConfigError: if a name or a key is unknown, or narrowing leaves nothing to choose.
     """
     for name in names:
         if name not in SUBSPACES:
             raise ConfigError(
                 f"`--space` must name some of {', '.join(SUBSPACES)}, but got {name!r}."
             )
-    dimensions = {one.key: one for name in names for one in SUBSPACES[name]}
+    dimensions = {dimension.key: dimension for name in names for dimension in SUBSPACES[name]}
     if base.circle.test == "chain" and "circle.maps" in dimensions:
-        dimensions["circle.maps"] = Dimension("circle.maps", _CHAINED_MAPS)
+        dimensions["circle.maps"] = Dimension("circle.maps", _CHAIN_MAPS)
     fixed: dict[str, str] = {}
-    for key, wanted in _leaves(narrowing or {}).items():
+    for key, wanted in _flatten(narrowing or {}).items():
         key = key.replace("-", "_")
         if key not in dimensions:
             raise ConfigError(
-                f"`{shortened(key)}` is not in the space{_hint(key, list(dimensions), names)}."
+                f"`{shortened(key)}` is not in the space{_key_hint(key, list(dimensions), names)}."
             )
         domain = dimensions[key].domain.narrowed(key, wanted)
-        if value := _only(domain):
+        # A single value is no dimension: the base configuration gets the value.
+        if value := _only_value(domain):
             fixed[key] = as_text(value[0])
             del dimensions[key]
         else:
@@ -295,88 +328,92 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
     space = Space(tuple(dimensions.values()), with_overrides(base, fixed), fixed)
     if not space.varies():
         raise ConfigError(
-            "A search must have something to vary, but every key is fixed, or has no effect with "
-            "what the configuration fixes."
+            "The search space has nothing to vary: every key is fixed, or has no effect in this "
+            "configuration. Change --space or --narrow."
         )
     return space
 
 
 def overrides(point: Mapping[str, Value]) -> dict[str, str]:
-    """Return a point as what `--KEY VALUE` would be on a command line."""
+    """Return a point as command-line overrides: text by dotted key."""
     return {key: as_text(value) for key, value in point.items()}
 
 
 def as_text(value: Value) -> str:
-    """Return a value as it is typed."""
+    """Return a value as written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Return a configuration's values by dotted key, lists as they are typed."""
-    return {key: _typed(value) for key, value in _leaves(to_dict(config)).items()}
+    """Return the values of a configuration by dotted key, with lists as text."""
+    return {key: _as_typed(value) for key, value in _flatten(to_dict(config)).items()}
 
 
-def _matters(dimension: Dimension, values: Mapping[str, Any]) -> bool:
+def _has_effect(dimension: Dimension, values: Mapping[str, Any]) -> bool:
     return all(values[key] in allowed for key, allowed in dimension.when.items())
 
 
-def _only(domain: Domain) -> tuple[Value, ...]:
-    """Return the one value that a domain has left, if it has only one."""
+def _only_value(domain: Domain) -> tuple[Value, ...]:
+    """Return the single value of a domain in a tuple; empty for several values."""
     if isinstance(domain, Choice):
         return domain.values if len(domain.values) == 1 else ()
     return (domain.low,) if domain.low == domain.high else ()
 
 
-def _typed(value: Any) -> Any:
+def _as_typed(value: Any) -> Any:
     return str(list(value)) if isinstance(value, list | tuple) else value
 
 
-def _ends(key: str, wanted: Any) -> tuple[float, float]:
-    ends = [_number(end) for end in (wanted if isinstance(wanted, list) else [wanted, wanted])]
+def _parse_ends(key: str, wanted: Any) -> tuple[float, float]:
+    ends = [
+        _parse_number(end) for end in (wanted if isinstance(wanted, list) else [wanted, wanted])
+    ]
     if len(ends) != 2 or not all(_is_number(end) for end in ends):
         raise ConfigError(
             f"`{key}` must be a number or the two ends of a range, but got {shown(wanted)}."
         )
     if ends[0] > ends[1]:
-        raise ConfigError(f"`{key}` must not have an empty range, but got {ends[0]} to {ends[1]}.")
+        raise ConfigError(f"The range of `{key}` is empty: {ends[0]} to {ends[1]}.")
     return ends[0], ends[1]
 
 
-def _number(value: Any) -> Any:
-    """Return what YAML 1.1 reads as text, such as 1e-4, as the number that it is."""
+def _parse_number(value: Any) -> Any:
+    """Convert text to a float where possible."""
+    # YAML 1.1 reads numbers such as 1e-4 as text.
     with suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value
 
 
-def _same(one: Value, other: Any) -> bool:
-    """Say whether values are equal; 0 is 0.0, but not false."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+def _is_same(value: Value, candidate: Any) -> bool:
+    """Return whether values are equal; 0 equals 0.0, but not False."""
+    return value == candidate and isinstance(value, bool) == isinstance(candidate, bool)
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return isinstance(value, int) or math.isfinite(value)  # large integers overflow a float
+    # `isfinite` raises for integers too large for a float.
+    return isinstance(value, int) or math.isfinite(value)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
+            leaves |= _flatten(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
-def _hint(key: str, known: Sequence[str], names: Sequence[str]) -> str:
+def _key_hint(key: str, known: Sequence[str], names: Sequence[str]) -> str:
     for name, dimensions in SUBSPACES.items():
-        if name not in names and key in (one.key for one in dimensions):
-            return f"; it belongs to `{name}`, which --space does not name"
+        if name not in names and key in (dimension.key for dimension in dimensions):
+            return f"; the key belongs to `{name}`, which --space does not name"
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean `{close[0]}`" if close else f", which has {', '.join(known)}"
 
 
-def _listed(values: Sequence[Value]) -> str:
+def _join_values(values: Sequence[Value]) -> str:
     return ", ".join(as_text(value) for value in values)

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: where it is kept, who samples, and what it says. No Ray."""
+"""The Optuna study of a search: storage, sampler, early stopping and results. No Ray."""
 
 import hashlib
 import json
@@ -27,14 +27,15 @@ from tune.record import Rule, Sampler, Search
 from tune.space import Value
 
 CAUSE, STOPPED, FIGURES, SECONDS = "cause", "stopped_after", "figures", "seconds"
-"""What a trial's user attributes are called."""
+"""Names of a trial's user attributes."""
 
 _STARTUP_TRIALS = {1: 10, 2: 5}
-"""Trials that are drawn at random before TPE learns, by the number of goals."""
+"""Number of random trials before TPE, by number of goals."""
 _CANDIDATES = {1: 24, 2: 100}
-"""Of so many points TPE takes the most promising one; two goals need a finer choice."""
+"""Number of points among which TPE chooses, by number of goals; two goals need more points."""
 _POPULATION = 20
-_SECRETS = {"password", "passwd", "sslpassword"}
+"""Trials in a generation of NSGA-II."""
+_SECRET_KEYS = {"password", "passwd", "sslpassword"}
 _STATES = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "stopped early",
@@ -48,7 +49,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Told:
-    """What the study knows of a trial."""
+    """A trial as recorded in the study."""
 
     number: int
     state: str
@@ -56,41 +57,42 @@ class Told:
     point: dict[str, Value]
     cause: str | None
     stopped_after: int | None
-    """Epochs after which the rule stopped it."""
+    """Epochs after which the rule stopped the trial; None if not stopped."""
     figures: list[dict[str, float]]
-    """Of its trainings, fold by fold, on the inner validation rows."""
+    """Figures of the trainings, fold by fold, on the inner validation rows."""
     seconds: float | None
 
 
-_TOLD: TypeAdapter[Told] = TypeAdapter(Told)
+_TRIALS: TypeAdapter[Told] = TypeAdapter(Told)
 _MAX_JOURNAL_BYTES = 256 * MIB
 
 
 def storage_of(where: str) -> str:
-    """Return what `--storage` names so that it means the same from any folder and process.
+    """Return the `--storage` value in a form valid in any folder and process.
 
     Raises:
-        ConfigError: if it holds a password, or names what ends with the process.
+        ConfigError: if the value holds a password, or names a storage in memory.
     """
     if "://" not in where:
         return str(Path(where).absolute())
     try:
         url = make_url(where)
     except (SQLAlchemyError, ValueError):
+        # The value is not shown, as it may hold a password.
         raise ConfigError(
-            "`--storage` must be a file or a database's URL, such as sqlite:///FILE or "
-            "postgresql://USER@HOST:5432/NAME, but got neither."
+            "`--storage` must be a file or the URL of a database, such as sqlite:///FILE or "
+            "postgresql://USER@HOST:5432/NAME, but is neither."
         ) from None
-    if url.password is not None or _SECRETS & url.query.keys():
+    if url.password is not None or _SECRET_KEYS & url.query.keys():
         raise ConfigError(
-            "`--storage` must hold no password, as it is kept with the search and shown, but got "
-            "one; leave it to the database's own environment variable or file, such as PGPASSWORD, "
-            "~/.pgpass or ?read_default_file=FILE."
+            "`--storage` must hold no password, since the search stores and shows the URL. Use the "
+            "database's environment variable or file for passwords, such as PGPASSWORD, ~/.pgpass "
+            "or ?read_default_file=FILE."
         )
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise ConfigError(
-                f"`--storage` must outlive the command, but got {where}; name a file."
+                f"`--storage` must outlive the command, but {where} is in memory. Name a file."
             )
         if not url.database.startswith("file:"):
             url = url.set(database=str(Path(url.database).absolute()))
@@ -101,7 +103,7 @@ def open_storage(where: str) -> BaseStorage:
     """Open a journal file, or the storage of a URL such as `sqlite:///FILE`.
 
     Raises:
-        StorageError: if that cannot be.
+        StorageError: if the storage cannot be opened.
     """
     if "://" in where:
         try:
@@ -114,7 +116,7 @@ def open_storage(where: str) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_journal(path)
-        with _undamaged(where):
+        with _refuse_damage(where):
             return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise StorageError(
@@ -123,9 +125,9 @@ def open_storage(where: str) -> BaseStorage:
 
 
 def mend(where: str) -> None:
-    """Cut off the line that a writer left unfinished when its machine died, if there is one.
+    """Cut off an unfinished last line of a journal, left by a driver whose machine died.
 
-    Only for the one driver of a search, before it opens its storage: others just read past it.
+    Only for the driver of a search, before opening the storage. Readers skip unfinished lines.
     """
     journal = Path(where)
     if "://" in where or not journal.exists():
@@ -135,6 +137,7 @@ def mend(where: str) -> None:
     try:
         with journal.open("rb+") as file:
             text = file.read()
+            # The next record would otherwise continue the unfinished line.
             file.truncate(text.rfind(b"\n") + 1)
     finally:
         lock.release()
@@ -144,24 +147,25 @@ def load(search: Search) -> Study:
     """Return the study of a search.
 
     Raises:
-        DataError: if it has not begun.
+        DataError: if the study does not exist yet.
     """
     study = find(search)
     if study is None:
-        raise DataError(f"The search {search.uri} has no trial yet; run `mtil-tune run`.")
+        raise DataError(f"The search {search.uri} has no trial yet. Run `mtil-tune run`.")
     return study
 
 
 def find(search: Search) -> Study | None:
-    """Return the study of a search; None if it has not begun.
+    """Return the study of a search, or None before the first `mtil-tune run`.
 
     Raises:
-        StorageError: if its storage is damaged, or holds another program's study.
+        StorageError: if the storage is damaged, or holds a study of a different program.
     """
+    # Optuna would create a missing journal.
     if "://" not in search.storage and not Path(search.storage).exists():
         return None
     storage = open_storage(search.storage)
-    with _undamaged(search.storage):
+    with _refuse_damage(search.storage):
         names = [summary.study_name for summary in storage.get_all_studies()]
         if search.asked.study not in names:
             return None
@@ -171,10 +175,12 @@ def find(search: Search) -> Study | None:
 
 
 @contextmanager
-def _undamaged(where: str) -> Iterator[None]:
-    """Make one sentence of what Optuna raises when it reads a study that it has not written."""
+def _refuse_damage(where: str) -> Iterator[None]:
+    """Convert errors of a damaged study into a StorageError of one sentence."""
     try:
         yield
+    # Optuna does not validate stored data. Damage surfaces as any of the errors below, wherever
+    # a value is used first.
     except (
         ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError,
         SQLAlchemyError, TypeError, ValueError,
@@ -183,35 +189,36 @@ def _undamaged(where: str) -> Iterator[None]:
             raise
         reason = shortened(" ".join(str(error).split())) or type(error).__name__
         raise StorageError(
-            f"The study's storage {where} must hold a study as Optuna writes it, but does not "
-            f"({reason}); restore it, or begin another search."
+            f"The study's storage {where} holds no valid Optuna study ({reason}). Restore the "
+            "storage, or start a new search."
         ) from None
 
 
 def _check_journal(path: Path) -> None:
-    """Read each line of a journal within bounds; Optuna's own parser has none.
+    """Check the size and every complete line of a journal.
 
-    A last line without an end is being written, or was cut off: readers go past it.
+    A last line without an end is still being written or was cut off. Readers skip the line.
 
     Raises:
-        StorageError: naming the first line that is damaged.
+        StorageError: if the file is too large, or a line is damaged; the message names the line.
     """
+    # Optuna's own parser has no bounds on size and depth.
     document = Document(
         f"The study's journal {path}",
-        "restore it, or begin another search",
+        "restore it, or start a new search",
         StorageError,
         max_bytes=_MAX_JOURNAL_BYTES,
         finite=False,
     )
     if not path.is_file():
-        document.refuse("must be a regular file, but is none")
+        document.refuse("must be a regular file, but is not")
     document.check_size(path.stat().st_size)
     text = path.read_bytes()
     document.lines(text[: text.rfind(b"\n") + 1])
 
 
 def _check_trials(search: Search, study: Study) -> None:
-    """Refuse trials whose values are not those that this program writes."""
+    """Raise ValueError for trials not written by mtil."""
     goals = len(search.objective.goals)
     if len(study.directions) != goals:
         raise ValueError(f"it has {len(study.directions)} goals instead of {goals}")
@@ -224,25 +231,31 @@ def _check_trials(search: Search, study: Study) -> None:
         if not all(isinstance(value, bool | int | float | str) for value in trial.params.values()):
             raise ValueError(f"the parameters of trial {number} are wrong")
         for name, value in trial.params.items():
-            trial.distributions[name].to_internal_repr(value)  # raises for what it cannot hold
-        _TOLD.validate_json(json.dumps(asdict(told(trial))), strict=True)
+            # Raises if the distribution cannot hold the value.
+            trial.distributions[name].to_internal_repr(value)
+        _TRIALS.validate_json(json.dumps(asdict(told(trial))), strict=True)
 
 
 def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> BaseSampler:
-    """Return the sampler of the trial of a number.
+    """Return the sampler of a trial, seeded by search seed and trial number.
 
-    Each trial has one of its own, seeded by the number: what it suggests follows from the study
-    alone, so that a search that was interrupted goes on as if it had not been.
+    Args:
+        kind: `tpe`, `nsga2` or `random`.
+        seed: `--search-seed` of the search.
+        number: number of the trial, from 0.
+        num_goals: number of goals, 1 or 2.
     """
+    # One sampler per trial: suggestions then depend only on the study, and an interrupted search
+    # continues as if never interrupted.
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-    own = int.from_bytes(digest[:4], "big")
+    trial_seed = int.from_bytes(digest[:4], "big")
     with quiet():
         if kind == "random":
-            return RandomSampler(seed=own)
+            return RandomSampler(seed=trial_seed)
         if kind == "nsga2":
-            return NSGAIISampler(seed=own, population_size=_POPULATION)
+            return NSGAIISampler(seed=trial_seed, population_size=_POPULATION)
         return TPESampler(
-            seed=own,
+            seed=trial_seed,
             multivariate=True,
             group=True,
             constant_liar=True,
@@ -252,7 +265,7 @@ def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> B
 
 
 def make_pruner(rule: Rule) -> BasePruner:
-    """Return Optuna's form of a rule, to be asked after the rule's epochs only."""
+    """Return the Optuna pruner of a rule; to be asked only after the epochs of the rule."""
     if rule.kind == "median":
         return MedianPruner(n_startup_trials=5)
     if rule.kind == "halving":
@@ -261,7 +274,7 @@ def make_pruner(rule: Rule) -> BasePruner:
 
 
 class Judge:
-    """Writes the epochs of trials into the study, and says which trial is to end."""
+    """Actor to write epochs of trials into the study and to decide on early stopping."""
 
     def __init__(self, storage: str, study: str, rule: Rule) -> None:
         self._rule = rule
@@ -272,9 +285,9 @@ class Judge:
         )
 
     def hear(self, number: int, epoch: int, value: float) -> bool:
-        """Note what a trial is worth after so many epochs; say whether it goes on.
+        """Record the value of a trial after `epoch` epochs; return whether the trial goes on.
 
-        What has been heard before gets the same answer.
+        A repeated report gets the first answer again: a restarted training may report all epochs.
         """
         frozen = self._study.get_trials(deepcopy=False)[number]
         if frozen.state.is_finished() or STOPPED in frozen.user_attrs:
@@ -289,23 +302,26 @@ class Judge:
         return True
 
     def has_stopped(self, number: int) -> bool:
-        """Say whether a trial was told to end."""
+        """Return whether the rule has stopped a trial."""
         return STOPPED in self._study.get_trials(deepcopy=False)[number].user_attrs
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what the libraries say of themselves, and of what `worse` is for."""
+    """Suppress library warnings without use for the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # PED-ANOVA assumes low values to be good, which `worse` takes care of.
         warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes")
-        warnings.filterwarnings("ignore", "Some regimes for parameter")  # `show` says it
-        warnings.filterwarnings("ignore", "Define-by-run function passed")  # a slow machine
+        # `mtil-tune show` prints a hint for shares with few trials.
+        warnings.filterwarnings("ignore", "Some regimes for parameter")
+        # Ray Tune warns where the search space is slow to evaluate, as on a slow machine.
+        warnings.filterwarnings("ignore", "Define-by-run function passed")
         yield
 
 
 def told(trial: FrozenTrial) -> Told:
-    """Return what the study knows of a trial."""
+    """Convert an Optuna trial."""
     attributes = trial.user_attrs
     completed = trial.state == TrialState.COMPLETE
     return Told(
@@ -321,38 +337,40 @@ def told(trial: FrozenTrial) -> Told:
 
 
 def trials(study: Study) -> list[Told]:
-    """Return all trials, in their order."""
+    """Return all trials, ordered by number."""
     return [told(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def counts(study: Study) -> dict[str, int]:
-    """Return how many trials are in each state."""
-    found = dict.fromkeys(_STATES.values(), 0)
+    """Return the number of trials by state."""
+    num_by_state = dict.fromkeys(_STATES.values(), 0)
     for trial in study.get_trials(deepcopy=False):
-        found[_STATES[trial.state]] += 1
-    return found
+        num_by_state[_STATES[trial.state]] += 1
+    return num_by_state
 
 
 def ended(counts: Mapping[str, int]) -> int:
-    """Return how many trials came to an end of their own, as `--num-trials` counts them."""
+    """Return the number of completed or early stopped trials, as counted by `--num-trials`."""
     return counts["completed"] + counts["stopped early"]
 
 
 def best(study: Study, number: int | None = None) -> list[Told]:
-    """Return the completed trials, the best first, each point once; with two goals the front.
+    """Return the completed trials, best first, each point once. With two goals, the Pareto front.
 
     Args:
         study: the study.
-        number: how many at most.
+        number: maximum number of trials; by default all.
 
     Raises:
-        DataError: if none is completed.
+        DataError: if no trial is completed.
     """
-    two = len(study.directions) == 2
-    found = study.best_trials if two else study.get_trials(states=(TrialState.COMPLETE,))
-    if not found:
-        raise DataError("A search must have a completed trial for this, but has none.")
-    ordered = sorted(found, key=lambda trial: (-cast(float, trial.values[0]), trial.number))
+    has_two_goals = len(study.directions) == 2
+    completed = (
+        study.best_trials if has_two_goals else study.get_trials(states=(TrialState.COMPLETE,))
+    )
+    if not completed:
+        raise DataError("The search has no completed trial yet. Continue with `mtil-tune run`.")
+    ordered = sorted(completed, key=lambda trial: (-cast(float, trial.values[0]), trial.number))
     points: dict[tuple[Any, ...], Told] = {}
     for trial in ordered:
         points.setdefault(tuple(sorted(trial.params.items())), told(trial))
@@ -360,23 +378,24 @@ def best(study: Study, number: int | None = None) -> list[Told]:
 
 
 def importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return how much each key has mattered for each goal, as shares; by Optuna's PED-ANOVA.
+    """Return the importance of each key for each goal, as shares from PED-ANOVA.
 
-    A goal for which the trials are too few or all alike is left out.
+    Goals are left out if the trials are too few, or all have the same value.
     """
-    from optuna.importance import get_param_importances  # scikit-learn, where it is installed
+    # Inside the function: the module imports scikit-learn where installed.
+    from optuna.importance import get_param_importances
 
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    found = {}
+    by_goal = {}
     for index, name in enumerate(names):
         if len({trial.values[index] for trial in completed}) < 2:
             continue
         with quiet():
             shares: Mapping[str, float] = get_param_importances(study, target=worse(index))
-        found[name] = {key: float(share) for key, share in shares.items()}
-    return found
+        by_goal[name] = {key: float(share) for key, share in shares.items()}
+    return by_goal
 
 
 def worse(goal: int) -> Callable[[FrozenTrial], float]:
-    """Return what Optuna's importances want of a trial: a number that is low where it is good."""
+    """Return a function from a trial to the negated goal, since Optuna's importances minimise."""
     return lambda trial: -float(trial.values[goal])

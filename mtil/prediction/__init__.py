@@ -1,1 +1,1 @@
-"""A trained model applied to test rows and to ordinary images. No Ray."""
+"""Prediction of test rows and ordinary images with trained models. Imports no Ray."""

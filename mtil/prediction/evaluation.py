@@ -1,4 +1,4 @@
-"""Scores per image to figures. No Ray, no torch."""
+"""Compute evaluation metrics from predictions of test images. Imports neither Ray nor PyTorch."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mtil.run.folder import Run
 
 
 def to_results(predictions: pa.Table) -> Results:
-    """Turn predictions of one pass into the columns that the metrics take, ordered by id."""
+    """Convert the predictions of one pass to metric inputs, sorted by sample id."""
     columns = {field.name: predictions.column(field.name).to_numpy() for field in fields(Results)}
     columns["sample_id"] = np.array(predictions.column("sample_id").to_pylist())
     columns["group"] = np.array(predictions.column("group").to_pylist())
@@ -26,11 +26,20 @@ def to_results(predictions: pa.Table) -> Results:
 
 
 def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> dict[str, Any]:
-    """Return the figures of a run's pooled test predictions."""
+    """Return the metrics of a run's pooled test predictions.
+
+    Args:
+        predictions: predictions of all passes, with the columns of `mtil.run.scores.PREDICTIONS`.
+        run_uri: where the run is stored.
+        folds: the predicted folds.
+
+    Returns:
+        metrics of the last pass, also by class, size and collection, and metrics of every pass.
+    """
     by_pass = []
-    for number, of_pass in _passes(predictions):
-        results = to_results(of_pass)
-        by_pass.append({"pass": number, "metrics": summarise(results)})
+    for pass_index, rows in _split_passes(predictions):
+        results = to_results(rows)
+        by_pass.append({"pass": pass_index, "metrics": summarise(results)})
     return {
         "run": run_uri,
         "folds": list(folds),
@@ -38,41 +47,41 @@ def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> di
         "metrics": by_pass[-1]["metrics"],
         "by_class": by_class(results),
         "by_size": by_size(results),
-        "by_source": by_source(of_pass),
-        "millimetres": in_millimetres(of_pass),
+        "by_source": by_source(rows),
+        "millimetres": in_millimetres(rows),
         "by_pass": by_pass,
     }
 
 
-def _passes(predictions: pa.Table) -> list[tuple[int, pa.Table]]:
-    """Return the number and the rows of each pass, the last one last."""
-    numbers = sorted(predictions.column("pass").unique().to_pylist())
+def _split_passes(predictions: pa.Table) -> list[tuple[int, pa.Table]]:
+    """Return (index, rows) of every pass, in order."""
+    indices = sorted(predictions.column("pass").unique().to_pylist())
     return [
-        (number, predictions.filter(pa.compute.equal(predictions["pass"], number)))
-        for number in numbers
+        (index, predictions.filter(pa.compute.equal(predictions["pass"], index)))
+        for index in indices
     ]
 
 
 def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
-    """Return the figures of each collection of a data set that was made from several."""
+    """Return metrics by collection; empty for a data set of a single collection."""
     sources = sorted(set(predictions.column("source").to_pylist()))
     if len(sources) < 2:
         return {}
-    parts = {
+    by_name = {
         source: to_results(predictions.filter(pa.compute.equal(predictions["source"], source)))
         for source in sources
     }
     return {
-        source: {"num_images": len(part), "metrics": summarise(part)}
-        for source, part in parts.items()
+        source: {"num_images": len(results), "metrics": summarise(results)}
+        for source, results in by_name.items()
     }
 
 
 def with_named_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
-    """Return predictions in which each row's `source` is not empty.
+    """Fill the empty `source` of rows with the name of the first collection.
 
-    In a data set of one collection, and of what was appended to it later, the rows of the first
-    collection have an empty source, as their ids begin with none. They get the collection's name.
+    In a data set of a single collection, later appended to, the ids of the first collection have no
+    prefix, and the `source` of its rows is empty.
     """
     first = [source.name for source in manifest.sources if not source.prefix]
     if not first:
@@ -83,7 +92,7 @@ def with_named_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
 
 
 def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
-    """Return the mean distances of outlines over the tumour images whose pixel size is known."""
+    """Return the mean outline distances over tumour images with known pixel size."""
     known = predictions.filter(pa.compute.is_finite(predictions["hd95_mm"]))
     return {
         "count": known.num_rows,
@@ -123,15 +132,16 @@ def write_predictions(
 
 
 def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:
-    """Assert that a fold's test images were each seen once in every pass.
+    """Check that every pass has all test images of a fold exactly once.
 
     Raises:
-        DataError: with both numbers.
+        DataError: if a pass misses or repeats images.
     """
-    for number, of_pass in _passes(predictions) or [(0, predictions)]:
-        ids = of_pass.column("sample_id").to_pylist()
+    # Without any rows there is no pass either, and the check must still fail.
+    for pass_index, rows in _split_passes(predictions) or [(0, predictions)]:
+        ids = rows.column("sample_id").to_pylist()
         if len(ids) != expected or len(set(ids)) != expected:
             raise DataError(
-                f"Evaluation of fold {fold} must see each of its {expected} images once, but saw "
-                f"{len(ids)} rows of {len(set(ids))} images in pass {number}."
+                f"Predictions of fold {fold} are incomplete: pass {pass_index} has {len(ids)} rows "
+                f"of {len(set(ids))} images, but must have each of the {expected} test images once."
             )

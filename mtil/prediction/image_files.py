@@ -1,4 +1,4 @@
-"""Which images a user means by a file, a folder or a bucket prefix, and how results are named."""
+"""Find the images of a file, folder or bucket prefix, and name the result files."""
 
 import hashlib
 from collections import Counter
@@ -12,115 +12,123 @@ from mtil.errors import DataError
 from mtil.storage import BUCKETS, LocalStore, Store, open_store, split_uri
 
 _MAX_NAME_BYTES = 255
-"""Of a file or folder, on nearly every file system."""
-_DIGEST = 8
+"""Maximum length of a file or folder name on nearly every file system."""
+_DIGEST_LENGTH = 8
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The images among the files that were found."""
+    """Files of an input location, sorted into images and files left out."""
 
     names: list[str]
     masks: tuple[str, ...] = ()
-    """Masks of images that are there too, in one of the published layouts."""
+    """Masks whose images are present too, named as in a published layout."""
     hidden: tuple[str, ...] = ()
-    """Files that are hidden, or lie in a hidden folder."""
+    """Hidden files and files in hidden folders."""
     others: tuple[str, ...] = ()
-    """Files whose names do not end as those of images do."""
+    """Files without the suffix of an image."""
 
     @property
     def num_masks(self) -> int:
-        """Masks that are left out."""
+        """Number of masks left out."""
         return len(self.masks)
 
     @property
     def num_ignored(self) -> int:
-        """Files that are hidden or no images."""
+        """Number of files that are hidden or not images."""
         return len(self.hidden) + len(self.others)
 
     @property
     def num_files(self) -> int:
-        """Files that were found."""
+        """Number of files found."""
         return len(self.names) + self.num_masks + self.num_ignored
 
 
 def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
-    """Return the store and the names of the images at a location, but for those below `out`.
+    """Return the store and the image names of a location, without names below `out`.
+
+    Args:
+        uri: an image file, a folder or a bucket prefix; folders are searched recursively.
+        out: where results go.
 
     Raises:
-        DataError: if there are none.
+        DataError: if the location has no image, does not exist or is `out` itself.
     """
     file = as_file(uri)
     if file is not None:
         return file[0], Selection([file[1]])
     store = open_store(uri)
     if isinstance(store, LocalStore) and not store.root.is_dir():
-        what = "is no regular file" if store.root.exists() else "does not exist"
-        raise DataError(f"The input {shown(uri)} {what}; name an image or a folder of images.")
-    inside = _relative(out, store)
-    if inside == ".":
-        raise DataError(f"Results must not go where the images are, but both are {uri}.")
-    found = store.names()
-    selection = select([name for name in found if not inside or not _below(name, inside)])
+        problem = "is not a regular file" if store.root.exists() else "does not exist"
+        raise DataError(f"The input {shown(uri)} {problem}. Name an image or a folder of images.")
+    out_folder = _relative_path(out, store)
+    if out_folder == ".":
+        raise DataError(f"Input and output are the same place, {uri}. Name another OUT.")
+    all_names = store.names()
+    # Results inside the input folder must not become inputs of the next command.
+    selection = select(
+        [name for name in all_names if not out_folder or not _is_below(name, out_folder)]
+    )
     if not selection.names:
         raise DataError(
-            f"An input must hold images ({', '.join(SUFFIXES)}), but {uri} has none among its "
-            f"{count(len(found), 'file')}."
+            f"The input {uri} has no image ({', '.join(SUFFIXES)}) among "
+            f"{count(len(all_names), 'file')}."
         )
     return store, selection
 
 
 def select(names: Sequence[str]) -> Selection:
-    """Find the images among file names: no hidden files, no masks of images that are there too."""
-    hidden = [name for name in names if _hidden(name)]
-    seen = [name for name in names if not _hidden(name)]
-    images = [name for name in seen if name.lower().endswith(SUFFIXES)]
+    """Sort file names into images, masks of present images, hidden files and the rest."""
+    hidden = [name for name in names if _is_hidden(name)]
+    visible = [name for name in names if not _is_hidden(name)]
+    images = [name for name in visible if name.lower().endswith(SUFFIXES)]
     masks = find_masks(images)
     return Selection(
         names=[name for name in images if name not in masks],
         masks=tuple(name for name in images if name in masks),
         hidden=tuple(hidden),
-        others=tuple(name for name in seen if not name.lower().endswith(SUFFIXES)),
+        others=tuple(name for name in visible if not name.lower().endswith(SUFFIXES)),
     )
 
 
 def output_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the name below `masks/` and `overlays/` of each image's results; all differ.
+    """Return a distinct result name below `masks/` and `overlays/` for each image.
 
-    It is the image's name with `.png` for its suffix (`a.jpg` → `a.png`), or after its suffix
-    (`a.jpg` → `a.jpg.png`) where the former could be another image's or is a folder. A name that is
-    too long for a file is cut and ends in a digest of the whole.
+    The suffix is replaced by `.png` (`a.jpg` → `a.png`). Where `a.png` could belong to a second
+    image or is a folder, `.png` follows the suffix (`a.jpg` → `a.jpg.png`). Names too long for a
+    file system are cut and end in a digest of the whole name.
     """
-    shorts = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    uses = Counter(shorts.values())
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    uses = Counter(stems.values())
+    # A result must not have the name of a folder with results.
     taken = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    found = {}
-    for name, short in shorts.items():
-        other = uses[short] > 1 or (short in shorts and short != name) or f"{short}.png" in taken
-        target = _fitting(f"{name}.png" if other else f"{short}.png")
+    targets = {}
+    for name, stem in stems.items():
+        is_ambiguous = uses[stem] > 1 or (stem in stems and stem != name) or f"{stem}.png" in taken
+        target = _fit_path(f"{name}.png" if is_ambiguous else f"{stem}.png")
         while target in taken:
-            target = _fitting(f"{target}.png")
+            target = _fit_path(f"{target}.png")
         taken.add(target)
-        found[name] = target
-    return found
+        targets[name] = target
+    return targets
 
 
-def _fitting(target: str) -> str:
-    """Return a name whose parts are cut to what file systems take, where they are longer."""
+def _fit_path(target: str) -> str:
+    """Cut the parts of a path to the length that file systems allow."""
     *folders, file = target.split("/")
-    return "/".join([*(_cut(folder, "") for folder in folders), _cut(file, ".png")])
+    return "/".join([*(_cut_name(folder, "") for folder in folders), _cut_name(file, ".png")])
 
 
-def _cut(part: str, suffix: str) -> str:
-    whole = part.encode(errors="surrogateescape")
-    if len(whole) <= _MAX_NAME_BYTES:
+def _cut_name(part: str, suffix: str) -> str:
+    encoded = part.encode(errors="surrogateescape")
+    if len(encoded) <= _MAX_NAME_BYTES:
         return part
-    end = f"-{hashlib.sha256(whole).hexdigest()[:_DIGEST]}{suffix}"
-    return whole[: _MAX_NAME_BYTES - len(end)].decode(errors="ignore") + end
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:_DIGEST_LENGTH]}{suffix}"
+    return encoded[: _MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
 def shown(name: str) -> str:
-    """Return a file name fit for a message: no control characters, no broken text."""
+    """Return a file name safe to print: control and undecodable characters are escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in name
@@ -128,52 +136,59 @@ def shown(name: str) -> str:
 
 
 def as_file(uri: str) -> tuple[Store, str] | None:
-    """Return the folder and the name of the file at a location, if a file is there."""
+    """Return folder and name if a location is a file, else None."""
     store = open_store(uri)
     if isinstance(store, LocalStore):
         root = store.root
         return (LocalStore(str(root.parent)), root.name) if root.is_file() else None
     parent, name = split_uri(store.uri)
     if not parent.startswith(BUCKETS):
-        return None  # a bare bucket
+        return None  # the location is a bucket without a key
     folder = open_store(parent)
     return (folder, name) if folder.exists(name) else None
 
 
-def _relative(inner: Store, outer: Store) -> str:
-    """Return where a store lies in another: `.` if they are one, empty if it is not inside."""
+def _relative_path(inner: Store, outer: Store) -> str:
+    """Return the path of a store within another: `.` if equal, empty if not inside."""
     if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
-        path, root = inner.root.resolve(), outer.root.resolve()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+        # Resolved: links and `..` must not hide an output folder inside the input folder.
+        inner_path, outer_path = inner.root.resolve(), outer.root.resolve()
+        return (
+            inner_path.relative_to(outer_path).as_posix()
+            if inner_path.is_relative_to(outer_path)
+            else ""
+        )
     if inner.uri == outer.uri:
         return "."
     prefix = f"{outer.uri}/"
     return inner.uri.removeprefix(prefix) if inner.uri.startswith(prefix) else ""
 
 
-def _below(name: str, folder: str) -> bool:
+def _is_below(name: str, folder: str) -> bool:
     return name.startswith(f"{folder}/")
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def left_out(selection: Selection) -> list[str]:
-    """Say in sentences what a selection leaves out."""
-    texts = []
+    """Describe in sentences the files left out of a selection."""
+    sentences = []
     if selection.masks:
         example = shown(selection.masks[0])
-        texts.append(f"{count(selection.num_masks, 'mask')} of images left out, such as {example}.")
+        sentences.append(
+            f"{count(selection.num_masks, 'mask')} of images left out, such as {example}."
+        )
     if selection.num_ignored:
         example = shown((*selection.others, *selection.hidden)[0])
-        texts.append(
-            f"{count(selection.num_ignored, 'file')} hidden or no image by the name, such as "
-            f"{example}: ignored."
+        sentences.append(
+            f"{count(selection.num_ignored, 'file')} ignored, hidden or without an image suffix, "
+            f"such as {example}."
         )
-    return texts
+    return sentences
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
+    """Return a number followed by its noun, in the plural unless the number is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,6 +1,6 @@
-"""`mtil predict`: ordinary images of any size to masks, overlays and one table. No Ray.
+"""`mtil predict`: write masks, overlays and a table for ordinary images of any size. No Ray.
 
-What is held at once is a batch of images, the list of names and a line of the table per image.
+Memory holds a batch of images, the list of names and a table line per image.
 """
 
 import csv
@@ -50,27 +50,32 @@ from mtil.storage import LocalStore, Store, open_store
 Listen = Callable[[dict[str, Any]], None]
 
 TABLE = "predictions.csv"
-"""Written last: without it there is no result. It names the mask and overlay of each image."""
+"""The table of results, with mask and overlay per image. Written last."""
 MASKS, OVERLAYS = "masks", "overlays"
 COLUMNS = (
     "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
     "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
     "error", "model_sha256", "fingerprint", "config_digest", "mtil_version",
 )  # fmt: skip
-"""Of the table. The box is in pixels, its far corner one past the lesion; empty without a lesion.
-`seconds` is the image's own reading and writing and its share of the network's time. The models are
-those of all voters, separated by `;`, and of a chain those of all rounds, separated by `>`; the
-data set and the configuration are those that they were trained on and by."""
+"""Columns of the table.
+
+The box is in pixels; the far corner lies 1 pixel past the lesion. The box is empty without a
+lesion. `seconds` is the time to read and write the image plus its share of the network's time.
+`model_sha256` lists the models of all chains, separated by `;`, and within a chain the models of
+all rounds, separated by `>`. `fingerprint` and `config_digest` are of the data set and
+configuration used in training.
+"""
 
 _UNFINISHED = ".mtil-predict"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Marks an output place with incomplete results."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
-_MAX_HELD_PIXELS = 2**26
-"""A batch of large images is cut where it holds more."""
+_MAX_BATCH_PIXELS = 2**26
+"""Pixels in a batch after which no image is added. Bounds memory with large images."""
 
 
 class Ensemble:
-    """Models whose calibrated probabilities and lesion maps are averaged."""
+    """Average the calibrated probabilities and lesion maps of several chains of models."""
 
     def __init__(
         self, chains: Sequence[Sequence[Model]], device: torch.device | None = None
@@ -78,8 +83,8 @@ class Ensemble:
         """Build the networks.
 
         Args:
-            chains: of each voter the model of each pass; the last one's word counts.
-            device: where they run; by default a GPU if there is one.
+            chains: chains of models, with a model per pass. The last pass gives the prediction.
+            device: device of the networks; by default a GPU if present.
 
         Raises:
             CheckpointError: if a model's weights do not fit its architecture.
@@ -93,15 +98,19 @@ class Ensemble:
             "config_digest": ";".join(dict.fromkeys(digest(model.config) for model in models)),
             "mtil_version": __version__,
         }
-        """What predictions say of where they come from."""
+        """Table cells with the origin of the predictions."""
 
     def __call__(
         self, grays: Sequence[Gray], *, at_once: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Return lesion maps (b, n, n) and probabilities of malignant (b,) of images of any size.
+        """Predict images of any size.
 
-        An image's figures do not depend on its neighbours: on a CPU the network sees one image at
-        a time, on a GPU always `at_once`, of which the last are blank where there are fewer.
+        Args:
+            grays: b gray images.
+            at_once: batch size on a GPU. On a CPU the network gets one image at a time.
+
+        Returns:
+            lesion maps (b, n, n) at the network's input size and probabilities of malignant (b,).
         """
         return self.passes(grays, at_once=at_once)[-1]
 
@@ -109,7 +118,7 @@ class Ensemble:
         self, grays: Sequence[Gray], *, at_once: int
     ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
         """Return lesion maps and probabilities of each pass, as `__call__` does of the last."""
-        by_chain = [_apply(chain, grays, at_once) for chain in self._chains]
+        by_chain = [_predict_chain(chain, grays, at_once) for chain in self._chains]
         return [
             (
                 np.stack([lesion for lesion, _ in chains]).mean(axis=0),
@@ -136,13 +145,13 @@ class _Predicted(_Loaded):
 
 @dataclass
 class Outcome:
-    """What became of images."""
+    """Counts and skipped images of a prediction."""
 
     num_predicted: int
     skipped: list[dict[str, str]]
-    """`image` and `why` of each image that could not be read or predicted."""
+    """`image` and `why` of images that cannot be read or predicted."""
     num_stray_regions: int = 0
-    """Images whose ultrasound regions do not fit their frame and are not used."""
+    """Number of images with ultrasound regions outside the frame, which are ignored."""
 
 
 def predict(
@@ -154,19 +163,19 @@ def predict(
     batch_size: int = 16,
     listen: Listen,
 ) -> dict[str, Any]:
-    """Predict images and write a mask, an overlay and a line of the table for each.
+    """Predict images; write masks, overlays and a table.
 
     Args:
-        source: a run, whose trained folds vote together, or one model file.
-        input_uri: an image, or a folder or bucket prefix that is searched to its bottom.
-        out_uri: where to write; new, empty, or holding a former result of this function.
-        device: where the networks run; by default a GPU if there is one.
-        batch_size: how many images are held at once.
-        listen: told `{"kind": "predicted", "images", "of"}` after each batch, and
-            `{"kind": "skipped" | "unreadable", "text"}` about what is left out.
+        source: a run (an ensemble of all trained folds) or a model file.
+        input_uri: an image, or a folder or bucket prefix, searched recursively.
+        out_uri: where to write; new, empty, or holding previous results of this function.
+        device: device of the networks; by default a GPU if present.
+        batch_size: number of images in memory at once.
+        listen: function called with `{"kind": "predicted", "images", "of"}` after each batch, and
+            with `{"kind": "skipped" | "unreadable", "text"}` for images left out.
 
     Returns:
-        what was read and written, in numbers and places.
+        counts and locations of files read and written.
 
     Raises:
         UserError: if the model, the input or the output is wrong, or no image can be read.
@@ -219,19 +228,19 @@ def predict_images(
     listen: Listen,
     outcome: Outcome | None = None,
 ) -> int:
-    """Predict the named images of a store into another, and return how many could be.
+    """Predict the named images of a store into another store. Return the number predicted.
 
     Args:
         ensemble: the models.
-        source: where the images are.
-        names: what they are called there.
-        out: where masks, overlays and the table go.
-        batch_size: how many images are predicted at once; fewer if they are large.
+        source: store of the images.
+        names: names of the images in `source`.
+        out: store for masks, overlays and the table.
+        batch_size: number of images predicted at once; fewer if images are large.
         listen: see `predict`.
-        outcome: filled in.
+        outcome: filled with counts and skipped images.
 
     Raises:
-        DataError: if no image could be read or predicted; nothing is written then.
+        DataError: if no image can be read or predicted; nothing is written then.
     """
     targets = output_names(names)
     outcome = outcome or Outcome(0, [])
@@ -239,11 +248,12 @@ def predict_images(
     table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for batch in _batches(source, names, batch_size, pool):
+        for batch in _load_batches(source, names, batch_size, pool):
             predicted = _predict_batch(ensemble, batch, batch_size)
             if not outcome.num_predicted and any(image.gray is not None for image in predicted):
-                _begin(out)
-            rows = pool.map(lambda image: _finish(image, ensemble, targets, out), predicted)
+                # Only now: an input without a readable image leaves an earlier table in place.
+                _mark_unfinished(out)
+            rows = pool.map(lambda image: _write_result(image, ensemble, targets, out), predicted)
             for image, row in zip(predicted, rows, strict=True):
                 table.writerow(
                     {key: cell(value) for key, value in (row | ensemble.lineage).items()}
@@ -259,22 +269,25 @@ def predict_images(
     if not outcome.num_predicted:
         first = outcome.skipped[0]["why"] if outcome.skipped else "there is none"
         raise DataError(
-            f"At least one image must be readable, but none of {len(names)} in {source.uri} is; "
-            f"the first: {first}"
+            f"No image can be predicted: none of {len(names)} in {source.uri} is readable. "
+            f"The first: {first}"
         )
+    # The table before the removal of the mark: a process killed in between leaves both, and the
+    # next command writes the results again.
     out.write(TABLE, text.getvalue().encode())
     out.delete(_UNFINISHED)
     return outcome.num_predicted
 
 
 def load_chains(source: str) -> list[list[Model]]:
-    """Read the model file, or the models of the last round of the run, at a location.
+    """Read a model file, or the models of the last round of a run.
 
     Returns:
-        of the file, or of each fold, the model of each pass.
+        chains of models, with a model per pass. A model file gives a single chain, a run the
+        chains of all trained folds.
 
     Raises:
-        UserError: if it is neither, or no fold is trained.
+        UserError: if the location holds no run or model, or no fold is trained.
     """
     file = as_file(source)
     if file is not None:
@@ -284,43 +297,47 @@ def load_chains(source: str) -> list[list[Model]]:
     store = open_store(source)
     if not store.exists(names.RUN):
         raise DataError(
-            f"A model must be a run (a folder with {names.RUN}) or a model file, but {source} is "
-            "neither; `mtil train --run` makes a run."
+            f"{source} is neither a run (a folder with {names.RUN}) nor a model file. Create a run "
+            "with `mtil train --run`."
         )
     run = Run.open(source)
-    number = run.last_round()
-    return [chain for fold in run.trained()[number] for chain in models_of(run, number, fold)]
+    round_index = run.last_round()
+    return [
+        chain for fold in run.trained()[round_index] for chain in models_of(run, round_index, fold)
+    ]
 
 
 def check_out(out: Store) -> None:
-    """Refuse a place that holds anything but a former result.
+    """Raise if a place holds anything but previous results of `mtil predict`.
 
     Raises:
-        DataError: naming one of the files that are there.
+        DataError: if the place holds foreign files, with the name of the first.
     """
     if out.exists(_UNFINISHED):
         return
+    # A table with the known columns marks results of an earlier command, which may be replaced.
     try:
-        head = out.read(TABLE).partition(b"\n")[0]
+        header = out.read(TABLE).partition(b"\n")[0]
     except NotFoundError:
-        head = b""
-    if head == ",".join(COLUMNS).encode():
+        header = b""
+    if header == ",".join(COLUMNS).encode():
         return
     foreign = out.names()
     if foreign:
         raise DataError(
-            f"Results must go to a new or empty place, but {out.uri} holds "
-            f"{count(len(foreign), 'other file')} ({shown(foreign[0])}); name another OUT."
+            f"The output {out.uri} must be new or empty, but holds "
+            f"{count(len(foreign), 'other file')} ({shown(foreign[0])}). Name another OUT."
         )
 
 
 def cell(value: str) -> str:
-    """Return a table cell that stays on its line and that no spreadsheet takes for a formula."""
-    return f"'{shown(value)}" if value.startswith(_FORMULA) else shown(value)
+    """Return a table cell on one line, protected against evaluation as a formula."""
+    # Spreadsheets show a cell with a leading apostrophe as text.
+    return f"'{shown(value)}" if value.startswith(_FORMULA_STARTS) else shown(value)
 
 
 def describe(lesion: Mask) -> dict[str, str]:
-    """Return a mask's area, its share of the image, its box and its size, as table cells."""
+    """Return area, share of the image, box and size of a mask as table cells."""
     height, width = lesion.shape
     area = int(lesion.sum())
     cells = {
@@ -332,51 +349,56 @@ def describe(lesion: Mask) -> dict[str, str]:
     if area:
         rows, columns = (np.flatnonzero(lesion.any(axis=axis)) for axis in (1, 0))
         corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        names = ("box_x0", "box_y0", "box_x1", "box_y1")
-        cells |= {name: str(corner) for name, corner in zip(names, corners, strict=True)}
+        keys = ("box_x0", "box_y0", "box_x1", "box_y1")
+        cells |= {name: str(corner) for name, corner in zip(keys, corners, strict=True)}
     return cells
 
 
 def _digests(chain: Sequence[Model]) -> list[str]:
-    """Return the digests of a chain's models, each once."""
+    """Return the distinct digests of a chain's models, in order."""
     return list(dict.fromkeys(model.digest for model in chain))
 
 
-def _apply(
+def _predict_chain(
     chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
 ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
     """Return lesion maps and probabilities of each pass of a chain."""
     side = chain[0].model.source_size
-    step = 1 if chain[0].device.type == "cpu" else at_once
-    by_step = []
-    for start in range(0, len(grays), step):
-        images = np.zeros((step, side, side), np.uint8)
-        for index, gray in enumerate(grays[start : start + step]):
+    # The size of a batch influences the last digits of a prediction. With a constant size, a
+    # prediction does not depend on neighbouring images. Missing images are left blank.
+    batch_size = 1 if chain[0].device.type == "cpu" else at_once
+    by_batch = []
+    for start in range(0, len(grays), batch_size):
+        images = np.zeros((batch_size, side, side), np.uint8)
+        for index, gray in enumerate(grays[start : start + batch_size]):
             images[index] = resize_image(gray, side)
-        by_step.append(in_passes(chain, images))
+        by_batch.append(in_passes(chain, images))
     return [
         (
-            np.concatenate([prediction.lesion for prediction in of_pass])[: len(grays)],
-            np.concatenate([prediction.malignant for prediction in of_pass])[: len(grays)],
+            np.concatenate([part.lesion for part in parts])[: len(grays)],
+            np.concatenate([part.malignant for part in parts])[: len(grays)],
         )
-        for of_pass in zip(*by_step, strict=True)
+        for parts in zip(*by_batch, strict=True)
     ]
 
 
-def _batches(
+def _load_batches(
     source: Store, names: Sequence[str], batch_size: int, pool: ThreadPoolExecutor
 ) -> Iterator[list[_Loaded]]:
-    """Yield images in order, at most so many at once and no more large ones than fit."""
-    ahead: deque[Future[_Loaded]] = deque()
-    rest = iter(names)
+    """Yield images in order, at most `batch_size` at once and fewer if images are large."""
+    pending: deque[Future[_Loaded]] = deque()
+    remaining = iter(names)
     batch: list[_Loaded] = []
+    # A few images are read ahead while the network works. The whole list is never submitted: memory
+    # would fill up with decoded images.
     for _ in names:
-        ahead.extend(
-            pool.submit(_load, source, name) for name in islice(rest, _NUM_THREADS - len(ahead))
+        pending.extend(
+            pool.submit(_load_image, source, name)
+            for name in islice(remaining, _NUM_THREADS - len(pending))
         )
-        batch.append(ahead.popleft().result())
-        held = sum(image.gray.size for image in batch if image.gray is not None)
-        if len(batch) == batch_size or held > _MAX_HELD_PIXELS:
+        batch.append(pending.popleft().result())
+        num_pixels = sum(image.gray.size for image in batch if image.gray is not None)
+        if len(batch) == batch_size or num_pixels > _MAX_BATCH_PIXELS:
             yield batch
             batch = []
     if batch:
@@ -386,27 +408,27 @@ def _batches(
 def _predict_batch(
     ensemble: Ensemble, loaded: Sequence[_Loaded], batch_size: int
 ) -> list[_Loaded | _Predicted]:
-    """Return images with what is predicted of them, or with why nothing is."""
+    """Return images with predictions, or with the reason for a missing prediction."""
     start = perf_counter()
     grays = [image.gray for image in loaded if image.gray is not None]
     if not grays:
         return list(loaded)
-    said = zip(*ensemble(grays, at_once=batch_size), strict=True)
-    share = (perf_counter() - start) / len(grays)
-    found: list[_Loaded | _Predicted] = []
+    predictions = zip(*ensemble(grays, at_once=batch_size), strict=True)
+    network_seconds = (perf_counter() - start) / len(grays)
+    results: list[_Loaded | _Predicted] = []
     for image in loaded:
         if image.gray is None:
-            found.append(image)
+            results.append(image)
             continue
-        lesion, malignant = next(said)
+        lesion, malignant = next(predictions)
         if np.isfinite(malignant) and np.isfinite(lesion).all():
-            spent = image.seconds + share
-            found.append(
+            seconds = image.seconds + network_seconds
+            results.append(
                 _Predicted(
                     image.name,
                     image.gray,
                     "",
-                    spent,
+                    seconds,
                     image.stray_regions,
                     lesion=lesion,
                     malignant=float(malignant),
@@ -414,31 +436,34 @@ def _predict_batch(
             )
         else:
             error = (
-                f"{shown(image.name)} cannot be predicted: what the model says of it is not a "
-                "number; use another model."
+                f"{shown(image.name)} cannot be predicted: the model's output is not a finite "
+                "number. Use another model."
             )
-            found.append(_Loaded(image.name, None, error, image.seconds + share))
-    return found
+            results.append(_Loaded(image.name, None, error, image.seconds + network_seconds))
+    return results
 
 
-def _finish(
+def _write_result(
     image: _Loaded | _Predicted, ensemble: Ensemble, targets: dict[str, str], out: Store
 ) -> dict[str, str]:
-    """Write an image's mask and overlay, and return its line of the table."""
+    """Write mask and overlay of an image, and return its table line."""
     row = {"image": image.name, "error": image.error}
     seconds = image.seconds
     if isinstance(image, _Predicted):
-        begin = perf_counter()
+        start = perf_counter()
         assert image.gray is not None
+        # Several threads write at once; the budget bounds the memory of full-size pictures.
         with PIXELS.hold(image.gray.size):
-            row |= _save(image.gray, image.lesion, targets[image.name], out)
+            row |= _write_pictures(image.gray, image.lesion, targets[image.name], out)
         row["malignant_probability"] = f"{image.malignant:.6f}"
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
-        seconds += perf_counter() - begin
+        seconds += perf_counter() - start
     return row | {"seconds": f"{seconds:.4f}"}
 
 
-def _save(gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store) -> dict[str, str]:
+def _write_pictures(
+    gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store
+) -> dict[str, str]:
     mask = at_size(lesion, *gray.shape) >= MASK_THRESHOLD
     names = {"mask": f"{MASKS}/{target}", "overlay": f"{OVERLAYS}/{target}"}
     out.write(names["mask"], encode_mask_png(mask))
@@ -446,23 +471,23 @@ def _save(gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store) 
     return describe(mask) | names
 
 
-def _load(source: Store, name: str) -> _Loaded:
+def _load_image(source: Store, name: str) -> _Loaded:
     start = perf_counter()
-    gray, error, stray = None, "", False
+    gray, error, has_stray_regions = None, "", False
     try:
         with room_for(source, [name]):
-            image = open_image(_read(source, name), shown(name))
+            image = open_image(_read_bytes(source, name), shown(name))
             with PIXELS.hold(image.num_pixels):
-                gray, stray = image.gray(), image.stray_regions
+                gray, has_stray_regions = image.gray(), image.stray_regions
     except DataError as reason:
         error = str(reason)
-    return _Loaded(name, gray, error, perf_counter() - start, stray)
+    return _Loaded(name, gray, error, perf_counter() - start, has_stray_regions)
 
 
-def _read(source: Store, name: str) -> bytes:
+def _read_bytes(source: Store, name: str) -> bytes:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name:
-        raise DataError(f"A name must stay inside its folder, but got {shown(name)}.")
+        raise DataError(f"The image name {shown(name)} leads out of its folder. Rename the image.")
     try:
         return read_image_bytes(source, name, shown(name))
     except NotFoundError:
@@ -470,9 +495,10 @@ def _read(source: Store, name: str) -> bytes:
     except StorageError as error:
         if isinstance(source, LocalStore):
             raise DataError(shown(str(error))) from None
-        raise  # a bucket that stopped answering, not a bad file
+        raise  # a bucket without an answer concerns every image
 
 
-def _begin(out: Store) -> None:
+def _mark_unfinished(out: Store) -> None:
+    # The mark first: without a table and a mark, the next command would refuse the other files.
     out.write(_UNFINISHED, b"mtil predict is writing here\n")
     out.delete(TABLE)

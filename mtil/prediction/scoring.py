@@ -1,4 +1,4 @@
-"""Test rows to scores per image. No Ray."""
+"""Score test rows with models, image by image. Imports no Ray."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -33,7 +33,7 @@ _BATCH = 32
 
 
 def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Table:
-    """Predict the rows of a shard with models that go over them again and again.
+    """Score the rows of a shard with models, each applied in `num_passes` passes.
 
     See `score_chains`.
     """
@@ -41,45 +41,56 @@ def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Tab
 
 
 def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Table:
-    """Predict the rows of a shard in passes and score each pass at the rows' original size.
+    """Score the rows of a shard in passes, each pass at the original size of the rows.
 
-    A chain names the model of each pass, see `in_passes`. Several chains of the same length vote
-    together in every pass: lesion maps, logits, probabilities and thresholds are averaged. Batches
-    are cut from the given rows alone, so that the same rows give the same figures whoever computes
-    them.
+    Args:
+        rows: rows of a shard, with the columns `EVALUATION_COLUMNS`.
+        chains: chains of equal length, with a model per pass, see `in_passes`.
+            Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
+            pass.
+
+    Returns:
+        a row per image and pass, with the schema `PREDICTIONS`. Equal input rows give equal scores
+        in every process.
     """
     scored: list[dict[str, Any]] = []
+    # Batches are slices of the given rows only. The batch size influences floating-point results,
+    # so batches must not depend on the process.
     for start in range(0, rows.num_rows, _BATCH):
         batch = rows.slice(start, _BATCH)
         images = squares(pixels(batch.column("image")))
-        told = [in_passes(chain, images) for chain in chains]
-        for number, (said, judges) in enumerate(
-            zip(zip(*told, strict=True), zip(*chains, strict=True), strict=True)
+        by_chain = [in_passes(chain, images) for chain in chains]
+        for pass_index, (predictions, predictors) in enumerate(
+            zip(zip(*by_chain, strict=True), zip(*chains, strict=True), strict=True)
         ):
-            scored += _score_batch(batch, number, mean(said), [judge.model for judge in judges])
+            scored += _score_batch(
+                batch, pass_index, mean(predictions), [predictor.model for predictor in predictors]
+            )
     return pa.Table.from_pylist(scored, schema=PREDICTIONS)
 
 
 def _score_batch(
-    rows: pa.Table, number: int, said: Prediction, models: Sequence[Model]
+    rows: pa.Table, pass_index: int, prediction: Prediction, models: Sequence[Model]
 ) -> list[dict[str, Any]]:
-    """Score what models said together of some rows in the pass of a number."""
-    _check_finite(rows, said, models)
+    """Score an ensemble's predictions for one pass over a batch of rows."""
+    _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
     origin = lineage(models)
-    plain = rows.drop_columns(
+    kept_rows = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size"]
     ).to_pylist()
     sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
     scored = []
-    for index, (row, (height, width)) in enumerate(zip(plain, sizes, strict=True)):
+    for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
-        scores = score_mask(at_size(said.lesion[index], height, width) >= MASK_THRESHOLD, target)
+        scores = score_mask(
+            at_size(prediction.lesion[index], height, width) >= MASK_THRESHOLD, target
+        )
         row |= {
-            "pass": number,
-            "logit": float(said.logit[index]),
-            "probability": float(said.malignant[index]),
-            "predicted": bool(said.malignant[index] >= threshold),
+            "pass": pass_index,
+            "logit": float(prediction.logit[index]),
+            "probability": float(prediction.malignant[index]),
+            "predicted": bool(prediction.malignant[index] >= threshold),
         }
         row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
         pixel_size = rows.column("pixel_size")[index].as_py()
@@ -89,21 +100,20 @@ def _score_batch(
     return scored
 
 
-def _check_finite(rows: pa.Table, said: Prediction, models: Sequence[Model]) -> None:
-    """Refuse predictions that are no numbers, of which every figure would be nonsense."""
-    finite = np.isfinite(said.logit) & np.isfinite(said.malignant)
-    finite &= np.isfinite(said.lesion).all(axis=(1, 2))
+def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[Model]) -> None:
+    """Raise CheckpointError if a prediction is not finite: all metrics would be meaningless."""
+    finite = np.isfinite(prediction.logit) & np.isfinite(prediction.malignant)
+    finite &= np.isfinite(prediction.lesion).all(axis=(1, 2))
     if not finite.all():
         name = rows.column("sample_id")[int(np.flatnonzero(~finite)[0])].as_py()
         digests = ", ".join(model.digest[:12] for model in models)
         raise CheckpointError(
-            f"A prediction must be a number, but that of {name!r} by the model {digests} is not; "
-            "train the fold again."
+            f"Model {digests} predicts no finite number for {name!r}. Train the fold again."
         )
 
 
 def lineage(models: Sequence[Model]) -> dict[str, str]:
-    """Return what the predictions of models of one run name as their origin."""
+    """Return the origin columns of predictions: models, data set, configuration, version."""
     return {
         "model_sha256": ";".join(model.digest for model in models),
         "fingerprint": models[0].fingerprint,

@@ -1,1 +1,1 @@
-"""One fold's training: losses, augmentation, engine, progress. No Ray."""
+"""Training of one fold: losses, augmentation, engine and progress. Imports no Ray."""

@@ -1,7 +1,8 @@
-"""Random changes to a training batch, on the batch's own device.
+"""Random augmentation of a training batch, on the batch's device.
 
-All random numbers come from torch's global generator, and every image draws its own. Those that
-degrade a prior map may come from another one, so that a map changes nothing but itself.
+Random numbers come from torch's global generator, with a separate draw for every image. The
+degradation of prior maps can use a separate generator: switching priors on or off then leaves the
+augmentation of the images unchanged.
 """
 
 import torch
@@ -17,16 +18,15 @@ from mtil.training.tensors import moved
 Batch = tuple[Tensor, Tensor, Tensor | None]
 
 ROUGHEN_SHARE = 0.02
-"""Radius of the prior map's roughening as a share of the side."""
+"""Radius of erosion, dilation and blur of a prior map, as a share of the image side."""
 
 
 class Augment:
-    """Moves image, mask and prior map together, changes the image's look, degrades the prior map.
+    """Augment image, mask and prior map of a batch.
 
-    `augment.enabled` is about the first two alone.
-
-    The prior map is dropped or roughened so that the network neither relies on it nor learns
-    that it is as good as maps of training images tend to be.
+    Three changes, in order: a geometric transform shared by image, mask and prior map; a change of
+    the image's contrast, brightness, gamma and speckle; a degradation of the prior map.
+    `augment.enabled` switches the first two only.
     """
 
     def __init__(self, config: AugmentConfig, prior: PriorConfig) -> None:
@@ -40,19 +40,22 @@ class Augment:
         prior: Float[Tensor, "b 1 h w"] | None,
         generator: torch.Generator | None = None,
     ) -> Batch:
-        """Return the changed batch.
+        """Return the augmented batch.
 
         Args:
             image: gray values in [0, 1].
-            mask: 1 in the lesion, 0 elsewhere; stays so.
-            prior: the previous round's probability of lesion.
-            generator: gives the random numbers that degrade the prior map.
+            mask: 1 in the lesion, 0 elsewhere; stays binary.
+            prior: lesion probability from the previous round, in [0, 1].
+            generator: source of the random numbers for degrading the prior map; by default torch's
+                global generator.
         """
         if self.config.enabled:
             matrix = random_affine(self.config, len(image), *image.shape[-2:])
             image, mask, prior = move(moved(matrix, image.device), image, mask, prior)
             image = change_look(self.config, image)
         if prior is not None:
+            # Maps of training images tend to be better than maps of new images. The degradation
+            # keeps the network from relying on the prior, so `augment.enabled` does not matter.
             prior = degrade(self.prior, prior, generator)
         return image, mask, prior
 
@@ -60,10 +63,8 @@ class Augment:
 def random_affine(
     config: AugmentConfig, num_images: int, height: int, width: int
 ) -> Float[Tensor, "b 2 3"]:
-    """Draw each image's matrix from source to target pixels: flips, scale, rotation, shift.
-
-    On the CPU, since a GPU would take longer to be told of so many small steps than to do them.
-    """
+    """Draw one matrix an image, from source to target pixels: flips, scale, rotation, shift."""
+    # On the CPU: launching these many small kernels on a GPU takes longer than computing here.
     draw = torch.rand(6, num_images)
     signed = 2 * draw - 1
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
@@ -82,16 +83,17 @@ def move(
     mask: Float[Tensor, "b 1 h w"],
     prior: Float[Tensor, "b 1 h w"] | None,
 ) -> Batch:
-    """Apply one geometric transform; what comes from outside is black and no lesion."""
+    """Apply one geometric transform to a batch. Pixels from outside become 0 in every tensor."""
     height, width = image.shape[-2:]
-    soft = image if prior is None else torch.cat([image, prior], dim=1)
-    soft = warp_affine(soft, matrix, (height, width), mode="bilinear")
+    interpolated = image if prior is None else torch.cat([image, prior], dim=1)
+    interpolated = warp_affine(interpolated, matrix, (height, width), mode="bilinear")
+    # Nearest neighbour keeps the mask binary.
     mask = warp_affine(mask, matrix, (height, width), mode="nearest")
-    return soft[:, :1], mask, None if prior is None else soft[:, 1:]
+    return interpolated[:, :1], mask, None if prior is None else interpolated[:, 1:]
 
 
 def change_look(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Change contrast (about the mean), brightness and gamma, then multiply with speckle."""
+    """Change contrast (about the mean), brightness and gamma, then add multiplicative speckle."""
     draw = torch.rand(4, len(image), 1, 1, 1, device=image.device)
     signed = 2 * draw - 1
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
@@ -107,37 +109,40 @@ def degrade(
     prior: Float[Tensor, "b 1 h w"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b 1 h w"]:
-    """Erode, dilate or blur some maps and drop others; a map is left as it is otherwise."""
+    """Erode, dilate or blur some of the maps and zero others.
+
+    A share `config.roughen` of the maps is eroded, dilated or blurred, with equal probability. A
+    share `config.dropout` is set to zero.
+    """
     shape = (3, len(prior), 1, 1, 1)
-    drop, rough, kind = torch.rand(shape, device=prior.device, generator=generator)
+    drop, roughen, kind = torch.rand(shape, device=prior.device, generator=generator)
     radius = max(1, round(ROUGHEN_SHARE * prior.shape[-1]))
-    changed = torch.where(
+    roughened = torch.where(
         kind < 1 / 3,
         1 - dilate(1 - prior, radius),
         torch.where(kind < 2 / 3, dilate(prior, radius), blur(prior, radius)),
     )
-    prior = torch.where(rough < config.roughen, changed, prior)
+    prior = torch.where(roughen < config.roughen, roughened, prior)
     return torch.where(drop < config.dropout, torch.zeros_like(prior), prior)
 
 
 def dilate(x: Float[Tensor, "b 1 h w"], radius: int) -> Float[Tensor, "b 1 h w"]:
-    """Return each pixel's largest neighbour in a square; nothing comes from outside.
-
-    A running maximum whose window doubles, which on a CPU is forty times as quick as max-pooling.
-    """
+    """Return the maximum of each pixel's square neighbourhood; outside counts as 0."""
+    # A running maximum whose window doubles is forty times as fast as max-pooling on a CPU.
     x = F.pad(x, (radius,) * 4)
     for dim in (2, 3):
         window = 1
         while window < 2 * radius + 1:
             step = min(window, 2 * radius + 1 - window)
-            rest = x.shape[dim] - step
-            x = torch.maximum(x.narrow(dim, 0, rest), x.narrow(dim, step, rest))
+            length = x.shape[dim] - step
+            x = torch.maximum(x.narrow(dim, 0, length), x.narrow(dim, step, length))
             window += step
     return x
 
 
 def blur(x: Float[Tensor, "b 1 h w"], radius: int) -> Float[Tensor, "b 1 h w"]:
-    """Blur with a Gaussian of half the radius; quicker with the images as channels."""
+    """Blur with a Gaussian whose standard deviation is half the radius."""
     sigma, kernel = radius / 2, 2 * radius + 1
+    # With the images as channels, kornia's filter is faster.
     blurred: Tensor = gaussian_blur2d(x.transpose(0, 1), (kernel, kernel), (sigma, sigma))
     return blurred.transpose(0, 1)

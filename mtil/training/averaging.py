@@ -1,4 +1,4 @@
-"""Exponentially averaged weights."""
+"""Exponential moving average of a network's weights."""
 
 from copy import deepcopy
 
@@ -7,13 +7,10 @@ from torch import Tensor, nn
 
 
 class MovingAverage(nn.Module):
-    """A copy of a network whose weights and statistics follow it slowly.
+    """Keep an exponential moving average of a network's weights and buffers.
 
-    The first steps forget faster, by (1 + n) / (10 + n), so that an average over a short training
-    does not remember the weights it started from. Counters are copied.
-
-    It is PyTorch's `AveragedModel` with a count that stays on the CPU: to read one that is on the
-    GPU, each step would wait for the step before.
+    The decay at step n is min(decay, (1 + n) / (10 + n)). A short training thus does not remember
+    the initial weights. Integer buffers such as batch counters are copied.
     """
 
     n_averaged: Tensor
@@ -21,30 +18,32 @@ class MovingAverage(nn.Module):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
         self.module = deepcopy(network)
+        # PyTorch's `AveragedModel` keeps this count on the GPU: reading the count makes each
+        # step wait for the previous step. Here the count stays on the CPU.
         self.register_buffer("n_averaged", torch.tensor(0))
         self._decay = decay
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take one step towards the network's weights; the first one takes them as they are."""
+        """Move the average one step towards the network; the first step copies the weights."""
         step = int(self.n_averaged)
-        averaged, current = _floating(self.module), _floating(network)
+        averaged, current = _float_tensors(self.module), _float_tensors(network)
         if step == 0:
             torch._foreach_copy_(averaged, current)
         else:
-            share = 1 - min(self._decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(averaged, current, share)
-        torch._foreach_copy_(_counters(self.module), _counters(network))
+            weight = 1 - min(self._decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(averaged, current, weight)
+        torch._foreach_copy_(_integer_tensors(self.module), _integer_tensors(network))
         self.n_averaged += 1
 
 
-def _floating(network: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in _tensors(network) if tensor.is_floating_point()]
+def _float_tensors(network: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in _all_tensors(network) if tensor.is_floating_point()]
 
 
-def _counters(network: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in _tensors(network) if not tensor.is_floating_point()]
+def _integer_tensors(network: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in _all_tensors(network) if not tensor.is_floating_point()]
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
+def _all_tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]

@@ -1,6 +1,7 @@
-"""One fold's training: network, losses and optimiser stepping through batches. No Ray.
+"""Training loop of one fold: network, losses, optimiser and steps through batches. No Ray.
 
-The caller supplies batches, wraps the step for several processes, saves checkpoints and reports.
+The caller supplies the batches, wraps the step for several processes, saves checkpoints and
+reports.
 """
 
 import inspect
@@ -26,7 +27,10 @@ from mtil.training.tensors import TensorBatch, to_tensors
 
 
 class TrainingStep(nn.Module):
-    """Network and losses as one module, so that one wrapper synchronises the gradients of both."""
+    """Hold network and losses in one module.
+
+    One wrapper (DDP) then synchronises the gradients of both.
+    """
 
     def __init__(self, network: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -42,8 +46,8 @@ class TrainingStep(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
-        The first pass is given the prior map, every other one the map of the pass before. No
-        gradient flows from pass to pass: each learns to make the best of the map that it is given.
+        The first pass reads the prior map, each later pass the map of the previous pass. Gradients
+        do not flow between passes: every pass learns to make the best of a given map.
         """
         output = self.network(image, prior)
         passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
@@ -57,7 +61,10 @@ class TrainingStep(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step did. Its values stay on the device until somebody asks."""
+    """Loss terms and gradient norm of a training step.
+
+    The values stay on the device until read, and the next step does not wait for the GPU.
+    """
 
     index: int
     terms: Mapping[str, Tensor]
@@ -66,18 +73,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Scored:
-    """One validation image: its id, label, Dice (NaN without a lesion) and malignancy logit."""
+    """Scores of one validation image: Dice (NaN without a lesion) and malignancy logit."""
 
     sample_id: str
     label: int
     dice: float
     logit: float
     earlier: tuple[tuple[float, float], ...] = ()
-    """Dice and logit of the passes before the last."""
+    """Dice and logit of the passes before the last pass."""
 
 
 class Engine:
-    """The state of one fold's training, and what can be done with it."""
+    """Hold the state of one fold's training: network, optimiser, schedule, average."""
 
     def __init__(
         self,
@@ -99,14 +106,15 @@ class Engine:
             config: the run's configuration.
             steps_per_epoch: optimiser steps of each epoch.
             malignant_share: share of malignant images among the training rows.
-            device: where to compute.
-            wrap: makes the training step one of several processes' (DDP).
-            num_passes: how often a validation image is looked at, each time with the map of the
-                time before; with `circle.maps: recycle` also the most often in a training step.
-            earlier: networks of former rounds that take the first of these passes, each one.
-            initial: weights to start from, such as those of a former round's model.
-            share: of how many times its even share of a step's images this process takes.
-            number: the round, which decides how its epochs differ from those of other rounds.
+            device: device on which to train.
+            wrap: function that wraps the training step for several processes (DDP).
+            num_passes: passes over a validation image, each with the map of the previous pass.
+                With `circle.maps: recycle` also the maximum number of passes in a training step.
+            earlier: networks of previous rounds for the first passes, with a network per pass.
+            initial: weights to start from, for example of a previous round's model.
+            share: local batch size divided by the mean local batch size; scales the loss of this
+                worker.
+            number: index of the round; changes the random numbers of all epochs.
         """
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
@@ -114,7 +122,7 @@ class Engine:
         self._layout = (
             torch.channels_last if config.train.channels_last else torch.contiguous_format
         )
-        self._num_passes, self._earlier = num_passes, [one.to(device).eval() for one in earlier]
+        self._num_passes, self._earlier = num_passes, [net.to(device).eval() for net in earlier]
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
         self._share, self._seed = share, of_round(config.seed, number)
         self._random: EpochRandomness | None = None
@@ -132,6 +140,8 @@ class Engine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
+        # The compiled network shares parameters with `self.network`. The state dict of
+        # `self.network` keeps the plain names.
         self._step = wrap(TrainingStep(compiled(self.network, config.train), self._objective))
         self._autocast = wants_bf16(config.train, device)
 
@@ -144,18 +154,17 @@ class Engine:
         first: int = 0,
         randomness: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Step]:
-        """Take one optimiser step per batch and yield it.
+        """Take one optimiser step a batch and yield each step.
 
-        All randomness of the epoch comes from (seed, round, epoch, rank): one that is run again
-        after a restart is the same epoch. Where the network's output is recycled, every rank
-        makes the same number of passes in a step, as the exchange of gradients needs.
+        All randomness of the epoch comes from (seed, round, epoch, rank). An epoch repeated after a
+        restart is therefore identical.
 
         Args:
-            batches: this process's batches, from the first step's on.
-            epoch: number of the epoch, from 0.
-            rank: this process among those that train together.
-            first: the step to begin with, where the steps before it have been taken already.
-            randomness: what `randomness` said after these, in the process of that rank.
+            batches: batches of this worker, from step `first` on.
+            epoch: index of the epoch, from 0.
+            rank: rank of this worker.
+            first: index of the first step to take; larger than 0 to resume within an epoch.
+            randomness: result of `randomness` after step `first - 1` on this rank.
         """
         self._random = random = EpochRandomness(
             self._seed,
@@ -170,12 +179,14 @@ class Engine:
         for index, batch in enumerate(batches, start=first):
             image, mask, label, prior = self._to_device(batch)
             image, mask, prior = self._augment(image, mask, prior, random.degrading)
+            # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes()
             self._optimizer.zero_grad(set_to_none=True)
             if self.config.train.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                terms = self._step(self._laid_out(image), mask, label, prior, num_passes)
+                terms = self._step(self._in_layout(image), mask, label, prior, num_passes)
+            # DDP averages gradients over workers; `share` makes up for unequal batch sizes.
             loss = torch.stack(list(terms.values())).sum() * self._share
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
@@ -187,17 +198,17 @@ class Engine:
     def validate(self, batches: Iterable[Batch]) -> list[Scored]:
         """Score images with the averaged weights, at the network's input size.
 
-        The first pass has a zero map and every other one the map of the pass before, as on test
-        images; a stored map is not looked at.
+        The first pass reads a zero map, each later pass the map of the previous pass, as on test
+        images. Stored maps are not read.
         """
-        own = self.averaged().eval()
-        networks = [*self._earlier, *[own] * (self._num_passes - len(self._earlier))]
+        averaged = self.averaged().eval()
+        chain = [*self._earlier, *[averaged] * (self._num_passes - len(self._earlier))]
         scored = []
         for batch in batches:
             image, mask, *_ = self._to_device(batch)
-            image, prior = self._laid_out(image), None
+            image, prior = self._in_layout(image), None
             passes = []
-            for network in networks:
+            for network in chain:
                 with (
                     torch.inference_mode(),
                     torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
@@ -207,18 +218,20 @@ class Engine:
                 dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
                 passes.append((dice.tolist(), output.malignant.float().tolist()))
             for index, sample_id in enumerate(batch.sample_id):
-                *earlier, (last_dice, logit) = [(d[index], m[index]) for d, m in passes]
+                *earlier, (last_dice, logit) = [
+                    (dices[index], logits[index]) for dices, logits in passes
+                ]
                 label = int(batch.label[index])
                 scored.append(Scored(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
 
     def randomness(self) -> dict[str, Tensor]:
-        """Return where this process's random numbers stand between two steps of an epoch."""
+        """Return the generator states of this worker between two steps of an epoch."""
         assert self._random is not None
         return self._random.state()
 
     def averaged(self) -> nn.Module:
-        """Return the network with the averaged weights, or itself where there are none."""
+        """Return the network with averaged weights, or the trained network without an average."""
         averaged = bool(self.config.train.ema_decay) and int(self._average.n_averaged) > 0
         return self._average.module if averaged else self.network
 
@@ -230,12 +243,12 @@ class Engine:
         }
 
     def rates(self) -> dict[str, float]:
-        """Return the present learning rates of encoder and rest."""
+        """Return the current learning rates of `encoder` and `rest`."""
         groups = {group["name"]: float(group["lr"]) for group in self._optimizer.param_groups}
         return {"encoder": groups["encoder"], "rest": groups["rest"]}
 
     def state(self) -> dict[str, Any]:
-        """Return what a later process needs to go on: tensors and plain values only."""
+        """Return the state to resume training from: tensors and plain values only."""
         return {
             "network": self.network.state_dict(),
             "objective": self._objective.state_dict(),
@@ -246,7 +259,7 @@ class Engine:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Load a state returned by `state`."""
         self.network.load_state_dict(state["network"])
         self._objective.load_state_dict(state["objective"])
         self._average.load_state_dict(state["average"])
@@ -257,12 +270,12 @@ class Engine:
     def _to_device(self, batch: Batch) -> TensorBatch:
         return to_tensors(batch, self.config.data.image_size, self.device)
 
-    def _laid_out(self, image: Tensor) -> Tensor:
+    def _in_layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=self._layout)
 
 
 def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
-    """Return the network as the configuration wants it run: as it is, compiled, in CUDA graphs."""
+    """Return the network unchanged, compiled or in CUDA graphs, as configured."""
     if config.compile:
         mode = "reduce-overhead" if config.cuda_graphs else None
         return cast(nn.Module, torch.compile(network, mode=mode))
@@ -272,11 +285,10 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
 
 
 class _AdamW(torch.optim.AdamW):
-    """PyTorch's, without loading its compiler, which takes 1.5 s and 70 MiB.
+    """AdamW without PyTorch's compiler."""
 
-    PyTorch wraps these methods in functions that load it to be left alone by it.
-    """
-
+    # PyTorch decorates the methods below to prevent their compilation. The decorator imports the
+    # compiler, which takes 1.5 s and 70 MiB. The undecorated methods do not.
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
     state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
@@ -287,15 +299,19 @@ class _AdamW(torch.optim.AdamW):
 def make_optimizer(
     network: TwoTaskNetwork, objective: nn.Module, config: TrainConfig
 ) -> torch.optim.AdamW:
-    """Return AdamW with the encoder's own rate, and no decay on vectors (biases, normalisation)."""
-    encoder = {id(parameter) for parameter in network.encoder.parameters()}
+    """Return AdamW with separate learning rates for the encoder and the rest.
+
+    Vectors (biases, normalisation) have no weight decay. `rates_for_batch_size` scales both rates
+    with the square root of the batch size.
+    """
+    encoder_ids = {id(parameter) for parameter in network.encoder.parameters()}
     groups: dict[str, list[nn.Parameter]] = {
         "encoder": [], "encoder_vectors": [], "rest": [], "rest_vectors": []
     }  # fmt: skip
     for parameter in [*network.parameters(), *objective.parameters()]:
         if not parameter.requires_grad:
             continue
-        part = "encoder" if id(parameter) in encoder else "rest"
+        part = "encoder" if id(parameter) in encoder_ids else "rest"
         groups[part if parameter.ndim > 1 else f"{part}_vectors"].append(parameter)
     scale = math.sqrt(config.batch_size / (config.rates_for_batch_size or config.batch_size))
     on_gpu = next(network.parameters()).is_cuda
@@ -321,7 +337,13 @@ def make_optimizer(
 
 
 def rate_factor(epochs: float, warmup: float, total: int) -> float:
-    """Return the share of the peak rate after so many epochs: a linear rise, then a cosine fall."""
+    """Return the learning rate as a share of the peak: linear warm-up, then cosine decay to 0.01.
+
+    Args:
+        epochs: epochs trained so far, with the fraction of the current epoch.
+        warmup: epochs of the warm-up.
+        total: epochs of the whole training.
+    """
     if epochs < warmup:
         return (epochs + 1e-3) / (warmup + 1e-3)
     progress = min((epochs - warmup) / max(total - warmup, 1e-9), 1.0)
@@ -337,36 +359,41 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str, float]:
-    """Return Dice, AUC and F1 over the tumour images, and the score that picks the epoch.
+    """Return Dice, AUC and F1 over the tumour images, and the score that selects the epoch.
 
-    All are those of the last pass; of the passes before, Dice and AUC follow as `dice_pass_0` and
-    so on. F1 calls malignant what is likelier than not, before any calibration. A figure that the
-    rows do not define (no tumour image, one class only) is left out; the score is a weighted sum
-    of Dice and AUC, or the one of them that there is.
+    Metrics are of the last pass. Dice and AUC of earlier passes follow as `dice_pass_0`,
+    `auc_pass_0`, `dice_pass_1`, … F1 predicts malignant where the logit is above 0, before any
+    calibration. Undefined metrics are left out: Dice without a tumour image, AUC and F1 with a
+    single class.
+
+    Args:
+        scored: scores of validation images; normal images are skipped.
+        dice_weight: weight of Dice in the score; AUC has the rest. A missing metric leaves the
+            score to the other metric. Without both, the score is 0.
     """
     rows = [row for row in scored if row.label < 2]
     labels = [row.label for row in rows]
-    figures = _dice_and_auc([(row.dice, row.logit) for row in rows], labels)
+    metrics = _dice_and_auc([(row.dice, row.logit) for row in rows], labels)
     weights = {"dice": dice_weight, "auc": 1 - dice_weight}
-    total = sum(weights[name] for name in figures)
-    figures["score"] = (
-        sum(weights[name] * value for name, value in figures.items()) / total if total else 0.0
+    total = sum(weights[name] for name in metrics)
+    metrics["score"] = (
+        sum(weights[name] * value for name, value in metrics.items()) / total if total else 0.0
     )
-    if "auc" in figures:
-        figures["f1"] = f1([row.logit for row in rows], labels, threshold=0.0)
-    for number, of_pass in enumerate(zip(*(row.earlier for row in rows), strict=True)):
-        for name, value in _dice_and_auc(of_pass, labels).items():
-            figures[f"{name}_pass_{number}"] = value
-    return figures
+    if "auc" in metrics:
+        metrics["f1"] = f1([row.logit for row in rows], labels, threshold=0.0)
+    for pass_index, pass_scores in enumerate(zip(*(row.earlier for row in rows), strict=True)):
+        for name, value in _dice_and_auc(pass_scores, labels).items():
+            metrics[f"{name}_pass_{pass_index}"] = value
+    return metrics
 
 
 def _dice_and_auc(
-    of_pass: Sequence[tuple[float, float]], labels: Sequence[int]
+    pass_scores: Sequence[tuple[float, float]], labels: Sequence[int]
 ) -> dict[str, float]:
     if not labels:
         return {}
-    figures = {"dice": float(np.mean([dice for dice, _ in of_pass]))}
-    area = auc(np.array([logit for _, logit in of_pass]), np.array(labels))
+    metrics = {"dice": float(np.mean([dice for dice, _ in pass_scores]))}
+    area = auc(np.array([logit for _, logit in pass_scores]), np.array(labels))
     if not math.isnan(area):
-        figures["auc"] = area
-    return figures
+        metrics["auc"] = area
+    return metrics

@@ -1,4 +1,4 @@
-"""The training objective: named terms, weighed in one place."""
+"""Training objective: named loss terms and their weights."""
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,15 @@ from mtil.models.network import Output
 MALIGNANT, NORMAL = 1, 2
 SMOOTH = 1e-5
 BOUNDARY_TOLERANCE = 5
-"""Width in pixels of the band in which an outline counts as found."""
+"""Side in pixels of the square around an outline pixel in which another outline matches."""
 
 
 class Objective(nn.Module):
-    """Both tasks' losses of a batch, each under its name and weighed; their sum is the loss.
+    """Compute the weighted loss terms of both tasks; the loss is their sum.
 
-    With `weighting: uncertainty` each task's weight is learned (Kendall et al. 2018; as in ACSNet):
-    weight * (exp(-s) * loss + s / 2), where s is the task's log-variance and starts at zero, so
-    that training starts from the fixed weights.
+    With `weighting: uncertainty` the weight of each task is learned (Kendall et al. 2018; as in
+    ACSNet): weight * (exp(-s) * loss + s / 2). s is the task's log-variance and starts at 0, so
+    training starts from the fixed weights.
     """
 
     malignant_weight: Tensor
@@ -30,9 +30,9 @@ class Objective(nn.Module):
         """Build the objective.
 
         Args:
-            config: terms and weights.
-            malignant_share: share of malignant images among the training rows; with only one
-                class there is nothing to balance.
+            config: loss terms and weights.
+            malignant_share: share of malignant images among the training rows. At 0 or 1 all
+                images weigh the same.
         """
         super().__init__()
         self.config = config
@@ -47,10 +47,10 @@ class Objective(nn.Module):
     def forward(
         self, output: Output, mask: Float[Tensor, "b 1 h w"], label: Int[Tensor, "b"]
     ) -> dict[str, Tensor]:
-        """Return the weighed terms.
+        """Return the weighted loss terms `segmentation` and `classification`.
 
         Args:
-            output: what the network said.
+            output: output of the network.
             mask: 1 in the lesion, 0 elsewhere.
             label: 0 benign, 1 malignant, 2 normal.
         """
@@ -63,7 +63,7 @@ class Objective(nn.Module):
         return {name: weights[name] * self.tempered(name, term) for name, term in terms.items()}
 
     def tempered(self, name: str, term: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Return the term at its learned uncertainty, or unchanged if weights are fixed."""
+        """Weigh a term by the learned uncertainty of the task; fixed weights leave it unchanged."""
         if name not in self.log_variance:
             return term
         log_variance: Tensor = self.log_variance[name]
@@ -72,21 +72,21 @@ class Objective(nn.Module):
     def segmentation(
         self, output: Output, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
     ) -> Float[Tensor, ""]:
-        """Return Dice and cross-entropy over all outputs, and the final one's boundary term."""
+        """Return region losses over all outputs plus the boundary loss of the final output."""
         config = self.config
         logits = (output.mask, *reversed(output.side))  # finest first
         weights = supervision_weights(len(logits), config.deep_supervision)
         total = mask.new_zeros(())
-        for weight, level in zip(weights, logits, strict=True):
-            target = shrink_to(mask, level.shape[-2])
-            total = total + weight * region_loss(level.float(), target, tumour, config.dice)
+        for weight, level_logits in zip(weights, logits, strict=True):
+            target = shrink_to(mask, level_logits.shape[-2])
+            total = total + weight * region_loss(level_logits.float(), target, tumour, config.dice)
         if config.boundary > 0:
             boundary = boundary_loss(output.mask.float(), mask)
             total = total + config.boundary * mean_over(boundary, tumour)
         return total
 
     def classification(self, logits: Float[Tensor, "b"], malignant: Tensor) -> Float[Tensor, ""]:
-        """Return the balanced classification loss; a normal image is not malignant."""
+        """Return the class-balanced classification loss; normal images count as not malignant."""
         config = self.config
         gamma = config.focal_gamma if config.classification_kind == "focal" else 0.0
         loss = binary_loss(logits, malignant, smoothing=config.label_smoothing, gamma=gamma)
@@ -95,14 +95,17 @@ class Objective(nn.Module):
 
 
 def class_weights(malignant_share: float) -> tuple[float, float]:
-    """Return the weights of malignant and of the rest, by inverse frequency, one on average."""
+    """Return the weights of malignant and of other images, by inverse frequency.
+
+    The mean weight over the training rows is 1.
+    """
     if not 0 < malignant_share < 1:
         return 1.0, 1.0
     return 0.5 / malignant_share, 0.5 / (1 - malignant_share)
 
 
 def supervision_weights(count: int, coarsest: float) -> list[float]:
-    """Return the outputs' weights, finest first: evenly from 1 down to `coarsest`, normalised."""
+    """Return one weight an output, finest first: linear from 1 to `coarsest`, sum 1."""
     weights = torch.linspace(1, coarsest, count, dtype=torch.float64)
     return [float(weight) for weight in weights / weights.sum()]
 
@@ -113,7 +116,7 @@ def region_loss(
     tumour: Tensor,
     dice_share: float,
 ) -> Float[Tensor, ""]:
-    """Mix Dice over the tumour images with cross-entropy over all images."""
+    """Mix Dice over tumour images with cross-entropy over all images, weighted by `dice_share`."""
     dice = mean_over(dice_loss(logits, target), tumour)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
     return dice_share * dice + (1 - dice_share) * cross_entropy
@@ -122,7 +125,7 @@ def region_loss(
 def dice_loss(
     logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:
-    """Return one minus each image's soft Dice score."""
+    """Return 1 minus the soft Dice score of each image."""
     prob, target = logits.sigmoid().flatten(1), target.flatten(1)
     overlap = (prob * target).sum(dim=1)
     total = prob.sum(dim=1) + target.sum(dim=1)
@@ -132,14 +135,14 @@ def dice_loss(
 def boundary_loss(
     logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:
-    """Return one minus each image's soft F1 score of the outline (Bokhovkin & Burnaev 2019).
+    """Return 1 minus the soft F1 score of each image's outline (Bokhovkin & Burnaev 2019).
 
-    Outlines are morphological gradients, found by max-pooling; a pixel of one outline is right if
-    the other outline passes within the tolerance.
+    Outlines are morphological gradients, computed by max-pooling. An outline pixel is correct if
+    the other outline passes within `BOUNDARY_TOLERANCE`.
     """
-    ours, theirs = outline(logits.sigmoid()), outline(target)
-    precision = share_within(ours, theirs)
-    recall = share_within(theirs, ours)
+    predicted_line, target_line = outline(logits.sigmoid()), outline(target)
+    precision = share_within(predicted_line, target_line)
+    recall = share_within(target_line, predicted_line)
     return 1 - (2 * precision * recall + SMOOTH) / (precision + recall + SMOOTH)
 
 
@@ -150,24 +153,24 @@ def outline(prob: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
 
 
 def share_within(
-    line: Float[Tensor, "b 1 h w"], other: Float[Tensor, "b 1 h w"]
+    line: Float[Tensor, "b 1 h w"], reference: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:
-    """Return the share of a line that lies within the tolerance of another."""
-    band = F.max_pool2d(other, BOUNDARY_TOLERANCE, stride=1, padding=BOUNDARY_TOLERANCE // 2)
-    hits, total = (line * band).flatten(1).sum(dim=1), line.flatten(1).sum(dim=1)
-    return (hits + SMOOTH) / (total + SMOOTH)
+    """Return the share of a line within `BOUNDARY_TOLERANCE` of a second line."""
+    band = F.max_pool2d(reference, BOUNDARY_TOLERANCE, stride=1, padding=BOUNDARY_TOLERANCE // 2)
+    hits, length = (line * band).flatten(1).sum(dim=1), line.flatten(1).sum(dim=1)
+    return (hits + SMOOTH) / (length + SMOOTH)
 
 
 def binary_loss(
     logits: Float[Tensor, "b"], positive: Tensor, *, smoothing: float, gamma: float
 ) -> Float[Tensor, "b"]:
-    """Return each image's cross-entropy; a `gamma` above zero makes it focal (Lin et al. 2017).
+    """Return the cross-entropy of each image; focal if `gamma` > 0 (Lin et al. 2017).
 
     Args:
-        logits: of the positive class.
-        positive: whether the image is of the positive class.
-        smoothing: how far the target is moved towards one half.
-        gamma: exponent of the probability that was missed.
+        logits: logits of the positive class.
+        positive: True for images of the positive class.
+        smoothing: label smoothing, 0 to 1; 0.5 moves every target to 0.5.
+        gamma: exponent of the focal factor 1 - p, where p is the probability of the true class.
     """
     target = positive.to(logits.dtype)
     smoothed = target * (1 - 2 * smoothing) + smoothing
@@ -179,5 +182,5 @@ def binary_loss(
 
 
 def mean_over(values: Float[Tensor, "b"], chosen: Tensor) -> Float[Tensor, ""]:
-    """Average over the chosen images; zero if there are none."""
+    """Return the mean over the chosen images, or 0 without any."""
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)

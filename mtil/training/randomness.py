@@ -1,4 +1,4 @@
-"""The random numbers of a training epoch, each a function of (seed, epoch, rank) and the step."""
+"""Random numbers of a training epoch: functions of seed, epoch, rank and first step."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 _DEGRADING, _PASSES, _LATER, _ROUND = 1, 2, 3, 4
-"""Independent streams of random numbers; not 0, which is as good as no number."""
+"""Keys of independent random streams. No key is 0: `mix` ignores trailing zeros."""
 
 
 class EpochRandomness:
-    """What an epoch draws from: PyTorch's own generator, and two beside it."""
+    """Set up and hold the random generators of one epoch in one process."""
 
     def __init__(
         self,
@@ -24,24 +24,28 @@ class EpochRandomness:
         most_passes: int = 1,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Stand where an epoch is before a step.
+        """Set the generators to their state before step `first` of an epoch.
 
         Args:
             seed: the round's seed, see `of_round`.
-            epoch: number of the epoch, from 0.
-            rank: the process among those that train together.
-            device: where images are degraded.
-            first: number of the step, from 0.
-            most_passes: the most passes that a step makes.
-            state: where this process's generators stood then; without it, as where another number
-                of processes goes on, they start anew.
+            epoch: index of the epoch, from 0.
+            rank: rank of this worker.
+            device: device on which prior maps are degraded.
+            first: index of the first step to take, from 0.
+            most_passes: maximum number of passes a step.
+            state: generator states of this worker before step `first`, see `state`. Without
+                states, for example after a change of the worker count, new streams are seeded.
         """
         self._device, self._most_passes = device, most_passes
+        # Seeded without the rank: every rank must draw the same number of passes.
         self._passes = np.random.default_rng(mix(seed, epoch, 0, _PASSES))
         self.degrading = torch.Generator(device)
-        place = (seed, epoch, rank) if first == 0 else (seed, epoch, rank, _LATER, first)
-        torch.manual_seed(mix(*place))
-        self.degrading.manual_seed(mix(*place, _DEGRADING))
+        # A later first step gets new streams. Otherwise a resumed epoch would repeat the random
+        # numbers of its first steps.
+        stream_key = (seed, epoch, rank) if first == 0 else (seed, epoch, rank, _LATER, first)
+        torch.manual_seed(mix(*stream_key))
+        self.degrading.manual_seed(mix(*stream_key, _DEGRADING))
+        # Replays the draws of the steps already taken, which are the same on every rank.
         for _ in range(first):
             self.num_passes()
         if state is not None:
@@ -51,11 +55,11 @@ class EpochRandomness:
                 torch.cuda.set_rng_state(state["cuda"], device)
 
     def num_passes(self) -> int:
-        """Draw the passes of the next step: the same on every rank."""
+        """Draw the number of passes of the next step, from 1; equal on every rank."""
         return int(self._passes.integers(self._most_passes)) + 1
 
     def state(self) -> dict[str, Tensor]:
-        """Return where this process's generators stand."""
+        """Return the state of torch's global generators and of the degrading generator."""
         state = {"cpu": torch.get_rng_state(), "degrading": self.degrading.get_state()}
         if self._device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self._device)
@@ -63,14 +67,14 @@ class EpochRandomness:
 
 
 def of_round(seed: int, number: int) -> int:
-    """Return the seed of a round's trainings: the first has the run's own, each later one another.
+    """Return the seed of a round's trainings; round 0 has the run's own seed.
 
-    A round that starts from the weights of the one before sees the images in another order and
-    changed in other ways.
+    A round that starts from the weights of the previous round thus gets a different order of images
+    and different augmentation.
     """
     return mix(seed, number, _ROUND) if number else seed
 
 
 def mix(*numbers: int) -> int:
-    """Return a seed that any change of the numbers changes."""
+    """Hash integers to a seed. Changing any integer changes the seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

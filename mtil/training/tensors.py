@@ -1,4 +1,4 @@
-"""Batches of stored rows to tensors on a device, at the network's input size."""
+"""Convert batches of stored rows to tensors on a device, at the network's input size."""
 
 from typing import NamedTuple
 
@@ -12,22 +12,23 @@ from mtil.data.dataset.batches import Batch
 
 
 class TensorBatch(NamedTuple):
-    """What a training step takes."""
+    """Input of a training step."""
 
     image: Float[Tensor, "b 1 s s"]
-    """Gray in [0, 1]."""
+    """Gray values in [0, 1]."""
     mask: Float[Tensor, "b 1 s s"]
     """0 or 1."""
     label: Int[Tensor, " b"]
     prior: Float[Tensor, "b 1 s s"] | None = None
-    """The previous round's probability of lesion; None is the same as all zeros."""
+    """Lesion probability from the previous round, in [0, 1]. None equals all zeros."""
 
 
 def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
-    """Move a batch to a device as bytes, and make it floats of the wanted size there."""
-    stored = batch.image.shape[-1]
+    """Move a batch to a device, then convert to float tensors of side `image_size`."""
+    # Bytes are a quarter of the floats to copy, so the conversion follows the copy.
+    stored_size = batch.image.shape[-1]
     image = moved(torch.from_numpy(np.array(batch.image)), device)
-    bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored, stored)
+    bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored_size, stored_size)
     mask = moved(torch.from_numpy(bits), device)
     label = moved(torch.from_numpy(batch.label), device)
     prior = None
@@ -43,12 +44,13 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device; to a GPU from pinned memory, so that the host does not wait for it."""
+    """Copy a tensor to a device, to a GPU from pinned memory."""
+    # Only a copy from pinned memory is asynchronous: the CPU goes on while the GPU copies.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def resize_images(image: Tensor, image_size: int) -> Float[Tensor, "b 1 s s"]:
-    """Turn stored bytes (b, 1, h, w) of gray or probability into [0, 1] at the input size."""
+    """Convert stored bytes (b, 1, h, w) to floats in [0, 1], resized to `image_size`."""
     return _resize(image.float() / 255, image_size).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The search on Ray: its driver, and what a trial does. Nothing else in `tune` knows Ray."""
+"""The search on Ray: the driver and the trials."""
 
 from tune.search.driver import StudySearch, check_figures, run
 from tune.search.room import room

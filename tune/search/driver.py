@@ -1,9 +1,9 @@
-"""The search: Ray Tune runs the trials that Optuna suggests, and the study remembers.
+"""Driver of a search: Ray Tune runs the trials suggested by Optuna.
 
-The study is the one truth. Tune's own records are thrown away: after any death the Tuner is built
-anew, and takes up the trials that the study says were running. Only the searcher, in the driver,
-asks and tells the study; only the judge, an actor on the driver's node, writes epochs into it.
-Trials never touch it, so that a journal file on the driver's disk serves a whole cluster.
+The study is the only source of truth. Tune's own records are discarded: after any death a new Tuner
+resumes the trials listed as running in the study. Only two processes write the study: the searcher
+in the driver, and the `Judge` actor on the driver's node, which adds epochs. Trials never open the
+study, so a journal file on the driver's disk serves a whole cluster.
 """
 
 import json
@@ -43,11 +43,11 @@ from tune.search.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trai
 Listener = Callable[[dict[str, Any]], None]
 
 _MAX_LOSSES = 2
-"""How often a trial that lost its process or machine begins again."""
-_HOPELESS = 5
-"""So many failures before anything is completed end a search."""
-_LIGHT = {"memory": 1024.0}
-"""What a trial reserves whose workers reserve the rest: Tune wants something."""
+"""Restarts of a trial after the loss of a process or machine."""
+_MAX_EARLY_FAILURES = 5
+"""Failures after which a search without an ended trial stops."""
+_MINIMAL_RESOURCES = {"memory": 1024.0}
+"""Reservation of a trial with separate workers, in bytes. Tune requires a reservation."""
 
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -67,29 +67,31 @@ def run(
     keep_models: bool = False,
     does: Work = work,
 ) -> None:
-    """Go on until the study has so many trials that are completed or were stopped early.
+    """Run trials until `num_trials` trials are completed or stopped early.
 
     Args:
         search: the search.
-        num_trials: how many there are to be in the end, with those that there are already.
-        listen: told `{"kind": "begun", …}` once, and `{"kind": "trial", …}` of each that ends.
-        max_concurrent: trials at a time; by default as many as the cluster has room for.
-        keep_models: whether the trials' models are kept, not their histories alone.
-        does: what a trial does.
+        num_trials: total number of trials, with the trials of earlier commands.
+        listen: function called with `{"kind": "begun", …}` once, and with `{"kind": "trial", …}`
+            after each trial.
+        max_concurrent: maximum number of concurrent trials; by default limited by the cluster.
+        keep_models: whether to keep the trials' models.
+        does: function that runs a trial.
 
     Raises:
-        UserError: if the data set or the resources are not as they must be.
-        RunError: if another driver is at this search, or too many trials failed.
+        UserError: if the data set or the resources do not suit the search.
+        RunError: if another driver runs this search, or too many trials failed.
     """
     with session.alone(search.store):
+        # Under the lock, before the storage is opened: no other process may write meanwhile.
         studies.mend(search.storage)
         searcher = StudySearch(search, num_trials, Guarded(listen))
         if searcher.missing:
-            _run(search, searcher, max_concurrent, keep_models, does)
+            _run_missing(search, searcher, max_concurrent, keep_models, does)
     searcher.raise_for_failures()
 
 
-def _run(
+def _run_missing(
     search: Search,
     searcher: "StudySearch",
     max_concurrent: int | None,
@@ -98,6 +100,7 @@ def _run(
 ) -> None:
     config = search.space.base
     nodes, wanted = cluster.nodes(), min(max_concurrent or searcher.missing, searcher.missing)
+    # A circle's trainings hold copies of the data set, which limits the number of trials.
     if search.budget.circle:
         resources: Any = ray.cluster_resources  # untyped
         store_bytes = resources()["object_store_memory"]
@@ -105,20 +108,21 @@ def _run(
     concurrent, cpus = room(nodes, config, wanted)
     searcher.begin(concurrent)
     means = Means(
-        held=_held(search) if does is work else None,
-        judge=_judge(search) if len(search.objective.goals) == 1 else None,
+        held=_hold_dataset(search) if does is work else None,
+        judge=_start_judge(search) if len(search.objective.goals) == 1 else None,
         cpus=cpus,
         num_threads=threads(nodes, config, concurrent),
         keep_models=keep_models,
     )
     try:
-        _fit(search, searcher, concurrent, means, does)
+        _run_tuner(search, searcher, concurrent, means, does)
     finally:
         if means.judge is not None:
-            ray.kill(means.judge)  # what Tune keeps of the trials would keep it
+            # Tune keeps references to its trials, which would keep the actor alive.
+            ray.kill(means.judge)
 
 
-def _fit(
+def _run_tuner(
     search: Search,
     searcher: "StudySearch",
     concurrent: int,
@@ -131,11 +135,11 @@ def _fit(
         ray_tune.Tuner(
             ray_tune.with_resources(
                 ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),
-                ray_tune.PlacementGroupFactory([_resources(search, means.cpus)]),
+                ray_tune.PlacementGroupFactory([_trial_resources(search, means.cpus)]),
             ),
             tune_config=ray_tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=-1,
+                num_samples=-1,  # the searcher decides when the search is finished
                 max_concurrent_trials=concurrent,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -152,78 +156,85 @@ def _fit(
 
 @contextmanager
 def _environment(config: Config) -> Iterator[None]:
-    """Give trials the memory settings of a training's workers, as Tune has no option for that."""
+    """Set environment variables of Tune, and the memory settings of CPU workers."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    before = dict(DEFAULT_ENV_VARS)
+    # Tune has no option for the environment of trials, but gives trials this dictionary.
+    default_variables = dict(DEFAULT_ENV_VARS)
     if not config.train.gpus_per_worker:
         DEFAULT_ENV_VARS.update(trainer.CPU_MEMORY)
     try:
         yield
     finally:
         DEFAULT_ENV_VARS.clear()
-        DEFAULT_ENV_VARS.update(before)
+        DEFAULT_ENV_VARS.update(default_variables)
 
 
 class StudySearch(OptunaSearch):
-    """Optuna's suggestions to Ray Tune, from a study that outlives both."""
+    """Ray Tune searcher with Optuna suggestions from a persistent study."""
 
     def __init__(self, search: Search, num_trials: int, listen: Listener) -> None:
-        self._search, self._asked, self._listen = search, num_trials, listen
-        self._failed: list[str] = []
+        self._search, self._num_trials, self._listen = search, num_trials, listen
+        self._causes: list[str] = []
         self.mistake: UserError | None = None
-        """The user's mistake that ends the search: other trials would make it, too."""
+        """A user's mistake common to all trials, which ends the search."""
         names = search.objective.names
-        one = len(names) == 1
+        has_one_goal = len(names) == 1
         with studies.quiet():
             super().__init__(
                 space=search.space.suggest,
-                metric=names[0] if one else names,
-                mode="max" if one else ["max", "max"],
+                metric=names[0] if has_one_goal else names,
+                mode="max" if has_one_goal else ["max", "max"],
                 sampler=self._new_sampler(0),
                 study_name=search.asked.study,
                 storage=studies.open_storage(search.storage),
             )
             self.study = cast(optuna.Study, self._ot_study)
-            if not self._trials():
+            if not self._list_trials():
                 self.study.set_metric_names(names)
-        self._orphans = [one.number for one in self._trials(TrialState.RUNNING)]
-        if not self._trials():
+        self._orphans = [trial.number for trial in self._list_trials(TrialState.RUNNING)]
+        # The first trial is the default, as the reference for all others.
+        if not self._list_trials():
             default = search.space.default()
             if default is not None:
                 self.study.enqueue_trial(default)
 
     @property
     def missing(self) -> int:
-        """How many trials are still to come to an end."""
-        return max(0, self._asked - self._ended())
+        """Number of trials still to be completed or stopped early."""
+        return max(0, self._num_trials - self._count_ended())
 
     def begin(self, concurrent: int) -> None:
-        """Tell the listener what there is to do."""
+        """Report the state of the search to the listener."""
         self._listen(
             {
                 "kind": "begun",
-                "asked": self._asked,
-                "ended": self._ended(),
+                "asked": self._num_trials,
+                "ended": self._count_ended(),
                 "taken_up": list(self._orphans),
                 "concurrent": concurrent,
             }
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the next trial's point and number: first those that a driver left running."""
+        """Return the point and number of the next trial.
+
+        Trials left running by an earlier driver come first. None asks Tune to wait.
+        """
         if self.mistake is not None:
             return cast(dict[str, Any], Searcher.FINISHED)
         if self._orphans:
             number = self._orphans.pop(0)
             frozen = self.study.get_trials(deepcopy=False)[number]
+            # Suggestions of a stored trial return the stored values: the trial keeps its point.
             trial = optuna.trial.Trial(self.study, frozen._trial_id)
         else:
-            running = len(self._trials(TrialState.RUNNING))
+            running = len(self._list_trials(TrialState.RUNNING))
             if not self.missing or self._is_hopeless():
                 return None if running else cast(dict[str, Any], Searcher.FINISHED)
             if running >= self.missing:
-                return None  # one of these may fail, and is then replaced
-            self.study.sampler = self._new_sampler(len(self._trials()))
+                return None  # a running trial may fail, and is then replaced
+            # A sampler per trial: suggestions depend only on the study, even after a restart.
+            self.study.sampler = self._new_sampler(len(self._list_trials()))
             with studies.quiet():
                 trial = self.study.ask()
         self._ot_trials[trial_id] = trial
@@ -232,80 +243,88 @@ class StudySearch(OptunaSearch):
         return point | {NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Do nothing: the judge has heard of each epoch."""
+        """Ignore the result: the `Judge` has already recorded every epoch."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study what a trial has come to; `fail` does it for one that died."""
+        """Record the outcome of a trial in the study; `fail` records trials without a result."""
         if result is not None and TOLD in result:
-            self._tell(trial_id, json.loads(result[TOLD]))
+            self._record_outcome(trial_id, json.loads(result[TOLD]))
 
     def fail(self, trial_id: str, cause: str) -> None:
-        """Tell the study of a trial whose process died again and again."""
-        self._tell(trial_id, {"cause": cause})
+        """Record a failed trial whose process died repeatedly."""
+        self._record_outcome(trial_id, {"cause": cause})
 
     def raise_for_failures(self) -> None:
-        """Raise if failures have kept the search from what was asked.
+        """Raise if failures prevented the requested number of trials.
 
         Raises:
-            UserError: if it was a user's mistake.
-            RunError: with their number and the last cause.
+            UserError: the user's mistake, if any.
+            RunError: if failures left too few trials; the message has the last cause.
         """
         if self.mistake is not None:
             raise self.mistake
-        if self.missing and self._failed:
+        if self.missing and self._causes:
             raise RunError(
-                f"{len(self._failed)} trials failed, and {self.missing} of {self._asked} are "
-                f"missing; the last: {self._failed[-1]}"
+                f"{len(self._causes)} trials failed, and {self.missing} of {self._num_trials} are "
+                f"missing. The last failure: {self._causes[-1]}"
             )
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study is saved already."""
+        """Do nothing: the study is persistent."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the study is read from its own storage."""
+        """Do nothing: the study is read from its storage."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave nothing of this in Tune's own records, which nobody reads."""
+        """Return an empty state."""
+        # Tune pickles the searcher into records without a reader.
         return {}
 
-    def _tell(self, trial_id: str, outcome: Outcome) -> None:
+    def _record_outcome(self, trial_id: str, outcome: Outcome) -> None:
         trial = self._ot_trials.pop(trial_id)
-        if self._is_of_all(outcome):
+        if self._is_common_mistake(outcome):
             kind = getattr(errors, outcome["mistake"], UserError)
             self.mistake = self.mistake or kind(outcome["cause"])
-            return  # the trial stays as it is, and goes on in the next command
+            return  # the trial remains running in the study; the next command resumes it
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         cause = outcome.get("cause")
         values = None
         if cause is None and studies.STOPPED not in frozen.user_attrs:
-            values, cause = self._worth(outcome)
+            values, cause = self._goal_values(outcome)
         for name in (studies.FIGURES, studies.SECONDS):
             if name in outcome:
                 trial.set_user_attr(name, outcome[name])
         if cause is not None:
             trial.set_user_attr(studies.CAUSE, cause)
             self.study.tell(trial, state=TrialState.FAIL)
-            self._failed.append(cause)
+            self._causes.append(cause)
             self._write_trace(trial.number, outcome.get("trace"))
         elif values is None:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, values)
-        told = studies.told(self.study.get_trials(deepcopy=False)[trial.number])
-        self._listen({"kind": "trial", "trial": told, "ended": self._ended(), "asked": self._asked})
+        record = studies.told(self.study.get_trials(deepcopy=False)[trial.number])
+        self._listen(
+            {
+                "kind": "trial",
+                "trial": record,
+                "ended": self._count_ended(),
+                "asked": self._num_trials,
+            }
+        )
 
-    def _is_of_all(self, outcome: Outcome) -> bool:
-        """Say whether a trial has failed by a user's mistake that the others make, too.
+    def _is_common_mistake(self, outcome: Outcome) -> bool:
+        """Return whether an outcome is a user's mistake common to all trials."""
+        # Once a trial has ended, a configuration error concerns only the failed trial.
+        error_name = outcome.get("mistake")
+        return error_name is not None and not (
+            error_name == ConfigError.__name__ and self._count_ended()
+        )
 
-        A configuration may be that of the trial alone, once another has come to its end.
-        """
-        kind = outcome.get("mistake")
-        return kind is not None and not (kind == ConfigError.__name__ and self._ended())
-
-    def _worth(self, outcome: Outcome) -> tuple[list[float], str | None]:
-        """Return what a trial is worth, and why it is worth nothing if so."""
+    def _goal_values(self, outcome: Outcome) -> tuple[list[float], str | None]:
+        """Return the values of the goals, and the cause if there are no valid values."""
         try:
             values = self._search.objective.mean(outcome["figures"])
         except DataError as error:
@@ -322,34 +341,36 @@ class StudySearch(OptunaSearch):
         asked, goals = self._search.asked, self._search.objective.goals
         return studies.make_sampler(asked.sampler, asked.seed, number, len(goals))
 
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+    def _list_trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def _ended(self) -> int:
-        return len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
+    def _count_ended(self) -> int:
+        return len(self._list_trials(TrialState.COMPLETE, TrialState.PRUNED))
 
     def _is_hopeless(self) -> bool:
-        failed = len(self._failed)
-        return failed >= max(_HOPELESS, self._asked) or (failed >= _HOPELESS and not self._ended())
+        failed = len(self._causes)
+        return failed >= max(_MAX_EARLY_FAILURES, self._num_trials) or (
+            failed >= _MAX_EARLY_FAILURES and not self._count_ended()
+        )
 
 
 class Stop(ray_tune.Stopper):
-    """Ends the search, with what runs, at a user's mistake."""
+    """Ray Tune stopper: ends the search and all running trials at a user's mistake."""
 
     def __init__(self, searcher: StudySearch) -> None:
         self._searcher = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Let each trial come to its own end."""
+        """Return False: single trials are never stopped here."""
         return False
 
     def stop_all(self) -> bool:
-        """Say whether all trials are to end."""
+        """Return whether to end all trials."""
         return self._searcher.mistake is not None
 
 
 class Failures(ray_tune.Callback):
-    """Tells the searcher why trials died, which Tune does not, and frees what they held."""
+    """Ray Tune callback: reports causes of dead trials and frees their resources."""
 
     def __init__(self, searcher: StudySearch) -> None:
         self._searcher = searcher
@@ -357,23 +378,24 @@ class Failures(ray_tune.Callback):
     def on_trial_recover(
         self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
     ) -> None:
-        """Free what a dead trial's workers held."""
+        """Free the resources of a dead trial's workers."""
         cluster.free_orphans()
 
     def on_trial_error(
         self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
     ) -> None:
-        """Tell the study the cause."""
+        """Record the cause of a failed trial in the study."""
+        # The searcher interface of Tune gets no error, only the callback does.
         cluster.free_orphans()
         error = trial.get_pickled_error() or RunError(str(trial.get_error()))
         self._searcher.fail(trial.trial_id, cause_of(error))
 
 
 def check_figures(search: Search, manifest: Manifest) -> None:
-    """Make sure that the inner validation rows define what is asked for.
+    """Check the inner validation rows for the classes needed by the objective.
 
     Raises:
-        DataError: naming the fold whose rows do not.
+        DataError: if a fold has no benign or no malignant validation image.
     """
     for fold in search.budget.folds:
         rows = select(manifest, fold, "validation", normals=search.space.base.data.normals)
@@ -381,26 +403,27 @@ def check_figures(search: Search, manifest: Manifest) -> None:
         if not all(counts) and search.objective.figures & {"auc", "f1"}:
             raise DataError(
                 f"The objective {search.objective.text} needs benign and malignant images, but "
-                f"fold {fold} validates on {counts[0]} and {counts[1]}; ask for dice, or for "
+                f"fold {fold} validates on {counts[0]} and {counts[1]}. Use the objective dice, or "
                 "another fold."
             )
 
 
-def _resources(search: Search, cpus: float) -> dict[str, float]:
+def _trial_resources(search: Search, cpus: float) -> dict[str, float]:
     train = search.space.base.train
     if search.budget.circle or train.num_workers > 1:
-        return dict(_LIGHT)
+        return dict(_MINIMAL_RESOURCES)
     return {"CPU": cpus} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
 
 
-def _held(search: Search) -> list[ray.ObjectRef[Any]] | None:
-    """Put the data set into the object store once, for the trials of all nodes."""
+def _hold_dataset(search: Search) -> list[ray.ObjectRef[Any]] | None:
+    """Put the data set into the object store, once for the trials of all nodes."""
     return trainer.hold_if_resident(search.asked.data, search.manifest(), search.space.base)
 
 
-def _judge(search: Search) -> Any:
-    here = ray.get_runtime_context().get_node_id()
+def _start_judge(search: Search) -> Any:
+    node_id = ray.get_runtime_context().get_node_id()
+    # On the driver's node: the study may be a journal file on the driver's disk.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(studies.Judge)
     return actor.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
     ).remote(search.storage, search.asked.study, search.rule)

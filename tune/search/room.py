@@ -1,4 +1,4 @@
-"""How many trials run side by side. No Ray."""
+"""Number of trials a cluster can run side by side. Imports no Ray."""
 
 import math
 from collections.abc import Sequence
@@ -12,32 +12,36 @@ from mtil.errors import ResourceError
 
 
 def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float]:
-    """Return how many trials run side by side, and the CPUs of each of their workers.
+    """Return the number of concurrent trials, and the CPUs of each worker.
 
     Args:
-        nodes: the cluster's.
-        config: of a trial.
-        wanted: trials at most.
+        nodes: nodes of the cluster.
+        config: configuration of a trial.
+        wanted: maximum number of trials.
 
     Raises:
-        ResourceError: if there is not even room for one.
+        ResourceError: if the cluster is too small for a single trial.
     """
     train = config.train
     gpus = train.gpus_per_worker
     if gpus:
-        places = sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
+        # The summand absorbs floating-point rounding of the quotient.
+        worker_slots = sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
     else:
-        size = train.cpus_per_worker or 1.0
-        places = sum(math.floor(node.cpus / size + 1e-9) for node in nodes)
-    most = max(1, min(wanted, places // train.num_workers))
-    whole = 0.0 if train.num_workers == 1 and gpus % 1 else gpus  # one worker may share a GPU
-    for concurrent in range(most, 1, -1):
+        cpus_per_worker = train.cpus_per_worker or 1.0
+        worker_slots = sum(math.floor(node.cpus / cpus_per_worker + 1e-9) for node in nodes)
+    max_trials = max(1, min(wanted, worker_slots // train.num_workers))
+    # Preflight refuses GPU fractions for several workers, but trials of one worker may share a
+    # GPU.
+    reserved_gpus = 0.0 if train.num_workers == 1 and gpus % 1 else gpus
+    # Slots are only an upper bound: CPUs may allow fewer trials.
+    for concurrent in range(max_trials, 1, -1):
         try:
             return concurrent, preflight.cpus_per_worker(
                 nodes,
                 num_workers=concurrent * train.num_workers,
                 cpus=train.cpus_per_worker,
-                gpus=whole,
+                gpus=reserved_gpus,
             )
         except ResourceError:
             continue
@@ -48,17 +52,17 @@ def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float
 
 
 def copies(store_bytes: float, manifest: Manifest) -> int:
-    """Return how many trials at most may each hold a copy of the data set of their own.
+    """Return how many trials can hold a separate copy of the data set.
 
-    A circle's training does from the second round on, as the maps of its rows come with it. The
-    copy that all share is there as well.
+    From the second round on, a circle's training holds a copy of the data set with the maps of the
+    rows. The copy shared by all trials stays in memory as well.
     """
-    of_a_map = manifest.image_size**2
-    one = manifest.num_rows * (row_bytes(manifest.image_size) + of_a_map)
-    return max(1, math.floor(store_bytes / one) - 1)
+    map_bytes = manifest.image_size**2
+    copy_bytes = manifest.num_rows * (row_bytes(manifest.image_size) + map_bytes)
+    return max(1, math.floor(store_bytes / copy_bytes) - 1)
 
 
 def threads(nodes: Sequence[Node], config: Config, concurrent: int) -> int:
-    """Return how many CPU threads each worker of so many trials has."""
+    """Return the CPU threads per worker with `concurrent` trials."""
     cpus = sum(node.cpus for node in nodes)
     return max(1, int(cpus / (concurrent * config.train.num_workers)))

@@ -1,4 +1,4 @@
-"""One driver at a time: of two commands that begin together, one is refused."""
+"""Lock of a search against a second driver."""
 
 import time
 import uuid
@@ -12,30 +12,35 @@ from mtil.errors import RunError
 from mtil.storage import Store
 
 FOLDER = "drivers"
-"""Holds an object for each driver that is here, or was killed: the next takes the next number."""
+"""Folder with an object per running or killed driver, named by consecutive numbers."""
 
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Be the only driver of a search while the block runs.
+    """Hold the lock of a search while the block runs.
 
     Raises:
-        RunError: if another is at it.
+        RunError: if a second driver runs the search.
     """
-    refused = RunError(f"Another `mtil-tune run` is at {store.uri}; let it go on, or end it.")
-    before = sorted(store.names(FOLDER))
-    if before and heartbeat.read(store) is None:
-        time.sleep(heartbeat.INTERVAL_S)  # it may have begun just now
+    refusal = RunError(
+        f"Another `mtil-tune run` is running in {store.uri}. Wait for the other command or stop it."
+    )
+    known_drivers = sorted(store.names(FOLDER))
+    # A driver may have started just now, without a heartbeat yet.
+    if known_drivers and heartbeat.read(store) is None:
+        time.sleep(heartbeat.INTERVAL_S)
     if heartbeat.is_beating(store):
-        raise refused
+        raise refusal
     session = uuid.uuid4().hex
-    number = int(PurePosixPath(before[-1]).stem) + 1 if before else 0
-    mine = f"{FOLDER}/{number:04d}"
-    if not store.create(mine, session.encode()):
-        raise refused
+    number = int(PurePosixPath(known_drivers[-1]).stem) + 1 if known_drivers else 0
+    own_name = f"{FOLDER}/{number:04d}"
+    # Creation is atomic: of two drivers with the same number, the second is refused.
+    if not store.create(own_name, session.encode()):
+        raise refusal
     with Heart(store, session):
         try:
             yield
         finally:
-            for name in (*before, mine):
+            # Objects of killed drivers are deleted only now: the next number follows the last.
+            for name in (*known_drivers, own_name):
                 store.delete(name)

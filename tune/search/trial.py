@@ -1,4 +1,4 @@
-"""What a trial does: the trainings of one point of the space, and what they come to."""
+"""One trial: the trainings of a point of the space, and the resulting figures."""
 
 import json
 import traceback
@@ -21,66 +21,67 @@ from tune.record import Search
 from tune.space import Value
 
 NUMBER, TOLD = "trial", "told"
-"""The trial's number in what it is given, and its outcome in what it reports."""
+"""Keys of the trial number in Tune's configuration, and of the outcome in Tune's result."""
 
-_OUT_OF_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "low on memory")
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "outofmemory", "can't allocate memory", "low on memory")
 
 
 @dataclass(frozen=True)
 class Means:
-    """What all trials of a search share."""
+    """Resources and settings shared by all trials of a search."""
 
     held: list[ray.ObjectRef[Any]] | None = None
-    """The data set's tables in the object store, or None where it is streamed."""
+    """Tables of the data set in the object store, or None for a streamed data set."""
     judge: Any = None
-    """The actor that hears of epochs and says whether to go on, if there is one."""
+    """`Judge` actor, which receives epochs and decides on early stopping; None with two goals."""
     cpus: float = 1.0
-    """CPUs that each worker of a trial reserves."""
+    """CPUs reserved by each worker of a trial."""
     num_threads: int | None = None
     """CPU threads of each worker."""
     keep_models: bool = False
 
 
 Outcome = dict[str, Any]
-"""What is told of a trial: `figures` of its trainings and `seconds`, or the `cause` of its end.
+"""Outcome of a trial: `figures` and `seconds` of the trainings, or the `cause` of a failure.
 
-With `mistake`, the name of an error, the cause is a user's mistake."""
+A failure by a user's mistake also has the name of the error class in `mistake`."""
 
 Work = Callable[[str, int, Mapping[str, Value], Means], Outcome]
-"""Does the trial of a number and a point, of the search at a URI."""
+"""Function of search URI, trial number, point and shared settings that runs a trial."""
 
 
 @dataclass(frozen=True)
 class Asks:
-    """Asks the judge after each epoch of a training whether it is worth going on."""
+    """Callback after each epoch of a training: asks the `Judge` whether to go on."""
 
     judge: Any
     number: int
     objective: Objective
     finished: tuple[Mapping[str, float], ...]
-    """The figures of the trainings of the same round that have ended."""
+    """Figures of the finished trainings of the round."""
     before: int
-    """Epochs that the trial's trainings had before this one."""
+    """Epochs of all previous trainings of the trial."""
     tolerance: float
     """The trial's `train.score_tolerance`."""
 
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell what the trial is worth so far, and return whether to go on."""
+        """Report the value of the trial so far. Return whether to go on."""
         value = running(self.objective, self.finished, history, self.tolerance)
-        answer = self.judge.hear.remote(self.number, self.before + len(history), value)
-        return bool(ray.get(answer))
+        decision = self.judge.hear.remote(self.number, self.before + len(history), value)
+        return bool(ray.get(decision))
 
 
 def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> None:
-    """Do a trial within Ray Tune, and report its outcome.
+    """Run a trial inside Ray Tune and report the outcome.
 
-    What was lost with a process or a machine is raised, so that the trial begins again.
+    A lost process or machine raises: Tune then starts the trial again. Any further error becomes
+    the outcome of the trial.
     """
     point = dict(config)
     number = point.pop(NUMBER)
     try:
         outcome = work(uri, number, point, means)
-    except Exception as error:  # whatever it was, it is the trial's outcome
+    except Exception as error:  # any error is an outcome of the trial
         if failures.is_loss(error):
             raise
         outcome = {"cause": cause_of(error), "trace": traceback.format_exc()}
@@ -90,61 +91,74 @@ def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> Non
 
 
 def work(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Outcome:
-    """Do the trainings of a trial, in this process if they have one worker."""
+    """Run the trainings of a trial, in this process for a single worker."""
     search = Search.open(uri)
     if search.budget.circle or search.space.base.train.num_workers > 1:
-        # Outside of the trial's own placement group, which is too small for what this starts.
-        apart: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(_train)
+        # Outside the placement group of the trial, which has no room for the workers.
+        remote_train: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(
+            _train
+        )
         with failures.unwrapped():
-            outcome: Outcome = ray.get(apart.remote(uri, number, point, means))
+            outcome: Outcome = ray.get(remote_train.remote(uri, number, point, means))
         return outcome
     return _train(uri, number, point, means)
 
 
 def cause_of(error: BaseException) -> str:
-    """Say in a sentence why a trial failed."""
-    ours = failures.cause(error)
+    """Return the cause of a trial's failure in one sentence."""
+    known_cause = failures.cause(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    text = str(ours or last)
-    everything = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, MemoryError) or any(word in everything for word in _OUT_OF_MEMORY):
+    last_line = lines[-1] if lines else type(error).__name__
+    text = str(known_cause or last_line)
+    full_text = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, MemoryError) or any(word in full_text for word in _OUT_OF_MEMORY_TEXTS):
         return f"It does not fit in memory: {text}"
     if isinstance(error, ray.exceptions.RayActorError):
-        return f"Its process died, as from want of memory: {text}"
-    return text if ours else f"{type(error).__name__}: {text}"
+        return f"The process died, possibly for lack of memory: {text}"
+    return text if known_cause else f"{type(error).__name__}: {text}"
 
 
 def _train(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Outcome:
     search = Search.open(uri)
     run = search.trial_run(number, point)
-    todo = _todo(run, search)
-    last = max(action.round for action in todo)
-    found = {of: run.result(of) for of in (Train(last, fold) for fold in search.budget.folds)}
-    if None in found.values():
-        found.update(_trainings(run, search, number, means, todo))
-    ended = [result for of, result in found.items() if result is not None and of.round == last]
-    trainings = [run.result(of) for of in todo if isinstance(of, Train)]
+    trial_actions = _list_actions(run, search)
+    last_round = max(action.round for action in trial_actions)
+    results = {
+        training: run.result(training)
+        for training in (Train(last_round, fold) for fold in search.budget.folds)
+    }
+    # If the driver died after the last training, all results exist although the study lists the
+    # trial as running.
+    if None in results.values():
+        results.update(_run_actions(run, search, number, means, trial_actions))
+    last_results = [
+        result
+        for training, result in results.items()
+        if result is not None and training.round == last_round
+    ]
+    all_results = [
+        run.result(training) for training in trial_actions if isinstance(training, Train)
+    ]
     if not means.keep_models:
-        _delete_models(run, todo)
+        _delete_models(run, trial_actions)
     return {
-        "figures": [result.metrics for result in ended],
-        "best_epochs": [result.best_epoch for result in ended],
-        "seconds": round(sum(result.seconds for result in trainings if result is not None), 3),
+        "figures": [result.metrics for result in last_results],
+        "best_epochs": [result.best_epoch for result in last_results],
+        "seconds": round(sum(result.seconds for result in all_results if result is not None), 3),
     }
 
 
-def _todo(run: Run, search: Search) -> list[Train | WriteMaps]:
-    """Return what a trial does, in order: nothing of it looks at the test fold."""
+def _list_actions(run: Run, search: Search) -> list[Train | WriteMaps]:
+    """Return the actions of a trial, in order. No action reads the test fold."""
     if not search.budget.circle:
         return [Train(0, fold) for fold in search.budget.folds]
     plan = Plan.of(run.config.circle, search.budget.folds)
     return [action for action in actions(plan) if isinstance(action, Train | WriteMaps)]
 
 
-def _delete_models(run: Run, todo: Sequence[Train | WriteMaps]) -> None:
-    """Delete the models of a trial's trainings, and the maps that they made."""
-    for action in todo:
+def _delete_models(run: Run, trial_actions: Sequence[Train | WriteMaps]) -> None:
+    """Delete the models and maps of a trial."""
+    for action in trial_actions:
         if isinstance(action, WriteMaps):
             for name in run.store.names(run.map_folder(action)):
                 run.store.delete(name)
@@ -154,12 +168,12 @@ def _delete_models(run: Run, todo: Sequence[Train | WriteMaps]) -> None:
             run.store.delete(run.model_name(action, result))
 
 
-def _trainings(
-    run: Run, search: Search, number: int, means: Means, todo: Sequence[Train | WriteMaps]
+def _run_actions(
+    run: Run, search: Search, number: int, means: Means, trial_actions: Sequence[Train | WriteMaps]
 ) -> Mapping[Train, FoldResult]:
-    """Do a trial's trainings until all are done, or the judge has ended it."""
+    """Run trainings and maps of a trial until all are done or the rule stops the trial."""
     done: dict[Train, FoldResult] = {}
-    for action in todo:
+    for action in trial_actions:
         if means.judge is not None and ray.get(means.judge.has_stopped.remote(number)):
             break
         if isinstance(action, WriteMaps):
@@ -171,23 +185,28 @@ def _trainings(
                 means.judge,
                 number,
                 search.objective,
-                tuple(done[of].metrics for of in done if of.round == action.round),
+                tuple(
+                    done[training].metrics for training in done if training.round == action.round
+                ),
                 run.config.train.num_epochs * len(done),
                 run.config.train.score_tolerance,
             )
-        result = _fold(run, search, action, means, asks)
+        result = _train_fold(run, search, action, means, asks)
         if action.part is None:
             done[action] = result
     return done
 
 
-def _fold(run: Run, search: Search, of: Train, means: Means, asks: Asks | None) -> FoldResult:
+def _train_fold(
+    run: Run, search: Search, training: Train, means: Means, asks: Asks | None
+) -> FoldResult:
     manifest = run.manifest()
-    priors = prior_maps(run, manifest, of)
-    held = means.held
-    if priors is not None and run.result(of) is None:
-        held = trainer.hold_if_resident(run.data_uri, manifest, run.config, priors)
-    job = FoldJob(run.uri, run.data_uri, of, held, priors, asks, means.num_threads)
+    priors = prior_maps(run, manifest, training)
+    tables = means.held
+    # A training with prior maps holds a separate copy of the data set, with the maps of the rows.
+    if priors is not None and run.result(training) is None:
+        tables = trainer.hold_if_resident(run.data_uri, manifest, run.config, priors)
+    job = FoldJob(run.uri, run.data_uri, training, tables, priors, asks, means.num_threads)
     if search.budget.circle or run.config.train.num_workers > 1:
         return trainer.train_job(run, job, means.cpus, lambda line: None)
     return trainer.train_here(run, job)

@@ -1,4 +1,4 @@
-"""Test rows to predictions to figures: right, with lineage, the same whoever computes them."""
+"""Test rows to predictions to figures: values, lineage and determinism."""
 
 import io
 import json
@@ -42,7 +42,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def model(make_model: MakeModel) -> Model:
-    """As it is read from a file, so that it has a digest; its threshold parts the images."""
+    """Return a model as read from a file, with a digest and a threshold between the images."""
     return model_from_bytes(model_to_bytes(make_model()), "model.pt")
 
 
@@ -183,7 +183,7 @@ def test_a_map_is_resized_about_the_centres_of_its_pixels() -> None:
 def test_every_row_is_scored_at_its_original_size(
     model: Model, rows: pa.Table, predictions: pa.Table
 ) -> None:
-    """Against a plain computation with Pillow's masks."""
+    """Compare with a plain computation on masks decoded by Pillow."""
     assert predictions.schema == PREDICTIONS
     assert predictions.num_rows == rows.num_rows == 60
     said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
@@ -221,7 +221,7 @@ def test_the_threshold_decides_what_is_called_malignant(model: Model, rows: pa.T
 def test_the_same_rows_give_the_same_figures_whoever_has_them(
     model: Model, rows: pa.Table, predictions: pa.Table
 ) -> None:
-    """Units are shared out in any order; a slice of a larger table is as good as a copy."""
+    """Workers get shards in any order; a slice of a larger table equals a copy."""
     starts = [0, 32]  # as units of a shard are cut
     units = [rows.slice(start, 32) for start in starts]
     parts = [score(unit, Predictor(model, CPU)) for unit in reversed(units)]
@@ -232,7 +232,7 @@ def test_the_same_rows_give_the_same_figures_whoever_has_them(
 
 
 def _same(one: pa.Table, other: pa.Table) -> bool:
-    """To the last digit, NaN included, whatever the order."""
+    """Return whether results are equal to the last digit, NaN included, in any order."""
     return repr(one.sort_by("sample_id").to_pylist()) == repr(
         other.sort_by("sample_id").to_pylist()
     )
@@ -303,7 +303,7 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
 
 
 def test_the_first_collection_has_its_name(predictions: pa.Table, manifest: Manifest) -> None:
-    """Its rows have no source in the shards, also after another collection was appended."""
+    """Rows of the first collection have no source in the shards, even after `--append`."""
     names = [("", "udiat")[index % 3 == 0] for index in range(predictions.num_rows)]
     at = predictions.schema.get_field_index("source")
     table = predictions.set_column(at, "source", pa.array(names))
@@ -376,7 +376,7 @@ def test_figures_do_not_depend_on_the_order_of_rows(predictions: pa.Table) -> No
 
 
 def _with(table: pa.Table, **columns: Sequence[Any]) -> pa.Table:
-    """Return a table with other values in some columns."""
+    """Return a table with new values in some columns."""
     for name, values in columns.items():
         at = table.schema.get_field_index(name)
         table = table.set_column(
@@ -386,7 +386,7 @@ def _with(table: pa.Table, **columns: Sequence[Any]) -> pa.Table:
 
 
 def test_passes_are_told_apart_and_the_last_one_counts(predictions: pa.Table) -> None:
-    """A second pass that outlines every tumour perfectly."""
+    """Add a second pass with perfect outlines of every tumour."""
     dice = [1.0 if label < 2 else math.nan for label in predictions["label"].to_pylist()]
     second = _with(predictions, **{"pass": [1] * 60, "dice": dice})
     figures = evaluate(pa.concat_tables([second, predictions]), run_uri="r", folds=[0])
@@ -408,11 +408,13 @@ def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> Non
 
 def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
     check_complete(predictions, 60, 1)
-    with pytest.raises(DataError, match="fold 1 must see each of its 61 images once, but saw 60"):
+    with pytest.raises(
+        DataError, match=r"fold 1 .* has 60 rows .* each of the 61 test images once"
+    ):
         check_complete(predictions, 61, 1)
     twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
-    with pytest.raises(DataError, match=r"each of its 60 .* saw 61 rows of 60 images"):
+    with pytest.raises(DataError, match=r"has 61 rows of 60 images, .* each of the 60 "):
         check_complete(twice, 60, 0)
     swapped = pa.concat_tables([predictions.slice(1), predictions.slice(1, 1)])
-    with pytest.raises(DataError, match=r"each of its 60 .* saw 60 rows of 59 images"):
+    with pytest.raises(DataError, match=r"has 60 rows of 59 images, .* each of the 60 "):
         check_complete(swapped, 60, 0)

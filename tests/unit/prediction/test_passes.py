@@ -1,4 +1,4 @@
-"""Passes over an image, chains of models, and the maps that a round leaves to the next."""
+"""Passes over an image, chains of models, and maps for the next round."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def make_heeding(make_model: MakeModel) -> MakeModel:
-    """Make models that heed their prior maps, as read from a file."""
+    """Return models sensitive to prior maps, as read from a file."""
 
     def make(seed: int = 0, **values: object) -> Model:
         model = make_model(seed, **values)
@@ -95,7 +95,7 @@ def test_a_view_is_given_its_own_map_of_the_pass_before(
     make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray,
     name: str, looks: list[tuple[int, bool]],
 ) -> None:  # fmt: skip
-    """Against plain calls of two networks: of the second, with the first's map, for each view."""
+    """Compare with plain calls of two networks; the second reads the first's map, per view."""
     config = make_config(predict={"views": name})
     chain = [make_heeding(0, config=config), make_heeding(1, config=config, temperature=3.0)]
     networks = [model.network() for model in chain]
@@ -125,7 +125,7 @@ def test_a_view_is_given_its_own_map_of_the_pass_before(
 def test_the_map_is_the_view_s_own_and_not_the_average(
     make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray
 ) -> None:
-    """Of an image and its mirror image the mirrored views are the plain ones of each other."""
+    """The mirrored view of an image is the plain view of the mirror image."""
     config = make_config(predict={"views": "flip"})
     predictor = Predictor(make_heeding(config=config), CPU)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])
@@ -163,7 +163,7 @@ def test_every_image_has_a_row_for_each_pass(
 def test_a_chain_s_passes_name_the_model_of_their_round(
     make_heeding: MakeModel, rows: pa.Table
 ) -> None:
-    """Two folds' chains that vote: the models of a round are averaged, and named together."""
+    """An ensemble of two folds' chains: predictions of a round are averaged, models listed."""
     some = rows.slice(0, 5)
     models = [
         [make_heeding(2 * f + r, threshold=0.2 * r + 0.1) for r in range(2)] for f in range(2)
@@ -185,9 +185,9 @@ def test_a_chain_s_passes_name_the_model_of_their_round(
 def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa.Table) -> None:
     scored = score(rows.slice(0, 4), Predictor(make_heeding(), CPU), num_passes=2)
     check_complete(scored, 4, 2)
-    with pytest.raises(DataError, match=r"of fold 2 .* saw 3 rows of 3 images in pass 1"):
+    with pytest.raises(DataError, match=r"of fold 2 .* pass 1 has 3 rows of 3 images"):
         check_complete(scored.slice(0, 7), 4, 2)
-    with pytest.raises(DataError, match="4 images once, but saw 0 rows"):
+    with pytest.raises(DataError, match=r"has 0 rows .* each of the 4 test images once"):
         check_complete(scored.slice(0, 0), 4, 2)
 
 
@@ -219,7 +219,7 @@ def _origin(model: Model, size: int = 16) -> Origin:
 def test_a_map_is_what_the_network_says_of_the_plain_view(
     make_heeding: MakeModel, images: np.ndarray
 ) -> None:
-    """Whatever views the configuration averages; halved, a pixel is the mean of four."""
+    """Maps ignore the configured views. At half size, a pixel is the mean of four pixels."""
     model = make_heeding()
     assert model.config.predict.views != "plain"
     prior = np.random.default_rng(0).integers(0, 256, (6, 16, 16), np.uint8)
@@ -270,7 +270,7 @@ def test_a_map_shard_cannot_name_another_model(make_heeding: MakeModel, rows: pa
 def test_a_later_round_maps_given_the_maps_of_the_round_before(
     make_heeding: MakeModel, make_config: Callable[..., Config], rows: pa.Table
 ) -> None:
-    """What a chain does with test images: bytes and half the size in between cost little."""
+    """Compare with a chain on test images: storing maps as bytes at half size costs little."""
     config = make_config(predict={"views": "plain"})
     first, second = make_heeding(0, config=config), make_heeding(1, config=config)
     some = rows.slice(0, 30)

@@ -14,7 +14,7 @@ KEEP = PriorConfig(dropout=0, roughen=0)
 
 
 def batch(size=4, height=32, width=48):
-    """Images whose lesion is brighter, with a prior map that equals the mask."""
+    """Images with a brighter lesion and a prior map equal to the mask."""
     torch.manual_seed(0)
     mask = torch.zeros(size, 1, height, width)
     mask[:, :, 8:20, 10:30] = 1
@@ -59,7 +59,7 @@ def test_a_flip_is_exact(key, dim):
 
 
 def test_a_shift_is_a_share_of_the_side():
-    """The lesion's centre moves by at most a tenth of each side, and is not stuck."""
+    """The lesion's centre moves, by at most a tenth of each side."""
     _, mask, _ = batch(size=64)
     _, moved, _ = augment(translation=0.1)(*batch(size=64))
     for dim, side in ((2, 32), (3, 48)):
@@ -193,7 +193,7 @@ def test_blurring_keeps_images_apart_and_their_mass():
 
 
 def test_what_degrades_priors_can_be_drawn_apart():
-    """The image of a batch with a map is then that of a batch without, to the last bit."""
+    """Batches with and without a map then have equal images, bit for bit."""
     harsh = PriorConfig(dropout=0.3, roughen=1)
     image, mask, prior = batch()
 

@@ -1,4 +1,4 @@
-"""Training on small networks: it learns, it repeats itself, and it goes on as if never stopped."""
+"""Training of small networks: learning, determinism and resumption."""
 
 import copy
 import io
@@ -44,7 +44,7 @@ def _engine(config: Config, steps: int = STEPS) -> Engine:
 
 
 def _train(engine: Engine, batches: list[Batch], epochs: range) -> list[Step]:
-    """Each epoch takes its own batches, as from a data set."""
+    """Take different batches every epoch, as from a data set."""
     steps: list[Step] = []
     for epoch in epochs:
         mine = batches[STEPS * epoch : STEPS * (epoch + 1)]
@@ -121,7 +121,7 @@ def test_ranks_and_epochs_draw_other_augmentations(
 def test_an_epoch_goes_on_where_it_was_interrupted(
     make_config: MakeConfig, toy_batches: ToyBatches, maps: str
 ) -> None:
-    """With the random numbers of that moment: losses and weights to the last bit."""
+    """Restores the random numbers: losses and weights are equal bit for bit."""
     config, batches = make_config(circle={"maps": maps}), toy_batches(4)
 
     def engine() -> Engine:
@@ -160,7 +160,7 @@ def test_another_process_goes_on_with_numbers_of_its_own(
 def test_a_process_with_more_images_weighs_more(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """Processes' gradients are averaged as if they were equal: shares of 6 and 2 images in 8."""
+    """DDP averages gradients evenly; here workers have 6 and 2 of 8 images."""
     config, (batch,) = make_config(), toy_batches(1)
 
     def norm(share: float) -> float:
@@ -235,7 +235,7 @@ def test_the_averaged_weights_are_kept_unless_they_are_switched_off(
 def test_the_averaged_weights_follow_the_network_s(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """Against a plain loop over the networks of all steps."""
+    """Compare with a plain loop over the networks of all steps."""
     decay, batches = 0.25, toy_batches(5)
     engine = _engine(make_config(train={"ema_decay": decay}), steps=5)
     expected: dict[str, Tensor] = {}
@@ -334,7 +334,7 @@ def test_every_parameter_is_in_the_group_of_its_kind(
 
 
 def test_the_optimiser_computes_what_pytorch_s_does(make_config: MakeConfig) -> None:
-    """And its state can be taken up by PyTorch's own."""
+    """PyTorch's AdamW can load the state."""
     config = make_config(train={"learning_rate": 0.5, "encoder_learning_rate": 0.25})
     ours, theirs = _network(config), _network(config)
     theirs.load_state_dict(ours.state_dict())
@@ -391,7 +391,7 @@ def test_learned_weights_of_the_tasks_move(
 
 
 class _Seen:
-    """Keeps the gradients' norm at every step of an optimiser."""
+    """Record the gradient norm at every optimiser step."""
 
     def __init__(self, engine: Engine) -> None:
         self.norms: list[float] = []
@@ -482,7 +482,7 @@ def test_validation_leaves_everything_as_it_was(
 def test_validation_is_at_the_network_s_size(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """Stored images of another size are resized, as in training."""
+    """Stored images of a different size are resized, as in training."""
     engine = _engine(make_config())
     sizes: list[tuple[int, ...]] = []
     engine.network.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
@@ -558,7 +558,7 @@ def test_without_tumours_there_is_no_figure_but_a_score(rows: list[Scored]) -> N
 
 
 def test_a_training_loads_no_library_that_it_does_not_need() -> None:
-    """Each of its processes would start seconds later."""
+    """Extra libraries would delay the start of every worker by seconds."""
     code = """
 import sys
 import mtil.training.engine, mtil.metrics

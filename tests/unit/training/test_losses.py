@@ -25,7 +25,7 @@ SURE = 50.0  # a logit whose sigmoid is one
 
 
 def output_of(mask, malignant):
-    """An output whose side logits are the mask's at coarser strides."""
+    """Return an output with side logits from the mask at coarser strides."""
     side = tuple(torch.nn.functional.avg_pool2d(mask, stride) for stride in (16, 8, 4))
     return Output(mask, side, malignant)
 
@@ -150,7 +150,7 @@ def test_a_normal_image_adds_no_dice_but_cross_entropy():
 
 
 def test_segmentation_mixes_the_outputs_by_their_weights():
-    """Only the finest output differs between the two, so only its weight counts."""
+    """Only the finest output differs, so only the weight of the finest output counts."""
     output, mask, label = batch()
     objective = Objective(LossConfig(dice=0.0, deep_supervision=0.4))
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits

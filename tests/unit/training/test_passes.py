@@ -1,4 +1,4 @@
-"""Prior maps in training: none is zeros, a map moves with its image, outputs are fed back."""
+"""Prior maps in training: missing maps are zeros, maps move with images, outputs are fed back."""
 
 import copy
 import dataclasses
@@ -44,7 +44,7 @@ def _engine(config: Config, **arguments: Any) -> Engine:
 
 
 def _with_prior(batches: list[Batch], value: int | None = None, side: int = 16) -> list[Batch]:
-    """Give every image a random map, or one of a value."""
+    """Give every image a random map, or a constant map."""
     rng = np.random.default_rng(1)
     return [
         dataclasses.replace(
@@ -143,7 +143,7 @@ def test_a_map_is_flipped_with_its_image(make_config: MakeConfig, toy_batches: T
 def test_a_map_moves_with_its_image_whatever_the_move(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """A map that is the image itself stays so."""
+    """A map equal to the image stays equal to the image."""
     moved = {"horizontal_flip": 0.5, "rotation": 40.0, "scale": 0.3, "translation": 0.2}
     engine = _engine(make_config(augment=STILL | moved, model=KEPT))
     batches = [dataclasses.replace(batch, prior=batch.image) for batch in toy_batches(3)]
@@ -158,7 +158,7 @@ def test_a_map_moves_with_its_image_whatever_the_move(
 def test_ranks_and_epochs_degrade_maps_differently(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """Some maps of every epoch are dropped; which ones is drawn anew, and can be drawn again."""
+    """Some maps are dropped in every epoch, differently by epoch but reproducibly."""
     batches = _with_prior(toy_batches(4))
     config = make_config(augment=STILL, model={"prior": {"dropout": 0.5, "roughen": 0.0}})
     dropped = {}
@@ -174,7 +174,7 @@ def test_ranks_and_epochs_degrade_maps_differently(
 
 
 class _Weighted(nn.Module):
-    """A network of two weights: that of the image, and that of the prior map."""
+    """A network of two weights, for the image and for the prior map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_only_recycling_makes_several_passes_in_a_step(
 def test_recycling_gives_a_wrapped_step_the_same_gradients(
     make_config: MakeConfig, toy_batches: ToyBatches, tmp_path: Path
 ) -> None:
-    """Under DDP, though of one process, parameters that a step uses more than once."""
+    """DDP in one process, with parameters used several times in a step."""
     config = make_config(circle={"maps": "recycle", "num_passes": 3}, train={"clip_norm": 1e6})
     batches = toy_batches(3, size=2)
     plain = _engine(config, num_passes=3)
@@ -325,7 +325,7 @@ def test_a_restored_recycling_training_ends_with_the_same_bits(
 def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """Against plain calls of the network; a stored map is not looked at."""
+    """Compare with plain calls of the network; a stored map is not read."""
     batches = _with_prior(toy_batches(2))
     engine = _engine(make_config(circle={"num_passes": 3}), num_passes=3)
     network = engine.network.eval()
@@ -394,7 +394,7 @@ def test_a_round_starts_from_the_weights_that_it_is_given(
 def test_a_later_round_changes_images_in_other_ways_and_the_first_as_ever(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """From the same weights and batches; random numbers of the first round are the seed's own."""
+    """From equal weights and batches. The first round has the random numbers of the seed."""
     batches, config = toy_batches(2), make_config()
     initial = _engine(config).weights()
     ends = []

@@ -1,4 +1,4 @@
-"""A training's progress: the best epoch is kept, a stall is seen, a checkpoint brings it back."""
+"""Training progress: choice of the best epoch, detection of stalls, checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def make_engine(make_config: Callable[..., Config]) -> MakeEngine:
 
 @pytest.fixture(scope="module")
 def engine(make_engine: MakeEngine) -> Engine:
-    """An engine whose weights may be anything."""
+    """Return an engine with arbitrary weights."""
     return make_engine()
 
 
@@ -48,7 +48,7 @@ def _add(progress: TrainingProgress, engine: Engine, *scores: float) -> None:
 
 
 def _mark(engine: Engine, number: float) -> None:
-    """Make an engine's weights recognisable."""
+    """Set an engine's weights to a known value."""
     with torch.no_grad():
         engine.network.logits["2"].bias.fill_(number)
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_brings_everything_back(
 def test_a_checkpoint_within_an_epoch(
     checkpoints: TrainingCheckpoints, make_engine: MakeEngine, engine: Engine
 ) -> None:
-    """Also within the first, before there is a best one; the next epoch begins at its start."""
+    """Also within the first epoch, before a best epoch exists. The next epoch starts at step 0."""
     progress = TrainingProgress()
     begun = Begun(3, {"loss_segmentation": [2.0, 1.5, 1.25]}, [{"cpu": torch.get_rng_state()}])
     progress.save(checkpoints, engine, begun)

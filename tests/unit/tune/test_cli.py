@@ -48,15 +48,18 @@ sys.exit(str([name for name in heavy if name in sys.modules]))
         (["--max-concurrent", "0"], "`--max-concurrent` must be at least 1, but got 0"),
         (["--space", "attention,losses"], "`--space` must name some of attention"),
         (["--objective", "loss"], "`--objective` must be of dice, auc, f1"),
-        (["--space", "prior"], "`prior` matters only where a trial is a whole circle"),
-        (["--objective", "dice,auc", "--stop-early", "median"], "by one goal only"),
+        (["--space", "prior"], "`prior` has an effect only in a whole circle"),
+        (
+            ["--objective", "dice,auc", "--stop-early", "median"],
+            "Early stopping needs a single goal",
+        ),
         (["--narrow", "{tmp}/none.yaml"], "none.yaml of --narrow does not exist"),
         (["--narrow", "{tmp}/list.yaml"], "--narrow must be a mapping of keys"),
         (["--narrow", "{tmp}/broken.yaml"], "--narrow must be YAML"),
         (["--narrow", "{tmp}/key.yaml"], "`loss.dise` is not in the space; did you mean"),
         (["--fold", "9"], "A fold must be one of"),
         (["--data-version", "2"], "A version must be one of 1 to 1 of "),
-        (["--fold", "holdout"], "A holdout is for a final test"),
+        (["--fold", "holdout"], "The holdout is for a final test"),
         (["--trial-image-size", "100"], "data.image_size"),
         (["--train.lr", "1"], "`train.lr` is not a configuration key"),
         (["--config", "no.yaml"], "no.yaml does not exist"),
@@ -91,7 +94,7 @@ def test_a_search_that_is_not_there_is_one_sentence(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "--run", str(tmp_path / "none")]) == 2
-    assert "has none; begin one with `mtil-tune run`" in capsys.readouterr().err
+    assert "search.json is missing. Start a search with `mtil-tune run`" in capsys.readouterr().err
 
 
 def _search(folder: Path, objective: str) -> Search:
@@ -114,7 +117,7 @@ def _search(folder: Path, objective: str) -> Search:
 
 @pytest.fixture(params=["dice", "dice,auc"])
 def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
-    """A search with twelve completed trials and one that failed."""
+    """A search with twelve completed trials and one failed trial."""
     search = _search(tmp_path / "s", request.param)
     study = optuna.create_study(
         study_name="of-a-test",

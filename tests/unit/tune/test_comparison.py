@@ -62,7 +62,7 @@ def test_a_lucky_trial_is_seen_as_one() -> None:
     found = compared("trial 3", [_results(mixed, PROBABILITY)], default)
     assert found["difference"]["dice"]["value"] == pytest.approx(0.025)
     assert found["difference"]["dice"]["low"] < 0 < found["difference"]["dice"]["high"]
-    assert "cannot be told from the default" in found["verdict"]
+    assert "shows no difference from the default" in found["verdict"]
 
 
 def _interval(low: float | None, high: float | None) -> dict[str, float | None]:
@@ -76,7 +76,7 @@ def _interval(low: float | None, high: float | None) -> dict[str, float | None]:
         ((-0.02, -0.01), (-0.01, 0.02), (-1, 1), "is worse in dice than"),
         ((0.01, 0.02), (-0.2, -0.1), (-9, -1), "is better in dice and hd95 and worse in auc than"),
         ((0.01, 0.02), (-0.1, 0.1), (1, 9), "is better in dice and worse in hd95 than"),
-        ((-0.01, 0.02), (None, None), (None, None), "cannot be told from"),
+        ((-0.01, 0.02), (None, None), (None, None), "shows no difference from"),
     ],
 )
 def test_the_verdict_is_what_the_intervals_allow(

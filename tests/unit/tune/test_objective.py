@@ -38,7 +38,7 @@ def test_goals_must_differ_and_be_two_at_most() -> None:
         parse("dice,auc,f1")
     with pytest.raises(ConfigError, match="must differ"):
         parse("dice,1*dice")
-    with pytest.raises(ConfigError, match="weigh something"):
+    with pytest.raises(ConfigError, match="must have a weight above 0"):
         parse("0*dice")
 
 

@@ -11,7 +11,7 @@ from tune.space import SUBSPACES, as_text, flat, make, overrides
 
 
 class Scripted:
-    """A trial that answers with given values, else with the first choice or the lower end."""
+    """A trial with scripted values, else the first choice or the lower end."""
 
     def __init__(self, **values: Any) -> None:
         self.values = {key.replace("__", "."): value for key, value in values.items()}
@@ -178,12 +178,12 @@ def test_lists_of_levels_can_be_narrowed() -> None:
         ({"loss.dise": 1}, r"`loss.dise` is not in the space; did you mean `loss.dice`"),
         ({"train.ema_decay": 0.9}, "belongs to `optimiser`, which --space does not name"),
         ({"seed": 1}, "`seed` is not in the space"),
-        ({"loss.dice": [0.6, 0.4]}, "`loss.dice` must not have an empty range, but got 0.6 to 0.4"),
+        ({"loss.dice": [0.6, 0.4]}, "The range of `loss.dice` is empty: 0.6 to 0.4"),
         ({"loss.dice": [0.1, 0.4]}, "`loss.dice` can be narrowed to a range within 0.2 to 0.8"),
         ({"loss.dice": "much"}, "`loss.dice` must be a number or the two ends"),
         ({"loss.dice": [True, 1]}, "`loss.dice` must be a number or the two ends"),
         ({"loss.dice": [0.3, 0.4, 0.5]}, "`loss.dice` must be a number or the two ends"),
-        ({"loss.weighting": []}, "`loss.weighting` must be left a value to search"),
+        ({"loss.weighting": []}, "`loss.weighting` must have at least one value"),
         ({"loss.weighting": ["learned"]}, "some of fixed, uncertainty, but got 'learned'"),
         ({"model.attention.width": ["64"]}, "some of 32, 64, 96, 128, but got '64'"),
     ],

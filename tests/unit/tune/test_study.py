@@ -127,8 +127,8 @@ def test_a_storage_means_the_same_in_every_folder(
     [
         ("postgresql://me:secret@host/x", "must hold no password.*PGPASSWORD"),
         ("mysql+pymysql://me@host/x?password=secret", "must hold no password"),
-        ("postgresql://me@host:port/x", "must be a file or a database's URL"),
-        ("://", "must be a file or a database's URL"),
+        ("postgresql://me@host:port/x", "must be a file or the URL of a database"),
+        ("://", "must be a file or the URL of a database"),
         ("sqlite://", "must outlive the command"),
         ("sqlite:///:memory:", "must outlive the command"),
     ],
@@ -193,7 +193,7 @@ def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.S
 
 
 def _told(study: optuna.Study, journal: Path, rule: Rule, values: list[float]) -> list[bool]:
-    """Let a new trial tell the judge its epochs; return the answers."""
+    """Report epochs of a new trial to the judge; return the answers."""
     trial = study.ask()
     judge = Judge(str(journal), "s", rule)
     return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
@@ -272,7 +272,7 @@ def test_with_two_goals_the_front_is_what_nothing_beats(journal: Path) -> None:
 def test_without_a_completed_trial_there_is_no_best(journal: Path) -> None:
     study = _study(journal)
     _add(study, cause="It does not fit in memory: 3 GiB")
-    with pytest.raises(DataError, match="must have a completed trial"):
+    with pytest.raises(DataError, match="has no completed trial"):
         studies.best(study)
     assert studies.importances(study, ["dice"]) == {}
     (trial,) = studies.trials(study)
@@ -312,7 +312,7 @@ def test_a_damaged_journal_is_one_sentence(journal: Path, number: int, line: byt
     lines = journal.read_bytes().splitlines()
     lines[number] = line
     journal.write_bytes(b"\n".join([*lines, b""]))
-    with pytest.raises(StorageError, match="restore it, or begin another search") as caught:
+    with pytest.raises(StorageError, match="or start a new search") as caught:
         studies.open_storage(str(journal))
     assert "\n" not in str(caught.value)
 
@@ -348,6 +348,6 @@ def test_a_study_that_this_program_has_not_written_is_one_sentence(
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
-    with pytest.raises(StorageError, match="restore it, or begin another search") as caught:
+    with pytest.raises(StorageError, match="or start a new search") as caught:
         studies.load(search)
     assert "\n" not in str(caught.value)
