@@ -17,7 +17,7 @@ from mtil.process import machine
 def short(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a short path, which is the only one that sockets can go to."""
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as path:
-        monkeypatch.setattr(machine, "_SHORT", (path,))
+        monkeypatch.setattr(machine, "_SHORT_FOLDERS", (path,))
         yield Path(path)
 
 
@@ -67,7 +67,7 @@ def test_sockets_leave_a_long_folder(
 def test_no_short_folder_is_one_sentence(
     tmp_path: Path, temporary: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_SHORT", (str(tmp_path / "nowhere"),))
+    monkeypatch.setattr(machine, "_SHORT_FOLDERS", (str(tmp_path / "nowhere"),))
     long = tmp_path / ("x" * 100)
     long.mkdir()
     temporary(long)

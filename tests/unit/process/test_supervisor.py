@@ -217,8 +217,8 @@ def test_an_ignored_signal_stays_ignored() -> None:
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             1,
-            "mtil: SIGKILL ended the command, most likely for want of memory; the same command "
-            "goes on where it was.\n",
+            "mtil: SIGKILL ended the command, most likely for lack of memory; run the same command "
+            "again to resume.\n",
         ),
     ],
 )
