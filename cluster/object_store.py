@@ -21,7 +21,7 @@ ACCESS_KEY, SECRET_KEY = "mtilkey", "mtilsecret"
 _ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 _START_TIMEOUT_S = 60
 _PORTS = range(20_000, 22_768)
-"""Candidate ports. The system's ephemeral ports include neither these nor these plus 10,000."""
+"""Candidate ports. Neither the range nor the range plus 10,000 has ephemeral ports."""
 
 
 class ObjectStoreError(ClusterError):

@@ -78,7 +78,7 @@ def drain(left_s: float) -> bool:
 
 
 def watch(endpoint: str, *, poll_s: float = _POLL_S) -> None:
-    """Wait for a notice and pass the notice to Ray. Return then, or if this is not a spot machine."""
+    """Wait for a notice and pass the notice to Ray. Return at once on other machines."""
     while True:
         try:
             if not is_spot(endpoint):

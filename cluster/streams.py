@@ -54,7 +54,7 @@ class _WatchedStream:
         del self.stream.write, self.stream.flush
 
     def check(self) -> OSError | None:
-        """Flush the stream and return its error, if any. After an error, discard all further output."""
+        """Flush the stream and return its error, if any. After an error, discard later output."""
         with suppress(OSError):
             self.stream.flush()
         if self.error is not None:

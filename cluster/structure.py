@@ -70,7 +70,6 @@ def _load_schemas() -> dict[str, Any]:
 
 
 def _load_ray_schema() -> dict[str, Any]:
-    # Find the package without importing Ray, which takes time.
     spec = find_spec("ray")
     if spec is None or spec.origin is None:
         raise UsageError("The check needs Ray's schema; run `pip install 'mtil[cluster]'`.")

@@ -71,7 +71,8 @@ def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
     line = shlex.join(command)
     if secret := _find_secret(line, given):
         raise UsageError(
-            f"The command must hold no secrets, but has what looks like one ({secret}), {_SECRET_ADVICE}."
+            f"The command must hold no secrets, but has what looks like one ({secret}), "
+            f"{_SECRET_ADVICE}."
         )
     return line
 
@@ -115,14 +116,14 @@ def upload_size(folder: Path) -> dict[str, int]:
         listing = ", ".join(f"{entry} {sizes[entry] / 2**20:.0f}" for entry in largest)
         raise UsageError(
             f"The working directory must be at most {MAX_UPLOAD_BYTES >> 20} MiB, but has "
-            f"{total / 2**20:.0f} (MiB: {listing}); name the other files in .rayignore."
+            f"{total / 2**20:.0f} (MiB: {listing}); name in .rayignore what to leave out."
         )
     secrets = list(islice(secret_files.found(folder, files, os.environ), 4))
     if secrets:
         listing = ", ".join(secrets[:3]) + (" and more" if len(secrets) > 3 else "")
         raise UsageError(
-            f"The working directory must hold no secrets, which {_VISIBILITY}, but has {listing}; name "
-            "in .rayignore what to leave out."
+            f"The working directory must hold no secrets, which {_VISIBILITY}, but has {listing}; "
+            "name in .rayignore what to leave out."
         )
     return sizes
 
