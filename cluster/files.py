@@ -83,7 +83,7 @@ class ClusterFile:
 
 
 def load(path: Path) -> tuple[str, dict[str, Any]]:
-    """Read a file. Return its kind and its content, without validating the content.
+    """Read a file. Return kind and content, without validating the content.
 
     A KubeRay file may hold other Kubernetes objects beside the Ray object.
 
@@ -97,7 +97,7 @@ def load(path: Path) -> tuple[str, dict[str, Any]]:
     if ray_objects and not clusters:
         raise UsageError(
             f"A file must name a cluster's machines, but the job of {path} runs on the existing "
-            "cluster named in `clusterSelector`; check the file of this cluster."
+            "cluster named in `clusterSelector`; check the cluster's file."
         )
     ray_objects = clusters
     if len(ray_objects) == 1:
@@ -123,7 +123,7 @@ def load(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _detect_kind(document: Any) -> str | None:
-    """Return a document's kind of cluster file, or None for another document."""
+    """Return a document's kind of cluster file, or None."""
     if not isinstance(document, dict):
         return None
     if str(document.get("apiVersion", "")).startswith("ray.io/"):
@@ -288,7 +288,7 @@ def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the job spec of a `RayJob` or `RayCronJob`, or None for another object."""
+    """Return the job spec of a `RayJob` or `RayCronJob`, or None."""
     spec: dict[str, Any] = document.get("spec", {})
     if document.get("kind") == "RayCronJob":
         spec = spec["jobTemplate"]

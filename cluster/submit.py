@@ -54,7 +54,7 @@ def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str
             raise UsageError(f"--env must name a variable that is set, but {name} is not.")
         if secret := _find_secret(given[name], given):
             raise UsageError(
-                f"--env must name no secret, but {name} holds what looks like one ({secret}), "
+                f"--env must name no secret, but {name} holds an apparent secret ({secret}), "
                 f"{_SECRET_ADVICE}."
             )
     return {name: given[name] for name in names}
@@ -71,7 +71,7 @@ def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
     line = shlex.join(command)
     if secret := _find_secret(line, given):
         raise UsageError(
-            f"The command must hold no secrets, but has what looks like one ({secret}), "
+            f"The command must hold no secrets, but has an apparent secret ({secret}), "
             f"{_SECRET_ADVICE}."
         )
     return line
@@ -136,7 +136,7 @@ def submit(
     names: Sequence[str] = (),
     machines: str | None = None,
 ) -> int:
-    """Run a command on a cluster, print its output and return its exit code.
+    """Run a command on a cluster, print the output and return the exit code.
 
     On Ctrl-C the job goes on, and `KeyboardInterrupt` is raised.
 
@@ -166,7 +166,7 @@ def submit(
 
 
 def follow(job: str, *, address: str) -> int:
-    """Print a job's output from its start to its end, and return its exit code.
+    """Print a job's output from start to end, and return the exit code.
 
     Raises:
         UsageError: if the job does not exist.
@@ -261,7 +261,7 @@ def _connect(address: str) -> Any:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise UsageError(
-            f"The cluster at {address} requires a token, but got none or a wrong one; set "
+            f"The cluster at {address} requires a token, but got no valid token; set "
             "RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token, or name the cluster "
             "with --cluster."
         ) from error

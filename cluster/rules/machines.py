@@ -69,9 +69,7 @@ def _check_replicas(file: ClusterFile) -> Iterator[str]:
     for spec in files.worker_groups(file.document):
         replicas, most = spec["replicas"], spec["maxReplicas"]
         if most == files.UNLIMITED:
-            yield (
-                f"{spec['groupName']} must have `maxReplicas`, or workers have no limit, but does not."
-            )
+            yield (f"{spec['groupName']} must have `maxReplicas`, or workers have no limit.")
         if replicas > most and spec["minReplicas"] <= most:
             yield (
                 f"`replicas` of {spec['groupName']} must be at most `maxReplicas`, {most}, but "

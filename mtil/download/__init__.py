@@ -1,7 +1,7 @@
 """Download published collections: resume, verify and unpack, all files or none.
 
-`OFFERS` has the collections with a public address, a licence that allows downloads by programs, and
-a known size and sha256 for every file. `BY_HAND` says how to get the rest. Proxies and certificates
+`OFFERS` has the collections with a public address, a licence for downloads by programs, and a
+known size and sha256 for every file. `BY_HAND` says how to get the rest. Proxies and certificates
 come from the environment, as in Python's `urllib`.
 """
 
@@ -42,7 +42,7 @@ def download(offer: Offer, out: Path, *, progress: Progress) -> int:
     partial = out.parent / f".{out.name}.partial-{offer.name}"
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out} must be an empty or new folder; empty it or choose another.")
+            raise DataError(f"{out} must be an empty or new folder; choose another folder.")
         partial.mkdir(parents=True, exist_ok=True)
         with _lock_folder(partial):
             fetched = [fetch(file, offer, partial, progress) for file in offer.files]
@@ -61,7 +61,7 @@ def download(offer: Offer, out: Path, *, progress: Progress) -> int:
             shutil.rmtree(partial)
     except OSError as error:
         raise StorageError(
-            f"{out} cannot be written: {error.strerror}; solve this, then run the same "
+            f"{out} cannot be written: {error.strerror}; solve the problem, then run the "
             "command again to resume."
         ) from None
     return num_files

@@ -50,9 +50,9 @@ def install() -> None:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Handle signals while the block runs in the main thread. Does nothing in other threads.
+    """Handle signals while the block runs in the main thread.
 
-    Does nothing in a watched process either, whose handlers stay installed.
+    Does nothing in side threads, and in watched processes, where handlers stay installed.
     """
     if _state.watched or not _is_main():
         yield
@@ -67,7 +67,7 @@ def heeded() -> Iterator[None]:
 
 
 def renew() -> None:
-    """Install the current handlers again in the main thread, after a library replaced them in C."""
+    """Install the current handlers again in the main thread, after C code replaced them."""
     # Ray's core sets C handlers that print a stack and end the process. Python still records the
     # old handlers, so setting the recorded handlers again is enough.
     if _is_main():
@@ -154,7 +154,7 @@ def _raise_interrupt() -> None:
 
 
 def _mute_stderr() -> None:
-    """Send stderr to /dev/null: libraries print errors while a signal ends them."""
+    """Send stderr to /dev/null: libraries print errors after a signal."""
     sys.stderr.flush()
     _state.stderr_copy = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Log lines as JSON objects with the run, round, fold and process of each record."""
+"""Log lines as JSON objects with run, round, fold and process."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def finite(value: Any) -> Any:
 def to_stderr(**fields: Any) -> None:
     """Write mtil's log records of level INFO and above to stderr as JSON lines.
 
-    Replaces the handlers of an earlier call. Ray keeps each process's stderr in a file on its node.
+    Replaces the handlers of an earlier call. Ray keeps a process's stderr in a file on the node.
 
     Args:
         fields: fields for every record.

@@ -52,8 +52,8 @@ def folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
 def remove_abandoned(base: Path) -> None:
     """Remove this user's abandoned folders in `base`, left by processes killed since the last boot.
 
-    Folders from an earlier boot, or from another machine with the same `base`, stay: a free lock
-    does not prove them abandoned.
+    Folders from an earlier boot, or from a different machine with a shared `base`, stay: a free
+    lock there proves nothing.
     """
     with suppress(OSError), os.scandir(base) as entries:
         candidates = [entry for entry in entries if _NAME_PATTERN.fullmatch(entry.name)]

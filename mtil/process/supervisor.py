@@ -1,8 +1,8 @@
 """Run a command in a child process under a watching parent that leaves no process behind.
 
 Schedulers send SIGINT, SIGTERM or SIGHUP to a process, a process group or all processes of a job.
-In all cases the exit code is 130 and stderr gets one sentence, even if a library aborts the child.
-Linux makes the watching process the parent of all orphans below, so it can end all of them.
+In all cases the exit code is 130 and stderr gets a sentence, even if a library aborts the child.
+Linux makes the watching process the parent of all orphans below, which lets the watcher end them.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ def watch(name: str) -> None:
         return
     signals = interrupts.ending()
     waited = signals | {signal.SIGCHLD}
-    # Block before the fork: a signal during the start stays pending, and none is lost.
+    # Block before the fork: a signal during the start stays pending and is not lost.
     previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,8 +1,8 @@
 """Exclusive creation: give a file a name only if the name is free.
 
 Uses a hard link, or else a rename without replacement. File systems without hard links (exFAT, FAT,
-many FUSE mounts, some folders shared with a virtual machine) mostly support this rename. A file
-system with neither cannot hold files that only one process may create.
+many FUSE mounts, some folders shared with a virtual machine) mostly support the rename. A file
+system without both cannot hold files that only one process may create.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _LINK_UNSUPPORTED = {
     errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV,
     errno.EMLINK, errno.EACCES,
 }  # fmt: skip
-"""Error numbers of `link` if hard links, or this particular link, are impossible."""
+"""Error numbers of `link` without hard links, or for an impossible link."""
 _RENAME_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 _NOREPLACE = 1
 """The flag RENAME_NOREPLACE of renameat2 on Linux."""

@@ -1,7 +1,7 @@
-"""Open folders below a store's root one by one, never through a link.
+"""Open nested folders below a store's root, never through a link.
 
-Every write and delete on a disk goes through `opened` and uses folder descriptors. Between a check
-of a path and its use, another process could replace a folder by a link.
+Every write and delete on a disk goes through `opened` and uses folder descriptors. Between the
+check and the use of a path, a process could replace a folder by a link.
 """
 
 import os
@@ -29,7 +29,7 @@ def opened(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterato
 
     Args:
         root: the store's folder. May be a link.
-        folders: folder names, each inside the one before. None may be a link.
+        folders: names of nested folders, outermost first. Links are refused.
         make: whether to create missing folders.
 
     Yields:
@@ -39,7 +39,7 @@ def opened(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterato
         StorageError: if a folder below the root is a link.
         OSError: if a folder is missing, is not a folder, or cannot be opened or created.
     """
-    # `_open` appends each descriptor at once, so an error halfway still closes all of them.
+    # `_open` appends every new descriptor at once, for closing after an error halfway.
     descriptors: list[int] = []
     try:
         _open(root, folders, descriptors, make=make)
@@ -57,7 +57,7 @@ def listed(root: Path, folder: str) -> Iterator[tuple[str, os.stat_result]]:
         folder: the folder, relative to the root; empty for the root.
 
     Yields:
-        Names relative to the root, with their `lstat` results.
+        Names relative to the root, with `lstat` results.
     """
     parts = tuple(part for part in folder.split("/") if part)
     with opened(root, parts) as descriptors:

@@ -1,7 +1,7 @@
 """A Google Cloud Storage bucket as a store.
 
 Uses pyarrow's client, which retries with backoff. pyarrow has no conditional create, so `create`
-uses Google's own client (extra `mtil[gcs]`). Each process has its own clients, never inherited by a
+uses Google's own client (extra `mtil[gcs]`). Every process makes new clients, never inherited by a
 fork, as with S3.
 """
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**20
 _NUM_DELETERS = 16
 _RETRY_S = 60.0
-"""Seconds of retries for a request that fails temporarily."""
+"""Seconds of retries after temporary failures."""
 _EMULATOR = "STORAGE_EMULATOR_HOST"
-"""Variable of Google's own libraries: address of another server, without login."""
+"""Variable of Google's own libraries: address of a server without login."""
 
 
 class GcsStore:
@@ -135,7 +135,7 @@ class GcsStore:
 
 def _pyarrow() -> "GcsFileSystem":
     """Return this process's file system for the server in the current environment."""
-    # The process id is part of the cache key, so a forked process makes its own client.
+    # With the process id in the cache key, a forked process makes a new client.
     return _filesystem(os.getpid(), os.environ.get(_EMULATOR))
 
 
@@ -171,7 +171,7 @@ def _client(pid: int, emulator: str | None) -> "Client":
 
 
 class _Errors:
-    """Turns the errors of both clients into mtil's errors of one sentence."""
+    """Turns the errors of both clients into mtil's errors."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -184,7 +184,7 @@ class _Errors:
             return
         where = f"gs://{self.path}"
         text = " ".join(str(error).split()).rstrip(".")[:300]
-        # pyarrow raises OSError; Google's client raises errors of its own and its HTTP libraries.
+        # pyarrow raises OSError. Google's client raises errors of Google's and of HTTP libraries.
         is_google = type(error).__module__.partition(".")[0] in ("google", "requests", "urllib3")
         if not isinstance(error, OSError) and not is_google:
             return
@@ -233,7 +233,7 @@ _REFUSALS = (
         ", because the key that encrypts the bucket cannot be used; ask for access to the key",
     ),
 )  # fmt: skip
-"""Patterns of the clients' messages, each with the end of the error sentence."""
+"""Patterns of the clients' messages, with the ends of the error sentences."""
 _FAILURES = (
     (re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection|connect|"
                 r"resolve", re.IGNORECASE), "check the network, and try again later"),

@@ -30,7 +30,7 @@ _WRITE_ATTEMPTS = 10
 _MAX_PATH_BYTES = 4095
 """PATH_MAX of Linux without the final NUL."""
 _MAX_GROWTH_BYTES = 64 * 2**20
-"""Bytes that a file may grow while being read without a limit."""
+"""Largest growth of a file, in bytes, while being read without a limit."""
 _MAX_LINK_PATHS = 64
 """Paths through links by which a listing may reach a folder."""
 
@@ -130,7 +130,7 @@ class LocalStore:
                         # The partial name is gone after a rename, but not after a hard link.
                         with suppress(FileNotFoundError):
                             os.unlink(partial, dir_fd=descriptors[-1])
-            # Another process deleted the last other object, and with the object the empty folder.
+            # A concurrent delete of the folder's last object removed the folder too.
             except FileNotFoundError as error:
                 if attempt == _WRITE_ATTEMPTS - 1:
                     raise words.failed(path, "written", error) from None
@@ -184,9 +184,9 @@ class LocalStore:
         return Listing(dict(sorted(sizes.items())), tuple(sorted(left)))
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`. Also deletes folders that become empty, as a bucket has no folders.
+        """See `Store.delete`. Also deletes emptied folders, as a bucket has no folders.
 
-        Folders that existed before the store was opened stay. A link is deleted, never its target.
+        Folders older than this store object stay. A link is deleted, never the target.
         """
         path = self._path(name)
         *inner, last = _parts(name)
@@ -203,12 +203,12 @@ class LocalStore:
             raise words.failed(path, "deleted", error) from None
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
-        """See `Store.clear`. Also deletes folders that become empty, as `delete` does."""
+        """See `Store.clear`. Also deletes emptied folders, as `delete` does."""
         for name in self.deletable(folder).matching(folder, pattern):
             self.delete(name)
 
     def _remove_empty(self, inner: list[str], descriptors: list[int]) -> None:
-        """Remove the folders that are now empty, innermost first."""
+        """Remove emptied folders, innermost first."""
         try:
             for name, parent in zip(reversed(inner), reversed(descriptors[:-1]), strict=True):
                 os.rmdir(name, dir_fd=parent)
@@ -216,7 +216,7 @@ class LocalStore:
             while folder != self._preexisting:
                 folder.rmdir()
                 folder = folder.parent
-        # The folder is not empty, or this user may not remove it.
+        # The folder is not empty, or its removal is not permitted.
         except OSError:
             return
 
@@ -243,7 +243,7 @@ def _open(path: Path) -> int:
     # Look before opening: opening or reading a device or a named pipe may wait for ever.
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise NotFoundError(f"{path} does not exist, but a folder of that name does.")
+        raise NotFoundError(f"{path} does not exist as a file, only as a folder.")
     if not stat.S_ISREG(mode):
         raise words.irregular(path, mode)
     file = os.open(path, _READ_FLAGS)
@@ -283,7 +283,7 @@ def _write_partial(folder: int, data: bytes) -> str:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            # Sync before the rename, so that a crash leaves the old object or the whole new one.
+            # Sync before the rename: a crash must leave the old or the complete new object.
             os.fsync(file.fileno())
     except BaseException:
         os.unlink(name, dir_fd=folder)

@@ -1,7 +1,7 @@
 """A bucket of S3 or a compatible server as a store.
 
-Each process has its own client, never inherited by a fork: an inherited connection returns the
-bytes of another process.
+Every process makes a client, never inherited by a fork: an inherited connection returns the bytes
+of a different process.
 """
 
 import io
@@ -29,7 +29,7 @@ _CHUNK_BYTES = 2**20
 _CREATE_ATTEMPTS = 6
 _READ_ATTEMPTS = 5
 _MAX_KEYS_PER_DELETE = 1000
-"""Objects that S3 deletes in one request."""
+"""Most objects in a delete request of S3."""
 _NUM_DELETERS = 16
 PART_BYTES = 16 * 2**20
 """Part size of larger objects. A few parts upload at a time."""
@@ -37,7 +37,7 @@ _NO_MULTI_DELETE = (
     "MissingContentMD5", "InvalidDigest", "BadDigest", "NotImplemented", "501", "MethodNotAllowed",
     "405", "InvalidRequest", "MalformedXML", "MissingRequestBodyError", "UnsupportedOperation",
 )  # fmt: skip
-"""Error codes of servers that cannot delete several objects in one request of this client."""
+"""Error codes of servers that lack this client's request for deleting several objects."""
 
 
 class S3Store:
@@ -84,7 +84,7 @@ class S3Store:
                         num_received += len(chunk)
                         yield chunk
                     return
-                # botocore retries requests, but not bodies that break off.
+                # botocore retries requests, but not broken bodies.
                 except (HTTPClientError, IncompleteReadError):
                     num_breaks += 1
                     if num_breaks == _READ_ATTEMPTS:
@@ -151,7 +151,7 @@ class S3Store:
         return {name: item["Size"] for name, item in self._list_items(prefix).items()}
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return ETags by name; an object's ETag changes with its content."""
+        """Return ETags by name. An ETag changes with the object's content."""
         return {name: item["ETag"] for name, item in self._list_items(prefix).items()}
 
     def deletable(self, prefix: str = "") -> Listing:
@@ -176,7 +176,7 @@ class S3Store:
             _s3().delete_object(Bucket=self.bucket, Key=key)
 
     def _delete_at_once(self, keys: Sequence[str]) -> list[str]:
-        """Delete objects in one request. Return the keys left to delete one by one."""
+        """Delete objects by a single request. Return the keys not deleted."""
         from botocore.exceptions import ClientError
 
         with S3Errors(self.bucket, keys[0], "delete"):
@@ -209,7 +209,7 @@ class S3Store:
 
 def _s3() -> "S3Client":
     """Return this process's client for the server and user in the current environment."""
-    # Process id and AWS variables are the cache key, so a forked process makes its own client.
+    # With the process id in the cache key, a forked process makes a new client.
     aws = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
     return _client(os.getpid(), frozenset(aws))
 

@@ -1,4 +1,4 @@
-"""Refusals of S3 servers and failed requests, as errors of one sentence.
+"""Refusals of S3 servers and failed requests, as one-line errors.
 
 Every sentence names the object, the cause and the remedy, with the server's error code in brackets.
 """
@@ -16,7 +16,7 @@ Doing = Literal["read", "write", "create", "delete", "list"]
 """The operation that failed."""
 
 MAX_LEAD_S = 15 * 60
-"""Largest difference of clocks that S3 accepts, in seconds."""
+"""Largest difference of clocks accepted by S3, in seconds."""
 _ACTIONS = {
     "read": "s3:GetObject and s3:ListBucket",
     "write": "s3:PutObject",
@@ -48,7 +48,7 @@ _BUSY = {
     "XMinioServerNotInitialized", "OperationAborted", "SlowDownRead", "SlowDownWrite",
 }  # fmt: skip
 _PAGES = {"200", "400", "401", "403", "405", "407", "500", "501"}
-"""Error codes of answers that may be web pages, which no S3 server sends."""
+"""Error codes of possible web pages. S3 servers never send web pages."""
 _FULL = {
     "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientCapacity",
     "507", "InsufficientStorage", "StorageFull", "ServiceQuotaExceededException", "LimitExceeded",
@@ -66,7 +66,7 @@ _EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
 
 
 class S3Errors:
-    """Turns botocore's errors into mtil's errors of one sentence."""
+    """Turns botocore's errors into mtil's errors."""
 
     def __init__(self, bucket: str, key: str, doing: Doing) -> None:
         self.bucket, self.key, self.doing = bucket, key, doing
@@ -83,7 +83,7 @@ class S3Errors:
 
         if isinstance(error, ClientError):
             raise self._explain_answer(error.response) from error
-        # botocore raises ValueError for an endpoint that is not a URL.
+        # botocore raises ValueError for an invalid endpoint URL.
         if isinstance(error, BotoCoreError | Boto3Error | ResponseParserError | ValueError):
             raise self._explain_no_answer(error) from error
 
@@ -114,8 +114,8 @@ class S3Errors:
         return StorageError(self._explain_failure(answer, code, message))
 
     def _explain_refusal(self, answer: Mapping[str, Any], code: str, message: str) -> str | None:
-        """Return the sentence for a refusal of access, or None for another error."""
-        # HEAD answers have no body, and give 403 for a wrong clock too. So compare clocks.
+        """Return the sentence for a refusal of access, or None."""
+        # HEAD answers have no body and give 403 for a wrong clock too, which only the clocks show.
         lead_s = _lead_s(answer)
         refused = {*_REFUSED, *_WRONG_SECRET, *_UNKNOWN_KEY}
         is_late = abs(lead_s) > MAX_LEAD_S
@@ -167,7 +167,7 @@ class S3Errors:
         return None
 
     def _explain_failure(self, answer: Mapping[str, Any], code: str, message: str) -> str:
-        """Return the sentence for a request that failed after access was granted."""
+        """Return the sentence for a failure after access was granted."""
         start = f"{self._where} failed with {code}"
         if code in _REGION or (code == "400" and _region(answer)):
             region = _region(answer)

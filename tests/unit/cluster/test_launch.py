@@ -69,7 +69,9 @@ def test_a_file_for_another_program_is_told_its_program(
 def test_down_needs_no_more_than_the_hosts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that has gone since, or a mistake in a start command, keeps no machine running."""
     ended: list[str] = []
-    monkeypatch.setattr(launch, "_stop_hosts", lambda opened: ended.extend(launch._hosts(opened)))
+    monkeypatch.setattr(
+        launch, "_stop_hosts", lambda opened: ended.extend(launch._list_hosts(opened))
+    )
     monkeypatch.setattr(launch, "_run", lambda name, words: ended.append(name))
     document = yaml.safe_load(file.read_text())
     document["file_mounts"]["/home/mtil/x"] = "gone"

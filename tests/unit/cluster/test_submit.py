@@ -35,8 +35,8 @@ def test_variables_go_along_by_name() -> None:
         ("WANDB_KEY", "--env must name no secret, but got WANDB_KEY"),
         ("GITHUB_PAT", "--env must name no secret, but got GITHUB_PAT"),
         ("DB_PASS", "--env must name no secret, but got DB_PASS"),
-        ("COPY", "--env must name no secret, but COPY holds what looks like one (the value of AWS"),
-        ("LOGIN", "--env must name no secret, but LOGIN holds what looks like one (ghp_Ab"),
+        ("COPY", "--env must name no secret, but COPY holds an apparent secret (the value of AWS"),
+        ("LOGIN", "--env must name no secret, but LOGIN holds an apparent secret (ghp_Ab"),
     ],
 )
 def test_other_variables_do_not(name: str, told: str) -> None:
@@ -54,7 +54,7 @@ def test_a_command_reaches_the_shell_word_by_word() -> None:
 def test_a_command_holds_no_secret() -> None:
     with pytest.raises(UsageError, match="the value of AWS_SECRET_ACCESS_KEY"):
         submit.entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
-    with pytest.raises(UsageError, match=r"looks like one \(AWS_SECRET_ACCESS_KEY\)"):
+    with pytest.raises(UsageError, match=r"an apparent secret \(AWS_SECRET_ACCESS_KEY\)"):
         submit.entrypoint(["env", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENG", "mtil"], {})
 
 
