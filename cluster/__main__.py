@@ -64,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path)
     check.add_argument("--bucket", help=_BUCKET_HELP)
     check.set_defaults(run=_check)
-    for name, description in (
+    for name, summary in (
         ("up", "check a file and bring its cluster up"),
         ("down", "take a cluster down"),
         ("status", "print the resources that a cluster has, uses and waits for"),
     ):
-        command = commands.add_parser(name, help=description)
+        command = commands.add_parser(name, help=summary)
         command.add_argument("file", type=Path)
         if name != "status":
             command.add_argument("--yes", "-y", action="store_true", help="do not ask")

@@ -479,7 +479,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "worker", "--address=$RAY_HEAD_IP:6379", "--head"),
-        "Workers must join the head, but start with --head",
+        "Workers must join the head, but start their own cluster",
     ),
     ("cluster", lambda d: _in_start(d, "head", "--head ", ""), "`ray start` must have --head"),
     ("on-prem", lambda d: d["provider"].pop("head_ip"), "`provider.head_ip` must name the head"),

@@ -98,7 +98,7 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
         ([CONFIG], "SkyPilot's, but {path} is none of these"),
         (
             [read("kuberay-cluster"), read("kuberay-job")],
-            "must have one object of Ray's, but {path} has 2 (RayCluster ",
+            "must have one Ray object, but {path} has 2 (RayCluster ",
         ),
         (
             [read("on-prem"), CONFIG],
@@ -106,7 +106,7 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
         ),
         (
             [read("kuberay-job") | {"spec": {"entrypoint": "x", "clusterSelector": {"a": "b"}}}],
-            "but the job of {path} runs on the cluster that its `clusterSelector` names",
+            "but the job of {path} runs on the existing cluster named in `clusterSelector`",
         ),
     ],
 )

@@ -30,7 +30,7 @@ TEXTS = {
     "closed": ("[" * 200_000 + "]" * 200_000, "more than 64 nested levels"),
     "braces": ("{a: " * 100_000, "more than 64 nested levels"),
     "dashes": ("- " * 100_000, "more than 64 nested levels"),
-    "documents": ("--- x\n" * 60_000, "it has more than 50000 values"),
+    "documents": ("--- x\n" * 60_000, "more than 50000 values"),
     "digits": (f"max_workers: {'9' * 5000}", "Exceeds the limit"),
     "large": (f"max_workers: {'9' * 400}", "`max_workers` must be a number below 2^63"),
     "float": (f"max_workers: {'9' * 400}.0", "`max_workers` must be a finite number"),

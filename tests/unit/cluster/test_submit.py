@@ -200,5 +200,5 @@ def test_a_log_goes_on_after_an_outage(
 def test_an_outage_that_does_not_end_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_RECONNECT_S", 0)
     monkeypatch.setattr(submit, "_PATIENCE_S", 0)
-    with pytest.raises(ClusterError, match="`--attach job` follows it when it answers"):
+    with pytest.raises(ClusterError, match="run `--attach job` when the cluster answers again"):
         asyncio.run(submit._print_logs(Cluster(refusals=10**6), "job"))
