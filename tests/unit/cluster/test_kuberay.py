@@ -49,7 +49,7 @@ def test_what_the_definition_has_a_default_for_may_be_left_out(tmp_path: Path) -
     assert {group.smallest for group in groups} == {0}
     group["maxReplicas"] = None  # as Kubernetes has it, a field that is null is not there
     (problem,) = [one for one in _problems(tmp_path, document) if "MTIL_MACHINES" not in one]
-    assert problem.startswith(f"{group['groupName']} must say `maxReplicas`, or as many workers")
+    assert problem.startswith(f"{group['groupName']} must have `maxReplicas`, or workers")
 
 
 def test_a_cluster_without_workers_is_told_so(tmp_path: Path) -> None:
