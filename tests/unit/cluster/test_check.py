@@ -1,4 +1,4 @@
-"""Every template passes; a file with one mistake is told which."""
+"""Every template passes, and every mistake in a file is reported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ Mistake = Callable[[Document], object]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder that holds what the files mount: the token, and a key for the desks."""
+    """A home folder with the files mounted by the templates: the token, and an ssh key."""
     folder = tmp_path / "home"
     for name in (".ray/auth_token", ".ssh/mtil"):
         (folder / name).parent.mkdir(parents=True)
@@ -567,7 +567,7 @@ def test_a_mistake_is_told_and_nothing_else_is(
 ) -> None:
     document = read(name)
     mistake(document)
-    # What both GPU groups share is told of each.
+    # A mistake shared by both GPU groups is reported for each.
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
     assert problems
     assert all(told in problem for problem in problems), problems

@@ -47,7 +47,7 @@ def test_what_the_definition_has_a_default_for_may_be_left_out(tmp_path: Path) -
     assert _problems(tmp_path, document) == ()
     groups = parse(*[tmp_path, *load(tmp_path / "file.yaml")]).workers
     assert {group.smallest for group in groups} == {0}
-    group["maxReplicas"] = None  # as Kubernetes has it, a field that is null is not there
+    group["maxReplicas"] = None  # Kubernetes treats a null field as missing
     (problem,) = [one for one in _problems(tmp_path, document) if "MTIL_MACHINES" not in one]
     assert problem.startswith(f"{group['groupName']} must have `maxReplicas`, or workers")
 

@@ -1,4 +1,4 @@
-"""Small files that would take all memory, or for ever, are one sentence instead."""
+"""Small files that would use all memory or take for ever are refused with a message."""
 
 import os
 import resource

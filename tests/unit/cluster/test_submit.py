@@ -1,4 +1,4 @@
-"""What goes along with a job, decided before a cluster is asked."""
+"""Uploads, variables and commands of a job, checked before a cluster is contacted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ def test_other_variables_do_not(name: str, told: str) -> None:
 def test_a_command_reaches_the_shell_word_by_word() -> None:
     line = submit.entrypoint(["mtil", "predict", "my images", "$HOME"], GIVEN)
     assert line == "mtil predict 'my images' '$HOME'"
-    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to be told from a word
+    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to distinguish from a word
 
 
 def test_a_command_holds_no_secret() -> None:
@@ -164,7 +164,7 @@ def test_many_files_with_secrets_are_named_in_one_sentence(tmp_path: Path) -> No
 
 
 class Cluster:
-    """A job's log as Ray's client gives it: from the start, and gone for a while in the middle."""
+    """A job's log from Ray's client: always from the start, with an outage in the middle."""
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals

@@ -1,4 +1,4 @@
-"""What Ray needs of a machine, and what is said where it is missing."""
+"""Checks of the machine for Ray, and the messages for missing resources."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ from mtil.process import machine
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a short path, which is the only one that sockets can go to."""
+    """A folder with a short path, the only possible folder for sockets."""
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as path:
         monkeypatch.setattr(machine, "_SHORT_FOLDERS", (path,))
         yield Path(path)
@@ -23,7 +23,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Set TMPDIR, as if this process had started with it."""
+    """Set TMPDIR as at the start of the process."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
 
     def use(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an S3 server answers, in words: cause and way out, from a server that speaks HTTP."""
+"""Error messages for answers of an S3 server, with cause and remedy, from a server over HTTP."""
 
 import os
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def test_the_cause_is_found_where_head_says_a_number_alone(
 ) -> None:
     server.refuse = lambda *_: answer
     if answer[1] == "NoSuchBucket":
-        assert not store.exists("x")  # listing it says so
+        assert not store.exists("x")  # only a listing names the missing bucket
         with pytest.raises(StorageError, match=says):
             store.names()
         return
