@@ -1,1 +1,1 @@
-"""Machines for mtil; runs from a checkout, and is not part of the wheel."""
+"""Clusters for mtil. Runs from a checkout; not part of the wheel."""

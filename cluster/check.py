@@ -1,4 +1,4 @@
-"""`python -m cluster check`: everything that can be said of a cluster before it costs anything."""
+"""`python -m cluster check`: check a cluster file before the cluster costs anything."""
 
 import ipaddress
 import re
@@ -15,56 +15,60 @@ from cluster.errors import UsageError
 from cluster.files import RENTED, ClusterFile
 from cluster.rules import NEEDED_TO_END, RULES, ports
 
-_EXAMPLES = [ipaddress.ip_network(n) for n in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")]
+# Address blocks reserved for documentation (RFC 5737); the templates use such addresses.
+_EXAMPLE_NETWORKS = [
+    ipaddress.ip_network(n) for n in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")
+]
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; a file without problems may still have blanks to fill in."""
+    """Result of a check. A file without problems may still have blanks to fill in."""
 
     problems: tuple[str, ...]
     blanks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What may be meant, and should be known."""
+    """Risky settings that may be intended."""
     notes: tuple[str, ...] = ()
 
 
 def check(path: Path, *, bucket: str | None = None) -> Report:
-    """Check a cluster file; ask the network only for the bucket.
+    """Check a cluster file. Uses the network only to request buckets.
 
     Args:
         path: the file.
-        bucket: `s3://BUCKET` or `gs://BUCKET`, with any path behind it, that must be reachable from
-            here; without it those that the file itself names are asked for.
+        bucket: `s3://BUCKET` or `gs://BUCKET`, optionally with a path, that must be reachable from
+            this machine; by default the buckets named in the file.
 
     Raises:
-        UsageError: if the file cannot be read, or is no cluster file.
+        UsageError: if the file cannot be read, or is not a cluster file.
     """
     kind, document = files.load(path)
-    wrong = structure.problems(kind, document)
-    if wrong:
-        return Report(tuple(wrong))
+    # The rules rely on a valid structure, so structural problems end the check.
+    errors = structure.problems(kind, document)
+    if errors:
+        return Report(tuple(errors))
     file = files.parse(path, kind, document)
     problems = [problem for rule in RULES for problem in rule(file)]
-    named = [bucket] if bucket is not None else buckets.named(file)
-    problems += [problem for uri in named for problem in buckets.problems(uri)]
-    warnings = [*ports.plain_storage(file), *(buckets.warnings() if named else ())]
-    notes = (*_cost(file), *(() if named else ("bucket: not checked; name it with --bucket",)))
+    uris = [bucket] if bucket is not None else buckets.named(file)
+    problems += [problem for uri in uris for problem in buckets.problems(uri)]
+    warnings = [*ports.plain_storage(file), *(buckets.warnings() if uris else ())]
+    notes = (*_cost(file), *(() if uris else ("bucket: not checked; name it with --bucket",)))
     return Report(tuple(problems), tuple(_blanks(file)), tuple(warnings), notes)
 
 
 def _blanks(file: ClusterFile) -> Iterator[str]:
-    """Find what stands for something that only the user knows."""
+    """Yield the placeholders left for the user to fill in."""
     for key, value in files.scalars(file.document):
         text = str(value)
-        examples = any(
-            ipaddress.ip_address(found) in network
-            for found in _ADDRESS.findall(text)
-            for network in _EXAMPLES
-            if all(int(part) < 256 for part in found.split("."))
+        has_example = any(
+            ipaddress.ip_address(address) in network
+            for address in _ADDRESS.findall(text)
+            for network in _EXAMPLE_NETWORKS
+            if all(int(part) < 256 for part in address.split("."))
         )
-        if "CHANGE-ME" in text or examples:
+        if "CHANGE-ME" in text or has_example:
             yield f"`{key}` is {text if len(text) < 60 else 'an example'}"
 
 
@@ -73,70 +77,73 @@ def _cost(file: ClusterFile) -> Iterator[str]:
         yield "cost: none to a cloud"
         return
     if file.kind not in RENTED:
-        yield "cost: unknown, since the file names no machines that have a price"
+        yield "cost: unknown, because the file names no machines with a price"
         return
-    found = prices.estimate(file)
-    if found.idle is None or found.most is None:
+    estimate = prices.estimate(file)
+    if estimate.idle is None or estimate.most is None:
         region = f" in {file.region}" if file.region else ""
-        types = ", ".join(found.unknown)
+        types = ", ".join(estimate.unknown)
         yield f"cost: unknown; cluster/prices.yaml has no price of {types}{region}"
         return
     yield (
-        f"cost: ${found.idle:.2f} an hour while idle, at most ${found.most:.2f}; disks, addresses "
-        "and traffic come on top, and spot machines may cost less"
+        f"cost: ${estimate.idle:.2f} an hour while idle, at most ${estimate.most:.2f}; disks, "
+        "addresses and traffic cost extra, and spot machines may cost less"
     )
-    for source in found.sources:
+    for source in estimate.sources:
         yield f"prices: {source}"
 
 
 def account_problems(file: ClusterFile) -> list[str]:
-    """Return what keeps an AWS account from running a cluster safely; asks the account.
+    """Return why an AWS account cannot run a cluster safely. Asks AWS for the security groups.
 
-    Ray makes a security group that lets everybody reach port 22 if the one that is named is not
-    there, and adds that rule to one that has no rules yet.
+    Raises:
+        UsageError: if AWS does not answer.
     """
     if file.kind != "aws":
         return []
-    filters, told = _security_groups(file)
+    # If the named security group is missing or has no rules, Ray opens port 22 to everybody.
+    filters, group_names = _security_group_filters(file)
     if not filters:
         return []
     try:
         client = boto3.client("ec2", region_name=file.region, config=buckets.QUICKLY)
-        found = client.describe_security_groups(Filters=filters)["SecurityGroups"]
+        groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
     except (BotoCoreError, ClientError) as error:
         raise UsageError(
-            f"The AWS account must answer, but says: {str(error).rstrip('.')}; look at AWS_PROFILE."
+            f"The AWS account must answer, but says: {str(error).rstrip('.')}; check AWS_PROFILE."
         ) from error
-    rules = [rule for group in found for rule in group["IpPermissions"]]
+    rules = [rule for group in groups for rule in group["IpPermissions"]]
     if not rules:
         return [
-            f"The security group {told} must exist in {file.region} and have a rule, but does not, "
-            "and Ray would open port 22 to everybody; docs/cluster.md makes it."
+            f"The security group {group_names} must exist in {file.region} and have a rule, but "
+            "does not. Ray would open port 22 to everybody; create the group as in docs/cluster.md."
         ]
     ranges = [r["CidrIp"] for rule in rules for r in rule.get("IpRanges", [])]
     ranges += [r["CidrIpv6"] for rule in rules for r in rule.get("Ipv6Ranges", [])]
-    if any(ports.is_wide(one) for one in ranges):
-        return [f"The security group {told} must not be open to everybody, but is; see its rules."]
+    if any(ports.is_wide(network) for network in ranges):
+        return [
+            f"The security group {group_names} must not be open to everybody; change its rules."
+        ]
     return []
 
 
-def _security_groups(file: ClusterFile) -> tuple[Any, str]:
-    """Return what finds the groups that the file names, by name or by id, and how to call them."""
+def _security_group_filters(file: ClusterFile) -> tuple[Any, str]:
+    """Return EC2 filters for the file's security groups, and the names or ids for errors."""
     name = file.document["provider"].get("security_group", {}).get("GroupName")
     types = file.document["available_node_types"].values()
-    ids = sorted({one for kind in types for one in kind["node_config"].get("SecurityGroupIds", [])})
+    ids = sorted({id_ for kind in types for id_ in kind["node_config"].get("SecurityGroupIds", [])})
     if name is not None:
         return [{"Name": "group-name", "Values": [name]}], name
     return [{"Name": "group-id", "Values": ids}] if ids else [], " and ".join(ids)
 
 
 def open_file(path: Path, *, bucket: str | None = None) -> ClusterFile:
-    """Return a file that `ray up` can act on.
+    """Check and return a file for `ray up`.
 
     Raises:
-        UsageError: if it has problems or blanks, or is for another program.
+        UsageError: if the file has problems or blanks, or is for another program.
     """
-    _launched(path)
+    _load_for_ray_up(path)
     report = check(path, bucket=bucket)
     if report.problems:
         raise UsageError("\n".join(report.problems))
@@ -146,23 +153,23 @@ def open_file(path: Path, *, bucket: str | None = None) -> ClusterFile:
 
 
 def open_to_end(path: Path) -> ClusterFile:
-    """Return a file by which a cluster can be taken down, whatever else is wrong with it.
+    """Return a file for taking a cluster down. Ignores mistakes that do not matter for this.
 
     Raises:
-        UsageError: if its structure is wrong, it does not say which machines, or is for another
-            program.
+        UsageError: if the structure is wrong, the machines are not named, or the file is for
+            another program.
     """
-    kind, document = _launched(path)
-    wrong = structure.problems(kind, document)
-    if not wrong:
+    kind, document = _load_for_ray_up(path)
+    errors = structure.problems(kind, document)
+    if not errors:
         file = files.parse(path, kind, document)
-        wrong = [problem for rule in NEEDED_TO_END for problem in rule(file)]
-    if wrong:
-        raise UsageError("\n".join(wrong))
+        errors = [problem for rule in NEEDED_TO_END for problem in rule(file)]
+    if errors:
+        raise UsageError("\n".join(errors))
     return file
 
 
-def _launched(path: Path) -> tuple[str, dict[str, Any]]:
+def _load_for_ray_up(path: Path) -> tuple[str, dict[str, Any]]:
     kind, document = files.load(path)
     if kind not in files.LAUNCHED:
         program = {"kuberay": "kubectl apply -f", "skypilot": "sky launch"}[kind]

@@ -1,4 +1,4 @@
-"""Shell commands of a cluster file, read as far as rules need: what is set, and what is started."""
+"""Parse shell commands of cluster files: variables set, and `ray start` commands."""
 
 import re
 import shlex
@@ -10,20 +10,21 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _COMMENT = re.compile(r"(?m)(?:^|(?<=\s))#.*$")
 _SUBSTITUTION = re.compile(r"\$\([^()]*\)")
 _SEPARATORS = ";&|()\n"
-_WIDE = frozenset(_SEPARATORS)
+_SEPARATOR_SET = frozenset(_SEPARATORS)
 
 
 @dataclass(frozen=True)
 class Start:
-    """One `ray start`: its options, and the variables that it runs with; the last word counts."""
+    """A `ray start` command: options and environment variables. The last value of a name counts."""
 
     options: dict[str, str]
-    """By name, such as `--port`; an option without a value has an empty one."""
+    """Values by option, such as `--port`; an empty string for an option without a value."""
     variables: dict[str, str] = field(default_factory=dict)
 
 
 def statements(command: str) -> Iterator[list[str]]:
     """Yield the words of each statement, without quotes and comments."""
+    # Remove comments here: shlex would treat a `#` inside a word as a comment too.
     text = _COMMENT.sub("", command.replace("\\\n", " "))
     while (plain := _SUBSTITUTION.sub("$OUTPUT", text)) != text:
         text = plain
@@ -31,11 +32,12 @@ def statements(command: str) -> Iterator[list[str]]:
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     try:
         words = list(lexer)
-    except ValueError:  # a quote that is not closed, as in a here-document
+    # A quote is not closed, as in a here-document.
+    except ValueError:
         words = text.split()
     statement: list[str] = []
     for word in words:
-        if _WIDE.issuperset(word):
+        if _SEPARATOR_SET.issuperset(word):
             if statement:
                 yield statement
             statement = []
@@ -46,35 +48,36 @@ def statements(command: str) -> Iterator[list[str]]:
 
 
 def ray_starts(command: str, given: Mapping[str, str] | None = None) -> Iterator[Start]:
-    """Yield every `ray start` of a command, which may be a script.
+    """Yield every `ray start` in a command or script.
 
     Args:
-        command: for a shell.
-        given: variables that are set before it.
+        command: shell command.
+        given: variables set before the command.
     """
     variables = dict(given or {})
     for words in statements(command):
-        at = _ray_start(words)
-        before = words if at is None else words[:at]
-        found = [_ASSIGNMENT.fullmatch(word) for word in before]
-        here = {match[1]: match[2] for match in found if match}
-        stays = words[0] == "export" or all(found)
-        if at is not None:
-            yield Start(_options(words[at + 2 :]), variables | here)
-        if stays:
-            variables |= here
+        position = _find_ray_start(words)
+        prefix = words if position is None else words[:position]
+        matches = [_ASSIGNMENT.fullmatch(word) for word in prefix]
+        assigned = {match[1]: match[2] for match in matches if match}
+        # Assignments before a command hold for the command only; plain ones and exports stay.
+        is_lasting = words[0] == "export" or all(matches)
+        if position is not None:
+            yield Start(_parse_options(words[position + 2 :]), variables | assigned)
+        if is_lasting:
+            variables |= assigned
         if words[0] == "unset":
             variables = {name: v for name, v in variables.items() if name not in words}
 
 
-def _ray_start(words: list[str]) -> int | None:
-    for at, word in enumerate(words[:-1]):
-        if PurePosixPath(word).name == "ray" and words[at + 1] == "start":
-            return at
+def _find_ray_start(words: list[str]) -> int | None:
+    for index, word in enumerate(words[:-1]):
+        if PurePosixPath(word).name == "ray" and words[index + 1] == "start":
+            return index
     return None
 
 
-def _options(words: list[str]) -> dict[str, str]:
+def _parse_options(words: list[str]) -> dict[str, str]:
     options = {}
     for word, following in zip(words, [*words[1:], ""], strict=False):
         if word.startswith("--"):

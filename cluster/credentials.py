@@ -1,22 +1,30 @@
-"""What looks like a secret: by the name of what holds it, or by its form."""
+"""Detect secrets in texts, by the name of the variable or option, or by the form of the value."""
 
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-_WORDS = {
+_SECRET_WORDS = {
     "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "PASS", "PWD", "TOKEN", "CREDENTIAL",
     "CREDENTIALS", "PAT", "KEY", "APIKEY", "ACCESSKEY",
 }  # fmt: skip
-_KEYS_OF = {"API", "ACCESS", "PRIVATE", "SECRET", "ACCOUNT", "SIGNING", "ENCRYPTION", "MASTER"}
-_NO_SECRETS = {
+_KEY_PREFIXES = {"API", "ACCESS", "PRIVATE", "SECRET", "ACCOUNT", "SIGNING", "ENCRYPTION", "MASTER"}
+_HARMLESS_ENDINGS = {
     "PATH", "FILE", "FILES", "DIR", "URL", "URI", "MODE", "NAME", "TYPE", "TTL", "SECONDS",
     "LENGTH", "LIMIT", "SIZE", "STDIN", "COUNT", "ARN", "ENDPOINT", "USERNAME",
 }  # fmt: skip
-_ENDINGS = ("PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "AUTHTOKEN", "APIKEY", "ACCOUNTKEY")
-_WHOLE = {"SSHPASS", "REDISCLI_AUTH", "SHAREDACCESSKEY", "SSHPASSWORD", "NETRC"}
-_NEITHER = {"PWD", "OLDPWD", "SSH_PRIVATE_KEY"}
-_FORMS = re.compile(
+_SECRET_ENDINGS = (
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "SECRET",
+    "AUTHTOKEN",
+    "APIKEY",
+    "ACCOUNTKEY",
+)
+_SECRET_NAMES = {"SSHPASS", "REDISCLI_AUTH", "SHAREDACCESSKEY", "SSHPASSWORD", "NETRC"}
+_HARMLESS_NAMES = {"PWD", "OLDPWD", "SSH_PRIVATE_KEY"}
+_SECRET_FORMS = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
     r"|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}"
     r"|\bhf_[A-Za-z0-9]{16,}|\bAIza[\w-]{30,}|\bsk-[\w-]{20,}|\bxox[abps]-[\w-]{10,}"
@@ -30,64 +38,66 @@ _ASSIGNED = re.compile(
     r"(?<![\w-])(?:-{0,2}([A-Za-z][\w-]*)\s*[=:]|--([A-Za-z][\w-]*)\s|(aws_\w+)\s)\s*"
     r"""(?:"([^"]*)"|'([^']*)'|([^\s"';&|]+))"""
 )
-_WRITTEN = r"[\s=]*['\"]?[^\s'\"$`<{-][^\s'\"]{2,}"
-_LOGINS = re.compile(
+_LITERAL_ARGUMENT = r"[\s=]*['\"]?[^\s'\"$`<{-][^\s'\"]{2,}"
+_PASSWORD_OPTIONS = re.compile(
     r"\b(?:"
     r"(?:curl|wget|https?|xh|lftp|aria2c)\b[^;&|\n]*?[\s'\"](?:-[A-Za-z#]*[uUa]|--(?:proxy-)?user|--auth)"
     r"[\s=]*['\"]?[^\s:'\"$`<{/]+:[^\s'\"$`<{][^\s'\"]*"
-    rf"|sshpass\s+-p{_WRITTEN}"
+    rf"|sshpass\s+-p{_LITERAL_ARGUMENT}"
     rf"|(?:mysql|mysqldump|mysqladmin|mariadb)\b[^;&|\n]*?\s-p[^\s'\"$`<{{-][^\s'\"]{{2,}}"
-    rf"|redis-cli\b[^;&|\n]*?\s-a{_WRITTEN}"
-    rf"|ldap\w+\b[^;&|\n]*?\s-w{_WRITTEN}"
-    rf"|mongo\w*\b[^;&|\n]*?\s-p{_WRITTEN}"
-    rf"|(?:docker|podman|nerdctl|oras|skopeo|crane|helm|az)\b[^;&|\n]*?\blogin\b[^;&|\n]*?\s-p{_WRITTEN}"
+    rf"|redis-cli\b[^;&|\n]*?\s-a{_LITERAL_ARGUMENT}"
+    rf"|ldap\w+\b[^;&|\n]*?\s-w{_LITERAL_ARGUMENT}"
+    rf"|mongo\w*\b[^;&|\n]*?\s-p{_LITERAL_ARGUMENT}"
+    rf"|(?:docker|podman|nerdctl|oras|skopeo|crane|helm|az)\b[^;&|\n]*?\blogin\b[^;&|\n]*?\s-p{_LITERAL_ARGUMENT}"
     r"|smbclient\b[^;&|\n]*?\s-U\s*[^\s%$]+%[^\s$`<{]{2,}"
     rf"|openssl\b[^;&|\n]*?\s-pass(?:in|out)?\s+pass:[^\s$`<{{]{{2,}}"
     r")"
 )
-"""What programs take for a password without calling it one."""
+"""Password options of common programs, whose names do not show a password."""
 _LITERAL = re.compile(r"[^\s$`<{~/][^\s$`<{]{7,}|/[^\s$`<{]*[+=][^\s$`<{]*")
-"""A value that stands for nothing else; of what begins as a path, only what no path has."""
+"""A literal value. A value with a leading slash counts only if it has + or =, unlike paths."""
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether a variable, field or option of that name holds a secret."""
+    """Return whether a variable, field or option with the name holds a secret."""
     words = name.upper().replace("-", "_").strip("_").split("_")
-    if "_".join(words) in _NEITHER or words[-1] in _NO_SECRETS:
+    if "_".join(words) in _HARMLESS_NAMES or words[-1] in _HARMLESS_ENDINGS:
         return False
-    plain = set(words) & (_WORDS - {"KEY"}) or words[-1].endswith(_ENDINGS)
-    plain = plain or "_".join(words) in _WHOLE
+    is_plain = set(words) & (_SECRET_WORDS - {"KEY"}) or words[-1].endswith(_SECRET_ENDINGS)
+    is_plain = is_plain or "_".join(words) in _SECRET_NAMES
     pairs = itertools.pairwise(words)
     return bool(
-        plain
-        or any(first in _KEYS_OF and second == "KEY" for first, second in pairs)
+        is_plain
+        or any(first in _KEY_PREFIXES and second == "KEY" for first, second in pairs)
         or (words[-1] == "KEY" and len(words) > 1 and name.isupper())
     )
 
 
 def is_literal(value: object) -> bool:
-    """Say whether a value is written out, rather than a path or what a variable holds."""
+    """Return whether a value is literal text instead of a variable, a path or a placeholder."""
     return isinstance(value, str) and bool(value) and not value.startswith(("$", "~/", "`", "<"))
 
 
 def found(text: str) -> Iterator[str]:
-    """Yield what in a text looks like a secret: a name before a value, or the form of a value."""
-    if form := _FORMS.search(text):
+    """Yield a description of each apparent secret in a text, by name or by form."""
+    if form := _SECRET_FORMS.search(text):
         yield f"{form[0][:6]}…"
-    if login := _LOGINS.search(text):
+    if login := _PASSWORD_OPTIONS.search(text):
         yield f"a password for {login[0].split(maxsplit=1)[0]}"
     for match in _ASSIGNED.finditer(text):
         name, value = (
             next(filter(None, part), "") for part in (match.groups()[:3], match.groups()[3:])
         )
-        if "=" in value and name.startswith("from-"):  # --from-literal=password=…
+        # Such as `--from-literal=password=…` of kubectl.
+        if "=" in value and name.startswith("from-"):
             yield from found(value)
         if is_secret_name(name) and _LITERAL.fullmatch(value) and not value.isdigit():
             yield name
 
 
 def values(environment: Mapping[str, str], *, shortest: int = 8) -> Iterator[tuple[str, str]]:
-    """Yield the secrets of an environment, those aside that are too short to be told from words."""
+    """Yield names and values of an environment's secrets with at least `shortest` characters."""
+    # Shorter values cannot be distinguished from ordinary words in a text.
     for name, value in environment.items():
         if is_secret_name(name) and len(value) >= shortest and is_literal(value):
             yield name, value

@@ -1,4 +1,4 @@
-"""Whether EC2 would take a description of a machine, by botocore's own model of RunInstances."""
+"""Validate machine descriptions against botocore's model of EC2's RunInstances."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -8,31 +8,33 @@ import boto3
 from botocore.model import OperationModel, Shape
 from botocore.validate import ParamValidator
 
-_RAYS = {"SubnetIds"}
-"""What Ray takes in `node_config` and does not hand on as it is."""
+_RAY_KEYS = {"SubnetIds"}
+"""Keys of `node_config` that Ray itself handles."""
+# RunInstances requires both; Ray fills them in.
 _COUNTS = {"MinCount": 1, "MaxCount": 1}
 
 
 def problems(name: str, node_config: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each thing of a type of machine that EC2 would refuse."""
+    """Yield an error sentence for each part of a node type that EC2 would refuse."""
     shape = _run_instances().input_shape
     assert shape is not None
-    config = {key: value for key, value in node_config.items() if key not in _RAYS}
+    config = {key: value for key, value in node_config.items() if key not in _RAY_KEYS}
     report = ParamValidator().validate(_COUNTS | config, shape)
-    wrong = report.generate_report().splitlines() if report.has_errors() else []
-    for line in wrong or _not_allowed(config, shape):
-        yield f"`node_config` of {name} must be as EC2 takes it, but: {line.rstrip('.')}."
+    errors = report.generate_report().splitlines() if report.has_errors() else []
+    for line in errors or _find_invalid_values(config, shape):
+        yield f"`node_config` of {name} must be valid for EC2, but: {line.rstrip('.')}."
 
 
-def _not_allowed(value: Any, shape: Shape, path: str = "") -> Iterator[str]:
-    """Find values that are none of those that EC2 lists for their place."""
+def _find_invalid_values(value: Any, shape: Shape, path: str = "") -> Iterator[str]:
+    """Yield values outside EC2's enumerations."""
     if shape.type_name == "structure":
         for name, member in shape.members.items():  # type: ignore[attr-defined]
             if name in value:
-                yield from _not_allowed(value[name], member, f"{path}.{name}".lstrip("."))
+                yield from _find_invalid_values(value[name], member, f"{path}.{name}".lstrip("."))
     elif shape.type_name == "list":
-        for one in value:
-            yield from _not_allowed(one, shape.member, path)  # type: ignore[attr-defined]
+        for item in value:
+            yield from _find_invalid_values(item, shape.member, path)  # type: ignore[attr-defined]
+    # rules/machines.py checks instance types, by cluster/machine_types.yaml.
     elif path != "InstanceType" and value not in (allowed := getattr(shape, "enum", []) or [value]):
         yield f"{path} is {value}, not {' or '.join(allowed)}"
 

@@ -1,9 +1,9 @@
-"""Errors of `python -m cluster`. A message is one sentence: the rule, the value, the way out."""
+"""Errors of `python -m cluster`. A message states the rule, the value found and the remedy."""
 
 
 class ClusterError(Exception):
-    """Something outside failed: exit code 1."""
+    """An external failure, such as a cloud or a cluster out of reach: exit code 1."""
 
 
 class UsageError(ClusterError):
-    """What the user gave is wrong; the message says what to do about it: exit code 2."""
+    """Wrong user input: exit code 2."""

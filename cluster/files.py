@@ -1,7 +1,7 @@
-"""Cluster files of five kinds, read into one form that rules and prices work on.
+"""Load cluster files of five kinds into a common form for rules and prices.
 
-A file of Ray's cluster launcher (`ray up`) is for AWS, GCP or machines that are there (`local`);
-others are KubeRay's and SkyPilot's.
+Files of Ray's cluster launcher (`ray up`) are for AWS, GCP or existing machines (`local`). KubeRay
+and SkyPilot have their own files.
 """
 
 import json
@@ -15,51 +15,54 @@ from cluster import reading
 from cluster.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
-"""The checkout, which paths in a file are relative to."""
+"""The checkout. Paths in a cluster file are relative to the checkout."""
 
 LAUNCHED = ("aws", "gcp", "local")
-"""Kinds that `ray up` starts."""
+"""Kinds of files for `ray up`."""
 
 RENTED = ("aws", "gcp")
-"""Kinds whose machines come from a cloud when they are asked for."""
+"""Kinds with machines rented from a cloud on demand."""
 
 TOKEN_MODE = "RAY_AUTH_MODE=token"
-"""What has Ray ask for a token; set before Ray is imported, or it is not seen."""
+"""Assignment for token authentication of Ray. Must be set before Ray is imported."""
 
-_UNITS = {"": 1.0, "m": 1e-3}
+_QUANTITY_UNITS = {"": 1.0, "m": 1e-3}
 UNLIMITED = 2**31 - 1
-"""Workers of a group of KubeRay's that does not say how many there may be."""
-_DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": UNLIMITED}
-"""Of a group of workers, by the definition of KubeRay's resources (ray.io/v1)."""
-_SELECTORS = ("ray.io/accelerator-type", "cloud.google.com/gke-accelerator")
+"""Default `maxReplicas` of a KubeRay worker group."""
+_WORKER_GROUP_DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": UNLIMITED}
+"""Defaults of a worker group in KubeRay's resource definitions (ray.io/v1)."""
+_GPU_SELECTORS = ("ray.io/accelerator-type", "cloud.google.com/gke-accelerator")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Machines of one kind within a cluster; None stands for what the file does not say."""
+    """Machines of one kind in a cluster. A field is None if the file does not state the value."""
 
     name: str
     is_head: bool
     machine: str | None = None
-    """What a cloud calls the type, such as `g6.xlarge`."""
+    """The cloud's name of the machine type, such as `g6.xlarge`."""
     cpus: float | None = None
     gpus: float | None = None
     accelerators: tuple[str, ...] = ()
-    """What the GPUs may be, each of them enough."""
+    """Accepted GPU types; any of the types will do."""
     smallest: int = 0
+    """Minimum number of machines."""
     largest: int = 1
+    """Maximum number of machines."""
     spot: bool = False
     image: str | None = None
     setup: tuple[str, ...] = ()
+    """Commands that install software, in order."""
     start: tuple[str, ...] = ()
     """Commands that start Ray, in order."""
     variables: tuple[tuple[str, str], ...] = ()
-    """Set by the file for every command."""
+    """Names and values of environment variables for every command."""
 
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file; `document` is what YAML says, without any defaults."""
+    """A parsed cluster file. `document` is the YAML content, without defaults."""
 
     path: Path
     kind: str
@@ -70,57 +73,57 @@ class ClusterFile:
 
     @property
     def head(self) -> Group:
-        """The machine that the others report to."""
+        """The group of the head node."""
         return next(group for group in self.groups if group.is_head)
 
     @property
     def workers(self) -> tuple[Group, ...]:
-        """All groups but the head's."""
+        """All groups except the head's."""
         return tuple(group for group in self.groups if not group.is_head)
 
 
 def load(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return a file's kind and content, of which only the kind has been looked at.
+    """Read a file. Return kind and content, without validating the content.
 
-    KubeRay's files may have other objects of Kubernetes beside the one of Ray's.
+    A KubeRay file may hold other Kubernetes objects beside the Ray object.
 
     Raises:
-        UsageError: if it cannot be read, or is no cluster file.
+        UsageError: if the file cannot be read, or is not a cluster file.
     """
     documents = reading.read(path)
-    found = [(kind, one) for one in documents if (kind := _kind(one)) is not None]
-    rays = [_without_nulls(one) for kind, one in found if kind == "kuberay"]
-    machines = [one for one in rays if not _is_guest(one)]
-    if rays and not machines:
+    typed = [(kind, doc) for doc in documents if (kind := _detect_kind(doc)) is not None]
+    ray_objects = [_without_nulls(doc) for kind, doc in typed if kind == "kuberay"]
+    clusters = [doc for doc in ray_objects if not _uses_existing_cluster(doc)]
+    if ray_objects and not clusters:
         raise UsageError(
-            f"A file must say which machines a cluster has, but the job of {path} runs on the "
-            "cluster that its `clusterSelector` names; check that cluster's file."
+            f"A file must name a cluster's machines, but the job of {path} runs on the existing "
+            "cluster named in `clusterSelector`; check the cluster's file."
         )
-    rays = machines
-    if len(rays) == 1:
-        return "kuberay", rays[0]
-    if len(rays) > 1:
-        told = ", ".join(f"{one.get('kind')} {_name(one)}" for one in rays)
+    ray_objects = clusters
+    if len(ray_objects) == 1:
+        return "kuberay", ray_objects[0]
+    if len(ray_objects) > 1:
+        names = ", ".join(f"{doc.get('kind')} {_object_name(doc)}" for doc in ray_objects)
         raise UsageError(
-            f"A file must have one object of Ray's, but {path} has {len(rays)} ({told}); check "
-            "each in a file of its own."
+            f"A file must have one Ray object, but {path} has {len(ray_objects)} ({names}); put "
+            "each object into its own file."
         )
-    if not found:
-        what = "is none of these" if len(documents) == 1 else "has none of these"
+    if not typed:
+        problem = "is none of these" if len(documents) == 1 else "has none of these"
         raise UsageError(
             "A cluster file must have a `provider.type` of aws, gcp or local, or be KubeRay's or "
-            f"SkyPilot's, but {path} {what}; start from one in cluster/templates."
+            f"SkyPilot's, but {path} {problem}; start from a template in cluster/templates."
         )
     if len(documents) > 1:
         raise UsageError(
-            f"A cluster file of the kind {found[0][0]} must be one YAML document, but {path} has "
-            f"{len(documents)}; only KubeRay's may have more."
+            f"A cluster file of the kind {typed[0][0]} must be one YAML document, but {path} has "
+            f"{len(documents)}; only KubeRay files may have more."
         )
-    return found[0]
+    return typed[0]
 
 
-def _kind(document: Any) -> str | None:
-    """Return whose file a document is, if it is one of a cluster."""
+def _detect_kind(document: Any) -> str | None:
+    """Return a document's kind of cluster file, or None."""
     if not isinstance(document, dict):
         return None
     if str(document.get("apiVersion", "")).startswith("ray.io/"):
@@ -132,45 +135,46 @@ def _kind(document: Any) -> str | None:
 
 
 def _without_nulls(node: Any) -> Any:
-    """Return a document as Kubernetes takes it: a field that is null is not there."""
+    """Return a document without null fields, which Kubernetes treats as missing."""
     if isinstance(node, dict):
         return {key: _without_nulls(value) for key, value in node.items() if value is not None}
-    return [_without_nulls(one) for one in node] if isinstance(node, list) else node
+    return [_without_nulls(item) for item in node] if isinstance(node, list) else node
 
 
-def _is_guest(document: dict[str, Any]) -> bool:
-    """Say whether a job of KubeRay's runs on a cluster that is there already."""
+def _uses_existing_cluster(document: dict[str, Any]) -> bool:
+    """Return whether a KubeRay job runs on an existing cluster."""
     spec = document.get("spec")
     return isinstance(spec, dict) and "clusterSelector" in spec and "rayClusterSpec" not in spec
 
 
-def _name(document: dict[str, Any]) -> object:
+def _object_name(document: dict[str, Any]) -> object:
     metadata = document.get("metadata")
     return metadata.get("name") if isinstance(metadata, dict) else None
 
 
 def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
-    """Bring a file whose structure has been checked into the common form."""
+    """Convert a file with a valid structure to the common form."""
     if kind == "kuberay":
-        return _kuberay(path, document)
+        return _parse_kuberay(path, document)
     if kind == "skypilot":
-        return _skypilot(path, document)
-    return _local(path, document) if kind == "local" else _cloud(path, kind, document)
+        return _parse_skypilot(path, document)
+    return _parse_local(path, document) if kind == "local" else _parse_cloud(path, kind, document)
 
 
 def machines(path: Path) -> str | None:
-    """Return which machines a cluster can have beside its head, as jobs are told it in JSON.
+    """Return a cluster's possible workers as JSON for `MTIL_MACHINES`.
 
-    None where the file does not say what they have: there, what counts is what is there.
+    None if the file does not state the workers' CPUs and GPUs. Jobs then count only the machines
+    present.
 
     Raises:
-        UsageError: if the file is none.
+        UsageError: if the file is not a cluster file.
     """
     return machines_of(parse(path, *load(path)))
 
 
 def machines_of(file: ClusterFile) -> str | None:
-    """Return the same of a file that has been read."""
+    """Return a parsed file's possible workers as JSON, or None; see `machines`."""
     kinds = [
         {"cpus": group.cpus, "gpus": group.gpus, "most": group.largest} for group in file.workers
     ]
@@ -183,7 +187,7 @@ def machines_of(file: ClusterFile) -> str | None:
 
 
 def scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value that is neither a list nor a mapping, with its path such as `a.b[0]`."""
+    """Yield every value except lists and mappings, with a path such as `a.b[0]`."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from scalars(value, f"{key}.{name}" if key else str(name))
@@ -194,18 +198,18 @@ def scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def _commands(document: dict[str, Any], role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _read_commands(document: dict[str, Any], role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     setup = [*document.get("setup_commands", []), *document.get(f"{role}_setup_commands", [])]
     return tuple(setup), tuple(document.get(f"{role}_start_ray_commands", []))
 
 
-def _cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
+def _parse_cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
     groups = []
     for name, node_type in document["available_node_types"].items():
         is_head = name == document["head_node_type"]
         role = "head" if is_head else "worker"
         config, resources = node_type["node_config"], node_type["resources"]
-        setup, start = _commands(document, role)
+        setup, start = _read_commands(document, role)
         docker = document.get("docker", {}) | node_type.get("docker", {})
         image = docker.get(f"{role}_image") or docker.get("image")
         groups.append(
@@ -233,12 +237,13 @@ def _cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
 
 
 def _is_spot(config: dict[str, Any]) -> bool:
-    """Say whether machines are spot ones; GCP's `scheduling` may be a list of one-key mappings."""
-    said = {key.rpartition(".")[2]: value for key, value in scalars(config)}
+    """Return whether machines are spot instances."""
+    # GCP's `scheduling` may be a list of mappings with a single key, so look at all values by name.
+    settings = {key.rpartition(".")[2]: value for key, value in scalars(config)}
     return (
-        said.get("MarketType") == "spot"
-        or said.get("provisioningModel") == "SPOT"
-        or said.get("preemptible") is True
+        settings.get("MarketType") == "spot"
+        or settings.get("provisioningModel") == "SPOT"
+        or settings.get("preemptible") is True
     )
 
 
@@ -249,27 +254,32 @@ def _machine_image(kind: str, config: dict[str, Any]) -> str | None:
     return disks[0].get("initializeParams", {}).get("sourceImage") if disks else None
 
 
-def _local(path: Path, document: dict[str, Any]) -> ClusterFile:
-    hosts = len(document["provider"].get("worker_ips", []))
-    setup, start = _commands(document, "head")
+def _parse_local(path: Path, document: dict[str, Any]) -> ClusterFile:
+    num_hosts = len(document["provider"].get("worker_ips", []))
+    setup, start = _read_commands(document, "head")
     head = Group(name="head", is_head=True, smallest=1, setup=setup, start=start)
-    setup, start = _commands(document, "worker")
-    smallest, largest = document.get("min_workers", hosts), document.get("max_workers", hosts)
+    setup, start = _read_commands(document, "worker")
+    smallest, largest = (
+        document.get("min_workers", num_hosts),
+        document.get("max_workers", num_hosts),
+    )
     workers = Group(
         name="workers", is_head=False, smallest=smallest, largest=largest, setup=setup, start=start
     )
     return ClusterFile(path, "local", document, (head, workers), None, largest)
 
 
-def _kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
+def _parse_kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
     spec = ray_cluster_spec(document)
-    groups = [_pods(spec["headGroupSpec"], "head", is_head=True)]
-    groups += [_pods(group, group["groupName"], is_head=False) for group in worker_groups(document)]
+    groups = [_parse_pods(spec["headGroupSpec"], "head", is_head=True)]
+    groups += [
+        _parse_pods(group, group["groupName"], is_head=False) for group in worker_groups(document)
+    ]
     return ClusterFile(path, "kuberay", document, tuple(groups))
 
 
 def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of the cluster of any object of KubeRay's."""
+    """Return the cluster spec of any KubeRay object."""
     job = job_spec(document)
     spec: dict[str, Any] = document["spec"]
     if job is not None:
@@ -278,7 +288,7 @@ def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the spec of the job of a `RayJob` or a `RayCronJob`; None if it is neither."""
+    """Return the job spec of a `RayJob` or `RayCronJob`, or None."""
     spec: dict[str, Any] = document.get("spec", {})
     if document.get("kind") == "RayCronJob":
         spec = spec["jobTemplate"]
@@ -286,58 +296,61 @@ def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def job_key(document: dict[str, Any]) -> str:
-    """Return where the spec of the job is in a `RayJob` or a `RayCronJob`."""
+    """Return the path of the job spec in a `RayJob` or `RayCronJob`."""
     return "spec.jobTemplate" if document.get("kind") == "RayCronJob" else "spec"
 
 
 def worker_groups(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the groups of workers of an object of KubeRay's, with what Kubernetes fills in."""
+    """Return the worker groups of a KubeRay object, with defaults filled in."""
     groups: list[dict[str, Any]] = ray_cluster_spec(document).get("workerGroupSpecs", [])
-    return [_DEFAULTS | group for group in groups]
+    return [_WORKER_GROUP_DEFAULTS | group for group in groups]
 
 
-def _pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
+def _parse_pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
     container = group["template"]["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}
-    told = group.get("rayStartParams") or {}
-    cpus = told.get("num-cpus", limits.get("cpu"))
+    params = group.get("rayStartParams") or {}
+    # Options of `ray start` override the limits of the container.
+    cpus = params.get("num-cpus", limits.get("cpu"))
     selector = group["template"]["spec"].get("nodeSelector") or {}
-    named = [selector.get(key) for key in _SELECTORS]
+    gpu_names = [selector.get(key) for key in _GPU_SELECTORS]
     return Group(
         name=name,
         is_head=is_head,
-        cpus=None if cpus is None else _quantity(cpus),
-        gpus=_quantity(told.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
-        accelerators=tuple(str(name) for name in named if name is not None),
+        cpus=None if cpus is None else _parse_quantity(cpus),
+        gpus=_parse_quantity(params.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
+        accelerators=tuple(str(name) for name in gpu_names if name is not None),
         smallest=1 if is_head else group["minReplicas"],
         largest=1 if is_head else group["maxReplicas"],
         image=container["image"],
         variables=tuple(
-            (one["name"], str(one["value"])) for one in container.get("env") or [] if "value" in one
+            (env["name"], str(env["value"])) for env in container.get("env") or [] if "value" in env
         ),
     )
 
 
-def _quantity(value: Any) -> float:
-    """Read Kubernetes' way of writing numbers of CPUs, such as `500m`."""
-    found = re.fullmatch(r"([\d.]+)(m?)", str(value))
-    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+def _parse_quantity(value: Any) -> float:
+    """Parse a Kubernetes quantity of CPUs, such as `500m`. Return 0 if malformed."""
+    match = re.fullmatch(r"([\d.]+)(m?)", str(value))
+    return float(match[1]) * _QUANTITY_UNITS[match[2]] if match else 0.0
 
 
-def _skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
+def _parse_skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
     resources = document.get("resources", {})
     choices = [resources, *resources.get("any_of", []), *resources.get("ordered", [])]
-    wanted = [pair for choice in choices for pair in _wanted(choice.get("accelerators"))]
+    accelerators = [
+        pair for choice in choices for pair in _parse_accelerators(choice.get("accelerators"))
+    ]
     cpus = re.match(r"[\d.]+", str(resources.get("cpus", "")))
-    nodes = document.get("num_nodes", 1)
+    num_nodes = document.get("num_nodes", 1)
     envs = document.get("envs") or {}
     head = Group(
         name="head",
         is_head=True,
         machine=resources.get("instance_type"),
         cpus=float(cpus[0]) if cpus else None,
-        gpus=max((count for _, count in wanted), default=0.0),
-        accelerators=tuple(name for name, _ in wanted),
+        gpus=max((count for _, count in accelerators), default=0.0),
+        accelerators=tuple(name for name, _ in accelerators),
         smallest=1,
         spot=bool(resources.get("use_spot", False)),
         image=resources.get("image_id"),
@@ -346,14 +359,19 @@ def _skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
         variables=tuple((name, str(value)) for name, value in envs.items() if value is not None),
     )
     groups = [head]
-    if nodes > 1:
-        rest = {"name": "workers", "is_head": False, "smallest": nodes - 1, "largest": nodes - 1}
-        groups.append(Group(**{**vars(head), **rest}))
+    if num_nodes > 1:
+        changes = {
+            "name": "workers",
+            "is_head": False,
+            "smallest": num_nodes - 1,
+            "largest": num_nodes - 1,
+        }
+        groups.append(Group(**{**vars(head), **changes}))
     return ClusterFile(path, "skypilot", document, tuple(groups))
 
 
-def _wanted(accelerators: Any) -> Iterator[tuple[str, float]]:
-    """Yield GPUs and their number; SkyPilot takes `L4:1`, `{L4: 1}`, and lists of either."""
+def _parse_accelerators(accelerators: Any) -> Iterator[tuple[str, float]]:
+    """Yield GPU types and counts from SkyPilot's forms: `L4:1`, `{L4: 1}`, or lists of these."""
     if isinstance(accelerators, str):
         name, _, count = accelerators.partition(":")
         yield name.strip(), float(count) if re.fullmatch(r"[\d.]+", count.strip()) else 1.0
@@ -361,5 +379,5 @@ def _wanted(accelerators: Any) -> Iterator[tuple[str, float]]:
         for name, count in accelerators.items():
             yield str(name), float(count or 1)
     elif isinstance(accelerators, list):
-        for one in accelerators:
-            yield from _wanted(one)
+        for item in accelerators:
+            yield from _parse_accelerators(item)

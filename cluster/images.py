@@ -1,6 +1,7 @@
-"""One machine image for as long as a cluster of AWS lives, where its file names the newest one.
+"""Fix the machine image of an AWS cluster for the cluster's lifetime.
 
-A worker that comes a week later would else have another one than the head.
+A cluster file may name the newest image of a series. Without a fixed image, a worker started a week
+later would have a different image from the head.
 """
 
 import copy
@@ -18,23 +19,24 @@ _PARAMETER = re.compile(r"resolve:ssm:(/?[\w./-]+)(?::[\w-]+)?")
 
 
 def settled(file: ClusterFile) -> dict[str, Any] | None:
-    """Return the file's content with names of images looked up; None if there are none.
+    """Return the file's content with the image's name replaced by its id.
 
-    The head that runs already has settled it, and else the newest image of that name does.
+    The image is the running head's, or else the newest image with the name. Returns None if the
+    file names no image to look up.
 
     Raises:
-        UsageError: if AWS does not say which one it is.
+        UsageError: if AWS does not return the image.
     """
-    named = {group.image for group in file.groups if _PARAMETER.fullmatch(group.image or "")}
-    if file.kind != "aws" or len(named) != 1:
+    image_names = {group.image for group in file.groups if _PARAMETER.fullmatch(group.image or "")}
+    if file.kind != "aws" or len(image_names) != 1:
         return None
-    (name,) = named
+    (name,) = image_names
     try:
-        image = _of_the_head(file) or _newest(file, str(name))
+        image = _find_head_image(file) or _find_newest_image(file, str(name))
     except (BotoCoreError, ClientError) as error:
         raise UsageError(
-            f"AWS must say which image {name} is, but says: {str(error).rstrip('.')}; look at "
-            "AWS_PROFILE, or write the image's own name (ami-…) into the file."
+            f"AWS must return the image {name}, but says: {str(error).rstrip('.')}; check "
+            "AWS_PROFILE, or write the image's id (ami-…) into the file."
         ) from error
     document = copy.deepcopy(file.document)
     for node_type in document["available_node_types"].values():
@@ -43,19 +45,19 @@ def settled(file: ClusterFile) -> dict[str, Any] | None:
     return document
 
 
-def _of_the_head(file: ClusterFile) -> str | None:
+def _find_head_image(file: ClusterFile) -> str | None:
     client = boto3.client("ec2", region_name=file.region, config=buckets.QUICKLY)
     filters: Any = [
         {"Name": "tag:ray-cluster-name", "Values": [file.document["cluster_name"]]},
         {"Name": "tag:ray-node-type", "Values": ["head"]},
         {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
     ]
-    found = client.describe_instances(Filters=filters)["Reservations"]
-    images = [machine["ImageId"] for one in found for machine in one["Instances"]]
+    reservations = client.describe_instances(Filters=filters)["Reservations"]
+    images = [machine["ImageId"] for r in reservations for machine in r["Instances"]]
     return images[0] if images else None
 
 
-def _newest(file: ClusterFile, name: str) -> str:
+def _find_newest_image(file: ClusterFile, name: str) -> str:
     client = boto3.client("ssm", region_name=file.region, config=buckets.QUICKLY)
-    found = client.get_parameter(Name=name.removeprefix("resolve:ssm:"))
-    return str(found["Parameter"]["Value"])
+    answer = client.get_parameter(Name=name.removeprefix("resolve:ssm:"))
+    return str(answer["Parameter"]["Value"])

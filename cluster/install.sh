@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Installs mtil, with the versions of constraints.txt, from the checkout that this script is in:
+# Installs mtil from this script's checkout, with the versions of constraints.txt:
 #
 #   cluster/install.sh VENV
 #
-# into a virtual environment, which is made if it is not there and left alone if it fits already.
-# All machines of a cluster run it, and so does the image. PYTHON names an interpreter (3.11 or
-# newer). pip heeds its own settings, such as PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU
-# builds, where the one that it finds by itself is not wanted.
+# into a virtual environment. Creates a missing environment, and leaves an up-to-date one alone. Runs on
+# all machines of a cluster and in the image. PYTHON names an interpreter (3.11 or newer). pip's own
+# settings apply, such as PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU builds.
 set -euo pipefail
 
 venv=${1:?usage: cluster/install.sh VENV}
@@ -36,10 +35,10 @@ rm -f "$venv/installed"
     --constraint constraints.txt \
     --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster,gcs]'
 if [ -z "${PIP_NO_COMPILE:-}" ]; then
-    # On all cores, where pip takes one. What is not Python, as a file of torch's tests, is no loss.
+    # pip compiles on a single core; this uses all. Files that are not Python, as in torch's tests, may fail.
     "$venv/bin/python" -m compileall -qq -j 0 -x /tests/ "$venv/lib" || true
 fi
-# What is broken shows here, and not when a training begins.
+# Show broken installations here, not at the start of a training.
 "$venv/bin/python" -I -c \
     'import mtil.distributed.training.worker, tune.search, ray.dashboard.dashboard, boto3, torch._dynamo'
 echo "$state" > "$venv/installed"

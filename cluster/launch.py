@@ -1,7 +1,7 @@
-"""`python -m cluster up`, `down` and `status`: Ray's launcher, with the checks before it.
+"""`python -m cluster up`, `down` and `status`: checks, then Ray's cluster launcher.
 
-Machines on premises are not given back to anybody, and Ray leaves its processes running on them;
-so `down` ends these first, host by host, with the `ray stop` of the file's own start commands.
+On premises, Ray's `down` leaves Ray's processes running. So `down` here first runs the `ray stop`
+of the file's start commands on every host.
 """
 
 import os
@@ -31,15 +31,15 @@ _RESTART_S = 2
 
 
 def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
-    """Bring a cluster up, or bring it in line with its file.
+    """Start a cluster, or update a running cluster to its file.
 
     Args:
         path: the cluster file.
-        yes: do not ask before machines are rented.
-        bucket: that must be reachable from here.
+        yes: whether to rent machines without asking.
+        bucket: bucket that must be reachable from this machine.
 
     Raises:
-        UsageError: if a check fails; nothing was started then.
+        UsageError: if a check fails. Nothing was started.
         ClusterError: if `ray up` fails.
     """
     file = open_file(path, bucket=bucket)
@@ -49,13 +49,13 @@ def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
     if problems:
         raise UsageError("\n".join(problems))
     flags = ["--no-config-cache", "--disable-usage-stats", *(["--yes"] if yes else [])]
-    with _settled(file) as settled:
-        _run("up", ["up", str(settled), *flags])
+    with _fix_images(file) as config:
+        _run_ray("up", ["up", str(config), *flags])
 
 
 @contextmanager
-def _settled(file: ClusterFile) -> Iterator[Path]:
-    """Yield the file, or one beside it for a moment in which images have their own names."""
+def _fix_images(file: ClusterFile) -> Iterator[Path]:
+    """Yield the path of the file, or of a temporary copy with image ids in place of names."""
     document = images.settled(file)
     if document is None:
         yield file.path.absolute()
@@ -67,39 +67,41 @@ def _settled(file: ClusterFile) -> Iterator[Path]:
 
 
 def down(path: Path, *, yes: bool = False) -> None:
-    """Take a cluster down, its data in the bucket aside.
+    """Take a cluster down. Data in the bucket stays.
 
-    What is wrong with the file and does not matter for that keeps nothing running.
+    Mistakes in the file that do not matter for `down` are ignored.
 
     Raises:
-        UsageError: if the file does not say which machines those are.
+        UsageError: if the file does not name the machines.
         ClusterError: if `ray down` fails, or a host cannot be reached.
     """
     file = open_to_end(path)
     flags = ["--yes"] if yes else []
     if file.kind == "local":
-        if not yes and not _confirmed(f"End Ray on {', '.join(_hosts(file))}? [y/N] "):
-            raise UsageError("Ending Ray must be confirmed, but was not; `--yes` does not ask.")
+        if not yes and not _confirm(f"End Ray on {', '.join(_list_hosts(file))}? [y/N] "):
+            raise UsageError(
+                "Ending Ray must be confirmed, but was not; give `--yes` to skip the question."
+            )
         flags = ["--yes"]
         _stop_hosts(file)
-    _run("down", ["down", str(path.absolute()), *flags])
+    _run_ray("down", ["down", str(path.absolute()), *flags])
 
 
 def status(path: Path) -> None:
-    """Print what a cluster has, uses and waits for.
+    """Print the resources that a cluster has, uses and waits for.
 
     Raises:
         UsageError: if a check fails.
         ClusterError: if the head does not answer.
     """
     file = open_file(path)
-    command = f"{TOKEN_MODE} {_program(file.head)} status"
-    _run("status", ["exec", str(path.absolute()), command])
+    command = f"{TOKEN_MODE} {_ray_command(file.head)} status"
+    _run_ray("status", ["exec", str(path.absolute()), command])
 
 
 @contextmanager
 def tunnel(path: Path) -> Iterator[str]:
-    """Yield the address on this machine at which the head's dashboard answers, through ssh.
+    """Forward the head's dashboard through ssh. Yield the URL on this machine.
 
     Raises:
         UsageError: if a check fails.
@@ -107,14 +109,16 @@ def tunnel(path: Path) -> Iterator[str]:
     """
     open_file(path)
     port = _free_port()
-    command = [str(_ray()), "dashboard", str(path.absolute()), "--port", str(port)]
+    command = [str(_find_ray()), "dashboard", str(path.absolute()), "--port", str(port)]
     command += ["--remote-port", str(_DASHBOARD_PORT)]
     forwarder = _Forwarder(command)
     try:
         deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
-        while not _answers(port):
+        while not _is_listening(port):
             if forwarder.has_ended() or time.monotonic() > deadline:
-                raise ClusterError(f"The head of {path} does not answer; `status` says more.")
+                raise ClusterError(
+                    f"The head of {path} does not answer; run `status` for the reason."
+                )
             time.sleep(0.3)
         forwarder.keep()
         yield f"http://127.0.0.1:{port}"
@@ -123,12 +127,12 @@ def tunnel(path: Path) -> Iterator[str]:
 
 
 class _Forwarder:
-    """A process that forwards a port, started again when it ends, as ssh does with a network."""
+    """Keeps a port-forwarding process running. ssh ends when the network breaks."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
-        self._ending = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._is_ending = threading.Event()
+        self._restarter = threading.Thread(target=self._restart_loop, daemon=True)
         self._process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -145,76 +149,79 @@ class _Forwarder:
         return self._process.poll() is not None
 
     def keep(self) -> None:
-        """From now on, start it again when it ends."""
-        self._keeper.start()
+        """From now on, restart the process whenever it ends."""
+        self._restarter.start()
 
-    def _keep(self) -> None:
-        while not self._ending.wait(_RESTART_S):
+    def _restart_loop(self) -> None:
+        while not self._is_ending.wait(_RESTART_S):
             if self.has_ended():
                 self._process = self._start()
 
     def end(self) -> None:
-        self._ending.set()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        self._is_ending.set()
+        if self._restarter.is_alive():
+            self._restarter.join()
         if not self.has_ended():
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
-def _confirmed(question: str) -> bool:
+def _confirm(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
 
-def _run(name: str, arguments: Sequence[str]) -> None:
-    done = subprocess.run([str(_ray()), *arguments], cwd=ROOT, check=False)
-    if done.returncode:
-        raise ClusterError(f"`{name}` failed: ray ended with exit code {done.returncode}.")
+def _run_ray(name: str, arguments: Sequence[str]) -> None:
+    result = subprocess.run([str(_find_ray()), *arguments], cwd=ROOT, check=False)
+    if result.returncode:
+        raise ClusterError(f"`{name}` failed: ray ended with exit code {result.returncode}.")
 
 
-def _ray() -> Path:
+def _find_ray() -> Path:
     program = Path(sys.executable).with_name("ray")
     if not program.exists():
-        raise UsageError("The launcher is the program `ray`; run `pip install 'mtil[cluster]'`.")
+        raise UsageError("The program `ray` is missing; run `pip install 'mtil[cluster]'`.")
     return program
 
 
-def _program(group: Group) -> str:
-    """Return how the file calls `ray` on a machine, which need not be on the PATH there."""
+def _ray_command(group: Group) -> str:
+    """Return the path of `ray` on a group's machines, taken from a `ray stop` of the file."""
+    # `ray` may be outside the PATH of the machine.
     stops = [command for command in group.start if command.split()[-1:] == ["stop"]]
     return stops[0].removesuffix(" stop") if stops else "ray"
 
 
-def _hosts(file: ClusterFile) -> list[str]:
+def _list_hosts(file: ClusterFile) -> list[str]:
     provider = file.document["provider"]
-    return [provider["head_ip"], *provider["worker_ips"]]  # the head first: it restarts the others
+    # The head first, because the head restarts the workers.
+    return [provider["head_ip"], *provider["worker_ips"]]
 
 
 def _stop_hosts(file: ClusterFile) -> None:
     auth = file.document["auth"]
     groups = [file.head, *(file.workers * len(file.document["provider"]["worker_ips"]))]
-    lost = []
-    for host, group in zip(_hosts(file), groups, strict=True):
+    failed_hosts = []
+    for host, group in zip(_list_hosts(file), groups, strict=True):
         command = ["ssh", "-i", str(local_path(auth["ssh_private_key"]))]
         for option in (
             "IdentitiesOnly=yes",
             "BatchMode=yes",
             "ConnectTimeout=10",
-            "StrictHostKeyChecking=no",  # as Ray's own connections, which came first
+            # Like Ray's own ssh connections, which came first.
+            "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
         ):
             command += ["-o", option]
-        command += ["--", f"{auth['ssh_user']}@{host}", f"{_program(group)} stop --force"]
+        command += ["--", f"{auth['ssh_user']}@{host}", f"{_ray_command(group)} stop --force"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
-            lost.append(host)
-    if lost:
+            failed_hosts.append(host)
+    if failed_hosts:
         raise ClusterError(
-            f"Ray must be ended on every host, but was not on {', '.join(lost)} (ssh says why, "
-            "above); run `down` again when they answer."
+            f"Ray must be ended on every host, but was not on {', '.join(failed_hosts)} (see "
+            "ssh's messages above); run `down` again when the hosts answer."
         )
 
 
@@ -225,7 +232,7 @@ def _free_port() -> int:
     return port
 
 
-def _answers(port: int) -> bool:
+def _is_listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

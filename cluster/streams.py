@@ -1,4 +1,4 @@
-"""Output that takes every letter, and ends the command quietly where nobody reads it."""
+"""Robust output: escape unencodable characters, and exit quietly if the reader has left."""
 
 import io
 import os
@@ -12,54 +12,57 @@ Main = Callable[..., int]
 
 
 def written(main: Main) -> Main:
-    """Escape what stdout and stderr cannot encode; return 1 where they cannot be written."""
+    """Escape characters that stdout and stderr cannot encode. Return 1 if writing fails."""
 
     @wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        streams = [_Watched(one) for one in (sys.stdout, sys.stderr) if one is not None]
+        streams = [
+            _WatchedStream(stream) for stream in (sys.stdout, sys.stderr) if stream is not None
+        ]
         try:
             code = main(arguments)
-        except (SystemExit, OSError):  # the first as after `--help`
-            if _have_taken_all(streams):
+        # argparse raises SystemExit, such as after `--help`.
+        except (SystemExit, OSError):
+            if _check_streams(streams):
                 raise
             return 1
         else:
-            return code if _have_taken_all(streams) else code or 1
+            return code if _check_streams(streams) else code or 1
         finally:
             for stream in streams:
-                stream.leave()
+                stream.restore()
 
     return run
 
 
-class _Watched:
-    """A stream, and the error by which it was lost, if it was.
+class _WatchedStream:
+    """Records the last error of writing to a stream."""
 
-    Who prints may keep the error back, as argparse does, and without a buffer it does not come
-    again.
-    """
+    # The caller may suppress the error, as argparse does. On an unbuffered stream, a later flush
+    # does not raise the error again.
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.error: OSError | None = None
-        stream.write, stream.flush = self._noting(stream.write), self._noting(stream.flush)
+        stream.write, stream.flush = self._record(stream.write), self._record(stream.flush)
 
-    def leave(self) -> None:
-        """Leave the stream as it was."""
+    def restore(self) -> None:
+        """Restore the stream's own methods."""
         del self.stream.write, self.stream.flush
 
     def check(self) -> OSError | None:
-        """Return the error. After one, the stream writes to nobody."""
+        """Flush the stream and return its error, if any. After an error, discard later output."""
         with suppress(OSError):
             self.stream.flush()
         if self.error is not None:
+            # Python flushes once more at exit and would print an error then.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return self.error
 
-    def _noting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _record(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             try:
                 return method(*arguments)
@@ -70,15 +73,14 @@ class _Watched:
         return call
 
 
-def _have_taken_all(streams: Sequence[_Watched]) -> bool:
-    """Say whether the streams have taken what was printed; if not, say why.
-
-    Nobody is told where a reader such as `head` has left.
-    """
+def _check_streams(streams: Sequence[_WatchedStream]) -> bool:
+    """Return whether all output was written. Print the first error, if any, to stderr."""
+    # A reader such as `head` closes the pipe on purpose, so a broken pipe is not reported.
     errors = [error for stream in streams if (error := stream.check()) is not None]
     for error in errors[:1]:
         if not isinstance(error, BrokenPipeError):
-            with suppress(OSError):  # the exit code says it, too
+            # If stderr fails too, the exit code still tells of the error.
+            with suppress(OSError):
                 sentence = f"cluster: The output cannot be written: {error.strerror}."
                 print(sentence, file=sys.stderr)  # noqa: T201
     return not errors

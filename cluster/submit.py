@@ -1,8 +1,7 @@
-"""`python -m cluster submit`: a command, run on a cluster by Ray's job API.
+"""`python -m cluster submit`: run a command on a cluster through Ray's job API.
 
-The working directory goes along, so that the code that runs is the code that is here. What the job
-API keeps (the command, the environment) anybody with access to the cluster can read; so secrets
-are refused there.
+Uploads the working directory, so the cluster runs the local code. Everybody with access to the
+cluster can read the command and the environment of a job, so secrets are refused.
 """
 
 import asyncio
@@ -20,27 +19,28 @@ from cluster import credentials, secret_files
 from cluster.errors import ClusterError, UsageError
 
 MAX_UPLOAD_BYTES = 64 << 20
-"""A checkout has a few; more is data or a virtual environment that was meant to stay."""
+"""Largest upload. A checkout has a few MiB; more is data or a virtual environment by mistake."""
 
 logger = logging.getLogger(__name__)
 
 _RECONNECT_S = 2
 _PATIENCE_S = 300
-"""For so long a cluster may be out of reach before following a job ends."""
-_READABLE = "everybody with access to the cluster could read among its jobs"
-_WHY_NOT = f"which {_READABLE}; give the machines a role or a mounted file"
+"""Longest time out of reach, in seconds, before `follow` gives up."""
+_VISIBILITY = "everybody with access to the cluster could read among its jobs"
+_SECRET_ADVICE = f"which {_VISIBILITY}; give the machines a role or a mounted file"
+# Ray would prefer these variables to the given address.
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that go along with a job.
+    """Return the environment variables for a job.
 
     Args:
-        names: which of them, without values.
-        given: the environment that they are taken from.
+        names: names of the variables, without values.
+        given: the environment with the values.
 
     Raises:
-        UsageError: if one is not set, holds a value of its own, or is a secret by its name.
+        UsageError: if a name is not set or contains `=`, or a variable looks like a secret.
     """
     for name in names:
         if "=" in name:
@@ -49,35 +49,36 @@ def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str
                 f"run `export {name}` and give --env {name.partition('=')[0]}."
             )
         if credentials.is_secret_name(name):
-            raise UsageError(f"--env must name no secret, but got {name}, {_WHY_NOT}.")
+            raise UsageError(f"--env must name no secret, but got {name}, {_SECRET_ADVICE}.")
         if name not in given:
             raise UsageError(f"--env must name a variable that is set, but {name} is not.")
-        if whose := _secret_in(given[name], given):
+        if secret := _find_secret(given[name], given):
             raise UsageError(
-                f"--env must name no secret, but {name} holds what looks like one ({whose}), "
-                f"{_WHY_NOT}."
+                f"--env must name no secret, but {name} holds an apparent secret ({secret}), "
+                f"{_SECRET_ADVICE}."
             )
     return {name: given[name] for name in names}
 
 
 def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
-    """Return a command as the job API takes it: one line for a shell.
+    """Return a command as a shell line for the job API.
 
     Raises:
-        UsageError: if it is empty, or holds a secret of the environment.
+        UsageError: if the command is empty or contains a secret.
     """
     if not command:
         raise UsageError("submit must be given a command after `--`, but got none.")
     line = shlex.join(command)
-    if whose := _secret_in(line, given):
+    if secret := _find_secret(line, given):
         raise UsageError(
-            f"The command must hold no secrets, but has what looks like one ({whose}), {_WHY_NOT}."
+            f"The command must hold no secrets, but has an apparent secret ({secret}), "
+            f"{_SECRET_ADVICE}."
         )
     return line
 
 
-def _secret_in(text: str, given: Mapping[str, str]) -> str | None:
-    """Return whose secret a text has, or what it looks like."""
+def _find_secret(text: str, given: Mapping[str, str]) -> str | None:
+    """Return a description of a secret in a text, or None."""
     for name, value in credentials.values(given):
         if value in text:
             return f"the value of {name}"
@@ -85,10 +86,10 @@ def _secret_in(text: str, given: Mapping[str, str]) -> str | None:
 
 
 def upload_size(folder: Path) -> dict[str, int]:
-    """Return the bytes that would go along, by entry of a folder, as Ray itself decides.
+    """Return the upload size in bytes by entry of a folder, by Ray's own selection of files.
 
     Raises:
-        UsageError: if it is no folder, has files with secrets, or is larger in all than
+        UsageError: if the folder does not exist, has files with secrets, or is larger than
             `MAX_UPLOAD_BYTES`.
     """
     if not folder.is_dir():
@@ -98,30 +99,31 @@ def upload_size(folder: Path) -> dict[str, int]:
     folder = folder.absolute()
     sizes: dict[str, int] = {}
     files: list[Path] = []
-    silent = logging.getLogger("cluster.upload")
-    silent.setLevel(logging.CRITICAL)  # Ray tells it of every file that it skips
+    # Ray logs every skipped file.
+    silent_logger = logging.getLogger("cluster.upload")
+    silent_logger.setLevel(logging.CRITICAL)
 
-    def count(path: Path) -> None:
+    def add_file(path: Path) -> None:
         if path.is_file():
             entry = path.relative_to(folder).parts[0]
             sizes[entry] = sizes.get(entry, 0) + path.stat().st_size
             files.append(path)
 
-    packaging._dir_travel(folder, [], count, include_gitignore=True, logger=silent)
+    packaging._dir_travel(folder, [], add_file, include_gitignore=True, logger=silent_logger)
     total = sum(sizes.values())
     if total > MAX_UPLOAD_BYTES:
         largest = sorted(sizes, key=lambda entry: sizes[entry], reverse=True)[:3]
-        told = ", ".join(f"{entry} {sizes[entry] / 2**20:.0f}" for entry in largest)
+        listing = ", ".join(f"{entry} {sizes[entry] / 2**20:.0f}" for entry in largest)
         raise UsageError(
             f"The working directory must be at most {MAX_UPLOAD_BYTES >> 20} MiB, but has "
-            f"{total / 2**20:.0f} (MiB: {told}); name in .rayignore what is to stay."
+            f"{total / 2**20:.0f} (MiB: {listing}); name in .rayignore what to leave out."
         )
-    secret = list(islice(secret_files.found(folder, files, os.environ), 4))
-    if secret:
-        told = ", ".join(secret[:3]) + (" and more" if len(secret) > 3 else "")
+    secrets = list(islice(secret_files.found(folder, files, os.environ), 4))
+    if secrets:
+        listing = ", ".join(secrets[:3]) + (" and more" if len(secrets) > 3 else "")
         raise UsageError(
-            f"The working directory must hold no secrets, which {_READABLE}, but has {told}; name "
-            "in .rayignore what is to stay."
+            f"The working directory must hold no secrets, which {_VISIBILITY}, but has {listing}; "
+            "name in .rayignore what to leave out."
         )
     return sizes
 
@@ -134,19 +136,19 @@ def submit(
     names: Sequence[str] = (),
     machines: str | None = None,
 ) -> int:
-    """Run a command on a cluster, print what it prints, and return its exit code.
+    """Run a command on a cluster, print the output and return the exit code.
 
-    Ctrl-C leaves the job alone and raises `KeyboardInterrupt`.
+    On Ctrl-C the job goes on, and `KeyboardInterrupt` is raised.
 
     Args:
         command: the command and its arguments.
-        address: where the dashboard answers, `http://HOST:PORT`.
-        working_dir: the folder that goes along and that the command runs in.
-        names: variables of this environment that the job gets.
-        machines: what the cluster can start (`files.machines`), which Ray does not tell a job.
+        address: URL of the dashboard, `http://HOST:PORT`.
+        working_dir: folder to upload; the working directory of the command.
+        names: names of environment variables to pass to the job.
+        machines: the cluster's possible workers (`files.machines`), unknown to jobs through Ray.
 
     Raises:
-        UsageError: if something that was given is wrong; nothing runs then.
+        UsageError: if an argument is wrong. Nothing was started.
         ClusterError: if the cluster does not answer.
     """
     line = entrypoint(command, os.environ)
@@ -154,7 +156,7 @@ def submit(
     if machines:
         variables.setdefault("MTIL_MACHINES", machines)
     upload_size(working_dir)
-    client = _client(address)
+    client = _connect(address)
     runtime: dict[str, Any] = {"working_dir": str(working_dir.absolute()), "env_vars": variables}
     try:
         job = client.submit_job(entrypoint=line, runtime_env=runtime)
@@ -164,13 +166,13 @@ def submit(
 
 
 def follow(job: str, *, address: str) -> int:
-    """Print what a job prints from its start until it ends, and return its exit code.
+    """Print a job's output from start to end, and return the exit code.
 
     Raises:
-        UsageError: if there is no such job.
+        UsageError: if the job does not exist.
         ClusterError: if the cluster does not answer for `_PATIENCE_S`.
     """
-    client = _client(address)
+    client = _connect(address)
     print(f"job {job}", file=sys.stderr, flush=True)  # noqa: T201
     try:
         details = asyncio.run(_print_logs(client, job))
@@ -190,42 +192,40 @@ def follow(job: str, *, address: str) -> int:
 
 
 def exit_code(code: int) -> int:
-    """Return what a shell makes of the exit code of a process: 128 and the signal that ended it."""
+    """Return a shell's exit code for a process: 128 plus the signal number if a signal ended it."""
     return 128 - code if code < 0 else code & 0xFF
 
 
 def stop(job: str, *, address: str) -> None:
-    """End a job and what it started.
+    """Stop a job and its processes.
 
     Raises:
-        UsageError: if there is no such job.
+        UsageError: if the job does not exist.
     """
     try:
-        _client(address).stop_job(job)
+        _connect(address).stop_job(job)
     except RuntimeError as error:
         raise UsageError(f"--stop must name a job of the cluster, but got {job}.") from error
 
 
 async def _print_logs(client: Any, job: str) -> Any:
-    """Follow the logs over lost connections, and return what became of the job.
-
-    Each connection starts again at the beginning of the logs.
-    """
+    """Print a job's logs, reconnecting after lost connections. Return the ended job's details."""
     import aiohttp
 
-    printed, lost_at = 0, None
+    num_printed, lost_at = 0, None
     while True:
-        seen = 0
+        # Each connection sends the logs from the beginning, so skip the characters printed before.
+        num_seen = 0
         try:
             async for text in client.tail_job_logs(job):
-                fresh = text[max(0, printed - seen) :]
-                seen += len(text)
-                if fresh:
-                    printed = seen
-                    print(fresh, end="", flush=True)  # noqa: T201
+                new_text = text[max(0, num_printed - num_seen) :]
+                num_seen += len(text)
+                if new_text:
+                    num_printed = num_seen
+                    print(new_text, end="", flush=True)  # noqa: T201
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             logger.debug("the log of %s broke off: %s", job, error)
-        details = await _details(client, job)
+        details = await _fetch_details(client, job)
         if details is not None and details.status.is_terminal():
             return details
         if details is not None:
@@ -235,14 +235,14 @@ async def _print_logs(client: Any, job: str) -> Any:
             print("the cluster does not answer; trying again", file=sys.stderr)  # noqa: T201
         elif time.monotonic() - lost_at > _PATIENCE_S:
             raise ClusterError(
-                f"The cluster has not answered for {_PATIENCE_S} s, and the job may go on; "
-                f"`--attach {job}` follows it when it answers."
+                f"The cluster has not answered for {_PATIENCE_S} s, and the job may go on; run "
+                f"`--attach {job}` when the cluster answers again."
             )
         await asyncio.sleep(_RECONNECT_S)
 
 
-async def _details(client: Any, job: str) -> Any:
-    """Return what is known of a job, None if the cluster does not answer."""
+async def _fetch_details(client: Any, job: str) -> Any:
+    """Return a job's details, or None if the cluster does not answer."""
     try:
         return await asyncio.to_thread(client.get_job_info, job)
     except (OSError, RuntimeError) as error:
@@ -251,8 +251,8 @@ async def _details(client: Any, job: str) -> Any:
         return None
 
 
-def _client(address: str) -> Any:
-    for name in _OVERRIDES:  # Ray would prefer these to the address that it is given
+def _connect(address: str) -> Any:
+    for name in _OVERRIDES:
         os.environ.pop(name, None)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -261,14 +261,14 @@ def _client(address: str) -> Any:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise UsageError(
-            f"The cluster at {address} must be given its token, but was not; set "
+            f"The cluster at {address} requires a token, but got no valid token; set "
             "RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token, or name the cluster "
             "with --cluster."
         ) from error
     except (OSError, RuntimeError) as error:
         raise ClusterError(
-            f"A cluster must answer at {address}, but does not ({_first_line(error)}); name one "
-            "with --address or --cluster."
+            f"A cluster must answer at {address}, but does not ({_first_line(error)}); name a "
+            "cluster with --address or --cluster."
         ) from error
 
 

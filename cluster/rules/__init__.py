@@ -1,6 +1,6 @@
-"""What a cluster file must keep to; each rule is a function that yields a sentence a violation.
+"""Rules for cluster files. Each rule is a function that yields an error sentence per violation.
 
-Rules look at the file alone, and at this checkout; none asks a network.
+Rules read the file and this checkout only, never the network.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,4 +18,4 @@ RULES: tuple[Rule, ...] = (
 NEEDED_TO_END: tuple[Rule, ...] = (
     starting.hosts, starting.ssh_key_is_there, *arguments.NEEDED_TO_END,
 )  # fmt: skip
-"""Without which a cluster cannot even be taken down."""
+"""Rules that must hold even for taking a cluster down."""

@@ -1,7 +1,7 @@
-"""What a file hands to programs of this machine (ssh, rsync, Ray's launcher) is what it says it is.
+"""Rules on values passed to programs on this machine: ssh, rsync and Ray's launcher.
 
-A value that begins with a hyphen is an option to them: `ssh_user: "-oProxyCommand=…"` would run a
-command here. Ray puts no `--` before these values.
+The programs read a value with a leading hyphen as an option: `ssh_user: "-oProxyCommand=…"` would
+run a command here. Ray puts no `--` before the values.
 """
 
 import re
@@ -26,65 +26,68 @@ _JUMP = re.compile(rf"ssh(?: (?:{_OPTION}))* -W ?%h:%p(?: (?:{_OPTION}))* {_NAME
 
 
 def names(file: ClusterFile) -> Iterator[str]:
-    """Users, keys, clusters and hosts are names, and not options or paths out of a folder."""
+    """Require plain names for users, keys, clusters and hosts: no options, no paths upwards."""
     if file.kind not in LAUNCHED:
         return
     auth = file.document.get("auth") or {}
     provider = file.document["provider"]
-    yield from _fits("auth.ssh_user", auth.get("ssh_user"), USER, "the name of a user")
+    yield from _check_form("auth.ssh_user", auth.get("ssh_user"), USER, "the name of a user")
     for key in ("ssh_private_key", "ssh_public_key"):
-        what = "a path without quotes that does not begin with a hyphen"
-        yield from _fits(f"auth.{key}", auth.get(key), _PATH, what)
-    if file.kind == "local":  # it is part of a path of Ray's; clouds.py has the clouds' names
-        yield from _fits("cluster_name", file.document.get("cluster_name"), _CLUSTER, "a name")
-    outside = provider.get("external_head_ip")
-    if outside is not None and not can_be_reached(str(outside)):
+        expected = "a path without quotes that does not begin with a hyphen"
+        yield from _check_form(f"auth.{key}", auth.get(key), _PATH, expected)
+    # The name becomes part of a path of Ray. clouds.py checks the names of rented clusters.
+    if file.kind == "local":
+        yield from _check_form(
+            "cluster_name", file.document.get("cluster_name"), _CLUSTER, "a name"
+        )
+    address = provider.get("external_head_ip")
+    if address is not None and not can_be_reached(str(address)):
         yield (
-            f"`provider.external_head_ip` must be an address or a name, but is {_shown(outside)}."
+            f"`provider.external_head_ip` must be an address or a name, but is {_quote(address)}."
         )
 
 
 def jump_host(file: ClusterFile) -> Iterator[str]:
-    """The command by which ssh reaches machines runs here, and so only leads over another host."""
+    """Allow only a jump host as ssh's proxy command, because the command runs on this machine."""
     auth = file.document.get("auth") or {} if file.kind in LAUNCHED else {}
     command = auth.get("ssh_proxy_command")
     if command is not None and not _JUMP.fullmatch(" ".join(str(command).split(" "))):
         yield (
             "`auth.ssh_proxy_command`, which runs on this machine, must be `ssh -W %h:%p` and a "
-            f"host, but is {_shown(command)}; put any other way into ~/.ssh/config."
+            f"host, but is {_quote(command)}; put other commands into ~/.ssh/config."
         )
 
 
 def mounts(file: ClusterFile) -> Iterator[str]:
-    """What is copied is named by paths, which rsync does not take for options."""
+    """Require paths in `file_mounts` that rsync cannot read as options or commands."""
     if file.kind not in LAUNCHED:
         return
     for remote, local in (file.document.get("file_mounts") or {}).items():
         if str(local).startswith("-"):
-            yield f"`file_mounts` must name paths, but {_shown(local)} is an option; put ./ before."
+            yield f"`file_mounts` must name paths, but {_quote(local)} is an option; put ./ before."
         if set("'\"\\`$;&|<>\n") & set(str(remote)):
-            yield f"`file_mounts` must name paths on the machines, but has {_shown(remote)}."
+            yield f"`file_mounts` must name paths on the machines, but has {_quote(remote)}."
 
 
 def containers(file: ClusterFile) -> Iterator[str]:
-    """Containers and images are names, which Ray writes into shell commands."""
+    """Require plain names for containers and images, which Ray writes into shell commands."""
     if file.kind not in LAUNCHED:
         return
     types = (file.document.get("available_node_types") or {}).values()
-    for docker in (file.document.get("docker"), *(one.get("docker") for one in types)):
+    for docker in (file.document.get("docker"), *(node_type.get("docker") for node_type in types)):
         for key, value in (docker or {}).items():
             if key == "container_name":
-                yield from _fits("docker.container_name", value, _CONTAINER, "a name")
+                yield from _check_form("docker.container_name", value, _CONTAINER, "a name")
             elif key in ("image", "head_image", "worker_image"):
-                yield from _fits(f"docker.{key}", value, _IMAGE, "the name of an image")
+                yield from _check_form(f"docker.{key}", value, _IMAGE, "the name of an image")
 
 
-def _fits(key: str, value: Any, form: re.Pattern[str], what: str) -> Iterator[str]:
+def _check_form(key: str, value: Any, form: re.Pattern[str], expected: str) -> Iterator[str]:
     if value is not None and not form.fullmatch(str(value)):
-        yield f"`{key}` must be {what}, but is {_shown(value)}."
+        yield f"`{key}` must be {expected}, but is {_quote(value)}."
 
 
-def _shown(value: Any) -> str:
+def _quote(value: Any) -> str:
     text = str(value)
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
 

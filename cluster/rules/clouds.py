@@ -1,4 +1,4 @@
-"""What AWS and Google would refuse, or take for something else."""
+"""Rules on values that AWS or Google would refuse or misunderstand."""
 
 import re
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from cluster.files import ClusterFile
 from cluster.machine_types import machine
 from cluster.rules.access import node_config
 
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_CLUSTER_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def cluster_name(file: ClusterFile) -> Iterator[str]:
-    """A name that tags, keys and machines can have."""
+    """Require a cluster name valid for tags, keys and machines."""
     name = file.document.get("cluster_name")
-    if file.kind in ("aws", "gcp") and not _NAME.fullmatch(str(name)):
+    if file.kind in ("aws", "gcp") and not _CLUSTER_NAME.fullmatch(str(name)):
         yield f"`cluster_name` must be of lower-case letters, digits and hyphens, but is {name}."
 
 
 def aws_place(file: ClusterFile) -> Iterator[str]:
-    """AWS: the region is one, and zones are of it."""
+    """AWS: require an existing region and zones of the region."""
     if file.kind != "aws":
         return
     if file.region is None:
@@ -45,18 +45,18 @@ def _regions() -> frozenset[str]:
 
 
 def aws_tags(file: ClusterFile) -> Iterator[str]:
-    """AWS: machines have a tag by which their cost is found."""
+    """AWS: require tags, to find the machines' cost on bills."""
     for group in file.groups if file.kind == "aws" else ():
-        told = node_config(file, group.name).get("TagSpecifications") or []
-        if not any(one.get("Tags") for one in told if isinstance(one, dict)):
+        specs = node_config(file, group.name).get("TagSpecifications") or []
+        if not any(spec.get("Tags") for spec in specs if isinstance(spec, dict)):
             yield (
-                f"{group.name} must have a tag in its `TagSpecifications`, by which bills are told "
-                "apart, but has none."
+                f"{group.name} must have a tag in its `TagSpecifications` to identify its cost "
+                "on bills, but has none."
             )
 
 
 def google_place(file: ClusterFile) -> Iterator[str]:
-    """GCP: there is a project, and the zone is of the region."""
+    """GCP: require a project, a region and a zone of the region."""
     if file.kind != "gcp":
         return
     provider = file.document["provider"]
@@ -69,14 +69,14 @@ def google_place(file: ClusterFile) -> Iterator[str]:
 
 
 def google_gpus_stop(file: ClusterFile) -> Iterator[str]:
-    """GCP: a machine with a GPU ends when its host is maintained, and must say so."""
+    """GCP: require `onHostMaintenance: TERMINATE` for machines with GPUs, as Google does."""
     for group in file.groups if file.kind == "gcp" else ():
         known = machine(file, group)
-        told = str(node_config(file, group.name).get("scheduling", ""))
-        if known and known.gpus and "TERMINATE" not in told:
+        scheduling = str(node_config(file, group.name).get("scheduling", ""))
+        if known and known.gpus and "TERMINATE" not in scheduling:
             yield (
-                f"{group.name} must say `scheduling: [{{onHostMaintenance: TERMINATE}}]`, as every "
-                "machine with a GPU there, but does not."
+                f"{group.name} must have `scheduling: [{{onHostMaintenance: TERMINATE}}]`, like "
+                "every Google machine with a GPU, but does not."
             )
 
 

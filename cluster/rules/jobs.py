@@ -1,4 +1,4 @@
-"""A cluster that is made for one run ends with it."""
+"""Rules that clusters made for a single run end with the run."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from cluster import files
 from cluster.files import ClusterFile
 
 _MAX_IDLE_MINUTES = 60
-_UNITS = {"s": 1 / 60, "m": 1.0, "": 1.0, "h": 60.0, "d": 1440.0, "w": 10080.0}
+_MINUTES_BY_UNIT = {"s": 1 / 60, "m": 1.0, "": 1.0, "h": 60.0, "d": 1440.0, "w": 10080.0}
 
 
 def job_shuts_down(file: ClusterFile) -> Iterator[str]:
-    """KubeRay: the cluster of a `RayJob` or a `RayCronJob` goes when the job is done."""
+    """KubeRay: require the cluster of a `RayJob` or `RayCronJob` to end with the job."""
     job = files.job_spec(file.document) if file.kind == "kuberay" else None
     if job is not None and job.get("shutdownAfterJobFinishes") is not True:
         key = f"{files.job_key(file.document)}.shutdownAfterJobFinishes"
@@ -20,26 +20,27 @@ def job_shuts_down(file: ClusterFile) -> Iterator[str]:
 
 
 def machines_stop(file: ClusterFile) -> Iterator[str]:
-    """SkyPilot: machines stop when nothing runs."""
+    """SkyPilot: require idle machines to stop."""
     if file.kind != "skypilot":
         return
-    told = file.document.get("resources", {}).get("autostop")
-    idle = _minutes(told)
+    autostop = file.document.get("resources", {}).get("autostop")
+    idle = _parse_minutes(autostop)
     if idle is None or not 0 <= idle <= _MAX_IDLE_MINUTES:
         yield (
             f"`resources.autostop` must stop machines after {_MAX_IDLE_MINUTES} idle minutes or "
-            f"fewer, but is {'missing' if told is None else told}."
+            f"fewer, but is {'missing' if autostop is None else autostop}."
         )
 
 
-def _minutes(told: Any) -> float | None:
-    """Read SkyPilot's ways of writing it: true, 10, `10m`, or a mapping with `idle_minutes`."""
-    if isinstance(told, dict):
-        return _minutes(told.get("idle_minutes", 5))
-    if isinstance(told, bool):
-        return 5.0 if told else None
-    found = re.fullmatch(r"(\d+)([smhdw]?)", str(told))
-    return int(found[1]) * _UNITS[found[2]] if found else None
+def _parse_minutes(autostop: Any) -> float | None:
+    """Parse SkyPilot's forms: true, 10, `10m`, or a mapping with `idle_minutes`."""
+    # The default of SkyPilot is 5 minutes.
+    if isinstance(autostop, dict):
+        return _parse_minutes(autostop.get("idle_minutes", 5))
+    if isinstance(autostop, bool):
+        return 5.0 if autostop else None
+    match = re.fullmatch(r"(\d+)([smhdw]?)", str(autostop))
+    return int(match[1]) * _MINUTES_BY_UNIT[match[2]] if match else None
 
 
 RULES = (job_shuts_down, machines_stop)

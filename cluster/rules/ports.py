@@ -1,4 +1,4 @@
-"""Nothing listens on a public address, and nothing secret goes over a wire in the clear."""
+"""Rules on open ports, public addresses and unencrypted connections."""
 
 import ipaddress
 import re
@@ -9,9 +9,9 @@ from cluster import files
 from cluster.commands import ray_starts
 from cluster.files import ClusterFile
 
-_NARROWEST_PUBLIC = {4: 16, 6: 32}
-"""Prefixes shorter than these are more than any one organisation's network."""
-_PRIVATE = [
+_MIN_PREFIX_LENGTH = {4: 16, 6: 32}
+"""Shortest prefix by IP version. Shorter prefixes cover more than an organisation's network."""
+_PRIVATE_NETWORKS = [
     ipaddress.ip_network(block)
     for block in (
         "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8",
@@ -27,21 +27,21 @@ _LOCAL_NAMES = (".local", ".internal", ".lan", ".svc", ".localhost")
 
 
 def is_wide(network: str) -> bool:
-    """Say whether addresses in CIDR notation are those of strangers as well."""
+    """Return whether a network in CIDR notation includes addresses of strangers."""
     try:
-        found = ipaddress.ip_network(network, strict=False)
+        block = ipaddress.ip_network(network, strict=False)
     except ValueError:
         return False
-    if any(found.version == own.version and found.subnet_of(own) for own in _PRIVATE):  # type: ignore[arg-type]
+    if any(block.version == own.version and block.subnet_of(own) for own in _PRIVATE_NETWORKS):  # type: ignore[arg-type]
         return False
-    return found.prefixlen < _NARROWEST_PUBLIC[found.version]
+    return block.prefixlen < _MIN_PREFIX_LENGTH[block.version]
 
 
 def closed_ports(file: ClusterFile) -> Iterator[str]:
-    """Nothing in a file opens a port to strangers."""
+    """Refuse ports open to strangers."""
     for key, value in files.scalars(file.document):
         if isinstance(value, str) and "/" in value and is_wide(value):
-            yield f"Ports must not be open to everybody, but `{key}` is {value}; name your address."
+            yield f"Ports must not be open to everybody, but `{key}` is {value}; use your address."
         if value in ("LoadBalancer", "NodePort") and key.endswith(("serviceType", "spec.type")):
             yield f"`{key}` must be ClusterIP, but is {value}; use `kubectl port-forward`."
         if key.endswith("enableIngress") and value is True:
@@ -55,18 +55,18 @@ def closed_ports(file: ClusterFile) -> Iterator[str]:
 
 
 def private_dashboard(file: ClusterFile) -> Iterator[str]:
-    """The dashboard, which runs whatever it is sent, listens on no public address."""
-    told = set()
+    """Require a private address for the dashboard, which runs every command sent to the port."""
+    reported = set()
     for group in file.groups:
         for command in group.start:
             for start in ray_starts(command):
                 host = start.options.get("--dashboard-host")
-                if host is not None and not _is_private(host) and host not in told:
-                    told.add(host)
+                if host is not None and not _is_private(host) and host not in reported:
+                    reported.add(host)
                     yield (
-                        f"The dashboard runs whatever it is sent, so it must listen on 127.0.0.1, "
-                        f"but {group.name} says --dashboard-host={host}; `submit --cluster` "
-                        "reaches it through ssh."
+                        f"The dashboard runs any command it gets, so it must listen on 127.0.0.1, "
+                        f"but {group.name} has --dashboard-host={host}; `submit --cluster` "
+                        "uses ssh."
                     )
 
 
@@ -77,11 +77,12 @@ def _is_private(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    return any(address in own for own in _PRIVATE if own.version == address.version)
+    return any(address in own for own in _PRIVATE_NETWORKS if own.version == address.version)
 
 
 def private_hosts(file: ClusterFile) -> Iterator[str]:
-    """On premises, Ray's ports are open on all of a machine's addresses."""
+    """On premises: refuse public addresses of hosts."""
+    # Ray's ports are open on all of a machine's addresses.
     if file.kind != "local":
         return
     provider = file.document["provider"]
@@ -92,36 +93,36 @@ def private_hosts(file: ClusterFile) -> Iterator[str]:
             continue
         if public:
             yield (
-                f"Hosts must be named by addresses of a private network, since Ray's ports are "
-                f"open on them, but {host} is public; where a firewall keeps strangers out, give "
-                "the host's name instead (docs/security.md)."
+                f"Hosts must have addresses of a private network, as Ray's ports are open there, "
+                f"but {host} is public; behind a firewall, give the host's name instead "
+                "(docs/security.md)."
             )
 
 
 def encrypted_storage(file: ClusterFile) -> Iterator[str]:
-    """What goes to an object store over the internet is encrypted."""
+    """Require https:// for object stores on the internet."""
     for url in _plain_endpoints(file):
-        if not _is_near(url):
+        if not _is_in_network(url):
             yield f"Object storage must be reached by https://, but {url} is not encrypted."
 
 
 def plain_storage(file: ClusterFile) -> Iterator[str]:
-    """Name endpoints within a network that are not encrypted, which may be meant."""
+    """Yield a warning for each unencrypted endpoint in a private network, which may be intended."""
     for url in _plain_endpoints(file):
-        if _is_near(url):
+        if _is_in_network(url):
             yield warning(url)
 
 
 def warning(url: str) -> str:
-    """Say that an endpoint within a network is not encrypted."""
+    """Return the warning for an unencrypted endpoint in a private network."""
     return (
-        f"{url} sends images and maps in the clear to everybody on that network; https:// and "
-        "`object-store --cert` do not"
+        f"{url} sends images and maps in the clear to everybody on the network; use https://, for "
+        "example by `object-store --cert`"
     )
 
 
 def is_plain(url: str) -> bool:
-    """Say whether an endpoint is neither encrypted nor on this machine."""
+    """Return whether an endpoint is unencrypted and not on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return parts.scheme == "http" and host != "localhost" and not _is_loopback(host)
@@ -130,8 +131,8 @@ def is_plain(url: str) -> bool:
 def _plain_endpoints(file: ClusterFile) -> list[str]:
     values = [f"{key}={value}" for key, value in files.scalars(file.document)]
     values += [f"{name}={value}" for group in file.groups for name, value in group.variables]
-    found = [url for value in values for url in _ENDPOINT.findall(value)]
-    return [url for url in dict.fromkeys(found) if is_plain(url)]
+    urls = [url for value in values for url in _ENDPOINT.findall(value)]
+    return [url for url in dict.fromkeys(urls) if is_plain(url)]
 
 
 def _is_loopback(host: str) -> bool:
@@ -141,7 +142,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _is_near(url: str) -> bool:
+def _is_in_network(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return _is_private(host) or "." not in host or host.endswith(_LOCAL_NAMES)
 

@@ -1,4 +1,4 @@
-"""What is needed to start Ray on machines, and to reach them."""
+"""Rules on starting Ray on machines and on reaching the machines."""
 
 import ipaddress
 import re
@@ -9,67 +9,72 @@ from cluster import files
 from cluster.commands import Start, ray_starts
 from cluster.files import LAUNCHED, ClusterFile, Group
 
-_PORT = "6379"
+_DEFAULT_PORT = "6379"
 _ZONE = re.compile(r"\w[\w.-]*")
-_ANYWHERE = re.compile(r"\$\{?RAY_HEAD_IP\}?")
+_HEAD_VARIABLE = re.compile(r"\$\{?RAY_HEAD_IP\}?")
 
 
 def launchable(file: ClusterFile) -> Iterator[str]:
-    """What `ray up` needs to bring a cluster up: one head, and workers that join it."""
+    """Require start commands of a head, and of workers that join the head."""
     if file.kind not in LAUNCHED:
         return
-    heads = _starts(file.head)
+    heads = _find_starts(file.head)
     for start in heads:
         if "--head" not in start.options:
-            yield "The head's `ray start` must have --head, but has not."
+            yield "The head's `ray start` must have --head, but does not."
     if not any("--autoscaling-config" in start.options for start in heads):
         yield (
             "The head's `ray start` must have --autoscaling-config=~/ray_bootstrap_config.yaml, or "
-            "no worker ever comes, but has not."
+            "no worker ever starts, but does not."
         )
-    port = next((start.options["--port"] for start in heads if "--port" in start.options), _PORT)
-    told = set()
+    port = next(
+        (start.options["--port"] for start in heads if "--port" in start.options), _DEFAULT_PORT
+    )
+    # Groups share start commands, so report each problem once.
+    reported = set()
     for group in file.workers:
-        for problem in _joins(file, group, port):
-            if problem not in told:
-                told.add(problem)
+        for problem in _check_address(file, group, port):
+            if problem not in reported:
+                reported.add(problem)
                 yield problem
 
 
-def _starts(group: Group) -> list[Start]:
+def _find_starts(group: Group) -> list[Start]:
     return [start for command in group.start for start in ray_starts(command)]
 
 
-def _joins(file: ClusterFile, group: Group, port: str) -> Iterator[str]:
-    for start in _starts(group):
+def _check_address(file: ClusterFile, group: Group, port: str) -> Iterator[str]:
+    for start in _find_starts(group):
         if "--head" in start.options:
-            yield "Workers must join the head, but start with --head a cluster of their own."
+            yield "Workers must join the head, but start their own cluster with --head."
             continue
         address = start.options.get("--address", "")
-        host, _, found = address.rpartition(":")
+        host, _, worker_port = address.rpartition(":")
         head = file.document["provider"].get("head_ip")
-        if not _ANYWHERE.fullmatch(host) and host != head:
+        if not _HEAD_VARIABLE.fullmatch(host) and host != head:
             yield f"Workers must join $RAY_HEAD_IP:{port}, but join {address or 'nothing'}."
-        elif found != port:
-            yield f"Workers must join the head's port {port}, but join {found}."
+        elif worker_port != port:
+            yield f"Workers must join the head's port {port}, but join {worker_port}."
 
 
 def older_autoscaler(file: ClusterFile) -> Iterator[str]:
-    """On premises: Ray's newer autoscaler never brings workers in."""
+    """On premises: require Ray's older autoscaler. The newer autoscaler never starts workers."""
     for group in file.groups if file.kind == "local" else ():
-        if any(one.variables.get("RAY_enable_autoscaler_v2") != "0" for one in _starts(group)):
+        if any(
+            start.variables.get("RAY_enable_autoscaler_v2") != "0" for start in _find_starts(group)
+        ):
             yield (
                 f"{group.name} must start with RAY_enable_autoscaler_v2=0, because Ray's newer "
-                "autoscaler never brings local workers in, but does not."
+                "autoscaler never starts local workers, but does not."
             )
 
 
 def only_hosts(file: ClusterFile) -> Iterator[str]:
-    """On premises: nothing is there that is for clouds or containers."""
+    """On premises: refuse settings for clouds and containers."""
     if file.kind != "local":
         return
     if "available_node_types" in file.document:
-        yield "`available_node_types` must be left out for the provider local, but is there."
+        yield "`available_node_types` must be left out for the provider local, but is present."
     if "docker" in file.document:
         yield "`docker` must be left out for the provider local, whose `down` ends processes."
     if "coordinator_address" in file.document["provider"]:
@@ -77,7 +82,7 @@ def only_hosts(file: ClusterFile) -> Iterator[str]:
 
 
 def hosts(file: ClusterFile) -> Iterator[str]:
-    """On premises: hosts are named, each once, by something that can be an address."""
+    """On premises: require each host once, by a valid address or name."""
     if file.kind != "local":
         return
     provider = file.document["provider"]
@@ -88,7 +93,7 @@ def hosts(file: ClusterFile) -> Iterator[str]:
         yield "`provider.worker_ips` must name the other hosts, but is missing."
         return
     if head in workers:
-        yield "`worker_ips` must not name the head, which works too, but does."
+        yield "`worker_ips` must not name the head, which also works, but does."
     twice = sorted({str(host) for host in workers if workers.count(host) > 1})
     if twice:
         yield f"`worker_ips` must name each host once, but has {', '.join(twice)} twice."
@@ -100,7 +105,7 @@ def hosts(file: ClusterFile) -> Iterator[str]:
 
 
 def can_be_reached(host: str) -> bool:
-    """Say whether something can be the address or the name of a host."""
+    """Return whether a text is a valid address or name of a host."""
     try:
         zone = getattr(ipaddress.ip_address(host), "scope_id", None)
         return not ipaddress.ip_address(host).is_unspecified and bool(_ZONE.fullmatch(zone or "0"))
@@ -110,46 +115,48 @@ def can_be_reached(host: str) -> bool:
 
 
 def mounts_are_there(file: ClusterFile) -> Iterator[str]:
-    """What is copied to the machines exists."""
+    """Require existing local paths in `file_mounts`, and a private token file."""
     for remote, local in (file.document.get("file_mounts") or {}).items():
         if file.kind == "skypilot" and (not isinstance(local, str) or "://" in local):
-            continue  # a bucket
+            # A bucket, not a local path.
+            continue
         if file.kind in LAUNCHED and not str(remote).startswith("/"):
             yield f"`file_mounts` must name absolute paths on the machines, but has {remote}."
         path, is_token = local_path(str(local)), "auth_token" in str(remote)
         if not path.exists():
-            how = "; run `ray get-auth-token --generate`" if is_token else ""
-            yield f"`file_mounts` must name paths that exist here, but {local} does not{how}."
+            remedy = "; run `ray get-auth-token --generate`" if is_token else ""
+            yield f"`file_mounts` must name paths that exist here, but {local} does not{remedy}."
         elif is_token and path.stat().st_mode & 0o077:
             yield f"Nobody else may read {local}, here or there; run `chmod 600 {local}`."
 
 
 def ssh_key_is_there(file: ClusterFile) -> Iterator[str]:
-    """The private key exists and nobody else may read it; a cloud without one gets one from Ray."""
+    """Require an existing private ssh key, readable only by its owner."""
     if file.kind not in LAUNCHED:
         return
     auth = file.document.get("auth", {})
     if not auth.get("ssh_user"):
-        yield "`auth.ssh_user` must say who logs in, but is missing."
+        yield "`auth.ssh_user` must name the user for ssh, but is missing."
     name = auth.get("ssh_private_key")
     if name is None:
+        # On clouds, Ray creates a missing key.
         if file.kind == "local":
             yield "`auth.ssh_private_key` must name a private key, but is missing."
         return
     path = local_path(str(name))
     if not path.is_file():
         yield (
-            f"`auth.ssh_private_key` must exist, but {name} does not; make one with "
+            f"`auth.ssh_private_key` must exist, but {name} does not; create the key with "
             f"`ssh-keygen -t ed25519 -f {name}`."
         )
     elif path.read_bytes()[:4] == b"ssh-":
-        yield f"`auth.ssh_private_key` must be the private key, but {name} is the public one."
+        yield f"`auth.ssh_private_key` must be the private key, but {name} is a public key."
     elif path.stat().st_mode & 0o077:
         yield f"Nobody else may read {name}, or ssh refuses it; run `chmod 600 {name}`."
 
 
 def local_path(name: str) -> Path:
-    """Return a path that a file names on this machine; relative ones start at the checkout."""
+    """Return a local path from a cluster file. Relative paths start at the checkout."""
     return files.ROOT / Path(name).expanduser()
 
 

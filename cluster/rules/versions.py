@@ -1,4 +1,4 @@
-"""Machines of one cluster have one image, and the versions of constraints.txt."""
+"""Rules on a common image and on the package versions of constraints.txt."""
 
 import re
 from collections.abc import Iterator
@@ -10,24 +10,24 @@ from cluster.errors import UsageError
 from cluster.files import LAUNCHED, ClusterFile, Group
 from cluster.rules.starting import local_path
 
-_PIN = re.compile(r"^ray==(\S+)$", re.MULTILINE)
+_RAY_PIN = re.compile(r"^ray==(\S+)$", re.MULTILINE)
 _INSTALLERS = {"pip", "pip3", "conda", "mamba", "uv", "pipx", "poetry", "easy_install"}
-_OF_THE_SYSTEM = {"apt", "apt-get", "dnf", "yum"}
+_SYSTEM_INSTALLERS = {"apt", "apt-get", "dnf", "yum"}
 _SCRIPT = "cluster/install.sh"
 _CONSTRAINTS = "constraints.txt"
 
 
 def one_image(file: ClusterFile) -> Iterator[str]:
-    """Machines of one cluster start from one image, which stays what it is."""
+    """Require a common image for all machines, with a fixed tag."""
     images = {group.image for group in file.groups}
     if len(images) > 1:
-        told = ", ".join(f"{group.name}: {group.image}" for group in file.groups)
-        yield f"All machines must have one image, but got {told}; give all of them the head's."
+        listing = ", ".join(f"{group.name}: {group.image}" for group in file.groups)
+        yield f"All machines must have one image, but got {listing}; use the head's for all."
     for image in sorted(image for image in images if image and _is_container(file)):
         tag = image.removeprefix("docker:").rpartition("/")[2].partition(":")[2]
         if "@" not in image and tag in ("", "latest"):
             yield (
-                "Images must have a tag that stays what it is, or machines of two days differ, but "
+                "Images must have a fixed tag, or machines started on different days differ, but "
                 f"{image} has none; name a version or a digest."
             )
         if tag == "cpu" and any(group.gpus for group in file.groups):
@@ -39,109 +39,109 @@ def _is_container(file: ClusterFile) -> bool:
         return str(file.head.image).startswith("docker:")
     types = file.document.get("available_node_types") or {}
     return file.kind == "kuberay" or any(
-        "docker" in one for one in (file.document, *types.values())
+        "docker" in node for node in (file.document, *types.values())
     )
 
 
 def named_container(file: ClusterFile) -> Iterator[str]:
-    """Ray ends at once where an image has no name for its container."""
+    """Require a container name beside an image, without which Ray fails at once."""
     docker = file.document.get("docker") if file.kind in LAUNCHED else None
     if docker and not docker.get("container_name"):
         yield "`docker.container_name` must be given beside an image, but is missing."
 
 
 def pinned_versions(file: ClusterFile) -> Iterator[str]:
-    """Machines of one cluster have the versions of constraints.txt, Ray's above all."""
-    found = _PIN.search((files.ROOT / _CONSTRAINTS).read_text())
-    assert found is not None
-    version = found[1]
+    """Require the versions of constraints.txt, above all of Ray."""
+    pin = _RAY_PIN.search((files.ROOT / _CONSTRAINTS).read_text())
+    assert pin is not None
+    version = pin[1]
     if file.kind == "kuberay":
-        told = files.ray_cluster_spec(file.document).get("rayVersion")
-        if told != version:
-            yield f"`rayVersion` must be constraints.txt's {version}, but is {told}."
+        ray_version = files.ray_cluster_spec(file.document).get("rayVersion")
+        if ray_version != version:
+            yield f"`rayVersion` must be constraints.txt's {version}, but is {ray_version}."
     for group in file.groups:
-        named = re.search(r"rayproject/ray(?:-ml)?:(\d[\d.]*\d)", group.image or "")
-        if named and named[1] != version:
+        image_version = re.search(r"rayproject/ray(?:-ml)?:(\d[\d.]*\d)", group.image or "")
+        if image_version and image_version[1] != version:
             yield f"The image of {group.name} must have Ray {version}, but is {group.image}."
-        yield from _loose(group)
+        yield from _find_unpinned_installs(group)
 
 
-def _loose(group: Group) -> Iterator[str]:
+def _find_unpinned_installs(group: Group) -> Iterator[str]:
     for command in group.setup + group.start:
         for words in statements(command):
             programs = {PurePosixPath(word).name for word in words}
             if not programs & _INSTALLERS or not programs & {"install", "add", "sync"}:
                 continue
-            if programs & _OF_THE_SYSTEM:
+            if programs & _SYSTEM_INSTALLERS:
                 continue
-            limits = [PurePosixPath(word.rpartition("=")[2]).name for word in words]
-            flagged = any(word.startswith(("-c", "--constraint")) for word in words)
-            if not (flagged and _CONSTRAINTS in limits):
+            constraint_files = [PurePosixPath(word.rpartition("=")[2]).name for word in words]
+            has_flag = any(word.startswith(("-c", "--constraint")) for word in words)
+            if not (has_flag and _CONSTRAINTS in constraint_files):
                 yield (
                     f"Packages must come from {_SCRIPT}, or with --constraint {_CONSTRAINTS}, but "
-                    f"{group.name} runs `{' '.join(words)}`, which machines may do differently; "
-                    "add them to pyproject.toml."
+                    f"{group.name} runs `{' '.join(words)}`, which may install different versions; "
+                    "add the packages to pyproject.toml."
                 )
 
 
 def one_installation(file: ClusterFile) -> Iterator[str]:
-    """Machines without a container install this checkout, into one and the same folder."""
+    """Require machines without containers to install this checkout into a common folder."""
     if _is_container(file):
         return
     targets: dict[str, list[str]] = {}
     for group in file.groups:
-        found = [
+        folders = [
             words[-1]
             for command in group.setup
             for words in statements(command)
             if any(word.endswith(_SCRIPT) for word in words)
         ]
-        if not found:
+        if not folders:
             yield (
-                f"The set-up of {group.name} must run {_SCRIPT}, which has the versions of "
+                f"The set-up of {group.name} must run {_SCRIPT}, which installs the versions of "
                 f"{_CONSTRAINTS}, but does not."
             )
-        for target in found:
-            targets.setdefault(target, []).append(group.name)
+        for folder in folders:
+            targets.setdefault(folder, []).append(group.name)
     if len(targets) > 1:
-        told = ", ".join(f"{' and '.join(names)}: {target}" for target, names in targets.items())
-        yield f"All machines must install into one folder, but got {told}."
+        listing = ", ".join(f"{' and '.join(names)}: {path}" for path, names in targets.items())
+        yield f"All machines must install into one folder, but got {listing}."
     if targets and file.kind in LAUNCHED:
-        yield from _constraints_mounted(file)
+        yield from _check_constraints_mount(file)
 
 
-def _constraints_mounted(file: ClusterFile) -> Iterator[str]:
-    ours = (files.ROOT / _CONSTRAINTS).resolve()
+def _check_constraints_mount(file: ClusterFile) -> Iterator[str]:
+    constraints = (files.ROOT / _CONSTRAINTS).resolve()
     mounts: dict[str, str] = file.document.get("file_mounts", {})
     if any(local_path(str(local)).resolve() == files.ROOT.resolve() for local in mounts.values()):
         return
-    found = [local for remote, local in mounts.items() if remote.endswith(f"/{_CONSTRAINTS}")]
-    if not found:
-        yield f"`file_mounts` must have {_CONSTRAINTS}, which {_SCRIPT} reads, but has not."
-    for local in found:
-        if local_path(str(local)).resolve() != ours:
+    sources = [local for remote, local in mounts.items() if remote.endswith(f"/{_CONSTRAINTS}")]
+    if not sources:
+        yield f"`file_mounts` must have {_CONSTRAINTS}, which {_SCRIPT} reads, but does not."
+    for local in sources:
+        if local_path(str(local)).resolve() != constraints:
             yield (
-                f"`file_mounts` must take {_CONSTRAINTS} from this checkout, but takes {local} for "
-                "it."
+                f"`file_mounts` must take {_CONSTRAINTS} from this checkout, but takes {local} "
+                "instead."
             )
 
 
 def no_packages_for_jobs(file: ClusterFile) -> Iterator[str]:
-    """A job brings no packages of its own: each machine would install them when it likes."""
+    """Refuse packages in a job, which each machine would install at a different time."""
     job = files.job_spec(file.document) if file.kind == "kuberay" else None
     text = "" if job is None else job.get("runtimeEnvYAML") or ""
     name = f"`{files.job_key(file.document)}.runtimeEnvYAML`"
     try:
-        (told,) = reading.documents(text, f"{name} must be YAML, but is not") or [{}]
+        (runtime_env,) = reading.documents(text, f"{name} must be YAML, but is not") or [{}]
     except UsageError as error:
         yield str(error)
         return
     except ValueError:
-        yield f"{name} must be one YAML document, but is more."
+        yield f"{name} must be a single YAML document, but has several."
         return
     for key in ("pip", "uv", "conda", "image_uri", "container"):
-        if isinstance(told, dict) and key in told:
-            yield (f"{name} must bring no packages, but has `{key}`; put them into the image.")
+        if isinstance(runtime_env, dict) and key in runtime_env:
+            yield f"{name} must bring no packages, but has `{key}`; put packages into the image."
 
 
 RULES = (one_image, named_container, pinned_versions, one_installation, no_packages_for_jobs)

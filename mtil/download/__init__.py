@@ -1,8 +1,8 @@
-"""Fetch a published collection: resumed, verified, unpacked, whole or not at all.
+"""Download published collections: resume, verify and unpack, all files or none.
 
-Only what may be fetched by a program is offered: the address is public, the licence allows it, and
-size and sha256 of every file are known. The other collections come with a sentence on how to get
-them. Proxies and certificates are taken from the environment, as Python's `urllib` does.
+`OFFERS` has the collections with a public address, a licence for downloads by programs, and a
+known size and sha256 for every file. `BY_HAND` says how to get the rest. Proxies and certificates
+come from the environment, as in Python's `urllib`.
 """
 
 import fcntl
@@ -20,32 +20,33 @@ __all__ = ["BY_HAND", "OFFERS", "File", "Offer", "download", "find", "unpack"]
 
 
 def download(offer: Offer, out: Path, *, progress: Progress) -> int:
-    """Fetch and unpack a collection, or go on where an earlier call broke off.
+    """Download and unpack a collection, or resume an interrupted download.
 
-    What has arrived is kept beside `out`, which appears when everything is there. A folder that
-    holds all of an archive is left out of the names.
+    Received bytes stay in a hidden folder beside `out`. `out` appears once all files are complete.
+    The common top folder of an archive, if any, is dropped.
 
     Args:
-        offer: what to fetch.
-        out: a folder that is empty or does not exist.
-        progress: called with each piece that arrives.
+        offer: the collection.
+        out: an empty or new folder.
+        progress: called after each received chunk.
 
     Returns:
-        How many files are in `out`.
+        The number of files in `out`.
 
     Raises:
-        DataError: if `out` holds something, or what came is not what was published.
-        NotFoundError: if an address does not exist any more.
-        StorageError: if a server cannot be reached or breaks off, or the disk cannot be written.
+        DataError: if `out` is not empty, or a file differs from the published file.
+        NotFoundError: if an address no longer exists.
+        StorageError: if a server is out of reach or breaks off, or the disk cannot be written.
     """
     out = out.expanduser().absolute()
     partial = out.parent / f".{out.name}.partial-{offer.name}"
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out} must be an empty or new folder; empty it or choose another.")
+            raise DataError(f"{out} must be an empty or new folder; choose another folder.")
         partial.mkdir(parents=True, exist_ok=True)
-        with _alone(partial):
+        with _lock_folder(partial):
             fetched = [fetch(file, offer, partial, progress) for file in offer.files]
+            # Unpack from the start: an interrupted call may have left half of the files.
             tree = partial / "tree"
             shutil.rmtree(tree, ignore_errors=True)
             tree.mkdir()
@@ -55,25 +56,25 @@ def download(offer: Offer, out: Path, *, progress: Progress) -> int:
                 else:
                     shutil.copyfile(path, tree / path.name)
             num_files = sum(path.is_file() for path in tree.rglob("*"))
+            # The rename makes all files appear at once. It may replace an empty folder.
             tree.replace(out)
             shutil.rmtree(partial)
     except OSError as error:
         raise StorageError(
-            f"{out} cannot be written: {error.strerror}; put that right, and the same command goes "
-            "on where it was."
+            f"{out} cannot be written: {error.strerror}; solve the problem, then run the "
+            "command again to resume."
         ) from None
     return num_files
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep another process out of the folder while the block runs."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Lock the folder against other processes while the block runs."""
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(
-                f"{folder} must have one writer, but another `mtil download` is at work; wait for "
-                "it or choose another folder."
+                f"{folder} is in use by another `mtil download`; wait or choose another folder."
             ) from None
         yield

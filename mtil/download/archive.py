@@ -1,4 +1,4 @@
-"""Zip archives from elsewhere: unpacked whole, inside a folder, or not at all."""
+"""Unpack downloaded zip archives: only regular files, only inside the target folder."""
 
 import lzma
 import stat
@@ -12,7 +12,7 @@ from mtil.errors import DataError
 
 _CHUNK_BYTES = 2**18
 _MAX_RATIO = 20
-"""How many times its own size an archive may unpack to; images hardly shrink in one."""
+"""Largest ratio of unpacked to packed size. Images hardly shrink in an archive."""
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -24,30 +24,32 @@ _DAMAGE = (
     ValueError,
     OSError,
 )
-"""What reading a damaged archive raises, down to a seek to before its start."""
+"""Errors raised by reading a damaged archive, down to a seek before the start of the file."""
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip archive, without a top folder that holds all of it.
+    """Unpack a zip archive, without a top folder common to all files.
 
     Raises:
-        DataError: if it is damaged, names a file outside itself or twice, holds a link or another
-            special file, is encrypted, or is absurdly large unpacked.
+        DataError: if the archive is damaged or encrypted, names a file outside the folder or twice,
+            holds a link or another special file, or unpacks to more than 20 times its size.
     """
     with _open(archive) as opened:
         members = [
             (member, _parts(member, archive.name))
             for member in opened.infolist()
+            # macOS adds resource forks, not files of the collection, below __MACOSX.
             if not member.is_dir() and not member.filename.startswith("__MACOSX/")
         ]
         num_bytes = sum(member.file_size for member, _ in members)
         if num_bytes > _MAX_RATIO * archive.stat().st_size:
             raise DataError(
                 f"{archive.name} must not unpack to more than {_MAX_RATIO} times its size, but "
-                f"would to {num_bytes} bytes; nothing was unpacked."
+                f"would take {num_bytes} bytes; nothing was unpacked."
             )
         tops = {parts[0] if len(parts) > 1 else None for _, parts in members}
         num_dropped = 1 if len(tops) == 1 and None not in tops else 0
+        # Mode "x" refuses an existing file, so a name given twice never overwrites the first file.
         for member, parts in members:
             path = folder.joinpath(*parts[num_dropped:])
             try:
@@ -80,14 +82,17 @@ def _pieces(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> 
 
 def _damaged(archive: Path, error: Exception) -> DataError:
     reason = str(error).rstrip(".") or type(error).__name__
-    return DataError(f"{archive.name} cannot be unpacked: {reason}; it is damaged.")
+    return DataError(f"{archive.name} cannot be unpacked: {reason}; the archive is damaged.")
 
 
 def _parts(member: zipfile.ZipInfo, archive: str) -> tuple[str, ...]:
-    """Return a member's path, which stays inside the folder and is an ordinary file."""
+    """Return the path components of a member. Raise if the member is not a safe, regular file."""
     path = PurePosixPath(member.filename)
     if path.is_absolute() or ".." in path.parts or "\\" in member.filename or not path.parts:
-        raise DataError(f"{archive} must name files inside itself, but names {member.filename!r}.")
+        raise DataError(
+            f"{archive} must name files inside its folder, but names {member.filename!r}."
+        )
+    # The high half of the attributes has the Unix mode; 0 where the archiver stored none.
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
         raise DataError(
             f"{archive} must hold ordinary files, but {member.filename!r} is a link or device."

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it broke off, and verified before it counts."""
+"""Download a file over HTTP: resume after interruptions and verify by sha256."""
 
 import hashlib
 import re
@@ -15,50 +15,51 @@ from mtil.download.offers import File, Offer
 from mtil.errors import DataError, NotFoundError, StorageError
 
 _TIMEOUT_S = 60.0
-"""How long a server may be silent."""
+"""Longest silence of a server, in seconds."""
 _CHUNK_BYTES = 2**18
 
 _OK, _PARTIAL_CONTENT, _FORBIDDEN, _GONE, _NOT_SATISFIABLE = 200, 206, (401, 403), (404, 410), 416
 
 Progress = Callable[[str, int, int], None]
-"""Called with a file's name, how many of its bytes are here, and how many it has."""
+"""Called with a file's name, its number of bytes received, and its total number of bytes."""
 
 
 def fetch(file: File, offer: Offer, folder: Path, progress: Progress) -> Path:
-    """Return a file of the collection, whole and verified, fetching what is missing.
+    """Download the missing bytes of a file, verify the file and return its path.
 
     Args:
-        file: what to fetch.
-        offer: the collection, for errors.
-        folder: where it goes, and where what has arrived is kept.
-        progress: called with each piece that arrives.
+        file: the file.
+        offer: the file's collection, for errors.
+        folder: folder for the file and for incomplete downloads.
+        progress: called after each received chunk.
 
     Raises:
-        DataError: if what came is not what was published.
-        NotFoundError: if the address does not exist any more.
-        StorageError: if the server cannot be reached or breaks off.
+        DataError: if the file differs from the published file.
+        NotFoundError: if the address no longer exists.
+        StorageError: if the server is out of reach or breaks off.
     """
     whole = folder / file.name
     if whole.exists():
         return whole
     partial = folder / f"{file.name}.partial"
     validator = folder / f"{file.name}.validator"
-    here = partial.stat().st_size if partial.exists() else 0
-    if here < file.num_bytes:
-        here = _receive(file, offer, partial, validator, progress)
-    if here < file.num_bytes:
+    num_received = partial.stat().st_size if partial.exists() else 0
+    if num_received < file.num_bytes:
+        num_received = _receive(file, offer, partial, validator, progress)
+    if num_received < file.num_bytes:
         raise StorageError(
-            f"{_host(file)} broke off after {here} of {file.num_bytes} bytes of {file.name}; the "
-            "same command goes on from there, if the server lets it."
+            f"{_host(file)} broke off after {num_received} of {file.num_bytes} bytes of "
+            f"{file.name}; run the same command again to resume, if the server allows resuming."
         )
     with partial.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if sha256 != file.sha256:
+        # Damaged bytes are useless: the next attempt must start from the first byte.
         partial.unlink()
         raise DataError(
-            f"{file.name} must have the sha256 {file.sha256}, but what {_host(file)} sent has "
-            f"{sha256}: it was damaged on the way or replaced there; try again, and if it stays "
-            f"so, see {offer.page}."
+            f"{file.name} must have the sha256 {file.sha256}, but the file from {_host(file)} has "
+            f"{sha256}: damaged on the way or replaced by the publisher; try again. If the error "
+            f"stays, see {offer.page}."
         )
     partial.replace(whole)
     validator.unlink(missing_ok=True)
@@ -66,41 +67,47 @@ def fetch(file: File, offer: Offer, folder: Path, progress: Progress) -> Path:
 
 
 def _receive(file: File, offer: Offer, partial: Path, validator: Path, progress: Progress) -> int:
-    """Append what the server sends, until it ends or breaks off; return how many bytes are here."""
+    """Append the server's bytes to `partial` until the end or a break. Return its size."""
     start = partial.stat().st_size if partial.exists() else 0
-    known = validator.read_text() if validator.exists() else ""
+    saved_validator = validator.read_text() if validator.exists() else ""
     try:
-        answer = _ask(file, start, known)
+        answer = _request(file, start, saved_validator)
     except HTTPError as error:
         error.close()
-        if error.code == _NOT_SATISFIABLE and start:  # the server's file is shorter than ours
+        # The server's file is now shorter than the partial file, so start again.
+        if error.code == _NOT_SATISFIABLE and start:
             partial.unlink()
             return _receive(file, offer, partial, validator, progress)
-        raise _refused(error.code, file, offer) from None
+        raise _status_error(error.code, file, offer) from None
     except (HTTPException, OSError, ValueError) as error:
-        raise _unreachable(error, file) from None
+        raise _unreachable_error(error, file) from None
     with answer:
         start = _check_answer(answer, file, offer, start)
         with partial.open("ab" if start else "wb") as target:
-            here = start
-            if here == 0:
+            num_received = start
+            # The bytes in `partial` come from one version of the file, known by its validator.
+            if num_received == 0:
                 validator.write_text(_validator(answer))
             for chunk in _chunks(answer, file, partial):
                 target.write(chunk)
-                here += len(chunk)
-                progress(file.name, min(here, file.num_bytes), file.num_bytes)
-                if here > file.num_bytes:
+                num_received += len(chunk)
+                progress(file.name, min(num_received, file.num_bytes), file.num_bytes)
+                # More bytes than published: stop, and let the checksum refuse the file.
+                if num_received > file.num_bytes:
                     break
-    if answer.chunked and here < file.num_bytes:  # such an answer says itself that it is complete
+    # A chunked answer marks the end of the file, so a short answer is complete.
+    if answer.chunked and num_received < file.num_bytes:
         partial.unlink()
-        raise _replaced(file, offer, here)
-    return here
+        raise _replaced_error(file, offer, num_received)
+    return num_received
 
 
-def _ask(file: File, start: int, validator: str) -> HTTPResponse:
+def _request(file: File, start: int, validator: str) -> HTTPResponse:
+    # identity: sizes and ranges must count the bytes of the file, not of a compressed body.
     headers = {"User-Agent": f"mtil/{__version__}", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
+        # If-Range: a server with another version sends the whole file instead of the rest.
         if validator:
             headers["If-Range"] = validator
     answer: HTTPResponse = urlopen(Request(file.address, headers=headers), timeout=_TIMEOUT_S)
@@ -108,13 +115,14 @@ def _ask(file: File, start: int, validator: str) -> HTTPResponse:
 
 
 def _validator(answer: HTTPResponse) -> str:
-    """Return what tells this version of the file from the next; a weak ETag cannot."""
+    """Return the identifier of the file's version, or an empty string."""
+    # A weak ETag does not promise equal bytes, and If-Range takes only strong ones.
     etag = answer.headers.get("ETag", "")
     return etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
 
 
 def _check_answer(answer: HTTPResponse, file: File, offer: Offer, start: int) -> int:
-    """Return the byte at which the answer starts, which is the one asked for or the first."""
+    """Return the answer's first byte position: the requested position, or 0."""
     if answer.status == _OK:
         start, total = 0, answer.length
     else:
@@ -128,7 +136,7 @@ def _check_answer(answer: HTTPResponse, file: File, offer: Offer, start: int) ->
             )
         total = int(sent["total"])
     if total is not None and total != file.num_bytes:
-        raise _replaced(file, offer, total)
+        raise _replaced_error(file, offer, total)
     return start
 
 
@@ -137,39 +145,39 @@ def _chunks(answer: IO[bytes], file: File, partial: Path) -> Iterator[bytes]:
         try:
             chunk = answer.read(_CHUNK_BYTES)
         except (HTTPException, OSError) as error:
-            raise _unreachable(error, file) from None
+            raise _unreachable_error(error, file) from None
         if not chunk:
             return
         yield chunk
 
 
-def _replaced(file: File, offer: Offer, num_bytes: int) -> DataError:
+def _replaced_error(file: File, offer: Offer, num_bytes: int) -> DataError:
     return DataError(
-        f"{file.name} must have {file.num_bytes} bytes, but has {num_bytes} at {_host(file)}: it "
-        f"was replaced there; see {offer.page}."
+        f"{file.name} must have {file.num_bytes} bytes, but has {num_bytes} at {_host(file)}: the "
+        f"publisher replaced the file; see {offer.page}."
     )
 
 
-def _refused(status: int, file: File, offer: Offer) -> StorageError:
+def _status_error(status: int, file: File, offer: Offer) -> StorageError:
     by_hand = (
         f"get it by hand from {offer.page}, unpack it and give the folder to `mtil prepare "
         f"--layout {offer.layout}`."
     )
     if status in _GONE:
-        return NotFoundError(f"{file.address} does not exist any more ({status}); {by_hand}")
+        return NotFoundError(f"{file.address} no longer exists ({status}); {by_hand}")
     if status in _FORBIDDEN:
         return StorageError(f"{_host(file)} refuses {file.name} to programs ({status}); {by_hand}")
     return StorageError(
-        f"{_host(file)} cannot send {file.name} now ({status}); later the same command goes on "
-        "where it was."
+        f"{_host(file)} cannot send {file.name} now ({status}); run the same command again "
+        "later to resume."
     )
 
 
-def _unreachable(error: Exception, file: File) -> StorageError:
+def _unreachable_error(error: Exception, file: File) -> StorageError:
     reason = " ".join(str(getattr(error, "reason", error)).split()).rstrip(".")
     return StorageError(
         f"{_host(file)} is out of reach for {file.name}: {reason or type(error).__name__}; check "
-        "the connection, or the proxy in https_proxy, and the same command goes on where it was."
+        "the connection, or the proxy in https_proxy, then run the same command again to resume."
     )
 
 

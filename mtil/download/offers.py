@@ -1,4 +1,4 @@
-"""Which collections can be fetched, from where and on which terms, and how to get the others."""
+"""Collections to download: addresses, checksums and licences; instructions for all others."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mtil.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file of a collection; a `.zip` is unpacked, another is laid beside what was unpacked."""
+    """A file of a collection. A `.zip` is unpacked; another file is copied beside the contents."""
 
     name: str
     address: str
@@ -17,21 +17,21 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A collection that can be fetched."""
+    """A collection available for download."""
 
     name: str
     title: str
     layout: str
-    """What `mtil prepare --layout` calls it."""
+    """Layout name for `mtil prepare --layout`."""
     page: str
-    """Where a person reads about it, and finds it when an address below has gone."""
+    """Web page of the collection, for readers and for when a file's address is gone."""
     licence: str
     citation: str
     files: tuple[File, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files."""
+        """Total size of the files in bytes."""
         return sum(file.num_bytes for file in self.files)
 
 
@@ -39,8 +39,8 @@ class Offer:
 # inst/extdata/campaign/segmentation/provenance of github.com/isglobal-brge/dsFlowerClient, at
 # 3f1f942e. The sha256 of BUSBRA.zip is also in torch_em/data/datasets/medical/busbra.py of
 # github.com/constantinpape/torch-em, and its download matched the md5 that Zenodo publishes,
-# 1f8b2be6476d58fc97bfb5e5a1ea9bab. TCIA publishes no checksums: those of BrEaST are of the files
-# as they were on 2026-09-18. Licences: zenodo.org/records/8231412 and the page of the TCIA
+# 1f8b2be6476d58fc97bfb5e5a1ea9bab. TCIA publishes no checksums: the BrEaST checksums are of the
+# files as of 2026-09-18. Licences: zenodo.org/records/8231412 and the page of the TCIA
 # collection, by ATTRIBUTION.md beside the manifest.
 OFFERS: dict[str, Offer] = {
     "bus_bra": Offer(
@@ -128,10 +128,11 @@ BY_HAND: dict[str, str] = {
 
 
 def find(name: str) -> Offer:
-    """Return a collection by its name, such as `bus_bra` or `BUS-BRA`.
+    """Return the collection with a name such as `bus_bra` or `BUS-BRA`.
 
     Raises:
-        DataError: if it cannot be fetched, saying how to get it; or if there is none of that name.
+        DataError: if the name is unknown, or the collection cannot be downloaded. The error says
+            how to get the collection.
     """
     key = name.lower().replace("-", "_")
     if key in OFFERS:

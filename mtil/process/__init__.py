@@ -1,1 +1,1 @@
-"""The process, its signals and its temporary folders, and what it needs of its machine."""
+"""Process management: signals, supervision, temporary folders, logs and machine checks."""

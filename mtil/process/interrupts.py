@@ -1,7 +1,7 @@
-"""What SIGINT, SIGTERM and SIGHUP do to a command: a `KeyboardInterrupt`, once, and never halfway.
+"""Turn SIGINT, SIGTERM and SIGHUP into a single `KeyboardInterrupt`.
 
-A signal interrupts the main thread wherever it is, except inside `deferred()`: there it waits for
-the end of the block. Every signal after the first is ignored, since the cleanup is already running.
+A signal interrupts the main thread at once, except inside `deferred()`, where the signal waits for
+the end of the block. Signals after the first are ignored, because the cleanup is already running.
 """
 
 import os
@@ -19,90 +19,94 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @dataclass
 class _State:
     watched: bool = False
-    """Whether `mtil.process.supervisor` watches this process and speaks for it after a signal."""
+    """Whether `mtil.process.supervisor` watches this process and prints its message on a signal."""
     arrived: bool = False
-    waiting: bool = False
+    pending: bool = False
     """Whether a signal waits for the end of a deferred block."""
     depth: int = 0
-    screen: int | None = None
-    """A copy of stderr's descriptor while stderr is muted."""
+    """Number of open deferred blocks."""
+    stderr_copy: int | None = None
+    """Copy of stderr's descriptor while stderr is muted, else None."""
 
 
 _state = _State()
 
 
 def ending() -> set[signal.Signals]:
-    """Return the signals that end a command; `nohup` and `&` in scripts have some ignored."""
-    return {one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
+    """Return the signals that end this command, without ignored signals."""
+    # `nohup` starts commands with SIGHUP ignored, `&` in scripts with SIGINT. mtil respects both.
+    return {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def install() -> None:
-    """Heed signals in a process that `mtil.process.supervisor` watches.
+    """Install the signal handlers in a process watched by `mtil.process.supervisor`.
 
-    After a signal such a process writes nothing to stderr any more.
+    After a signal, the process writes nothing more to stderr.
     """
     _state.watched = True
-    for one in ending():
-        signal.signal(one, _arrive)
+    for number in ending():
+        signal.signal(number, _handle_signal)
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Interrupt the main thread at a signal in this block, if it is the main thread that runs it.
+    """Handle signals while the block runs in the main thread.
 
-    A process that is watched heeds signals until it ends.
+    Does nothing in side threads, and in watched processes, where handlers stay installed.
     """
     if _state.watched or not _is_main():
         yield
         return
     vars(_state).update(vars(_State()))
-    before = {one: signal.signal(one, _arrive) for one in ending()}
+    handlers = {number: signal.signal(number, _handle_signal) for number in ending()}
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def renew() -> None:
-    """Set the handlers again in the main thread, past Python's records.
-
-    Ray's core sets handlers of its own below Python's, which print a stack and end the process.
-    """
+    """Install the current handlers again in the main thread, after C code replaced them."""
+    # Ray's core sets C handlers that print a stack and end the process. Python still records the
+    # old handlers, so setting the recorded handlers again is enough.
     if _is_main():
-        for one in SIGNALS:
-            handler = signal.getsignal(one)
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
             if handler is not None:
-                signal.signal(one, handler)
+                signal.signal(number, handler)
 
 
 def is_watched() -> bool:
-    """Say whether `mtil.process.supervisor` watches this process."""
+    """Return whether `mtil.process.supervisor` watches this process."""
     return _state.watched
 
 
 def has_arrived() -> bool:
-    """Say whether a signal has arrived that nobody has answered."""
+    """Return whether a signal has arrived and `answer` was not called."""
     return _state.arrived
 
 
 def answer() -> None:
-    """Take the signal for answered, and ignore others: the command ends on its own terms."""
-    for one in ending():
-        signal.signal(one, signal.SIG_IGN)
+    """Mark the signal as handled, unmute stderr and ignore further signals.
+
+    For a command that finishes normally after a signal.
+    """
+    for number in ending():
+        signal.signal(number, signal.SIG_IGN)
     _state.arrived = False
-    if _state.screen is not None:
-        os.dup2(_state.screen, 2)
-        os.close(_state.screen)
-        _state.screen = None
+    if _state.stderr_copy is not None:
+        os.dup2(_state.stderr_copy, 2)
+        os.close(_state.stderr_copy)
+        _state.stderr_copy = None
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal wait until the block has ended: a start or an end must not stop halfway.
+    """Defer signals to the end of the block, such as while starting or stopping Ray.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if a signal arrived in it.
+        KeyboardInterrupt: at the end of the block, if a signal arrived meanwhile.
     """
     if not _is_main():
         yield
@@ -112,48 +116,47 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _state.depth -= 1
-    if _state.waiting and not _state.depth:
-        _raise()
+    if _state.pending and not _state.depth:
+        _raise_interrupt()
 
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Keep SIGINT from the processes that this thread starts in the block, for as long as they run.
-
-    Ctrl-C goes to all processes of a terminal; their parent ends these.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Block SIGINT in all child processes started by this thread inside the block."""
+    # Ctrl-C goes to all processes of a terminal, but the parent process ends these children. A
+    # child inherits the signal mask of the starting thread.
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _arrive(number: int, frame: Any) -> None:
+def _handle_signal(number: int, frame: Any) -> None:
     if _state.arrived:
         return
     _state.arrived = True
     if _state.depth:
-        _state.waiting = True
+        _state.pending = True
     else:
-        _raise()
+        _raise_interrupt()
 
 
-def _raise() -> None:
-    _state.waiting = False
+def _raise_interrupt() -> None:
+    _state.pending = False
     if _state.watched:
-        _mute()
+        _mute_stderr()
     raise KeyboardInterrupt
 
 
-def _mute() -> None:
-    """Keep from the screen what libraries write while a signal brings them down."""
+def _mute_stderr() -> None:
+    """Send stderr to /dev/null: libraries print errors after a signal."""
     sys.stderr.flush()
-    _state.screen = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    _state.stderr_copy = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)

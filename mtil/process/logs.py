@@ -1,4 +1,4 @@
-"""Log lines for machines: JSON objects that say which run, round, fold and process they are of."""
+"""Log lines as JSON objects with run, round, fold and process."""
 
 import json
 import logging
@@ -9,9 +9,10 @@ from typing import Any
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, message, the given fields, and those of the record.
+    """Formats each record as a JSON object: time, level, message and fields.
 
-    A record has fields of its own by `logger.info(…, extra={"fields": {…}})`.
+    The fields are the formatter's and the record's. Give a record fields with
+    `logger.info(…, extra={"fields": {…}})`.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -19,7 +20,7 @@ class JsonLines(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as a line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -33,20 +34,24 @@ class JsonLines(logging.Formatter):
 
 
 def finite(value: Any) -> Any:
-    """Put None, which is null, where JSON has no number: for what is infinite or none at all."""
+    """Replace infinite and NaN floats by None, also inside lists and dictionaries."""
+    # JSON has no infinity and no NaN, so None becomes null.
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return value
 
 
 def to_stderr(**fields: Any) -> None:
-    """Have this process's records of `mtil`, from INFO on, go to stderr as JSON with these fields.
+    """Write mtil's log records of level INFO and above to stderr as JSON lines.
 
-    Ray keeps a file of each process's stderr, on the node that it runs on.
+    Replaces the handlers of an earlier call. Ray keeps a process's stderr in a file on the node.
+
+    Args:
+        fields: fields for every record.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(**fields))

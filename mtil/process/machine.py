@@ -1,4 +1,4 @@
-"""What Ray and other processes of mtil need of this machine. No Ray."""
+"""Check this machine for the needs of Ray and mtil's processes. Does not import Ray."""
 
 import os
 import resource
@@ -13,93 +13,96 @@ from mtil.errors import ResourceError
 from mtil.process import scratch
 
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
-"""The longest path of a Unix socket."""
+"""Longest path of a Unix socket in bytes."""
 RAY_FOLDER = "r"
-"""Name of the folder for Ray below the folder that is closed to others."""
-_RAY_BYTES = len(f"/{RAY_FOLDER}/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store")
-"""What Ray appends to its folder for the longest of its sockets."""
-PATH_BYTES = _SOCKET_BYTES - _RAY_BYTES - 1 - scratch.NAME_BYTES
-"""The longest path of a folder that can hold Ray's."""
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+"""Name of Ray's folder inside mtil's private temporary folder."""
+_RAY_PATH_BYTES = len(
+    f"/{RAY_FOLDER}/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+)
+"""Bytes that Ray 2.60 appends to its folder for its longest socket path."""
+PATH_BYTES = _SOCKET_BYTES - _RAY_PATH_BYTES - 1 - scratch.NAME_BYTES
+"""Longest path of a folder, in bytes, for mtil's and Ray's folders inside."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _SHARED_MEMORY = Path("/dev/shm")
 NUM_FILES = 1024
-"""Open files that a process of a small cluster may need."""
+"""Open files needed by a process of a small cluster."""
 NUM_PROCESSES = 512
-"""Processes and threads of a small cluster."""
-_SLOW_S = 1.0
-"""A name server that takes longer delays every start of Ray."""
+"""Processes and threads needed by a small cluster."""
+_SLOW_LOOKUP_S = 1.0
+"""A slower name server delays every start of Ray."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where Ray keeps its files."""
+    """Folders for Ray's files."""
 
     sockets: Path
     """Folder for sockets and logs, with a short path."""
     objects: Path
-    """Folder for objects that do not fit into memory."""
+    """Folder for objects spilled from memory."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one need."""
+    """Result of a check."""
 
     name: str
     ok: bool
     """Whether Ray can start."""
     detail: str
     hint: str = ""
+    """A remedy, or an empty string."""
 
 
 def place() -> Place:
-    """Choose folders for Ray: `RAY_TMPDIR`, else `TMPDIR`; sockets go to a short path.
+    """Choose Ray's folders: `RAY_TMPDIR`, else `TMPDIR`; for sockets, a folder with a short path.
 
     Raises:
-        ResourceError: if `RAY_TMPDIR` cannot be written, or no folder serves.
+        ResourceError: if `RAY_TMPDIR` is not writable, or no writable folder has a short path.
     """
-    named = os.environ.get("RAY_TMPDIR")
-    if named:
-        objects = Path(named).absolute()
-        why = refusal(objects)
-        if why:
+    ray_tmpdir = os.environ.get("RAY_TMPDIR")
+    if ray_tmpdir:
+        objects = Path(ray_tmpdir).absolute()
+        reason = refusal(objects)
+        if reason:
             raise ResourceError(
-                f"Ray's folder must be writable, but RAY_TMPDIR={named} is not ({why}); set "
-                "RAY_TMPDIR to another folder."
+                f"Ray's folder must be writable, but RAY_TMPDIR={ray_tmpdir} is not ({reason}); "
+                "set RAY_TMPDIR to another folder."
             )
     else:
         objects = temporary_folder()
-    for path in (objects, *map(Path, _SHORT)):
+    for path in (objects, *map(Path, _SHORT_FOLDERS)):
         if len(os.fsencode(path)) <= PATH_BYTES and not refusal(path):
             return Place(path, objects)
-    variable = "RAY_TMPDIR" if named else "TMPDIR"
+    variable = "RAY_TMPDIR" if ray_tmpdir else "TMPDIR"
     raise ResourceError(
-        f"Ray needs a writable folder for its sockets whose path has at most {PATH_BYTES} bytes, "
+        f"Ray needs a writable folder with a path of at most {PATH_BYTES} bytes for its sockets, "
         f"but {objects} has {len(os.fsencode(objects))}; set {variable} to a shorter path."
     )
 
 
 def temporary_folder() -> Path:
-    """Return the folder for temporary files: `TMPDIR` if it can be written, else the system's.
+    """Return the folder for temporary files: `TMPDIR` if writable, else the system's folder.
 
     Raises:
-        ResourceError: if there is none.
+        ResourceError: if no folder is writable.
     """
     try:
         return Path(tempfile.gettempdir()).absolute()
     except OSError:
-        named = os.environ.get("TMPDIR")
-        told = f"TMPDIR={named} and /tmp" if named else "/tmp"
+        tmpdir = os.environ.get("TMPDIR")
+        tried = f"TMPDIR={tmpdir} and /tmp" if tmpdir else "/tmp"
         raise ResourceError(
-            f"Temporary files need a writable folder with free space, but {told} cannot be "
-            "written; set TMPDIR to a folder that can."
+            f"Temporary files need a writable folder with free space, but {tried} cannot be "
+            "written; set TMPDIR to a writable folder."
         ) from None
 
 
 def require() -> None:
-    """Check what Ray needs of this machine before it starts.
+    """Check this machine before Ray starts.
 
     Raises:
-        ResourceError: if something is missing that makes the start of Ray fail.
+        ResourceError: if a missing resource would make the start of Ray fail.
     """
     for finding in (find_shared_memory(), find_open_files(), find_processes()):
         if not finding.ok:
@@ -107,7 +110,7 @@ def require() -> None:
 
 
 def findings() -> list[Finding]:
-    """Look at all that the start of Ray depends on."""
+    """Run all checks. Return their results."""
     return [
         find_temporary_folder(),
         find_home(),
@@ -119,75 +122,79 @@ def findings() -> list[Finding]:
 
 
 def find_temporary_folder() -> Finding:
-    """Say where temporary files and Ray's sockets go, and why not to `TMPDIR`."""
+    """Report the folders for temporary files and Ray's sockets, and why `TMPDIR` is not used."""
     name = "temporary files"
     try:
-        chosen = place()
+        folders = place()
     except ResourceError as error:
         return Finding(name, False, str(error).rstrip("."), "see TMPDIR and RAY_TMPDIR")
-    detail, hint = str(chosen.objects), ""
-    named = os.environ.get("TMPDIR")
-    if named and not os.environ.get("RAY_TMPDIR") and refusal(Path(named)):
-        detail += f", since TMPDIR={named} cannot be written ({refusal(Path(named))})"
-        hint = "set TMPDIR to a folder that can be written"
-    if chosen.sockets != chosen.objects:
-        detail += f"; Ray's sockets go to {chosen.sockets}, as they need a shorter path"
+    detail, hint = str(folders.objects), ""
+    tmpdir = os.environ.get("TMPDIR")
+    if tmpdir and not os.environ.get("RAY_TMPDIR") and refusal(Path(tmpdir)):
+        detail += f", since TMPDIR={tmpdir} cannot be written ({refusal(Path(tmpdir))})"
+        hint = "set TMPDIR to a writable folder"
+    if folders.sockets != folders.objects:
+        detail += f"; Ray's sockets go to {folders.sockets}, as sockets need a shorter path"
     return Finding(name, True, detail, hint)
 
 
 def find_home() -> Finding:
-    """Say whether libraries can keep files in the home folder. mtil and its Ray do without."""
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111  (users without a home)
-    why = refusal(home)
-    if not why:
+    """Report whether the home folder is writable. mtil and Ray do not need the home folder."""
+    # Path.home raises for users without a home folder; os.path.expanduser does not.
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111
+    reason = refusal(home)
+    if not reason:
         return Finding("home folder", True, str(home))
-    detail = f"HOME={home} cannot be written ({why}); mtil needs nothing there"
+    detail = f"HOME={home} cannot be written ({reason}); mtil needs no files in HOME"
     return Finding("home folder", True, detail, "set HOME if other programs need it")
 
 
 def find_shared_memory(folder: Path = _SHARED_MEMORY) -> Finding:
-    """Say whether there is shared memory: Ray and pools of processes do not start without."""
+    """Check shared memory, which Ray and process pools need to start."""
     name = "shared memory folder"
     if not sys.platform.startswith("linux"):
         return Finding(name, True, "not needed here")
-    why = refusal(folder)
-    if not why:
+    reason = refusal(folder)
+    if not reason:
         return Finding(name, True, str(folder))
-    detail = f"{folder} cannot be written ({why})"
-    return Finding(name, False, detail, f"mount a tmpfs at {folder}, or free space there")
+    detail = f"{folder} cannot be written ({reason})"
+    return Finding(name, False, detail, f"mount a tmpfs at {folder}, or free some space in it")
 
 
 def find_host_name() -> Finding:
-    """Say whether this machine's name leads to an address. Ray and mtil do without."""
-    name, own = "host name", socket.gethostname()
+    """Report whether this machine's host name has an address. Ray and mtil need no address."""
+    name, host = "host name", socket.gethostname()
     start = time.monotonic()
     try:
-        address = str(socket.getaddrinfo(own, None)[0][4][0])
+        address = str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError as error:
-        detail = f"{own} has no address ({(error.strerror or str(error)).lower()})"
-        return Finding(name, True, detail, f"add `127.0.1.1 {own}` to /etc/hosts")
+        detail = f"{host} has no address ({(error.strerror or str(error)).lower()})"
+        return Finding(name, True, detail, f"add `127.0.1.1 {host}` to /etc/hosts")
     seconds = time.monotonic() - start
-    slow = seconds > _SLOW_S
-    hint = f"the name server is slow; add `{address} {own}` to /etc/hosts" if slow else ""
-    return Finding(name, True, f"{own} is {address}, after {seconds:.1f} s", hint)
+    is_slow = seconds > _SLOW_LOOKUP_S
+    hint = f"the name server is slow; add `{address} {host}` to /etc/hosts" if is_slow else ""
+    return Finding(name, True, f"{host} is {address}, after {seconds:.1f} s", hint)
 
 
 def find_open_files() -> Finding:
-    """Say whether a process may open enough files; Ray raises the soft limit to the hard one."""
+    """Check the limit of open files of a process."""
+    # The hard limit counts: Ray raises the soft limit to the hard limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _limit("open files", hard, NUM_FILES, "-n")
+    return _check_limit("open files", hard, NUM_FILES, "-n")
 
 
 def find_processes() -> Finding:
-    """Say whether this user may have enough processes and threads. The limit spares root."""
+    """Check the limit of processes and threads of this user."""
+    # The limit does not apply to root.
     if not hasattr(resource, "RLIMIT_NPROC") or os.geteuid() == 0:
         return Finding("processes", True, "no limit")
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    return _limit("processes", soft, NUM_PROCESSES, "-u")
+    return _check_limit("processes", soft, NUM_PROCESSES, "-u")
 
 
 def refusal(path: Path) -> str:
-    """Return why a file cannot be made and written in a folder, or an empty string."""
+    """Return why no file can be written in a folder, or an empty string."""
+    # Permissions do not show a full disk, so try a write.
     try:
         with tempfile.TemporaryFile(dir=path, prefix=scratch.PREFIX) as file:
             file.write(b"x")
@@ -197,10 +204,10 @@ def refusal(path: Path) -> str:
     return ""
 
 
-def _limit(name: str, number: int, needed: int, flag: str) -> Finding:
-    if number == resource.RLIM_INFINITY:
+def _check_limit(name: str, limit: int, needed: int, flag: str) -> Finding:
+    if limit == resource.RLIM_INFINITY:
         return Finding(name, True, "no limit")
-    if number >= needed:
-        return Finding(name, True, f"at most {number}")
-    detail = f"`ulimit {flag}` is {number}, but a cluster needs {needed} {name}"
+    if limit >= needed:
+        return Finding(name, True, f"at most {limit}")
+    detail = f"`ulimit {flag}` is {limit}, but a cluster needs {needed} {name}"
     return Finding(name, False, detail, f"raise the limit, such as by `ulimit {flag} {needed}`")

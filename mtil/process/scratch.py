@@ -1,7 +1,7 @@
-"""Temporary folders of this process's own, and removal of those whose process was killed.
+"""Private temporary folders of a process, and removal of folders left by killed processes.
 
-A folder belongs to the process that holds the lock on its file `owner`. The kernel frees the lock
-when the process ends, so that a folder without one is nobody's. Removal follows no link.
+A folder belongs to the process with a lock on the folder's file `owner`. The kernel frees the lock
+when the process ends, so a folder with a free lock is abandoned. Removal follows no links.
 """
 
 import fcntl
@@ -15,29 +15,33 @@ from pathlib import Path
 
 PREFIX = "mtil-"
 NAME_BYTES = len(PREFIX) + 8
-"""Length of a folder's name."""
+"""Length of a folder's name in bytes."""
 
 _OWNER = "owner"
-_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_NAME_PATTERN = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
 def folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Make a folder that nobody else can read, and remove it when the block ends.
+    """Create a folder readable only by this user, and remove the folder when the block ends.
 
     Args:
-        base: the folder to make it in.
-        keep: leave it there.
+        base: the parent folder.
+        keep: whether to keep the folder after the block.
+
+    Yields:
+        The new folder.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be created.
     """
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    owner = _own(path)
+    owner = _lock_owner_file(path)
     try:
         yield path
     finally:
+        # Without the file `owner`, `remove_abandoned` leaves the folder alone.
         if keep:
             (path / _OWNER).unlink(missing_ok=True)
         else:
@@ -46,25 +50,26 @@ def folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_abandoned(base: Path) -> None:
-    """Remove this user's folders in `base` whose process was killed since the machine started.
+    """Remove this user's abandoned folders in `base`, left by processes killed since the last boot.
 
-    Folders of another start of the machine, or of another machine that shares `base`, stay: a lock
-    says nothing about these.
+    Folders from an earlier boot, or from a different machine with a shared `base`, stay: a free
+    lock there proves nothing.
     """
     with suppress(OSError), os.scandir(base) as entries:
-        found = [one for one in entries if _NAME.fullmatch(one.name)]
-        for entry in found:
+        candidates = [entry for entry in entries if _NAME_PATTERN.fullmatch(entry.name)]
+        for entry in candidates:
             status = entry.stat(follow_symlinks=False)
             if entry.is_dir(follow_symlinks=False) and status.st_uid == os.geteuid():
                 _remove_if_abandoned(Path(entry.path))
 
 
-def _own(path: Path) -> int:
-    """Lock a new folder and return the lock's descriptor."""
+def _lock_owner_file(path: Path) -> int:
+    """Create and lock the file `owner` of a new folder. Return its descriptor."""
     owner = os.open(path / _OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    with suppress(OSError):  # without locks, nobody will take the folder for abandoned
+    # Without locks on this file system, no process ever takes the folder for abandoned.
+    with suppress(OSError):
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(owner, _boot())
+        os.write(owner, _read_boot_id())
     return owner
 
 
@@ -75,17 +80,18 @@ def _remove_if_abandoned(path: Path) -> None:
         return
     try:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.read(owner, 64) == _boot() != b"":
+        if os.read(owner, 64) == _read_boot_id() != b"":
             shutil.rmtree(path, ignore_errors=True)
+    # The owner is alive, or the file system has no locks.
     except OSError:
-        return  # its process lives, or nothing can be told
+        return
     finally:
         os.close(owner)
 
 
-def _boot() -> bytes:
-    """Return what tells this start of this machine from all others; nothing if nothing does."""
+def _read_boot_id() -> bytes:
+    """Return the identifier of this machine's current boot, or an empty string if unknown."""
     try:
-        return _BOOT.read_bytes()
+        return _BOOT_ID_FILE.read_bytes()
     except OSError:
         return b""

@@ -1,4 +1,4 @@
-"""Bytes in and out of a local folder or a bucket, each object whole or not at all."""
+"""Stores: local folders and buckets with one interface. Every write is atomic."""
 
 import re
 from collections.abc import Iterator
@@ -27,54 +27,62 @@ __all__ = [
 
 
 BUCKETS = ("s3://", "gs://")
-"""How the URI of a bucket begins."""
+"""Prefixes of bucket URIs."""
 
 
 class Store(Protocol):
-    """A tree of named byte strings below a URI. Names are relative, with forward slashes."""
+    """Named objects (byte strings) below a URI. Names are relative, with forward slashes."""
 
     @property
     def uri(self) -> str:
-        """The root, as the user would write it."""
+        """The URI of the store's root, as a user writes it."""
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Return an object's bytes.
 
         Args:
-            name: the object's.
-            max_bytes: the most bytes that are read into memory; no bound by default.
+            name: the object's name.
+            max_bytes: limit on the bytes read into memory; no limit by default.
 
         Raises:
-            NotFoundError: if there is no such object.
-            TooLargeError: if it has more than `max_bytes` bytes.
+            NotFoundError: if the object does not exist.
+            TooLargeError: if the object has more than `max_bytes` bytes.
         """
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """Yield an object's bytes piece by piece; `NotFoundError` if there is none."""
+        """Yield an object's bytes in chunks.
+
+        Raises:
+            NotFoundError: if the object does not exist.
+        """
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object whole, replacing another of that name."""
+        """Write an object atomically. Replaces an existing object."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object whole unless one of that name exists; say whether it was written."""
+        """Write an object atomically if the name is free. Return whether the object was written."""
 
     def exists(self, name: str) -> bool:
-        """Say whether there is an object of that name."""
+        """Return whether an object with the name exists."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the sorted names of all objects below a folder."""
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the bytes of all objects below a folder, and of what interrupted writes left."""
+        """Return sizes in bytes, by name, of all objects and partial files below a folder."""
 
     def delete(self, name: str) -> None:
-        """Delete an object; a missing one is no error."""
+        """Delete an object. A missing object is not an error."""
 
     def deletable(self, prefix: str = "") -> Listing:
-        """List the objects below a folder that are reached through no link."""
+        """List the objects below a folder, except objects behind links."""
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
-        """Delete the objects below a folder whose names, relative to it, match a pattern.
+        """Delete the objects below a folder with names that match a pattern.
+
+        Args:
+            folder: the folder, relative to the root.
+            pattern: must match the whole name, relative to `folder`.
 
         Raises:
             StorageError: if the folder is a link, or an object cannot be deleted.
@@ -84,7 +92,10 @@ class Store(Protocol):
 def open_store(uri: str) -> Store:
     """Return the store at a local path or a `file://`, `s3://` or `gs://` URI.
 
-    Nothing is read or made yet. Raises `StorageError` for another scheme.
+    Neither reads nor creates anything.
+
+    Raises:
+        StorageError: if the location is empty, contains NUL or has an unknown scheme.
     """
     if not uri or "\0" in uri:
         raise StorageError(f"A location must be a path or a URI, but got {shown(uri)}.")
@@ -101,8 +112,9 @@ def open_store(uri: str) -> Store:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split a URI into its parent, a URI again, and its last name as the store calls it."""
+    """Split a URI into its parent URI and its last name, as the parent's store spells the name."""
     parent, _, name = uri.rstrip("/").rpartition("/")
+    # Names in file:// URIs are percent-encoded; a store's names never are.
     if uri.startswith("file://"):
         name, parent = unquote(name), "file:///" if parent == "file://" else parent
     return (parent or ("/" if uri.startswith("/") else "."), name)

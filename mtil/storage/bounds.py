@@ -1,4 +1,4 @@
-"""Bounds on what is read into memory."""
+"""Limits on the bytes read into memory."""
 
 from collections.abc import Iterable
 
@@ -6,30 +6,31 @@ from mtil.errors import TooLargeError
 
 
 def join(chunks: Iterable[bytes], where: str, max_bytes: int | None) -> bytes:
-    """Join an object's chunks and stop at the first byte beyond a bound.
+    """Join an object's chunks, up to a maximum size.
 
     Args:
-        chunks: the object's bytes, piece by piece.
-        where: names the object in the error.
-        max_bytes: the most bytes to take; no bound if None.
+        chunks: the object's bytes, in order.
+        where: the object's location, for the error.
+        max_bytes: maximum size in bytes; None for no limit.
 
     Raises:
-        TooLargeError: if there are more bytes.
+        TooLargeError: if the object has more than `max_bytes` bytes.
     """
     if max_bytes is None:
         return b"".join(chunks)
-    taken, size = [], 0
+    # Stop at the first byte beyond the limit, so an oversized object never fills the memory.
+    pieces, size = [], 0
     for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
             raise too_large(where, max_bytes)
-        taken.append(chunk)
-    return b"".join(taken)
+        pieces.append(chunk)
+    return b"".join(pieces)
 
 
 def too_large(where: str, max_bytes: int) -> TooLargeError:
-    """Return the error for an object of more bytes than its reader takes."""
+    """Return the error for an object larger than the reader's limit."""
     return TooLargeError(
-        f"{where} must have at most {max_bytes} bytes, but has more; it is not a file that mtil "
-        "has written, or it is damaged."
+        f"{where} must have at most {max_bytes} bytes, but has more; the file is damaged or "
+        "was not written by mtil."
     )

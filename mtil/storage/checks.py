@@ -1,4 +1,4 @@
-"""Whether a place can hold what mtil keeps: every operation of preparations and runs is tried."""
+"""Test a storage: try every operation used by preparations and runs."""
 
 import os
 import re
@@ -19,59 +19,65 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROBE_BYTES = 2**20
-"""Size of the object that is written to test a storage."""
-_PROBES = ("probe", "claim", "parts", "some/0", "some/1", "link", "second-link")
-_FEW_BYTES = 2**30
-"""With less room than this a place is called almost full."""
+"""Size of the test object."""
+_PROBE_NAMES = ("probe", "claim", "parts", "some/0", "some/1", "link", "second-link")
+_LOW_SPACE_BYTES = 2**30
+"""Free space below which `notes` reports a disk as almost full."""
 
 
 def round_trip(store: "Store", folder: str) -> dict[str, float]:
-    """Use a storage as mtil does, below a folder of its own, and return milliseconds a step.
+    """Try every operation on a storage. Return milliseconds by step.
+
+    Args:
+        store: the storage.
+        folder: name of an unused folder for test objects, which are deleted afterwards.
 
     Raises:
-        StorageError: if a step fails, or its answer is not what a run relies on.
+        StorageError: if a step fails or has a wrong result.
     """
-    timed = _Timer()
-    was_there = isinstance(store, LocalStore) and store.root.exists()
+    timer = _Timer()
+    existed = isinstance(store, LocalStore) and store.root.exists()
     try:
-        _try(store, folder, timed)
+        _try_operations(store, folder, timer)
     finally:
-        if timed.ms or isinstance(store, LocalStore):  # else a bucket that did not answer
-            for name in _PROBES:
+        # If not even the first write succeeded, a bucket is out of reach and holds no test objects.
+        # Deletes would only wait for more timeouts.
+        if timer.ms or isinstance(store, LocalStore):
+            for name in _PROBE_NAMES:
                 with suppress(StorageError, OSError):
                     store.delete(f"{folder}/{name}")
-        if isinstance(store, LocalStore) and not was_there:
+        if isinstance(store, LocalStore) and not existed:
             with suppress(OSError):
                 store.root.rmdir()
-    return timed.ms
+    return timer.ms
 
 
 def notes(store: "Store", folder: str) -> list[str]:
-    """Return what a storage lacks that mtil can do without, each as half a sentence.
+    """Return a storage's optional features that are missing, each as half a sentence.
 
     Args:
-        store: a storage that `round_trip` has been through.
-        folder: a folder of its own to try things in.
+        store: a storage already tested by `round_trip`.
+        folder: name of an unused folder for test files.
     """
-    found = []
+    gaps = []
     if isinstance(store, S3Store) and store.lacks_multi_delete is not None:
-        found.append(
+        gaps.append(
             f"several objects are not deleted at once ({store.lacks_multi_delete}), so mtil "
             "deletes them one by one"
         )
     if isinstance(store, LocalStore):
-        lacking = _lacks_links(store, folder)
-        if lacking:
-            found.append(f"there are no hard links ({lacking}), so mtil renames instead")
-        above = next(path for path in (store.root, *store.root.parents) if path.exists())
-        free = shutil.disk_usage(above).free
-        if free < _FEW_BYTES:
-            found.append(f"only {free // 2**20} MiB are free")
-    return found
+        reason = _find_link_problem(store, folder)
+        if reason:
+            gaps.append(f"there are no hard links ({reason}), so mtil renames instead")
+        existing = next(path for path in (store.root, *store.root.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if free < _LOW_SPACE_BYTES:
+            gaps.append(f"only {free // 2**20} MiB are free")
+    return gaps
 
 
 class _Timer:
-    """Measures the steps of a trial."""
+    """Times the steps of a test."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
@@ -79,52 +85,54 @@ class _Timer:
 
     def __call__(self, step: str, call: Callable[[], T]) -> T:
         start = perf_counter()
-        answer = call()
+        result = call()
         self.ms[step] = (perf_counter() - start) * 1000
-        return answer
+        return result
 
 
-def _try(store: "Store", folder: str, timed: _Timer) -> None:
+def _try_operations(store: "Store", folder: str, timer: _Timer) -> None:
     data, other = os.urandom(PROBE_BYTES), os.urandom(16)
     probe, claim = f"{folder}/probe", f"{folder}/claim"
-    timed("write", lambda: store.write(probe, data))
-    _require(timed("read", lambda: store.read(probe)) == data, "give back what was written")
+    timer("write", lambda: store.write(probe, data))
+    _require(timer("read", lambda: store.read(probe)) == data, "give back what was written")
     store.write(probe, data[::-1])
     _require(store.read(probe) == data[::-1], "replace an object that exists")
-    _require(timed("create", lambda: store.create(claim, data)), "create a new object")
-    again = [timed("create again", lambda: store.create(claim, other)) for _ in range(2)]
-    kept = store.read(claim) == data
-    _require(not any(again) and kept, "refuse to create an object that exists (If-None-Match)")
-    _require(timed("list", lambda: store.names(folder)) == [claim, probe], "list what was written")
-    if not isinstance(store, LocalStore):  # a disk knows no parts
+    _require(timer("create", lambda: store.create(claim, data)), "create a new object")
+    # A server that ignores If-None-Match replaces the object here.
+    repeats = [timer("create again", lambda: store.create(claim, other)) for _ in range(2)]
+    is_kept = store.read(claim) == data
+    _require(not any(repeats) and is_kept, "refuse to create an object that exists (If-None-Match)")
+    _require(timer("list", lambda: store.names(folder)) == [claim, probe], "list what was written")
+    # Only buckets write large objects in parts.
+    if not isinstance(store, LocalStore):
         large, parts = os.urandom(PROBE_BYTES) * (PART_BYTES // PROBE_BYTES + 1), f"{folder}/parts"
-        timed("write in parts", lambda: store.write(parts, large))
+        timer("write in parts", lambda: store.write(parts, large))
         _require(store.read(parts) == large, "give back an object that was written in parts")
         store.delete(parts)
-    timed("delete", lambda: store.delete(probe))
+    timer("delete", lambda: store.delete(probe))
     _require(not store.exists(probe), "delete an object")
-    some = [f"{folder}/some/{number}" for number in range(2)]
-    for name in some:
+    names = [f"{folder}/some/{index}" for index in range(2)]
+    for name in names:
         store.write(name, other)
-    timed("delete several", lambda: store.clear(f"{folder}/some", re.compile(r"\d")))
-    _require(not any(store.exists(name) for name in some), "delete several objects")
+    timer("delete several", lambda: store.clear(f"{folder}/some", re.compile(r"\d")))
+    _require(not any(store.exists(name) for name in names), "delete several objects")
 
 
-def _lacks_links(store: LocalStore, folder: str) -> str:
-    """Return why a disk makes no hard link; empty if it does."""
-    one, other = "link", "second-link"
+def _find_link_problem(store: LocalStore, folder: str) -> str:
+    """Return why a disk cannot make a hard link, or an empty string."""
+    first, second = "link", "second-link"
     try:
-        store.write(f"{folder}/{one}", b"")
-        with folders.opened(store.root, folder.split("/")) as held:
-            os.link(one, other, src_dir_fd=held[-1], dst_dir_fd=held[-1], follow_symlinks=False)
+        store.write(f"{folder}/{first}", b"")
+        with folders.opened(store.root, folder.split("/")) as fds:
+            os.link(first, second, src_dir_fd=fds[-1], dst_dir_fd=fds[-1], follow_symlinks=False)
     except OSError as error:
         return error.strerror or type(error).__name__
     finally:
-        store.delete(f"{folder}/{one}")
-        store.delete(f"{folder}/{other}")
+        store.delete(f"{folder}/{first}")
+        store.delete(f"{folder}/{second}")
     return ""
 
 
-def _require(held: bool, rule: str) -> None:
-    if not held:
-        raise StorageError(f"A storage must {rule}, but this one does not; use another.")
+def _require(is_met: bool, rule: str) -> None:
+    if not is_met:
+        raise StorageError(f"A storage must {rule}, but this storage does not; use another.")

@@ -1,8 +1,8 @@
-"""A file that gets its name only if no other has it: by a hard link, or by a rename.
+"""Exclusive creation: give a file a name only if the name is free.
 
-File systems without hard links (exFAT, FAT, many that are mounted by FUSE, some that are shared
-with a virtual machine) mostly know a rename that replaces nothing. What has neither cannot hold
-what only one process may write.
+Uses a hard link, or else a rename without replacement. File systems without hard links (exFAT, FAT,
+many FUSE mounts, some folders shared with a virtual machine) mostly support the rename. A file
+system without both cannot hold files that only one process may create.
 """
 
 import ctypes
@@ -13,66 +13,68 @@ from typing import Any
 
 from mtil.errors import StorageError
 
-_NO_LINKS = {
+_LINK_UNSUPPORTED = {
     errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV,
     errno.EMLINK, errno.EACCES,
 }  # fmt: skip
-"""What `link` says where there are no hard links, or not this one."""
-_NO_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+"""Error numbers of `link` without hard links, or for an impossible link."""
+_RENAME_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 _NOREPLACE = 1
-"""RENAME_NOREPLACE of Linux' renameat2."""
+"""The flag RENAME_NOREPLACE of renameat2 on Linux."""
 
 
 def named(partial: str, name: str, folder: int, where: str) -> bool:
-    """Give a file of a folder its name, unless another file has that name.
+    """Give a partial file its final name, unless the name is taken.
 
     Args:
-        partial: the file's name until now. It may be there still afterwards.
-        name: the name it is to have.
-        folder: the descriptor of the folder.
-        where: the path, for the error.
+        partial: the file's current name. May still exist afterwards.
+        name: the final name.
+        folder: descriptor of the folder with both names.
+        where: the final path, for the error.
 
     Returns:
-        Whether the file has the name now.
+        Whether the file now has the final name.
 
     Raises:
-        StorageError: if the file system can create nothing once.
-        OSError: if it fails otherwise.
+        StorageError: if the file system supports neither hard links nor the rename.
+        OSError: if the link or the rename fails for another reason.
     """
     try:
         os.link(partial, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
-        # a file server whose answer was lost is asked again, and refuses what it has done itself
+        # If a file server's reply is lost, the request is repeated and fails, although the first
+        # request made the link. So the link count decides.
         return os.stat(partial, dir_fd=folder, follow_symlinks=False).st_nlink > 1
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in _LINK_UNSUPPORTED:
             raise
-        return _renamed(partial, name, folder, where, error)
+        return _rename(partial, name, folder, where, error)
     return True
 
 
-def _renamed(partial: str, name: str, folder: int, where: str, why: OSError) -> bool:
-    rename = _renameat2()
-    failed = errno.ENOSYS
+def _rename(partial: str, name: str, folder: int, where: str, link_error: OSError) -> bool:
+    # Python's os.rename always replaces an existing file, so call the C function.
+    rename = _load_renameat2()
+    failure = errno.ENOSYS
     if rename is not None:
         old, new = os.fsencode(partial), os.fsencode(name)
         if rename(folder, old, folder, new, _NOREPLACE) == 0:
             return True
-        failed = ctypes.get_errno()
-    if failed == errno.EEXIST:
+        failure = ctypes.get_errno()
+    if failure == errno.EEXIST:
         return False
-    if failed not in _NO_RENAME:
-        raise OSError(failed, os.strerror(failed))
+    if failure not in _RENAME_UNSUPPORTED:
+        raise OSError(failure, os.strerror(failure))
     raise StorageError(
         f"{where} cannot be created: mtil needs a file system with hard links, or with a rename "
-        f"that replaces nothing, but this one has neither ({why.strerror}; {os.strerror(failed)}); "
-        "choose a place on another file system or in a bucket."
+        f"that replaces nothing, but has neither here ({link_error.strerror}; "
+        f"{os.strerror(failure)}); choose another file system or a bucket."
     )
 
 
 @cache
-def _renameat2() -> Any:
-    """Return the C library's `renameat2`, or None where there is none."""
+def _load_renameat2() -> Any:
+    """Return `renameat2` of the C library, or None if the library lacks the function."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is not None:
         function.argtypes = [

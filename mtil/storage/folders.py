@@ -1,7 +1,7 @@
-"""Folders below a store's root, opened one after the other, and never through a link.
+"""Open nested folders below a store's root, never through a link.
 
-Whatever mtil writes or deletes on a disk goes through `opened`: between a check of a path and its
-use somebody could put a link there, so that the open folders themselves are what is used.
+Every write and delete on a disk goes through `opened` and uses folder descriptors. Between the
+check and the use of a path, a process could replace a folder by a link.
 """
 
 import os
@@ -13,88 +13,92 @@ from pathlib import Path
 from mtil.storage import words
 
 _MAX_DEPTH = 12
-"""Below a store's root; no name that mtil writes has as many folders."""
-_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FOLDER = _ROOT | os.O_NOFOLLOW
-if hasattr(os, "O_PATH"):  # needs no right to list a folder
-    _ROOT |= os.O_PATH
-    _FOLDER |= os.O_PATH
+"""Deepest folder listed below a store's root. Names written by mtil have fewer folders."""
+_LIST_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_ROOT_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER_FLAGS = _ROOT_FLAGS | os.O_NOFOLLOW
+# O_PATH needs no permission to list the folder.
+if hasattr(os, "O_PATH"):
+    _ROOT_FLAGS |= os.O_PATH
+    _FOLDER_FLAGS |= os.O_PATH
 
 
 @contextmanager
 def opened(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterator[list[int]]:
-    """Open a root, which may be a link, and the folders below it, which may not.
+    """Open a store's root and nested folders below the root.
 
     Args:
-        root: the store's folder.
-        folders: the names below it, each inside the one before.
-        make: whether missing folders are made.
+        root: the store's folder. May be a link.
+        folders: names of nested folders, outermost first. Links are refused.
+        make: whether to create missing folders.
 
     Yields:
         The descriptors of the root and of each folder.
 
     Raises:
-        StorageError: if one of the folders is a link.
-        OSError: if one is missing, is no folder, or cannot be opened or made.
+        StorageError: if a folder below the root is a link.
+        OSError: if a folder is missing, is not a folder, or cannot be opened or created.
     """
-    held: list[int] = []
+    # `_open` appends every new descriptor at once, for closing after an error halfway.
+    descriptors: list[int] = []
     try:
-        _open(root, folders, held, make=make)
-        yield held
+        _open(root, folders, descriptors, make=make)
+        yield descriptors
     finally:
-        for folder in held:
+        for folder in descriptors:
             os.close(folder)
 
 
 def listed(root: Path, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield what lies below a folder of a store, except folders, and follow no link.
+    """Yield all entries below a folder of a store except folders, without following links.
 
     Args:
         root: the store's folder.
-        folder: relative to it; the root itself if empty.
+        folder: the folder, relative to the root; empty for the root.
 
     Yields:
-        Names relative to the root, and what `lstat` says of them.
+        Names relative to the root, with `lstat` results.
     """
     parts = tuple(part for part in folder.split("/") if part)
-    with opened(root, parts) as held:
-        top = os.open(".", _LISTED, dir_fd=held[-1])
+    with opened(root, parts) as descriptors:
+        # A descriptor with O_PATH cannot be listed, so open the folder again for reading.
+        top = os.open(".", _LIST_FLAGS, dir_fd=descriptors[-1])
         try:
-            found = list(_walk(top, "/".join(parts), _MAX_DEPTH))
+            entries = list(_walk(top, "/".join(parts), _MAX_DEPTH))
         finally:
             os.close(top)
-    yield from found
+    yield from entries
 
 
-def _walk(top: int, way: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(top: int, prefix: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
     for name in sorted(os.listdir(top)):
-        path = f"{way}/{name}" if way else name
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            found = os.stat(name, dir_fd=top, follow_symlinks=False)
-            if not stat.S_ISDIR(found.st_mode):
-                yield path, found
+        path = f"{prefix}/{name}" if prefix else name
+        # Another process may delete the entry between the listing and `stat`.
+        with suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=top, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                yield path, status
             elif depth:
-                inner = os.open(name, _LISTED | os.O_NOFOLLOW, dir_fd=top)
+                inner = os.open(name, _LIST_FLAGS | os.O_NOFOLLOW, dir_fd=top)
                 try:
                     yield from _walk(inner, path, depth - 1)
                 finally:
                     os.close(inner)
 
 
-def _open(root: Path, folders: Sequence[str], held: list[int], *, make: bool) -> None:
+def _open(root: Path, folders: Sequence[str], descriptors: list[int], *, make: bool) -> None:
     if make:
         root.mkdir(parents=True, exist_ok=True)
-    held.append(os.open(root, _ROOT))
-    for number, name in enumerate(folders):
+    descriptors.append(os.open(root, _ROOT_FLAGS))
+    for depth, name in enumerate(folders):
         if make:
             with suppress(FileExistsError):
-                os.mkdir(name, dir_fd=held[-1])
+                os.mkdir(name, dir_fd=descriptors[-1])
         try:
-            held.append(os.open(name, _FOLDER, dir_fd=held[-1]))
+            descriptors.append(os.open(name, _FOLDER_FLAGS, dir_fd=descriptors[-1]))
         except OSError:
-            if _is_link(name, held[-1]):
-                raise words.linked(root, "/".join(folders[: number + 1])) from None
+            if _is_link(name, descriptors[-1]):
+                raise words.linked(root, "/".join(folders[: depth + 1])) from None
             raise
 
 

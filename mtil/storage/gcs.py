@@ -1,7 +1,8 @@
-"""A bucket of Google Cloud Storage as a store: pyarrow's client, which retries with backoff.
+"""A Google Cloud Storage bucket as a store.
 
-pyarrow cannot create an object only if there is none, so that goes through Google's own client
-(extra `mtil[gcs]`). As with S3 there is one client per process, never across a fork.
+Uses pyarrow's client, which retries with backoff. pyarrow has no conditional create, so `create`
+uses Google's own client (extra `mtil[gcs]`). Every process makes new clients, never inherited by a
+fork, as with S3.
 """
 
 import os
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**20
 _NUM_DELETERS = 16
 _RETRY_S = 60.0
-"""For so long a request that fails for a while is tried again."""
+"""Seconds of retries after temporary failures."""
 _EMULATOR = "STORAGE_EMULATOR_HOST"
-"""The variable by which Google's own libraries are pointed at another server, without a login."""
+"""Variable of Google's own libraries: address of a server without login."""
 
 
 class GcsStore:
-    """A prefix of a bucket, with Google's application default credentials."""
+    """A bucket or a prefix of a bucket, with Google's application default credentials."""
 
     def __init__(self, location: str) -> None:
         self.bucket, _, prefix = location.partition("/")
@@ -40,7 +41,7 @@ class GcsStore:
 
     @property
     def uri(self) -> str:
-        """The bucket and prefix."""
+        """URI of the bucket and prefix."""
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
@@ -60,7 +61,8 @@ class GcsStore:
         with _Errors(path):
             stream = _pyarrow().open_output_stream(path)
             stream.write(data)
-            stream.close()  # not where the write failed: closing makes an object of what has come
+            # Close only after a complete write: closing makes an object of the bytes sent so far.
+            stream.close()
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
@@ -70,6 +72,7 @@ class GcsStore:
         with _Errors(path):
             blob = _google().bucket(self.bucket).blob(path.partition("/")[2])
             try:
+                # Generation 0 stands for a missing object.
                 blob.upload_from_string(data, if_generation_match=0, checksum="crc32c")
             except PreconditionFailed:
                 return False
@@ -86,12 +89,14 @@ class GcsStore:
         return list(self.sizes(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
-        return {name: info.size for name, info in self._listed(prefix).items()}
+        """See `Store.sizes`. Interrupted writes leave nothing in a bucket."""
+        return {name: info.size for name, info in self._list_infos(prefix).items()}
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return what is another once an object below a folder is written anew: size and time."""
-        return {name: f"{i.size}:{i.mtime_ns}" for name, i in self._listed(prefix).items()}
+        """Return size and modification time by name; the value changes with every new write."""
+        return {
+            name: f"{info.size}:{info.mtime_ns}" for name, info in self._list_infos(prefix).items()
+        }
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
@@ -103,7 +108,7 @@ class GcsStore:
             return
 
     def deletable(self, prefix: str = "") -> Listing:
-        """See `Store.deletable`; a bucket has no links."""
+        """See `Store.deletable`. A bucket has no links."""
         return Listing(self.sizes(prefix), ())
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
@@ -112,24 +117,25 @@ class GcsStore:
         with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
             list(deleters.map(self.delete, names))
 
-    def _listed(self, prefix: str) -> "dict[str, FileInfo]":
+    def _list_infos(self, prefix: str) -> "dict[str, FileInfo]":
         from pyarrow.fs import FileSelector
 
         root = f"{self.bucket}/{self.prefix}".rstrip("/") + "/"
         start = self._path(prefix) if prefix else root.rstrip("/")
         with _Errors(start):
-            found = _pyarrow().get_file_info(
+            infos = _pyarrow().get_file_info(
                 FileSelector(start, recursive=True, allow_not_found=True)
             )
-        listed = {i.path.removeprefix(root): i for i in found if i.is_file}
-        return dict(sorted(listed.items()))
+        by_name = {info.path.removeprefix(root): info for info in infos if info.is_file}
+        return dict(sorted(by_name.items()))
 
     def _path(self, name: str) -> str:
         return f"{self.bucket}/{checked_key(self.prefix, name)}"
 
 
 def _pyarrow() -> "GcsFileSystem":
-    """Return this process's filesystem for the server that the environment names now."""
+    """Return this process's file system for the server in the current environment."""
+    # With the process id in the cache key, a forked process makes a new client.
     return _filesystem(os.getpid(), os.environ.get(_EMULATOR))
 
 
@@ -165,7 +171,7 @@ def _client(pid: int, emulator: str | None) -> "Client":
 
 
 class _Errors:
-    """Turn the errors of both clients into one sentence."""
+    """Turns the errors of both clients into mtil's errors."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -177,25 +183,26 @@ class _Errors:
         if error is None or isinstance(error, StorageError):
             return
         where = f"gs://{self.path}"
-        told = " ".join(str(error).split()).rstrip(".")[:300]
-        ours = type(error).__module__.partition(".")[0] in ("google", "requests", "urllib3")
-        if not isinstance(error, OSError) and not ours:
+        text = " ".join(str(error).split()).rstrip(".")[:300]
+        # pyarrow raises OSError. Google's client raises errors of Google's and of HTTP libraries.
+        is_google = type(error).__module__.partition(".")[0] in ("google", "requests", "urllib3")
+        if not isinstance(error, OSError) and not is_google:
             return
-        if _NO_BUCKET.search(told):
+        if _NO_BUCKET.search(text):
             bucket = self.path.partition("/")[0]
             raise StorageError(f"Bucket {bucket!r} does not exist; make it first.") from error
         if isinstance(error, FileNotFoundError):
             raise NotFoundError(f"{where} does not exist.") from error
-        for pattern, why in _REFUSALS:
-            if pattern.search(told) or pattern.search(type(error).__name__):
-                raise RefusedError(f"Access to {where} is refused{why}.") from error
+        for pattern, reason in _REFUSALS:
+            if pattern.search(text) or pattern.search(type(error).__name__):
+                raise RefusedError(f"Access to {where} is refused{reason}.") from error
         if isinstance(error, PermissionError) or _is_refusal(error):
             raise RefusedError(
                 f"Access to {where} is refused; check Google's application default credentials, "
-                "and that they may read, create, list and delete objects there."
+                "and their rights to read, create, list and delete objects."
             ) from error
-        way = next((way for pattern, way in _FAILURES if pattern.search(told)), None)
-        raise StorageError(f"{where} failed: {told}{f'; {way}' if way else ''}.") from error
+        remedy = next((remedy for pattern, remedy in _FAILURES if pattern.search(text)), None)
+        raise StorageError(f"{where} failed: {text}{f'; {remedy}' if remedy else ''}.") from error
 
 
 _NO_BUCKET = re.compile(r"bucket does not exist|bucket .*not found", re.IGNORECASE)
@@ -213,26 +220,27 @@ _REFUSALS = (
     ),
     (
         re.compile(r"requester pays|userProject", re.IGNORECASE),
-        ", because whoever reads the bucket pays; copy the data to a bucket of your own",
+        ", because the bucket charges its readers (requester pays); copy the data to your own "
+        "bucket",
     ),
     (
         re.compile(r"retention|object.?hold|temporary hold|locked", re.IGNORECASE),
-        ", because objects of the bucket are locked; mtil replaces and deletes files of its own, "
+        ", because objects of the bucket are locked; mtil replaces and deletes its files, "
         "so choose a bucket without a retention policy",
     ),
     (
         re.compile(r"\bKMS\b|cloudkms", re.IGNORECASE),
-        ", because the key that encrypts the bucket cannot be used; ask for the right to use it",
+        ", because the key that encrypts the bucket cannot be used; ask for access to the key",
     ),
 )  # fmt: skip
-"""What the clients say, and how the sentence goes on."""
+"""Patterns of the clients' messages, with the ends of the error sentences."""
 _FAILURES = (
     (re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection|connect|"
                 r"resolve", re.IGNORECASE), "check the network, and try again later"),
     (re.compile(r"RESOURCE_EXHAUSTED|\b429\b|rate|quota", re.IGNORECASE),
      "too many requests or no quota left; try again later"),
     (re.compile(r"NOT_IMPLEMENTED|UNIMPLEMENTED|\b501\b|\b405\b", re.IGNORECASE),
-     "the server lacks what mtil needs; choose another storage"),
+     "the server lacks a request that mtil needs; choose another storage"),
     (re.compile(r"INVALID_ARGUMENT|\b400\b|Invalid bucket name", re.IGNORECASE),
      "correct the gs:// location"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a store may delete below a folder."""
+"""Objects below a folder that a store may delete."""
 
 import re
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a folder, reached through no link."""
+    """Contents of a folder, without following links."""
 
     sizes: Mapping[str, int]
-    """Bytes of each object, and of what interrupted writes left, by name; sorted."""
+    """Size in bytes of each object and partial file, by name; sorted."""
     left: tuple[str, ...]
-    """Names of links, devices and the like, which are never deleted; sorted."""
+    """Names of links, devices, pipes and sockets, which are never deleted; sorted."""
 
     def matching(self, folder: str, pattern: re.Pattern[str]) -> list[str]:
-        """Return the objects whose name, relative to a folder, is as a pattern says."""
+        """Return the names below `folder` whose remainder matches `pattern` in full."""
         start = f"{folder}/" if folder else ""
         return [
             name

@@ -1,7 +1,7 @@
 """A folder on a local or shared disk as a store.
 
-Reading follows links. Writing and deleting follow none below the store's root, so that nothing
-outside it is ever changed (see `mtil.storage.folders`). Every object is a regular file.
+Reading follows links. Writing and deleting follow no links below the store's root, so nothing
+outside the root ever changes (see `mtil.storage.folders`). Every object is a regular file.
 """
 
 import os
@@ -21,15 +21,18 @@ from mtil.storage.listing import Listing
 from mtil.storage.names import PARTIAL, checked, is_partial, shown
 
 _CHUNK_BYTES = 2**20
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_PIECE = 2**28
-_ATTEMPTS = 10
+# O_NONBLOCK: opening a named pipe must not wait for a writer.
+_READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_PIECE_BYTES = 2**28
+_WRITE_ATTEMPTS = 10
+"""Attempts of a write while other processes delete the emptied folder."""
 _MAX_PATH_BYTES = 4095
-_MAX_GROWTH = 64 * 2**20
-"""How many bytes more than a file had when it was opened are read of it."""
-_MAX_WAYS = 64
-"""By how many ways a folder may be reached through links."""
+"""PATH_MAX of Linux without the final NUL."""
+_MAX_GROWTH_BYTES = 64 * 2**20
+"""Largest growth of a file, in bytes, while being read without a limit."""
+_MAX_LINK_PATHS = 64
+"""Paths through links by which a listing may reach a folder."""
 
 
 class LocalStore:
@@ -38,16 +41,19 @@ class LocalStore:
     def __init__(self, root: str) -> None:
         try:
             self.root = Path(root).expanduser().absolute()
-        except (RuntimeError, OSError) as error:  # nobody's home; a working folder that has gone
+        # RuntimeError: `~user` of an unknown user. OSError: the working folder was deleted.
+        except (RuntimeError, OSError) as error:
             raise StorageError(
-                f"{shown(root)} names no folder here ({str(error).rstrip('.')}); name another."
+                f"{shown(root)} names no folder here ({str(error).rstrip('.')}); choose another."
             ) from None
         if "\0" in root:
             raise StorageError(f"A path must have no NUL, but got {shown(root)}.")
-        above = (self.root, *self.root.parents)
-        self._found = next(
-            (folder for folder in above if os.path.isdir(folder)),  # noqa: PTH112
-            above[-1],
+        # The innermost folder that exists now; `_remove_empty` stops at this folder. Path.is_dir
+        # raises PermissionError where os.path.isdir returns False.
+        candidates = (self.root, *self.root.parents)
+        self._preexisting = next(
+            (folder for folder in candidates if os.path.isdir(folder)),  # noqa: PTH112
+            candidates[-1],
         )
 
     @property
@@ -67,22 +73,22 @@ class LocalStore:
         return self._pieces(name, _CHUNK_BYTES, None)
 
     def _pieces(self, name: str, piece_bytes: int | None, max_bytes: int | None) -> Iterator[bytes]:
-        """Yield a file's bytes in pieces, or by default in one piece if it does not grow."""
+        """Yield a file's bytes in pieces; by default in one piece, unless the file grows."""
         path = self._path(name)
         try:
             file = _open(path)
             try:
                 size = os.fstat(file).st_size
-                limit = size + _MAX_GROWTH if max_bytes is None else max_bytes
+                limit = size + _MAX_GROWTH_BYTES if max_bytes is None else max_bytes
                 if size > limit:
                     raise too_large(str(path), limit)
-                while piece := os.read(file, piece_bytes or min(size + 1, _MAX_PIECE)):
+                while piece := os.read(file, piece_bytes or min(size + 1, _MAX_PIECE_BYTES)):
                     limit -= len(piece)
                     if limit < 0 and max_bytes is not None:
                         raise too_large(str(path), max_bytes)
                     if limit < 0:
                         raise StorageError(
-                            f"{path} grows while it is read; end the process that writes it."
+                            f"{path} grows while it is read; end the process that writes the file."
                         )
                     yield piece
             finally:
@@ -94,28 +100,39 @@ class LocalStore:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
-        self._place(name, data, _replace)
+        self._write_atomically(name, data, _replace)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
-        return self._place(name, data, creation.named)
+        return self._write_atomically(name, data, creation.named)
 
-    def _place(self, name: str, data: bytes, give: Callable[[str, str, int, str], bool]) -> bool:
-        """Write a file under a name of its own and give it the name it is to have."""
+    def _write_atomically(
+        self, name: str, data: bytes, publish: Callable[[str, str, int, str], bool]
+    ) -> bool:
+        """Write a partial file, then give the file its final name by `publish`.
+
+        Args:
+            name: the object's name.
+            data: the object's bytes.
+            publish: takes the partial name, the final name, the folder's descriptor and the path.
+                Returns whether the final name now has the data.
+        """
         path = self._path(name)
         *inner, last = _parts(name)
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_WRITE_ATTEMPTS):
             try:
-                with folders.opened(self.root, inner, make=True) as held:
-                    _refuse_irregular(path, last, held[-1])
-                    partial = _write_partial(held[-1], data)
+                with folders.opened(self.root, inner, make=True) as descriptors:
+                    _refuse_irregular(path, last, descriptors[-1])
+                    partial = _write_partial(descriptors[-1], data)
                     try:
-                        return give(partial, last, held[-1], str(path))
+                        return publish(partial, last, descriptors[-1], str(path))
                     finally:
-                        with suppress(FileNotFoundError):  # renamed
-                            os.unlink(partial, dir_fd=held[-1])
-            except FileNotFoundError as error:  # a delete elsewhere has taken the empty folder
-                if attempt == _ATTEMPTS - 1:
+                        # The partial name is gone after a rename, but not after a hard link.
+                        with suppress(FileNotFoundError):
+                            os.unlink(partial, dir_fd=descriptors[-1])
+            # A concurrent delete of the folder's last object removed the folder too.
+            except FileNotFoundError as error:
+                if attempt == _WRITE_ATTEMPTS - 1:
                     raise words.failed(path, "written", error) from None
             except OSError as error:
                 raise words.failed(path, "written", error) from None
@@ -139,12 +156,13 @@ class LocalStore:
         return [name for name in self.sizes(prefix) if not is_partial(name)]
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """See `Store.sizes`; links are followed, and those to nothing are listed too."""
-        found = {}
-        for path in _files(self._path(prefix) if prefix else self.root):
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                found[path.relative_to(self.root).as_posix()] = _size(path)
-        return dict(sorted(found.items()))
+        """See `Store.sizes`. Follows links, and lists dangling links too."""
+        sizes = {}
+        for path in _walk_files(self._path(prefix) if prefix else self.root):
+            # Another process may delete the file between the listing and `stat`.
+            with suppress(FileNotFoundError):
+                sizes[path.relative_to(self.root).as_posix()] = _size(path)
+        return dict(sorted(sizes.items()))
 
     def deletable(self, prefix: str = "") -> Listing:
         """See `Store.deletable`."""
@@ -152,9 +170,9 @@ class LocalStore:
         sizes: dict[str, int] = {}
         left: list[str] = []
         try:
-            for name, found in folders.listed(self.root, folder):
-                if stat.S_ISREG(found.st_mode):
-                    sizes[name] = found.st_size
+            for name, status in folders.listed(self.root, folder):
+                if stat.S_ISREG(status.st_mode):
+                    sizes[name] = status.st_size
                 else:
                     left.append(name)
         except FileNotFoundError:
@@ -166,51 +184,52 @@ class LocalStore:
         return Listing(dict(sorted(sizes.items())), tuple(sorted(left)))
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`; folders that this empties go too, as a bucket has none.
+        """See `Store.delete`. Also deletes emptied folders, as a bucket has no folders.
 
-        Those that were there before the store was opened stay. A link is deleted itself, and never
-        what it leads to.
+        Folders older than this store object stay. A link is deleted, never the target.
         """
         path = self._path(name)
         *inner, last = _parts(name)
         try:
-            with folders.opened(self.root, inner) as held:
-                found = os.stat(last, dir_fd=held[-1], follow_symlinks=False)
-                if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
-                    raise words.irregular(path, found.st_mode)
-                os.unlink(last, dir_fd=held[-1])
-                self._remove_empty(inner, held)
+            with folders.opened(self.root, inner) as descriptors:
+                status = os.stat(last, dir_fd=descriptors[-1], follow_symlinks=False)
+                if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+                    raise words.irregular(path, status.st_mode)
+                os.unlink(last, dir_fd=descriptors[-1])
+                self._remove_empty(inner, descriptors)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise words.failed(path, "deleted", error) from None
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
-        """See `Store.clear`; folders that this empties go too, as in `delete`."""
+        """See `Store.clear`. Also deletes emptied folders, as `delete` does."""
         for name in self.deletable(folder).matching(folder, pattern):
             self.delete(name)
 
-    def _remove_empty(self, inner: list[str], held: list[int]) -> None:
-        """Remove the folders that are empty now, the innermost first."""
+    def _remove_empty(self, inner: list[str], descriptors: list[int]) -> None:
+        """Remove emptied folders, innermost first."""
         try:
-            for name, above in zip(reversed(inner), reversed(held[:-1]), strict=True):
-                os.rmdir(name, dir_fd=above)
+            for name, parent in zip(reversed(inner), reversed(descriptors[:-1]), strict=True):
+                os.rmdir(name, dir_fd=parent)
             folder = self.root
-            while folder != self._found:
+            while folder != self._preexisting:
                 folder.rmdir()
                 folder = folder.parent
-        except OSError:  # not empty, or not ours to remove
+        # The folder is not empty, or its removal is not permitted.
+        except OSError:
             return
 
     def _path(self, name: str) -> Path:
         path = self.root / checked(name)
         try:
             size = len(os.fsencode(path))
-            if size > _MAX_PATH_BYTES:  # descriptors of folders would go deeper
+            # Writing through folder descriptors allows longer paths, but reading opens whole paths.
+            if size > _MAX_PATH_BYTES:
                 raise words.failed(shown(name), "used", OSError(ENAMETOOLONG, "File name too long"))
         except UnicodeEncodeError:
             raise StorageError(
-                f"A name must be one that this system can write, but got {shown(name)}; rename it."
+                f"A name must be encodable on this system, but got {shown(name)}; rename the file."
             ) from None
         return path
 
@@ -220,15 +239,17 @@ def _parts(name: str) -> list[str]:
 
 
 def _open(path: Path) -> int:
-    """Open a regular file for reading; what is none might never answer."""
+    """Open a regular file for reading."""
+    # Look before opening: opening or reading a device or a named pipe may wait for ever.
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise NotFoundError(f"{path} does not exist, but a folder of that name does.")
+        raise NotFoundError(f"{path} does not exist as a file, only as a folder.")
     if not stat.S_ISREG(mode):
         raise words.irregular(path, mode)
-    file = os.open(path, _READ)
+    file = os.open(path, _READ_FLAGS)
     mode = os.fstat(file).st_mode
-    if not stat.S_ISREG(mode):  # exchanged since
+    # Another process may have replaced the file since the first look.
+    if not stat.S_ISREG(mode):
         os.close(file)
         raise words.irregular(path, mode)
     return file
@@ -240,7 +261,7 @@ def _replace(partial: str, name: str, folder: int, where: str) -> bool:
 
 
 def _refuse_irregular(path: Path, name: str, folder: int) -> None:
-    """Refuse to give the name of a folder, a device or the like to a file; a link is replaced."""
+    """Raise if a folder, a device or another special file has the name. Links may be replaced."""
     try:
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -250,11 +271,11 @@ def _refuse_irregular(path: Path, name: str, folder: int) -> None:
 
 
 def _write_partial(folder: int, data: bytes) -> str:
-    """Write a file under a name of its own, whole and on the disk; return the name."""
+    """Write and sync a file with a new partial name. Return the name."""
     while True:
         name = f"{PARTIAL}{secrets.token_hex(6)}"
         try:
-            handle = os.open(name, _NEW, 0o666, dir_fd=folder)
+            handle = os.open(name, _CREATE_FLAGS, 0o666, dir_fd=folder)
             break
         except FileExistsError:
             continue
@@ -262,6 +283,7 @@ def _write_partial(folder: int, data: bytes) -> str:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            # Sync before the rename: a crash must leave the old or the complete new object.
             os.fsync(file.fileno())
     except BaseException:
         os.unlink(name, dir_fd=folder)
@@ -270,36 +292,40 @@ def _write_partial(folder: int, data: bytes) -> str:
 
 
 def _size(path: Path) -> int:
-    """Return a file's bytes; of a link that leads to no file, or in a circle, the link's."""
+    """Return a file's size in bytes; for a dangling or circular link, the size of the link."""
     try:
         return path.stat().st_size
     except OSError as error:
         try:
-            found = path.lstat()
+            status = path.lstat()
         except FileNotFoundError:
             raise
         except OSError:
             raise words.failed(path, "read", error) from None
-        if not stat.S_ISLNK(found.st_mode):
+        if not stat.S_ISLNK(status.st_mode):
             raise words.failed(path, "read", error) from None
-        return found.st_size
+        return status.st_size
 
 
-def _files(start: Path) -> Iterator[Path]:
-    """Yield the files below a folder, through links too, but into no folder twice on one way."""
-    above: dict[str, frozenset[str]] = {}
-    ways = Counter[str]()
+def _walk_files(start: Path) -> Iterator[Path]:
+    """Yield the files below a folder, through links too.
+
+    Never enters a folder below itself, so circular links end.
+    """
+    ancestors: dict[str, frozenset[str]] = {}
+    num_paths = Counter[str]()
     for folder, inner, files in os.walk(start, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(folder)
-        ways[real] += 1
-        if ways[real] > _MAX_WAYS:
+        # Without a limit, 30 folders with two links each to the next have 2^30 paths.
+        num_paths[real] += 1
+        if num_paths[real] > _MAX_LINK_PATHS:
             raise StorageError(
-                f"A folder may be reached by {_MAX_WAYS} ways, but links below {start} lead to "
-                f"{real} by more; remove some."
+                f"A folder may be reached by {_MAX_LINK_PATHS} paths, but links below {start} "
+                f"lead to {real} by more; remove some links."
             )
-        way = above.pop(folder, frozenset()) | {real}
-        inner[:] = [one for one in inner if os.path.realpath(Path(folder) / one) not in way]
-        above |= {os.path.join(folder, one): way for one in inner}  # noqa: PTH118
+        chain = ancestors.pop(folder, frozenset()) | {real}
+        inner[:] = [name for name in inner if os.path.realpath(Path(folder) / name) not in chain]
+        ancestors |= {os.path.join(folder, name): chain for name in inner}  # noqa: PTH118
         yield from (Path(folder) / file for file in files)
 
 

@@ -1,4 +1,4 @@
-"""Names of objects: relative, with forward slashes, never outside their folder."""
+"""Object names: relative, with forward slashes, never outside the store."""
 
 import re
 from pathlib import PurePosixPath
@@ -6,18 +6,18 @@ from pathlib import PurePosixPath
 from mtil.errors import StorageError
 
 PARTIAL = ".partial-"
-"""How the name of a file begins that an interrupted write has left."""
+"""Name prefix of temporary files, left behind when a write is interrupted."""
 PARTIAL_NAME = rf"{re.escape(PARTIAL)}[0-9a-z_]+"
-"""A regular expression for the last part of such a name."""
+"""Regular expression for the last component of a partial file's name."""
 MAX_KEY_BYTES = 1024
-"""The most bytes that S3 and Google take for the name of an object."""
+"""Longest object key, in bytes of UTF-8, in S3 and Google Cloud Storage."""
 
 
 def checked(name: str) -> str:
-    """Return a name in its plain form.
+    """Return a name in normal form.
 
     Raises:
-        StorageError: if the name would leave its folder, or no storage can have it.
+        StorageError: if the name is empty, leaves its folder, or contains NUL.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -26,33 +26,34 @@ def checked(name: str) -> str:
 
 
 def checked_key(prefix: str, name: str) -> str:
-    """Return the key of an object in a bucket.
+    """Return the bucket key of an object.
 
     Raises:
-        StorageError: if the name would leave its folder, or a bucket cannot have it.
+        StorageError: if the name leaves its folder, is not valid Unicode, or is too long.
     """
     key = "/".join(part for part in (prefix, checked(name)) if part)
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
         raise StorageError(
-            f"A name in a bucket must be Unicode, but {shown(name)} has bytes that are not; "
+            f"A name in a bucket must be Unicode, but {shown(name)} has other bytes; "
             "rename the file."
         ) from None
     if size > MAX_KEY_BYTES:
         raise StorageError(
             f"A name in a bucket may have {MAX_KEY_BYTES} bytes, but {shown(name)} has {size}; "
-            "shorten it."
+            "shorten the name."
         )
     return key
 
 
 def is_partial(name: str) -> bool:
-    """Say whether a name is that of a file that an interrupted write has left."""
+    """Return whether a name belongs to the partial file of an interrupted write."""
     return PurePosixPath(name).name.startswith(PARTIAL)
 
 
 def shown(name: str) -> str:
-    """Return a name as an error shows it: quoted, escaped, and cut if it is long."""
+    """Return a name for error messages: quoted, escaped, and shortened if long."""
+    # Lone surrogates stand for undecodable bytes and cannot be encoded for a terminal.
     text = ascii(name) if any("\ud800" <= letter <= "\udfff" for letter in name) else repr(name)
     return text if len(text) <= 120 else f"{text[:80]}…{text[-30:]}"

@@ -1,7 +1,7 @@
-"""An S3 bucket, or one of a compatible server, as a store.
+"""A bucket of S3 or a compatible server as a store.
 
-One client per process, never across a fork: an inherited connection answers with another
-process's bytes.
+Every process makes a client, never inherited by a fork: an inherited connection returns the bytes
+of a different process.
 """
 
 import io
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**20
 _CREATE_ATTEMPTS = 6
 _READ_ATTEMPTS = 5
-_KEYS_A_CALL = 1000
-"""How many objects S3 deletes at once."""
+_MAX_KEYS_PER_DELETE = 1000
+"""Most objects in a delete request of S3."""
 _NUM_DELETERS = 16
 PART_BYTES = 16 * 2**20
-"""Larger objects are written in parts of this size, of which a few are on the way at a time."""
+"""Part size of larger objects. A few parts upload at a time."""
 _NO_MULTI_DELETE = (
     "MissingContentMD5", "InvalidDigest", "BadDigest", "NotImplemented", "501", "MethodNotAllowed",
     "405", "InvalidRequest", "MalformedXML", "MissingRequestBodyError", "UnsupportedOperation",
 )  # fmt: skip
-"""What servers say that do not delete several objects at once, or not as this client asks."""
+"""Error codes of servers that lack this client's request for deleting several objects."""
 
 
 class S3Store:
-    """A prefix of a bucket; endpoint, region and credentials by the standard AWS environment."""
+    """A bucket or a prefix; the standard AWS environment has endpoint, region and credentials."""
 
     def __init__(self, location: str) -> None:
         self.bucket, _, prefix = location.partition("/")
         self.prefix = prefix.strip("/")
         self.lacks_multi_delete: str | None = None
-        """The code with which the server has refused to delete several objects at once."""
+        """Error code if the server refused to delete several objects at once, else None."""
         if not self.bucket:
             raise StorageError(f"An s3:// location must name a bucket, but got 's3://{location}'.")
 
     @property
     def uri(self) -> str:
-        """The bucket and prefix."""
+        """URI of the bucket and prefix."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
@@ -65,39 +65,45 @@ class S3Store:
         return self._chunks(name, None)
 
     def _chunks(self, name: str, max_bytes: int | None) -> Iterator[bytes]:
-        """Yield an object's bytes; go on behind what has come where an answer breaks off."""
+        """Yield an object's bytes. Resume after the last received byte if an answer breaks off."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-        key, come, broken = self._key(name), 0, 0
-        more: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key}
+        key, num_received, num_breaks = self._key(name), 0, 0
+        request: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key}
         with S3Errors(self.bucket, key, "read"):
             while True:
-                answer = _s3().get_object(**more)
-                if max_bytes is not None and answer.get("ContentLength", 0) > max_bytes - come:
+                answer = _s3().get_object(**request)
+                # Refuse by the announced length, before reading the body.
+                if (
+                    max_bytes is not None
+                    and answer.get("ContentLength", 0) > max_bytes - num_received
+                ):
                     raise too_large(f"{self.uri}/{name}", max_bytes)
                 try:
                     for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
-                        come += len(chunk)
+                        num_received += len(chunk)
                         yield chunk
                     return
-                except (HTTPClientError, IncompleteReadError):  # which botocore asks no more for
-                    broken += 1
-                    if broken == _READ_ATTEMPTS:
+                # botocore retries requests, but not broken bodies.
+                except (HTTPClientError, IncompleteReadError):
+                    num_breaks += 1
+                    if num_breaks == _READ_ATTEMPTS:
                         raise
-                    time.sleep(random.uniform(0, 0.1 * 2**broken))
-                    more |= {"Range": f"bytes={come}-", "IfMatch": answer["ETag"]}
+                    time.sleep(random.uniform(0, 0.1 * 2**num_breaks))
+                    # IfMatch: the rest must come from the same version of the object.
+                    request |= {"Range": f"bytes={num_received}-", "IfMatch": answer["ETag"]}
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Store.write`; a large object is written in parts, which count once all are there."""
+        """See `Store.write`. A large object goes in parts and appears after the last part."""
         key = self._key(name)
         with S3Errors(self.bucket, key, "write"):
             if len(data) <= PART_BYTES:
                 _s3().put_object(Bucket=self.bucket, Key=key, Body=data)
             else:
-                _s3().upload_fileobj(io.BytesIO(data), self.bucket, key, Config=_in_parts())
+                _s3().upload_fileobj(io.BytesIO(data), self.bucket, key, Config=_multipart_config())
 
     def create(self, name: str, data: bytes) -> bool:
-        """See `Store.create`; needs a server that honours `If-None-Match` on writes."""
+        """See `Store.create`. The server must support `If-None-Match` on writes."""
         from botocore.exceptions import ClientError
 
         key = self._key(name)
@@ -111,7 +117,8 @@ class S3Store:
                         return False
                     if code != "ConditionalRequestConflict" or attempt == _CREATE_ATTEMPTS - 1:
                         raise
-                    time.sleep(0.1 * 2**attempt)  # others write it right now; see who was first
+                    # Another process is writing the object. Try again to see which was first.
+                    time.sleep(0.1 * 2**attempt)
                 else:
                     break
         return True
@@ -128,7 +135,7 @@ class S3Store:
                 except ClientError as error:
                     if error.response["Error"].get("Code") in ("404", "NoSuchKey"):
                         return False
-                    # an answer to HEAD has no body, which alone says why
+                    # An answer to HEAD has no body, so a GET must fetch the error code.
                     _s3().get_object(Bucket=self.bucket, Key=key, Range="bytes=0-0")
                     raise
         except NotFoundError:
@@ -140,15 +147,15 @@ class S3Store:
         return list(self.sizes(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """See `Store.sizes`; a bucket keeps nothing of an interrupted write."""
-        return {name: item["Size"] for name, item in self._listed(prefix).items()}
+        """See `Store.sizes`. Interrupted writes leave nothing in a bucket."""
+        return {name: item["Size"] for name, item in self._list_items(prefix).items()}
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return what is another once an object below a folder is written anew: its tag."""
-        return {name: item["ETag"] for name, item in self._listed(prefix).items()}
+        """Return ETags by name. An ETag changes with the object's content."""
+        return {name: item["ETag"] for name, item in self._list_items(prefix).items()}
 
     def deletable(self, prefix: str = "") -> Listing:
-        """See `Store.deletable`; a bucket has no links."""
+        """See `Store.deletable`. A bucket has no links."""
         return Listing(self.sizes(prefix), ())
 
     def delete(self, name: str) -> None:
@@ -159,17 +166,17 @@ class S3Store:
         """See `Store.clear`."""
         names = self.deletable(folder).matching(folder, pattern)
         keys = [self._key(name) for name in names]
-        for start in range(0, len(keys), _KEYS_A_CALL):
-            left = self._delete_at_once(keys[start : start + _KEYS_A_CALL])
+        for start in range(0, len(keys), _MAX_KEYS_PER_DELETE):
+            remaining = self._delete_at_once(keys[start : start + _MAX_KEYS_PER_DELETE])
             with ThreadPoolExecutor(_NUM_DELETERS) as deleters:
-                list(deleters.map(self._delete, left))
+                list(deleters.map(self._delete, remaining))
 
     def _delete(self, key: str) -> None:
         with S3Errors(self.bucket, key, "delete"):
             _s3().delete_object(Bucket=self.bucket, Key=key)
 
     def _delete_at_once(self, keys: Sequence[str]) -> list[str]:
-        """Delete objects in one request; return those that must be deleted one by one."""
+        """Delete objects by a single request. Return the keys not deleted."""
         from botocore.exceptions import ClientError
 
         with S3Errors(self.bucket, keys[0], "delete"):
@@ -185,22 +192,24 @@ class S3Store:
                 return list(keys)
         return [error["Key"] for error in answer.get("Errors", []) if "Key" in error]
 
-    def _listed(self, prefix: str) -> "dict[str, ObjectTypeDef]":
+    def _list_items(self, prefix: str) -> "dict[str, ObjectTypeDef]":
         root = f"{self.prefix}/" if self.prefix else ""
         start = f"{self._key(prefix)}/" if prefix else root
-        found: dict[str, ObjectTypeDef] = {}
+        items: dict[str, ObjectTypeDef] = {}
         with S3Errors(self.bucket, start, "list"):
             pages = _s3().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=start):
-                found |= {item["Key"][len(root) :]: item for item in page.get("Contents", [])}
-        return {name: item for name, item in sorted(found.items()) if not name.endswith("/")}
+                items |= {item["Key"][len(root) :]: item for item in page.get("Contents", [])}
+        # Keys with a final slash are folder markers, not objects of a store.
+        return {name: item for name, item in sorted(items.items()) if not name.endswith("/")}
 
     def _key(self, name: str) -> str:
         return checked_key(self.prefix, name)
 
 
 def _s3() -> "S3Client":
-    """Return this process's client of the server and user that the environment names now."""
+    """Return this process's client for the server and user in the current environment."""
+    # With the process id in the cache key, a forked process makes a new client.
     aws = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
     return _client(os.getpid(), frozenset(aws))
 
@@ -217,13 +226,14 @@ def _client(pid: int, environment: frozenset[tuple[str, str]]) -> "S3Client":
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=32,
-            response_checksum_validation="when_required",  # readers verify sha256
+            # mtil's readers verify sha256, so S3's own checksums are not needed on reads.
+            response_checksum_validation="when_required",
         ),
     )
 
 
 @cache
-def _in_parts() -> "TransferConfig":
+def _multipart_config() -> "TransferConfig":
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(

@@ -1,6 +1,6 @@
-"""What an S3 server refuses, or what keeps a request from reaching one, as one sentence each.
+"""Refusals of S3 servers and failed requests, as one-line errors.
 
-Every sentence names the object, the cause and what to do; the server's own code stands in brackets.
+Every sentence names the object, the cause and the remedy, with the server's error code in brackets.
 """
 
 import os
@@ -13,10 +13,10 @@ from typing import Any, Literal
 from mtil.errors import NotFoundError, RefusedError, StorageError
 
 Doing = Literal["read", "write", "create", "delete", "list"]
-"""What is done with an object when the error comes."""
+"""The operation that failed."""
 
 MAX_LEAD_S = 15 * 60
-"""How far S3 lets clocks be apart; an answer to HEAD says no more than that it is a refusal."""
+"""Largest difference of clocks accepted by S3, in seconds."""
 _ACTIONS = {
     "read": "s3:GetObject and s3:ListBucket",
     "write": "s3:PutObject",
@@ -48,13 +48,13 @@ _BUSY = {
     "XMinioServerNotInitialized", "OperationAborted", "SlowDownRead", "SlowDownWrite",
 }  # fmt: skip
 _PAGES = {"200", "400", "401", "403", "405", "407", "500", "501"}
-"""The codes of answers with a web page for people, which no S3 server sends."""
+"""Error codes of possible web pages. S3 servers never send web pages."""
 _FULL = {
     "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientCapacity",
     "507", "InsufficientStorage", "StorageFull", "ServiceQuotaExceededException", "LimitExceeded",
     "NoSpaceLeft",
 }  # fmt: skip
-_NOT_KNOWN = {"NotImplemented", "501", "MethodNotAllowed", "405", "UnsupportedOperation",
+_UNSUPPORTED = {"NotImplemented", "501", "MethodNotAllowed", "405", "UnsupportedOperation",
               "NotSupported"}  # fmt: skip
 _CHECKSUMS = {"MissingContentMD5", "InvalidDigest", "BadDigest", "XAmzContentSHA256Mismatch",
               "XAmzContentChecksumMismatch", "ChecksumMismatch"}  # fmt: skip
@@ -62,11 +62,11 @@ _LOCKED = re.compile(r"object.?lock|\bWORM\b|retention|legal.?hold|immutab", re.
 _PAYER = re.compile(r"requester.?pays", re.IGNORECASE)
 _KEY_SERVICE = re.compile(r"\bkms\b|kms:", re.IGNORECASE)
 _CONDITION = re.compile(r"if-none-match|conditional|precondition", re.IGNORECASE)
-_REGION_TOLD = re.compile(r"expecting '([a-z0-9-]+)'")
+_EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
 
 
 class S3Errors:
-    """Turns botocore's errors into one sentence."""
+    """Turns botocore's errors into mtil's errors."""
 
     def __init__(self, bucket: str, key: str, doing: Doing) -> None:
         self.bucket, self.key, self.doing = bucket, key, doing
@@ -82,18 +82,18 @@ class S3Errors:
         from botocore.parsers import ResponseParserError
 
         if isinstance(error, ClientError):
-            raise self._answer(error.response) from error
-        # ValueError is that of what is no URL
+            raise self._explain_answer(error.response) from error
+        # botocore raises ValueError for an invalid endpoint URL.
         if isinstance(error, BotoCoreError | Boto3Error | ResponseParserError | ValueError):
-            raise self._unanswered(error) from error
+            raise self._explain_no_answer(error) from error
 
     @property
     def _where(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
-    def _answer(self, answer: Mapping[str, Any]) -> StorageError:
-        told = answer.get("Error", {})
-        code, message = str(told.get("Code") or "unknown"), str(told.get("Message") or "")
+    def _explain_answer(self, answer: Mapping[str, Any]) -> StorageError:
+        details = answer.get("Error", {})
+        code, message = str(details.get("Code") or "unknown"), str(details.get("Message") or "")
         if code in ("NoSuchKey", "404"):
             return NotFoundError(f"{self._where} does not exist.")
         if code == "NoSuchBucket":
@@ -102,19 +102,20 @@ class S3Errors:
             return StorageError(
                 f"No bucket can be called {self.bucket!r} ({code}); correct the s3:// location."
             )
-        kind = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
-        if "html" in kind and code in _PAGES:
+        content = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
+        if "html" in content and code in _PAGES:
             return StorageError(
-                f"{self._where} failed with {code}: the answer is not that of an S3 server, so "
-                "check AWS_ENDPOINT_URL and proxies."
+                f"{self._where} failed with {code}: the answer is not from an S3 server; check "
+                "AWS_ENDPOINT_URL and proxies."
             )
-        refusal = self._refusal(answer, code, message)
+        refusal = self._explain_refusal(answer, code, message)
         if refusal is not None:
             return RefusedError(refusal)
-        return StorageError(self._failure(answer, code, message))
+        return StorageError(self._explain_failure(answer, code, message))
 
-    def _refusal(self, answer: Mapping[str, Any], code: str, message: str) -> str | None:
-        """Return why the server lets nobody in, or None if that is not what it says."""
+    def _explain_refusal(self, answer: Mapping[str, Any], code: str, message: str) -> str | None:
+        """Return the sentence for a refusal of access, or None."""
+        # HEAD answers have no body and give 403 for a wrong clock too, which only the clocks show.
         lead_s = _lead_s(answer)
         refused = {*_REFUSED, *_WRONG_SECRET, *_UNKNOWN_KEY}
         is_late = abs(lead_s) > MAX_LEAD_S
@@ -148,49 +149,49 @@ class S3Errors:
             )
         if code in _REFUSED and _PAYER.search(message):
             return (
-                f"{access}, because whoever reads the bucket pays ({code}); copy the data to a "
-                "bucket of your own."
+                f"{access}, because the bucket charges its readers, requester pays ({code}); copy "
+                "the data to your own bucket."
             )
         if code in (*_REFUSED, "InvalidRequest", "ObjectLocked") and (
             code == "ObjectLocked" or _LOCKED.search(message)
         ):
             return (
                 f"{access}, because objects of the bucket are locked ({code}); mtil replaces and "
-                "deletes files of its own, so choose a bucket without object lock."
+                "deletes its files, so choose a bucket without object lock."
             )
         if code in _REFUSED:
             return (
-                f"{access} ({code}); check the AWS credentials in the environment, and that they "
-                f"have the right {_ACTIONS[self.doing]}."
+                f"{access} ({code}); check the AWS credentials in the environment, and their "
+                f"right {_ACTIONS[self.doing]}."
             )
         return None
 
-    def _failure(self, answer: Mapping[str, Any], code: str, message: str) -> str:
-        """Return what went wrong where the server has let the request in."""
-        what = f"{self._where} failed with {code}"
+    def _explain_failure(self, answer: Mapping[str, Any], code: str, message: str) -> str:
+        """Return the sentence for a failure after access was granted."""
+        start = f"{self._where} failed with {code}"
         if code in _REGION or (code == "400" and _region(answer)):
             region = _region(answer)
-            there = f"in region {region}" if region else "in another region"
-            way = f"set AWS_DEFAULT_REGION={region}" if region else (
+            place = f"in region {region}" if region else "in another region"
+            remedy = f"set AWS_DEFAULT_REGION={region}" if region else (
                 "set AWS_DEFAULT_REGION to the bucket's region, and AWS_ENDPOINT_URL to its server"
             )  # fmt: skip
-            return f"{what}, because bucket {self.bucket!r} is {there}; {way}."
+            return f"{start}, because bucket {self.bucket!r} is {place}; {remedy}."
         if self.doing == "create" and (
-            code in {*_NOT_KNOWN, "InvalidArgument"} or _CONDITION.search(message)
+            code in {*_UNSUPPORTED, "InvalidArgument"} or _CONDITION.search(message)
         ):
             return (
-                f"{what}, because {_endpoint()} cannot create an object only if there is none "
+                f"{start}, because {_endpoint()} cannot create an object only if the name is free "
                 "(`If-None-Match` on writes), which mtil needs; update the server, or choose "
                 "another storage."
             )
-        for codes, why in _FAILURES:
+        for codes, ending in _FAILURES:
             if code in codes:
-                return f"{what}{why.format(endpoint=_endpoint(), doing=self.doing)}."
-        said = f": {' '.join(message.split()).rstrip('.')[:200]}" if message else ""
-        return f"{what}{said}; see the manual of the server at {_endpoint()}."
+                return f"{start}{ending.format(endpoint=_endpoint(), doing=self.doing)}."
+        text = f": {' '.join(message.split()).rstrip('.')[:200]}" if message else ""
+        return f"{start}{text}; see the manual of the server at {_endpoint()}."
 
-    def _unanswered(self, error: Exception) -> StorageError:
-        """Return what kept a request from being answered."""
+    def _explain_no_answer(self, error: Exception) -> StorageError:
+        """Return the error for a request without an answer."""
         text = " ".join(str(error).split()).rstrip(".")
         kinds = {kind.__name__ for kind in type(error).__mro__}
         for names, refusal in _NO_CREDENTIALS:
@@ -200,15 +201,15 @@ class S3Errors:
             return StorageError(
                 f"No bucket can be called {self.bucket!r} ({text}); correct the s3:// location."
             )
-        way = next((way for names, way in _OUT_OF_REACH if kinds & names), "check the network")
+        remedy = next((hint for names, hint in _OUT_OF_REACH if kinds & names), "check the network")
         return StorageError(
-            f"Bucket {self.bucket!r} is out of reach at {_endpoint()}: {text}; {way}."
+            f"Bucket {self.bucket!r} is out of reach at {_endpoint()}: {text}; {remedy}."
         )
 
 
 _FAILURES: tuple[tuple[set[str], str], ...] = (
     (
-        _NOT_KNOWN,
+        _UNSUPPORTED,
         ", because {endpoint} does not know a request that mtil needs ({doing}); update the "
         "server, or choose another storage",
     ),
@@ -216,25 +217,25 @@ _FAILURES: tuple[tuple[set[str], str], ...] = (
     (_FULL, ": the storage is full or its quota is used up; free some space"),
     (
         _CHECKSUMS,
-        ": the server asks for another checksum than it was sent, or the bytes changed on the "
-        "way; check proxies between, and AWS_REQUEST_CHECKSUM_CALCULATION",
+        ": the server expects another checksum, or the bytes changed on the way; check proxies "
+        "and AWS_REQUEST_CHECKSUM_CALCULATION",
     ),
-    ({"InvalidObjectState"}, ": the object is archived; restore it first"),
+    ({"InvalidObjectState"}, ": the object is archived; restore the object first"),
     (
         {"KeyTooLongError", "KeyTooLong"},
         ": the name is too long for the server; choose a shorter location",
     ),
     (
         {"EntityTooLarge", "413"},
-        ": the server takes no object of that size; choose another storage",
+        ": the object is too large for the server; choose another storage",
     ),
     (
         {"400"},
-        " and no reason: most often the credentials have expired, the region is wrong or the "
-        "server speaks https; check the AWS variables of the environment",
+        " and no reason: usually the credentials have expired, the region is wrong or the server "
+        "speaks https; check the AWS variables of the environment",
     ),
 )
-"""Codes, and how the sentence goes on after `... failed with CODE`."""
+"""Error codes, each with the end of the sentence after `... failed with CODE`."""
 
 _NO_CREDENTIALS: tuple[tuple[set[str], str], ...] = (
     (
@@ -244,7 +245,7 @@ _NO_CREDENTIALS: tuple[tuple[set[str], str], ...] = (
     ),
     (
         {"PartialCredentialsError"},
-        "The AWS credentials for {where} are not whole ({text}); set both AWS_ACCESS_KEY_ID and "
+        "The AWS credentials for {where} are incomplete ({text}); set both AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY.",
     ),
     (
@@ -259,7 +260,7 @@ _NO_CREDENTIALS: tuple[tuple[set[str], str], ...] = (
         "~/.aws/config.",
     ),
 )  # fmt: skip
-"""Errors of botocore by name, since not every version has all of them."""
+"""Errors of botocore by name, because some versions lack some classes."""
 
 _OUT_OF_REACH: tuple[tuple[set[str], str], ...] = (
     ({"SSLError"}, "check that the endpoint speaks https, and AWS_CA_BUNDLE"),
@@ -267,9 +268,9 @@ _OUT_OF_REACH: tuple[tuple[set[str], str], ...] = (
     ({"NoRegionError", "InvalidRegionError"}, "set AWS_DEFAULT_REGION"),
     (
         {"ResponseParserError"},
-        "the answer is not that of an S3 server, so check AWS_ENDPOINT_URL and proxies",
+        "the answer is not from an S3 server; check AWS_ENDPOINT_URL and proxies",
     ),
-    ({"ConnectTimeoutError", "ReadTimeoutError"}, "check the network, and whether it is slow"),
+    ({"ConnectTimeoutError", "ReadTimeoutError"}, "check the network and its speed"),
     ({"EndpointConnectionError", "ConnectionError"}, "check AWS_ENDPOINT_URL and the network"),
     ({"ValueError"}, "correct AWS_ENDPOINT_URL, such as http://HOST:PORT"),
 )
@@ -284,20 +285,20 @@ def _endpoint() -> str:
 
 
 def _region(answer: Mapping[str, Any]) -> str | None:
-    """Return the region that an answer names as the bucket's."""
-    told = answer.get("Error", {})
+    """Return the bucket's region named in an answer, or None."""
+    details = answer.get("Error", {})
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    named = told.get("Region") or headers.get("x-amz-bucket-region")
+    named = details.get("Region") or headers.get("x-amz-bucket-region")
     if named:
         return str(named)
-    match = _REGION_TOLD.search(str(told.get("Message") or ""))
+    match = _EXPECTED_REGION.search(str(details.get("Message") or ""))
     return match[1] if match else None
 
 
 def _lead_s(answer: Mapping[str, Any]) -> float:
-    """Return the seconds by which this machine's clock is ahead of a server's that has answered."""
-    told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    """Return the seconds by which this machine's clock is ahead of the server's."""
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     try:
-        return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
-    except ValueError:  # no date
+        return time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
+    except ValueError:
         return 0.0

@@ -1,19 +1,19 @@
-"""Errors of a file system in words: what went wrong and what to do."""
+"""File system errors as sentences: cause and remedy."""
 
 import errno
 import stat
 
 from mtil.errors import StorageError
 
-_WAYS_OUT = {
+_REMEDIES = {
     errno.ENOSPC: "free some space, or choose another place",
     errno.EDQUOT: "the quota is used up; free some space, or choose another place",
-    errno.EFBIG: "the file system or `ulimit -f` allows no file of that size; choose another place",
+    errno.EFBIG: "the file system or `ulimit -f` allows no file this large; choose another place",
     errno.EROFS: "choose a place that can be written",
     errno.EACCES: "check the owner and the permissions of the file and its folders",
-    errno.EPERM: "the file system, the file's attributes or a policy forbids it; "
+    errno.EPERM: "the file system, the file's attributes or a policy forbids this operation; "
     "choose another place",
-    errno.EIO: "the disk or the network behind it fails; check it (`dmesg`)",
+    errno.EIO: "the disk or its network fails; check the disk (`dmesg`)",
     errno.ESTALE: "the file server has replaced the file; run the same command again",
     errno.ENOTCONN: "the network file system is not connected; mount it again",
     errno.ETIMEDOUT: "the file server does not answer; try again later",
@@ -21,10 +21,10 @@ _WAYS_OUT = {
     errno.EHOSTUNREACH: "the file server cannot be reached; try again later",
     errno.EREMOTEIO: "the file server fails; try again later",
     errno.ENAMETOOLONG: "most file systems allow 255 bytes a name and 4096 a path; shorten it",
-    errno.EILSEQ: "the file system does not allow these letters in a name; rename the file",
-    errno.EINVAL: "the file system does not allow that; choose another place",
-    errno.ENOTSUP: "the file system does not allow that; choose another place",
-    errno.ENOSYS: "the file system does not allow that; choose another place",
+    errno.EILSEQ: "the file system does not allow some characters of the name; rename the file",
+    errno.EINVAL: "the file system does not allow this operation; choose another place",
+    errno.ENOTSUP: "the file system does not allow this operation; choose another place",
+    errno.ENOSYS: "the file system does not allow this operation; choose another place",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
     errno.ENFILE: "the machine has no open file left; end other processes",
     errno.ENOMEM: "end other processes, or take a machine with more memory",
@@ -32,12 +32,12 @@ _WAYS_OUT = {
     errno.ENOTDIR: "a part of the path is a file; rename it, or choose another place",
     errno.EISDIR: "a folder has that name; rename it, or choose another place",
     errno.ENOTEMPTY: "other files came into the folder meanwhile; run the same command again",
-    errno.EBUSY: "another process or a mount holds it; try again later",
-    errno.ETXTBSY: "another process runs it; end that first",
+    errno.EBUSY: "another process or a mount holds the file; try again later",
+    errno.ETXTBSY: "another process runs the file; end the process first",
     errno.EMLINK: "the folder holds as many as the file system allows; choose another place",
     errno.EOVERFLOW: "the file is too large for this system",
-    errno.ENXIO: "it is no regular file; remove it",
-    errno.ENODEV: "its device is gone; mount it again",
+    errno.ENXIO: "the path is not a regular file; remove it",
+    errno.ENODEV: "the device is gone; mount it again",
     errno.EKEYEXPIRED: "the ticket of the network file system has expired; run `kinit`",
     errno.ENOKEY: "the folder is encrypted and locked; unlock it",
 }
@@ -52,26 +52,26 @@ _KINDS = {
 
 
 def failed(where: object, what: str, error: OSError) -> StorageError:
-    """Return the error for a path with which something cannot be done.
+    """Return the error for a failed operation on a path.
 
     Args:
         where: the path.
-        what: the past participle, such as `read`.
-        error: what the system says.
+        what: the operation as a past participle, such as `read`.
+        error: the system's error.
     """
     reason = error.strerror or (str(error) or type(error).__name__).rstrip(".")
-    way = _WAYS_OUT.get(error.errno or 0)
-    return StorageError(f"{where} cannot be {what}: {reason}{f'; {way}' if way else ''}.")
+    remedy = _REMEDIES.get(error.errno or 0)
+    return StorageError(f"{where} cannot be {what}: {reason}{f'; {remedy}' if remedy else ''}.")
 
 
 def irregular(where: object, mode: int) -> StorageError:
-    """Return the error for a path at which there is something else than a regular file."""
+    """Return the error for a path that is not a regular file."""
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return StorageError(f"{where} must be a regular file, but is {kind}; remove or rename it.")
 
 
 def linked(root: object, folder: str) -> StorageError:
-    """Return the error for a folder below a store's root that is a link, where mtil writes."""
+    """Return the error for a link in place of a folder below a store's root."""
     return StorageError(
         f"{root}/{folder} is a link, and mtil neither writes nor deletes through links inside "
         f"{root}; replace the link by a folder, or make {root} itself the link."

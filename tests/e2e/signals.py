@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-SENTENCE = "Interrupted; the same command goes on where it was.\n"
+SENTENCE = "Interrupted; run the same command again to resume.\n"
 COMMANDS = ("train", "circle", "evaluate", "predict", "prepare", "prepare --on-ray")
 _SMALL = (
     "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet10_tiny",

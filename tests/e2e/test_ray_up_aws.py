@@ -61,7 +61,7 @@ from cluster import launch
 from ray.scripts.scripts import cli
 
 # The launcher in this process rather than in one of its own, where the mock would not be.
-launch._run = lambda name, words: cli(words, standalone_mode=False)
+launch._run_ray = lambda name, words: cli(words, standalone_mode=False)
 # The mock is looked at when the machine, its disk and its tags are all there.
 made, run_instances = threading.Event(), InstanceBackend.run_instances
 def noted(*args, **more):

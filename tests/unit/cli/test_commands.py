@@ -323,7 +323,7 @@ def test_an_interrupted_command_leaves_nothing_half_done(
         finally:
             process.kill()
     assert process.returncode == 130
-    assert told == "mtil: Interrupted; the same command goes on where it was.\n"
+    assert told == "mtil: Interrupted; run the same command again to resume.\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Every template passes; a file with one mistake is told which."""
+"""Every template passes, and every mistake in a file is reported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ Mistake = Callable[[Document], object]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder that holds what the files mount: the token, and a key for the desks."""
+    """A home folder with the files mounted by the templates: the token, and an ssh key."""
     folder = tmp_path / "home"
     for name in (".ray/auth_token", ".ssh/mtil"):
         (folder / name).parent.mkdir(parents=True)
@@ -102,7 +102,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "head", "host=127.0.0.1", "host=0.0.0.0"),
-        "must listen on 127.0.0.1, but head says --dashboard-host=0.0.0.0",
+        "must listen on 127.0.0.1, but head has --dashboard-host=0.0.0.0",
     ),
     (
         "cluster",
@@ -112,7 +112,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "worker", "RAY_AUTH_MODE=token", ""),
-        "must have RAY_AUTH_MODE=token, but that of gpu has not",
+        "must have RAY_AUTH_MODE=token, but lacks it in gpu",
     ),
     (
         "cluster",
@@ -134,21 +134,21 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: node_type(d, "gpu").update(min_workers=2),
         "gpu must start from 0 workers",
     ),
-    ("cluster", lambda d: d.pop("idle_timeout_minutes"), "but the idle timeout is not said"),
+    ("cluster", lambda d: d.pop("idle_timeout_minutes"), "but the idle timeout is missing"),
     (
         "cluster",
         lambda d: node_type(d, "gpu")["resources"].update(GPU=2),
-        "gpu must say `GPU: 1`, which is what g6.xlarge has, but says 2",
+        "gpu must have `GPU: 1`, the GPUs of g6.xlarge, but has 2",
     ),
     (
         "cluster",
         lambda d: node_type(d, "gpu")["node_config"].update(InstanceType="m6i.xlarge"),
-        "gpu must say `GPU: 0`, which is what m6i.xlarge has, but says 1",
+        "gpu must have `GPU: 0`, the GPUs of m6i.xlarge, but has 1",
     ),
     (
         "cluster",
         lambda d: node_type(d, "gpu")["resources"].update(CPU=1),
-        "a CPU for each GPU and one for Ray Data, which else waits for ever, but has 1 for 1",
+        "a CPU for each GPU and a CPU for Ray Data, or Ray Data waits for ever, but has 1 for 1",
     ),
     (
         "cluster",
@@ -214,7 +214,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "skypilot",
         lambda d: d["resources"].update(accelerators="L5:1"),
-        "must be of a type that is known, but is L5",
+        "must be of a known type, but is L5",
     ),
     ("skypilot", lambda d: d["resources"].update(ports=8265), "`resources.ports` must be left out"),
     ("skypilot", lambda d: d.update(envs={"HF_TOKEN": "abc"}), "but `envs.HF_TOKEN` looks like"),
@@ -227,7 +227,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: node_type(d, "gpu")["resources"].update({"accelerator_type:L5": 1}),
-        "must be of a type that is known, but is L5",
+        "must be of a known type, but is L5",
     ),
     (
         "cluster",
@@ -235,19 +235,19 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
             _config(d, "gpu").update(InstanceType="g5.xlarge"),
             node_type(d, "gpu")["resources"].update(CPU=3, GPU=2),
         ),
-        "gpu must say `GPU: 1`, which is what g5.xlarge has, but says 2",
+        "gpu must have `GPU: 1`, the GPUs of g5.xlarge, but has 2",
     ),
     (
         "cluster",
         lambda d: node_type(d, "gpu")["resources"].update(CPU=99),
-        "must not say more than `CPU: 4`, which is what g6.xlarge has, but says 99",
+        "must have at most `CPU: 4`, the CPUs of g6.xlarge, but has 99",
     ),
-    ("cluster", lambda d: node_type(d, "gpu")["resources"].pop("GPU"), "gpu must say GPU in its"),
+    ("cluster", lambda d: node_type(d, "gpu")["resources"].pop("GPU"), "gpu must have GPU in its"),
     ("gcp", lambda d: _config(d, "gpu").update(machineType="g9-standard-4"), "is g9-standard-4"),
     (
         "gcp",
         lambda d: _config(d, "gpu").update(machineType="n2-standard-4"),
-        "gpu must say `GPU: 0`, which is what n2-standard-4 has",
+        "gpu must have `GPU: 0`, the GPUs of n2-standard-4",
     ),
     (
         "gcp",
@@ -255,7 +255,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
             machineType="n1-standard-4",
             guestAccelerators=[{"acceleratorType": "nvidia-l5", "acceleratorCount": 1}],
         ),
-        "must be of a type that is known, but is nvidia-l5",
+        "must be of a known type, but is nvidia-l5",
     ),
     ("gcp", lambda d: _config(d, "gpu").pop("scheduling"), "onHostMaintenance: TERMINATE"),
     (
@@ -263,13 +263,13 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: _pod(d)["spec"].update(
             nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-l5"}
         ),
-        "must be of a type that is known, but is nvidia-l5",
+        "must be of a known type, but is nvidia-l5",
     ),
     ("kuberay-cluster", lambda d: _container(d).pop("resources"), "gpu must have a limit of"),
     (
         "kuberay-cluster",
         lambda d: _container(d)["resources"]["requests"].update({"nvidia.com/gpu": "2"}),
-        "gpu must ask for as many GPUs as its limit, but asks for 2 with 1",
+        "gpu must request as many GPUs as its limit, but requests 2 with 1",
     ),
     (
         "kuberay-cluster",
@@ -280,7 +280,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "kuberay-cluster",
         lambda d: _spec(d)["workerGroupSpecs"][0].update(maxReplicas=8),
-        "MTIL_MACHINES of the head must be what its groups are",
+        "MTIL_MACHINES of the head must match its groups",
     ),
     ("cluster", lambda d: d.update(max_workers=0), "`max_workers` must be 1 or more"),
     ("cluster", lambda d: d.update(upscaling_speed=0), "`upscaling_speed` must be more than 0"),
@@ -303,7 +303,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: d.update(docker={"image": "a/b:latest", "container_name": "x"}),
-        "Images must have a tag that stays what it is",
+        "Images must have a fixed tag",
     ),
     ("cluster", lambda d: d.update(docker={"image": "a/b:1"}), "`docker.container_name`"),
     (
@@ -374,7 +374,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "head", "host=127.0.0.1", "host='0.0.0.0'"),
-        "must listen on 127.0.0.1, but head says --dashboard-host=0.0.0.0",
+        "must listen on 127.0.0.1, but head has --dashboard-host=0.0.0.0",
     ),
     (
         "cluster",
@@ -399,12 +399,12 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "head", "MODE=token", "MODE=tokens"),
-        "must have RAY_AUTH_MODE=token, but that of head has not",
+        "must have RAY_AUTH_MODE=token, but lacks it in head",
     ),
     (
         "cluster",
         lambda d: _in_start(d, "head", "ray start", "RAY_AUTH_MODE=disabled ray start"),
-        "must have RAY_AUTH_MODE=token, but that of head has not",
+        "must have RAY_AUTH_MODE=token, but lacks it in head",
     ),
     (
         "cluster",
@@ -416,7 +416,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "on-prem",
         lambda d: d["provider"].update(head_ip="8.8.8.8"),
-        "addresses of a private network, since Ray's ports are open on them, but 8.8.8.8 is",
+        "addresses of a private network, as Ray's ports are open there, but 8.8.8.8 is",
     ),
     (
         "skypilot",
@@ -439,12 +439,12 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _config(d, "gpu").update(ImagesId="ami-1"),
-        '`node_config` of gpu must be as EC2 takes it, but: Unknown parameter in input: "ImagesId"',
+        '`node_config` of gpu must be valid for EC2, but: Unknown parameter in input: "ImagesId"',
     ),
     (
         "cluster",
         lambda d: _config(d, "gpu").update(IamInstanceProfile={"Name": "mtil-head"}),
-        "gpu must have an `IamInstanceProfile` of its own, but has the head's",
+        "gpu must have its own `IamInstanceProfile`, but has the head's",
     ),
     ("cluster", lambda d: _config(d, "gpu").pop("TagSpecifications"), "gpu must have a tag in"),
     (
@@ -479,7 +479,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     (
         "cluster",
         lambda d: _in_start(d, "worker", "--address=$RAY_HEAD_IP:6379", "--head"),
-        "Workers must join the head, but start with --head",
+        "Workers must join the head, but start their own cluster",
     ),
     ("cluster", lambda d: _in_start(d, "head", "--head ", ""), "`ray start` must have --head"),
     ("on-prem", lambda d: d["provider"].pop("head_ip"), "`provider.head_ip` must name the head"),
@@ -567,7 +567,7 @@ def test_a_mistake_is_told_and_nothing_else_is(
 ) -> None:
     document = read(name)
     mistake(document)
-    # What both GPU groups share is told of each.
+    # A mistake shared by both GPU groups is reported for each.
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
     assert problems
     assert all(told in problem for problem in problems), problems

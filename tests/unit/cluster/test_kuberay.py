@@ -47,9 +47,9 @@ def test_what_the_definition_has_a_default_for_may_be_left_out(tmp_path: Path) -
     assert _problems(tmp_path, document) == ()
     groups = parse(*[tmp_path, *load(tmp_path / "file.yaml")]).workers
     assert {group.smallest for group in groups} == {0}
-    group["maxReplicas"] = None  # as Kubernetes has it, a field that is null is not there
+    group["maxReplicas"] = None  # Kubernetes treats a null field as missing
     (problem,) = [one for one in _problems(tmp_path, document) if "MTIL_MACHINES" not in one]
-    assert problem.startswith(f"{group['groupName']} must say `maxReplicas`, or as many workers")
+    assert problem.startswith(f"{group['groupName']} must have `maxReplicas`, or workers")
 
 
 def test_a_cluster_without_workers_is_told_so(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
         ([CONFIG], "SkyPilot's, but {path} is none of these"),
         (
             [read("kuberay-cluster"), read("kuberay-job")],
-            "must have one object of Ray's, but {path} has 2 (RayCluster ",
+            "must have one Ray object, but {path} has 2 (RayCluster ",
         ),
         (
             [read("on-prem"), CONFIG],
@@ -106,7 +106,7 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
         ),
         (
             [read("kuberay-job") | {"spec": {"entrypoint": "x", "clusterSelector": {"a": "b"}}}],
-            "but the job of {path} runs on the cluster that its `clusterSelector` names",
+            "but the job of {path} runs on the existing cluster named in `clusterSelector`",
         ),
     ],
 )

@@ -31,7 +31,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*_: object) -> None:
         raise AssertionError("nothing was to be run")
 
-    monkeypatch.setattr(launch, "_run", refuse)
+    monkeypatch.setattr(launch, "_run_ray", refuse)
     monkeypatch.setattr(launch, "_stop_hosts", refuse)
     return path
 
@@ -69,8 +69,10 @@ def test_a_file_for_another_program_is_told_its_program(
 def test_down_needs_no_more_than_the_hosts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that has gone since, or a mistake in a start command, keeps no machine running."""
     ended: list[str] = []
-    monkeypatch.setattr(launch, "_stop_hosts", lambda opened: ended.extend(launch._hosts(opened)))
-    monkeypatch.setattr(launch, "_run", lambda name, words: ended.append(name))
+    monkeypatch.setattr(
+        launch, "_stop_hosts", lambda opened: ended.extend(launch._list_hosts(opened))
+    )
+    monkeypatch.setattr(launch, "_run_ray", lambda name, words: ended.append(name))
     document = yaml.safe_load(file.read_text())
     document["file_mounts"]["/home/mtil/x"] = "gone"
     document["head_start_ray_commands"] = ["ray start --head"]

@@ -82,7 +82,9 @@ def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
     told = machines(ROOT / "cluster.yaml")
     assert told is not None
     assert json.loads(told) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
-    assert machines(ROOT / "cluster" / "templates" / "on-prem.yaml") is None  # all are there
+    assert (
+        machines(ROOT / "cluster" / "templates" / "on-prem.yaml") is None
+    )  # all machines already exist
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])

@@ -68,7 +68,7 @@ def metadata() -> Iterator[Metadata]:
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program `ray` that writes down how it is called, and fails the first time."""
+    """A program `ray` that records its arguments and fails the first time."""
     calls = tmp_path / "calls"
     program = tmp_path / "bin" / "ray"
     program.parent.mkdir()
@@ -111,7 +111,7 @@ def test_a_machine_on_demand_is_not_watched(metadata: Metadata, told: Path) -> N
 
 
 def test_only_one_watches(metadata: Metadata, told: Path, tmp_path: Path) -> None:
-    """Every `ray up` starts one."""
+    """Every `ray up` starts the program again."""
     given = os.environ | {
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url,
         "TMPDIR": str(tmp_path),

@@ -1,4 +1,4 @@
-"""What goes along with a job, decided before a cluster is asked."""
+"""Uploads, variables and commands of a job, checked before a cluster is contacted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,8 +35,8 @@ def test_variables_go_along_by_name() -> None:
         ("WANDB_KEY", "--env must name no secret, but got WANDB_KEY"),
         ("GITHUB_PAT", "--env must name no secret, but got GITHUB_PAT"),
         ("DB_PASS", "--env must name no secret, but got DB_PASS"),
-        ("COPY", "--env must name no secret, but COPY holds what looks like one (the value of AWS"),
-        ("LOGIN", "--env must name no secret, but LOGIN holds what looks like one (ghp_Ab"),
+        ("COPY", "--env must name no secret, but COPY holds an apparent secret (the value of AWS"),
+        ("LOGIN", "--env must name no secret, but LOGIN holds an apparent secret (ghp_Ab"),
     ],
 )
 def test_other_variables_do_not(name: str, told: str) -> None:
@@ -48,13 +48,13 @@ def test_other_variables_do_not(name: str, told: str) -> None:
 def test_a_command_reaches_the_shell_word_by_word() -> None:
     line = submit.entrypoint(["mtil", "predict", "my images", "$HOME"], GIVEN)
     assert line == "mtil predict 'my images' '$HOME'"
-    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to be told from a word
+    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to distinguish from a word
 
 
 def test_a_command_holds_no_secret() -> None:
     with pytest.raises(UsageError, match="the value of AWS_SECRET_ACCESS_KEY"):
         submit.entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
-    with pytest.raises(UsageError, match=r"looks like one \(AWS_SECRET_ACCESS_KEY\)"):
+    with pytest.raises(UsageError, match=r"an apparent secret \(AWS_SECRET_ACCESS_KEY\)"):
         submit.entrypoint(["env", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENG", "mtil"], {})
 
 
@@ -164,7 +164,7 @@ def test_many_files_with_secrets_are_named_in_one_sentence(tmp_path: Path) -> No
 
 
 class Cluster:
-    """A job's log as Ray's client gives it: from the start, and gone for a while in the middle."""
+    """A job's log from Ray's client: always from the start, with an outage in the middle."""
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
@@ -200,5 +200,5 @@ def test_a_log_goes_on_after_an_outage(
 def test_an_outage_that_does_not_end_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_RECONNECT_S", 0)
     monkeypatch.setattr(submit, "_PATIENCE_S", 0)
-    with pytest.raises(ClusterError, match="`--attach job` follows it when it answers"):
+    with pytest.raises(ClusterError, match="run `--attach job` when the cluster answers again"):
         asyncio.run(submit._print_logs(Cluster(refusals=10**6), "job"))

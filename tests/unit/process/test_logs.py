@@ -1,4 +1,4 @@
-"""Log lines can be read by machines, and say what they are of."""
+"""Log lines are valid JSON and carry the fields of their run."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from mtil.process import logs
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """The logger is afterwards what it was."""
+    """Restore the logger after the test."""
     logger = logging.getLogger("mtil")
     before = (logger.handlers, logger.level, logger.propagate)
     yield

@@ -1,4 +1,4 @@
-"""What Ray needs of a machine, and what is said where it is missing."""
+"""Checks of the machine for Ray, and the messages for missing resources."""
 
 import os
 import resource
@@ -15,15 +15,15 @@ from mtil.process import machine
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a short path, which is the only one that sockets can go to."""
+    """A folder with a short path, the only possible folder for sockets."""
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as path:
-        monkeypatch.setattr(machine, "_SHORT", (path,))
+        monkeypatch.setattr(machine, "_SHORT_FOLDERS", (path,))
         yield Path(path)
 
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Set TMPDIR, as if this process had started with it."""
+    """Set TMPDIR as at the start of the process."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
 
     def use(path: Path) -> None:
@@ -67,7 +67,7 @@ def test_sockets_leave_a_long_folder(
 def test_no_short_folder_is_one_sentence(
     tmp_path: Path, temporary: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_SHORT", (str(tmp_path / "nowhere"),))
+    monkeypatch.setattr(machine, "_SHORT_FOLDERS", (str(tmp_path / "nowhere"),))
     long = tmp_path / ("x" * 100)
     long.mkdir()
     temporary(long)

@@ -1,4 +1,4 @@
-"""Temporary folders that go with their process, and with nobody else's."""
+"""Temporary folders are removed with their own process only."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ with scratch.folder(Path(sys.argv[1])) as path:
 
 
 def abandon(base: Path) -> Path:
-    """Have a process die that has a folder in `base`; return the folder."""
+    """Kill a process that owns a folder in `base`. Return the folder."""
     before = set(base.iterdir())
     subprocess.run([sys.executable, "-c", KILLED, str(base)], check=False)
     (path,) = set(base.iterdir()) - before
@@ -44,7 +44,7 @@ def test_a_folder_can_be_kept_for_good(tmp_path: Path) -> None:
     with scratch.folder(tmp_path, keep=True) as path:
         (path / "log").touch()
     scratch.remove_abandoned(tmp_path)
-    assert [one.name for one in path.iterdir()] == ["log"]
+    assert [entry.name for entry in path.iterdir()] == ["log"]
 
 
 def test_what_a_killed_process_leaves_is_removed_later(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_is_not_known_to_be_abandoned_stays(tmp_path: Path) -> None:
     (other_boot / "owner").write_text("another start of the machine\n")
     moved = tmp_path / "moved"
     target.rename(moved)
-    target.symlink_to(moved)  # a link in a folder's place
+    target.symlink_to(moved)  # a link in place of a folder
     (tmp_path / "mtil-train-abcdefgh").mkdir()
     unowned = tmp_path / "mtil-abcdefgh"
     unowned.mkdir()

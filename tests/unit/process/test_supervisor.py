@@ -1,4 +1,4 @@
-"""What is left of a command that a signal ends: an exit code and a sentence."""
+"""A command ended by a signal leaves an exit code, a message and no processes."""
 
 import os
 import signal
@@ -29,10 +29,10 @@ def ready():
 def start(
     code: str, settings: str = "", ignored: signal.Signals | None = None, **options: Any
 ) -> "subprocess.Popen[str]":
-    """Start a watched process in a session of its own, and wait until it says that it is ready."""
+    """Start a watched process in a new session, and wait until the process prints `ready`."""
 
     def heed() -> None:
-        """Undo what a shell does to commands in its background: they ignore Ctrl-C."""
+        """Restore signal handling: background commands of a shell ignore Ctrl-C."""
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
 
@@ -101,7 +101,7 @@ time.sleep(600)
 @pytest.mark.parametrize(
     "end",
     [
-        "os.abort()",  # as a library that a signal surprises
+        "os.abort()",  # like a library interrupted by a signal
         "raise RuntimeError('broken by the signal')",
         "os.write(2, b'noise'); sys.exit(3)",
         "os.kill(os.getpid(), signal.SIGKILL)",
@@ -217,8 +217,8 @@ def test_an_ignored_signal_stays_ignored() -> None:
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             1,
-            "mtil: SIGKILL ended the command, most likely for want of memory; the same command "
-            "goes on where it was.\n",
+            "mtil: SIGKILL ended the command, most likely for lack of memory; run the same command "
+            "again to resume.\n",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What an S3 server answers, in words: cause and way out, from a server that speaks HTTP."""
+"""Error messages for answers of an S3 server, with cause and remedy, from a server over HTTP."""
 
 import os
 from collections.abc import Iterator
@@ -45,11 +45,11 @@ REFUSALS = [
     (EXPIRED, "the AWS credentials have expired .ExpiredToken.; log in again"),
     ((403, "InvalidAccessKeyId", {}, ""), "does not know the access key"),
     ((403, "SignatureDoesNotMatch", {}, ""), "the secret key does not belong to the access key"),
-    ((403, "AccessDenied", {}, "Access Denied"), "they have the right s3:"),
+    ((403, "AccessDenied", {}, "Access Denied"), "and their right s3:"),
     ((403, "AccessDenied", {}, "no identity-based policy allows the kms:Decrypt action"), "key "
      "that encrypts the bucket"),
     ((400, "KMS.DisabledException", {}, ""), "the key that encrypts the bucket"),
-    ((403, "AccessDenied", {}, "This is a Requester Pays bucket"), "whoever reads the bucket pays"),
+    ((403, "AccessDenied", {}, "This is a Requester Pays bucket"), "charges its readers"),
     ((403, "AccessDenied", {}, "object protected by object lock"), "objects of the bucket are "
      "locked"),
     ((400, "ObjectLocked", {}, "Object is WORM protected"), "choose a bucket without object lock"),
@@ -67,9 +67,9 @@ FAILURES = [
     ((503, "SlowDown", {}, ""), "busy or out of order; run the same command again later"),
     ((507, "XMinioStorageFull", {}, ""), "the storage is full"),
     ((403, "QuotaExceeded", {}, ""), "its quota is used up"),
-    ((400, "MissingContentMD5", {}, ""), "asks for another checksum"),
+    ((400, "MissingContentMD5", {}, ""), "expects another checksum"),
     ((400, "KeyTooLongError", {}, ""), "choose a shorter location"),
-    ((400, "EntityTooLarge", {}, ""), "takes no object of that size"),
+    ((400, "EntityTooLarge", {}, ""), "the object is too large for the server"),
     ((418, "Teapot", {}, "I am a teapot."), r"failed with Teapot: I am a teapot; see the manual"),
 ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_the_cause_is_found_where_head_says_a_number_alone(
 ) -> None:
     server.refuse = lambda *_: answer
     if answer[1] == "NoSuchBucket":
-        assert not store.exists("x")  # listing it says so
+        assert not store.exists("x")  # only a listing names the missing bucket
         with pytest.raises(StorageError, match=says):
             store.names()
         return
@@ -129,7 +129,7 @@ def test_a_server_without_conditional_writes_is_named(server: Server, refusal: A
     server.refuse = lambda asked, *_: refusal if asked == "create" else None
     check = check_storage("s3://bucket/some")
     assert not check.ok
-    assert "cannot create an object only if there is none (`If-None-Match` on writes)" in (
+    assert "cannot create an object only if the name is free (`If-None-Match` on writes)" in (
         check.detail
     )
     assert server.objects == {}
@@ -185,7 +185,7 @@ def test_what_keeps_a_request_from_a_server_is_named(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(RefusedError, match=r"are not whole .*; set both AWS_ACCESS_KEY_ID"):
+        with pytest.raises(RefusedError, match=r"are incomplete .*; set both AWS_ACCESS_KEY_ID"):
             store.read("x")
         patch.delenv("AWS_ACCESS_KEY_ID")
         with pytest.raises(RefusedError, match=r"There are no AWS credentials .*; set AWS_ACCESS"):
@@ -207,7 +207,7 @@ def test_what_keeps_a_request_from_a_server_is_named(
 
 def test_a_page_that_is_no_answer_of_s3_is_named(server: Server, store: S3Store) -> None:
     server.page = b"<html><body><p>Log in to the network</body></html>"
-    with pytest.raises(StorageError, match=r"is not that of an S3 server, so check AWS_ENDPOINT"):
+    with pytest.raises(StorageError, match=r"is not from an S3 server; check AWS_ENDPOINT"):
         store.names()
 
 

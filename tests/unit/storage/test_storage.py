@@ -1,4 +1,4 @@
-"""The local store: objects whole or not at all, and names that stay inside."""
+"""The local store: atomic writes, and names that stay inside the root."""
 
 import contextlib
 import json
@@ -86,7 +86,7 @@ def test_what_is_deleted_is_gone(store: LocalStore) -> None:
     assert not (store.root / "a/b").exists()
     assert store.names() == ["a/d"]
     store.delete("a/d")
-    store.delete("a/d")  # a missing one is no error
+    store.delete("a/d")  # deleting a missing object is not an error
     assert store.names() == []
 
 
@@ -97,7 +97,7 @@ def test_clearing_a_folder_takes_what_interrupted_writes_left(store: LocalStore)
     store.clear("a/b", ANY)
     assert store.names() == ["a/three"]
     assert not (store.root / "a" / "b").exists()
-    store.clear("a/b", ANY)  # it has gone already
+    store.clear("a/b", ANY)  # the folder is already gone
     store.write("a/b/one", b"x")
     store.delete("a/three")
     store.clear("a/b", ANY)
@@ -225,7 +225,7 @@ def test_nothing_is_written_or_deleted_through_a_link_to_a_folder(
     store.clear("", ANY)
     assert link.is_symlink()
     assert _contents(victim) == before[0]
-    assert not (store.root / "sibling").exists()  # its own file, by its own name
+    assert not (store.root / "sibling").exists()  # the file itself, deleted by its own name
 
 
 def test_a_link_to_a_file_is_deleted_or_replaced_itself(store: LocalStore, tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ def test_folders_that_link_to_one_another_are_not_walked_for_ever(store: LocalSt
         store.write(f"{number}/x", b"")
         for way in ("a", "b"):
             (store.root / str(number) / way).symlink_to(store.root / str(number + 1))
-    with pytest.raises(StorageError, match="A folder may be reached by 64 ways"):
+    with pytest.raises(StorageError, match="A folder may be reached by 64 paths"):
         store.names()
 
 
 def test_a_file_that_grows_while_it_is_read_has_an_end(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_MAX_GROWTH", 100)
+    monkeypatch.setattr(local, "_MAX_GROWTH_BYTES", 100)
     store.write("x", bytes(10))
     pieces = store.chunks("x")
     assert next(pieces) == bytes(10)
@@ -349,10 +349,10 @@ def test_a_file_that_grows_while_it_is_read_has_an_end(
 
 NO_LINKS = """
 import ctypes, errno, json, os, struct, sys
-# a filter of the kernel for this process: link and linkat, and renameat2 if it is so asked, fail
+# a seccomp filter for this process: link, linkat and, on request, renameat2 fail
 calls = {"link": 86, "linkat": 265, "renameat2": 316}
 def refuse(names, error):
-    code = struct.pack("HBBI", 0x20, 0, 0, 0)  # load the number of the call
+    code = struct.pack("HBBI", 0x20, 0, 0, 0)  # load the system call number
     for name in names:
         code += struct.pack("HBBI", 0x15, 0, 1, calls[name])
         code += struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | error)
@@ -408,7 +408,7 @@ def test_where_there_are_no_hard_links_files_are_created_by_a_rename(
     ("name", "says"),
     [
         ("a" * 256, "File name too long; most file systems allow 255 bytes"),
-        ("\ud800.png", r"must be one that this system can write, but got '\\ud800\.png'"),
+        ("\ud800.png", r"must be encodable on this system, but got '\\ud800\.png'"),
         ("x/" * 3000 + "y", "File name too long"),
     ],
 )
