@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         try:
             state = driver.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:
-            # A local Ray cluster ends with this process, and the run with it.
+            # A local Ray cluster and its run end with this process.
             if not os.environ.get("RAY_ADDRESS"):
                 raise
             supervisor.answer()

@@ -108,8 +108,8 @@ def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, 
     num_workers = options.num_workers
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"`--num-workers` must be at least 1, but got {num_workers}.")
-    # Parsed here instead of in `with_overrides`: a configuration would refuse a number of workers
-    # that does not divide the batch size, which matters in training only.
+    # The value bypasses `with_overrides`, because a configuration requires a number of workers
+    # dividing the batch size. Scoring has no such limit.
     text = overrides.pop("train.num_workers", None)
     if num_workers is None and text is not None:
         if not text.isdecimal() or not int(text):
@@ -135,8 +135,8 @@ def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run")
     )
     if replace(given, train=train) != record.config:
         raise ConfigError(
-            f"`--config {preset}` differs from the run's configuration, and a run is always scored "
-            "with its own; leave `--config` out."
+            f"`--config {preset}` differs from the run's configuration, and scoring needs the "
+            "run's. Leave `--config` out."
         )
 
 

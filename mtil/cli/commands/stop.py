@@ -30,14 +30,14 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     ledger = Ledger.open(record.store)
     if ledger.state is None:
         raise DataError(
-            f"`mtil stop` needs a circle, but {record.uri} has no ledger. End its `mtil train` "
-            "with Ctrl-C on its machine; the same command resumes later."
+            f"`mtil stop` needs a circle, but {record.uri} has no ledger. End `mtil train` with "
+            "Ctrl-C in the terminal where the command runs; repeat the command to resume."
         )
     if is_over(ledger.state):
         raise DataError(f"{record.uri} has ended already and cannot be stopped.")
     ledger.stop()
     output.line(
-        f"Asked {record.uri} to stop. The same `mtil circle` command resumes from the last "
+        f"Asked {record.uri} to stop. Repeat the `mtil circle` command to resume from the "
         "committed results."
     )
     output.result({"run": options.run, "stopped": True})

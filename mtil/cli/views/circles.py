@@ -64,7 +64,7 @@ def _print(record: Run, state: State, values: dict[str, Any], output: Output) ->
     rounds.tell(describe(record, state), output)
     if values["waits"]:
         output.line(values["waits"])
-    # "One chain": opening the ledger has verified the digests that link its events.
+    # Opening the ledger verified the chain: every event names the digest of the previous event.
     output.line(f"{state.number} events, one chain. {_describe_condition(values)}")
 
 
@@ -103,7 +103,7 @@ def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -
     summary = describe(record, state)
     condition = _condition(state, listener)
     beat = listener.latest if condition == "running" else None
-    # After a stop the ledger still lists actions that started and never finished.
+    # After a stop the state can still list actions without an end.
     is_active = not (is_over(state) or state.stopped)
     return {
         "run": uri,

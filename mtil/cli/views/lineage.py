@@ -16,14 +16,14 @@ def tell(lineage: Lineage, uri: str, output: Output) -> None:
     """Print the lineage of an image's latest map and predictions.
 
     Raises:
-        RunError: if files of the run contradict each other. The lineage is printed first.
+        RunError: if the run's files contradict. The lineage is printed first.
     """
     _print(lineage, output)
     output.result(_values(lineage, uri))
     if lineage.disagreements:
         raise RunError(
-            f"Files of the run contradict each other in {len(lineage.disagreements)} points "
-            f"about {lineage.sample_id!r}: {lineage.disagreements[0]}"
+            f"The run's files contradict in {len(lineage.disagreements)} points about "
+            f"{lineage.sample_id!r}: {lineage.disagreements[0]}"
         )
 
 

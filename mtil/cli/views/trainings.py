@@ -15,7 +15,7 @@ _QUIET_S = 10
 _QUIET_POLLS = 15
 """Polls without new files after which `--watch` counts a run as over.
 
-Folds train one after another, so between two folds all known trainings are finished for a while.
+Folds train in sequence. Between two folds all started trainings are finished for a while.
 """
 _SHOWN = ("dice", "auc", "f1")
 
@@ -106,8 +106,8 @@ def _print(values: dict[str, Any], output: Output) -> None:
         {
             "running": f"A training is running{place}.",
             "over": f"All started folds are trained; next: mtil evaluate --run {values['run']}",
-            "waiting": f"No file changed for {_QUIET_S} s. Either no training runs, or a start, a "
-            "step or a validation takes longer. The same `mtil train` command resumes.",
+            "waiting": f"No file changed for {_QUIET_S} s. No training runs, or a start, a step or "
+            "a validation takes longer. The same `mtil train` command resumes.",
         }[values["condition"]]
     )
 
