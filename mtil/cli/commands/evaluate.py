@@ -129,9 +129,9 @@ def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run")
     from mtil.presets import load
 
     kept = {key: text for key, text in overrides.items() if key not in _MAY_CHANGE}
-    given, run_train = with_overrides(load(preset), kept), record.config.train
+    given, trained = with_overrides(load(preset), kept), record.config.train
     train = replace(
-        given.train, num_workers=run_train.num_workers, gpus_per_worker=run_train.gpus_per_worker
+        given.train, num_workers=trained.num_workers, gpus_per_worker=trained.gpus_per_worker
     )
     if replace(given, train=train) != record.config:
         raise ConfigError(
