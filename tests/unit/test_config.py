@@ -166,7 +166,7 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
                 "train": {"cuda_graphs": True, "gpus_per_worker": 1},
                 "circle": {"maps": "recycle"},
             },
-            r"must stay off with `circle\.maps` recycle",
+            r"must be off with `circle\.maps` recycle",
         ),
         (
             {"train": {"min_workers": 3, "num_workers": 2}},
