@@ -1,11 +1,12 @@
-"""`python -m mtil`."""
+"""Run `python -m mtil`."""
 
 import sys
 
 from mtil.process import supervisor
 
 if __name__ == "__main__":
-    supervisor.watch("mtil")  # before the imports, which take longer
+    # The supervisor starts first: the imports take longer, and a signal can arrive meanwhile.
+    supervisor.watch("mtil")
 
     from mtil.cli import main
 

@@ -1,7 +1,7 @@
-"""The configuration of a run: frozen dataclasses that refuse nonsense when they are made.
+"""Configuration of a run: frozen dataclasses validated on construction.
 
-One mechanism serves YAML files, command-line overrides, stored runs and search trials: a tree of
-plain values is laid over a base configuration and validated, key by key.
+YAML files, command-line overrides, stored runs and search trials share a mechanism: a tree of plain
+values overrides a base configuration and is validated key by key.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 
-# Upper bounds refuse what no machine can hold or no training comes to the end of. They are far
-# above what makes sense, so that what an older version has begun can still be read.
+# Upper bounds exclude values beyond any machine's memory or any training's duration. The bounds
+# are far above sensible values, so that runs of older versions stay readable.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""What PyTorch takes as a seed."""
+"""Seed in PyTorch's range."""
 Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
-"""Pixels of a square image's side."""
+"""Side of a square image in pixels."""
 Channels = Annotated[int, Field(ge=1, le=2048)]
 BatchSize = Annotated[int, Field(ge=1, le=16_384)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -48,30 +48,32 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """How rows become batches."""
+    """Loading of samples into batches."""
 
     image_size: Side = 256
-    """Side of the network's square input in pixels; stored images of another size are resized."""
+    """Side of the network's square input in pixels. Stored images of a different size are resized.
+    """
     mode: Literal["auto", "resident", "streaming"] = "auto"
-    """Keep the training rows in memory, stream them from storage, or decide by their size."""
+    """Keep the training rows in memory, stream them from storage, or decide by size."""
     resident_gib: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0
-    """With `auto`: the most memory that one worker's training rows may take, in GiB."""
+    """With `auto`: maximum memory of a worker's training rows in GiB; larger sets are streamed."""
     shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 4
-    """How many shards are shuffled together."""
+    """Number of shards shuffled together."""
     normals: bool = True
-    """Whether images without a lesion are trained on."""
+    """Train on images without a lesion, too."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """Random changes to a training image; image, mask and prior map move together."""
+    """Random changes of a training image. Image, mask and prior map move together."""
 
     enabled: bool = True
-    """Whether anything is changed at all."""
+    """Apply augmentation."""
     horizontal_flip: Share = 0.5
     """Probability of a left-right flip."""
+    # Off by default, because an acoustic shadow has a direction.
     vertical_flip: Share = 0.0
-    """Probability of an up-down flip; off, since the acoustic shadow has a direction."""
+    """Probability of an up-down flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 20.0
     """Largest rotation in degrees."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -79,7 +81,7 @@ class AugmentConfig:
     translation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Largest shift as a share of the side."""
     brightness: Share = 0.1
-    """Largest additive change of brightness, images being in [0, 1]."""
+    """Largest additive change of brightness; images are in [0, 1]."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of contrast."""
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -93,35 +95,36 @@ class EncoderConfig:
     """The shared encoder."""
 
     name: str = "efficientnet_lite0"
-    """`efficientnet_lite0`, `resnet18`, `resnet34`, `resnet10_tiny` (with few channels, to try
-    things out), or `hf:NAME-or-path` (extra `mtil[hf]`)."""
+    """`efficientnet_lite0`, `resnet18`, `resnet34`, `resnet10_tiny` (few channels, for quick
+    tests), or `hf:NAME-or-path` (extra `mtil[hf]`)."""
     pretrained: bool = True
-    """Start from ImageNet weights, where the encoder has some."""
+    """Start from ImageNet weights if the encoder has any."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Probability in training that an image skips the last residual block; it falls to zero
-    towards the first (`efficientnet_lite0` only)."""
+    """Probability in training that an image skips the last residual block. Falls to zero towards
+    the first block (`efficientnet_lite0` only)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AttentionConfig:
-    """Attention within and between the tasks."""
+    """Attention within and between the two tasks."""
 
     kind: Literal["self", "cross", "both", "none"] = "both"
-    """Self-task attention, cross-task attention, both, or none."""
+    """Self-task attention, cross-task attention, both, or no attention."""
     form: Literal["location", "semantic", "both"] = "both"
     """Attention over positions, over channels, or both."""
     direction: Literal["both", "seg_to_cls", "cls_to_seg"] = "both"
-    """Which task's features reach the other."""
+    """Direction of cross-task attention: from which task's features to which task."""
     levels: tuple[Literal[8, 16, 32], ...] = (32, 16)
-    """Strides at which the tasks interact."""
+    """Strides of the features at which the tasks interact."""
     cell_stride: Literal[8, 16, 32] = 32
-    """Stride to which keys and values are averaged for attention over positions, where finer."""
+    """Stride to which finer keys and values are averaged for attention over positions."""
     fusion: Literal["gate", "concat", "sum"] = "gate"
-    """How self- and cross-task messages are joined: by a gate predicted per sample, or plainly."""
+    """Fusion of self- and cross-task messages: a gate predicted per sample, concatenation or sum.
+    """
     num_heads: Channels = 4
     """Attention heads; must divide `width`."""
     width: Channels = 96
-    """Channels of the attention's tokens."""
+    """Channels of an attention token."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -140,23 +143,23 @@ class AggregationConfig:
     """The feature aggregation block on each skip connection."""
 
     kind: Literal["fab", "se", "eca", "concat"] = "fab"
-    """Channel weights over both sources, squeeze-and-excitation, ECA, or a plain concatenation."""
+    """Channel weights over both sources, squeeze-and-excitation, ECA, or plain concatenation."""
     reduction: Channels = 8
-    """Factor by which the channel attention of `fab` and `se` narrows its hidden layer."""
+    """Factor by which the hidden layer of channel attention (`fab`, `se`) is narrower."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PriorConfig:
-    """The previous round's segmentation map as an input; a zero map means that there is none."""
+    """The previous round's map as a network input, called prior. A zero map means no prior."""
 
     stem: bool = True
-    """Enter as an extra channel of the stem."""
+    """Feed the prior to the stem as an extra channel."""
     aggregation: bool = True
-    """Enter the gates of the aggregation blocks."""
+    """Feed the prior to the gates of the aggregation blocks."""
     attention: bool = True
-    """Enter as a bias on the keys of the location attention."""
+    """Feed the prior to the location attention as a bias on the keys."""
     dropout: Share = 0.3
-    """Probability that a training image's map is replaced by zeros."""
+    """Probability that zeros replace a training image's map."""
     roughen: Share = 0.5
     """Probability that a training image's map is eroded, dilated or blurred."""
 
@@ -166,19 +169,19 @@ class HeadConfig:
     """The classification head."""
 
     pooling: Literal["mask", "plain"] = "mask"
-    """Pool the lesion, its ring and the background apart, or everything together."""
+    """Pool the lesion, the ring around the lesion and the background apart, or all together."""
     detach_mask: bool = True
-    """Keep the classification loss from changing the mask through the pooling."""
+    """Stop gradients of the classification loss from reaching the mask through the pooling."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout before the last layer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """The two-task network."""
+    """The network for segmentation and classification."""
 
     baseline: bool = False
-    """Hard sharing only: same encoder and decoder, plain skips, plain pooling, no interaction."""
+    """Hard sharing only: equal encoder and decoder, plain skips, plain pooling, no interaction."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder_channels: tuple[Channels, Channels, Channels, Channels] = (128, 64, 32, 16)
     """Channels of the segmentation decoder at strides 16, 8, 4 and 2."""
@@ -203,15 +206,15 @@ class LossConfig:
     boundary: Weight = 0.0
     """Weight of the boundary term inside the segmentation task."""
     deep_supervision: Weight = 0.4
-    """Weight of the coarsest side output; they fall to it evenly from the final one's 1."""
+    """Weight of the coarsest side output. Weights fall evenly from 1 at the final output."""
     classification_kind: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """The classification term."""
+    """Loss function of the classification task."""
     focal_gamma: Annotated[float, Field(ge=0, le=100)] = 2.0
     """Exponent of the focal loss."""
     class_balance: bool = True
-    """Weigh the classes by their inverse frequency in the training rows."""
+    """Weight the classes by inverse frequency in the training rows."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
-    """How far the labels are moved towards one half."""
+    """Distance by which labels move towards one half."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -219,52 +222,55 @@ class TrainConfig:
     """Optimisation and resources."""
 
     num_epochs: Epochs = 100
-    """Passes over the training rows."""
+    """Number of epochs."""
     batch_size: BatchSize = 16
-    """Images in an optimiser step, over all workers together."""
+    """Images per optimiser step, summed over all workers."""
     learning_rate: Rate = 1e-3
-    """Peak rate of everything but the encoder."""
+    """Peak learning rate of all weights except the encoder's."""
     encoder_learning_rate: Rate = 3e-4
-    """Peak rate of the encoder."""
+    """Peak learning rate of the encoder."""
     rates_for_batch_size: BatchSize | None = None
-    """The batch size that both rates are meant for: with another `batch_size` they are multiplied
-    by the square root of the ratio. By default they are taken as they are."""
+    """Batch size for which both learning rates are given. For a different `batch_size`, the rates
+    are multiplied by the square root of the ratio. None (the default) never scales the rates."""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-2
-    """AdamW's weight decay; none on biases and normalisation."""
+    """AdamW's weight decay; biases and normalisation have no decay."""
     warmup_epochs: Annotated[float, Field(ge=0, le=100_000)] = 2.0
-    """Epochs over which the rates rise from zero; they fall along a cosine afterwards."""
+    """Epochs of rising learning rates, from zero. Afterwards the rates fall along a cosine."""
     clip_norm: Annotated[float, Field(gt=0, le=1_000_000_000_000)] = 1.0
     """Largest norm of the gradient."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the averaged weights a step; 0 evaluates the plain weights."""
+    """Decay per step of the averaged weights; 0 evaluates the plain weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on GPUs that have it, else fp32."""
+    """`auto` is bf16 autocast on GPUs with bf16 support, else fp32."""
     channels_last: bool = True
-    """Memory layout of activations."""
+    """Store activations in channels-last memory layout."""
     compile: bool = False
     """Run the network through `torch.compile`."""
     cuda_graphs: bool = False
-    """On a GPU: replay the network's kernels as CUDA graphs, with `compile` those that it makes."""
+    """On a GPU: replay the network's kernels (with `compile`, the compiled kernels) as CUDA graphs.
+    """
     dice_weight: Share = 0.5
-    """The score that picks the epoch: this share of Dice and the rest of AUC, inner validation."""
+    """Weight of Dice in the score of an epoch on inner validation rows; AUC has the rest."""
+    # With few validation images, small differences between scores are chance.
     score_tolerance: Share = 0.02
-    """The last epoch is kept whose score is within this of the highest: with few validation images
-    smaller differences are chance. With 0 it is the best one, the last of several."""
+    """The kept epoch is the last epoch with a score within this tolerance of the highest score.
+    With 0 the kept epoch has the highest score, the last of several equal scores."""
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Stop after so many epochs without a better score; 0 never stops early."""
+    """Number of epochs without a better score before training stops; 0 never stops early."""
     num_workers: Workers = 1
-    """Training processes."""
+    """Number of training processes."""
     min_workers: Workers | None = None
-    """Go on with as few processes as this while machines are missing, and with `num_workers` again
-    when they are back; an optimiser step is of `batch_size` images all the same. By default a
-    training waits until all find room."""
+    """Fewest processes to continue with while machines are missing. Training returns to
+    `num_workers` processes when the machines are back; every optimiser step keeps `batch_size`
+    images. None (the default): training waits until all workers find room."""
     cpus_per_worker: Annotated[float, Field(ge=0.01, le=4096)] | None = None
-    """CPUs that each worker reserves and, without a GPU, computes on; by default it reserves what
-    leaves room for Ray Data, and computes on its share of all CPUs of the node."""
+    """CPUs reserved by each worker and, without a GPU, used for computing. None (the default):
+    a worker's reservation leaves room for Ray Data, and the worker computes on an equal share of
+    all CPUs of the node."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0.0
-    """GPUs that each worker reserves."""
+    """GPUs reserved by each worker."""
     max_failures: Retries = 3
-    """How often the workers are started again after a failure; -1 means always."""
+    """Number of restarts of the workers after failures; -1 means no limit."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.num_workers:
@@ -276,12 +282,12 @@ class TrainConfig:
         if 0 < gpus < 0.01 or (gpus > 1 and gpus % 1):
             raise ConfigError(
                 "`train.gpus_per_worker` must be a whole number or a share from 0.01 to 1, but is "
-                f"{gpus:g}; set it to 1, or to 0 for the CPU."
+                f"{gpus:g}; choose 1, or 0 for the CPU."
             )
         if self.cuda_graphs and not self.gpus_per_worker:
             raise ConfigError(
-                "`train.cuda_graphs` needs a GPU a worker, but `train.gpus_per_worker` is 0; set "
-                "it to 1, or leave out `train.cuda_graphs`."
+                "`train.cuda_graphs` needs a GPU per worker, but `train.gpus_per_worker` is 0; set "
+                "`train.gpus_per_worker` to 1, or leave out `train.cuda_graphs`."
             )
         if self.min_workers and self.min_workers > self.num_workers:
             raise ConfigError(
@@ -292,47 +298,50 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PredictConfig:
-    """How a trained network looks at an image."""
+    """Prediction with a trained network."""
 
     views: Literal["plain", "flip", "flip_and_scale"] = "flip_and_scale"
-    """Average what it says of the image, of its mirror image, and of both a fifth larger."""
+    """Views of an image over which outputs are averaged: the image alone (`plain`), plus the mirror
+    image (`flip`), plus both enlarged by a fifth (`flip_and_scale`)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CircleConfig:
-    """Rounds of training in which one round's segmentation maps refine the next."""
+    """Rounds of training, each reading the maps of the previous round."""
 
     num_rounds: Rounds = 3
-    """Trainings of each fold's model; the first has no maps."""
+    """Number of rounds. Round 0 reads no maps."""
     maps: Literal["in_sample", "cross_fit", "recycle"] = "in_sample"
-    """Who maps a training image: the model trained on it, an inner model that has never seen it,
-    or the network itself within the training step."""
+    """Source of a training image's map: the model trained on the image, an inner model trained
+    without the image, or the network itself within the training step."""
     num_parts: Parts = 4
-    """With `cross_fit`: parts of the training rows, and inner models that each leave one out."""
+    """With `cross_fit`: number of parts of the training rows. An inner model is trained without
+    each part."""
     num_passes: Passes = 2
-    """Passes over a test image, the first from a zero map; with `recycle` also the most inside a
-    training step."""
+    """Passes over a test image; the first pass reads a zero map. With `recycle` also the maximum
+    number of passes inside a training step."""
     test: Literal["passes", "chain"] = "passes"
-    """Test images go through the last model again and again, or through each round's in turn."""
+    """Model of each pass over a test image: always the last round's model (`passes`), or each
+    round's model in turn (`chain`)."""
     warm_start: bool = True
-    """Start a round from the weights of the round before, instead of from scratch."""
+    """Start a round from the weights of the previous round instead of from scratch."""
     max_attempts: Attempts = 3
-    """How often a step may fail before its fold is given up."""
+    """Number of failures of an action after which the fold fails."""
 
     def __post_init__(self) -> None:
         if self.maps == "recycle" and self.test == "chain":
             raise ConfigError(
-                "With `circle.maps` recycle a model is trained on its own output, so `circle.test` "
-                "must be passes, but is chain."
+                "With `circle.maps` recycle a model trains on the model's own output, so "
+                "`circle.test` must be passes, but is chain."
             )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
-    """Everything that decides a run's result, and the resources that it runs on."""
+    """Full configuration of a run: all settings behind a result, and the resources."""
 
     seed: Seed = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of initial weights, sample order and augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -344,31 +353,34 @@ class Config:
     def __post_init__(self) -> None:
         if self.train.cuda_graphs and self.circle.maps == "recycle":
             raise ConfigError(
-                "`train.cuda_graphs` must stay off with `circle.maps` recycle, whose passes "
-                "overwrite one another's results in a graph."
+                "`train.cuda_graphs` must be off with `circle.maps` recycle: a graph overwrites "
+                "the results of earlier passes."
             )
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
+"""Name of a pydantic constraint and the words for it in help texts."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain nested values that JSON and YAML can hold."""
+    """Return the configuration as nested plain values for JSON or YAML."""
     values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return values
 
 
 def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
-    """Lay nested values over a base configuration (the defaults if none) and validate.
+    """Override a base configuration (default: `Config()`) with nested values and validate.
 
     Raises:
-        ConfigError: naming the first key that is unknown or whose value is not allowed.
+        ConfigError: if a key is unknown or a value is not allowed; names the first such key.
     """
     tree = to_dict(base or Config())
     _merge(tree, values, prefix="")
-    try:  # as JSON, since strict types then still let lists be tuples and groups be dataclasses
+    # Validation goes through JSON: strict types then still accept lists for tuples and objects
+    # for dataclasses.
+    try:
         return _ADAPTER.validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -380,11 +392,14 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
 
 
 def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
-    """Lay dotted command-line overrides over a configuration.
+    """Return a configuration with command-line overrides.
 
     Args:
-        base: the configuration to start from.
-        overrides: `{"model.attention.num-heads": "4"}`; values are read as YAML.
+        base: configuration to override.
+        overrides: YAML text by dotted key, such as `{"model.attention.num-heads": "4"}`.
+
+    Raises:
+        ConfigError: if a key is unknown or a value is not allowed.
     """
     tree: dict[str, Any] = {}
     for key, text in overrides.items():
@@ -395,12 +410,21 @@ def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
             if not isinstance(node, dict):
                 group = ".".join(parents[:depth])
                 raise ConfigError(f"`{group}` must be a group of keys, but got {shown(node)}.")
-        node[leaf] = _scalar(key, text)
+        node[leaf] = _parse_value(key, text)
     return from_dict(tree, base)
 
 
 def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> Config:
-    """Read a YAML configuration; `source` names it in errors."""
+    """Parse a YAML configuration over a base configuration (default: `Config()`).
+
+    Args:
+        text: YAML; an empty text changes nothing.
+        base: configuration to override.
+        source: name of the file in error messages.
+
+    Raises:
+        ConfigError: if the text is no YAML mapping, a key is unknown or a value is not allowed.
+    """
     document = Document(f"The configuration {source}", "correct the file", ConfigError)
     values = document.yaml(text)
     if values is None:
@@ -411,23 +435,31 @@ def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> 
 
 
 def digest(config: Config) -> str:
-    """Return the sha256 of the configuration's canonical JSON, in hex."""
+    """Return the hex SHA-256 of the configuration's canonical JSON."""
     return digest_of(to_dict(config))
 
 
 def digest_of(values: Mapping[str, Any]) -> str:
-    """Return the `digest` of a stored configuration, whatever version wrote it."""
+    """Return the `digest` of a stored configuration.
+
+    Unlike `digest`, this function accepts configurations of other versions of mtil.
+    """
+    # Sorted keys and fixed separators make the JSON canonical: equal values, equal digest.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def keys() -> Sequence[str]:
-    """Return every dotted key, in the order of the dataclasses."""
+    """Return all dotted keys in the order of the dataclasses."""
     return list(_leaves(to_dict(Config()), ""))
 
 
 def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
-    """Return (dotted key, what it takes, value) of every key, for help texts."""
+    """Return (dotted key, accepted values, default) of all keys, for help texts.
+
+    Args:
+        base: configuration to take the defaults from; `Config()` by default.
+    """
     rows: list[tuple[str, str, Any]] = []
 
     def visit(node: Any, prefix: str) -> None:
@@ -444,13 +476,13 @@ def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
 
 
 def _kind(hint: Any) -> str:
-    """Say in a few words which values a type takes."""
+    """Return a short text for the values of a type, such as `int >= 1`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "|".join(str(value) for value in arguments)
     if origin is Annotated:
         rules = [
-            f"{sign} {_plain(getattr(rule, name))}"
+            f"{sign} {_format_bound(getattr(rule, name))}"
             for rule in arguments[1].metadata
             for name, sign in _SIGNS.items()
             if hasattr(rule, name)
@@ -463,11 +495,12 @@ def _kind(hint: Any) -> str:
     return "null" if hint is type(None) else str(hint.__name__)
 
 
-def _plain(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+def _format_bound(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+    """Write values into a full tree of keys in place. Raise `ConfigError` for an unknown key."""
     for key, value in values.items():
         name = shortened(f"{prefix}{key}")
         if key not in tree:
@@ -481,15 +514,18 @@ def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None
 
 
 def _suggestion(name: str) -> str:
+    """Return the end of a message about an unknown key: the closest key, or a command."""
     close = difflib.get_close_matches(name, keys(), n=1)
-    return f"; did you mean `{close[0]}`" if close else "; `mtil train --keys` lists them"
+    return f"; did you mean `{close[0]}`" if close else "; `mtil train --keys` lists all keys"
 
 
-def _scalar(key: str, text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
+    """Parse the value of an override as YAML."""
     return Document(f"`{shortened(key)}` on the command line", "correct it", ConfigError).yaml(text)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Sequence[str]:
+    """Return the dotted names of all leaves."""
     names: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):

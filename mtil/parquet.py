@@ -1,4 +1,4 @@
-"""A Parquet file's bytes to a table, within bounds, for everybody who reads one."""
+"""Read Parquet files from memory within limits on rows, values and bytes."""
 
 from collections.abc import Sequence
 
@@ -6,49 +6,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAX_ROWS = 5_000_000
-"""Run-length encoding puts 200 million rows into two megabytes."""
+"""Maximum rows of a file. Run-length encoding can put 200 million rows into two megabytes."""
 MAX_VALUES = 4 * MAX_ROWS
-"""Of a column; lists have several a row."""
+"""Maximum values of a column; a list column has several values per row."""
 MAX_BYTES = 2**30
-"""Of the decoded values together."""
+"""Maximum bytes of all decoded values."""
 _AT_ONCE_BYTES = MAX_BYTES // 2
-"""Of values that may be decoded before their size is looked at."""
+"""Maximum estimated bytes for decoding a file in one call; larger files are read in batches."""
 _LONGEST_NUMBER = 16
+"""Bytes of the widest number in memory, an upper bound for any column of numbers."""
 
 
 def read(
     data: bytes | memoryview, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> pa.Table:
-    """Read a Parquet file that lies in memory, on this thread.
-
-    Not by `read_table`: the threads that it starts may outlive it, and a process that ends then
-    aborts or never does (apache/arrow#34314, #50482).
+    """Read a Parquet file from memory on the calling thread.
 
     Args:
-        data: the file.
-        columns: the columns to read, in this order; all by default.
-        schema: types that columns must have, whichever of them are read; others may have any.
+        data: bytes of the file.
+        columns: columns to read, in the order of the result; all columns by default.
+        schema: required types of columns. Only columns that are read are checked; columns outside
+            the schema may have any type.
 
     Raises:
-        pyarrow.ArrowException: if the bytes are none, a column is missing, there twice or of
-            another type, a text is no UTF-8, or the table has more than `MAX_ROWS` rows or
-            `MAX_BYTES` bytes.
+        pyarrow.ArrowException: if the bytes are no Parquet file, a column is missing, repeated,
+            of a wrong type or null against the schema, a text is not UTF-8, or the table exceeds
+            `MAX_ROWS`, `MAX_VALUES` or `MAX_BYTES`.
     """
+    # Not `pq.read_table`: its threads may outlive the call, and a process that exits meanwhile
+    # aborts or hangs (apache/arrow#34314, #50482).
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        wanted = list(columns) if columns is not None else None
+        selected = list(columns) if columns is not None else None
         num_rows = file.metadata.num_rows
         if num_rows > MAX_ROWS:
             raise pa.ArrowInvalid(f"it must have at most {MAX_ROWS} rows, but has {num_rows}")
         if schema is not None:
-            _check_types(file.schema_arrow, schema, wanted)
-        table = _read(file, wanted)
+            _check_types(file.schema_arrow, schema, selected)
+        table = _read(file, selected)
+        # pyarrow checks UTF-8 only in a full validation.
         table.validate(full=True)
     except pa.ArrowException:
         raise
     except KeyError as error:
         raise pa.ArrowKeyError(*error.args) from None
-    except (OSError, ValueError, OverflowError) as error:  # of a footer that is damaged
+    except (OSError, ValueError, OverflowError) as error:
+        # Callers handle `ArrowException` alone, but a damaged footer raises these errors.
         raise pa.ArrowInvalid(str(error)) from None
     if schema is not None:
         _check_nulls(table, schema)
@@ -56,18 +59,19 @@ def read(
 
 
 def _read(file: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
-    """Read columns: at once, or batch by batch where encodings may hide their size."""
+    """Read columns in one call, or in batches if the decoded size may exceed the limit."""
     row_bytes = _row_bytes(file, columns)
     if file.metadata.num_rows * row_bytes <= _AT_ONCE_BYTES:
         table = file.read(columns, use_threads=False)
     else:
-        table = _in_batches(file, columns, max(1, _AT_ONCE_BYTES // row_bytes))
+        table = _read_batches(file, columns, max(1, _AT_ONCE_BYTES // row_bytes))
     return table if columns is None else table.select(columns)
 
 
-def _in_batches(file: pq.ParquetFile, columns: list[str] | None, num_rows: int) -> pa.Table:
+def _read_batches(file: pq.ParquetFile, columns: list[str] | None, batch_rows: int) -> pa.Table:
+    """Read columns in batches of `batch_rows` rows, and stop above `MAX_BYTES`."""
     batches, size = [], 0
-    for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
+    for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
         size += batch.nbytes
         if size > MAX_BYTES:
             raise pa.ArrowInvalid(f"it must have at most {MAX_BYTES} bytes, but has more")
@@ -79,11 +83,8 @@ def _in_batches(file: pq.ParquetFile, columns: list[str] | None, num_rows: int) 
 
 
 def _row_bytes(file: pq.ParquetFile, columns: list[str] | None) -> int:
-    """Return the most bytes that one row can have.
-
-    A value of fixed length has that length, and another at most its column chunk's.
-    """
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    """Return an upper bound of a row's decoded bytes."""
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     row_bytes = 0
     for index in range(file.metadata.num_columns):
         column = file.schema.column(index)
@@ -95,18 +96,19 @@ def _row_bytes(file: pq.ParquetFile, columns: list[str] | None) -> int:
         if column.physical_type != "BYTE_ARRAY" and not column.max_repetition_level:
             row_bytes += max(column.length, _LONGEST_NUMBER)
         else:
+            # A text, list or byte string has no fixed length, but fits its column chunk.
             row_bytes += max((chunk.total_uncompressed_size for chunk in chunks), default=0)
     return row_bytes
 
 
-def _check_types(found: pa.Schema, schema: pa.Schema, columns: list[str] | None) -> None:
+def _check_types(file_schema: pa.Schema, schema: pa.Schema, columns: list[str] | None) -> None:
     for field in schema:
         if columns is not None and field.name not in columns:
             continue
-        kinds = [one.type for one in found if one.name == field.name]
-        if kinds != [field.type]:
-            held = " and ".join(map(str, kinds)) or "missing"
-            raise pa.ArrowInvalid(f"column {field.name} must be {field.type}, but is {held}")
+        types = [column.type for column in file_schema if column.name == field.name]
+        if types != [field.type]:
+            actual = " and ".join(map(str, types)) or "missing"
+            raise pa.ArrowInvalid(f"column {field.name} must be {field.type}, but is {actual}")
 
 
 def _check_nulls(table: pa.Table, schema: pa.Schema) -> None:

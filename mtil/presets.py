@@ -7,14 +7,18 @@ from mtil.storage import open_store, split_uri
 
 
 def demo() -> Config:
-    """About a minute on a laptop: shows that everything works, trains nothing worth having."""
+    """Return a configuration that trains in a minute on a laptop, to try out all parts.
+
+    The model is too weak for any use.
+    """
     return from_dict(
         {
             "data": {"image_size": 96},
             "train": {
                 "num_epochs": 6,
                 "batch_size": 8,
-                "learning_rate": 3e-3,  # so that two epochs of so few steps find lesions
+                # Epochs have few steps: a high rate finds lesions after two epochs.
+                "learning_rate": 3e-3,
                 "encoder_learning_rate": 1e-3,
                 "warmup_epochs": 0.5,
                 "ema_decay": 0.9,
@@ -24,7 +28,7 @@ def demo() -> Config:
 
 
 def cpu() -> Config:
-    """Minutes a fold on two CPU cores, at 160 pixels."""
+    """Return a configuration at 160 pixels that trains a fold in minutes on two CPU cores."""
     return from_dict(
         {
             "data": {"image_size": 160},
@@ -34,7 +38,7 @@ def cpu() -> Config:
 
 
 def base() -> Config:
-    """The reference: 256 pixels, for a GPU."""
+    """Return the reference configuration: 256 pixels, one GPU."""
     return from_dict({"train": {"num_epochs": 100, "gpus_per_worker": 1.0}})
 
 
@@ -45,7 +49,8 @@ def load_config(name: str) -> Config:
     """Return a preset by its name, or the configuration of a YAML file laid over the defaults.
 
     Raises:
-        ConfigError: if the name is neither, or the file holds a wrong key or value.
+        ConfigError: if the name is neither a preset nor an existing file, or the file has a wrong
+            key or value.
     """
     if name in PRESETS:
         return PRESETS[name]()

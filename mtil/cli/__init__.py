@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command runs."""
+"""Command line of `mtil`. Heavy libraries are imported only when a command runs."""
 
 from mtil.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A command line to a command, and its errors to one sentence and an exit code."""
+"""Parse a command line, run its command and turn errors into a message and an exit code."""
 
 import argparse
 import os
@@ -12,30 +12,34 @@ from mtil.errors import ConfigError, MtilError, UserError
 from mtil.process import interrupts, supervisor
 
 _EXTRAS = {"ray": "ray", "psutil": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
+"""Optional libraries and the extra of mtil that installs each."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours."""
+    """Argument parser that raises `UserError` instead of exiting the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the command line."""
+        """Raise `UserError` with argparse's message and the command for help."""
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`.")
 
 
 @streams.written
 def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
-    """Run the command that a parser finds in the arguments, and return its exit code.
+    """Parse the arguments, run the selected command and return the exit code.
 
-    The parsed options hold the function that is the command, `run(options, output)`, and whether
-    it is `configurable`, that is takes overrides of configuration keys.
+    The parsed options hold `handler`, a function `(options, output)` that runs the command, and
+    `configurable`: whether the command accepts overrides of configuration keys.
     """
     with interrupts.heeded():
         try:
-            code, sentence = _outcome(parser, arguments)
-        except BaseException:  # a signal may bring down a library with any error
+            code, sentence = _run_command(parser, arguments)
+        except BaseException:
+            # A signal can surface inside a library as any error: only errors without a signal
+            # are bugs.
             if not interrupts.has_arrived():
                 raise
         if interrupts.has_arrived():
+            # In a watched process this call does not return: the watcher prints the sentence.
             supervisor.leave()
             code, sentence = supervisor.INTERRUPTED, supervisor.SENTENCE
         if sentence:
@@ -43,13 +47,16 @@ def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
         return code
 
 
-def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]:
-    """Run the command. Return its exit code and the sentence for stderr, if it failed."""
+def _run_command(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]:
+    """Run the command. Return the exit code and the message for stderr, empty on success."""
     try:
         options, rest = parser.parse_known_args(arguments)
-        told = f"{parser.prog} {options.command}"
-        options.overrides = _overrides(rest) if options.configurable else _nothing(told, rest)
-        from mtil.cli.console import Output  # not needed to print a help text
+        command = f"{parser.prog} {options.command}"
+        options.overrides = (
+            _parse_overrides(rest) if options.configurable else _refuse_rest(command, rest)
+        )
+        # The console imports rich, which a help text does not need.
+        from mtil.cli.console import Output
 
         options.handler(options, Output(as_json=options.json))
     except UserError as error:
@@ -64,7 +71,8 @@ def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]
         without = ", or add `--local`" if getattr(options, "local", None) is False else ""
         return 2, f"This command needs `{library}`; run `pip install 'mtil[{extra}]'`{without}."
     except BrokenPipeError:
-        if not _reader_has_left():
+        # A broken pipe inside the program, such as a worker's, is a bug and needs its traceback.
+        if not _has_reader_left():
             raise
         return 1, ""
     except KeyboardInterrupt:
@@ -72,18 +80,21 @@ def _outcome(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]
     return 0, ""
 
 
-def _reader_has_left() -> bool:
-    """Say whether stdout's reader, such as `head`, has left; if so, write to nobody from now on."""
+def _has_reader_left() -> bool:
+    """Return whether stdout's reader, such as `head`, has gone. If so, discard later output."""
     pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), 0)  # a pipe without a reader is always in error
+    # An empty event mask suffices: poll always reports a pipe without a reader as an error.
+    pipe.register(sys.stdout.fileno(), 0)
     if not pipe.poll(0):
         return False
+    # Python flushes stdout again at exit and would print a second BrokenPipeError.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _parse_overrides(rest: Sequence[str]) -> dict[str, str]:
+    """Return overrides such as `--train.num-epochs 5` or `--seed=3` as text by dotted key."""
+    overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         if not word.startswith("--"):
@@ -94,14 +105,15 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
         if not equals:
             following = next(words, None)
             if following is None or following.startswith("--"):
-                what = "nothing" if following is None else f"`{following}`"
-                raise ConfigError(f"`--{key}` must be followed by a value, but {what} follows.")
+                got = "nothing" if following is None else f"`{following}`"
+                raise ConfigError(f"`--{key}` must be followed by a value, but {got} follows.")
             value = following
-        found[key] = value
-    return found
+        overrides[key] = value
+    return overrides
 
 
-def _nothing(command: str, rest: Sequence[str]) -> dict[str, str]:
+def _refuse_rest(command: str, rest: Sequence[str]) -> dict[str, str]:
+    """Return no overrides, or raise `UserError` if unknown arguments remain."""
     if rest:
         raise UserError(f"`{command}` has no option {rest[0]!r}; see its `--help`.")
     return {}

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, plain lines elsewhere, JSON when asked."""
+"""Terminal output: a progress bar on a terminal, plain lines elsewhere, JSON on request."""
 
 import sys
 import time
@@ -13,11 +13,11 @@ from rich.table import Table
 from mtil.cli.streams import as_json, shown
 
 LINE_S = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Minimum seconds between two progress lines without a terminal."""
 
 
 class Output:
-    """Progress and lines go to stderr with `--json`, which leaves stdout to the one object."""
+    """Printer of a command. With `--json`, stdout has the JSON object only; lines go to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -26,17 +26,17 @@ class Output:
         )
 
     def line(self, text: str) -> None:
-        """Print a line for a person."""
+        """Print a line of text."""
         self.console.print(self._shown(text, in_line=False))
 
     def result(self, values: Mapping[str, Any]) -> None:
-        """Print the command's one JSON object, if it was asked for."""
+        """Print the command's JSON object if `--json` was given."""
         if self._as_json:
             sys.stdout.write(as_json(values, sys.stdout.encoding) + "\n")
             sys.stdout.flush()
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table, numbers to the right."""
+        """Print a table. The first column is aligned left, all other columns right."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for index, name in enumerate(head):
             table.add_column(
@@ -47,13 +47,13 @@ class Output:
         self.console.print(table)
 
     def _shown(self, text: str, *, in_line: bool = True) -> str:
-        """Return text as the console can show it, with escapes for what it cannot."""
+        """Escape control characters and characters outside the console's encoding."""
         encoding = self.console.encoding
         return shown(text, in_line=in_line).encode(encoding, "backslashreplace").decode(encoding)
 
     @contextmanager
     def progress(self) -> Iterator["Bar"]:
-        """Show a bar while the block runs, where there is a terminal."""
+        """Yield a progress bar for the block. Without a terminal the bar prints lines."""
         bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -68,31 +68,33 @@ class Output:
 
 
 class _Console(Console):
-    """Rich's, which raises where nobody reads the output, and does not end the process."""
+    """Rich console that raises `BrokenPipeError`; rich's own would exit the process."""
 
     def on_broken_pipe(self) -> None:
-        """Let the error pass."""
-        raise  # within the handler of it
+        """Re-raise the current error; rich calls this method inside its handler."""
+        raise
 
 
 class Bar:
-    """One line of progress that changes what it counts; elsewhere a line now and then."""
+    """Progress bar on a terminal. Elsewhere prints a line at most every `LINE_S` seconds."""
 
     def __init__(
         self,
         progress: Progress,
-        say: Callable[[str], None] | None,
+        print_line: Callable[[str], None] | None,
         shown: Callable[[str], str] = shown,
     ) -> None:
-        self._progress, self._say, self._shown = progress, say, shown
+        self._progress, self._print_line, self._shown = progress, print_line, shown
         self._task = progress.add_task("", total=None)
-        self._said, self._said_s = "", time.monotonic()
+        self._last_line, self._last_s = "", time.monotonic()
 
-    def show(self, text: str, done: int, of: int) -> None:
-        """Say how much is done of what."""
-        self._progress.update(self._task, description=self._shown(text), completed=done, total=of)
-        line = f"{text} {done}/{of}"
-        due = line != self._said and time.monotonic() - self._said_s >= LINE_S
-        if self._say is not None and due:
-            self._said, self._said_s = line, time.monotonic()
-            self._say(line)
+    def show(self, text: str, done: int, total: int) -> None:
+        """Show `done` of `total` units of the work named by `text`."""
+        self._progress.update(
+            self._task, description=self._shown(text), completed=done, total=total
+        )
+        line = f"{text} {done}/{total}"
+        is_due = line != self._last_line and time.monotonic() - self._last_s >= LINE_S
+        if self._print_line is not None and is_due:
+            self._last_line, self._last_s = line, time.monotonic()
+            self._print_line(line)

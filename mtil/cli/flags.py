@@ -1,4 +1,4 @@
-"""Flags that several commands have."""
+"""Command registration and flags shared by several commands."""
 
 import argparse
 import sys
@@ -16,11 +16,20 @@ Run: TypeAlias = "Callable[[argparse.Namespace, Output], None]"
 def add_command(
     commands: Commands, name: str, run: Run, text: str, *, configurable: bool = False
 ) -> argparse.ArgumentParser:
-    """Add a command, which is a function, with what its help says of it."""
+    """Register a command and return its parser.
+
+    Args:
+        commands: subparsers of `mtil`.
+        name: the word on the command line.
+        run: the function that runs the command.
+        text: help text.
+        configurable: accept overrides of configuration keys.
+    """
     parser = commands.add_parser(
         name,
         help=text,
         description=text,
+        # An unknown flag must be an override or an error, never a guess.
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -30,8 +39,8 @@ def add_command(
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add what commands on Ray take."""
-    parser.add_argument("--verbose", action="store_true", help="show what Ray says")
+    """Add `--verbose`, which shows Ray's messages."""
+    parser.add_argument("--verbose", action="store_true", help="show Ray's messages")
 
 
 def add_local(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -40,28 +49,33 @@ def add_local(parser: argparse.ArgumentParser, verb: str) -> None:
 
 
 def add_data_version(parser: argparse.ArgumentParser, about: str) -> None:
-    """Add which version of a data set is meant."""
+    """Add `--data-version`, the version of the data set to use."""
     parser.add_argument("--data-version", type=int, metavar="N", help=about)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what `mtil train` and `mtil circle` take."""
+    """Add the flags shared by `mtil train` and `mtil circle`."""
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    add_data_version(parser, "which version of it; the run's, or the newest, if none is named")
-    parser.add_argument("--run", required=True, metavar="URI", help="where results go")
+    add_data_version(parser, "version of the data set (default: the run's, else the newest)")
+    parser.add_argument("--run", required=True, metavar="URI", help="folder for results")
     parser.add_argument(
         "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"
     )
     parser.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
     parser.epilog = (
         "Any configuration key can follow, such as --train.num-epochs 5; "
-        "`mtil train --keys` lists them."
+        "`mtil train --keys` lists the keys."
     )
-    parser.add_argument("--keys", action=_Keys, help="list the configuration keys and leave")
+    parser.add_argument("--keys", action=_ListKeys, help="list the configuration keys and exit")
     add_verbose(parser)
 
 
-class _Keys(argparse.Action):
+class _ListKeys(argparse.Action):
+    """Prints every configuration key with its default and type, then exits.
+
+    An argparse action runs before required flags are checked, so `mtil train --keys` suffices.
+    """
+
     def __init__(self, **options: object) -> None:
         super().__init__(nargs=0, **options)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The commands of `mtil`."""
+"""Entry point of `mtil`: the parser with all commands."""
 
 from collections.abc import Sequence
 
@@ -20,31 +20,37 @@ from mtil.cli.commands import (
 )
 from mtil.process import supervisor
 
-_COMMANDS = (
-    phantom, download, prepare, inspection, train, circle, status, stop, retention, evaluate,
-    predict, doctor,
+# The order of the commands in `mtil --help`: from images to predictions.
+_ADD_COMMANDS = (
+    phantom.add_to, download.add_to, prepare.add_to, inspection.add_to, train.add_to,
+    circle.add_to, status.add_to, stop.add_to, retention.add_to, evaluate.add_to,
+    predict.add_to, doctor.add_to,
 )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 wrong input, 130 interrupted, 1 else.
+    """Run a command and return its exit code.
 
-    Without arguments the command line's are taken, in a process that
-    `mtil.process.supervisor` watches.
+    0 is success, 2 wrong input, 130 an interrupt, 1 any other failure.
+
+    Args:
+        arguments: words of the command line. By default `sys.argv[1:]`, and the command runs in a
+            child process watched by `mtil.process.supervisor`.
     """
     if arguments is None:
         supervisor.watch("mtil")
-    return answer(_parser(), arguments)
+    return answer(_build_parser(), arguments)
 
 
-def _parser() -> Parser:
+def _build_parser() -> Parser:
     parser = Parser(
         prog="mtil",
-        description="Train one network that outlines breast tumours and says benign or malignant.",
+        description="Train one network that outlines breast tumours and classifies them as benign "
+        "or malignant.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mtil {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_to(commands)
+    for add_command in _ADD_COMMANDS:
+        add_command(commands)
     return parser

@@ -1,4 +1,4 @@
-"""stdout and stderr that take every letter, and what happens when nobody takes the output."""
+"""Safe text on stdout and stderr: escapes, JSON in any encoding, and failed writes."""
 
 import io
 import json
@@ -12,27 +12,27 @@ from typing import Any, TypeVar
 
 from mtil.process.logs import finite
 
-_UNSHOWN = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""Control characters but tab and line feed: a terminal would obey them."""
-_UNSHOWN[0x2028], _UNSHOWN[0x2029] = "\\u2028", "\\u2029"
-_IN_LINE = _UNSHOWN | {ord("\n"): "\\n"}
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""Control characters except tab and line feed: a terminal would execute them."""
+_ESCAPES[0x2028], _ESCAPES[0x2029] = "\\u2028", "\\u2029"
+_ESCAPES_IN_LINE = _ESCAPES | {ord("\n"): "\\n"}
 
 
 P = TypeVar("P", bound=ArgumentParser)
 
 
 def shown(text: str, *, in_line: bool = True) -> str:
-    r"""Return text as a person can be shown it: control characters become escapes such as `\x1b`.
+    r"""Replace control characters by escapes such as `\x1b`.
 
     Args:
-        text: which may hold the name of a file.
-        in_line: whether line feeds are escaped, too.
+        text: any text; a file name may hold control characters.
+        in_line: also escape line feeds.
     """
-    return text.translate(_IN_LINE if in_line else _UNSHOWN)
+    return text.translate(_ESCAPES_IN_LINE if in_line else _ESCAPES)
 
 
 def as_json(values: Mapping[str, Any], encoding: str | None) -> str:
-    """Return a JSON object in one line that an encoding can hold; what is no number is null."""
+    """Return a one-line JSON object for an encoding (default UTF-8). NaN and infinity are null."""
     values = finite(values)
     text = json.dumps(values, ensure_ascii=False)
     try:
@@ -45,27 +45,32 @@ def as_json(values: Mapping[str, Any], encoding: str | None) -> str:
 def written(
     answer: Callable[[P, Sequence[str] | None], int],
 ) -> Callable[[P, Sequence[str] | None], int]:
-    """Let a command print whatever there is to print, and end it where nobody takes the output."""
+    """Wrap the function of a command line: check its arguments and the writes to its output.
+
+    The wrapper returns 2 for an argument outside UTF-8. A failed write to stdout or stderr makes
+    a successful command return 1.
+    """
 
     @wraps(answer)
     def run(parser: P, arguments: Sequence[str] | None) -> int:
-        _open()
+        _escape_unencodable()
         for word in sys.argv[1:] if arguments is None else arguments:
             if not _is_text(word):
                 _complain(
                     f"{parser.prog}: Every argument must be text in UTF-8, but got {word!r}; "
-                    f"{_way_out(word)}."
+                    f"{_suggest_fix(word)}."
                 )
                 return 2
         streams = [_Watched(sys.stdout), _Watched(sys.stderr)]
         try:
             code = answer(parser, arguments)
-        except (SystemExit, OSError):  # the first as after `--help`
-            if _have_taken_all(streams, parser.prog):
+        except (SystemExit, OSError):
+            # argparse raises SystemExit(0) after `--help`, also when nothing could be written.
+            if _check_writes(streams, parser.prog):
                 raise
             return 1
         else:
-            return code if _have_taken_all(streams, parser.prog) else code or 1
+            return code if _check_writes(streams, parser.prog) else code or 1
         finally:
             for stream in streams:
                 stream.leave()
@@ -74,30 +79,30 @@ def written(
 
 
 class _Watched:
-    """A stream, and the error by which it was lost, if it was.
+    """Wrapper of a stream that records the last `OSError` of a write or flush.
 
-    Who prints may keep the error back, as argparse does, and without a buffer it does not come
-    again.
+    argparse swallows write errors, and an unbuffered stream does not report an error again at
+    exit. Without a record, such a command would end with code 0.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.error: OSError | None = None
-        stream.write, stream.flush = self._noting(stream.write), self._noting(stream.flush)
+        stream.write, stream.flush = self._recording(stream.write), self._recording(stream.flush)
 
     def leave(self) -> None:
-        """Leave the stream as it was."""
+        """Restore the stream's own methods."""
         del self.stream.write, self.stream.flush
 
     def check(self) -> OSError | None:
-        """Return the error. After one, the stream writes to nobody."""
+        """Flush the stream and return the recorded error. After an error, discard later output."""
         with suppress(OSError):
             self.stream.flush()
         if self.error is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return self.error
 
-    def _noting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _recording(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             try:
                 return method(*arguments)
@@ -108,20 +113,21 @@ class _Watched:
         return call
 
 
-def _open() -> None:
-    """Escape the letters that stdout and stderr cannot encode."""
+def _escape_unencodable() -> None:
+    """Make stdout and stderr escape characters outside their encoding."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by the shell
+        # A shell can start a process without stdout or stderr (`>&-`): Python sets None.
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _have_taken_all(streams: Sequence[_Watched], program: str) -> bool:
-    """Say whether the streams have taken what was printed; if not, say why.
+def _check_writes(streams: Sequence[_Watched], program: str) -> bool:
+    """Return whether all writes succeeded. If not, print the first error to stderr.
 
-    Nobody is told where a reader such as `head` has left.
+    A broken pipe is silent: the reader, such as `head`, left on purpose.
     """
     errors = [error for stream in streams if (error := stream.check()) is not None]
     for error in errors[:1]:
@@ -131,11 +137,13 @@ def _have_taken_all(streams: Sequence[_Watched], program: str) -> bool:
 
 
 def _complain(sentence: str) -> None:
-    with suppress(OSError):  # the exit code says it, too
+    # If stderr fails as well, the exit code still reports the failure.
+    with suppress(OSError):
         print(sentence, file=sys.stderr)  # noqa: T201
 
 
-def _way_out(word: str) -> str:
+def _suggest_fix(word: str) -> str:
+    """Return a fix for an argument outside UTF-8: rename the file or change the locale."""
     try:
         os.fsencode(word).decode()
     except UnicodeError:
@@ -144,7 +152,8 @@ def _way_out(word: str) -> str:
 
 
 def _is_text(word: str) -> bool:
-    """Say whether a word is what a person could type, and no bytes of another encoding."""
+    """Return whether an argument is valid text, not bytes of another encoding."""
+    # Python decodes foreign bytes in sys.argv to lone surrogates, which UTF-8 cannot encode.
     try:
         word.encode()
     except UnicodeEncodeError:

@@ -62,12 +62,14 @@ def request_evaluation(
     trained = run.trained().get(round_index)
     if trained is None:
         raise DataError(
-            f"A round must be trained first, but round {round_index} of {run.uri} is not."
+            f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
+            "with `--round`."
         )
     if folds is None or folds == "all":
         chosen: Sequence[int] = trained
     else:
         chosen = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
+    # Ray takes seconds to start, so data set and models are checked first.
     for fold in chosen:
         select(manifest, fold, "test")
         check_models(run, round_index, fold)

@@ -1,10 +1,11 @@
-"""Synthetic ultrasound images in BUSI's layout: for the demo, the tests and the benchmarks.
+"""Synthetic ultrasound images in BUSI's layout for the demo, the tests and the benchmarks.
 
-Scatterers of random phase, as strong as the tissue there, are blurred by a beam and log-compressed,
-which gives real speckle. Tissue has layers, fibres and lobules of fat; lesions of both classes have
-the same sizes, places and contrasts, and differ in margin, rim and in what lies below them, though
-none of that always. Marks are alike in all classes. Patients may have several views, which are
-no near-copies. Near-duplicates can be planted and are listed.
+Speckle is physical: scatterers of random phase, with the local strength of the tissue, are blurred
+by a beam and log-compressed. Tissue has layers, fibres and lobules of fat. Lesions of both classes
+have equal distributions of size, place and contrast. The classes differ in margin, rim and in
+shadow or enhancement below the lesion, but no sign is present in all lesions of a class. Marks have
+equal frequency in all classes. Patients may have several views, which are no near-copies.
+Near-copies can be added and are listed in a file.
 """
 
 from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw

@@ -1,4 +1,4 @@
-"""Whose images a folder holds: patients, their views, and how they are numbered."""
+"""Patients, views, classes and numbers of the images in a folder."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,22 @@ _Numbers = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Cohort:
-    """The originals of a folder, in the order in which they are drawn."""
+    """Arrays over the n original images of a folder, in drawing order."""
 
     patients: _Numbers
-    """(n,), from 0 and in order."""
+    """Patient of each image (n,), ascending from 0."""
     views: _Numbers | None
-    """Which of its patient's images each is (n,), from 0; None if patients have one each."""
+    """View of each image within the patient (n,), from 0; None with a single image per patient."""
     labels: npt.NDArray[np.int8]
-    """Classes (n,), those of the patients."""
+    """Class of each image (n,), the patient's class."""
     numbers: _Numbers
-    """Which of its class each is (n,), from 1."""
+    """Number of each image within the class (n,), from 1."""
 
 
 def cohort(num_images: int, seed: int, max_views: int) -> Cohort:
-    """Give every patient 1 to `max_views` images, as many of each number; the last may have fewer.
+    """Draw the number of views of every patient uniformly from 1 to `max_views`.
 
-    More images only add to fewer.
+    The last patient may have fewer views. A larger `num_images` only appends images.
     """
     rng = np.random.default_rng((seed, 0, 3))
     num_views = rng.integers(1, max_views, num_images, endpoint=True)

@@ -1,4 +1,4 @@
-"""One synthetic image: tissue, lesions, the scan of both, and marks on it."""
+"""Draw a synthetic image: tissue, lesions, scan and marks."""
 
 from dataclasses import dataclass
 
@@ -13,36 +13,40 @@ from mtil.phantom.tissue import tissue
 
 BENIGN, MALIGNANT, NORMAL = range(3)
 PATTERN = (BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT, BENIGN, NORMAL, BENIGN, MALIGNANT)
-"""Classes of every ten patients: 50, 30 and 20 per cent."""
+"""Classes of ten consecutive patients: 50 % benign, 30 % malignant, 20 % normal."""
 TEXT_SHARE, CALIPER_SHARE = 0.14, 0.10
-"""Shares of images with marks, in every class; about those of BUSI."""
+"""Shares of images with marks, equal in all classes and about as in BUSI."""
 
 _TRAITS = {BENIGN: BENIGN_TRAITS, MALIGNANT: MALIGNANT_TRAITS}
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic image."""
+    """A synthetic image with masks."""
 
     label: int
     gray: npt.NDArray[np.uint8]
+    """Image (h, w)."""
     masks: tuple[npt.NDArray[np.bool_], ...]
-    """One per lesion; a black one where there is none."""
+    """A mask (h, w) per lesion; a single empty mask without a lesion."""
     text: bool = False
+    """Text is burnt in."""
     calipers: bool = False
+    """Calipers are burnt in."""
 
 
 def draw(seed: int, patient: int, image_size: int = 256, view: int | None = None) -> Phantom:
-    """Draw an image of a patient; it depends on the arguments alone.
+    """Draw an image of a patient. Equal arguments give equal images.
 
-    Views of a patient show the same tissue and lesions in another place, at another angle and in
-    another section, with speckle, gain and marks of their own.
+    All views of a patient show the patient's tissue and lesions. The views differ in place, angle
+    and section, and in speckle, gain and marks.
 
     Args:
-        seed: not negative.
-        patient: not negative; it fixes the class.
-        image_size: typical side of an image in pixels; sizes vary around it.
-        view: which of the patient's views, from 0; None draws the only image of a patient.
+        seed: 0 or more.
+        patient: index of the patient, 0 or more; decides the class.
+        image_size: typical side in pixels. Heights are 75 to 100 %, widths 85 to 125 % of
+            `image_size`.
+        view: index of the patient's view, from 0; None draws a patient's only image.
     """
     origin = streams(seed, patient, view)
     rng = origin.frame
@@ -55,6 +59,7 @@ def draw(seed: int, patient: int, image_size: int = 256, view: int | None = None
     if label != NORMAL:
         masks = add_lesions(origin, echo, _TRAITS[label])
     gray = scan(origin, echo)
+    # Marks come after the scan: text and calipers have no speckle.
     if calipers:
         gray = add_calipers(rng, gray, masks)
     if text:

@@ -1,4 +1,4 @@
-"""Near-duplicates of phantoms: what a collection's twins have been through."""
+"""Near-copies of phantoms, with the changes found between near-copies of real collections."""
 
 import io
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from mtil.phantom.marks import add_calipers
 
 
 def duplicate(rng: np.random.Generator, original: Phantom, kind: str) -> Phantom:
-    """Return a near-duplicate with its masks changed alike.
+    """Return a near-copy of an image. Masks change with the image.
 
     Args:
-        rng: decides how much is changed.
-        original: is left as it is.
-        kind: one of `KINDS`.
+        rng: random numbers for the amount of change.
+        original: image to copy; not modified.
+        kind: kind of change, an element of `KINDS`.
     """
     return _CHANGES[kind](rng, original)
 
@@ -35,7 +35,7 @@ def _jpeg(rng: np.random.Generator, original: Phantom) -> Phantom:
 
 
 def _resize(rng: np.random.Generator, original: Phantom) -> Phantom:
-    """Scale both sides alike, down by up to 30 % or up by up to 40 %."""
+    """Scale both sides by a common factor of 0.7 to 0.9 or 1.1 to 1.4."""
     factor = rng.uniform(0.7, 0.9) if rng.random() < 0.5 else rng.uniform(1.1, 1.4)
     height, width = original.gray.shape
     size = (round(width * factor), round(height * factor))
@@ -45,13 +45,13 @@ def _resize(rng: np.random.Generator, original: Phantom) -> Phantom:
 
 
 def _crop(rng: np.random.Generator, original: Phantom) -> Phantom:
-    """Cut 2 to 6 % off each side, but nothing off a lesion."""
+    """Cut 2 to 6 % off every side, but less where a lesion would be cut."""
     joined = np.logical_or.reduce(original.masks)
     cuts = []
     for axis, side in enumerate(joined.shape):
         filled = np.nonzero(joined.any(axis=1 - axis))[0]
-        free = (filled[0], side - 1 - filled[-1]) if filled.size else (side, side)
-        cuts += [min(round(side * rng.uniform(0.02, 0.06)), int(room)) for room in free]
+        margins = (filled[0], side - 1 - filled[-1]) if filled.size else (side, side)
+        cuts += [min(round(side * rng.uniform(0.02, 0.06)), int(margin)) for margin in margins]
     top, bottom, left, right = cuts
     height, width = joined.shape
     area = (slice(top, height - bottom), slice(left, width - right))
@@ -107,4 +107,4 @@ _CHANGES: dict[str, Callable[[np.random.Generator, Phantom], Phantom]] = {
 }
 
 KINDS = tuple(_CHANGES)
-"""What may have been done to a near-duplicate."""
+"""Kinds of changes of a near-copy."""

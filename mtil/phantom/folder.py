@@ -1,4 +1,4 @@
-"""A folder of phantoms in BUSI's layout, written by one process or many to the same bytes."""
+"""Write a folder of phantoms in BUSI's layout, with equal bytes for any number of processes."""
 
 import csv
 import io
@@ -26,36 +26,38 @@ from mtil.phantom.duplicates import KINDS, duplicate
 from mtil.process import interrupts
 
 MAX_NUM_IMAGES = 10_000_000
-"""Whose they are is held in memory, at up to 60 bytes an image."""
+"""Maximum images of a folder. The cohort needs up to 60 bytes of memory per image."""
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 64, 4096
-"""In pixels; one of the largest takes a gigabyte or two to draw."""
+"""Limits of the image size in pixels. Drawing a largest image needs one to two gigabytes."""
 MAX_VIEWS = 1000
 DUPLICATES = "duplicates.csv"
-"""Lists the planted near-duplicates, beside the class folders."""
+"""File with the near-copies, beside the class folders."""
 PATIENTS = "patients.csv"
-"""Lists whose image each is, beside the class folders, as `mtil prepare --groups` takes it."""
+"""File with the patient of every image, beside the class folders; for `mtil prepare --groups`."""
 
-_IMAGES_A_TASK = 32
-_TASKS_A_WORKER = 3
-"""Tasks that wait or run, per worker; more are made as these end."""
-_ACROSS_EVERY = 20
-"""One in so many near-duplicates is filed under the other tumour class."""
+_IMAGES_PER_TASK = 32
+_TASKS_PER_WORKER = 3
+"""Waiting and running tasks per worker process."""
+_CROSS_CLASS_EVERY = 20
+"""Every 20th near-copy is filed under the opposite tumour class."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One image to be drawn and written."""
+    """An image to draw and write."""
 
     sample_id: str
     label: int
-    """The class that it is filed under."""
+    """Class of the folder for the image."""
     patient: int
     view: int | None
-    """Of the original that is drawn."""
+    """View of the original image to draw."""
     number: int = -1
-    """Which near-duplicate it is, or -1 for an original."""
+    """Index of the near-copy; -1 for an original."""
     original: str = ""
+    """Sample id of a near-copy's original."""
     kind: str = ""
+    """Kind of a near-copy; empty for an original."""
 
 
 def write(
@@ -68,27 +70,27 @@ def write(
     max_views: int = 1,
     workers: int = 1,
 ) -> None:
-    """Write images and masks in BUSI's layout, all of them or none.
+    """Write images and masks in BUSI's layout. A failure leaves nothing behind.
 
-    Near-duplicates are numbered after the originals of their class and listed in
-    `duplicates.csv` (`sample_id`, `original`, `kind`); the kinds come in turn, and a few lie in
-    the other tumour class. `patients.csv` (`image_id`, `group`) says whose image each is; a
-    near-duplicate is its original's patient's.
+    Near-copies are numbered after the originals of a class and listed in `duplicates.csv`
+    (`sample_id`, `original`, `kind`). The kinds rotate, and every 20th near-copy lies in the
+    opposite tumour class. `patients.csv` (`image_id`, `group`) lists the patient of every image; a
+    near-copy belongs to the original's patient.
 
     Args:
-        out: a folder that is empty or does not exist.
-        num_images: how many originals.
-        seed: the same seed gives the same bytes, and more originals only add to fewer as long as
-            there are no near-duplicates.
-        image_size: typical side of an image; sizes vary around it.
-        num_duplicates: how many near-duplicates to add to the originals, as many at most.
-        max_views: patients have 1 to so many images, the last as many as are left; all views of a
-            patient have one class.
-        workers: how many processes draw; the bytes do not depend on it. With more than one, a
-            script must call this below `if __name__ == "__main__"`.
+        out: an empty or new folder.
+        num_images: number of originals.
+        seed: equal seeds give equal bytes. Without near-copies, more originals extend a folder and
+            change no image.
+        image_size: typical side of an image in pixels; sizes vary around `image_size`.
+        num_duplicates: number of near-copies, at most `num_images`.
+        max_views: largest number of images of a patient; the last patient has the remaining images.
+            All views of a patient have one class.
+        workers: number of drawing processes; no effect on the bytes. With more than one, a script
+            must call `write` below `if __name__ == "__main__"`.
 
     Raises:
-        DataError: if the folder holds something, or a number makes no sense.
+        DataError: if the folder is not empty or a number is out of range.
         StorageError: if the folder cannot be written.
         RunError: if a worker process dies.
     """
@@ -96,6 +98,7 @@ def write(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} must be an empty or new folder; empty it or choose another.")
     out = out.absolute()
+    # The images are drawn beside the target, so that a rename publishes all of them at once.
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -125,7 +128,9 @@ def _check(
     workers: int,
 ) -> None:
     if not 1 <= num_images <= MAX_NUM_IMAGES:
-        raise DataError(f"There must be 1 to {MAX_NUM_IMAGES:,} images, but got {num_images}.")
+        raise DataError(
+            f"The number of images must be 1 to {MAX_NUM_IMAGES:,}, but got {num_images}."
+        )
     if seed < 0:
         raise DataError(f"A seed must not be negative, but got {seed}.")
     if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
@@ -135,30 +140,31 @@ def _check(
         )
     if not 0 <= num_duplicates <= num_images:
         raise DataError(
-            f"There must be 0 to {num_images} near-duplicates of {num_images} images, but got "
+            f"The number of near-copies must be 0 to {num_images}, the number of images, but got "
             f"{num_duplicates}."
         )
     if not 1 <= max_views <= MAX_VIEWS:
         raise DataError(f"Patients must have 1 to {MAX_VIEWS} views, but got {max_views}.")
     if workers < 1:
-        raise DataError(f"There must be at least one worker, but got {workers}.")
+        raise DataError(f"The number of workers must be at least 1, but got {workers}.")
 
 
 def _jobs(originals: Cohort, seed: int, num_duplicates: int) -> Iterator[_Job]:
-    """Yield the originals, then the near-duplicates, with their names."""
+    """Yield a job per original, then a job per near-copy."""
     num_images = len(originals.labels)
     for index in range(num_images):
-        yield _original(originals, index)
+        yield _original_job(originals, index)
     numbers = Counter(originals.labels.tolist())
     for number in range(num_duplicates):
         rng = np.random.default_rng((seed, number, 1))
-        across = number % _ACROSS_EVERY == _ACROSS_EVERY // 2
+        is_cross_class = number % _CROSS_CLASS_EVERY == _CROSS_CLASS_EVERY // 2
         index = int(rng.integers(num_images))
-        while across and originals.labels[index] == NORMAL:
+        # A normal image has no opposite tumour class.
+        while is_cross_class and originals.labels[index] == NORMAL:
             index = int(rng.integers(num_images))
-        job = _original(originals, index)
+        job = _original_job(originals, index)
         label = job.label
-        if across:
+        if is_cross_class:
             label = MALIGNANT if label == BENIGN else BENIGN
         numbers[label] += 1
         yield replace(
@@ -171,7 +177,7 @@ def _jobs(originals: Cohort, seed: int, num_duplicates: int) -> Iterator[_Job]:
         )
 
 
-def _original(originals: Cohort, index: int) -> _Job:
+def _original_job(originals: Cohort, index: int) -> _Job:
     label = int(originals.labels[index])
     sample_id = _sample_id(label, int(originals.numbers[index]))
     view = None if originals.views is None else int(originals.views[index])
@@ -179,7 +185,7 @@ def _original(originals: Cohort, index: int) -> _Job:
 
 
 def _tasks(jobs: Iterator[_Job]) -> Iterator[list[_Job]]:
-    while task := list(islice(jobs, _IMAGES_A_TASK)):
+    while task := list(islice(jobs, _IMAGES_PER_TASK)):
         yield task
 
 
@@ -188,24 +194,30 @@ def _sample_id(label: int, number: int) -> str:
 
 
 def _draw_into(folder: Path, seed: int, image_size: int, jobs: Sequence[_Job]) -> None:
+    """Draw images and write them with their masks into the class folders."""
     for label in {job.label for job in jobs}:
         (folder / LABELS[label]).mkdir(exist_ok=True)
     for job in jobs:
         phantom = draw(seed, job.patient, image_size, job.view)
+        # Random numbers depend on the image alone, not on the worker or the order.
         if job.kind:
             rng = np.random.default_rng((seed, job.number, 2))
             phantom = duplicate(rng, phantom, job.kind)
         stem = f"{LABELS[job.label]}/{job.sample_id}"
         (folder / f"{stem}.png").write_bytes(_png(phantom.gray))
-        for number, mask in enumerate(phantom.masks):
-            end = f"_{number}" if number else ""
-            (folder / f"{stem}_mask{end}.png").write_bytes(encode_mask_png(mask))
+        # BUSI's names: `_mask`, `_mask_1`, `_mask_2`.
+        for index, mask in enumerate(phantom.masks):
+            suffix = f"_{index}" if index else ""
+            (folder / f"{stem}_mask{suffix}.png").write_bytes(encode_mask_png(mask))
 
 
 def _draw_parallel(
     folder: Path, seed: int, image_size: int, tasks: Iterable[Sequence[_Job]], workers: int
 ) -> None:
-    """Draw in processes that are given a few tasks ahead, however many there are in all."""
+    """Draw in worker processes with `_TASKS_PER_WORKER` tasks in flight per worker.
+
+    Memory therefore does not grow with the number of tasks.
+    """
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("forkserver"),
@@ -214,7 +226,7 @@ def _draw_parallel(
     try:
         running: set[Future[None]] = set()
         for jobs in tasks:
-            if len(running) >= workers * _TASKS_A_WORKER:
+            if len(running) >= workers * _TASKS_PER_WORKER:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 _raise_first(done)
             with interrupts.kept_from_children():
@@ -230,6 +242,7 @@ def _draw_parallel(
 
 
 def _raise_first(done: Iterable[Future[None]]) -> None:
+    """Raise the error of the first failed task, if any."""
     for future in done:
         future.result()
 

@@ -1,8 +1,8 @@
-"""Lesions: their outlines, what they scatter, and what they do to the tissue below them.
+"""Lesions: outline, echo strength, and effect on the tissue below.
 
-Area, contrast and place are drawn alike for both classes. What differs is the margin (smooth or
-irregular, sharp or blurred), the rim (a thin capsule or a wide halo), calcifications, and whether
-a shadow or an enhancement lies below; none of them always.
+Area, contrast and place have equal distributions in both classes. The classes differ in margin
+(smooth or irregular, sharp or blurred), rim (thin capsule or wide halo), calcifications, and shadow
+or enhancement below the lesion. No sign is present in all lesions of a class.
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ _ANGLES = np.linspace(-np.pi, np.pi, _NUM_ANGLES, endpoint=False)
 
 @dataclass(frozen=True)
 class Traits:
-    """How often a class looks like what; shares are of its lesions."""
+    """Frequencies and bounds of a class's signs. Shares are of all lesions of the class."""
 
     irregular: float
-    """Spiculated, microlobulated or angular instead of smooth."""
+    """Share of lesions with a spiculated, microlobulated or angular outline; the rest is smooth."""
     shadow: float
     enhancement: float
     capsule: float
     halo: float
     calcified: float
     blur: tuple[float, float]
-    """Bounds of the margin's width, in hundredths of the image's shorter side."""
+    """Bounds of the margin's width in hundredths of the image's shorter side."""
     rough: tuple[float, float]
-    """Bounds of how far the margin strays from its outline, in shares of the radius."""
+    """Bounds of the margin's deviation from the outline as a share of the radius."""
     elongation: float
-    """Mean logarithm of the ratio of the axes; positive is wider than tall."""
+    """Mean logarithm of the ratio of the axes; positive means wider than tall."""
 
 
 BENIGN_TRAITS = Traits(
@@ -63,27 +63,33 @@ MALIGNANT_TRAITS = Traits(
 
 @dataclass(frozen=True)
 class _Window:
-    """A lesion's surroundings, clipped to the image."""
+    """The part of the image around a lesion."""
 
     area: tuple[slice, slice]
     distance: Field
-    """How far a pixel lies outside the outline, in pixels; negative inside."""
+    """Distance of a pixel to the outline in pixels; negative inside."""
 
 
 def add_lesions(origin: Streams, echo: Field, traits: Traits) -> tuple[npt.NDArray[np.bool_], ...]:
-    """Put one to three lesions side by side into tissue; return a mask (h, w) for each.
+    """Add one to three lesions side by side to the tissue in place. Return a mask (h, w) for each.
 
-    What they are is the patient's; where they lie across the beam, how they are turned and in which
-    section they are seen is the frame's.
+    The patient's stream decides the lesions. The frame's stream decides the place across the beam,
+    the tilt and the visible section.
+
+    Args:
+        origin: random streams of the image.
+        echo: echo strength (h, w) in dB; modified.
+        traits: signs of the class.
     """
-    number = int(origin.patient.choice((1, 2, 3), p=(0.92, 0.06, 0.02)))
-    across = {1: (0.5,), 2: (0.28, 0.72), 3: (0.18, 0.5, 0.82)}[number]
-    sizes = (0.09, 0.21) if number == 1 else (0.06, 0.11)
-    return tuple(_add_lesion(origin, echo, traits, at, sizes) for at in across)
+    num_lesions = int(origin.patient.choice((1, 2, 3), p=(0.92, 0.06, 0.02)))
+    # Centres are shares of the width. Several lesions are smaller, to fit side by side.
+    centres = {1: (0.5,), 2: (0.28, 0.72), 3: (0.18, 0.5, 0.82)}[num_lesions]
+    sizes = (0.09, 0.21) if num_lesions == 1 else (0.06, 0.11)
+    return tuple(_add_lesion(origin, echo, traits, centre, sizes) for centre in centres)
 
 
 def add_lobule(rng: np.random.Generator, echo: Field) -> None:
-    """Put a small dark lobule of fat into tissue; it is no lesion."""
+    """Add a small dark lobule of fat, which is no lesion, to the tissue in place."""
     height, width = echo.shape
     radius = min(height, width) * rng.uniform(0.03, 0.08)
     centre = (height * rng.uniform(0.15, 0.8), width * rng.uniform(0.05, 0.95))
@@ -100,6 +106,15 @@ def _add_lesion(
     across: float,
     sizes: tuple[float, float],
 ) -> npt.NDArray[np.bool_]:
+    """Add a lesion to the tissue in place. Return its mask (h, w).
+
+    Args:
+        origin: random streams of the image.
+        echo: echo strength (h, w) in dB; modified.
+        traits: signs of the class.
+        across: mean centre as a share of the width.
+        sizes: bounds of the radius as shares of the shorter side.
+    """
     rng, frame = origin.patient, origin.frame
     height, width = echo.shape
     side = min(height, width)
@@ -113,7 +128,8 @@ def _add_lesion(
     outline = (_irregular_outline if irregular else _smooth_outline)(rng)
     elongation = rng.normal(traits.elongation, 0.22)
     tilt = frame.uniform(-0.4, 0.4)
-    if origin.of_a_view:  # another section
+    # Each view cuts the lesion in a different section, with a different size and outline.
+    if origin.of_a_view:
         radius *= frame.uniform(0.85, 1.1)
         elongation += frame.normal(0, 0.18)
         outline = outline * _smooth_outline(frame)
@@ -128,12 +144,13 @@ def _add_lesion(
         _calcify(frame, echo[window.area], window)
     _cast(origin, echo, window, body, traits)
     mask = np.zeros((height, width), np.bool_)
-    mask[window.area] = _whole(window.distance < 0)
+    mask[window.area] = _largest_piece(window.distance < 0)
     return mask
 
 
-def _whole(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the largest piece, without its holes: roughness leaves crumbs of a few pixels."""
+def _largest_piece(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the largest connected piece with holes filled."""
+    # The margin's roughness leaves crumbs of a few pixels beside the lesion.
     pieces, _ = ndimage.label(inside)
     largest = np.bincount(pieces.ravel())[1:].argmax() + 1
     return np.asarray(ndimage.binary_fill_holes(pieces == largest))
@@ -159,15 +176,17 @@ def _irregular_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
         uneven = 1 + 0.5 * np.cos(_ANGLES + rng.uniform(0, 2 * np.pi))
         return _smooth_outline(rng) + rng.uniform(0.15, 0.35) * uneven * lobes
     corners = rng.uniform(0.5, 1.5, count)
-    at = np.sort((np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count)
-    return np.interp(_ANGLES / (2 * np.pi) + 0.5, at, corners, period=1)
+    positions = np.sort((np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count)
+    return np.interp(_ANGLES / (2 * np.pi) + 0.5, positions, corners, period=1)
 
 
 def _spikes(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """Return the sum of `count` spikes per angle."""
     centres = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count
-    away = np.abs((_ANGLES - centres[:, None] + np.pi) % (2 * np.pi) - np.pi)
+    distances = np.abs((_ANGLES - centres[:, None] + np.pi) % (2 * np.pi) - np.pi)
     heights = rng.uniform(0.05, 0.75, (count, 1))
-    return np.asarray((heights * np.exp(-away / rng.uniform(0.06, 0.22, (count, 1)))).sum(axis=0))
+    widths = rng.uniform(0.06, 0.22, (count, 1))
+    return np.asarray((heights * np.exp(-distances / widths)).sum(axis=0))
 
 
 def _window(
@@ -178,12 +197,21 @@ def _window(
     tilt: float,
     outline: npt.NDArray[np.float64],
 ) -> _Window:
-    """Place an outline, scaled to the area of a circle of that radius, in an image."""
+    """Return the window of a lesion.
+
+    Args:
+        shape: height and width of the image.
+        centre: row and column of the lesion's centre.
+        radius: radius in pixels of a circle with the lesion's area.
+        elongation: logarithm of the ratio of the axes; positive means wider than tall.
+        tilt: rotation in radians.
+        outline: relative radius per angle of `_ANGLES`.
+    """
     radii = outline / np.sqrt(np.mean(outline**2))
     stretch = np.exp(elongation / 2)
     reach = int(radius * (radii.max() * max(stretch, 1 / stretch) + 0.5)) + 4
-    top, bottom = (int(np.clip(centre[0] + way * reach, 0, shape[0])) for way in (-1, 1))
-    left, right = (int(np.clip(centre[1] + way * reach, 0, shape[1])) for way in (-1, 1))
+    top, bottom = (int(np.clip(centre[0] + sign * reach, 0, shape[0])) for sign in (-1, 1))
+    left, right = (int(np.clip(centre[1] + sign * reach, 0, shape[1])) for sign in (-1, 1))
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(centre[0])
     x = np.arange(left, right, dtype=np.float32) - np.float32(centre[1])
     cosine, sine = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
@@ -201,7 +229,7 @@ def _body(window: _Window, blur: float) -> Field:
 
 
 def _fill(origin: Streams, echo: Field, window: _Window, body: Field) -> None:
-    """Let a lesion scatter less than its surroundings, by an amount drawn alike for all."""
+    """Lower the echo strength inside a lesion; both classes have the same contrasts."""
     level = echo[window.distance > 0].mean() - uniform(origin.patient, 10, 24)
     height, width = echo.shape
     uneven = uniform(origin.patient, 0.5, 3) * smooth(origin.frame, height, width, 7, 7)
@@ -211,19 +239,20 @@ def _fill(origin: Streams, echo: Field, window: _Window, body: Field) -> None:
 def _add_rim(
     rng: np.random.Generator, echo: Field, window: _Window, traits: Traits, side: int
 ) -> None:
+    """Add a thin bright capsule, a wide bright halo or no rim."""
     kind = rng.random()
     outside = window.distance.clip(0, None)
     if kind < traits.capsule:
         thickness = np.float32(max(0.8, 0.007 * side))
-        away = (window.distance - thickness) / thickness
-        echo += uniform(rng, 4, 9) * np.exp(-(away**2))
+        offset = (window.distance - thickness) / thickness
+        echo += uniform(rng, 4, 9) * np.exp(-(offset**2))
     elif kind < traits.capsule + traits.halo:
         halo = np.exp(-outside / np.float32(0.035 * side)) * (window.distance > 0)
         echo += uniform(rng, 3, 7) * halo
 
 
 def _calcify(rng: np.random.Generator, echo: Field, window: _Window) -> None:
-    """Strew bright grains into a lesion."""
+    """Add bright grains at random places inside a lesion."""
     rows, columns = np.nonzero(window.distance < -1.5)
     if rows.size:
         grains = rng.integers(rows.size, size=int(rng.integers(3, 9)))
@@ -231,7 +260,10 @@ def _calcify(rng: np.random.Generator, echo: Field, window: _Window) -> None:
 
 
 def _cast(origin: Streams, echo: Field, window: _Window, body: Field, traits: Traits) -> None:
-    """Weaken or strengthen what lies below a lesion, by how much of it lies above."""
+    """Weaken (shadow) or strengthen (enhancement) the echo below a lesion.
+
+    The change at a pixel grows with the thickness of lesion above the pixel.
+    """
     rng = origin.patient
     kind = rng.random()
     if kind < traits.shadow:

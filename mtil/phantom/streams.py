@@ -1,4 +1,4 @@
-"""Where a phantom's random numbers come from."""
+"""Random streams of a phantom: shared by a patient's views, and separate for each view."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,31 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Streams:
-    """Two sources of random numbers; for an image that is no view of a patient, they are one."""
+    """Two random streams. A patient's only image has a single stream under both names."""
 
     patient: np.random.Generator
-    """For what the views of a patient share: layers of tissue, lesions, the scanner's settings."""
+    """Stream for shared properties of a patient's views: tissue layers, lesions, scanner settings.
+    """
     frame: np.random.Generator
-    """For what each view has of its own: place and angle of the probe, speckle, gain, marks."""
+    """Stream for properties of a view: place and angle of the probe, speckle, gain, marks."""
 
     @property
     def of_a_view(self) -> bool:
-        """Whether there may be other views of the patient."""
+        """Whether the patient may have several views."""
         return self.patient is not self.frame
 
 
 def streams(seed: int, patient: int, view: int | None) -> Streams:
-    """Return the streams of an image; None is for a patient's only one.
+    """Return the random streams of an image.
 
-    Whatever is drawn from the patient's stream must not depend on what the frame's gives: it would
-    no longer be alike in all views.
+    Args:
+        seed: seed of the folder.
+        patient: index of the patient.
+        view: index of the view; None for a patient's only image.
     """
-    one = np.random.default_rng((seed, patient))
+    # Draws from the patient's stream must never depend on values of the frame's stream. Otherwise
+    # the views of a patient would show different tissue.
+    shared = np.random.default_rng((seed, patient))
     if view is None:
-        return Streams(one, one)
-    return Streams(one, np.random.default_rng((seed, patient, 4, view)))
+        return Streams(shared, shared)
+    return Streams(shared, np.random.default_rng((seed, patient, 4, view)))

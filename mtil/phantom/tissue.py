@@ -1,4 +1,4 @@
-"""Breast tissue without lesions: how strongly each point scatters, in decibels."""
+"""Echo strength of breast tissue without lesions, in decibels."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from mtil.phantom.streams import Streams
 def tissue(origin: Streams, height: int, width: int) -> Field:
     """Return the echo strength (h, w) in dB of skin, fat, gland, muscle and chest wall.
 
-    Layers are wavy, and bright where they meet; fat is crossed by ligaments, gland and muscle by
-    fibres that run along the layers; gland holds lobules of fat. The layers' thickness and strength
-    are the patient's, their course and all else the frame's.
+    Layers are wavy with bright interfaces. Ligaments cross the fat, fibres run along gland and
+    muscle, and gland holds lobules of fat. The patient's stream decides thickness and strength of
+    the layers, the frame's stream the course of the layers and everything else.
     """
     rng = origin.frame
     depth = np.linspace(0, 1, height, dtype=np.float32)[:, None]
@@ -49,7 +49,7 @@ def tissue(origin: Streams, height: int, width: int) -> Field:
 
 
 class _Layer:
-    """What lies below an interface, as drawn at random between two bounds."""
+    """A layer of tissue below an interface. Pairs are bounds of random values."""
 
     def __init__(
         self,
@@ -64,20 +64,20 @@ class _Layer:
         bend: float,
     ) -> None:
         self.thickness = uniform(rng, *thickness)
-        """Of what lies above it, as a share of the image's height."""
+        """Thickness of the layer above the interface as a share of the image's height."""
         self.echo = uniform(rng, *echo)
         self.ligaments = uniform(rng, *ligaments)
         self.fibres = uniform(rng, *fibres)
         self.interface = np.float32(interface)
-        """How many decibels the interface above it stands out."""
+        """Brightness of the interface above the surroundings in dB."""
         self.fade = np.float32(fade)
-        """Over what share of the image's height it sets in."""
+        """Width of the transition from the layer above as a share of the image's height."""
         self.bend = np.float32(bend)
-        """How much of the image's waves it follows."""
+        """Amount of the image's common wave, 0 to 1."""
 
 
 def _layers(rng: np.random.Generator) -> list[_Layer]:
-    """Draw fat below skin, gland below fat, muscle below gland and the wall below muscle."""
+    """Draw fat below skin, gland below fat, muscle below gland and chest wall below muscle."""
     return [
         _Layer(
             rng, thickness=(0.02, 0.06), echo=(-21, -13), ligaments=(7, 15), fibres=(1, 4),
@@ -99,25 +99,31 @@ def _layers(rng: np.random.Generator) -> list[_Layer]:
 
 
 def _brighten(echo: Field, rows: Field, amount: Field) -> None:
-    """Add a bright line at a row per column, as thick as one hundredth of the image."""
+    """Add a bright line in place, about a hundredth of the height thick.
+
+    Args:
+        echo: echo strength (h, w) in dB; modified.
+        rows: row of the line in each column (w,).
+        amount: peak brightness in each column (w,) in dB.
+    """
     height, width = echo.shape
     thickness = max(0.7, height / 130)
     reach = int(3 * thickness) + 1
     nearest = rows.astype(np.intp)
     columns = np.arange(width)
     for offset in range(-reach, reach + 1):
-        at = nearest + offset
-        inside = (at >= 0) & (at < height)
-        rise = amount * np.exp(-(((at - rows) / thickness) ** 2))
-        echo[at[inside], columns[inside]] += rise[inside].astype(np.float32)
+        row = nearest + offset
+        inside = (row >= 0) & (row < height)
+        rise = amount * np.exp(-(((row - rows) / thickness) ** 2))
+        echo[row[inside], columns[inside]] += rise[inside].astype(np.float32)
 
 
 def _ridges(field: Field, thickness: float) -> Field:
-    """Return lines of height 1 along the zeros of a field."""
+    """Return ridges of height 1 along the zeros of a field."""
     return np.asarray(np.exp(-((field / np.float32(thickness)) ** 2)))
 
 
 def _dropout(rng: np.random.Generator, width: int) -> Field:
-    """Return how many dB each column loses on the way down: bad contact, ribs, dense tissue."""
+    """Return the loss of each column from top to bottom in dB: bad contact, ribs, dense tissue."""
     overall = uniform(rng, 4, 18)
     return overall + uniform(rng, 0, 6) * np.abs(line(rng, width, int(rng.integers(3, 8))))

@@ -311,7 +311,7 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
         commands += [ground.circle(name, second, log=f"{name}-{which}") for which in "bc"]
         for command in commands[1:]:
             command.start()
-        until(lambda: all("it is followed" in one.said() for one in commands[1:]))
+        until(lambda: all("following it" in one.said() for one in commands[1:]))
         assert not second.processes("ray::Coordinator")
         ground.gate.open(deliver=True, until=Moment(CHECKPOINT.format(round=1)))
         _wait_until_held(ground, commands)

@@ -46,7 +46,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"train": {"num_epoch": 3}}, r"`train\.num_epoch` is not .*mean `train\.num_epochs`\."),
         ({"train": {"learning-rate": 1}}, r"mean `train\.learning_rate`"),
         ({"sed": 1}, "`sed` is not a configuration key; did you mean `seed`"),
-        ({"zzz": {"qqq": 1}}, "`zzz` is not a configuration key; `mtil train --keys` lists them"),
+        ({"zzz": {"qqq": 1}}, "`zzz` is not a configuration key; `mtil train --keys` lists all"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(values: dict[str, object], message: str) -> None:
@@ -159,14 +159,14 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
         ),
         (
             {"train": {"cuda_graphs": True}},
-            r"`train\.cuda_graphs` needs a GPU a worker, but `train\.gpus_per_worker` is 0",
+            r"`train\.cuda_graphs` needs a GPU per worker, but `train\.gpus_per_worker` is 0",
         ),
         (
             {
                 "train": {"cuda_graphs": True, "gpus_per_worker": 1},
                 "circle": {"maps": "recycle"},
             },
-            r"must stay off with `circle\.maps` recycle",
+            r"must be off with `circle\.maps` recycle",
         ),
         (
             {"train": {"min_workers": 3, "num_workers": 2}},

@@ -139,7 +139,7 @@ def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (False, None, None, True, "none"),
         (True, None, None, False, "built for CPUs only"),
-        (True, "12.8", None, False, "torch (CUDA 12.8) cannot use it"),
+        (True, "12.8", None, False, "torch (CUDA 12.8) cannot use the"),
         (True, "12.8", "", True, "none"),
     ],
 )

@@ -46,8 +46,8 @@ def test_what_json_writes_is_read(value: Any, ascii_only: bool) -> None:
         (b'"\xed\xa0\x80"', "must be UTF-8 text, but byte 1 is not"),
         (b"[" * 200_000, "must nest at most 32 levels deep"),
         (b'{"a":' * 100_000, "must nest at most 32 levels deep"),
-        (b"1" * 5000, "must hold integers of at most 40 digits, but one has 5000"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "must have each key once, but has `c` twice"),
+        (b"1" * 5000, "must hold integers of at most 40 digits, but has 5000"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "must not repeat a key, but has `c` twice"),
         (b"[NaN]", "must hold finite numbers, but holds NaN"),
         (b"[-Infinity]", "must hold finite numbers, but holds -Infinity"),
         (b"[1e999]", "must hold finite numbers, but holds 1e999"),
@@ -150,10 +150,10 @@ def test_yaml_is_read_as_plain_values(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: &x [1]\nb: [*x, *x]", "must have no YAML aliases, but has one"),
+        ("a: &x [1]\nb: [*x, *x]", "must have no YAML aliases; write the values out"),
         ("[" * 60_000, "must nest at most 32 levels deep"),
         ("{a: " * 40, "must nest at most 32 levels deep"),
-        ("a: 1\nb: 2\na: 3", "must have each key once, but has `a` twice"),
+        ("a: 1\nb: 2\na: 3", "must not repeat a key, but has `a` twice"),
         ("a: .nan", "must hold finite numbers, but holds .nan"),
         ("a: 1e999", "must hold finite numbers, but holds 1e999"),
         ("a: " + "1" * 5000, "must be YAML, but holds a value that cannot be read"),

@@ -1,1 +1,1 @@
-"""The commands of `mtil`, each with its flags: `add_to` and `run`."""
+"""Commands of `mtil`. Each module adds its flags (`add_to`) and runs the command (`run`)."""

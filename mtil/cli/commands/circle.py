@@ -1,4 +1,4 @@
-"""`mtil circle`."""
+"""`mtil circle`: start a circle or join a running one, and follow its rounds."""
 
 import argparse
 import os
@@ -21,14 +21,17 @@ def add_to(commands: Commands) -> None:
         commands,
         "circle",
         run,
-        "train in rounds, each with the maps of the one before",
+        "train in rounds, each with the maps of the previous round",
         configurable=True,
     )
     add_training(parser)
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Have a run go through its rounds, and print what came of them."""
+    """Run all circle rounds and print their metrics.
+
+    On a cluster named in `RAY_ADDRESS`, Ctrl-C detaches: the run continues without this process.
+    """
     from mtil import presets
     from mtil.circle.begin import request_circle
     from mtil.config import with_overrides
@@ -38,6 +41,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         options.data, options.run, config, options.fold, data_version=options.data_version
     )
 
+    # The request above is checked without Ray, so that mistakes are reported before Ray starts.
     from mtil.distributed.circle import driver
     from mtil.distributed.runtime import cluster
 
@@ -46,20 +50,21 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         try:
             state = driver.follow(record, Teller(record, bar, output))
         except KeyboardInterrupt:
+            # A local Ray cluster and its run end with this process.
             if not os.environ.get("RAY_ADDRESS"):
                 raise
             supervisor.answer()
             output.line(
-                f"Detached; the run goes on. Look at it with `mtil status --run {options.run}`, "
-                f"end it with `mtil stop --run {options.run}`."
+                f"Detached; the run continues. `mtil status --run {options.run}` shows its "
+                f"progress, `mtil stop --run {options.run}` ends it."
             )
             output.result({"run": options.run, "detached": True})
             return
-    _end(state, record, options, output)
+    _print_end(state, record, options, output)
 
 
 class Teller:
-    """Tells a person what happens to a run."""
+    """Prints the events of a circle run: progress, finished and failed actions."""
 
     def __init__(self, record: "Run", bar: "Bar", output: "Output") -> None:
         self._bar, self._output = bar, output
@@ -67,9 +72,9 @@ class Teller:
         self._epochs: dict[Action, int] = {}
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Tell a line of `mtil.distributed.circle.follow`."""
+        """Print an event of `mtil.distributed.circle.driver.follow`."""
         if line["kind"] == "elsewhere":
-            self._output.line("Another cluster's coordinator is at this run; it is followed.")
+            self._output.line("A coordinator on another cluster owns this run; following it.")
             return
         if line["kind"] in ("waits", "trouble"):
             self._output.line(line["text"])
@@ -84,31 +89,39 @@ class Teller:
         elif line["kind"] == "failed":
             self._output.line(f"Failed: {action}: {line['cause']}")
         else:
-            self._output.line(f"Done: {action}{_figures(line['result'])}")
+            self._output.line(f"Done: {action}{_format_metrics(line['result'])}")
 
 
-def _figures(result: dict[str, Any]) -> str:
-    """Tell the figures of a training's validation images, or of test images after all passes."""
+def _format_metrics(result: dict[str, Any]) -> str:
+    """Return the metrics of an action's result as text, empty without metrics.
+
+    A training has metrics of its validation images; an evaluation and a summary have metrics of
+    the test images after the last pass.
+    """
     from mtil.cli.views.rounds import SHOWN
 
-    images, figures = "validation", result.get("metrics", {})
+    images, metrics = "validation", result.get("metrics", {})
     if "by_pass" in result:
         images, last = "test", result["by_pass"][-1]
-        figures = {key: of["value"] for key, of in last.get("metrics", {}).items()} or last
-    shown = [f"{name} {figures[name]:.3f}" for name in SHOWN if figures.get(name) is not None]
+        # A summary has intervals under `metrics`; an evaluation has plain numbers.
+        metrics = {key: figure["value"] for key, figure in last.get("metrics", {}).items()} or last
+    shown = [f"{name} {metrics[name]:.3f}" for name in SHOWN if metrics.get(name) is not None]
     return f"; {images} images: {', '.join(shown)}" if shown else ""
 
 
-def _end(state: "State", record: "Run", options: argparse.Namespace, output: "Output") -> None:
+def _print_end(
+    state: "State", record: "Run", options: argparse.Namespace, output: "Output"
+) -> None:
+    """Print the metrics of all rounds. Raise `RunError` if folds failed."""
     from mtil.cli.views.rounds import describe, tell
 
-    told = describe(record, state)
-    tell(told, output)
+    summary = describe(record, state)
+    tell(summary, output)
     if state.stopped:
-        output.line(f"Stopped; `mtil circle` goes on. Run in {options.run}")
+        output.line(f"Stopped; `mtil circle` resumes. Run in {options.run}")
     else:
         output.line(f"Run in {options.run}; next: mtil evaluate --run {options.run}")
-    output.result({"run": options.run, "rounds": told.rounds, "failed_folds": told.failed})
+    output.result({"run": options.run, "rounds": summary.rounds, "failed_folds": summary.failed})
     if state.failed_folds:
         fold, cause = next(iter(sorted(state.failed_folds.items())))
         raise RunError(

@@ -1,4 +1,4 @@
-"""`mtil doctor`."""
+"""`mtil doctor`: check this installation and machine."""
 
 import argparse
 from dataclasses import asdict
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Add `mtil doctor`."""
-    parser = add_command(commands, "doctor", run, "say what this installation can do")
+    parser = add_command(commands, "doctor", run, "check this installation and machine")
     parser.add_argument(
-        "--to", metavar="URI", help="also write, read and delete a small object here"
+        "--to", metavar="URI", help="also write, read and delete a small object at this location"
     )
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Print what this installation can do.
+    """Run the checks and print their results.
 
     Raises:
         UserError: if a check failed.
@@ -35,10 +35,11 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     failed = [check.name for check in checks if not check.ok]
     output.result({"ok": not failed, "checks": [asdict(check) for check in checks]})
     if failed:
-        raise UserError(f"{', '.join(failed)} must work, but did not; see above for the way out.")
+        raise UserError(f"Checks failed: {', '.join(failed)}. See the hints above.")
 
 
 def _start_ray() -> str:
+    """Start and stop Ray. Return its nodes, CPUs and GPUs as text."""
     from mtil.distributed.runtime import cluster
 
     with cluster.connected():

@@ -1,4 +1,4 @@
-"""`mtil download`."""
+"""`mtil download`: fetch a published collection after its licence is accepted."""
 
 import argparse
 from dataclasses import asdict
@@ -23,14 +23,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--accept-licence", action="store_true", help="you have read the licence and accept it"
     )
-    parser.add_argument("--list", action="store_true", help="list the collections and leave")
+    parser.add_argument("--list", action="store_true", help="list the collections and exit")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """List the collections, or fetch one once its licence is accepted.
+    """List the collections, or download a collection if its licence is accepted.
 
     Raises:
-        UserError: if the licence is not accepted, or there is no collection of that name to fetch.
+        UserError: if the licence is not accepted, the name is unknown, or OUT is no local folder.
     """
     from mtil.download import download, find
 
@@ -55,25 +55,26 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         num_files = download(
             offer,
             Path(options.out),
-            progress=lambda name, done, of: bar.show(f"{name}, MB", done // _MB, of // _MB),
+            progress=lambda name, done, size: bar.show(f"{name}, MB", done // _MB, size // _MB),
         )
     output.line(f"{num_files} file(s) in {options.out}, as published.")
     output.line(f"Next: mtil prepare {options.out} --layout {offer.layout} --to URI")
-    output.result({"out": options.out, "num_files": num_files, **_facts(offer)})
+    output.result({"out": options.out, "num_files": num_files, **_offer_values(offer)})
 
 
 def _list(output: "Output") -> None:
+    """Print the collections that can be downloaded, and how to get the rest by hand."""
     from mtil.download import BY_HAND, OFFERS
 
     for offer in OFFERS.values():
         size = f"{offer.num_bytes / _MB:.0f} MB"
         output.line(f"{offer.name}: {offer.title}, {size}, {offer.licence}; see {offer.page}.")
-    for name, how in BY_HAND.items():
-        output.line(f"{name}: {how}")
+    for name, instructions in BY_HAND.items():
+        output.line(f"{name}: {instructions}")
     output.result(
-        {"download": [_facts(offer) for offer in OFFERS.values()], "by_hand": dict(BY_HAND)}
+        {"download": [_offer_values(offer) for offer in OFFERS.values()], "by_hand": dict(BY_HAND)}
     )
 
 
-def _facts(offer: "Offer") -> dict[str, object]:
+def _offer_values(offer: "Offer") -> dict[str, object]:
     return {**asdict(offer), "num_bytes": offer.num_bytes}

@@ -1,4 +1,4 @@
-"""`mtil evaluate`."""
+"""`mtil evaluate`: score the test folds of a run."""
 
 import argparse
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mtil.run.folder import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
+"""Configuration keys that `mtil evaluate` may override: resources only."""
 
 
 def add_to(commands: Commands) -> None:
@@ -21,21 +22,22 @@ def add_to(commands: Commands) -> None:
         commands, "evaluate", run, "score the test folds of a run", configurable=True
     )
     parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
-    parser.add_argument("--data", metavar="URI", help="the data set, if it has moved since")
+    parser.add_argument("--data", metavar="URI", help="the data set, if moved since training")
     parser.add_argument(
         "--fold", "--folds",
-        help="`0`, `0,2`, `all` (all that are trained) or `holdout`",
+        help="`0`, `0,2`, `all` (all trained folds) or `holdout`",
     )  # fmt: skip
     parser.add_argument(
-        "--round", type=int, metavar="N", help="of a circle; the last that all folds have reached"
-    )
-    parser.add_argument("--num-workers", type=int, help="processes (one a CPU)")
+        "--round", type=int, metavar="N",
+        help="round of a circle (default: the last round reached by all folds)",
+    )  # fmt: skip
+    parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
     add_local(parser, "score")
     add_verbose(parser)
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Score the test folds that the options name and print the figures."""
+    """Score the selected test folds, store the metrics in the run and print them."""
     from mtil.library.evaluation import request_evaluation, score_folds, write_figures
 
     request = request_evaluation(
@@ -66,66 +68,79 @@ def run(options: argparse.Namespace, output: "Output") -> None:
                 )
     figures = write_figures(request, predictions, options.run)
     _print(figures, output)
-    where = record.predictions_name(request.round_index, folds[0])
+    path = record.predictions_name(request.round_index, folds[0])
     if len(folds) > 1:
-        where = where.replace(f"fold-{folds[0]}", "fold-*")
-    output.line(f"Per image: {record.uri}/{where}")
+        path = path.replace(f"fold-{folds[0]}", "fold-*")
+    output.line(f"Per image: {record.uri}/{path}")
     output.result(figures)
 
 
 def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, float]:
+    """Return the number of workers (None: one per CPU) and the GPUs of each worker.
+
+    Raises:
+        ConfigError: if an override changes more than resources, or a value is out of range.
+    """
     from mtil.config import with_overrides
 
-    changed = {key.replace("-", "_"): value for key, value in options.overrides.items()}
-    preset = changed.pop("config", None)
+    overrides = {key.replace("-", "_"): value for key, value in options.overrides.items()}
+    preset = overrides.pop("config", None)
     if preset is not None:
-        _refuse_another(preset, changed, record)
-    for key in changed:
+        _check_same_config(preset, overrides, record)
+    for key in overrides:
         if key not in _MAY_CHANGE and preset is None:
             raise ConfigError(
                 f"Only {' and '.join(f'`{name}`' for name in _MAY_CHANGE)} may change now, "
                 f"but got `{key}`; train another run."
             )
-    workers = options.num_workers
-    if workers is not None and workers < 1:
-        raise ConfigError(f"`--num-workers` must be at least 1, but got {workers}.")
-    text = changed.pop("train.num_workers", None)  # need not divide the batch size here
-    if workers is None and text is not None:
+    num_workers = options.num_workers
+    if num_workers is not None and num_workers < 1:
+        raise ConfigError(f"`--num-workers` must be at least 1, but got {num_workers}.")
+    # The value bypasses `with_overrides`, because a configuration requires a number of workers
+    # dividing the batch size. Scoring has no such limit.
+    text = overrides.pop("train.num_workers", None)
+    if num_workers is None and text is not None:
         if not text.isdecimal() or not int(text):
             raise ConfigError(f"`train.num_workers` must be at least 1, but got {text!r}.")
-        workers = int(text)
-    return workers, with_overrides(
-        record.config, {key: text for key, text in changed.items() if key in _MAY_CHANGE}
+        num_workers = int(text)
+    return num_workers, with_overrides(
+        record.config, {key: text for key, text in overrides.items() if key in _MAY_CHANGE}
     ).train.gpus_per_worker
 
 
-def _refuse_another(preset: str, changed: Mapping[str, str], record: "Run") -> None:
-    """Raise ConfigError unless a preset with overrides is the configuration that was trained."""
+def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run") -> None:
+    """Raise `ConfigError` unless a preset with overrides equals the run's configuration.
+
+    Resources may differ.
+    """
     from mtil.config import with_overrides
     from mtil.presets import load_config
 
-    kept = {key: text for key, text in changed.items() if key not in _MAY_CHANGE}
-    given, ours = with_overrides(load_config(preset), kept), record.config.train
-    train = replace(given.train, num_workers=ours.num_workers, gpus_per_worker=ours.gpus_per_worker)
+    kept = {key: text for key, text in overrides.items() if key not in _MAY_CHANGE}
+    given, trained = with_overrides(load_config(preset), kept), record.config.train
+    train = replace(
+        given.train, num_workers=trained.num_workers, gpus_per_worker=trained.gpus_per_worker
+    )
     if replace(given, train=train) != record.config:
         raise ConfigError(
-            f"A run is scored with its own configuration, but `--config {preset}` gives another; "
-            "leave it out."
+            f"`--config {preset}` differs from the run's configuration, and scoring needs the "
+            "run's. Leave `--config` out."
         )
 
 
 def _print(figures: dict[str, Any], output: "Output") -> None:
+    """Print the metrics: overall, by pass, class, lesion size and source, and in millimetres."""
     from mtil.data.dataset.shards import HOLDOUT
 
     folds, passes = figures["folds"], figures["by_pass"]
-    whose = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
+    tested = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
     output.line(
-        f"{figures['num_images']} test images of {whose}; 95 % intervals by bootstrap over groups"
+        f"{figures['num_images']} test images of {tested}; 95 % intervals by bootstrap over groups"
     )
     output.table(
         ["metric", "value", "low", "high"],
         [
-            [name, *(_number(interval[key]) for key in ("value", "low", "high"))]
+            [name, *(_format(interval[key]) for key in ("value", "low", "high"))]
             for name, interval in figures["metrics"].items()
         ],
     )
@@ -134,8 +149,8 @@ def _print(figures: dict[str, Any], output: "Output") -> None:
         output.table(
             ["by pass", *shown],
             [
-                [str(one["pass"]), *(_number(one["metrics"][name]["value"]) for name in shown)]
-                for one in passes
+                [str(entry["pass"]), *(_format(entry["metrics"][name]["value"]) for name in shown)]
+                for entry in passes
             ],
         )
     classes = figures["by_class"]
@@ -146,7 +161,7 @@ def _print(figures: dict[str, Any], output: "Output") -> None:
             [
                 label,
                 str(classes[label]["count"]),
-                *(_number(classes[label][name]) for name in names),
+                *(_format(classes[label][name]) for name in names),
             ]
             for label in ("benign", "malignant")
         ],
@@ -158,7 +173,7 @@ def _print(figures: dict[str, Any], output: "Output") -> None:
                 name,
                 str(part["count"]),
                 "n/a" if part["smallest"] is None else f"{part['smallest']}-{part['largest']}",
-                *(_number(part[column]) for column in names),
+                *(_format(part[column]) for column in names),
             ]
             for name, part in figures["by_size"].items()
         ],
@@ -171,7 +186,7 @@ def _print(figures: dict[str, Any], output: "Output") -> None:
                 [
                     name,
                     str(part["num_images"]),
-                    *(_number(part["metrics"][column]["value"]) for column in columns),
+                    *(_format(part["metrics"][column]["value"]) for column in columns),
                 ]
                 for name, part in figures["by_source"].items()
             ],
@@ -180,15 +195,15 @@ def _print(figures: dict[str, Any], output: "Output") -> None:
     if millimetres["count"]:
         output.line(
             f"In millimetres, where pixel sizes are known ({millimetres['count']} images): hd95 "
-            f"{_number(millimetres['hd95'])}, assd {_number(millimetres['assd'])}"
+            f"{_format(millimetres['hd95'])}, assd {_format(millimetres['assd'])}"
         )
     normal = classes["normal"]
     if normal["count"]:
         output.line(
-            f"{normal['count']} normal images, {_number(normal['empty_share'])} of them without a "
+            f"{normal['count']} normal images; {_format(normal['empty_share'])} of them have no "
             "predicted pixel"
         )
 
 
-def _number(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"

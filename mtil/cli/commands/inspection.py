@@ -1,4 +1,4 @@
-"""`mtil inspect`."""
+"""`mtil inspect`: describe a data set and the findings of its audit."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     """Add `mtil inspect`."""
     parser = add_command(
-        commands, "inspect", run, "say what a data set holds and what its audit found"
+        commands, "inspect", run, "describe a data set and the findings of its audit"
     )
     parser.add_argument("data", metavar="URI", help="a prepared data set")
-    add_data_version(parser, "which version; the newest if none is named")
+    add_data_version(parser, "version of the data set (default: the newest)")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Print what a data set holds and what its audit found."""
+    """Print the content of a data set and the findings of its audit."""
     from mtil.cli.views.inspection import describe
     from mtil.data.dataset import manifest as manifests
     from mtil.data.inspection import inspect, to_dict
     from mtil.storage import open_store
 
     store = open_store(options.data)
-    wanted = None
+    fingerprint = None
     if options.data_version is not None:
-        wanted = manifests.load_version(store, options.data_version).fingerprint
-    found = inspect(store, wanted)
-    describe(found, output)
-    output.result({"uri": options.data, **to_dict(found)})
+        fingerprint = manifests.load_version(store, options.data_version).fingerprint
+    inspection = inspect(store, fingerprint)
+    describe(inspection, output)
+    output.result({"uri": options.data, **to_dict(inspection)})

@@ -1,4 +1,4 @@
-"""`mtil phantom`."""
+"""`mtil phantom`: draw synthetic images in the BUSI layout."""
 
 import argparse
 import os
@@ -13,36 +13,37 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Add `mtil phantom`."""
-    parser = add_command(commands, "phantom", run, "make synthetic images in the BUSI layout")
+    parser = add_command(commands, "phantom", run, "draw synthetic images in the BUSI layout")
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument(
-        "--num-images", type=int, default=240, help="how many images, without near-copies (240)"
+        "--num-images", type=int, default=240, help="number of images without near-copies (240)"
     )
     parser.add_argument(
         "--seed", type=int, default=0,
-        help="0 or more; the same seed gives the same bytes, whatever draws them (0)",
+        help="0 or more; equal seeds give equal bytes, with any --num-workers (0)",
     )  # fmt: skip
     parser.add_argument(
         "--image-size", type=int, default=256,
-        help="typical side in pixels, 64 to 4096; heights are 75 to 100 %% of it, widths 85 to "
-        "125 %% (256)",
+        help="typical side in pixels, 64 to 4096; heights are 75 to 100 %% and widths 85 to "
+        "125 %% of this value (256)",
     )  # fmt: skip
     parser.add_argument(
         "--max-views", type=int, default=1,
-        help="each patient has 1 to so many images; patients.csv, which `mtil prepare --groups` "
-        "takes, says whose each is (1)",
+        help="largest number of images of a patient; patients.csv lists the patient of every "
+        "image for `mtil prepare --groups` (1)",
     )  # fmt: skip
     parser.add_argument(
         "--num-duplicates", type=int, default=0,
-        help="near-copies to add, as many as images at most, listed in duplicates.csv (0)",
+        help="near-copies to add, at most --num-images, listed in duplicates.csv (0)",
     )  # fmt: skip
     parser.add_argument(
-        "--num-workers", type=int, help="processes that draw (one a CPU); they change no byte"
-    )
+        "--num-workers", type=int,
+        help="drawing processes (default: one per CPU); no effect on the images",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Draw the images that the options describe."""
+    """Draw the images and masks into OUT."""
     from mtil import phantom
 
     phantom.write(

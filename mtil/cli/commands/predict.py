@@ -1,4 +1,4 @@
-"""`mtil predict`."""
+"""`mtil predict`: outline and classify ordinary images."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "model",
         metavar="RUN_OR_CHECKPOINT",
-        help="a run, or one of its model files, rounds/*/fold-*/model-*.pt",
+        help="a run, or a model file of a run, rounds/*/fold-*/model-*.pt",
     )
     parser.add_argument("input", metavar="INPUT", help="an image, a folder or a bucket prefix")
     parser.add_argument(
@@ -24,7 +24,7 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Predict the images that the options name."""
+    """Predict the images of INPUT and write masks, overlays and predictions.csv to OUT."""
     from mtil.prediction.images import predict
 
     with output.progress() as bar:

@@ -1,4 +1,4 @@
-"""`mtil prepare`."""
+"""`mtil prepare`: turn collections into a data set, or append images to a data set."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -15,78 +15,77 @@ if TYPE_CHECKING:
     from mtil.data.dataset.manifest import Manifest
     from mtil.data.prepare.sources import Source
 
-_OF_SOURCE = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
+_SOURCE_OPTIONS = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
 
 
 def add_to(commands: Commands) -> None:
     """Add `mtil prepare`."""
     parser = add_command(commands, "prepare", run, "turn collections into a data set of shards")
     parser.add_argument("source", metavar="SOURCE", help="folder, table or bucket prefix to read")
-    of_source = parser.add_argument_group("of the source named last")
-    of_source.add_argument(
-        "--layout", action=_OfSource, required=True,
+    source_group = parser.add_argument_group("options of the source given before")
+    source_group.add_argument(
+        "--layout", action=_SourceOption, required=True,
         choices=("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table"),
-        help="how it is laid out",
+        help="layout of the source",
     )  # fmt: skip
-    of_source.add_argument(
-        "--groups", action=_OfSource, metavar="FILE", help="CSV of images that belong together"
+    source_group.add_argument(
+        "--groups", action=_SourceOption, metavar="FILE", help="CSV of images that belong together"
     )
-    of_source.add_argument(
-        "--folds", action=_OfSource, choices=("official",),
-        help="take its own folds: bus_bra's 5 or 10 by --num-folds, or a table's column `fold`",
+    source_group.add_argument(
+        "--folds", action=_SourceOption, choices=("official",),
+        help="use published folds: bus_bra's 5 or 10 by --num-folds, or a table's column `fold`",
     )  # fmt: skip
-    of_source.add_argument(
-        "--columns", action=_OfSource, metavar="ROLE=COLUMN,…",
+    source_group.add_argument(
+        "--columns", action=_SourceOption, metavar="ROLE=COLUMN,…",
         help="a table's columns, such as image=path,label=diagnosis",
     )  # fmt: skip
-    of_source.add_argument(
-        "--classes", action=_OfSource, metavar="WORD=CLASS,…",
+    source_group.add_argument(
+        "--classes", action=_SourceOption, metavar="WORD=CLASS,…",
         help="a table's words for classes, such as 0=benign,1=malignant",
     )  # fmt: skip
-    of_source.add_argument(
-        "--invert-masks", action=_OfSource, nargs=0, help="lesions are black on white in its masks"
-    )
+    source_group.add_argument(
+        "--invert-masks", action=_SourceOption, nargs=0,
+        help="masks show lesions black on white",
+    )  # fmt: skip
     parser.add_argument(
-        "--and", action=_AndSource, dest="more", metavar="SOURCE", help="another source"
+        "--and", action=_NextSource, dest="more", metavar="SOURCE", help="a further source"
     )
-    parser.add_argument("--to", required=True, metavar="URI", help="where the data set is written")
+    parser.add_argument("--to", required=True, metavar="URI", help="location of the data set")
     parser.add_argument(
         "--append", action="store_true",
-        help="add the images that the data set does not have yet, as a new version of it",
+        help="add images missing from the data set as a new version",
     )  # fmt: skip
     parser.add_argument("--image-size", type=int, help="side of the stored images (256)")
-    parser.add_argument("--num-folds", type=int, help="folds (5)")
+    parser.add_argument("--num-folds", type=int, help="number of folds (5)")
     parser.add_argument("--seed", type=int, help="seed of the folds (0)")
     parser.add_argument(
         "--protocol", choices=("grouped", "paper", "official"),
-        help="whole groups to folds (grouped); image by image as in most papers; or the sources' "
-        "own folds",
+        help="assign folds by whole groups (grouped, the default), image by image as in most "
+        "papers (paper), or as published (official)",
     )  # fmt: skip
     parser.add_argument(
         "--stratify", choices=("class", "class-and-size"),
-        help="what folds share evenly: terciles of lesion size within each class (class-and-size), "
-        "or classes alone",
+        help="balance folds by class and tercile of lesion size (class-and-size, the default) or "
+        "by class alone",
     )  # fmt: skip
     parser.add_argument(
         "--holdout", metavar="SHARE|FILE", help="keep images for a final test: a share, or a CSV"
     )
     parser.add_argument("--splits", metavar="FILE", help="folds as in an earlier splits.json")
-    parser.add_argument(
-        "--skip-invalid", action="store_true", help="list images that cannot be used, and go on"
-    )
+    parser.add_argument("--skip-invalid", action="store_true", help="skip and list unusable images")
     parser.add_argument(
         "--allow-drops", type=float, metavar="SHARE",
-        help="share of the images, 0 to 1, that may be dropped or lie in one group of near-copies "
-        "(0.05 and 0.1)",
+        help="largest share of the images, 0 to 1, that may be dropped (0.05) or form a single "
+        "group of near-copies (0.1)",
     )  # fmt: skip
     parser.add_argument(
-        "--on-ray", action="store_true", help="share the work over the cluster of RAY_ADDRESS"
+        "--on-ray", action="store_true", help="distribute the work over the cluster of RAY_ADDRESS"
     )
     add_verbose(parser)
 
 
-class _OfSource(argparse.Action):
-    """Keeps an option with the source that was named last."""
+class _SourceOption(argparse.Action):
+    """Stores an option with the latest source on the command line."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
@@ -99,8 +98,8 @@ class _OfSource(argparse.Action):
             setattr(namespace, self.dest, value)
 
 
-class _AndSource(argparse.Action):
-    """Begins another source."""
+class _NextSource(argparse.Action):
+    """Starts a further source; later source options belong to this source."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
@@ -110,13 +109,14 @@ class _AndSource(argparse.Action):
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Make a data set, or append to it."""
+    """Prepare a data set, or append to an existing data set with `--append`."""
     if options.append:
         _append(options, output)
         return
     from mtil.data.names import shown
     from mtil.data.prepare import pipeline
 
+    # Options without a value are left out, so that the defaults stay in `Settings` alone.
     given = {
         name: getattr(options, name)
         for name in ("image_size", "num_folds", "seed", "stratify")
@@ -131,15 +131,16 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         allow_drops=options.allow_drops,
     )
     sources = _sources(options, settings.num_folds)
-    with _working(options, output) as how:
-        manifest = pipeline.prepare(sources, options.to, settings, **how)
+    with _execution_arguments(options, output) as arguments:
+        manifest = pipeline.prepare(sources, options.to, settings, **arguments)
     for item in manifest.invalid:
         output.line(f"skipped {shown(item.sample_id)}: {item.why}")
     result = _report(manifest, options, output)
-    output.result(result | _account(manifest.account, output))
+    output.result(result | _report_account(manifest.account, output))
 
 
 def _append(options: argparse.Namespace, output: "Output") -> None:
+    """Append the sources' new images to the data set as a new version."""
     from mtil.data.append.pipeline import AppendSettings, append
     from mtil.data.dataset import manifest as manifests
     from mtil.data.names import shown
@@ -148,8 +149,8 @@ def _append(options: argparse.Namespace, output: "Output") -> None:
     for name in ("holdout", "splits"):
         if getattr(options, name) is not None:
             raise UserError(
-                f"Images from before keep their folds, so that --{name} cannot be given with "
-                "--append; leave it away, or prepare all images again."
+                f"--{name} cannot be used with --append, because existing images keep their "
+                f"folds. Leave out --{name}, or prepare all images again."
             )
     settings = AppendSettings(
         image_size=options.image_size,
@@ -161,27 +162,29 @@ def _append(options: argparse.Namespace, output: "Output") -> None:
         allow_drops=options.allow_drops,
     )
     sources = _sources(options, manifests.load(open_store(options.to)).num_folds)
-    with _working(options, output) as how:
-        made = append(sources, options.to, settings, **how)
-    for item in made.invalid:
+    with _execution_arguments(options, output) as arguments:
+        appended = append(sources, options.to, settings, **arguments)
+    for item in appended.invalid:
         output.line(f"skipped {shown(item.sample_id)}: {item.why}")
-    for item in made.dropped:
+    for item in appended.dropped:
         output.line(f"dropped {shown(item.sample_id)}: {item.why}")
-    before = f"; {made.num_known} images were there already" if made.num_known else ""
+    known = f"; {appended.num_known} images exist already" if appended.num_known else ""
     output.line(
-        f"{made.num_added} images appended{before}."
-        if made.num_added
-        else f"Nothing to append{before}."
+        f"{appended.num_added} images appended{known}."
+        if appended.num_added
+        else f"Nothing to append{known}."
     )
-    result = _report(made.manifest, options, output)
-    if not made.num_added:  # what was said of them is written nowhere
-        result["dropped"] += [asdict(item) for item in made.dropped]
-        result["invalid"] += [asdict(item) for item in made.invalid]
-    output.result(result | {"appended": made.num_added} | _account(made.account, output))
+    result = _report(appended.manifest, options, output)
+    # Without a new version there is no manifest that lists the rejected images.
+    if not appended.num_added:
+        result["dropped"] += [asdict(item) for item in appended.dropped]
+        result["invalid"] += [asdict(item) for item in appended.invalid]
+    account = _report_account(appended.account, output)
+    output.result(result | {"appended": appended.num_added} | account)
 
 
-def _account(account: "Account | None", output: "Output") -> dict[str, Any]:
-    """Print the account of a preparation, and return it."""
+def _report_account(account: "Account | None", output: "Output") -> dict[str, Any]:
+    """Print the account of a preparation and return its JSON values, empty without an account."""
     from mtil.cli.views.account import show
     from mtil.data.dataset.account import to_dict
 
@@ -195,15 +198,15 @@ def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
     return [
         _source(values, options, num_folds)
         for values in (
-            {name: getattr(options, name) for name in _OF_SOURCE},
+            {name: getattr(options, name) for name in _SOURCE_OPTIONS},
             *(options.more or []),
         )
     ]
 
 
 @contextmanager
-def _working(options: argparse.Namespace, output: "Output") -> Iterator[dict[str, Any]]:
-    """Yield what does the work, here or on a cluster, and what is told how far it is."""
+def _execution_arguments(options: argparse.Namespace, output: "Output") -> Iterator[dict[str, Any]]:
+    """Yield keyword arguments for a preparation: `progress` and, with `--on-ray`, `runner`."""
     with output.progress() as bar:
         if options.on_ray:
             from mtil.distributed.data import prepare as on_ray
@@ -216,12 +219,12 @@ def _working(options: argparse.Namespace, output: "Output") -> Iterator[dict[str
 
 
 def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output") -> dict[str, Any]:
-    """Print what a data set has become, and return it."""
+    """Print a prepared data set's folds, drops and warnings, and return its JSON values."""
     from mtil.cli.views.inspection import oddities
     from mtil.data.inspection import inspect
     from mtil.storage import open_store
 
-    found = inspect(open_store(options.to), manifest.fingerprint)
+    inspection = inspect(open_store(options.to), manifest.fingerprint)
     folds = dict(manifest.folds)
     if any(manifest.holdout.values()):
         folds["holdout"] = manifest.holdout
@@ -232,29 +235,34 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output")
             for fold, counts in folds.items()
         ],
     )
-    kept = ", ".join(f"{number} {name}" for name, number in manifest.kept.items())
+    kept = ", ".join(f"{count} {name}" for name, count in manifest.kept.items())
     output.line(
         f"{manifest.read} images read, {len(manifest.dropped)} dropped; kept {kept} "
         f"in {manifest.num_groups} groups."
     )
-    share = f"{found.leak.twins:.1%} of the tumour images"
-    twin = (
-        "a near-copy" if options.groups is None else "a near-copy or one of their published group"
+    share = f"{inspection.leak.twins:.1%} of the tumour images"
+    related = (
+        "a near-copy"
+        if options.groups is None
+        else "a near-copy or an image of their published group"
     )
-    if found.parted and manifest.protocol != "paper":
-        one, other = found.parted[0]
+    # Protocol `paper` splits near-copies on purpose and has a warning below.
+    if inspection.parted and manifest.protocol != "paper":
+        first, second = inspection.parted[0]
         output.line(
-            f"Warning: {len(found.parted)} pairs of near-copies lie in two folds, such as {one} "
-            f"and {other}; `mtil inspect` lists them."
+            f"Warning: {len(inspection.parted)} pairs of near-copies are split between two folds, "
+            f"such as {first} and {second}; `mtil inspect` lists the pairs."
         )
     if manifest.protocol == "paper":
         output.line(
-            f"Warning: folds of single images leak: {share} have {twin} in another fold, so "
-            "that figures come out too good."
+            f"Warning: folds of single images leak: {share} have {related} in another fold, so "
+            "test figures are too good."
         )
     else:
-        output.line(f"Folds of single images would leak: {share} would have {twin} in another.")
-    for line in oddities(found):
+        output.line(
+            f"Folds of single images would leak: {share} would have {related} in another fold."
+        )
+    for line in oddities(inspection):
         output.line(line)
     version = f", version {manifest.version}," if manifest.version > 1 else ""
     output.line(f"Data set {manifest.fingerprint[:12]}…{version} in {options.to}")
@@ -270,9 +278,9 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output")
         "invalid": [asdict(invalid) for invalid in manifest.invalid],
         "folds": manifest.folds,
         "holdout": manifest.holdout,
-        "image_level_leakage": found.leak.twins,
-        "notes": dict(found.notes),
-        "odd_masks": [asdict(odd) for odd in found.odd_masks],
+        "image_level_leakage": inspection.leak.twins,
+        "notes": dict(inspection.notes),
+        "odd_masks": [asdict(odd) for odd in inspection.odd_masks],
     }
 
 
@@ -280,9 +288,7 @@ def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: i
     from mtil.data.prepare.sources import Source
 
     if values.get("layout") is None:
-        raise UserError(
-            f"Every source must have its layout; add --layout after {values['source']}."
-        )
+        raise UserError(f"Every source needs a layout; add --layout after {values['source']}.")
     official = options.protocol == "official" or values.get("folds") == "official"
     return Source(
         uri=values["source"],
@@ -296,11 +302,12 @@ def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: i
 
 
 def _pairs(text: str | None, option: str) -> dict[str, str]:
-    found = {}
+    """Parse `name=value,name=value`, the value of an option."""
+    pairs = {}
     for part in (text or "").split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
         if part and not (name and equals and value):
             raise UserError(f"`{option}` must be like name=value,name=value, but got {part!r}.")
         if part:
-            found[name] = value
-    return found
+            pairs[name] = value
+    return pairs

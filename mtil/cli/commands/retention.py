@@ -1,4 +1,4 @@
-"""`mtil gc`."""
+"""`mtil gc`: list and delete files of a run that no later step reads."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -13,33 +13,35 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def add_to(commands: Commands) -> None:
     """Add `mtil gc`."""
-    parser = add_command(commands, "gc", run, "list what a run needs no more, and delete it")
+    parser = add_command(
+        commands, "gc", run, "list the files of a run that no later step reads, or delete them"
+    )
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
-    parser.add_argument("--yes", action="store_true", help="delete it")
+    parser.add_argument("--yes", action="store_true", help="delete the files")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """List what a run does not need any more, and delete it if that was asked for."""
+    """List the superseded files of a run. Delete the files with `--yes`."""
     from mtil.circle import retention
     from mtil.run.folder import Run
 
     record = Run.open(options.run)
-    found = retention.find(record)
+    findings = retention.find(record)
     if options.yes:
-        retention.delete(record, found)
-    if found.superseded:
+        retention.delete(record, findings)
+    if findings.superseded:
         output.table(
             ["superseded", "where", "files", "size"],
             [
-                [one.why, one.folder, str(len(one.files)), size(one.bytes)]
-                for one in found.superseded
+                [item.why, item.folder, str(len(item.files)), size(item.bytes)]
+                for item in findings.superseded
             ],
         )
-    for sentence in found.left:
+    for sentence in findings.left:
         output.line(sentence)
-    total = f"{found.num_files} files, {size(found.bytes)}"
-    if not found.superseded:
-        output.line(f"{options.run} keeps nothing that it does not need.")
+    total = f"{findings.num_files} files, {size(findings.bytes)}"
+    if not findings.superseded:
+        output.line(f"{options.run} has no superseded files.")
     elif options.yes:
         output.line(f"Deleted {total}.")
     else:
@@ -48,25 +50,25 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         {
             "run": options.run,
             "deleted": bool(options.yes),
-            "files": found.num_files,
-            "bytes": found.bytes,
+            "files": findings.num_files,
+            "bytes": findings.bytes,
             "superseded": [
                 {
-                    "why": one.why,
-                    "folder": one.folder,
-                    "files": list(one.files),
-                    "bytes": one.bytes,
+                    "why": item.why,
+                    "folder": item.folder,
+                    "files": list(item.files),
+                    "bytes": item.bytes,
                 }
-                for one in found.superseded
+                for item in findings.superseded
             ],
-            "left": list(found.left),
+            "left": list(findings.left),
         }
     )
 
 
-def size(number: float) -> str:
-    """Return a number of bytes in the unit that a person would take."""
+def size(num_bytes: float) -> str:
+    """Return a number of bytes as text in B, KiB, MiB, GiB or TiB."""
     unit = 0
-    while number >= 1024 and unit < len(_UNITS) - 1:
-        number, unit = number / 1024, unit + 1
-    return f"{number:.0f} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
+    while num_bytes >= 1024 and unit < len(_UNITS) - 1:
+        num_bytes, unit = num_bytes / 1024, unit + 1
+    return f"{num_bytes:.0f} B" if unit == 0 else f"{num_bytes:.1f} {_UNITS[unit]}"

@@ -1,4 +1,4 @@
-"""`mtil status`: from the run's files alone, with no cluster."""
+"""`mtil status`: show a run's progress from its files alone, without a cluster."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     """Add `mtil status`."""
     parser = add_command(
-        commands, "status", run, "say how far a circle or a training is, from its files alone"
+        commands, "status", run, "show the progress of a circle or a training from its files alone"
     )
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--watch", action="store_true", help="go on until the run has ended")
-    what.add_argument(
-        "--lineage", metavar="SAMPLE_ID", help="say what an image's map and prediction come from"
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument("--watch", action="store_true", help="repeat until the run has ended")
+    view.add_argument(
+        "--lineage", metavar="SAMPLE_ID", help="show the origin of an image's map and prediction"
     )
-    parser.add_argument("--fold", type=int, metavar="N", help="with --lineage: whose map")
+    parser.add_argument("--fold", type=int, metavar="N", help="with --lineage: fold of the map")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Print how far a run is, or what an image's map and prediction come from."""
+    """Print a run's progress, or the lineage of an image's map and prediction."""
     from mtil.circle.ledger import Ledger
     from mtil.circle.lineage.history import trace
     from mtil.cli.views import circles, lineage, trainings
@@ -35,15 +35,18 @@ def run(options: argparse.Namespace, output: "Output") -> None:
 
     record = Run.open(options.run)
     if options.fold is not None and options.lineage is None:
-        raise ConfigError("`--fold` says whose map `--lineage` is of; give both, or neither.")
+        raise ConfigError(
+            "`--fold` selects the map of `--lineage`. Give both options, or leave out `--fold`."
+        )
     if options.lineage is not None:
-        with _verified(options.run, output):
-            found = trace(record, options.lineage, options.fold)
-        lineage.tell(found, options.run, output)
+        with _report_damage(options.run, output):
+            traced = trace(record, options.lineage, options.fold)
+        lineage.tell(traced, options.run, output)
         return
-    with _verified(options.run, output):
+    with _report_damage(options.run, output):
         ledger = Ledger.open(record.store)
         state = ledger.state
+        # Only a circle has a ledger: `mtil train` writes none.
         if state is None:
             trainings.tell(record, options.run, output, watch=options.watch)
         else:
@@ -51,8 +54,8 @@ def run(options: argparse.Namespace, output: "Output") -> None:
 
 
 @contextmanager
-def _verified(uri: str, output: "Output") -> Iterator[None]:
-    """Print what a damaged run is said to be by `--json`, too."""
+def _report_damage(uri: str, output: "Output") -> Iterator[None]:
+    """Print the JSON object of a damaged run (`verified` is false) before its error is raised."""
     try:
         yield
     except (LedgerError, RunError) as error:

@@ -1,4 +1,4 @@
-"""`mtil stop`."""
+"""`mtil stop`: ask the coordinator of a circle to stop."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Add `mtil stop`."""
-    parser = add_command(commands, "stop", run, "end a circle; it can go on later")
+    parser = add_command(commands, "stop", run, "stop a circle; `mtil circle` resumes it later")
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Ask the circle's coordinator to end.
+    """Ask the circle's coordinator to stop.
 
     Raises:
-        DataError: if the run is no circle, or has ended.
+        DataError: if the run is no circle or has ended.
     """
     from mtil.circle.ledger import Ledger
     from mtil.circle.state import is_over
@@ -30,13 +30,14 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     ledger = Ledger.open(record.store)
     if ledger.state is None:
         raise DataError(
-            f"Only a circle is stopped from elsewhere, but {record.uri} has no ledger; end its "
-            "`mtil train` by Ctrl-C where it runs, and the same command goes on later."
+            f"`mtil stop` needs a circle, but {record.uri} has no ledger. End `mtil train` with "
+            "Ctrl-C in the terminal where the command runs; repeat the command to resume."
         )
     if is_over(ledger.state):
-        raise DataError(f"A run must still be going on to be stopped, but {record.uri} has ended.")
+        raise DataError(f"{record.uri} has ended already and cannot be stopped.")
     ledger.stop()
     output.line(
-        f"{record.uri} is told to stop; the same `mtil circle` goes on from what is committed."
+        f"Asked {record.uri} to stop. Repeat the `mtil circle` command to resume from the "
+        "committed results."
     )
     output.result({"run": options.run, "stopped": True})

@@ -1,4 +1,4 @@
-"""`mtil train`."""
+"""`mtil train`: train folds without circle rounds."""
 
 import argparse
 from dataclasses import asdict
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Add `mtil train`."""
-    parser = add_command(commands, "train", run, "train a fold, or all of them", configurable=True)
+    parser = add_command(commands, "train", run, "train one fold, several or all",
+                         configurable=True)  # fmt: skip
     add_training(parser)
     add_local(parser, "train")
 
 
 def run(options: argparse.Namespace, output: "Output") -> None:
-    """Train the folds that the options name and print what came of it."""
+    """Train the selected folds and print their metrics on inner validation images."""
     from mtil import presets
     from mtil.circle.begin import request_trainings
     from mtil.config import with_overrides
@@ -55,8 +56,8 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         )
     flag = "--local " if options.local else ""
     output.line(f"Run in {options.run}; next: mtil evaluate {flag}--run {options.run}")
-    described = [_described(result, options.run) for result in results]
-    output.result(described[0] if len(results) == 1 else {"run": options.run, "folds": described})
+    folds = [_fold_values(result, options.run) for result in results]
+    output.result(folds[0] if len(results) == 1 else {"run": options.run, "folds": folds})
 
 
 def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
@@ -72,7 +73,8 @@ def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
     return in_one_process(config)
 
 
-def _described(result: "FoldResult", uri: str) -> dict[str, Any]:
+def _fold_values(result: "FoldResult", uri: str) -> dict[str, Any]:
+    """Return the JSON values of a trained fold."""
     names = (
         "fold",
         "best_epoch",
@@ -87,6 +89,7 @@ def _described(result: "FoldResult", uri: str) -> dict[str, Any]:
 
 
 def _show(line: dict[str, Any], num_epochs: int, bar: "Bar", output: "Output") -> None:
+    """Show a training event: a step on the bar, an epoch as a line of losses and metrics."""
     if line["kind"] == "step":
         bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"])
     elif line["kind"] == "epoch":

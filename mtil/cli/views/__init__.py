@@ -1,1 +1,1 @@
-"""What commands print of runs and data sets."""
+"""Views: print runs and data sets as text, and build their JSON values."""

@@ -1,4 +1,4 @@
-"""The account of a preparation for a person."""
+"""Print the account of a preparation: the fate of every file and image."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part
 
 
 def show(account: Account, output: Output) -> None:
-    """Print what became of every file and image, by source and, of several sources, in sum."""
+    """Print counts and reasons by source, then the totals of several sources."""
     for source in account.sources:
         for note in source.notes:
             output.line(f"Note on {source.name}: {note}")
@@ -20,8 +20,9 @@ def show(account: Account, output: Output) -> None:
 
 
 def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: Output) -> None:
+    """Print the sums of a source's files and images, with the parts of each sum."""
     if files is None:
-        output.line(f"{name}: its files cannot be listed.")
+        output.line(f"{name}: the files cannot be listed.")
     else:
         ignored, skipped = _total(files.ignored), _total(files.skipped)
         output.line(
@@ -30,7 +31,7 @@ def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: Output
         )
         _list("ignored", files.ignored, output)
         _list("skipped", files.skipped, output)
-    known = f" + {images.known} known before" if images.known else ""
+    known = f" + {images.known} already in the data set" if images.known else ""
     output.line(
         f"{name}: {images.read} images read = {images.kept} kept + {_total(images.dropped)} "
         f"dropped + {_total(images.invalid)} invalid{known}."
@@ -39,11 +40,12 @@ def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: Output
     _list("invalid", images.invalid, output)
 
 
-def _list(what: str, found: Iterable[Part], output: Output) -> None:
-    for part in found:
+def _list(fate: str, parts: Iterable[Part], output: Output) -> None:
+    """Print a line per reason: the count, the fate such as `ignored`, the reason, examples."""
+    for part in parts:
         more = ", …" if part.number > len(part.examples) else ""
-        output.line(f"  {part.number} {what}, {part.why}: {', '.join(part.examples)}{more}")
+        output.line(f"  {part.number} {fate}, {part.why}: {', '.join(part.examples)}{more}")
 
 
-def _total(found: Iterable[Part]) -> int:
-    return sum(part.number for part in found)
+def _total(parts: Iterable[Part]) -> int:
+    return sum(part.number for part in parts)

@@ -1,4 +1,4 @@
-"""How far a circle is, for a person and as JSON."""
+"""`mtil status` of a circle: progress as text and JSON."""
 
 import time
 from typing import Any
@@ -13,60 +13,66 @@ from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Train
 
-_EVERY_S = 2.0
-_FOLDS_A_LINE = 6
-"""So that a table fits 80 columns."""
+_POLL_S = 2.0
+_FOLDS_PER_TABLE = 6
+"""With six folds a table fits 80 columns."""
 
 
 def tell(
     record: Run, ledger: Ledger, state: State, uri: str, output: Output, *, watch: bool
 ) -> None:
-    """Print how far a circle is; with `watch`, until it has ended."""
+    """Print a circle's progress. With `watch`, repeat after each change until the end."""
     listener = heartbeat.Listener(record.store)
     before = values = _values(record, state, listener, uri)
-    _tell(record, state, values, output)
-    trouble = ""
+    _print(record, state, values, output)
+    last_error = ""
     while watch and not (is_over(state) or state.stopped):
-        time.sleep(_EVERY_S)
+        time.sleep(_POLL_S)
         try:
             state = ledger.refresh() or state
             values = _values(record, state, listener, uri)
         except StorageError as error:
-            if str(error) != trouble:
-                output.line(f"The run's storage failed, which is tried again: {error}")
-            trouble = str(error)
+            # A long outage fails every poll: an equal message is printed once.
+            if str(error) != last_error:
+                output.line(f"The run's storage failed; retrying. {error}")
+            last_error = str(error)
             continue
         if values != before:
-            _tell(record, state, values, output)
-        before, trouble = values, ""
+            _print(record, state, values, output)
+        before, last_error = values, ""
     output.result(values)
 
 
-def _tell(record: Run, state: State, values: dict[str, Any], output: Output) -> None:
+def _print(record: Run, state: State, values: dict[str, Any], output: Output) -> None:
+    """Print stages by round and fold, running actions, failures, metrics and the condition."""
     stages = progress(state)
-    for start in range(0, len(state.plan.folds), _FOLDS_A_LINE):
-        folds = state.plan.folds[start:][:_FOLDS_A_LINE]
+    for start in range(0, len(state.plan.folds), _FOLDS_PER_TABLE):
+        folds = state.plan.folds[start:][:_FOLDS_PER_TABLE]
         output.table(
             ["round", *(f"fold {fold}" for fold in folds)],
             [
-                [str(number), *(of_round[fold] for fold in folds)]
-                for number, of_round in stages.items()
+                [str(round_index), *(round_stages[fold] for fold in folds)]
+                for round_index, round_stages in stages.items()
             ],
         )
-    for one in values["running"]:
-        epoch = f", epoch {one['epoch'] + 1} of {one['epochs']}" if "epoch" in one else ""
-        hosts = f" on {', '.join(one['hosts'])}" if one.get("hosts") else ""
-        output.line(f"Running: {one['action']}, attempt {one['attempt']}{epoch}{hosts}")
+    for action in values["running"]:
+        epoch = f", epoch {action['epoch'] + 1} of {action['epochs']}" if "epoch" in action else ""
+        hosts = f" on {', '.join(action['hosts'])}" if action.get("hosts") else ""
+        output.line(f"Running: {action['action']}, attempt {action['attempt']}{epoch}{hosts}")
     for fold, cause in sorted(state.failed_folds.items()):
         output.line(f"Fold {fold} has failed: {cause}")
     rounds.tell(describe(record, state), output)
     if values["waits"]:
         output.line(values["waits"])
-    output.line(f"{state.number} events, one chain. {_said(values)}")
+    # Opening the ledger verified the chain: every event names the digest of the previous event.
+    output.line(f"{state.number} events, one chain. {_describe_condition(values)}")
 
 
-def _progress(record: Run, action: Action) -> dict[str, Any]:
-    """Return how far an action in flight is, and where it runs, if it has said so."""
+def _action_progress(record: Run, action: Action) -> dict[str, Any]:
+    """Return a running training's epoch, number of epochs and hosts; empty before its first step.
+
+    Other actions have no progress.
+    """
     step = record.step(action) if isinstance(action, Train) else None
     if step is None:
         return {}
@@ -75,6 +81,7 @@ def _progress(record: Run, action: Action) -> dict[str, Any]:
 
 
 def _condition(state: State, listener: heartbeat.Listener) -> str:
+    """Return `over`, `stopped`, `running` (a coordinator is alive) or `waiting`."""
     if is_over(state):
         return "over"
     if state.stopped:
@@ -82,20 +89,22 @@ def _condition(state: State, listener: heartbeat.Listener) -> str:
     return "running" if listener.is_beating() else "waiting"
 
 
-def _said(values: dict[str, Any]) -> str:
+def _describe_condition(values: dict[str, Any]) -> str:
     return {
         "over": "The run is over.",
-        "stopped": "The run is stopped; `mtil circle` goes on.",
-        "running": f"A coordinator on {values['host']} is at it.",
-        "waiting": "Nobody works on the run; `mtil circle` goes on.",
+        "stopped": "The run is stopped; `mtil circle` resumes.",
+        "running": f"A coordinator on {values['host']} runs the circle.",
+        "waiting": "No coordinator runs the circle; `mtil circle` resumes.",
     }[values["condition"]]
 
 
 def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -> dict[str, Any]:
-    told = describe(record, state)
+    """Return the JSON values of a circle's progress."""
+    summary = describe(record, state)
     condition = _condition(state, listener)
     beat = listener.latest if condition == "running" else None
-    at_work = not (is_over(state) or state.stopped)
+    # After a stop the state can still list actions without an end.
+    is_active = not (is_over(state) or state.stopped)
     return {
         "run": uri,
         "verified": True,
@@ -104,14 +113,14 @@ def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -
         "host": beat.host if beat else "",
         "waits": beat.waits if beat else "",
         "stages": {
-            str(number): {str(fold): stage for fold, stage in of_round.items()}
-            for number, of_round in progress(state).items()
+            str(round_index): {str(fold): stage for fold, stage in round_stages.items()}
+            for round_index, round_stages in progress(state).items()
         },
         "running": [
-            {"action": str(action), "attempt": attempt.number} | _progress(record, action)
+            {"action": str(action), "attempt": attempt.number} | _action_progress(record, action)
             for action, attempt in state.running.items()
-            if at_work
+            if is_active
         ],
-        "failed_folds": told.failed,
-        "rounds": told.rounds,
+        "failed_folds": summary.failed,
+        "rounds": summary.rounds,
     }

@@ -1,4 +1,4 @@
-"""`mtil status --lineage`."""
+"""`mtil status --lineage`: print the origin of an image's map and predictions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,67 +8,70 @@ from mtil.circle.lineage.links import Lineage, MapLink, ModelLink, PredictionLin
 from mtil.cli.console import Output
 from mtil.errors import RunError
 
-_SHOWN = 12
-"""Hex digits of a digest that a person is shown."""
+_DIGEST_DIGITS = 12
+"""Printed hex digits of a digest."""
 
 
-def tell(found: Lineage, uri: str, output: Output) -> None:
-    """Print where an image's latest map and predictions come from.
+def tell(lineage: Lineage, uri: str, output: Output) -> None:
+    """Print the lineage of an image's latest map and predictions.
 
     Raises:
-        RunError: if the files do not agree, after all of it is told.
+        RunError: if the run's files contradict. The lineage is printed first.
     """
-    _describe(found, output)
-    output.result(_values(found, uri))
-    if found.disagreements:
+    _print(lineage, output)
+    output.result(_values(lineage, uri))
+    if lineage.disagreements:
         raise RunError(
-            f"The files of a run must agree, but {len(found.disagreements)} statements on "
-            f"{found.sample_id!r} do not: {found.disagreements[0]}"
+            f"The run's files contradict in {len(lineage.disagreements)} points about "
+            f"{lineage.sample_id!r}: {lineage.disagreements[0]}"
         )
 
 
-def _describe(found: Lineage, output: Output) -> None:
-    output.line(f"{found.sample_id}: {_trained_by(found.folds)}")
-    if found.chain and not isinstance(found.chain[0], MapLink):
-        output.line("No map of it has been written.")
-    for link in found.chain:
-        _link(link, output)
-    if found.prediction is not None:
-        _predicted(found.prediction, output)
-        for link in found.judges:
-            _link(link, output)
-    data = found.data
+def _print(lineage: Lineage, output: Output) -> None:
+    """Print training folds, the chain of maps and models, the prediction, data and conflicts."""
+    output.line(f"{lineage.sample_id}: {_describe_training(lineage.folds)}")
+    if lineage.chain and not isinstance(lineage.chain[0], MapLink):
+        output.line("No map of the image has been written.")
+    for link in lineage.chain:
+        _print_link(link, output)
+    if lineage.prediction is not None:
+        _print_prediction(lineage.prediction, output)
+        for link in lineage.judges:
+            _print_link(link, output)
+    data = lineage.data
     output.line(f"Data: {data.file} of {data.uri}, version {data.version}")
-    output.line(f"  sha256 {_short(data.sha256)}, fingerprint {_short(data.fingerprint)}")
-    for sentence in found.disagreements:
-        output.line(f"Does not agree: {sentence}")
+    output.line(f"  sha256 {_shorten(data.sha256)}, fingerprint {_shorten(data.fingerprint)}")
+    for sentence in lineage.disagreements:
+        output.line(f"Contradiction: {sentence}")
 
 
-def _trained_by(folds: Sequence[int]) -> str:
+def _describe_training(folds: Sequence[int]) -> str:
     if not folds:
-        return "no fold has trained on it"
+        return "not trained on by any fold"
     numbers = ", ".join(map(str, folds))
     return f"trained on by fold{'s' * (len(folds) > 1)} {numbers}"
 
 
-def _link(link: MapLink | ModelLink, output: Output) -> None:
+def _print_link(link: MapLink | ModelLink, output: Output) -> None:
+    """Print a map with its model, or a model with its start and inputs."""
     part = "" if link.part is None else f", part {link.part}"
     kind = "Map" if isinstance(link, MapLink) else "Model"
     output.line(f"{kind} of round {link.round}, fold {link.fold}{part}: {link.file}")
     if isinstance(link, MapLink):
         if link.is_removed:
-            output.line("  was removed; it is written again if it is needed")
+            output.line("  was removed; will be written again if needed")
         elif link.origin is not None:
             output.line(f"  by mtil {link.origin.version}, {link.origin.size} pixels square")
         output.line(f"  by model {link.model}")
         if link.given is not None:
-            output.line(f"  which was given the map in {link.given}")
+            output.line(f"  the model read the map in {link.given}")
         return
     output.line(
-        f"  sha256 {_short(link.sha256)}, config {_short(link.config_digest)}, mtil {link.version}"
+        f"  sha256 {_shorten(link.sha256)}, config {_shorten(link.config_digest)}, "
+        f"mtil {link.version}"
     )
     if not link.is_readable:
-        output.line("  which this version of mtil cannot look into")
+        output.line("  not readable by this version of mtil")
     output.line(f"  started from {link.starts_from or 'scratch'}")
     if link.reads is not None:
         output.line(f"  read the image's map in {link.reads}")
@@ -76,27 +79,30 @@ def _link(link: MapLink | ModelLink, output: Output) -> None:
         output.line("  has not seen the image")
 
 
-def _predicted(link: PredictionLink, output: Output) -> None:
+def _print_prediction(link: PredictionLink, output: Output) -> None:
+    """Print a prediction's file and the probability of each pass with its models."""
     output.line(f"Prediction of round {link.round}: {link.file}")
     if link.as_in_ledger is not None:
-        said = "as the ledger names it" if link.as_in_ledger else "written again since the ledger"
-        output.line(f"  sha256 {_short(link.sha256)}, {said}")
-    for one in link.passes:
+        match = "as in the ledger" if link.as_in_ledger else "rewritten since the ledger's event"
+        output.line(f"  sha256 {_shorten(link.sha256)}, {match}")
+    for entry in link.passes:
         output.line(
-            f"  pass {one.number}: malignant {one.probability:.3f}, by {', '.join(one.models)}"
+            f"  pass {entry.number}: malignant {entry.probability:.3f}, "
+            f"by {', '.join(entry.models)}"
         )
 
 
-def _values(found: Lineage, uri: str) -> dict[str, Any]:
-    kinds = ("map" if isinstance(link, MapLink) else "model" for link in found.chain)
-    chain = [{"kind": kind} | asdict(link) for kind, link in zip(kinds, found.chain, strict=True)]
+def _values(lineage: Lineage, uri: str) -> dict[str, Any]:
+    """Return the JSON values of a lineage."""
+    kinds = ("map" if isinstance(link, MapLink) else "model" for link in lineage.chain)
+    chain = [{"kind": kind} | asdict(link) for kind, link in zip(kinds, lineage.chain, strict=True)]
     return {
         "run": uri,
-        "verified": not found.disagreements,
-        **asdict(found),
+        "verified": not lineage.disagreements,
+        **asdict(lineage),
         "chain": chain,
     }
 
 
-def _short(digest: str) -> str:
-    return f"{digest[:_SHOWN]}…"
+def _shorten(digest: str) -> str:
+    return f"{digest[:_DIGEST_DIGITS]}…"

@@ -1,4 +1,4 @@
-"""A circle run's rounds, for a person and as JSON."""
+"""Metrics of a circle's rounds, as text and JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mtil.run.folder import Run
 from mtil.run.plan import Summarise
 
 SHOWN = ("dice", "f1", "auc")
-"""The figures that a person is told."""
+"""Names of the printed metrics."""
 
 
 @validated(frozen=True)
@@ -41,7 +41,7 @@ class _Pass:
 
 @validated(frozen=True)
 class _Summary:
-    """What the ledger must say of a round for a person to be told."""
+    """Fields of a round's summary in the ledger that this module prints."""
 
     folds: list[Whole]
     by_pass: Annotated[list[_Pass], Field(min_length=1)]
@@ -52,51 +52,58 @@ _SUMMARIES: TypeAdapter[_Summary] = TypeAdapter(_Summary)
 
 @dataclass(frozen=True)
 class Told:
-    """What there is to say of a run's rounds."""
+    """Metrics of a circle's summarised rounds."""
 
     rounds: list[dict[str, Any]]
+    """JSON values by round: folds, metrics of the last pass, metrics by pass."""
     table: tuple[Sequence[str], list[list[str]]]
-    """Head and lines: the figures by round and pass, in at most 80 columns."""
+    """Head and lines: metrics by round and pass, in at most 80 columns."""
     failed: dict[str, str]
-    """Cause by fold."""
+    """Cause of failure by fold."""
 
 
 def describe(record: Run, state: State) -> Told:
-    """Return the figures of every round that has been summarised."""
+    """Return the metrics of all summarised rounds.
+
+    Raises:
+        LedgerError: if a summary in the ledger lacks a field or has a wrong value.
+    """
     rounds: list[dict[str, Any]] = []
     lines: list[list[str]] = []
-    for number in range(state.plan.circle.num_rounds):
-        result: Any = state.done.get(Summarise(number))
+    for round_index in range(state.plan.circle.num_rounds):
+        result: Any = state.done.get(Summarise(round_index))
         if result is None:
             continue
         document = Document(
-            f"The ledger's summary of round {number} of {record.uri}",
-            "restore the ledger, or name another --run",
+            f"The ledger's summary of round {round_index} of {record.uri}",
+            "restore the ledger, or choose another --run",
             LedgerError,
         )
+        # Another version of mtil may have written the summary.
         document.validate(_SUMMARIES, result)
         by_pass = result["by_pass"]
         metrics = by_pass[-1]["metrics"]
         rounds.append(
-            {"round": number, "folds": result["folds"], "metrics": metrics, "by_pass": by_pass}
+            {"round": round_index, "folds": result["folds"], "metrics": metrics, "by_pass": by_pass}
         )
-        for one in by_pass:
-            figures = (_interval(one["metrics"][name]) for name in SHOWN)
-            lines.append([str(number), str(one["pass"]), str(len(result["folds"])), *figures])
+        for entry in by_pass:
+            cells = (_format_interval(entry["metrics"][name]) for name in SHOWN)
+            lines.append([str(round_index), str(entry["pass"]), str(len(result["folds"])), *cells])
     failed = {str(fold): cause for fold, cause in sorted(state.failed_folds.items())}
     head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in SHOWN)]
     return Told(rounds, (head, lines), failed)
 
 
-def tell(told: Told, output: Output) -> None:
-    """Print the figures of every round and pass; nothing before the first round's summary."""
-    if told.rounds:
-        output.line("Test images by round and pass; a pass is given the map of the pass before:")
-        output.table(*told.table)
+def tell(summary: Told, output: Output) -> None:
+    """Print the metrics by round and pass. Print nothing before the first round's summary."""
+    if summary.rounds:
+        output.line("Test images by round and pass; each pass reads the map of the previous pass:")
+        output.table(*summary.table)
 
 
-def _interval(figure: dict[str, float | None]) -> str:
-    value, low, high = (figure[key] for key in ("value", "low", "high"))
+def _format_interval(metric: dict[str, float | None]) -> str:
+    """Return `0.812 0.780-0.840`, a value with its 95 % interval; `n/a` without a value."""
+    value, low, high = (metric[key] for key in ("value", "low", "high"))
     if value is None:
         return "n/a"
     bounds = "" if low is None or high is None else f" {low:.3f}-{high:.3f}"

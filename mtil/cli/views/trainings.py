@@ -1,4 +1,4 @@
-"""`mtil status` of a run that `mtil train` has made, which has no ledger."""
+"""`mtil status` of a run made by `mtil train`, which has no ledger and no heartbeat."""
 
 import time
 from collections.abc import Sequence
@@ -9,107 +9,121 @@ from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.standing import Training, Watcher
 
-_EVERY_S = 2.0
-_LOOKS = 10
-"""Seconds for which a run is watched before nobody seems to work on it."""
-_QUIET_LOOKS = 15
-"""Looks without news after which `--watch` takes a run for over: folds follow each other."""
+_POLL_S = 2.0
+_QUIET_S = 10
+"""Seconds without new files after which a run counts as idle. The first look polls every second."""
+_QUIET_POLLS = 15
+"""Polls without new files after which `--watch` counts a run as over.
+
+Folds train in sequence. Between two folds all started trainings are finished for a while.
+"""
 _SHOWN = ("dice", "auc", "f1")
 
 
 def tell(record: Run, uri: str, output: Output, *, watch: bool) -> None:
-    """Print how far a run's trainings are; with `watch`, until they have ended."""
+    """Print the progress of a run's trainings. With `watch`, repeat after changes until the end."""
     watcher = Watcher(record)
-    found = watcher.look()
-    moves = not _is_over(found) and watcher.wait_for_a_move(time.sleep, _LOOKS)
-    found = watcher.look() if moves else found
-    before = values = _values(record, found, uri, "running" if moves else _condition(found))
+    trainings = watcher.look()
+    # `mtil train` has no heartbeat: only files that change show that a training is alive.
+    has_moved = not _is_over(trainings) and watcher.wait_for_a_move(time.sleep, _QUIET_S)
+    trainings = watcher.look() if has_moved else trainings
+    condition = "running" if has_moved else _condition(trainings)
+    before = values = _values(record, trainings, uri, condition)
     _print(values, output)
-    quiet, trouble = 0 if moves else int(_LOOKS / _EVERY_S), ""
-    while watch and not (_is_over(found) and quiet >= _QUIET_LOOKS):
-        time.sleep(_EVERY_S)
+    quiet_polls, last_error = 0 if has_moved else int(_QUIET_S / _POLL_S), ""
+    while watch and not (_is_over(trainings) and quiet_polls >= _QUIET_POLLS):
+        time.sleep(_POLL_S)
         try:
-            found = watcher.look()
+            trainings = watcher.look()
         except StorageError as error:
-            if str(error) != trouble:
-                output.line(f"The run's storage failed, which is tried again: {error}")
-            trouble = str(error)
+            # A long outage fails every poll: an equal message is printed once.
+            if str(error) != last_error:
+                output.line(f"The run's storage failed; retrying. {error}")
+            last_error = str(error)
             continue
-        quiet, trouble = 0 if watcher.has_moved else quiet + 1, ""
-        works = quiet * _EVERY_S < _LOOKS and not _is_over(found)
-        values = _values(record, found, uri, "running" if works else _condition(found))
+        quiet_polls, last_error = 0 if watcher.has_moved else quiet_polls + 1, ""
+        is_running = quiet_polls * _POLL_S < _QUIET_S and not _is_over(trainings)
+        condition = "running" if is_running else _condition(trainings)
+        values = _values(record, trainings, uri, condition)
         if values != before:
             _print(values, output)
         before = values
     output.result(values)
 
 
-def _is_over(found: Sequence[Training]) -> bool:
-    return bool(found) and all(one.result is not None for one in found)
+def _is_over(trainings: Sequence[Training]) -> bool:
+    """Return whether every training that has started is finished, and at least one has."""
+    return bool(trainings) and all(training.result is not None for training in trainings)
 
 
-def _condition(found: Sequence[Training]) -> str:
-    return "over" if _is_over(found) else "waiting"
+def _condition(trainings: Sequence[Training]) -> str:
+    return "over" if _is_over(trainings) else "waiting"
 
 
-def _values(record: Run, found: Sequence[Training], uri: str, condition: str) -> dict[str, Any]:
+def _values(record: Run, trainings: Sequence[Training], uri: str, condition: str) -> dict[str, Any]:
+    """Return the JSON values of a run's trainings."""
     return {
         "run": uri,
         "verified": True,
         "kind": "training",
         "condition": condition,
         "epochs": record.config.train.num_epochs,
-        "trained": [one.of.fold for one in found if one.result is not None and one.of.round == 0],
-        "trainings": [_described(one) for one in found],
+        "trained": [
+            training.of.fold
+            for training in trainings
+            if training.result is not None and training.of.round == 0
+        ],
+        "trainings": [_training_values(training) for training in trainings],
     }
 
 
-def _described(one: Training) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "round": one.of.round,
-        "fold": one.of.fold,
-        "part": one.of.part,
-        "stage": one.stage,
-        "epochs": one.epochs,
-        "figures": one.figures,
+def _training_values(training: Training) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "round": training.of.round,
+        "fold": training.of.fold,
+        "part": training.of.part,
+        "stage": training.stage,
+        "epochs": training.epochs,
+        "figures": training.figures,
     }
-    if one.result is not None:
-        described |= {"best_epoch": one.result.best_epoch, "seconds": one.result.seconds}
-    if one.step is not None:
-        described |= {name: one.step[name] for name in ("step", "steps", "hosts")}
-    return described
+    if training.result is not None:
+        values |= {"best_epoch": training.result.best_epoch, "seconds": training.result.seconds}
+    if training.step is not None:
+        values |= {name: training.step[name] for name in ("step", "steps", "hosts")}
+    return values
 
 
 def _print(values: dict[str, Any], output: Output) -> None:
     if values["trainings"]:
         output.table(
             ["training", "state", "epoch", "step", *_SHOWN],
-            [_row(one, values["epochs"]) for one in values["trainings"]],
+            [_table_row(training, values["epochs"]) for training in values["trainings"]],
         )
-        output.line("Figures are those of the inner validation images.")
-    hosts = sorted({host for one in values["trainings"] for host in one.get("hosts", ())})
-    where = f" on {', '.join(hosts)}" if hosts else ""
+        output.line("All metrics are of inner validation images.")
+    hosts = sorted({host for training in values["trainings"] for host in training.get("hosts", ())})
+    place = f" on {', '.join(hosts)}" if hosts else ""
     output.line(
         {
-            "running": f"Somebody trains{where}.",
-            "over": f"All folds that were begun are trained; next: mtil evaluate --run "
-            f"{values['run']}",
-            "waiting": f"Nothing new was written for {_LOOKS} s: nobody trains, or a start, a step "
-            "or a validation takes longer; the same `mtil train` goes on.",
+            "running": f"A training is running{place}.",
+            "over": f"All started folds are trained; next: mtil evaluate --run {values['run']}",
+            "waiting": f"No file changed for {_QUIET_S} s. No training runs, or a start, a step or "
+            "a validation takes longer. The same `mtil train` command resumes.",
         }[values["condition"]]
     )
 
 
-def _row(one: dict[str, Any], epochs: int) -> list[str]:
-    part = "" if one["part"] is None else f", part {one['part']}"
-    of_round = f"round {one['round']}, " if one["round"] or part else ""
-    step = f"{one['step']} of {one['steps']}" if "step" in one else ""
-    done = one["epochs"] if one["stage"] == "done" else f"{one['epochs']} of {epochs}"
-    figures = (one["figures"].get(name) for name in _SHOWN)
+def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
+    """Return the table cells of a training's JSON values."""
+    part = "" if training["part"] is None else f", part {training['part']}"
+    round_prefix = f"round {training['round']}, " if training["round"] or part else ""
+    step = f"{training['step']} of {training['steps']}" if "step" in training else ""
+    epochs = training["epochs"]
+    done = epochs if training["stage"] == "done" else f"{epochs} of {num_epochs}"
+    metrics = (training["figures"].get(name) for name in _SHOWN)
     return [
-        f"{of_round}fold {one['fold']}{part}",
-        one["stage"],
+        f"{round_prefix}fold {training['fold']}{part}",
+        training["stage"],
         str(done),
         step,
-        *("n/a" if value is None else f"{value:.3f}" for value in figures),
+        *("n/a" if value is None else f"{value:.3f}" for value in metrics),
     ]

@@ -219,7 +219,8 @@ def test_a_run_without_a_ledger_has_a_lineage_too(
     assert main(["status", "--run", run.uri, "--lineage", image]) == 0
     seen = capsys.readouterr().out
     assert (
-        f"{image}: trained on by fold 0\nNo map of it has been written.\nModel of round 0" in seen
+        f"{image}: trained on by fold 0\nNo map of the image has been written.\nModel of round 0"
+        in seen
     )
 
     # a model file of another version: it is the one that was committed, but cannot be looked into
@@ -247,7 +248,7 @@ def test_maps_that_were_removed_are_told_as_that(
     assert link(found, MapLink, 1).origin is None
     assert link(found, MapLink, 1).model == link(before, MapLink, 1).model
     assert main(["status", "--run", run.uri, "--lineage", image]) == 0
-    assert capsys.readouterr().out.count("was removed; it is written again if it is needed") == 2
+    assert capsys.readouterr().out.count("was removed; will be written again if needed") == 2
 
 
 # Predictions
@@ -292,7 +293,7 @@ def test_a_prediction_that_was_written_again_is_told_as_that(
     assert found.prediction.as_in_ledger is False
     assert found.disagreements == ()
     assert main(["status", "--run", run.uri, "--lineage", image]) == 0
-    assert "written again since the ledger" in capsys.readouterr().out
+    assert "rewritten since the ledger" in capsys.readouterr().out
 
 
 def test_the_only_predictions_of_an_image_being_damaged_is_no_lack_of_them(
@@ -502,10 +503,10 @@ def test_what_does_not_agree_is_a_sentence_each(
     assert len(told) == len(sentences), told
     for sentence, pattern in zip(told, sentences, strict=True):
         assert re.search(pattern, sentence), sentence
-        assert f"Does not agree: {sentence}" in captured.err
+        assert f"Contradiction: {sentence}" in captured.err
     assert captured.err.endswith(
-        f"mtil: The files of a run must agree, but {len(told)} statements on "
-        f"{image['sample_id']!r} do not: {told[0]}\n"
+        f"mtil: The run's files contradict in {len(told)} points about "
+        f"{image['sample_id']!r}: {told[0]}\n"
     )
 
 
@@ -552,7 +553,7 @@ def test_the_command_prints_the_chain(
         f"  sha256 {sha[0]}…, config {config}…, mtil {__version__}",
         "  started from scratch",
         "Prediction of round 1: rounds/1/fold-0/predictions.parquet",
-        f"  sha256 {found.prediction.sha256[:12]}…, as the ledger names it",
+        f"  sha256 {found.prediction.sha256[:12]}…, as in the ledger",
         f"  pass 0: malignant 0.250, by {judges[1]}",
         f"  pass 1: malignant 0.750, by {judges[1]}",
         f"Model of round 1, fold 0: {judges[1]}",

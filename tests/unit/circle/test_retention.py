@@ -421,7 +421,7 @@ def test_the_command_lists_first_and_deletes_when_it_is_told_to(
 
     values, seen = command(capsys, "--run", plain.uri, "--yes")
     assert (values["files"], values["bytes"], values["superseded"]) == (0, 0, [])
-    assert seen == f"{plain.uri} keeps nothing that it does not need.\n"
+    assert seen == f"{plain.uri} has no superseded files.\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--yes"]])

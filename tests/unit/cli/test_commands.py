@@ -182,7 +182,7 @@ def test_every_source_needs_its_layout(phantoms: Path, tmp_path: Path, capsys: A
         tmp_path / "data",
     ]
     assert main([str(word) for word in command]) == 2
-    assert "Every source must have its layout" in capsys.readouterr().err
+    assert "Every source needs a layout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["image", "image=", "=path", "image=path,label"])
@@ -249,7 +249,7 @@ def test_a_model_that_is_not_the_runs_is_refused(
         (["--train.num-workers", "many"], "`train.num_workers` must be at least 1, but got 'many'"),
         (["--train.gpus-per-worker", "-1"], "`train.gpus_per_worker` is wrong"),
         (["--fold", "7"], "one of 0 to 2 in this data set, but got 7"),
-        (["--config", "demo"], "but `--config demo` gives another; leave it out"),
+        (["--config", "demo"], "`--config demo` differs from the run"),
         (["--data", "nowhere"], "must have a dataset.json"),
     ],
 )

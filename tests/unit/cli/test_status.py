@@ -119,7 +119,7 @@ def test_rounds_and_folds_are_told_by_their_stage(
     assert of_round.keys() == {"round", "folds", "metrics", "by_pass"}
     assert of_round["metrics"]["dice"] == {"value": 0.8125, "low": 0.75, "high": 0.875}
     assert "Running: training of round 1, fold 1, attempt 1, epoch 3 of 4 on node-1, node-2" in seen
-    assert "Nobody works on the run; `mtil circle` goes on." in seen
+    assert "No coordinator runs the circle; `mtil circle` resumes." in seen
 
 
 def test_figures_are_told_by_round_and_pass(
@@ -133,7 +133,7 @@ def test_figures_are_told_by_round_and_pass(
         ["1", "done", "done"],
     ]
     figures = ["0.812", "0.750-0.875"] * 3
-    assert seen[3] == "Test images by round and pass; a pass is given the map of the pass before:"
+    assert seen[3] == "Test images by round and pass; each pass reads the map of the previous pass:"
     assert [line.split() for line in seen[4:8]] == [
         ["round", "pass", "folds", "dice,", "95", "%", "f1,", "95", "%", "auc,", "95", "%"],
         ["0", "0", "2", *figures],
@@ -192,7 +192,7 @@ def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[...
         until(lambda: heartbeat.read(run.store))
         _, values, seen = told("status", "--run", run.uri)
         assert (values["condition"], values["host"]) == ("running", socket.gethostname())
-        assert f"A coordinator on {socket.gethostname()} is at it." in seen
+        assert f"A coordinator on {socket.gethostname()} runs the circle." in seen
     assert told("status", "--run", run.uri)[1]["condition"] == "waiting"
 
 
@@ -235,8 +235,8 @@ def test_a_run_without_a_ledger_is_not_stopped_from_elsewhere(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"mtil: Only a circle is stopped from elsewhere, but {uri} has no ledger; end its "
-        "`mtil train` by Ctrl-C where it runs, and the same command goes on later.\n"
+        f"mtil: `mtil stop` needs a circle, but {uri} has no ledger. End `mtil train` with "
+        "Ctrl-C in the terminal where the command runs; repeat the command to resume.\n"
     )
     for command in ("stop", "status"):
         assert main([command, "--run", str(tmp_path)]) == 2
@@ -260,7 +260,10 @@ def test_a_foreign_sign_of_life_is_one_sentence(
     ("words", "why"),
     [
         (["--watch", "--lineage", "x"], "not allowed with argument --watch"),
-        (["--fold", "1"], "`--fold` says whose map `--lineage` is of; give both, or neither."),
+        (
+            ["--fold", "1"],
+            "`--fold` selects the map of `--lineage`. Give both options, or leave out",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -284,14 +287,14 @@ def test_a_run_is_stopped_once_however_often_it_is_asked(
         code, values, seen = told("stop", "--run", run.uri)
         assert code == 0
         assert values == {"run": run.uri, "stopped": True}
-        assert "the same `mtil circle` goes on from what is committed." in seen
+        assert "Repeat the `mtil circle` command to resume from the committed results." in seen
     assert len(run.store.names("ledger")) == before + 1
     code, values, seen = told("status", "--run", run.uri)
     assert (code, values["condition"]) == (0, "stopped")
     assert values["stages"]["1"] == {"0": "waiting", "1": "waiting"}
     assert values["running"] == []
     assert "Running:" not in seen
-    assert "The run is stopped; `mtil circle` goes on." in seen
+    assert "The run is stopped; `mtil circle` resumes." in seen
 
 
 def test_an_ended_run_cannot_be_stopped(
@@ -302,9 +305,7 @@ def test_an_ended_run_cannot_be_stopped(
     assert main(["stop", "--run", run.uri, "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        f"mtil: A run must still be going on to be stopped, but {run.uri} has ended.\n"
-    )
+    assert captured.err == f"mtil: {run.uri} has ended already and cannot be stopped.\n"
     assert run.store.names("ledger") == before
 
 
@@ -330,7 +331,7 @@ def test_watching_ends_with_the_run(
     code, values, seen = told("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, how)
     assert seen.count("round  fold 0") == 2  # at first, and when something had happened
-    assert "Nobody works on the run" in seen
+    assert "No coordinator runs the circle" in seen
 
 
 def test_a_coordinator_that_died_with_everything_is_not_at_work(
@@ -387,7 +388,7 @@ def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
     assert (code, values["condition"]) == (0, "stopped")
     assert seen.count("epoch 1 of 4") == 1
     assert seen.count("epoch 2 of 4") == 1
-    assert seen.count("which is tried again: Bucket 'b' is out of reach.") == 1
+    assert seen.count("storage failed; retrying. Bucket 'b' is out of reach.") == 1
 
 
 def test_watching_an_ended_run_says_so_and_leaves(
@@ -421,7 +422,7 @@ def test_being_detached_is_told_as_json_too(
     words = ("circle", "--data", data_uri, "--run", run.uri, "--config", str(config))
     code, values, seen = told(*words, "--fold", "0")
     assert (code, values) == (0, {"run": run.uri, "detached": True})
-    assert "Detached; the run goes on." in seen
+    assert "Detached; the run continues." in seen
 
 
 def test_what_a_circle_is_at_is_told_line_by_line(
@@ -454,7 +455,7 @@ def test_what_a_circle_is_at_is_told_line_by_line(
         for line in lines:
             tell(line)
     assert capsys.readouterr().out.splitlines() == [
-        "Another cluster's coordinator is at this run; it is followed.",
+        "A coordinator on another cluster owns this run; following it.",
         "The coordinator waits for machines.",
         f"training of round 0, fold 0, epoch 1/{run.config.train.num_epochs}",
         f"training of round 0, fold 0, epoch 2/{run.config.train.num_epochs}",

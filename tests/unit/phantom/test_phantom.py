@@ -516,11 +516,11 @@ def test_a_target_below_a_file_is_one_sentence(tmp_path: Path) -> None:
         ({"seed": -1}, "must not be negative"),
         ({"image_size": 16}, "64 to 4096 pixels, but got 16"),
         ({"image_size": 4097}, "64 to 4096 pixels, but got 4097"),
-        ({"num_duplicates": -1}, "0 to 3 near-duplicates of 3 images, but got -1"),
-        ({"num_duplicates": 4}, "0 to 3 near-duplicates of 3 images, but got 4"),
+        ({"num_duplicates": -1}, "must be 0 to 3, the number of images, but got -1"),
+        ({"num_duplicates": 4}, "must be 0 to 3, the number of images, but got 4"),
         ({"max_views": 0}, "1 to 1000 views, but got 0"),
         ({"max_views": 1001}, "1 to 1000 views, but got 1001"),
-        ({"workers": 0}, "at least one worker, but got 0"),
+        ({"workers": 0}, "workers must be at least 1, but got 0"),
     ],
 )
 def test_senseless_numbers_are_refused(
@@ -634,16 +634,16 @@ def test_the_list_has_three_columns_and_unix_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--num-images", "0"], "There must be 1 to 10,000,000 images, but got 0."),
-        (["--num-images", "-5"], "There must be 1 to 10,000,000 images, but got -5."),
+        (["--num-images", "0"], "The number of images must be 1 to 10,000,000, but got 0."),
+        (["--num-images", "-5"], "The number of images must be 1 to 10,000,000, but got -5."),
         (["--seed", "-1"], "A seed must not be negative, but got -1."),
         (["--image-size", "63"], "The size of images must be 64 to 4096 pixels, but got 63."),
         (
             ["--num-images", "5", "--num-duplicates", "6"],
-            "There must be 0 to 5 near-duplicates of 5 images, but got 6.",
+            "The number of near-copies must be 0 to 5, the number of images, but got 6.",
         ),
         (["--max-views", "0"], "Patients must have 1 to 1000 views, but got 0."),
-        (["--num-workers", "0"], "There must be at least one worker, but got 0."),
+        (["--num-workers", "0"], "The number of workers must be at least 1, but got 0."),
     ],
 )
 def test_the_command_refuses_senseless_numbers_in_one_sentence(

@@ -71,7 +71,7 @@ def test_a_run_that_has_not_begun_to_train(run: Run, told: Told) -> None:
         "run": run.uri, "verified": True, "kind": "training", "condition": "waiting", "epochs": 4,
         "trained": [], "trainings": [],
     }  # fmt: skip
-    assert "Nothing new was written for 10 s: nobody trains, or" in seen
+    assert "No file changed for 10 s. No training runs, or" in seen
 
 
 def test_epoch_step_and_figures_are_told_of_each_fold(
@@ -97,7 +97,7 @@ def test_epoch_step_and_figures_are_told_of_each_fold(
     assert lines[1] == ["fold", "0", "done", "4", "0.625", "0.875", "0.500"]
     expected = "fold 2 training 2 of 4 5 of 9 0.500 0.750 n/a"
     assert lines[2] == expected.split()
-    assert seen.splitlines()[-1] == "Somebody trains on node-1."
+    assert seen.splitlines()[-1] == "A training is running on node-1."
 
 
 def test_a_step_of_an_epoch_that_is_over_is_not_told(run: Run, told: Told) -> None:
@@ -133,9 +133,9 @@ def test_watching_ends_when_no_fold_follows(
     ]
     values, seen = told("--watch")
     assert (values["condition"], values["trained"]) == ("over", [0, 1])
-    assert seen.count("Somebody trains.") == 1  # while fold 1 was at work
+    assert seen.count("A training is running.") == 1  # while fold 1 was at work
     assert seen.count("Nothing new was written") == 2
-    assert seen.splitlines()[-1].startswith("All folds that were begun are trained")
+    assert seen.splitlines()[-1].startswith("All started folds are trained")
 
 
 def test_inner_trainings_of_a_search_are_told_apart(

@@ -678,7 +678,7 @@ def test_the_command_appends_and_says_what_came_of_it(
     again = json.loads(said.out)
     assert (again["version"], again["appended"]) == (2, 0)
     assert again["fingerprint"] == result["fingerprint"]
-    assert "Nothing to append; 3 images were there already." in said.err
+    assert "Nothing to append; 3 images exist already." in said.err
     for version, read in ((None, 43), (1, 40)):
         which = [] if version is None else ["--data-version", str(version)]
         assert main(["inspect", str(to), "--json", *which]) == 0
