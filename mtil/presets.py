@@ -46,7 +46,10 @@ PRESETS = {"demo": demo, "cpu": cpu, "base": base}
 
 
 def load_config(name: str) -> Config:
-    """Return a preset by its name, or the configuration of a YAML file laid over the defaults.
+    """Return a preset by name, or the defaults overridden by a YAML file.
+
+    Args:
+        name: `demo`, `cpu`, `base`, or a path or URI ending in `.yaml`, `.yml` or `.json`.
 
     Raises:
         ConfigError: if the name is neither a preset nor an existing file, or the file has a wrong
