@@ -34,15 +34,23 @@ from typing import Any
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
 from mtil import presets
-from mtil.circle.begin import request_circle
-from mtil.circle.ledger import FOLDER, Ledger
-from mtil.circle.state import Done, Event, Started, State, is_over, next_actions, replay
-from mtil.config import CircleConfig, digest, with_overrides
+from mtil.circle.ledger import LEDGER_FOLDER, Ledger
+from mtil.circle.request import request_circle
+from mtil.circle.state import (
+    ActionDone,
+    ActionStarted,
+    CircleState,
+    LedgerEvent,
+    is_finished,
+    next_actions,
+    replay_events,
+)
+from mtil.config import CircleConfig, apply_overrides, compute_config_digest
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Cell, Manifest, Shard
 from mtil.metrics import METRICS
 from mtil.run.folder import Run
-from mtil.run.plan import Action, Evaluate, Plan, Summarise, Train, WriteMaps
+from mtil.run.plan import Action, CirclePlan, Evaluate, Summarise, Train, WriteMaps
 from mtil.storage import Store, open_store
 
 BUCKET = "benchmark"
@@ -62,9 +70,11 @@ def rounds(data_uri: str, run_uri: str, num_epochs: int) -> dict[str, Any]:
 
     preset = presets.cpu()
     few = {"train.num_epochs": str(num_epochs), "circle.num_rounds": "2"}
-    with cluster.connected():
-        run = driver.begin(request_circle(data_uri, run_uri, with_overrides(preset, few), [0]))
-        state = driver.follow(run, lambda line: None)
+    with cluster.connect_ray():
+        run = driver.begin_circle(
+            request_circle(data_uri, run_uri, apply_overrides(preset, few), [0])
+        )
+        state = driver.follow_circle(run, lambda line: None)
     assert not state.failures
     times = spans(run.store)
     trained = [training(run, Train(number, 0), times) for number in (0, 1)]
@@ -101,7 +111,7 @@ def training(run: Run, of: Train, times: Spans) -> dict[str, float]:
 def spans(store: Store) -> Spans:
     """Return when each action of the one fold was started and done, in seconds, by its round."""
     started, found = {}, {}
-    for name in store.names(FOLDER):
+    for name in store.names(LEDGER_FOLDER):
         event = json.loads(store.read(name))
         at = datetime.fromisoformat(event["at"]).timestamp()
         action = event.get("action", {})
@@ -125,24 +135,24 @@ def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
     """Return the bytes of the maps that a run's first model makes of larger images."""
-    from mtil.data.dataset.shards import read
+    from mtil.data.dataset.shards import read_shard
     from mtil.prediction.predictor import Predictor, map_shard
     from mtil.run import maps
 
     store, of = open_store(data_uri), Train(0, 0)
-    manifest, model = manifests.load(store), run.model(of)
-    config = with_overrides(model.config, {"data.image_size": str(SIDE)})
+    manifest, model = manifests.load_manifest(store), run.model(of)
+    config = apply_overrides(model.config, {"data.image_size": str(SIDE)})
     predictor = Predictor(replace(model, config=config))
-    origin = maps.Origin(
+    origin = maps.MapOrigin(
         fingerprint=manifest.fingerprint,
         shard=manifest.shards[0].path,
         model_sha256=model.digest,
-        config_digest=digest(config),
+        config_digest=compute_config_digest(config),
         round=0,
         fold=0,
-        size=maps.default_size(SIDE),
+        size=maps.default_map_size(SIDE),
     )
-    rows = read(store, manifest.shards[0], ("sample_id", "image")).slice(0, NUM_MAPS)
+    rows = read_shard(store, manifest.shards[0], ("sample_id", "image")).slice(0, NUM_MAPS)
     per_map = len(map_shard(rows, predictor, origin)) / rows.num_rows
     return {
         "image_size": SIDE,
@@ -155,23 +165,25 @@ def plan(folder: str) -> dict[str, Any]:
     """Take a large plan through rules and ledger; return seconds and the process's memory."""
     store = open_store(folder)
     ledger = Ledger.open(store)
-    ledger.begin(Plan.of(CircleConfig(num_rounds=ROUNDS, maps="cross_fit"), range(FOLDS)), "f", "c")
+    ledger.begin(
+        CirclePlan.of(CircleConfig(num_rounds=ROUNDS, maps="cross_fit"), range(FOLDS)), "f", "c"
+    )
     state = ledger.boot()
     rng = random.Random(0)
     decisions: list[float] = []
     folds: list[float] = []
 
-    def write(change: Started | Done) -> State:
-        former, event = ledger.state, Event(state.number + 1, ledger.session, change)
-        folds.append(seconds(partial(replay, [event], former), time.thread_time))
+    def write(change: ActionStarted | ActionDone) -> CircleState:
+        former, event = ledger.state, LedgerEvent(state.number + 1, ledger.session, change)
+        folds.append(seconds(partial(replay_events, [event], former), time.thread_time))
         return ledger.append(change)
 
-    while not is_over(state):
+    while not is_finished(state):
         decisions.append(seconds(partial(next_actions, state), time.thread_time))
         for action in next_actions(state)[: _IN_FLIGHT - len(state.running)]:
-            state = write(Started(action=action, attempt=1))
+            state = write(ActionStarted(action=action, attempt=1))
         action = rng.choice(list(state.running))
-        state = write(Done(action=action, attempt=1, result=result_of(action)))
+        state = write(ActionDone(action=action, attempt=1, result=result_of(action)))
     opened = held(partial(Ledger.open, store))
     return {
         "folds": FOLDS,
@@ -182,7 +194,9 @@ def plan(folder: str) -> dict[str, Any]:
         "next_actions_seconds": spread(decisions),
         "event_seconds": spread(folds),
         "ledger_mib": opened,
-        "manifest_of_a_task_mib": held(partial(manifests.load, open_store(f"{folder}/data"))),
+        "manifest_of_a_task_mib": held(
+            partial(manifests.load_manifest, open_store(f"{folder}/data"))
+        ),
         "goals": {
             "decision_seconds_at_most": {"value": max(decisions) + max(folds), "goal": 0.05},
             "ledger_mib_at_most": {"value": opened["peak"], "goal": 200},
@@ -223,7 +237,7 @@ def many_shards(source: Manifest) -> Manifest:
 
 def opening(local: Store, far: Store) -> dict[str, Any]:
     """Return the seconds of opening and verifying a ledger on disk and on S3."""
-    for name in local.names(FOLDER):
+    for name in local.names(LEDGER_FOLDER):
         far.write(name, local.read(name))
     return {
         name: spread([seconds(partial(Ledger.open, store)) for _ in range(_OPENINGS)])
@@ -273,12 +287,12 @@ def main() -> None:
             found["map_stage"] = rounds(small, f"{folder}/run", options.epochs)
             found["maps"] = map_bytes(large, Run.open(f"{folder}/run"))
         simulated = open_store(f"{folder}/plan")
-        many = many_shards(manifests.load(open_store(large)))
-        simulated.write(f"data/{manifests.FILE_NAME}", manifests.to_json(many))
+        many = many_shards(manifests.load_manifest(open_store(large)))
+        simulated.write(f"data/{manifests.FILE_NAME}", manifests.manifest_to_json(many))
         command = [sys.executable, "-m", "benchmarks.circle", "--plan", simulated.uri]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         found["plan"] = json.loads(done.stdout)
-        with object_store.running(scratch / "s3", BUCKET) as environment:
+        with object_store.run_object_store(scratch / "s3", BUCKET) as environment:
             os.environ.update(environment)
             far = open_store(f"s3://{BUCKET}/plan")
             found["plan"]["open_seconds"] = opening(simulated, far)

@@ -21,7 +21,7 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Cell, Shard
 from mtil.data.prepare import pipeline
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.storage import open_store
 
 _ROOT = Path(__file__).parent.parent
@@ -39,28 +39,30 @@ def images(scratch: Path, num_phantoms: int = 780) -> tuple[Path, Path | None]:
     data = real_data()
     if data is not None:
         return data / "busi", data / "busi" / "pawlowska_groups.csv"
-    phantom.write(scratch / "phantoms", num_images=num_phantoms, seed=0)
+    phantom.write_phantoms(scratch / "phantoms", num_images=num_phantoms, seed=0)
     return scratch / "phantoms", None
 
 
 def prepared(folder: Path, groups: Path | None, uri: str, image_size: int) -> None:
     """Prepare a folder of images in the BUSI layout."""
-    source = Source(uri=str(folder), layout="busi", groups=None if groups is None else str(groups))
+    source = CollectionSource(
+        uri=str(folder), layout="busi", groups=None if groups is None else str(groups)
+    )
     pipeline.prepare([source], uri, pipeline.Settings(image_size=image_size))
 
 
 def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:
     """Write a data set of `num_rows` rows, all in fold 0, by repeating another's under new ids."""
     source, target = open_store(source_uri), open_store(target_uri)
-    manifest = manifests.load(source)
-    base = pa.concat_tables([shards.read(source, shard) for shard in manifest.shards])
+    manifest = manifests.load_manifest(source)
+    base = pa.concat_tables([shards.read_shard(source, shard) for shard in manifest.shards])
     row_bytes = manifest.image_size**2 * 9 // 8 + 512
     per_shard = _SHARD_BYTES // row_bytes
     written: list[Shard] = []
     for start in range(0, num_rows, per_shard):
         rows = range(start, min(start + per_shard, num_rows))
         table = _renamed(base.take(pa.array([row % base.num_rows for row in rows])), rows)
-        data = shards.encode(table)
+        data = shards.encode_shard(table)
         path = f"shards/part-{len(written):05d}.parquet"
         target.write(path, data)
         labels = Counter(table.column("label").to_pylist())
@@ -88,7 +90,7 @@ def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:
         folds={"0": dict(counts)},
         holdout={},
     )
-    target.write(manifests.FILE_NAME, manifests.to_json(whole))
+    target.write(manifests.FILE_NAME, manifests.manifest_to_json(whole))
 
 
 def _renamed(table: pa.Table, rows: range) -> pa.Table:

@@ -25,12 +25,12 @@ import torch
 
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
-from mtil.circle.begin import request_trainings
-from mtil.config import Config, from_dict
+from mtil.circle.request import request_trainings
+from mtil.config import Config, config_from_dict
 from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
-from mtil.training.engine import Engine
+from mtil.training.engine import TrainingEngine
 
 WAYS = ("bare", "resident", "streaming")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ class Utilisation:
 
 def configured(variant: str, way: str, num_epochs: int, batch_size: int) -> Config:
     """Return `base` with a variant's switches."""
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"mode": "streaming" if way == "streaming" else "resident"},
             "train": {
@@ -97,7 +97,7 @@ def bare(data_uri: str, config: Config, utilisation: Utilisation) -> dict[str, A
     torch.cuda.reset_peak_memory_stats()
     epochs = range(config.train.num_epochs)
     batches = [memory_batches(data_uri, config, epoch) for epoch in epochs]
-    engine = Engine(
+    engine = TrainingEngine(
         config,
         steps_per_epoch=len(batches[0]),
         malignant_share=0.3,
@@ -133,10 +133,10 @@ def through_ray(
             moments.append(time.time())
 
     start = time.time()
-    trainer.train(request_trainings(data_uri, run_uri, config, [0]), listen)
+    trainer.run_trainings(request_trainings(data_uri, run_uri, config, [0]), listen)
     stop = time.time()
     run = Run.open(run_uri)
-    lines = run.store.read(names.history(Train(0, 0))).splitlines()
+    lines = run.store.read(names.history_name(Train(0, 0))).splitlines()
     first, *history = [json.loads(line) for line in lines]
     return {
         "images_per_second": spread([epoch["images_per_second"] for epoch in history]),
@@ -164,7 +164,7 @@ def measure(
         if ways:
             from mtil.distributed.runtime import cluster
 
-            with cluster.connected():
+            with cluster.connect_ray():
                 for variant in options.variants:
                     for way in ways:
                         config = configured(variant, way, options.epochs, options.batch_size)

@@ -36,9 +36,9 @@ from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
-from mtil.data.dataset.batches import TRAINING_COLUMNS, Plan, Rows
-from mtil.data.dataset.epochs import resident_epoch
-from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.batches import TRAINING_COLUMNS, EpochPlan, TableRows
+from mtil.data.dataset.epochs import iterate_resident_epoch
+from mtil.data.dataset.selection import RowSelection
 from mtil.storage import open_store
 
 BATCH, SIDE, EPOCHS = 32, 256, 3
@@ -122,7 +122,9 @@ def pyarrow_s3() -> Epochs:
     files = pa.fs.S3FileSystem(
         endpoint_override=os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), scheme="http"
     )
-    paths = [f"{BUCKET}/data/{shard.path}" for shard in manifests.load(open_store(DATA)).shards]
+    paths = [
+        f"{BUCKET}/data/{shard.path}" for shard in manifests.load_manifest(open_store(DATA)).shards
+    ]
     columns = list(TRAINING_COLUMNS)
     while True:
         yield _arrow_batches(
@@ -134,7 +136,7 @@ def pyarrow_s3() -> Epochs:
 def pyarrow_whole() -> Epochs:
     """Fetch the same shards whole by boto3, parse them with pyarrow, unverified: a limit."""
     store = open_store(DATA)
-    paths = [shard.path for shard in manifests.load(store).shards]
+    paths = [shard.path for shard in manifests.load_manifest(store).shards]
     columns = list(TRAINING_COLUMNS)
     while True:
         yield _arrow_batches(
@@ -142,10 +144,10 @@ def pyarrow_whole() -> Epochs:
         )
 
 
-def _plan() -> Plan:
-    manifest = manifests.load(open_store(DATA))
-    everything = Selection(fold=0, role="test", num_parts=1)
-    return Plan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
+def _plan() -> EpochPlan:
+    manifest = manifests.load_manifest(open_store(DATA))
+    everything = RowSelection(fold=0, role="test", num_parts=1)
+    return EpochPlan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
 
 
 def streaming() -> Epochs:
@@ -153,23 +155,23 @@ def streaming() -> Epochs:
     from mtil.distributed.data import ingest
     from mtil.distributed.runtime import cluster
 
-    stream = ingest.streaming_epochs(DATA, _plan(), range(100), BATCH)
-    with cluster.connected(), closing(stream):  # reading must end before Ray does
+    stream = ingest.iterate_streaming_epochs(DATA, _plan(), range(100), BATCH)
+    with cluster.connect_ray(), closing(stream):  # reading must end before Ray does
         for batches in stream:
             yield (len(batch) for batch in batches)
 
 
 def resident() -> Epochs:
     """Hold the shards in Ray's object store as mtil does where a data set fits."""
-    from mtil.distributed.data import holding, ingest
+    from mtil.distributed.data import ingest, resident
     from mtil.distributed.runtime import cluster
 
-    with cluster.connected():
+    with cluster.connect_ray():
         plan = _plan()
-        held = holding.hold(DATA, plan.manifest)
-        rows = Rows(ingest.held_tables(held, plan.manifest), plan.selection)
+        held = resident.load_resident_tables(DATA, plan.manifest)
+        rows = TableRows(ingest.get_resident_tables(held, plan.manifest), plan.selection)
         for epoch in itertools.count():
-            yield (len(batch) for batch in resident_epoch(rows, plan, epoch, BATCH))
+            yield (len(batch) for batch in iterate_resident_epoch(rows, plan, epoch, BATCH))
 
 
 def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:
@@ -187,10 +189,10 @@ def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:
 def write_tars() -> None:
     """Write the rows of the data set as tars of raw pixels, one for each shard."""
     source, target = open_store(DATA), open_store(TARS)
-    for number, shard in enumerate(manifests.load(source).shards):
+    for number, shard in enumerate(manifests.load_manifest(source).shards):
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w") as tar:
-            for row in shards.read(source, shard, TRAINING_COLUMNS).to_pylist():
+            for row in shards.read_shard(source, shard, TRAINING_COLUMNS).to_pylist():
                 members = {
                     "image": row["image"], "mask": row["mask"], "label": str(row["label"]).encode()
                 }  # fmt: skip
@@ -225,7 +227,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         scratch = Path(folder)
-        with object_store.running(scratch / "s3", BUCKET) as environment:
+        with object_store.run_object_store(scratch / "s3", BUCKET) as environment:
             os.environ.update(environment)
             source, groups = images(scratch)
             prepared(source, groups, f"s3://{BUCKET}/base", SIDE)

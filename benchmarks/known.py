@@ -11,11 +11,11 @@ import numpy as np
 from optuna._hypervolume import compute_hypervolume
 from ray.tune.search import Searcher
 
-from mtil.config import Config, to_dict
+from mtil.config import Config, config_to_dict
 from tune import study as studies
-from tune.record import Asked, Budget, Rule, Search, study_name
+from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 from tune.search import StudySearch
-from tune.search.trial import TOLD
+from tune.search.trial import OUTCOME_KEY
 
 Figures = Callable[[Mapping[str, Any]], dict[str, float]]
 
@@ -29,18 +29,18 @@ def make_search(folder: Path, **changes: Any) -> Search:
     values: dict[str, Any] = {
         "data": "/none",
         "fingerprint": "0" * 64,
-        "config": to_dict(Config()),
-        "budget": vars(Budget()),
+        "config": config_to_dict(Config()),
+        "budget": vars(TrialBudget()),
         "space": ["loss"],
         "narrowing": {},
         "objective": "dice",
         "sampler": "tpe",
         "seed": 0,
-        "rule": vars(Rule()),
+        "rule": vars(StoppingRule()),
         "storage": None,
-        "study": study_name(str(folder)),
+        "study": make_study_name(str(folder)),
     }
-    return Search.create(str(folder), Asked(**values | changes))
+    return Search.create(str(folder), SearchRequest(**values | changes))
 
 
 def drive(searcher: StudySearch, figures: Figures) -> None:
@@ -51,7 +51,7 @@ def drive(searcher: StudySearch, figures: Figures) -> None:
             assert point == Searcher.FINISHED
             return
         outcome = {"figures": [figures(point)], "seconds": 0.0}
-        searcher.on_trial_complete(str(number), {TOLD: json.dumps(outcome)})
+        searcher.on_trial_complete(str(number), {OUTCOME_KEY: json.dumps(outcome)})
 
 
 def known(point: Mapping[str, Any]) -> dict[str, float]:
@@ -88,7 +88,7 @@ def front_share(folder: Path, kind: str, seed: int, num_trials: int) -> float:
     search = make_search(folder, sampler=kind, seed=seed, objective="dice,auc")
     searcher = StudySearch(search, num_trials, lambda line: None)
     drive(searcher, front)
-    found = studies.best(searcher.study)
+    found = studies.select_best(searcher.study)
     pairs = [dict(zip(("dice", "auc"), one.values or [], strict=True)) for one in found]
     along = np.linspace(0.2, 0.8, 2001)
     return _volume(pairs) / _volume([front(_at_zero() | {"loss.dice": one}) for one in along])

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import show
 from mtil import phantom
-from mtil.data.audit.duplicates import describe, find_pairs
-from mtil.phantom.cohort import cohort
+from mtil.data.audit.duplicates import describe_image, find_near_copies
+from mtil.phantom.cohort import draw_cohort
 
 _TRAINING_SEED, _TEST_SEED = 101, 202
 _TEST_SHARE = 0.4
@@ -36,10 +36,10 @@ def drawn(
     num_images: int, seed: int, image_size: int, max_views: int
 ) -> Iterator[tuple[int, phantom.Phantom]]:
     """Yield the patient and the image of a collection's originals."""
-    originals = cohort(num_images, seed, max_views)
+    originals = draw_cohort(num_images, seed, max_views)
     for index, patient in enumerate(originals.patients.tolist()):
         view = None if originals.views is None else int(originals.views[index])
-        yield patient, phantom.draw(seed, patient, image_size, view)
+        yield patient, phantom.draw_phantom(seed, patient, image_size, view)
 
 
 def numbers(drawing: phantom.Phantom) -> dict[str, float]:
@@ -101,12 +101,12 @@ def collection(num_images: int, seed: int, options: argparse.Namespace) -> dict[
     patients, descriptions = [], []
     for patient, drawing in drawn(num_images, seed, options.image_size, options.max_views):
         patients.append(patient)
-        descriptions.append(describe(drawing.gray))
+        descriptions.append(describe_image(drawing.gray))
         if drawing.label != phantom.NORMAL:
             found["numbers"].append(numbers(drawing))
             found["crops"].append(crop(drawing))
             found["malignant"].append(drawing.label == phantom.MALIGNANT)
-    pairs = find_pairs(
+    pairs = find_near_copies(
         np.stack([one.hashes for one in descriptions]),
         np.stack([one.thumb for one in descriptions]),
     )

@@ -31,16 +31,16 @@ import psutil
 
 from mtil import phantom
 from mtil.data import parallel
-from mtil.data.append.pipeline import append
+from mtil.data.append.pipeline import append_images
 from mtil.data.audit import findings
-from mtil.data.audit.duplicates import describe, find_pairs
+from mtil.data.audit.duplicates import describe_image, find_near_copies
 from mtil.data.dataset import manifest as manifests
 from mtil.data.folds import groups
-from mtil.data.inspection import inspect
-from mtil.data.parallel import Function, Listener, Runner
+from mtil.data.inspection import inspect_dataset
+from mtil.data.parallel import ImagesListener, JobFunction, JobRunner
 from mtil.data.prepare import pipeline
-from mtil.data.prepare.sources import Source
-from mtil.phantom.drawing import draw
+from mtil.data.prepare.sources import CollectionSource
+from mtil.phantom.drawing import draw_phantom
 from mtil.storage import open_store
 
 _SAMPLE_EVERY_S = 0.5
@@ -96,16 +96,16 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
     with ExitStack() as stack:
-        runner: Runner = parallel.processes
+        runner: JobRunner = parallel.run_in_processes
         if on_ray:
-            from mtil.distributed.data.prepare import tasks
+            from mtil.distributed.data.job_tasks import run_ray_tasks
             from mtil.distributed.runtime import cluster
 
-            stack.enter_context(cluster.connected())
-            runner = tasks
+            stack.enter_context(cluster.connect_ray())
+            runner = run_ray_tasks
 
         made = pipeline.prepare(
-            [Source(uri=source, layout="busi")],
+            [CollectionSource(uri=source, layout="busi")],
             to,
             pipeline.Settings(image_size=image_size),
             runner=timed(runner, marks),
@@ -116,7 +116,7 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
         "images_per_second": made.read / seconds,
         "kept": made.num_rows,
         "shards": len(made.shards),
-        "duplicate_groups": inspect(open_store(to)).duplicate_groups,
+        "duplicate_groups": inspect_dataset(open_store(to)).duplicate_groups,
     }
 
 
@@ -124,7 +124,11 @@ def appended(source: str, to: str) -> dict[str, Any]:
     """Append the images of a table to a set and say when its phases began and ended."""
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
-    made = append([Source(uri=source, layout="table")], to, runner=timed(parallel.processes, marks))
+    made = append_images(
+        [CollectionSource(uri=source, layout="table")],
+        to,
+        runner=timed(parallel.run_in_processes, marks),
+    )
     seconds = time.perf_counter() - start
     return phases(marks) | {
         "seconds": seconds,
@@ -134,11 +138,14 @@ def appended(source: str, to: str) -> dict[str, Any]:
     }
 
 
-def timed(runner: Runner, marks: list[tuple[float, float]]) -> Runner:
+def timed(runner: JobRunner, marks: list[tuple[float, float]]) -> JobRunner:
     """Return a runner that marks the time and the processor's when it begins and when it ends."""
 
     def run(
-        function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
+        function: JobFunction[Any, Any],
+        jobs: Sequence[Any],
+        sizes: Sequence[int],
+        listen: ImagesListener,
     ) -> list[Any]:
         marks.append((time.time(), cpu_seconds()))
         done = runner(function, jobs, sizes, listen)
@@ -165,19 +172,19 @@ def cpu_seconds() -> float:
 
 def crowded(num_images: int) -> dict[str, Any]:
     """Search noisy frames of one dark image, a few gray levels deep, for near-copies."""
-    dark = draw(0, 0, 128).gray / 10.0
+    dark = draw_phantom(0, 0, 128).gray / 10.0
     hashes, thumbs = [], []
     for index in range(num_images):
         noise = np.random.default_rng(index).normal(0, 1, dark.shape)
-        found = describe((dark + noise).round().clip(0, 255).astype(np.uint8))
+        found = describe_image((dark + noise).round().clip(0, 255).astype(np.uint8))
         hashes.append(found.hashes)
         thumbs.append(found.thumb)
     stacked = np.stack(hashes), np.stack(thumbs)
     del hashes, thumbs
     began, cpu_began = time.time(), cpu_seconds()
-    pairs = find_pairs(*stacked)
+    pairs = find_near_copies(*stacked)
     ended, cpu_ended = time.time(), cpu_seconds()
-    members = groups.join(
+    members = groups.find_components(
         ((str(index), []) for index in range(num_images)),
         [(str(pair.i), str(pair.j)) for pair in pairs],
     )
@@ -191,13 +198,15 @@ def crowded(num_images: int) -> dict[str, Any]:
 
 def planted(source: Path, to: Path) -> dict[str, Any]:
     """Compare the pairs that were found with the near-copies that were planted."""
-    with (source / phantom.DUPLICATES).open(encoding="utf-8") as file:
+    with (source / phantom.DUPLICATES_FILE).open(encoding="utf-8") as file:
         original = {row["sample_id"]: row["original"] for row in csv.DictReader(file)}
     store = open_store(str(to))
-    made = manifests.load(store)
-    images = findings.read(store, made, findings.IMAGES).select(["sample_id", "twins"])
+    made = manifests.load_manifest(store)
+    images = findings.read_audit_table(store, made, findings.IMAGES_FILE).select(
+        ["sample_id", "twins"]
+    )
     twins = dict(zip(*(column.to_pylist() for column in images.columns), strict=True))
-    pairs = findings.read(store, made, findings.PAIRS)
+    pairs = findings.read_audit_table(store, made, findings.PAIRS_FILE)
     found = zip(*(pairs.column(f"sample_id_{which}").to_pylist() for which in "ab"), strict=True)
     return {
         "planted": len(original),
@@ -279,7 +288,7 @@ def main() -> None:
 def _one(scratch: Path, number: int, image_size: int) -> dict[str, Any]:
     source, to = scratch / f"phantoms-{number}", scratch / f"data-{number}"
     copies = number // _COPIES
-    phantom.write(
+    phantom.write_phantoms(
         source,
         num_images=number - copies,
         seed=0,
@@ -302,7 +311,7 @@ def _on_ray(scratch: Path, number: int, image_size: int) -> dict[str, Any]:
 
 def _append(scratch: Path, number: int, more: int, image_size: int) -> dict[str, Any]:
     source, copies = scratch / "more", more // _COPIES
-    phantom.write(
+    phantom.write_phantoms(
         source,
         num_images=more - copies,
         seed=1,

@@ -27,8 +27,8 @@ import psutil
 from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.batches import Plan
-from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.batches import EpochPlan
+from mtil.data.dataset.selection import RowSelection
 from mtil.storage import open_store
 
 BATCH, SIDE = 32, 256
@@ -45,14 +45,14 @@ def stream(uri: str, num_images: int) -> dict[str, float]:
     from mtil.distributed.data import ingest
     from mtil.distributed.runtime import cluster
 
-    manifest = manifests.load(open_store(uri))
-    everything = Selection(fold=0, role="test", num_parts=1)
-    plan = Plan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
+    manifest = manifests.load_manifest(open_store(uri))
+    everything = RowSelection(fold=0, role="test", num_parts=1)
+    plan = EpochPlan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
     epochs = range(num_images // manifest.num_rows + 100)  # reading ahead must not end
-    batches = ingest.streaming_epochs(uri, plan, epochs, BATCH)
+    batches = ingest.iterate_streaming_epochs(uri, plan, epochs, BATCH)
     worker, store = [], []
     over = threading.Event()
-    with cluster.connected():
+    with cluster.connect_ray():
         room = _object_store(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
         def watch() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
     found: dict[int, list[dict[str, float]]] = {number: [] for number in options.num_rows}
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         scratch = Path(folder)
-        with object_store.running(scratch / "s3", BUCKET) as environment:
+        with object_store.run_object_store(scratch / "s3", BUCKET) as environment:
             os.environ.update(environment)
             source, groups = images(scratch)
             prepared(source, groups, f"s3://{BUCKET}/base", SIDE)

@@ -29,12 +29,12 @@ from benchmarks.common import images, prepared, show
 from benchmarks.known import best_of, front_share, known, make_search
 from benchmarks.stopping import replaying, stopping
 from mtil import presets
-from mtil.circle.begin import request_trainings
-from mtil.config import Config, from_dict, to_dict
+from mtil.circle.request import request_trainings
+from mtil.config import Config, config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.storage import open_store
 from tune import study as studies
-from tune.record import Budget
+from tune.record import TrialBudget
 
 _FRONT_SEEDS = (100, 101, 102)
 _FRONT_TRIALS = 100
@@ -84,10 +84,10 @@ def overhead(
     from mtil.distributed.runtime import cluster
     from tune import search as searches
 
-    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+    with tempfile.TemporaryDirectory() as folder, cluster.connect_ray():
         data = f"{folder}/data"
         prepared(*images(Path(folder)), data, image_size)
-        config = from_dict(
+        config = config_from_dict(
             {"data": {"image_size": image_size}, "train": {"num_workers": 1}}, presets.cpu()
         )
         short, _ = plain(data, f"{folder}/short", config, _CALIBRATION_EPOCHS)
@@ -95,15 +95,15 @@ def overhead(
         search = make_search(
             Path(folder) / "s",
             data=data,
-            fingerprint=manifests.load(open_store(data)).fingerprint,
-            config=to_dict(config),
-            budget=vars(Budget(num_epochs=num_epochs)),
+            fingerprint=manifests.load_manifest(open_store(data)).fingerprint,
+            config=config_to_dict(config),
+            budget=vars(TrialBudget(num_epochs=num_epochs)),
             objective="0.5*dice+0.5*auc",
         )
         start = time.monotonic()
-        searches.run(search, num_trials, lambda line: None, max_concurrent=concurrent)
+        searches.run_search(search, num_trials, lambda line: None, max_concurrent=concurrent)
         wall = time.monotonic() - start
-        each = [one.seconds or 0.0 for one in studies.trials(studies.load(search))]
+        each = [one.seconds or 0.0 for one in studies.list_trials(studies.load_study(search))]
         alone, alone_wall = plain(data, f"{folder}/plain", config, num_epochs)
     share = (concurrent * wall - sum(each)) / sum(each)
     return {
@@ -126,8 +126,8 @@ def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, 
     from mtil.distributed.training import trainer
 
     start = time.monotonic()
-    whole = Budget(num_epochs=num_epochs).applied(config)
-    (result,) = trainer.train(request_trainings(data, uri, whole, [0]), lambda line: None)
+    whole = TrialBudget(num_epochs=num_epochs).apply_to(config)
+    (result,) = trainer.run_trainings(request_trainings(data, uri, whole, [0]), lambda line: None)
     return result.seconds, time.monotonic() - start
 
 
@@ -145,10 +145,10 @@ def tiny(num_trials: int) -> dict[str, Any]:
     def work(uri: str, number: int, point: Mapping[str, Any], means: Any) -> dict[str, Any]:
         return {"figures": [known(point)], "seconds": 0.0}
 
-    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+    with tempfile.TemporaryDirectory() as folder, cluster.connect_ray():
         search = make_search(Path(folder) / "s")
         start = time.monotonic()
-        searches.run(search, num_trials, listen, does=work)
+        searches.run_search(search, num_trials, listen, does=work)
         seconds = time.monotonic() - start
         groups, actors = left()
     marks = {

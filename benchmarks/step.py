@@ -25,20 +25,20 @@ from torch import Tensor, nn
 
 from benchmarks.common import images, prepared, show, spread
 from cluster import object_store
-from mtil.circle.begin import request_trainings
-from mtil.config import Config, from_dict
+from mtil.circle.request import request_trainings
+from mtil.config import Config, config_from_dict
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.batches import Batch, Plan, Rows, cut
-from mtil.data.dataset.selection import select
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.batches import Batch, EpochPlan, TableRows, cut_batches
+from mtil.data.dataset.selection import select_rows
+from mtil.data.dataset.shards import read_shard
 from mtil.models import TwoTaskNetwork
-from mtil.models.network import Output
+from mtil.models.network import NetworkOutput
 from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
-from mtil.training.engine import Engine, TrainingStep, make_optimizer
-from mtil.training.losses import Objective
+from mtil.training.engine import TrainingEngine, TrainingStep, make_optimizer
+from mtil.training.losses import TrainingObjective
 
 BUCKET = "benchmark"
 DATA = f"s3://{BUCKET}/data"
@@ -61,19 +61,21 @@ class FlexibleUNet(nn.Module):
         self.encoder = self.network.encoder
         self.classifier = nn.Linear(512, 1)
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> Output:
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> NetworkOutput:
         """Predict as mtil's networks do, without side outputs or a use for a prior map."""
         features = self.encoder(image.expand(-1, 3, -1, -1))
         decoded = self.network.decoder(features, self.network.skip_connect)
         malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]
-        return Output(mask=self.network.segmentation_head(decoded), side=(), malignant=malignant)
+        return NetworkOutput(
+            mask=self.network.segmentation_head(decoded), side=(), malignant=malignant
+        )
 
 
 def stepper(
     network: nn.Module, config: Config, batch: tuple[Tensor, Tensor, Tensor], *, bf16: bool
 ) -> Callable[[], float]:
     """Return a function that takes one training step and returns its seconds."""
-    objective = Objective(config.loss, MALIGNANT_SHARE).to(DEVICE)
+    objective = TrainingObjective(config.loss, MALIGNANT_SHARE).to(DEVICE)
     network.to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, objective, config.train)  # type: ignore[arg-type]
     module: nn.Module = torch.compile(network) if config.train.compile else network  # type: ignore[assignment]
@@ -111,8 +113,8 @@ def networks(image_size: int, batch_size: int, rounds: int) -> dict[str, Any]:
     parameters: dict[str, int] = {}
     for bf16, compiled in variants:
         name = ("bf16" if bf16 else "fp32") + ("_compiled" if compiled else "")
-        config = from_dict({"train": {"compile": compiled}})
-        baseline = from_dict({"model": {"baseline": True}}, config)
+        config = config_from_dict({"train": {"compile": compiled}})
+        baseline = config_from_dict({"model": {"baseline": True}}, config)
         for kind, network in {
             "full": TwoTaskNetwork(config.model),
             "baseline": TwoTaskNetwork(baseline.model),
@@ -146,7 +148,7 @@ def networks(image_size: int, batch_size: int, rounds: int) -> dict[str, Any]:
 def epoch_config(mode: str, precision: str) -> Config:
     """Return what one worker trains with: the `cpu` preset's sizes, or those of `base`."""
     on_gpu = DEVICE.type == "cuda"
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"image_size": 256 if on_gpu else 160, "mode": mode},
             "train": {
@@ -163,18 +165,18 @@ def epoch_config(mode: str, precision: str) -> Config:
 def memory_batches(data_uri: str, config: Config, epoch: int) -> list[Batch]:
     """Return the batches of an epoch of fold 0, in memory."""
     store = open_store(data_uri)
-    manifest = manifests.load(store)
-    plan = Plan(manifest, select(manifest, 0, "train"), config.seed, 0, 1, 4)
-    rows = Rows([read(store, shard) for shard in manifest.shards], plan.selection)
-    parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1]))
+    manifest = manifests.load_manifest(store)
+    plan = EpochPlan(manifest, select_rows(manifest, 0, "train"), config.seed, 0, 1, 4)
+    rows = TableRows([read_shard(store, shard) for shard in manifest.shards], plan.selection)
+    parts = ((rows, rows.map_to_row_numbers(w.shards[w.picks[:, 0]], w.picks[:, 1]))
              for w in plan.windows(epoch))  # fmt: skip
-    return list(cut(parts, config.train.batch_size, whole=True))
+    return list(cut_batches(parts, config.train.batch_size, whole=True))
 
 
 def bare_epochs(config: Config) -> list[float]:
     """Return the seconds of epochs of the engine on batches that lie in memory."""
     epochs = [memory_batches(DATA, config, epoch) for epoch in range(EPOCHS)]
-    engine = Engine(
+    engine = TrainingEngine(
         config, steps_per_epoch=len(epochs[0]), malignant_share=MALIGNANT_SHARE, device=DEVICE
     )
     seconds = []
@@ -193,10 +195,10 @@ def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     from mtil.distributed.runtime import cluster
     from mtil.distributed.training import trainer
 
-    with cluster.connected():
-        trainer.train(request_trainings(DATA, run_uri, config, [0]), lambda line: None)
+    with cluster.connect_ray():
+        trainer.run_trainings(request_trainings(DATA, run_uri, config, [0]), lambda line: None)
     run = Run.open(run_uri)
-    lines = run.store.read(names.history(Train(0, 0))).splitlines()
+    lines = run.store.read(names.history_name(Train(0, 0))).splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -245,7 +247,7 @@ def main() -> None:
     steps = networks(options.image_size, options.batch_size, options.rounds)
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         scratch = Path(folder)
-        with object_store.running(scratch / "s3", BUCKET) as environment:
+        with object_store.run_object_store(scratch / "s3", BUCKET) as environment:
             os.environ.update(environment)
             source, groups = images(scratch)
             prepared(source, groups, DATA, 256)

@@ -12,10 +12,10 @@ from benchmarks.known import drive, known, make_search
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from tune import study as studies
-from tune.objective import kept, running
-from tune.record import Rule, Search, Stopping
+from tune.objective import compute_running_value, select_epoch_figures
+from tune.record import Search, StoppingKind, StoppingRule
 from tune.search import StudySearch
-from tune.search.trial import NUMBER
+from tune.search.trial import NUMBER_KEY
 
 
 def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str,
     """
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in get_args(Stopping):
-            rule = Rule(kind=kind, first=2)
+        for kind in get_args(StoppingKind):
+            rule = StoppingRule(kind=kind, first=2)
             shares, scores = [], []
             for seed in range(num_seeds):
                 search = make_search(Path(folder) / f"{kind}-{seed}", seed=seed, rule=vars(rule))
                 searcher = StudySearch(search, num_trials, lambda line: None)
-                judge = studies.Judge(search.storage, search.asked.study, rule)
+                judge = studies.EarlyStopper(search.storage, search.asked.study, rule)
                 curves = Curves(judge, num_epochs, np.random.default_rng(seed))
                 drive(searcher, curves)
                 shares.append(1 - curves.epochs / (num_epochs * num_trials))
@@ -43,7 +43,9 @@ def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str,
 class Curves:
     """Figures of a trial whose epochs the judge hears of."""
 
-    def __init__(self, judge: studies.Judge, num_epochs: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, judge: studies.EarlyStopper, num_epochs: int, rng: np.random.Generator
+    ) -> None:
         self._judge, self._num_epochs, self._rng = judge, num_epochs, rng
         self.epochs, self.completed = 0, [0.0]
 
@@ -54,7 +56,7 @@ class Curves:
             self.epochs += 1
             value = score * (1 - math.exp(-epoch / speed)) + self._rng.normal(0, 0.01)
             best = max(best, value)
-            if not self._judge.hear(int(point[NUMBER]), epoch, best):
+            if not self._judge.hear(int(point[NUMBER_KEY]), epoch, best):
                 return {"dice": best}
         self.completed.append(score)
         return {"dice": best}
@@ -68,15 +70,15 @@ def replaying(uri: str, num_seeds: int) -> dict[str, Any]:
     best = max(one[-1] for one in whole)
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in get_args(Stopping):
-            rule = Rule(kind=kind, first=2)
+        for kind in get_args(StoppingKind):
+            rule = StoppingRule(kind=kind, first=2)
             shares, scores = [], []
             for seed in range(num_seeds):
                 search = make_search(
                     Path(folder) / f"{kind}-{seed}", sampler="random", rule=vars(rule)
                 )
                 searcher = StudySearch(search, len(whole), lambda line: None)
-                judge = studies.Judge(search.storage, search.asked.study, rule)
+                judge = studies.EarlyStopper(search.storage, search.asked.study, rule)
                 order = np.random.default_rng(seed).permutation(len(whole))
                 replay = Replay(judge, [whole[index] for index in order])
                 drive(searcher, replay)
@@ -94,7 +96,7 @@ def curves_of(uri: str) -> list[list[float]]:
     """Return what each completed trial of a search was worth after each epoch."""
     search = Search.open(uri)
     found = []
-    for trial in studies.trials(studies.load(search)):
+    for trial in studies.list_trials(studies.load_study(search)):
         if trial.values is None:
             continue
         run = Run.open(search.trial_uri(trial.number))
@@ -104,8 +106,11 @@ def curves_of(uri: str) -> list[list[float]]:
             history = run.history(Train(0, fold))
             upto = (history[: epoch + 1] for epoch in range(len(history)))
             tolerance = run.config.train.score_tolerance
-            curve += [running(search.objective, finished, epochs, tolerance) for epochs in upto]
-            finished.append(kept(history, tolerance))
+            curve += [
+                compute_running_value(search.objective, finished, epochs, tolerance)
+                for epochs in upto
+            ]
+            finished.append(select_epoch_figures(history, tolerance))
         found.append(curve)
     return found
 
@@ -113,14 +118,14 @@ def curves_of(uri: str) -> list[list[float]]:
 class Replay:
     """Figures of trials whose values after each epoch are known."""
 
-    def __init__(self, judge: studies.Judge, curves: list[list[float]]) -> None:
+    def __init__(self, judge: studies.EarlyStopper, curves: list[list[float]]) -> None:
         self._judge, self._curves = judge, curves
         self.epochs = 0
         self.completed: list[float] = []
 
     def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
         """Go through a trial's epochs as far as the judge lets it."""
-        number = int(point[NUMBER])
+        number = int(point[NUMBER_KEY])
         for epoch, value in enumerate(self._curves[number], start=1):
             self.epochs += 1
             if not self._judge.hear(number, epoch, value):

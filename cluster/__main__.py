@@ -18,8 +18,8 @@ from cluster.errors import ClusterError, UsageError
 _BUCKET_HELP = "s3://BUCKET or gs://BUCKET that must be reachable from here"
 
 
-@streams.written
-def main(arguments: Sequence[str] | None = None) -> int:
+@streams.with_safe_output
+def run_cluster_cli(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
@@ -121,9 +121,9 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from cluster.check import check
+    from cluster.check import check_cluster_file
 
-    report = check(options.file, bucket=options.bucket)
+    report = check_cluster_file(options.file, bucket=options.bucket)
     for problem in report.problems:
         print(f"NO  {_escape(problem)}")  # noqa: T201
     for warning in report.warnings:
@@ -145,11 +145,11 @@ def _launch(options: argparse.Namespace) -> int:
     from cluster import launch
 
     if options.command == "up":
-        launch.up(options.file, yes=options.yes, bucket=options.bucket)
+        launch.start_cluster(options.file, yes=options.yes, bucket=options.bucket)
     elif options.command == "down":
-        launch.down(options.file, yes=options.yes)
+        launch.end_cluster(options.file, yes=options.yes)
     else:
-        launch.status(options.file)
+        launch.print_cluster_status(options.file)
     return 0
 
 
@@ -163,23 +163,23 @@ def _submit(options: argparse.Namespace) -> int:
     from cluster import launch, submit
 
     direct = nullcontext(options.address or "http://127.0.0.1:8265")
-    with launch.tunnel(options.cluster) if options.cluster else direct as address:
+    with launch.open_tunnel(options.cluster) if options.cluster else direct as address:
         if options.stop:
-            submit.stop(options.stop, address=address)
+            submit.stop_job(options.stop, address=address)
             return 0
         if options.attach:
-            return submit.follow(options.attach, address=address)
-        return submit.submit(
+            return submit.follow_job(options.attach, address=address)
+        return submit.submit_job(
             options.words,
             address=address,
             working_dir=options.working_dir,
             names=options.env,
-            machines=options.cluster and files.machines(options.cluster),
+            machines=options.cluster and files.describe_workers(options.cluster),
         )
 
 
 def _object_store(options: argparse.Namespace) -> int:
-    from cluster.object_store import running
+    from cluster.object_store import run_object_store
 
     if (options.cert is None) != (options.key is None):
         raise UsageError("--cert and --key must be given together, but only one was given.")
@@ -187,7 +187,7 @@ def _object_store(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with (
         suppress(KeyboardInterrupt),
-        running(
+        run_object_store(
             options.dir.absolute(),
             options.bucket,
             port=options.port,
@@ -204,4 +204,4 @@ def _object_store(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cluster_cli())

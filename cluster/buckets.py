@@ -14,7 +14,7 @@ from cluster import files
 from cluster.files import ClusterFile
 from cluster.rules import ports
 
-QUICKLY = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
+QUICK_CONFIG = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
 """Client settings with short timeouts, for checks during which the user waits."""
 
 _URI = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/.*)?", re.DOTALL)
@@ -24,16 +24,16 @@ _EMULATOR = "STORAGE_EMULATOR_HOST"
 _GCS_RETRY_LIMIT = timedelta(seconds=10)
 
 
-def named(file: ClusterFile) -> list[str]:
+def find_named_buckets(file: ClusterFile) -> list[str]:
     """Return the bucket URIs named in a file's job and environment variables."""
-    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    job = files.find_job_spec(file.document) if file.kind == "kuberay" else None
     texts = [str((job or {}).get("entrypoint", "")), str(file.document.get("run", ""))]
     texts += [value for group in file.groups for _, value in group.variables]
     matches = [match for text in texts for match in _BUCKET_IN_TEXT.finditer(text)]
     return list(dict.fromkeys(match[0] for match in matches if _PLACEHOLDER not in match[1]))
 
 
-def problems(uri: str) -> list[str]:
+def check_bucket(uri: str) -> list[str]:
     """Request a bucket, and return an error sentence if the bucket is misnamed or unreachable."""
     match = _URI.fullmatch(uri)
     if match is None:
@@ -53,17 +53,17 @@ def problems(uri: str) -> list[str]:
     ]
 
 
-def warnings() -> Iterator[str]:
+def find_plain_endpoints() -> Iterator[str]:
     """Yield a warning for each unencrypted endpoint in this environment."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", _EMULATOR):
         url = os.environ.get(name, "")
-        if ports.is_plain(url):
-            yield ports.warning(url)
+        if ports.is_plain_endpoint(url):
+            yield ports.plain_endpoint_warning(url)
 
 
 def _s3_refusal(name: str) -> str | None:
     try:
-        boto3.client("s3", config=QUICKLY).head_bucket(Bucket=name)
+        boto3.client("s3", config=QUICK_CONFIG).head_bucket(Bucket=name)
     except (BotoCoreError, ClientError) as error:
         return str(error)
     return None

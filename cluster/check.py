@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster import buckets, files, prices, structure
 from cluster.errors import UsageError
-from cluster.files import RENTED, ClusterFile
+from cluster.files import RENTED_KINDS, ClusterFile
 from cluster.rules import NEEDED_TO_END, RULES, ports
 
 # Address blocks reserved for documentation (RFC 5737); the templates use such addresses.
@@ -23,7 +23,7 @@ _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 
 
 @dataclass(frozen=True)
-class Report:
+class ClusterReport:
     """Result of a check. A file without problems may still have blanks to fill in."""
 
     problems: tuple[str, ...]
@@ -33,7 +33,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
 
-def check(path: Path, *, bucket: str | None = None) -> Report:
+def check_cluster_file(path: Path, *, bucket: str | None = None) -> ClusterReport:
     """Check a cluster file. Uses the network only to request buckets.
 
     Args:
@@ -44,23 +44,26 @@ def check(path: Path, *, bucket: str | None = None) -> Report:
     Raises:
         UsageError: if the file cannot be read, or is not a cluster file.
     """
-    kind, document = files.load(path)
+    kind, document = files.load_cluster_file(path)
     # The rules rely on a valid structure, so structural problems end the check.
-    errors = structure.problems(kind, document)
+    errors = structure.check_structure(kind, document)
     if errors:
-        return Report(tuple(errors))
-    file = files.parse(path, kind, document)
+        return ClusterReport(tuple(errors))
+    file = files.parse_cluster_file(path, kind, document)
     problems = [problem for rule in RULES for problem in rule(file)]
-    uris = [bucket] if bucket is not None else buckets.named(file)
-    problems += [problem for uri in uris for problem in buckets.problems(uri)]
-    warnings = [*ports.plain_storage(file), *(buckets.warnings() if uris else ())]
+    uris = [bucket] if bucket is not None else buckets.find_named_buckets(file)
+    problems += [problem for uri in uris for problem in buckets.check_bucket(uri)]
+    warnings = [
+        *ports.warn_of_plain_storage(file),
+        *(buckets.find_plain_endpoints() if uris else ()),
+    ]
     notes = (*_cost(file), *(() if uris else ("bucket: not checked; name it with --bucket",)))
-    return Report(tuple(problems), tuple(_blanks(file)), tuple(warnings), notes)
+    return ClusterReport(tuple(problems), tuple(_blanks(file)), tuple(warnings), notes)
 
 
 def _blanks(file: ClusterFile) -> Iterator[str]:
     """Yield the placeholders left for the user to fill in."""
-    for key, value in files.scalars(file.document):
+    for key, value in files.walk_scalars(file.document):
         text = str(value)
         has_example = any(
             ipaddress.ip_address(address) in network
@@ -76,10 +79,10 @@ def _cost(file: ClusterFile) -> Iterator[str]:
     if file.kind == "local":
         yield "cost: none to a cloud"
         return
-    if file.kind not in RENTED:
+    if file.kind not in RENTED_KINDS:
         yield "cost: unknown, because the file names no machines with a price"
         return
-    estimate = prices.estimate(file)
+    estimate = prices.estimate_cost(file)
     if estimate.idle is None or estimate.most is None:
         region = f" in {file.region}" if file.region else ""
         types = ", ".join(estimate.unknown)
@@ -93,7 +96,7 @@ def _cost(file: ClusterFile) -> Iterator[str]:
         yield f"prices: {source}"
 
 
-def account_problems(file: ClusterFile) -> list[str]:
+def check_aws_account(file: ClusterFile) -> list[str]:
     """Return why an AWS account cannot run a cluster safely. Asks AWS for the security groups.
 
     Raises:
@@ -106,7 +109,7 @@ def account_problems(file: ClusterFile) -> list[str]:
     if not filters:
         return []
     try:
-        client = boto3.client("ec2", region_name=file.region, config=buckets.QUICKLY)
+        client = boto3.client("ec2", region_name=file.region, config=buckets.QUICK_CONFIG)
         groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
     except (BotoCoreError, ClientError) as error:
         raise UsageError(
@@ -120,7 +123,7 @@ def account_problems(file: ClusterFile) -> list[str]:
         ]
     ranges = [r["CidrIp"] for rule in rules for r in rule.get("IpRanges", [])]
     ranges += [r["CidrIpv6"] for rule in rules for r in rule.get("Ipv6Ranges", [])]
-    if any(ports.is_wide(network) for network in ranges):
+    if any(ports.is_public_network(network) for network in ranges):
         return [
             f"The security group {group_names} must not be open to everybody; change its rules."
         ]
@@ -137,22 +140,22 @@ def _security_group_filters(file: ClusterFile) -> tuple[Any, str]:
     return [{"Name": "group-id", "Values": ids}] if ids else [], " and ".join(ids)
 
 
-def open_file(path: Path, *, bucket: str | None = None) -> ClusterFile:
+def open_cluster_file(path: Path, *, bucket: str | None = None) -> ClusterFile:
     """Check and return a file for `ray up`.
 
     Raises:
         UsageError: if the file has problems or blanks, or is for another program.
     """
     _load_for_ray_up(path)
-    report = check(path, bucket=bucket)
+    report = check_cluster_file(path, bucket=bucket)
     if report.problems:
         raise UsageError("\n".join(report.problems))
     if report.blanks:
         raise UsageError(f"{path} must be filled in first, but {'; '.join(report.blanks)}.")
-    return files.parse(path, *files.load(path))
+    return files.parse_cluster_file(path, *files.load_cluster_file(path))
 
 
-def open_to_end(path: Path) -> ClusterFile:
+def open_file_for_down(path: Path) -> ClusterFile:
     """Return a file for taking a cluster down. Ignores mistakes that do not matter for this.
 
     Raises:
@@ -160,9 +163,9 @@ def open_to_end(path: Path) -> ClusterFile:
             another program.
     """
     kind, document = _load_for_ray_up(path)
-    errors = structure.problems(kind, document)
+    errors = structure.check_structure(kind, document)
     if not errors:
-        file = files.parse(path, kind, document)
+        file = files.parse_cluster_file(path, kind, document)
         errors = [problem for rule in NEEDED_TO_END for problem in rule(file)]
     if errors:
         raise UsageError("\n".join(errors))
@@ -170,8 +173,8 @@ def open_to_end(path: Path) -> ClusterFile:
 
 
 def _load_for_ray_up(path: Path) -> tuple[str, dict[str, Any]]:
-    kind, document = files.load(path)
-    if kind not in files.LAUNCHED:
+    kind, document = files.load_cluster_file(path)
+    if kind not in files.RAY_UP_KINDS:
         program = {"kuberay": "kubectl apply -f", "skypilot": "sky launch"}[kind]
         raise UsageError(f"{path} is not for `ray up`; use `{program} {path}`.")
     return kind, document

@@ -14,7 +14,7 @@ _SEPARATOR_SET = frozenset(_SEPARATORS)
 
 
 @dataclass(frozen=True)
-class Start:
+class RayStart:
     """A `ray start` command: options and environment variables. The last value of a name counts."""
 
     options: dict[str, str]
@@ -22,7 +22,7 @@ class Start:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def statements(command: str) -> Iterator[list[str]]:
+def split_statements(command: str) -> Iterator[list[str]]:
     """Yield the words of each statement, without quotes and comments."""
     # Remove comments here: shlex would treat a `#` inside a word as a comment too.
     text = _COMMENT.sub("", command.replace("\\\n", " "))
@@ -47,7 +47,7 @@ def statements(command: str) -> Iterator[list[str]]:
         yield statement
 
 
-def ray_starts(command: str, given: Mapping[str, str] | None = None) -> Iterator[Start]:
+def find_ray_starts(command: str, given: Mapping[str, str] | None = None) -> Iterator[RayStart]:
     """Yield every `ray start` in a command or script.
 
     Args:
@@ -55,7 +55,7 @@ def ray_starts(command: str, given: Mapping[str, str] | None = None) -> Iterator
         given: variables set before the command.
     """
     variables = dict(given or {})
-    for words in statements(command):
+    for words in split_statements(command):
         position = _find_ray_start(words)
         prefix = words if position is None else words[:position]
         matches = [_ASSIGNMENT.fullmatch(word) for word in prefix]
@@ -63,7 +63,7 @@ def ray_starts(command: str, given: Mapping[str, str] | None = None) -> Iterator
         # Assignments before a command hold for the command only; plain ones and exports stay.
         is_lasting = words[0] == "export" or all(matches)
         if position is not None:
-            yield Start(_parse_options(words[position + 2 :]), variables | assigned)
+            yield RayStart(_parse_options(words[position + 2 :]), variables | assigned)
         if is_lasting:
             variables |= assigned
         if words[0] == "unset":

@@ -73,12 +73,12 @@ def is_secret_name(name: str) -> bool:
     )
 
 
-def is_literal(value: object) -> bool:
+def is_literal_value(value: object) -> bool:
     """Return whether a value is literal text instead of a variable, a path or a placeholder."""
     return isinstance(value, str) and bool(value) and not value.startswith(("$", "~/", "`", "<"))
 
 
-def found(text: str) -> Iterator[str]:
+def find_secrets(text: str) -> Iterator[str]:
     """Yield a description of each apparent secret in a text, by name or by form."""
     if form := _SECRET_FORMS.search(text):
         yield f"{form[0][:6]}…"
@@ -90,14 +90,16 @@ def found(text: str) -> Iterator[str]:
         )
         # Such as `--from-literal=password=…` of kubectl.
         if "=" in value and name.startswith("from-"):
-            yield from found(value)
+            yield from find_secrets(value)
         if is_secret_name(name) and _LITERAL.fullmatch(value) and not value.isdigit():
             yield name
 
 
-def values(environment: Mapping[str, str], *, shortest: int = 8) -> Iterator[tuple[str, str]]:
+def list_secret_values(
+    environment: Mapping[str, str], *, shortest: int = 8
+) -> Iterator[tuple[str, str]]:
     """Yield names and values of an environment's secrets with at least `shortest` characters."""
     # Shorter values cannot be distinguished from ordinary words in a text.
     for name, value in environment.items():
-        if is_secret_name(name) and len(value) >= shortest and is_literal(value):
+        if is_secret_name(name) and len(value) >= shortest and is_literal_value(value):
             yield name, value

@@ -14,7 +14,7 @@ _RAY_KEYS = {"SubnetIds"}
 _COUNTS = {"MinCount": 1, "MaxCount": 1}
 
 
-def problems(name: str, node_config: dict[str, Any]) -> Iterator[str]:
+def check_node_config(name: str, node_config: dict[str, Any]) -> Iterator[str]:
     """Yield an error sentence for each part of a node type that EC2 would refuse."""
     shape = _run_instances().input_shape
     assert shape is not None

@@ -17,10 +17,10 @@ from cluster.errors import UsageError
 ROOT = Path(__file__).parents[1]
 """The checkout. Paths in a cluster file are relative to the checkout."""
 
-LAUNCHED = ("aws", "gcp", "local")
+RAY_UP_KINDS = ("aws", "gcp", "local")
 """Kinds of files for `ray up`."""
 
-RENTED = ("aws", "gcp")
+RENTED_KINDS = ("aws", "gcp")
 """Kinds with machines rented from a cloud on demand."""
 
 TOKEN_MODE = "RAY_AUTH_MODE=token"
@@ -35,7 +35,7 @@ _GPU_SELECTORS = ("ray.io/accelerator-type", "cloud.google.com/gke-accelerator")
 
 
 @dataclass(frozen=True)
-class Group:
+class MachineGroup:
     """Machines of one kind in a cluster. A field is None if the file does not state the value."""
 
     name: str
@@ -67,22 +67,22 @@ class ClusterFile:
     path: Path
     kind: str
     document: dict[str, Any]
-    groups: tuple[Group, ...]
+    groups: tuple[MachineGroup, ...]
     region: str | None = None
     max_workers: int | None = None
 
     @property
-    def head(self) -> Group:
+    def head(self) -> MachineGroup:
         """The group of the head node."""
         return next(group for group in self.groups if group.is_head)
 
     @property
-    def workers(self) -> tuple[Group, ...]:
+    def workers(self) -> tuple[MachineGroup, ...]:
         """All groups except the head's."""
         return tuple(group for group in self.groups if not group.is_head)
 
 
-def load(path: Path) -> tuple[str, dict[str, Any]]:
+def load_cluster_file(path: Path) -> tuple[str, dict[str, Any]]:
     """Read a file. Return kind and content, without validating the content.
 
     A KubeRay file may hold other Kubernetes objects beside the Ray object.
@@ -90,7 +90,7 @@ def load(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         UsageError: if the file cannot be read, or is not a cluster file.
     """
-    documents = reading.read(path)
+    documents = reading.read_yaml_file(path)
     typed = [(kind, doc) for doc in documents if (kind := _detect_kind(doc)) is not None]
     ray_objects = [_without_nulls(doc) for kind, doc in typed if kind == "kuberay"]
     clusters = [doc for doc in ray_objects if not _uses_existing_cluster(doc)]
@@ -130,7 +130,7 @@ def _detect_kind(document: Any) -> str | None:
         return "kuberay"
     provider = document.get("provider")
     if isinstance(provider, dict):
-        return provider["type"] if provider.get("type") in LAUNCHED else None
+        return provider["type"] if provider.get("type") in RAY_UP_KINDS else None
     return "skypilot" if "run" in document else None
 
 
@@ -152,7 +152,7 @@ def _object_name(document: dict[str, Any]) -> object:
     return metadata.get("name") if isinstance(metadata, dict) else None
 
 
-def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
+def parse_cluster_file(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
     """Convert a file with a valid structure to the common form."""
     if kind == "kuberay":
         return _parse_kuberay(path, document)
@@ -161,7 +161,7 @@ def parse(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile:
     return _parse_local(path, document) if kind == "local" else _parse_cloud(path, kind, document)
 
 
-def machines(path: Path) -> str | None:
+def describe_workers(path: Path) -> str | None:
     """Return a cluster's possible workers as JSON for `MTIL_MACHINES`.
 
     None if the file does not state the workers' CPUs and GPUs. Jobs then count only the machines
@@ -170,10 +170,10 @@ def machines(path: Path) -> str | None:
     Raises:
         UsageError: if the file is not a cluster file.
     """
-    return machines_of(parse(path, *load(path)))
+    return describe_parsed_workers(parse_cluster_file(path, *load_cluster_file(path)))
 
 
-def machines_of(file: ClusterFile) -> str | None:
+def describe_parsed_workers(file: ClusterFile) -> str | None:
     """Return a parsed file's possible workers as JSON, or None; see `machines`."""
     kinds = [
         {"cpus": group.cpus, "gpus": group.gpus, "most": group.largest} for group in file.workers
@@ -186,14 +186,14 @@ def machines_of(file: ClusterFile) -> str | None:
     return json.dumps({"most": most, "kinds": kinds})
 
 
-def scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def walk_scalars(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value except lists and mappings, with a path such as `a.b[0]`."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from scalars(value, f"{key}.{name}" if key else str(name))
+            yield from walk_scalars(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from scalars(value, f"{key}[{index}]")
+            yield from walk_scalars(value, f"{key}[{index}]")
     else:
         yield key, node
 
@@ -213,7 +213,7 @@ def _parse_cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile
         docker = document.get("docker", {}) | node_type.get("docker", {})
         image = docker.get(f"{role}_image") or docker.get("image")
         groups.append(
-            Group(
+            MachineGroup(
                 name=name,
                 is_head=is_head,
                 machine=config.get("InstanceType" if kind == "aws" else "machineType"),
@@ -239,7 +239,7 @@ def _parse_cloud(path: Path, kind: str, document: dict[str, Any]) -> ClusterFile
 def _is_spot(config: dict[str, Any]) -> bool:
     """Return whether machines are spot instances."""
     # GCP's `scheduling` may be a list of mappings with a single key, so look at all values by name.
-    settings = {key.rpartition(".")[2]: value for key, value in scalars(config)}
+    settings = {key.rpartition(".")[2]: value for key, value in walk_scalars(config)}
     return (
         settings.get("MarketType") == "spot"
         or settings.get("provisioningModel") == "SPOT"
@@ -257,37 +257,38 @@ def _machine_image(kind: str, config: dict[str, Any]) -> str | None:
 def _parse_local(path: Path, document: dict[str, Any]) -> ClusterFile:
     num_hosts = len(document["provider"].get("worker_ips", []))
     setup, start = _read_commands(document, "head")
-    head = Group(name="head", is_head=True, smallest=1, setup=setup, start=start)
+    head = MachineGroup(name="head", is_head=True, smallest=1, setup=setup, start=start)
     setup, start = _read_commands(document, "worker")
     smallest, largest = (
         document.get("min_workers", num_hosts),
         document.get("max_workers", num_hosts),
     )
-    workers = Group(
+    workers = MachineGroup(
         name="workers", is_head=False, smallest=smallest, largest=largest, setup=setup, start=start
     )
     return ClusterFile(path, "local", document, (head, workers), None, largest)
 
 
 def _parse_kuberay(path: Path, document: dict[str, Any]) -> ClusterFile:
-    spec = ray_cluster_spec(document)
+    spec = find_ray_cluster_spec(document)
     groups = [_parse_pods(spec["headGroupSpec"], "head", is_head=True)]
     groups += [
-        _parse_pods(group, group["groupName"], is_head=False) for group in worker_groups(document)
+        _parse_pods(group, group["groupName"], is_head=False)
+        for group in list_worker_groups(document)
     ]
     return ClusterFile(path, "kuberay", document, tuple(groups))
 
 
-def ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
+def find_ray_cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
     """Return the cluster spec of any KubeRay object."""
-    job = job_spec(document)
+    job = find_job_spec(document)
     spec: dict[str, Any] = document["spec"]
     if job is not None:
         spec = job["rayClusterSpec"]
     return spec["rayClusterConfig"] if document["kind"] == "RayService" else spec
 
 
-def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
+def find_job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
     """Return the job spec of a `RayJob` or `RayCronJob`, or None."""
     spec: dict[str, Any] = document.get("spec", {})
     if document.get("kind") == "RayCronJob":
@@ -295,18 +296,18 @@ def job_spec(document: dict[str, Any]) -> dict[str, Any] | None:
     return spec if document.get("kind") in ("RayJob", "RayCronJob") else None
 
 
-def job_key(document: dict[str, Any]) -> str:
+def find_job_key(document: dict[str, Any]) -> str:
     """Return the path of the job spec in a `RayJob` or `RayCronJob`."""
     return "spec.jobTemplate" if document.get("kind") == "RayCronJob" else "spec"
 
 
-def worker_groups(document: dict[str, Any]) -> list[dict[str, Any]]:
+def list_worker_groups(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the worker groups of a KubeRay object, with defaults filled in."""
-    groups: list[dict[str, Any]] = ray_cluster_spec(document).get("workerGroupSpecs", [])
+    groups: list[dict[str, Any]] = find_ray_cluster_spec(document).get("workerGroupSpecs", [])
     return [_WORKER_GROUP_DEFAULTS | group for group in groups]
 
 
-def _parse_pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
+def _parse_pods(group: dict[str, Any], name: str, *, is_head: bool) -> MachineGroup:
     container = group["template"]["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}
     params = group.get("rayStartParams") or {}
@@ -314,7 +315,7 @@ def _parse_pods(group: dict[str, Any], name: str, *, is_head: bool) -> Group:
     cpus = params.get("num-cpus", limits.get("cpu"))
     selector = group["template"]["spec"].get("nodeSelector") or {}
     gpu_names = [selector.get(key) for key in _GPU_SELECTORS]
-    return Group(
+    return MachineGroup(
         name=name,
         is_head=is_head,
         cpus=None if cpus is None else _parse_quantity(cpus),
@@ -344,7 +345,7 @@ def _parse_skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
     cpus = re.match(r"[\d.]+", str(resources.get("cpus", "")))
     num_nodes = document.get("num_nodes", 1)
     envs = document.get("envs") or {}
-    head = Group(
+    head = MachineGroup(
         name="head",
         is_head=True,
         machine=resources.get("instance_type"),
@@ -366,7 +367,7 @@ def _parse_skypilot(path: Path, document: dict[str, Any]) -> ClusterFile:
             "smallest": num_nodes - 1,
             "largest": num_nodes - 1,
         }
-        groups.append(Group(**{**vars(head), **changes}))
+        groups.append(MachineGroup(**{**vars(head), **changes}))
     return ClusterFile(path, "skypilot", document, tuple(groups))
 
 

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import yaml
 
-from cluster import images
-from cluster.check import account_problems, open_file, open_to_end
+from cluster import machine_images
+from cluster.check import check_aws_account, open_cluster_file, open_file_for_down
 from cluster.errors import ClusterError, UsageError
-from cluster.files import ROOT, TOKEN_MODE, ClusterFile, Group
-from cluster.rules.starting import local_path
+from cluster.files import ROOT, TOKEN_MODE, ClusterFile, MachineGroup
+from cluster.rules.starting import resolve_local_path
 
 _TUNNEL_TIMEOUT_S = 90
 _DASHBOARD_PORT = 8265
 _RESTART_S = 2
 
 
-def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
+def start_cluster(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
     """Start a cluster, or update a running cluster to its file.
 
     Args:
@@ -42,10 +42,10 @@ def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
         UsageError: if a check fails. Nothing was started.
         ClusterError: if `ray up` fails.
     """
-    file = open_file(path, bucket=bucket)
+    file = open_cluster_file(path, bucket=bucket)
     if file.kind == "gcp" and find_spec("googleapiclient") is None:
         raise UsageError("Ray needs Google's client; run `pip install google-api-python-client`.")
-    problems = account_problems(file)
+    problems = check_aws_account(file)
     if problems:
         raise UsageError("\n".join(problems))
     flags = ["--no-config-cache", "--disable-usage-stats", *(["--yes"] if yes else [])]
@@ -56,7 +56,7 @@ def up(path: Path, *, yes: bool = False, bucket: str | None = None) -> None:
 @contextmanager
 def _fix_images(file: ClusterFile) -> Iterator[Path]:
     """Yield the path of the file, or of a temporary copy with image ids in place of names."""
-    document = images.settled(file)
+    document = machine_images.fix_image_ids(file)
     if document is None:
         yield file.path.absolute()
         return
@@ -66,7 +66,7 @@ def _fix_images(file: ClusterFile) -> Iterator[Path]:
         yield Path(sink.name)
 
 
-def down(path: Path, *, yes: bool = False) -> None:
+def end_cluster(path: Path, *, yes: bool = False) -> None:
     """Take a cluster down. Data in the bucket stays.
 
     Mistakes in the file that do not matter for `down` are ignored.
@@ -75,7 +75,7 @@ def down(path: Path, *, yes: bool = False) -> None:
         UsageError: if the file does not name the machines.
         ClusterError: if `ray down` fails, or a host cannot be reached.
     """
-    file = open_to_end(path)
+    file = open_file_for_down(path)
     flags = ["--yes"] if yes else []
     if file.kind == "local":
         if not yes and not _confirm(f"End Ray on {', '.join(_list_hosts(file))}? [y/N] "):
@@ -87,27 +87,27 @@ def down(path: Path, *, yes: bool = False) -> None:
     _run_ray("down", ["down", str(path.absolute()), *flags])
 
 
-def status(path: Path) -> None:
+def print_cluster_status(path: Path) -> None:
     """Print the resources that a cluster has, uses and waits for.
 
     Raises:
         UsageError: if a check fails.
         ClusterError: if the head does not answer.
     """
-    file = open_file(path)
+    file = open_cluster_file(path)
     command = f"{TOKEN_MODE} {_ray_command(file.head)} status"
     _run_ray("status", ["exec", str(path.absolute()), command])
 
 
 @contextmanager
-def tunnel(path: Path) -> Iterator[str]:
+def open_tunnel(path: Path) -> Iterator[str]:
     """Forward the head's dashboard through ssh. Yield the URL on this machine.
 
     Raises:
         UsageError: if a check fails.
         ClusterError: if the head cannot be reached.
     """
-    open_file(path)
+    open_cluster_file(path)
     port = _free_port()
     command = [str(_find_ray()), "dashboard", str(path.absolute()), "--port", str(port)]
     command += ["--remote-port", str(_DASHBOARD_PORT)]
@@ -186,7 +186,7 @@ def _find_ray() -> Path:
     return program
 
 
-def _ray_command(group: Group) -> str:
+def _ray_command(group: MachineGroup) -> str:
     """Return the path of `ray` on a group's machines, taken from a `ray stop` of the file."""
     # `ray` may be outside the PATH of the machine.
     stops = [command for command in group.start if command.split()[-1:] == ["stop"]]
@@ -204,7 +204,7 @@ def _stop_hosts(file: ClusterFile) -> None:
     groups = [file.head, *(file.workers * len(file.document["provider"]["worker_ips"]))]
     failed_hosts = []
     for host, group in zip(_list_hosts(file), groups, strict=True):
-        command = ["ssh", "-i", str(local_path(auth["ssh_private_key"]))]
+        command = ["ssh", "-i", str(resolve_local_path(auth["ssh_private_key"]))]
         for option in (
             "IdentitiesOnly=yes",
             "BatchMode=yes",

@@ -29,7 +29,7 @@ class ObjectStoreError(ClusterError):
 
 
 @contextmanager
-def running(
+def run_object_store(
     folder: Path,
     bucket: str,
     *,
@@ -62,7 +62,7 @@ def running(
         "actions": _ACTIONS,
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = free_ports(port, address)
+    master, volume, filer, s3 = find_free_ports(port, address)
     # Telemetry off: weed posts to the internet by default.
     command = [
         str(program), "server", f"-ip={address}", f"-ip.bind={address}", f"-dir={data}",
@@ -95,7 +95,7 @@ def running(
             server.wait()
 
 
-def free_ports(s3: int | None, address: str) -> list[int]:
+def find_free_ports(s3: int | None, address: str) -> list[int]:
     """Return free ports for master, volume, filer and S3, each free at plus 10,000 too for gRPC."""
     ports = [] if s3 is None else [s3]
     candidates = list(_PORTS)

@@ -13,7 +13,7 @@ _FILE = Path(__file__).with_name("prices.yaml")
 
 
 @dataclass(frozen=True)
-class Price:
+class MachinePrice:
     """Prices of a cloud's machine type."""
 
     by_region: dict[str, float]
@@ -23,7 +23,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Bounds of the hourly cost in US dollars. None if a price is unknown."""
 
     idle: float | None
@@ -36,23 +36,23 @@ class Estimate:
 
 
 @cache
-def known() -> dict[tuple[str, str], Price]:
+def load_prices() -> dict[tuple[str, str], MachinePrice]:
     """Return all known prices by cloud and machine type."""
     table: dict[str, Any] = yaml.safe_load(_FILE.read_text())
     prices = {}
     for row in table["machines"]:
         source = table["sources"][row["source"]]
         citation = f"{source['page']}, read {source['date']}"
-        prices[row["cloud"], row["type"]] = Price(row["prices"], citation)
+        prices[row["cloud"], row["type"]] = MachinePrice(row["prices"], citation)
     return prices
 
 
-def estimate(file: ClusterFile) -> Estimate:
+def estimate_cost(file: ClusterFile) -> CostEstimate:
     """Estimate a cluster's hourly cost, without disks, addresses and traffic."""
     prices: dict[str, float] = {}
     unknown, sources = [], []
     for group in file.groups:
-        entry = known().get((file.kind, group.machine or ""))
+        entry = load_prices().get((file.kind, group.machine or ""))
         price = entry.by_region.get(file.region or "") if entry else None
         if entry is None or price is None:
             unknown.append(group.machine or group.name)
@@ -60,7 +60,9 @@ def estimate(file: ClusterFile) -> Estimate:
             prices[group.name] = price
             sources.append(entry.source)
     if unknown:
-        return Estimate(None, None, tuple(dict.fromkeys(unknown)), tuple(dict.fromkeys(sources)))
+        return CostEstimate(
+            None, None, tuple(dict.fromkeys(unknown)), tuple(dict.fromkeys(sources))
+        )
     idle = sum(prices[group.name] * group.smallest for group in file.groups)
     num_left = sum(group.largest for group in file.workers)
     num_left = num_left if file.max_workers is None else min(num_left, file.max_workers)
@@ -68,4 +70,4 @@ def estimate(file: ClusterFile) -> Estimate:
     for group in sorted(file.workers, key=lambda group: prices[group.name], reverse=True):
         count = min(group.largest, num_left)
         most, num_left = most + prices[group.name] * count, num_left - count
-    return Estimate(idle, most, (), tuple(dict.fromkeys(sources)))
+    return CostEstimate(idle, most, (), tuple(dict.fromkeys(sources)))

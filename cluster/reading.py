@@ -11,7 +11,7 @@ import yaml
 
 from cluster.errors import UsageError
 
-MAX_BYTES = 1 << 20
+MAX_CLUSTER_FILE_BYTES = 1 << 20
 """Largest file in bytes. Kubernetes stores no larger object; mtil's files have at most 8 KiB."""
 _MAX_DEPTH = 64
 _MAX_NODES = 50_000
@@ -25,7 +25,7 @@ _MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
 """Errors of PyYAML for values such as `!!timestamp x`, beside YAMLError and ValueError."""
 
 
-def read(path: Path) -> list[Any]:
+def read_yaml_file(path: Path) -> list[Any]:
     """Return the non-empty documents of a YAML file.
 
     Raises:
@@ -37,16 +37,16 @@ def read(path: Path) -> list[Any]:
             raise UsageError(f"A cluster file must be a regular file, but {path} is not.")
         # One byte more than the limit shows a larger file, without reading all of it.
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_CLUSTER_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"A cluster file must be readable, but {path} is not: {error}.") from error
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_CLUSTER_FILE_BYTES:
         raise UsageError(f"A cluster file must have at most 1 MiB, but {path} has more.")
-    return documents(text, f"A cluster file must be YAML, but {path} is not")
+    return parse_yaml_documents(text, f"A cluster file must be YAML, but {path} is not")
 
 
-def documents(text: str, wrong: str) -> list[Any]:
+def parse_yaml_documents(text: str, wrong: str) -> list[Any]:
     """Return the non-empty documents of a YAML text.
 
     Args:

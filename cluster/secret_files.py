@@ -50,7 +50,9 @@ _MAX_SEARCHED_BYTES = 1 << 20
 """Largest file searched for secrets. Larger files are data."""
 
 
-def found(folder: Path, files: Iterable[Path], given: Mapping[str, str]) -> Iterator[str]:
+def find_secret_files(
+    folder: Path, files: Iterable[Path], given: Mapping[str, str]
+) -> Iterator[str]:
     """Yield the names of files with secrets, each with the reason in brackets.
 
     Args:
@@ -58,17 +60,17 @@ def found(folder: Path, files: Iterable[Path], given: Mapping[str, str]) -> Iter
         files: files inside the folder, or links in the folder.
         given: the environment. No file may contain the value of a secret variable.
     """
-    secrets = [(name, value.encode()) for name, value in credentials.values(given)]
+    secrets = [(name, value.encode()) for name, value in credentials.list_secret_values(given)]
     for path in files:
         name = path.relative_to(folder)
         # A link is uploaded as the file behind the link, so check both names.
-        if is_secret(name) or (path.is_symlink() and is_secret(path.resolve())):
+        if is_secret_file(name) or (path.is_symlink() and is_secret_file(path.resolve())):
             yield f"{name} (by its name)"
         elif reason := _find_secret(path, secrets):
             yield f"{name} ({reason})"
 
 
-def is_secret(path: PurePath) -> bool:
+def is_secret_file(path: PurePath) -> bool:
     """Return whether a file holds secrets, by the names of the file and its folders."""
     name = path.name.lower()
     if any(part.lower() in _SECRET_FOLDERS for part in path.parts[:-1]):

@@ -24,7 +24,7 @@ _ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """Variable of AWS's own libraries: address of another metadata server."""
 
 
-def notice(endpoint: str) -> float | None:
+def read_spot_notice(endpoint: str) -> float | None:
     """Return when AWS takes the machine, in seconds since 1970, or None without a notice.
 
     Raises:
@@ -37,7 +37,7 @@ def notice(endpoint: str) -> float | None:
     return datetime.fromisoformat(end.replace("Z", "+00:00")).astimezone(UTC).timestamp()
 
 
-def is_spot(endpoint: str) -> bool:
+def is_spot_machine(endpoint: str) -> bool:
     """Return whether this machine is a spot machine.
 
     Raises:
@@ -69,7 +69,7 @@ def _get(endpoint: str, name: str) -> str | None:
     return value
 
 
-def drain(left_s: float) -> bool:
+def drain_machine(left_s: float) -> bool:
     """Make Ray drain this machine, which ends in `left_s` seconds. Return whether Ray accepted."""
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "AWS takes this spot machine away"]
@@ -77,14 +77,14 @@ def drain(left_s: float) -> bool:
     return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def watch(endpoint: str, *, poll_s: float = _POLL_S) -> None:
+def watch_spot_notice(endpoint: str, *, poll_s: float = _POLL_S) -> None:
     """Wait for a notice and pass the notice to Ray. Return at once on other machines."""
     while True:
         try:
-            if not is_spot(endpoint):
+            if not is_spot_machine(endpoint):
                 print("this is not a spot machine: nothing to watch", flush=True)  # noqa: T201
                 return
-            end = notice(endpoint)
+            end = read_spot_notice(endpoint)
         except (OSError, ValueError, KeyError) as error:
             print(f"the metadata service does not answer: {error}", flush=True)  # noqa: T201
             end = None
@@ -92,12 +92,12 @@ def watch(endpoint: str, *, poll_s: float = _POLL_S) -> None:
             left_s = end - time.time()
             print(f"the machine ends in {left_s:.0f} s", flush=True)  # noqa: T201
             # Ray may not answer at first; the loop tries again with the time left.
-            if drain(left_s):
+            if drain_machine(left_s):
                 return
         time.sleep(poll_s)
 
 
-def main() -> int:
+def run_spot_notice() -> int:
     """Watch for a notice, unless another process on this machine already watches."""
     # Every `ray up` starts this program again.
     lock = Path(tempfile.gettempdir()) / f"mtil-spot-notice-{os.getuid()}.lock"
@@ -106,9 +106,9 @@ def main() -> int:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return 0
-        watch(os.environ.get(_ENDPOINT, "http://169.254.169.254").rstrip("/"))
+        watch_spot_notice(os.environ.get(_ENDPOINT, "http://169.254.169.254").rstrip("/"))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_spot_notice())

@@ -11,7 +11,7 @@ from typing import Any
 Main = Callable[..., int]
 
 
-def written(main: Main) -> Main:
+def with_safe_output(main: Main) -> Main:
     """Escape characters that stdout and stderr cannot encode. Return 1 if writing fails."""
 
     @wraps(main)

@@ -11,13 +11,13 @@ import yaml
 
 from cluster import ec2
 from cluster.errors import UsageError
-from cluster.files import RENTED
+from cluster.files import RENTED_KINDS
 
 _SCHEMAS = Path(__file__).with_name("schemas.yaml")
 """Schemas of the fields of KubeRay and SkyPilot, with their sources."""
 
 
-def problems(kind: str, document: dict[str, Any]) -> list[str]:
+def check_structure(kind: str, document: dict[str, Any]) -> list[str]:
     """Return schema violations: by Ray's schema for files of `ray up`, else by schemas.yaml."""
     schema = _load_schemas()[kind] if kind in ("kuberay", "skypilot") else _load_ray_schema()
     if kind == "local":
@@ -26,7 +26,7 @@ def problems(kind: str, document: dict[str, Any]) -> list[str]:
         document = {key: value for key, value in document.items() if key != "min_workers"}
         return errors + _validate(kind, schema, document)
     errors = _validate(kind, schema, document)
-    return errors if errors or kind not in RENTED else _check_node_types(kind, document)
+    return errors if errors or kind not in RENTED_KINDS else _check_node_types(kind, document)
 
 
 def _validate(kind: str, schema: dict[str, Any], document: dict[str, Any]) -> list[str]:
@@ -54,7 +54,7 @@ def _check_node_types(kind: str, document: dict[str, Any]) -> list[str]:
     return [
         problem
         for name, node_type in types.items()
-        for problem in ec2.problems(name, node_type["node_config"])
+        for problem in ec2.check_node_config(name, node_type["node_config"])
     ]
 
 

@@ -32,7 +32,7 @@ _SECRET_ADVICE = f"which {_VISIBILITY}; give the machines a role or a mounted fi
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
-def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+def select_environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables for a job.
 
     Args:
@@ -60,7 +60,7 @@ def environment(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str
     return {name: given[name] for name in names}
 
 
-def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
+def build_entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
     """Return a command as a shell line for the job API.
 
     Raises:
@@ -79,13 +79,13 @@ def entrypoint(command: Sequence[str], given: Mapping[str, str]) -> str:
 
 def _find_secret(text: str, given: Mapping[str, str]) -> str | None:
     """Return a description of a secret in a text, or None."""
-    for name, value in credentials.values(given):
+    for name, value in credentials.list_secret_values(given):
         if value in text:
             return f"the value of {name}"
-    return next(credentials.found(text), None)
+    return next(credentials.find_secrets(text), None)
 
 
-def upload_size(folder: Path) -> dict[str, int]:
+def measure_upload(folder: Path) -> dict[str, int]:
     """Return the upload size in bytes by entry of a folder, by Ray's own selection of files.
 
     Raises:
@@ -118,7 +118,7 @@ def upload_size(folder: Path) -> dict[str, int]:
             f"The working directory must be at most {MAX_UPLOAD_BYTES >> 20} MiB, but has "
             f"{total / 2**20:.0f} (MiB: {listing}); name in .rayignore what to leave out."
         )
-    secrets = list(islice(secret_files.found(folder, files, os.environ), 4))
+    secrets = list(islice(secret_files.find_secret_files(folder, files, os.environ), 4))
     if secrets:
         listing = ", ".join(secrets[:3]) + (" and more" if len(secrets) > 3 else "")
         raise UsageError(
@@ -128,7 +128,7 @@ def upload_size(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def submit(
+def submit_job(
     command: Sequence[str],
     *,
     address: str,
@@ -151,21 +151,21 @@ def submit(
         UsageError: if an argument is wrong. Nothing was started.
         ClusterError: if the cluster does not answer.
     """
-    line = entrypoint(command, os.environ)
-    variables = environment(names, os.environ)
+    line = build_entrypoint(command, os.environ)
+    variables = select_environment(names, os.environ)
     if machines:
         variables.setdefault("MTIL_MACHINES", machines)
-    upload_size(working_dir)
+    measure_upload(working_dir)
     client = _connect(address)
     runtime: dict[str, Any] = {"working_dir": str(working_dir.absolute()), "env_vars": variables}
     try:
         job = client.submit_job(entrypoint=line, runtime_env=runtime)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"The cluster refuses the job: {_first_line(error)}") from error
-    return follow(job, address=address)
+    return follow_job(job, address=address)
 
 
-def follow(job: str, *, address: str) -> int:
+def follow_job(job: str, *, address: str) -> int:
     """Print a job's output from start to end, and return the exit code.
 
     Raises:
@@ -188,15 +188,15 @@ def follow(job: str, *, address: str) -> int:
         if details.status.value == "SUCCEEDED":
             return 0
         raise ClusterError(f"The job ended without an exit code: {details.message or 'no reason'}")
-    return exit_code(int(code))
+    return to_shell_exit_code(int(code))
 
 
-def exit_code(code: int) -> int:
+def to_shell_exit_code(code: int) -> int:
     """Return a shell's exit code for a process: 128 plus the signal number if a signal ended it."""
     return 128 - code if code < 0 else code & 0xFF
 
 
-def stop(job: str, *, address: str) -> None:
+def stop_job(job: str, *, address: str) -> None:
     """Stop a job and its processes.
 
     Raises:

@@ -6,7 +6,7 @@ from mtil.process import supervisor
 
 if __name__ == "__main__":
     # The supervisor starts first: the imports take longer, and a signal can arrive meanwhile.
-    supervisor.watch("mtil")
+    supervisor.supervise_command("mtil")
 
     from mtil.cli import main
 

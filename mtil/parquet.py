@@ -17,7 +17,7 @@ _LONGEST_NUMBER = 16
 """Bytes of the widest number in memory, an upper bound for any column of numbers."""
 
 
-def read(
+def read_parquet(
     data: bytes | memoryview, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> pa.Table:
     """Read a Parquet file from memory on the calling thread.

@@ -1,6 +1,6 @@
 """Named configurations: `--config demo|cpu|base`."""
 
-from mtil.config import Config, from_dict, from_yaml
+from mtil.config import Config, config_from_dict, config_from_yaml
 from mtil.documents import MAX_YAML_BYTES, Document
 from mtil.errors import ConfigError, NotFoundError
 from mtil.storage import open_store, split_uri
@@ -11,7 +11,7 @@ def demo() -> Config:
 
     The model is too weak for any use.
     """
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"image_size": 96},
             "train": {
@@ -29,7 +29,7 @@ def demo() -> Config:
 
 def cpu() -> Config:
     """Return a configuration at 160 pixels that trains a fold in minutes on two CPU cores."""
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"image_size": 160},
             "train": {"num_epochs": 24, "batch_size": 16, "num_workers": 2, "warmup_epochs": 1.0},
@@ -39,7 +39,7 @@ def cpu() -> Config:
 
 def base() -> Config:
     """Return the reference configuration: 256 pixels, one GPU."""
-    return from_dict({"train": {"num_epochs": 100, "gpus_per_worker": 1.0}})
+    return config_from_dict({"train": {"num_epochs": 100, "gpus_per_worker": 1.0}})
 
 
 PRESETS = {"demo": demo, "cpu": cpu, "base": base}
@@ -69,4 +69,4 @@ def load_config(name: str) -> Config:
         text = document.read(open_store(folder), file)
     except NotFoundError:
         raise ConfigError(f"The configuration file {name} does not exist.") from None
-    return from_yaml(text, source=name)
+    return config_from_yaml(text, source=name)

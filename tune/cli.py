@@ -7,23 +7,23 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mtil.cli.answer import Parser, answer
-from mtil.cli.flags import Commands
+from mtil.cli.command_line import CommandParser, run_command_line
+from mtil.cli.flags import CommandParsers
 from mtil.process import supervisor
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run_tune_cli(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Return the exit code: 0 done, 2 wrong input, 130 interrupted, else 1."""
     if arguments is None:
-        supervisor.watch("mtil-tune")
-    return answer(_parser(), arguments)
+        supervisor.supervise_command("mtil-tune")
+    return run_command_line(_parser(), arguments)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="mtil-tune",
         description="Search for a training configuration, and compare the winner with the default.",
         allow_abbrev=False,
@@ -34,14 +34,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _run_command(options: argparse.Namespace, output: "Output") -> None:
+def _run_command(options: argparse.Namespace, output: "CommandOutput") -> None:
     from tune import commands
 
-    commands.run(options, output)
+    commands.run_tune_command(options, output)
 
 
 def _add_command(
-    commands: Commands, name: str, text: str, *, configurable: bool = False
+    commands: CommandParsers, name: str, text: str, *, configurable: bool = False
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(handler=_run_command, configurable=configurable)
@@ -50,7 +50,7 @@ def _add_command(
     return parser
 
 
-def _add_run(commands: Commands) -> None:
+def _add_run(commands: CommandParsers) -> None:
     parser = _add_command(commands, "run", "start or resume a search", configurable=True)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument(
@@ -143,16 +143,16 @@ def _add_run(commands: Commands) -> None:
     parser.epilog = "Any configuration key can follow, as with `mtil train`."
 
 
-def _add_status(commands: Commands) -> None:
+def _add_status(commands: CommandParsers) -> None:
     _add_command(commands, "status", "list the trials, with the causes of failures")
 
 
-def _add_show(commands: Commands) -> None:
+def _add_show(commands: CommandParsers) -> None:
     parser = _add_command(commands, "show", "show the best trials, and the importance of each key")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="number of trials (5)")
 
 
-def _add_export(commands: Commands) -> None:
+def _add_export(commands: CommandParsers) -> None:
     parser = _add_command(commands, "export", "write the whole configuration of the best trial")
     parser.add_argument(
         "--to", required=True, metavar="FILE", help="YAML file to write, for --config"
@@ -160,12 +160,12 @@ def _add_export(commands: Commands) -> None:
     parser.add_argument("--trial", type=int, metavar="N", help="trial to export (the best)")
 
 
-def _add_report(commands: Commands) -> None:
+def _add_report(commands: CommandParsers) -> None:
     parser = _add_command(commands, "report", "write an HTML page with plots of the search")
     parser.add_argument("--to", metavar="FILE", help="page to write (RUN/report.html)")
 
 
-def _add_confirm(commands: Commands) -> None:
+def _add_confirm(commands: CommandParsers) -> None:
     parser = _add_command(
         commands,
         "confirm",

@@ -8,14 +8,16 @@ import numpy as np
 
 from mtil.metrics import Results, paired_difference, summarise
 
-SHOWN = ("dice", "auc", "f1", "hd95")
+COMPARED_FIGURES = ("dice", "auc", "f1", "hd95")
 """Figures compared seed by seed and named in the verdict."""
 _LOWER_IS_BETTER = {"hd95"}
 
 
-def compared(name: str, winner: Sequence[Results], default: Sequence[Results]) -> dict[str, Any]:
+def compare_with_default(
+    name: str, winner: Sequence[Results], default: Sequence[Results]
+) -> dict[str, Any]:
     """Return the comparison of a winner with the default, by seed and over all seeds."""
-    difference = paired_difference(pooled(winner), pooled(default))
+    difference = paired_difference(pool_seeds(winner), pool_seeds(default))
     # A single resample is enough, since differences by seed are reported without intervals.
     by_seed = [
         paired_difference(winner_rows, default_rows, resamples=1)
@@ -23,17 +25,17 @@ def compared(name: str, winner: Sequence[Results], default: Sequence[Results]) -
     ]
     return {
         "name": name,
-        "metrics": summarise(pooled(winner)),
+        "metrics": summarise(pool_seeds(winner)),
         "difference": difference,
         "difference_by_seed": {
             figure: [seed_difference[figure]["value"] for seed_difference in by_seed]
-            for figure in SHOWN
+            for figure in COMPARED_FIGURES
         },
-        "verdict": verdict(name, difference),
+        "verdict": describe_verdict(name, difference),
     }
 
 
-def pooled(seeds: Sequence[Results]) -> Results:
+def pool_seeds(seeds: Sequence[Results]) -> Results:
     """Concatenate the results of several seeds, with the seed added to the sample ids.
 
     The rows of an image keep a common group: intervals are over groups.
@@ -46,11 +48,11 @@ def pooled(seeds: Sequence[Results]) -> Results:
     )
 
 
-def verdict(name: str, difference: Mapping[str, Mapping[str, float | None]]) -> str:
+def describe_verdict(name: str, difference: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return a sentence with the figures whose interval excludes 0."""
     better: list[str] = []
     worse: list[str] = []
-    for figure in SHOWN:
+    for figure in COMPARED_FIGURES:
         low, high = difference[figure]["low"], difference[figure]["high"]
         rising, falling = (worse, better) if figure in _LOWER_IS_BETTER else (better, worse)
         if low is not None and low > 0:

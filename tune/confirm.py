@@ -6,32 +6,32 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.circle.begin import request_circle, request_trainings
-from mtil.config import Config, digest, from_dict
+from mtil.circle.request import request_circle, request_trainings
+from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed.circle import driver
 from mtil.distributed.prediction import scoring
 from mtil.distributed.training import trainer
 from mtil.errors import RunError
 from mtil.metrics import Results, summarise
-from mtil.prediction.evaluation import to_results
+from mtil.prediction.evaluation import to_metric_results
 from mtil.run import scores
 from mtil.run.folder import Run
-from mtil.run.relay import Guarded
-from tune.comparison import compared, pooled
+from mtil.run.relay import GuardedListener
+from tune.comparison import compare_with_default, pool_seeds
 from tune.record import Search
-from tune.study import Told
+from tune.study import TrialRecord
 
-Listener = Callable[[dict[str, Any]], None]
+ConfirmListener = Callable[[dict[str, Any]], None]
 
 
-def confirm(
+def confirm_winners(
     search: Search,
-    winners: Sequence[Told],
+    winners: Sequence[TrialRecord],
     base: Config,
     folds: Sequence[int],
     num_seeds: int,
-    listen: Listener,
+    listen: ConfirmListener,
 ) -> dict[str, Any]:
     """Train the winners and the default with new seeds and compare both on test rows.
 
@@ -57,8 +57,8 @@ def confirm(
         UserError: if the data set or the resources do not suit the search, or no rows are left.
         RunError: if a training failed.
     """
-    default = search.whole_config_of({}, base)
-    configs = {winner.number: search.whole_config_of(winner.point, base) for winner in winners}
+    default = search.full_config({}, base)
+    configs = {winner.number: search.full_config(winner.point, base) for winner in winners}
     report: dict[str, Any] = {
         "folds": list(folds),
         "seeds": num_seeds,
@@ -70,25 +70,25 @@ def confirm(
     }
     if len(contenders) == 1:
         return report
-    rows, left_out = search.fresh_rows(folds)
+    rows, left_out = search.find_fresh_rows(folds)
     seeds = [base.seed + 1 + index for index in range(num_seeds)]
     trainings = [(name, seed) for name in contenders for seed in seeds]
-    listen = Guarded(listen)
+    listen = GuardedListener(listen)
     results: dict[str, list[Results]] = {name: [] for name in contenders}
     for number, (name, seed) in enumerate(trainings):
         listen(
             {"kind": "training", "name": name, "seed": seed, "number": number, "of": len(trainings)}
         )
-        config = from_dict({"seed": seed}, contenders[name])
+        config = config_from_dict({"seed": seed}, contenders[name])
         tested = _predict_test_rows(search, name, config, folds)
         kept = pa.compute.is_in(tested["sample_id"], value_set=pa.array(sorted(rows)))
-        results[name].append(to_results(tested.filter(kept)))
+        results[name].append(to_metric_results(tested.filter(kept)))
     default_results = results.pop("default")
     return report | {
         "rows": {"compared": len(rows), "left_out": left_out},
-        "default": {"metrics": summarise(pooled(default_results))},
+        "default": {"metrics": summarise(pool_seeds(default_results))},
         "contenders": [
-            compared(name, winner_results, default_results)
+            compare_with_default(name, winner_results, default_results)
             for name, winner_results in results.items()
         ],
     }
@@ -96,7 +96,7 @@ def confirm(
 
 def _predict_test_rows(search: Search, name: str, config: Config, folds: Sequence[int]) -> pa.Table:
     """Train a configuration, unless finished, and return predictions of the test rows."""
-    folder = f"{name.replace(' ', '-')}-{digest(config)[:8]}"
+    folder = f"{name.replace(' ', '-')}-{compute_config_digest(config)[:8]}"
     train_folds = folds
     # All models of a run predict the holdout, so a separate run has the searched folds' models.
     if HOLDOUT in folds:
@@ -106,13 +106,13 @@ def _predict_test_rows(search: Search, name: str, config: Config, folds: Sequenc
     run = Run.create(uri, config, data, search.asked.fingerprint)
     round_index = config.circle.num_rounds - 1 if search.budget.circle else 0
     if search.budget.circle:
-        state = driver.follow(
-            driver.begin(request_circle(data, uri, config, train_folds)), lambda _: None
+        state = driver.follow_circle(
+            driver.begin_circle(request_circle(data, uri, config, train_folds)), lambda _: None
         )
         if state.failed_folds:
             raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
     else:
-        trainer.train(request_trainings(data, uri, config, train_folds), lambda _: None)
+        trainer.run_trainings(request_trainings(data, uri, config, train_folds), lambda _: None)
     table_names = [run.predictions_name(round_index, fold) for fold in folds]
     if not all(run.store.exists(table_name) for table_name in table_names):
         scoring.predict_folds(
@@ -122,7 +122,7 @@ def _predict_test_rows(search: Search, name: str, config: Config, folds: Sequenc
             gpus_per_worker=config.train.gpus_per_worker,
             listen=lambda _: None,
         )
-    tables = [scores.read(run.store, table_name) for table_name in table_names]
+    tables = [scores.read_scores(run.store, table_name) for table_name in table_names]
     predictions = pa.concat_tables(tables)
     last_pass = pa.compute.max(predictions["pass"])
     return predictions.filter(pa.compute.equal(predictions["pass"], last_pass))

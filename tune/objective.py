@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from mtil.errors import ConfigError, DataError
-from mtil.metrics import kept_epoch
+from mtil.metrics import select_epoch
 
-FIGURES = ("dice", "auc", "f1")
+OBJECTIVE_FIGURES = ("dice", "auc", "f1")
 """Figures of a training on its inner validation rows."""
 
 _TERM = re.compile(r"(?:(?P<weight>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?(?P<name>\w+)")
 
 
 @dataclass(frozen=True)
-class Objective:
+class SearchObjective:
     """One or two goals to maximise, each a weighted sum of figures."""
 
     goals: tuple[tuple[tuple[str, float], ...], ...]
@@ -55,7 +55,7 @@ class Objective:
         return [float(value) for value in values]
 
 
-def parse(text: str) -> Objective:
+def parse_objective(text: str) -> SearchObjective:
     """Parse `dice`, a sum such as `0.7*dice + 0.3*auc`, or two goals separated by a comma.
 
     Raises:
@@ -66,7 +66,7 @@ def parse(text: str) -> Objective:
         raise ConfigError(f"`--objective` can have two goals at most, but got {text!r}.")
     if len(goals) == 2 and goals[0] == goals[1]:
         raise ConfigError(f"The two goals of `--objective` must differ, but got {text!r}.")
-    return Objective(goals, text)
+    return SearchObjective(goals, text)
 
 
 def _parse_goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
@@ -74,9 +74,10 @@ def _parse_goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
     for term in part.split("+"):
         match = _TERM.fullmatch(term.strip())
         name = match["name"] if match else ""
-        if match is None or name not in FIGURES or name in terms:
+        if match is None or name not in OBJECTIVE_FIGURES or name in terms:
             raise ConfigError(
-                f"`--objective` must be of {', '.join(FIGURES)}, such as dice, 0.7*dice+0.3*auc or "
+                f"`--objective` must be of {', '.join(OBJECTIVE_FIGURES)}, such as dice, "
+                "0.7*dice+0.3*auc or "
                 f"dice,auc, but got {text!r}."
             )
         terms[name] = float(match["weight"] or 1)
@@ -85,7 +86,9 @@ def _parse_goal(part: str, text: str) -> tuple[tuple[str, float], ...]:
     return tuple(terms.items())
 
 
-def kept(history: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, float]:
+def select_epoch_figures(
+    history: Sequence[Mapping[str, Any]], tolerance: float
+) -> dict[str, float]:
     """Return the figures of the epoch to keep if the training ended now.
 
     Args:
@@ -93,14 +96,14 @@ def kept(history: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, fl
         tolerance: `train.score_tolerance` of the configuration.
     """
     scores = [float(record["validation_score"]) for record in history]
-    best = history[kept_epoch(scores, tolerance)]
-    names = (*FIGURES, "score")
+    best = history[select_epoch(scores, tolerance)]
+    names = (*OBJECTIVE_FIGURES, "score")
     figures = {name: best.get(f"validation_{name}") for name in names}
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def running(
-    objective: Objective,
+def compute_running_value(
+    objective: SearchObjective,
     finished: Sequence[Mapping[str, float]],
     history: Sequence[Mapping[str, Any]],
     tolerance: float,
@@ -113,4 +116,4 @@ def running(
         history: records of the current training.
         tolerance: `train.score_tolerance` of the configuration.
     """
-    return objective.mean([*finished, kept(history, tolerance)])[0]
+    return objective.mean([*finished, select_epoch_figures(history, tolerance)])[0]

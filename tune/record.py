@@ -17,31 +17,31 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.config import STRICT, Config, from_dict, with_overrides
+from mtil.config import STRICT, Config, apply_overrides, config_from_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import select
-from mtil.data.dataset.shards import read
-from mtil.documents import Document, Sha256, shown
+from mtil.data.dataset.selection import select_rows
+from mtil.data.dataset.shards import read_shard
+from mtil.documents import Document, Sha256, format_value
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run.folder import Run
 from mtil.storage import LocalStore, Store, open_store, split_uri
 from tune import space as spaces
-from tune.objective import Objective, parse
-from tune.space import OF_ROUNDS, Space, Value
+from tune.objective import SearchObjective, parse_objective
+from tune.space import CIRCLE_SUBSPACES, KeyValue, SearchSpace
 
-FILE_NAME = "search.json"
+SEARCH_FILE = "search.json"
 _JOURNAL = "study.journal"
 
-Sampler = Literal["tpe", "nsga2", "random"]
-Stopping = Literal["none", "median", "halving"]
+SamplerKind = Literal["tpe", "nsga2", "random"]
+StoppingKind = Literal["none", "median", "halving"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Rule:
+class StoppingRule:
     """When to stop a trial early, by comparison of trials at equal epochs."""
 
-    kind: Stopping = "none"
+    kind: StoppingKind = "none"
     """`median` stops trials below the median of completed trials. `halving` stops trials outside
     the best share of trials with as many epochs."""
     first: int = 1
@@ -49,7 +49,7 @@ class Rule:
     factor: int = 2
     """Factor between the epochs of successive checks. `halving` keeps one trial in `factor`."""
 
-    def asks_after(self, epoch: int) -> bool:
+    def is_checked_after(self, epoch: int) -> bool:
         """Return whether a trial is checked after `epoch` epochs."""
         if self.kind == "none":
             return False
@@ -60,7 +60,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Budget:
+class TrialBudget:
     """Resources of a trial, equal for all trials."""
 
     folds: Annotated[list[int], Field(min_length=1)] = field(default_factory=lambda: [0])
@@ -71,7 +71,7 @@ class Budget:
     circle: bool = False
     """Whether a trial is a whole circle; otherwise one training per fold."""
 
-    def applied(self, config: Config) -> Config:
+    def apply_to(self, config: Config) -> Config:
         """Return the configuration of a trial: the base configuration within the budget."""
         train: dict[str, Any] = {}
         if self.num_epochs is not None:
@@ -84,11 +84,11 @@ class Budget:
         if self.num_workers is not None:
             train["num_workers"] = self.num_workers
         data = {} if self.image_size is None else {"image_size": self.image_size}
-        return from_dict({"train": train, "data": data}, config)
+        return config_from_dict({"train": train, "data": data}, config)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Asked:
+class SearchRequest:
     """The request of a search, fixed for the life of the search folder."""
 
     data: str
@@ -99,7 +99,7 @@ class Asked:
     space: list[str]
     narrowing: dict[str, Any]
     objective: str
-    sampler: Sampler
+    sampler: SamplerKind
     seed: int
     rule: dict[str, Any]
     storage: str | None
@@ -110,10 +110,10 @@ class Asked:
 class Search:
     """A search in a folder or bucket prefix."""
 
-    def __init__(self, store: Store, asked: Asked) -> None:
+    def __init__(self, store: Store, asked: SearchRequest) -> None:
         self.store, self.asked = store, asked
-        self.budget, self.rule = Budget(**asked.budget), Rule(**asked.rule)
-        self.objective: Objective = parse(asked.objective)
+        self.budget, self.rule = TrialBudget(**asked.budget), StoppingRule(**asked.rule)
+        self.objective: SearchObjective = parse_objective(asked.objective)
         self._check_request()
 
     def _check_request(self) -> None:
@@ -122,7 +122,7 @@ class Search:
             raise ConfigError(
                 "Early stopping needs a single goal, but --objective has two. Remove --stop-early."
             )
-        for name in OF_ROUNDS:
+        for name in CIRCLE_SUBSPACES:
             if name in self.asked.space and not self.budget.circle:
                 raise ConfigError(
                     f"`{name}` has an effect only in a whole circle. Add --circle, or remove "
@@ -140,10 +140,12 @@ class Search:
         return self.store.uri
 
     @cached_property
-    def space(self) -> Space:
+    def space(self) -> SearchSpace:
         """Search space around the configuration of a trial."""
-        whole = from_dict(self.asked.config)
-        return spaces.make(self.budget.applied(whole), self.asked.space, self.asked.narrowing)
+        whole = config_from_dict(self.asked.config)
+        return spaces.make_space(
+            self.budget.apply_to(whole), self.asked.space, self.asked.narrowing
+        )
 
     @property
     def storage(self) -> str:
@@ -158,20 +160,20 @@ class Search:
             )
         return str(self.store.root / _JOURNAL)
 
-    def config_of(self, point: Mapping[str, Value]) -> Config:
+    def trial_config(self, point: Mapping[str, KeyValue]) -> Config:
         """Return the configuration of a trial at a point, within the budget."""
-        return with_overrides(self.space.base, spaces.overrides(point))
+        return apply_overrides(self.space.base, spaces.to_overrides(point))
 
-    def whole_config_of(self, point: Mapping[str, Value], base: Config | None = None) -> Config:
+    def full_config(self, point: Mapping[str, KeyValue], base: Config | None = None) -> Config:
         """Return the configuration of a point on the full schedule, without the budget.
 
         Args:
             point: values by key; empty for the default.
             base: configuration under the point; by default the requested configuration.
         """
-        full_config = base or from_dict(self.asked.config)
-        narrowed = spaces.make(full_config, self.asked.space, self.asked.narrowing).base
-        return with_overrides(narrowed, spaces.overrides(point))
+        full_config = base or config_from_dict(self.asked.config)
+        narrowed = spaces.make_space(full_config, self.asked.space, self.asked.narrowing).base
+        return apply_overrides(narrowed, spaces.to_overrides(point))
 
     def manifest(self) -> Manifest:
         """Read the manifest of the searched data set version.
@@ -179,7 +181,7 @@ class Search:
         Raises:
             DataError: if the data set no longer has the version.
         """
-        manifest = manifests.find(open_store(self.asked.data), self.asked.fingerprint)
+        manifest = manifests.find_manifest(open_store(self.asked.data), self.asked.fingerprint)
         if manifest is None:
             raise DataError(
                 f"The data set {self.asked.data} has no version with the fingerprint "
@@ -192,13 +194,16 @@ class Search:
         """Return the location of a trial's run."""
         return f"{self.uri}/trials/{number:04d}"
 
-    def trial_run(self, number: int, point: Mapping[str, Value]) -> Run:
+    def open_trial_run(self, number: int, point: Mapping[str, KeyValue]) -> Run:
         """Create or open the run of a trial."""
         return Run.create(
-            self.trial_uri(number), self.config_of(point), self.asked.data, self.asked.fingerprint
+            self.trial_uri(number),
+            self.trial_config(point),
+            self.asked.data,
+            self.asked.fingerprint,
         )
 
-    def fresh_rows(self, folds: Sequence[int]) -> tuple[set[str], int]:
+    def find_fresh_rows(self, folds: Sequence[int]) -> tuple[set[str], int]:
         """Return test rows of folds on which no trial was validated.
 
         The inner validation rows of a fold are test rows of other folds.
@@ -210,15 +215,15 @@ class Search:
             DataError: if no fresh row is left, or the data set has changed.
         """
         manifest, store = self.manifest(), open_store(self.asked.data)
-        test_selections = [select(manifest, fold, "test") for fold in folds]
+        test_selections = [select_rows(manifest, fold, "test") for fold in folds]
         normals = self.space.base.data.normals
         validation_selections = [
-            select(manifest, fold, "validation", normals=normals) for fold in self.budget.folds
+            select_rows(manifest, fold, "validation", normals=normals) for fold in self.budget.folds
         ]
         test_ids: set[str] = set()
         validated_ids: set[str] = set()
         for shard in manifest.shards:
-            table = read(store, shard, ("sample_id", "fold", "part", "label"))
+            table = read_shard(store, shard, ("sample_id", "fold", "part", "label"))
             ids = table.column("sample_id").to_numpy(zero_copy_only=False)
             test_ids.update(*(ids[selection.rows(table)] for selection in test_selections))
             validated_ids.update(
@@ -238,11 +243,11 @@ class Search:
             ConfigError: if the request differs from the existing search.
         """
         text = json.dumps(asdict(self.asked), indent=1) + "\n"
-        if not self.store.create(FILE_NAME, text.encode()):
+        if not self.store.create(SEARCH_FILE, text.encode()):
             self.plan(self.uri, self.asked)
 
     @classmethod
-    def create(cls, uri: str, asked: Asked) -> "Search":
+    def create(cls, uri: str, asked: SearchRequest) -> "Search":
         """Create a search, or open an existing search with an equal request.
 
         Raises:
@@ -253,7 +258,7 @@ class Search:
         return search
 
     @classmethod
-    def plan(cls, uri: str, asked: Asked) -> "Search":
+    def plan(cls, uri: str, asked: SearchRequest) -> "Search":
         """Return the search of `create` without writing anything.
 
         Raises:
@@ -263,7 +268,7 @@ class Search:
         planned = cls(store, asked)
         # Both properties check the request: errors must come before anything is written.
         _ = planned.space, planned.storage
-        if not store.exists(FILE_NAME):
+        if not store.exists(SEARCH_FILE):
             return planned
         existing = cls.open(uri)
         old_request, new_request = asdict(existing.asked), asdict(asked)
@@ -284,12 +289,12 @@ class Search:
             DataError: if there is no search, or `search.json` is damaged.
         """
         store = open_store(uri)
-        document = Document(f"{store.uri}/{FILE_NAME}", "restore it, or name another search")
+        document = Document(f"{store.uri}/{SEARCH_FILE}", "restore it, or name another search")
         try:
-            asked = document.validate(_ASKED, document.object(document.read(store, FILE_NAME)))
+            asked = document.validate(_ASKED, document.object(document.read(store, SEARCH_FILE)))
         except NotFoundError:
             raise DataError(
-                f"{store.uri} is not a search: {FILE_NAME} is missing. Start a search with "
+                f"{store.uri} is not a search: {SEARCH_FILE} is missing. Start a search with "
                 "`mtil-tune run`."
             ) from None
         document.validate(_BUDGETS, asked.budget)
@@ -300,12 +305,12 @@ class Search:
             document.refuse(f"holds an invalid request: {str(error).rstrip('.')}")
 
 
-_ASKED: TypeAdapter[Asked] = TypeAdapter(Asked)
-_BUDGETS: TypeAdapter[Budget] = TypeAdapter(Budget)
-_RULES: TypeAdapter[Rule] = TypeAdapter(Rule)
+_ASKED: TypeAdapter[SearchRequest] = TypeAdapter(SearchRequest)
+_BUDGETS: TypeAdapter[TrialBudget] = TypeAdapter(TrialBudget)
+_RULES: TypeAdapter[StoppingRule] = TypeAdapter(StoppingRule)
 
 
-def study_name(uri: str) -> str:
+def make_study_name(uri: str) -> str:
     """Return the name of a search's study, derived from the URI."""
     digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
     return f"{split_uri(uri)[1]}-{digest}"
@@ -328,4 +333,4 @@ def _describe_change(old: Any, new: Any) -> str:
         prefix += f"{key}."
         old, new = old.get(key), new.get(key)
     name = f"{prefix[:-1]} = " if prefix else ""
-    return f"{name}{shown(old)}, but {shown(new)} is requested"
+    return f"{name}{format_value(old)}, but {format_value(new)} is requested"

@@ -11,19 +11,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tune import study as studies
 from tune.record import Search
-from tune.space import overrides
+from tune.space import to_overrides
 
 _MAX_CONTOUR_KEYS = 4
 """Number of keys with contour plots of all pairs, by importance."""
 
 
-def page(search: Search, study: Study) -> str:
+def render_report(search: Search, study: Study) -> str:
     """Return the HTML page of a study.
 
     Raises:
         DataError: if no trial is completed.
     """
-    best = studies.best(study)
+    best = studies.select_best(study)
     parts = [_render_head(search, study, best)]
     # Only the first plot embeds the plotting library.
     include_library: bool | str = True
@@ -42,8 +42,8 @@ def page(search: Search, study: Study) -> str:
     )
 
 
-def _render_head(search: Search, study: Study, best: list[studies.Told]) -> str:
-    counts = ", ".join(f"{number} {state}" for state, number in studies.counts(study).items())
+def _render_head(search: Search, study: Study, best: list[studies.TrialRecord]) -> str:
+    counts = ", ".join(f"{number} {state}" for state, number in studies.count_trials(study).items())
     rows = "\n".join(
         f"<tr><td>{trial.number}</td>"
         + "".join(f"<td>{value:.4f}</td>" for value in trial.values or [])
@@ -53,7 +53,7 @@ def _render_head(search: Search, study: Study, best: list[studies.Told]) -> str:
     goals = "".join(f"<th>{html.escape(name)}</th>" for name in search.objective.names)
     failed = "\n".join(
         f"<li>trial {trial.number}: {html.escape(trial.cause)}</li>"
-        for trial in studies.trials(study)
+        for trial in studies.list_trials(study)
         if trial.cause is not None
     )
     return (
@@ -65,16 +65,16 @@ def _render_head(search: Search, study: Study, best: list[studies.Told]) -> str:
     )
 
 
-def _command_line(trial: studies.Told) -> str:
-    return " ".join(f"--{key} {value}" for key, value in overrides(trial.point).items())
+def _command_line(trial: studies.TrialRecord) -> str:
+    return " ".join(f"--{key} {value}" for key, value in to_overrides(trial.point).items())
 
 
 def _make_plots(
-    search: Search, study: Study, best: list[studies.Told]
+    search: Search, study: Study, best: list[studies.TrialRecord]
 ) -> Iterator[tuple[str, Any]]:
     names = search.objective.names
-    importances_by_goal = studies.importances(study, names)
-    with studies.quiet():
+    importances_by_goal = studies.compute_importances(study, names)
+    with studies.suppress_library_warnings():
         if len(names) == 2:
             yield "Pareto front", plots.plot_pareto_front(study, target_names=names)
         else:
@@ -89,7 +89,7 @@ def _make_plots(
             keys = list(importances_by_goal.get(name) or best[0].point)
             if name in importances_by_goal:
                 importances = plots.plot_param_importances(
-                    study, target=studies.worse(index), target_name=name
+                    study, target=studies.negate_goal(index), target_name=name
                 )
                 yield f"Importances: {name}", importances
             yield (

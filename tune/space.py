@@ -12,18 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mtil.config import Config, to_dict, with_overrides
-from mtil.documents import shortened, shown
+from mtil.config import Config, apply_overrides, config_to_dict
+from mtil.documents import format_value, shorten_text
 from mtil.errors import ConfigError
 
-Value = bool | int | float | str
+KeyValue = bool | int | float | str
 """A value of a key. Lists are stored as command-line text, such as `[32, 16]`."""
 
 
-class Suggests(Protocol):
+class SuggestingTrial(Protocol):
     """Methods of an Optuna trial used by a space."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[KeyValue]) -> Any:
         """Choose one of several values."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
@@ -34,21 +34,21 @@ class Suggests(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChoiceDomain:
     """Domain of several listed values."""
 
-    values: tuple[Value, ...]
+    values: tuple[KeyValue, ...]
 
-    def suggest(self, trial: Suggests, key: str) -> Value:
+    def suggest(self, trial: SuggestingTrial, key: str) -> KeyValue:
         """Suggest one of the values."""
-        value: Value = trial.suggest_categorical(key, self.values)
+        value: KeyValue = trial.suggest_categorical(key, self.values)
         return value
 
     def holds(self, value: Any) -> bool:
         """Return whether a value belongs to the domain."""
         return any(_is_same(known, value) for known in self.values)
 
-    def narrowed(self, key: str, wanted: Any) -> "Choice":
+    def narrowed(self, key: str, wanted: Any) -> "ChoiceDomain":
         """Return a domain with only the wanted values.
 
         Raises:
@@ -68,22 +68,22 @@ class Choice:
             if not self.holds(value):
                 raise ConfigError(
                     f"`{key}` can be narrowed to some of {_join_values(self.values)}, but got "
-                    f"{shown(value)}."
+                    f"{format_value(value)}."
                 )
-        return Choice(
+        return ChoiceDomain(
             tuple(known for known in self.values if any(_is_same(known, v) for v in values))
         )
 
 
 @dataclass(frozen=True)
-class Range:
+class RangeDomain:
     """Domain of numbers between two ends, both included."""
 
     low: float
     high: float
     log: bool = False
 
-    def suggest(self, trial: Suggests, key: str) -> Value:
+    def suggest(self, trial: SuggestingTrial, key: str) -> KeyValue:
         """Suggest a number."""
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
@@ -91,7 +91,7 @@ class Range:
         """Return whether a value lies in the range."""
         return _is_number(value) and self.low <= value <= self.high
 
-    def narrowed(self, key: str, wanted: Any) -> "Range":
+    def narrowed(self, key: str, wanted: Any) -> "RangeDomain":
         """Return a narrower range: a list of two numbers, or one number as both ends.
 
         Raises:
@@ -99,7 +99,7 @@ class Range:
         """
         low, high = _parse_ends(key, wanted)
         self._check_ends(key, low, high)
-        return Range(float(low), float(high), self.log)
+        return RangeDomain(float(low), float(high), self.log)
 
     def _check_ends(self, key: str, low: float, high: float) -> None:
         if not (self.low <= low and high <= self.high):
@@ -110,34 +110,34 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Whole:
+class IntegerDomain:
     """Domain of integers between two ends, both included."""
 
     low: int
     high: int
 
-    def suggest(self, trial: Suggests, key: str) -> Value:
+    def suggest(self, trial: SuggestingTrial, key: str) -> KeyValue:
         """Suggest an integer."""
         return trial.suggest_int(key, self.low, self.high)
 
     def holds(self, value: Any) -> bool:
         """Return whether a value is an integer in the range."""
-        return isinstance(value, int) and Range(self.low, self.high).holds(value)
+        return isinstance(value, int) and RangeDomain(self.low, self.high).holds(value)
 
-    def narrowed(self, key: str, wanted: Any) -> "Whole":
+    def narrowed(self, key: str, wanted: Any) -> "IntegerDomain":
         """Return a narrower range: a list of two integers, or one integer as both ends.
 
         Raises:
             ConfigError: if the wanted range is empty, exceeds the domain or has a fraction.
         """
         low, high = _parse_ends(key, wanted)
-        Range(self.low, self.high)._check_ends(key, low, high)
+        RangeDomain(self.low, self.high)._check_ends(key, low, high)
         if low != int(low) or high != int(high):
-            raise ConfigError(f"`{key}` must be a whole number, but got {shown(wanted)}.")
-        return Whole(int(low), int(high))
+            raise ConfigError(f"`{key}` must be a whole number, but got {format_value(wanted)}.")
+        return IntegerDomain(int(low), int(high))
 
 
-Domain = Choice | Range | Whole
+Domain = ChoiceDomain | RangeDomain | IntegerDomain
 
 
 @dataclass(frozen=True)
@@ -146,48 +146,52 @@ class Dimension:
 
     key: str
     domain: Domain
-    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    when: Mapping[str, tuple[KeyValue, ...]] = field(default_factory=dict)
     """Conditions for an effect: keys with the required values. All conditions must hold."""
 
 
 _ATTENTION_KINDS = ("self", "cross", "both")
-_YES_OR_NO = Choice((True, False))
-_CHAIN_MAPS = Choice(("in_sample", "cross_fit"))
+_YES_OR_NO = ChoiceDomain((True, False))
+_CHAIN_MAPS = ChoiceDomain(("in_sample", "cross_fit"))
 """Sources of maps for a chain test, in which no model reads its own output (`recycle`)."""
-_NO_BASELINE: Mapping[str, tuple[Value, ...]] = {"model.baseline": (False,)}
+_NO_BASELINE: Mapping[str, tuple[KeyValue, ...]] = {"model.baseline": (False,)}
 """The baseline lacks attention, aggregation and prior."""
-_WITH_ATTENTION: Mapping[str, tuple[Value, ...]] = {
+_WITH_ATTENTION: Mapping[str, tuple[KeyValue, ...]] = {
     **_NO_BASELINE,
     "model.attention.kind": _ATTENTION_KINDS,
 }
 
 SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
     "attention": (
-        Dimension("model.attention.kind", Choice(("none", *_ATTENTION_KINDS)), _NO_BASELINE),
+        Dimension("model.attention.kind", ChoiceDomain(("none", *_ATTENTION_KINDS)), _NO_BASELINE),
         Dimension(
-            "model.attention.form", Choice(("location", "semantic", "both")), _WITH_ATTENTION
+            "model.attention.form", ChoiceDomain(("location", "semantic", "both")), _WITH_ATTENTION
         ),
         Dimension(
-            "model.attention.levels", Choice(("[32]", "[32, 16]", "[32, 16, 8]")), _WITH_ATTENTION
+            "model.attention.levels",
+            ChoiceDomain(("[32]", "[32, 16]", "[32, 16, 8]")),
+            _WITH_ATTENTION,
         ),
-        Dimension("model.attention.width", Choice((32, 64, 96, 128)), _WITH_ATTENTION),
-        Dimension("model.attention.num_heads", Choice((2, 4, 8)), _WITH_ATTENTION),
+        Dimension("model.attention.width", ChoiceDomain((32, 64, 96, 128)), _WITH_ATTENTION),
+        Dimension("model.attention.num_heads", ChoiceDomain((2, 4, 8)), _WITH_ATTENTION),
         Dimension(
             "model.attention.direction",
-            Choice(("both", "seg_to_cls", "cls_to_seg")),
+            ChoiceDomain(("both", "seg_to_cls", "cls_to_seg")),
             {**_NO_BASELINE, "model.attention.kind": ("cross", "both")},
         ),
         Dimension(
             "model.attention.fusion",
-            Choice(("gate", "concat", "sum")),
+            ChoiceDomain(("gate", "concat", "sum")),
             {**_NO_BASELINE, "model.attention.kind": ("both",)},
         ),
     ),
     "aggregation": (
-        Dimension("model.aggregation.kind", Choice(("fab", "se", "eca", "concat")), _NO_BASELINE),
+        Dimension(
+            "model.aggregation.kind", ChoiceDomain(("fab", "se", "eca", "concat")), _NO_BASELINE
+        ),
         Dimension(
             "model.aggregation.reduction",
-            Choice((4, 8, 16)),
+            ChoiceDomain((4, 8, 16)),
             {**_NO_BASELINE, "model.aggregation.kind": ("fab", "se")},
         ),
     ),
@@ -199,49 +203,53 @@ SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
             _YES_OR_NO,
             {**_WITH_ATTENTION, "model.attention.form": ("location", "both")},
         ),
-        Dimension("model.prior.dropout", Range(0.0, 0.6), _NO_BASELINE),
-        Dimension("model.prior.roughen", Range(0.0, 0.8), _NO_BASELINE),
+        Dimension("model.prior.dropout", RangeDomain(0.0, 0.6), _NO_BASELINE),
+        Dimension("model.prior.roughen", RangeDomain(0.0, 0.8), _NO_BASELINE),
     ),
     "circle": (
-        Dimension("circle.maps", Choice(("in_sample", "cross_fit", "recycle"))),
-        Dimension("circle.num_passes", Whole(1, 4), {"circle.test": ("passes",)}),
+        Dimension("circle.maps", ChoiceDomain(("in_sample", "cross_fit", "recycle"))),
+        Dimension("circle.num_passes", IntegerDomain(1, 4), {"circle.test": ("passes",)}),
     ),
     "loss": (
-        Dimension("loss.weighting", Choice(("fixed", "uncertainty"))),
-        Dimension("loss.segmentation", Range(0.5, 2.0, log=True), {"loss.weighting": ("fixed",)}),
+        Dimension("loss.weighting", ChoiceDomain(("fixed", "uncertainty"))),
         Dimension(
-            "loss.classification", Range(0.05, 2.0, log=True), {"loss.weighting": ("fixed",)}
+            "loss.segmentation", RangeDomain(0.5, 2.0, log=True), {"loss.weighting": ("fixed",)}
         ),
-        Dimension("loss.dice", Range(0.2, 0.8)),
-        Dimension("loss.boundary", Range(0.0, 1.0)),
-        Dimension("loss.deep_supervision", Range(0.0, 0.8)),
-        Dimension("loss.classification_kind", Choice(("cross_entropy", "focal"))),
-        Dimension("loss.focal_gamma", Range(0.5, 4.0), {"loss.classification_kind": ("focal",)}),
+        Dimension(
+            "loss.classification", RangeDomain(0.05, 2.0, log=True), {"loss.weighting": ("fixed",)}
+        ),
+        Dimension("loss.dice", RangeDomain(0.2, 0.8)),
+        Dimension("loss.boundary", RangeDomain(0.0, 1.0)),
+        Dimension("loss.deep_supervision", RangeDomain(0.0, 0.8)),
+        Dimension("loss.classification_kind", ChoiceDomain(("cross_entropy", "focal"))),
+        Dimension(
+            "loss.focal_gamma", RangeDomain(0.5, 4.0), {"loss.classification_kind": ("focal",)}
+        ),
     ),
     "optimiser": (
-        Dimension("train.learning_rate", Range(1e-4, 5e-3, log=True)),
-        Dimension("train.encoder_learning_rate", Range(3e-5, 1e-3, log=True)),
-        Dimension("train.weight_decay", Range(1e-4, 1e-1, log=True)),
-        Dimension("train.ema_decay", Choice((0.0, 0.9, 0.97, 0.99, 0.997))),
+        Dimension("train.learning_rate", RangeDomain(1e-4, 5e-3, log=True)),
+        Dimension("train.encoder_learning_rate", RangeDomain(3e-5, 1e-3, log=True)),
+        Dimension("train.weight_decay", RangeDomain(1e-4, 1e-1, log=True)),
+        Dimension("train.ema_decay", ChoiceDomain((0.0, 0.9, 0.97, 0.99, 0.997))),
     ),
     "augment": (
-        Dimension("augment.rotation", Range(0.0, 40.0)),
-        Dimension("augment.scale", Range(0.0, 0.3)),
-        Dimension("augment.translation", Range(0.0, 0.15)),
-        Dimension("augment.brightness", Range(0.0, 0.3)),
-        Dimension("augment.contrast", Range(0.0, 0.4)),
-        Dimension("augment.gamma", Range(0.0, 0.4)),
-        Dimension("augment.speckle", Range(0.0, 0.3)),
+        Dimension("augment.rotation", RangeDomain(0.0, 40.0)),
+        Dimension("augment.scale", RangeDomain(0.0, 0.3)),
+        Dimension("augment.translation", RangeDomain(0.0, 0.15)),
+        Dimension("augment.brightness", RangeDomain(0.0, 0.3)),
+        Dimension("augment.contrast", RangeDomain(0.0, 0.4)),
+        Dimension("augment.gamma", RangeDomain(0.0, 0.4)),
+        Dimension("augment.speckle", RangeDomain(0.0, 0.3)),
     ),
 }
 """Dimensions by subspace name. A key precedes the keys with a condition on it."""
 
-OF_ROUNDS = ("prior", "circle")
+CIRCLE_SUBSPACES = ("prior", "circle")
 """Subspaces with an effect only where a trial is a whole circle."""
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Dimensions to search, and the configuration with the other keys."""
 
     dimensions: tuple[Dimension, ...]
@@ -249,22 +257,22 @@ class Space:
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Overrides of the base configuration, from keys narrowed to a single value."""
 
-    def suggest(self, trial: Suggests) -> dict[str, Value]:
+    def suggest(self, trial: SuggestingTrial) -> dict[str, KeyValue]:
         """Suggest values for all dimensions with an effect, in order."""
-        values = flat(self.base)
-        chosen: dict[str, Value] = {}
+        values = flatten_config(self.base)
+        chosen: dict[str, KeyValue] = {}
         for dimension in self.dimensions:
             if _has_effect(dimension, values):
                 value = dimension.domain.suggest(trial, dimension.key)
                 chosen[dimension.key] = values[dimension.key] = value
         return chosen
 
-    def varies(self) -> bool:
+    def has_variation(self) -> bool:
         """Return whether any dimension can have an effect."""
         domains = {dimension.key: dimension.domain for dimension in self.dimensions}
-        values = flat(self.base)
+        values = flatten_config(self.base)
 
-        def is_possible(key: str, allowed: Sequence[Value]) -> bool:
+        def is_possible(key: str, allowed: Sequence[KeyValue]) -> bool:
             domain = domains.get(key)
             return any(
                 domain.holds(value) if domain else _is_same(value, values[key]) for value in allowed
@@ -275,9 +283,9 @@ class Space:
             for dimension in self.dimensions
         )
 
-    def default(self) -> dict[str, Value] | None:
+    def default(self) -> dict[str, KeyValue] | None:
         """Return the point of the base configuration, or None if the space lacks the point."""
-        values = flat(self.base)
+        values = flatten_config(self.base)
         point = {
             dimension.key: values[dimension.key]
             for dimension in self.dimensions
@@ -291,7 +299,9 @@ class Space:
         return point if is_inside else None
 
 
-def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None = None) -> Space:
+def make_space(
+    base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None = None
+) -> SearchSpace:
     """Return the space of several subspaces.
 
     Args:
@@ -316,17 +326,18 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
         key = key.replace("-", "_")
         if key not in dimensions:
             raise ConfigError(
-                f"`{shortened(key)}` is not in the space{_key_hint(key, list(dimensions), names)}."
+                f"`{shorten_text(key)}` is not in the "
+                f"space{_key_hint(key, list(dimensions), names)}."
             )
         domain = dimensions[key].domain.narrowed(key, wanted)
         # A single value is no dimension: the base configuration gets the value.
         if value := _only_value(domain):
-            fixed[key] = as_text(value[0])
+            fixed[key] = format_override(value[0])
             del dimensions[key]
         else:
             dimensions[key] = Dimension(key, domain, dimensions[key].when)
-    space = Space(tuple(dimensions.values()), with_overrides(base, fixed), fixed)
-    if not space.varies():
+    space = SearchSpace(tuple(dimensions.values()), apply_overrides(base, fixed), fixed)
+    if not space.has_variation():
         raise ConfigError(
             "The search space has nothing to vary: every key is fixed, or has no effect in this "
             "configuration. Change --space or --narrow."
@@ -334,28 +345,28 @@ def make(base: Config, names: Sequence[str], narrowing: Mapping[str, Any] | None
     return space
 
 
-def overrides(point: Mapping[str, Value]) -> dict[str, str]:
+def to_overrides(point: Mapping[str, KeyValue]) -> dict[str, str]:
     """Return a point as command-line overrides: text by dotted key."""
-    return {key: as_text(value) for key, value in point.items()}
+    return {key: format_override(value) for key, value in point.items()}
 
 
-def as_text(value: Value) -> str:
+def format_override(value: KeyValue) -> str:
     """Return a value as written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def flat(config: Config) -> dict[str, Any]:
+def flatten_config(config: Config) -> dict[str, Any]:
     """Return the values of a configuration by dotted key, with lists as text."""
-    return {key: _as_typed(value) for key, value in _flatten(to_dict(config)).items()}
+    return {key: _as_typed(value) for key, value in _flatten(config_to_dict(config)).items()}
 
 
 def _has_effect(dimension: Dimension, values: Mapping[str, Any]) -> bool:
     return all(values[key] in allowed for key, allowed in dimension.when.items())
 
 
-def _only_value(domain: Domain) -> tuple[Value, ...]:
+def _only_value(domain: Domain) -> tuple[KeyValue, ...]:
     """Return the single value of a domain in a tuple; empty for several values."""
-    if isinstance(domain, Choice):
+    if isinstance(domain, ChoiceDomain):
         return domain.values if len(domain.values) == 1 else ()
     return (domain.low,) if domain.low == domain.high else ()
 
@@ -370,7 +381,7 @@ def _parse_ends(key: str, wanted: Any) -> tuple[float, float]:
     ]
     if len(ends) != 2 or not all(_is_number(end) for end in ends):
         raise ConfigError(
-            f"`{key}` must be a number or the two ends of a range, but got {shown(wanted)}."
+            f"`{key}` must be a number or the two ends of a range, but got {format_value(wanted)}."
         )
     if ends[0] > ends[1]:
         raise ConfigError(f"The range of `{key}` is empty: {ends[0]} to {ends[1]}.")
@@ -385,7 +396,7 @@ def _parse_number(value: Any) -> Any:
     return value
 
 
-def _is_same(value: Value, candidate: Any) -> bool:
+def _is_same(value: KeyValue, candidate: Any) -> bool:
     """Return whether values are equal; 0 equals 0.0, but not False."""
     return value == candidate and isinstance(value, bool) == isinstance(candidate, bool)
 
@@ -415,5 +426,5 @@ def _key_hint(key: str, known: Sequence[str], names: Sequence[str]) -> str:
     return f"; did you mean `{close[0]}`" if close else f", which has {', '.join(known)}"
 
 
-def _join_values(values: Sequence[Value]) -> str:
-    return ", ".join(as_text(value) for value in values)
+def _join_values(values: Sequence[KeyValue]) -> str:
+    return ", ".join(format_override(value) for value in values)

@@ -21,12 +21,17 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from mtil.documents import MIB, Document, shortened
+from mtil.documents import MIB, Document, shorten_text
 from mtil.errors import ConfigError, DataError, MtilError, StorageError
-from tune.record import Rule, Sampler, Search
-from tune.space import Value
+from tune.record import SamplerKind, Search, StoppingRule
+from tune.space import KeyValue
 
-CAUSE, STOPPED, FIGURES, SECONDS = "cause", "stopped_after", "figures", "seconds"
+CAUSE_ATTRIBUTE, STOPPED_ATTRIBUTE, FIGURES_ATTRIBUTE, SECONDS_ATTRIBUTE = (
+    "cause",
+    "stopped_after",
+    "figures",
+    "seconds",
+)
 """Names of a trial's user attributes."""
 
 _STARTUP_TRIALS = {1: 10, 2: 5}
@@ -48,13 +53,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True)
-class Told:
+class TrialRecord:
     """A trial as recorded in the study."""
 
     number: int
     state: str
     values: list[float] | None
-    point: dict[str, Value]
+    point: dict[str, KeyValue]
     cause: str | None
     stopped_after: int | None
     """Epochs after which the rule stopped the trial; None if not stopped."""
@@ -63,11 +68,11 @@ class Told:
     seconds: float | None
 
 
-_TRIALS: TypeAdapter[Told] = TypeAdapter(Told)
+_TRIALS: TypeAdapter[TrialRecord] = TypeAdapter(TrialRecord)
 _MAX_JOURNAL_BYTES = 256 * MIB
 
 
-def storage_of(where: str) -> str:
+def resolve_storage(where: str) -> str:
     """Return the `--storage` value in a form valid in any folder and process.
 
     Raises:
@@ -124,7 +129,7 @@ def open_storage(where: str) -> BaseStorage:
         ) from None
 
 
-def mend(where: str) -> None:
+def repair_journal(where: str) -> None:
     """Cut off an unfinished last line of a journal, left by a driver whose machine died.
 
     Only for the driver of a search, before opening the storage. Readers skip unfinished lines.
@@ -143,19 +148,19 @@ def mend(where: str) -> None:
         lock.release()
 
 
-def load(search: Search) -> Study:
+def load_study(search: Search) -> Study:
     """Return the study of a search.
 
     Raises:
         DataError: if the study does not exist yet.
     """
-    study = find(search)
+    study = find_study(search)
     if study is None:
         raise DataError(f"The search {search.uri} has no trial yet. Run `mtil-tune run`.")
     return study
 
 
-def find(search: Search) -> Study | None:
+def find_study(search: Search) -> Study | None:
     """Return the study of a search, or None before the first `mtil-tune run`.
 
     Raises:
@@ -187,7 +192,7 @@ def _refuse_damage(where: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         if isinstance(error, MtilError):
             raise
-        reason = shortened(" ".join(str(error).split())) or type(error).__name__
+        reason = shorten_text(" ".join(str(error).split())) or type(error).__name__
         raise StorageError(
             f"The study's storage {where} holds no valid Optuna study ({reason}). Restore the "
             "storage, or start a new search."
@@ -233,10 +238,10 @@ def _check_trials(search: Search, study: Study) -> None:
         for name, value in trial.params.items():
             # Raises if the distribution cannot hold the value.
             trial.distributions[name].to_internal_repr(value)
-        _TRIALS.validate_json(json.dumps(asdict(told(trial))), strict=True)
+        _TRIALS.validate_json(json.dumps(asdict(to_record(trial))), strict=True)
 
 
-def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> BaseSampler:
+def make_sampler(kind: SamplerKind, seed: int, number: int, num_goals: int = 1) -> BaseSampler:
     """Return the sampler of a trial, seeded by search seed and trial number.
 
     Args:
@@ -249,7 +254,7 @@ def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> B
     # continues as if never interrupted.
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
     trial_seed = int.from_bytes(digest[:4], "big")
-    with quiet():
+    with suppress_library_warnings():
         if kind == "random":
             return RandomSampler(seed=trial_seed)
         if kind == "nsga2":
@@ -264,7 +269,7 @@ def make_sampler(kind: Sampler, seed: int, number: int, num_goals: int = 1) -> B
         )
 
 
-def make_pruner(rule: Rule) -> BasePruner:
+def make_pruner(rule: StoppingRule) -> BasePruner:
     """Return the Optuna pruner of a rule; to be asked only after the epochs of the rule."""
     if rule.kind == "median":
         return MedianPruner(n_startup_trials=5)
@@ -273,10 +278,10 @@ def make_pruner(rule: Rule) -> BasePruner:
     return NopPruner()
 
 
-class Judge:
+class EarlyStopper:
     """Actor to write epochs of trials into the study and to decide on early stopping."""
 
-    def __init__(self, storage: str, study: str, rule: Rule) -> None:
+    def __init__(self, storage: str, study: str, rule: StoppingRule) -> None:
         self._rule = rule
         self._study = optuna.load_study(
             study_name=study,
@@ -290,24 +295,24 @@ class Judge:
         A repeated report gets the first answer again: a restarted training may report all epochs.
         """
         frozen = self._study.get_trials(deepcopy=False)[number]
-        if frozen.state.is_finished() or STOPPED in frozen.user_attrs:
+        if frozen.state.is_finished() or STOPPED_ATTRIBUTE in frozen.user_attrs:
             return False
         if epoch in frozen.intermediate_values:
             return True
         trial = optuna.trial.Trial(self._study, frozen._trial_id)
         trial.report(value, epoch)
-        if self._rule.asks_after(epoch) and trial.should_prune():
-            trial.set_user_attr(STOPPED, epoch)
+        if self._rule.is_checked_after(epoch) and trial.should_prune():
+            trial.set_user_attr(STOPPED_ATTRIBUTE, epoch)
             return False
         return True
 
     def has_stopped(self, number: int) -> bool:
         """Return whether the rule has stopped a trial."""
-        return STOPPED in self._study.get_trials(deepcopy=False)[number].user_attrs
+        return STOPPED_ATTRIBUTE in self._study.get_trials(deepcopy=False)[number].user_attrs
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_library_warnings() -> Iterator[None]:
     """Suppress library warnings without use for the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -320,28 +325,28 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def told(trial: FrozenTrial) -> Told:
+def to_record(trial: FrozenTrial) -> TrialRecord:
     """Convert an Optuna trial."""
     attributes = trial.user_attrs
     completed = trial.state == TrialState.COMPLETE
-    return Told(
+    return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
         values=list(trial.values) if completed else None,
         point=dict(trial.params),
-        cause=attributes.get(CAUSE),
-        stopped_after=attributes.get(STOPPED),
-        figures=attributes.get(FIGURES, []),
-        seconds=attributes.get(SECONDS),
+        cause=attributes.get(CAUSE_ATTRIBUTE),
+        stopped_after=attributes.get(STOPPED_ATTRIBUTE),
+        figures=attributes.get(FIGURES_ATTRIBUTE, []),
+        seconds=attributes.get(SECONDS_ATTRIBUTE),
     )
 
 
-def trials(study: Study) -> list[Told]:
+def list_trials(study: Study) -> list[TrialRecord]:
     """Return all trials, ordered by number."""
-    return [told(trial) for trial in study.get_trials(deepcopy=False)]
+    return [to_record(trial) for trial in study.get_trials(deepcopy=False)]
 
 
-def counts(study: Study) -> dict[str, int]:
+def count_trials(study: Study) -> dict[str, int]:
     """Return the number of trials by state."""
     num_by_state = dict.fromkeys(_STATES.values(), 0)
     for trial in study.get_trials(deepcopy=False):
@@ -349,12 +354,12 @@ def counts(study: Study) -> dict[str, int]:
     return num_by_state
 
 
-def ended(counts: Mapping[str, int]) -> int:
+def count_ended(counts: Mapping[str, int]) -> int:
     """Return the number of completed or early stopped trials, as counted by `--num-trials`."""
     return counts["completed"] + counts["stopped early"]
 
 
-def best(study: Study, number: int | None = None) -> list[Told]:
+def select_best(study: Study, number: int | None = None) -> list[TrialRecord]:
     """Return the completed trials, best first, each point once. With two goals, the Pareto front.
 
     Args:
@@ -371,13 +376,13 @@ def best(study: Study, number: int | None = None) -> list[Told]:
     if not completed:
         raise DataError("The search has no completed trial yet. Continue with `mtil-tune run`.")
     ordered = sorted(completed, key=lambda trial: (-cast(float, trial.values[0]), trial.number))
-    points: dict[tuple[Any, ...], Told] = {}
+    points: dict[tuple[Any, ...], TrialRecord] = {}
     for trial in ordered:
-        points.setdefault(tuple(sorted(trial.params.items())), told(trial))
+        points.setdefault(tuple(sorted(trial.params.items())), to_record(trial))
     return list(points.values())[:number]
 
 
-def importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def compute_importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the importance of each key for each goal, as shares from PED-ANOVA.
 
     Goals are left out if the trials are too few, or all have the same value.
@@ -390,12 +395,12 @@ def importances(study: Study, names: Sequence[str]) -> dict[str, dict[str, float
     for index, name in enumerate(names):
         if len({trial.values[index] for trial in completed}) < 2:
             continue
-        with quiet():
-            shares: Mapping[str, float] = get_param_importances(study, target=worse(index))
+        with suppress_library_warnings():
+            shares: Mapping[str, float] = get_param_importances(study, target=negate_goal(index))
         by_goal[name] = {key: float(share) for key, share in shares.items()}
     return by_goal
 
 
-def worse(goal: int) -> Callable[[FrozenTrial], float]:
+def negate_goal(goal: int) -> Callable[[FrozenTrial], float]:
     """Return a function from a trial to the negated goal, since Optuna's importances minimise."""
     return lambda trial: -float(trial.values[goal])

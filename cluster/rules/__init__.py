@@ -16,6 +16,6 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 NEEDED_TO_END: tuple[Rule, ...] = (
-    starting.hosts, starting.ssh_key_is_there, *arguments.NEEDED_TO_END,
+    starting.check_hosts, starting.check_ssh_key, *arguments.NEEDED_TO_END,
 )  # fmt: skip
 """Rules that must hold even for taking a cluster down."""

@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from cluster import credentials, files
-from cluster.commands import ray_starts
-from cluster.files import LAUNCHED, RENTED, ClusterFile
-from cluster.rules.arguments import USER
+from cluster.commands import find_ray_starts
+from cluster.files import RAY_UP_KINDS, RENTED_KINDS, ClusterFile
+from cluster.rules.arguments import USER_PATTERN
 
 _TOKEN_PATH = ".ray/auth_token"
 
 
-def own_security_group(file: ClusterFile) -> Iterator[str]:
+def check_security_group(file: ClusterFile) -> Iterator[str]:
     """AWS: require a security group made for the cluster."""
     if file.kind != "aws":
         return
     name = file.document["provider"].get("security_group", {}).get("GroupName")
-    has_ids = all(node_config(file, group.name).get("SecurityGroupIds") for group in file.groups)
+    has_ids = all(
+        get_node_config(file, group.name).get("SecurityGroupIds") for group in file.groups
+    )
     if not name and not has_ids:
         yield (
             "`provider.security_group.GroupName` must name a group of yours, but is missing. "
@@ -25,13 +27,13 @@ def own_security_group(file: ClusterFile) -> Iterator[str]:
         )
 
 
-def node_config(file: ClusterFile, name: str) -> dict[str, Any]:
+def get_node_config(file: ClusterFile, name: str) -> dict[str, Any]:
     """Return the `node_config` of a node type."""
-    config: dict[str, Any] = file.document["available_node_types"][name]["node_config"]
+    config: dict[str, Any] = file.document["available_node_types"][name]["get_node_config"]
     return config
 
 
-def token_authentication(file: ClusterFile) -> Iterator[str]:
+def check_token_authentication(file: ClusterFile) -> Iterator[str]:
     """Require token authentication."""
     if file.kind == "kuberay":
         yield from _check_kuberay_token(file)
@@ -39,7 +41,7 @@ def token_authentication(file: ClusterFile) -> Iterator[str]:
     name, mode = files.TOKEN_MODE.split("=")
     for group in file.groups:
         given = dict(group.variables)
-        starts = [start for command in group.start for start in ray_starts(command, given)]
+        starts = [start for command in group.start for start in find_ray_starts(command, given)]
         if not starts:
             yield f"{group.name} must have a command with `ray start`, but has none."
         if any(start.variables.get(name) != mode for start in starts):
@@ -50,7 +52,7 @@ def token_authentication(file: ClusterFile) -> Iterator[str]:
 
 
 def _check_kuberay_token(file: ClusterFile) -> Iterator[str]:
-    options = files.ray_cluster_spec(file.document).get("authOptions", {})
+    options = files.find_ray_cluster_spec(file.document).get("authOptions", {})
     if options.get("mode") != "token":
         yield "`authOptions.mode` must be token, or everybody in the cluster may run anything."
     for group in file.groups:
@@ -59,7 +61,7 @@ def _check_kuberay_token(file: ClusterFile) -> Iterator[str]:
             yield f"{group.name} must not set RAY_AUTH_MODE, which KubeRay sets, but has {mode}."
 
 
-def token_on_every_machine(file: ClusterFile) -> Iterator[str]:
+def check_token_mounts(file: ClusterFile) -> Iterator[str]:
     """Require a token on every machine, in the place where Ray looks."""
     if file.kind == "kuberay":
         return
@@ -78,20 +80,22 @@ def token_on_every_machine(file: ClusterFile) -> Iterator[str]:
         parts = Path(remote).parts
         owner = parts[2] if parts[:2] == ("/", "home") else user
         # arguments.py reports malformed user names.
-        is_name = USER.fullmatch(str(user)) and file.kind in LAUNCHED
+        is_name = USER_PATTERN.fullmatch(str(user)) and file.kind in RAY_UP_KINDS
         if is_name and user and owner != user and "docker" not in file.document:
             yield f"`file_mounts` must put the token into the home of {user}, but has {remote}."
 
 
-def no_secrets(file: ClusterFile) -> Iterator[str]:
+def check_no_secrets(file: ClusterFile) -> Iterator[str]:
     """Refuse secrets: the file is kept in a repository and copied to every machine."""
     remedy = "use an instance profile, a mounted file or a Kubernetes secret."
-    for key, value in files.scalars(file.document):
+    for key, value in files.walk_scalars(file.document):
         name = key.rpartition(".")[2] if "/" not in key else ""
         # A short value of a lower-case field is rarely a secret.
         is_value = name.isupper() or len(str(value)) >= 8
-        is_secret = credentials.is_secret_name(name) and credentials.is_literal(value) and is_value
-        if is_secret or (isinstance(value, str) and next(credentials.found(value), None)):
+        is_secret = (
+            credentials.is_secret_name(name) and credentials.is_literal_value(value) and is_value
+        )
+        if is_secret or (isinstance(value, str) and next(credentials.find_secrets(value), None)):
             yield f"The file must hold no secrets, but `{key}` looks like one; {remedy}"
     for name in _literal_secrets(file.document) if file.kind == "kuberay" else ():
         yield f"The file must hold no secrets, but {name} has a value in it; {remedy}"
@@ -101,7 +105,7 @@ def _literal_secrets(node: object) -> Iterator[str]:
     """Yield secrets with values in Kubernetes' form `{name: AWS_SECRET_ACCESS_KEY, value: …}`."""
     if isinstance(node, dict):
         name = str(node.get("name", ""))
-        if credentials.is_secret_name(name) and credentials.is_literal(node.get("value")):
+        if credentials.is_secret_name(name) and credentials.is_literal_value(node.get("value")):
             yield name
         for value in node.values():
             yield from _literal_secrets(value)
@@ -110,10 +114,10 @@ def _literal_secrets(node: object) -> Iterator[str]:
             yield from _literal_secrets(value)
 
 
-def no_key_folders(file: ClusterFile) -> Iterator[str]:
+def check_no_key_folders(file: ClusterFile) -> Iterator[str]:
     """Refuse key folders on rented machines, which have roles instead."""
     for remote, local in (
-        file.document.get("file_mounts", {}).items() if file.kind in RENTED else ()
+        file.document.get("file_mounts", {}).items() if file.kind in RENTED_KINDS else ()
     ):
         for folder in (".aws", ".config/gcloud", ".ssh"):
             if f"{remote}/".endswith(f"/{folder}/") or f"{local}/".endswith(f"/{folder}/"):
@@ -124,13 +128,13 @@ def no_key_folders(file: ClusterFile) -> Iterator[str]:
                 break
 
 
-def instance_profiles(file: ClusterFile) -> Iterator[str]:
+def check_instance_profiles(file: ClusterFile) -> Iterator[str]:
     """AWS: require roles for the bucket, and for workers a role without further rights."""
     if file.kind != "aws":
         return
-    head_profile = node_config(file, file.head.name).get("IamInstanceProfile")
+    head_profile = get_node_config(file, file.head.name).get("IamInstanceProfile")
     for group in file.groups:
-        profile = node_config(file, group.name).get("IamInstanceProfile")
+        profile = get_node_config(file, group.name).get("IamInstanceProfile")
         if not profile:
             yield (
                 f"{group.name} must have an `IamInstanceProfile` to reach the bucket without keys, "
@@ -143,10 +147,10 @@ def instance_profiles(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def hardened_machines(file: ClusterFile) -> Iterator[str]:
+def check_machine_hardening(file: ClusterFile) -> Iterator[str]:
     """AWS: require session tokens for the metadata service, and encrypted disks."""
     for group in file.groups if file.kind == "aws" else ():
-        config = node_config(file, group.name)
+        config = get_node_config(file, group.name)
         if (config.get("MetadataOptions") or {}).get("HttpTokens") == "optional":
             yield (
                 f"`HttpTokens` of {group.name} must be required, but is optional, so "
@@ -157,11 +161,11 @@ def hardened_machines(file: ClusterFile) -> Iterator[str]:
                 yield f"Disks of {group.name} must be encrypted, but {disk['DeviceName']} is not."
 
 
-def service_accounts(file: ClusterFile) -> Iterator[str]:
+def check_service_accounts(file: ClusterFile) -> Iterator[str]:
     """GCP: require service accounts for workers to reach the bucket."""
     # Ray gives the head an account.
     for group in file.workers if file.kind == "gcp" else ():
-        accounts = node_config(file, group.name).get("serviceAccounts") or []
+        accounts = get_node_config(file, group.name).get("serviceAccounts") or []
         if not any(account.get("email") and account.get("scopes") for account in accounts):
             yield (
                 f"{group.name} must have `serviceAccounts` with an email and scopes to reach the "
@@ -170,6 +174,7 @@ def service_accounts(file: ClusterFile) -> Iterator[str]:
 
 
 RULES = (
-    own_security_group, token_authentication, token_on_every_machine, no_secrets, no_key_folders,
-    instance_profiles, hardened_machines, service_accounts,
+    check_security_group, check_token_authentication, check_token_mounts, check_no_secrets,
+    check_no_key_folders,
+    check_instance_profiles, check_machine_hardening, check_service_accounts,
 )  # fmt: skip

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.files import LAUNCHED, ClusterFile
-from cluster.rules.starting import can_be_reached
+from cluster.files import RAY_UP_KINDS, ClusterFile
+from cluster.rules.starting import is_valid_host
 
-USER = re.compile(r"[A-Za-z0-9_][\w.+@\\-]{0,63}\$?")
+USER_PATTERN = re.compile(r"[A-Za-z0-9_][\w.+@\\-]{0,63}\$?")
 _PATH = re.compile(r"[^-'\"\\%][^'\"\\]*")
 _CLUSTER = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
@@ -25,13 +25,15 @@ _OPTION = (
 _JUMP = re.compile(rf"ssh(?: (?:{_OPTION}))* -W ?%h:%p(?: (?:{_OPTION}))* {_NAME}")
 
 
-def names(file: ClusterFile) -> Iterator[str]:
+def check_names(file: ClusterFile) -> Iterator[str]:
     """Require plain names for users, keys, clusters and hosts: no options, no paths upwards."""
-    if file.kind not in LAUNCHED:
+    if file.kind not in RAY_UP_KINDS:
         return
     auth = file.document.get("auth") or {}
     provider = file.document["provider"]
-    yield from _check_form("auth.ssh_user", auth.get("ssh_user"), USER, "the name of a user")
+    yield from _check_form(
+        "auth.ssh_user", auth.get("ssh_user"), USER_PATTERN, "the name of a user"
+    )
     for key in ("ssh_private_key", "ssh_public_key"):
         expected = "a path without quotes that does not begin with a hyphen"
         yield from _check_form(f"auth.{key}", auth.get(key), _PATH, expected)
@@ -41,15 +43,15 @@ def names(file: ClusterFile) -> Iterator[str]:
             "cluster_name", file.document.get("cluster_name"), _CLUSTER, "a name"
         )
     address = provider.get("external_head_ip")
-    if address is not None and not can_be_reached(str(address)):
+    if address is not None and not is_valid_host(str(address)):
         yield (
             f"`provider.external_head_ip` must be an address or a name, but is {_quote(address)}."
         )
 
 
-def jump_host(file: ClusterFile) -> Iterator[str]:
+def check_jump_host(file: ClusterFile) -> Iterator[str]:
     """Allow only a jump host as ssh's proxy command, because the command runs on this machine."""
-    auth = file.document.get("auth") or {} if file.kind in LAUNCHED else {}
+    auth = file.document.get("auth") or {} if file.kind in RAY_UP_KINDS else {}
     command = auth.get("ssh_proxy_command")
     if command is not None and not _JUMP.fullmatch(" ".join(str(command).split(" "))):
         yield (
@@ -58,9 +60,9 @@ def jump_host(file: ClusterFile) -> Iterator[str]:
         )
 
 
-def mounts(file: ClusterFile) -> Iterator[str]:
+def check_mount_names(file: ClusterFile) -> Iterator[str]:
     """Require paths in `file_mounts` that rsync cannot read as options or commands."""
-    if file.kind not in LAUNCHED:
+    if file.kind not in RAY_UP_KINDS:
         return
     for remote, local in (file.document.get("file_mounts") or {}).items():
         if str(local).startswith("-"):
@@ -69,9 +71,9 @@ def mounts(file: ClusterFile) -> Iterator[str]:
             yield f"`file_mounts` must name paths on the machines, but has {_quote(remote)}."
 
 
-def containers(file: ClusterFile) -> Iterator[str]:
+def check_container_names(file: ClusterFile) -> Iterator[str]:
     """Require plain names for containers and images, which Ray writes into shell commands."""
-    if file.kind not in LAUNCHED:
+    if file.kind not in RAY_UP_KINDS:
         return
     types = (file.document.get("available_node_types") or {}).values()
     for docker in (file.document.get("docker"), *(node_type.get("docker") for node_type in types)):
@@ -92,5 +94,5 @@ def _quote(value: Any) -> str:
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
-NEEDED_TO_END = (names, jump_host)
-RULES = (*NEEDED_TO_END, mounts, containers)
+NEEDED_TO_END = (check_names, check_jump_host)
+RULES = (*NEEDED_TO_END, check_mount_names, check_container_names)

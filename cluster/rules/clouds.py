@@ -7,20 +7,20 @@ from functools import cache
 import boto3
 
 from cluster.files import ClusterFile
-from cluster.machine_types import machine
-from cluster.rules.access import node_config
+from cluster.machine_types import find_machine_type
+from cluster.rules.access import get_node_config
 
 _CLUSTER_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-def cluster_name(file: ClusterFile) -> Iterator[str]:
+def check_cluster_name(file: ClusterFile) -> Iterator[str]:
     """Require a cluster name valid for tags, keys and machines."""
     name = file.document.get("cluster_name")
     if file.kind in ("aws", "gcp") and not _CLUSTER_NAME.fullmatch(str(name)):
         yield f"`cluster_name` must be of lower-case letters, digits and hyphens, but is {name}."
 
 
-def aws_place(file: ClusterFile) -> Iterator[str]:
+def check_aws_region(file: ClusterFile) -> Iterator[str]:
     """AWS: require an existing region and zones of the region."""
     if file.kind != "aws":
         return
@@ -44,10 +44,10 @@ def _regions() -> frozenset[str]:
     )
 
 
-def aws_tags(file: ClusterFile) -> Iterator[str]:
+def check_aws_tags(file: ClusterFile) -> Iterator[str]:
     """AWS: require tags, to find the machines' cost on bills."""
     for group in file.groups if file.kind == "aws" else ():
-        specs = node_config(file, group.name).get("TagSpecifications") or []
+        specs = get_node_config(file, group.name).get("TagSpecifications") or []
         if not any(spec.get("Tags") for spec in specs if isinstance(spec, dict)):
             yield (
                 f"{group.name} must have a tag in its `TagSpecifications` to identify its cost "
@@ -55,7 +55,7 @@ def aws_tags(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def google_place(file: ClusterFile) -> Iterator[str]:
+def check_google_region(file: ClusterFile) -> Iterator[str]:
     """GCP: require a project, a region and a zone of the region."""
     if file.kind != "gcp":
         return
@@ -68,11 +68,11 @@ def google_place(file: ClusterFile) -> Iterator[str]:
         yield f"`provider.availability_zone` must be of {file.region}, but is {zone}."
 
 
-def google_gpus_stop(file: ClusterFile) -> Iterator[str]:
+def check_google_gpu_maintenance(file: ClusterFile) -> Iterator[str]:
     """GCP: require `onHostMaintenance: TERMINATE` for machines with GPUs, as Google does."""
     for group in file.groups if file.kind == "gcp" else ():
-        known = machine(file, group)
-        scheduling = str(node_config(file, group.name).get("scheduling", ""))
+        known = find_machine_type(file, group)
+        scheduling = str(get_node_config(file, group.name).get("scheduling", ""))
         if known and known.gpus and "TERMINATE" not in scheduling:
             yield (
                 f"{group.name} must have `scheduling: [{{onHostMaintenance: TERMINATE}}]`, like "
@@ -80,4 +80,10 @@ def google_gpus_stop(file: ClusterFile) -> Iterator[str]:
             )
 
 
-RULES = (cluster_name, aws_place, aws_tags, google_place, google_gpus_stop)
+RULES = (
+    check_cluster_name,
+    check_aws_region,
+    check_aws_tags,
+    check_google_region,
+    check_google_gpu_maintenance,
+)

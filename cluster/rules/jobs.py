@@ -11,15 +11,15 @@ _MAX_IDLE_MINUTES = 60
 _MINUTES_BY_UNIT = {"s": 1 / 60, "m": 1.0, "": 1.0, "h": 60.0, "d": 1440.0, "w": 10080.0}
 
 
-def job_shuts_down(file: ClusterFile) -> Iterator[str]:
+def check_job_shutdown(file: ClusterFile) -> Iterator[str]:
     """KubeRay: require the cluster of a `RayJob` or `RayCronJob` to end with the job."""
-    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    job = files.find_job_spec(file.document) if file.kind == "kuberay" else None
     if job is not None and job.get("shutdownAfterJobFinishes") is not True:
-        key = f"{files.job_key(file.document)}.shutdownAfterJobFinishes"
+        key = f"{files.find_job_key(file.document)}.shutdownAfterJobFinishes"
         yield f"`{key}` must be true, or the cluster stays and costs."
 
 
-def machines_stop(file: ClusterFile) -> Iterator[str]:
+def check_autostop(file: ClusterFile) -> Iterator[str]:
     """SkyPilot: require idle machines to stop."""
     if file.kind != "skypilot":
         return
@@ -43,4 +43,4 @@ def _parse_minutes(autostop: Any) -> float | None:
     return int(match[1]) * _MINUTES_BY_UNIT[match[2]] if match else None
 
 
-RULES = (job_shuts_down, machines_stop)
+RULES = (check_job_shutdown, check_autostop)

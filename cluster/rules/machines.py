@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from cluster import files
-from cluster.files import LAUNCHED, RENTED, ClusterFile
-from cluster.machine_types import added, is_accelerator, machine
+from cluster.files import RAY_UP_KINDS, RENTED_KINDS, ClusterFile
+from cluster.machine_types import find_machine_type, is_known_gpu, list_added_gpus
 
 _MAX_IDLE_MINUTES = 60
 
 
-def head_without_work(file: ClusterFile) -> Iterator[str]:
+def check_idle_head(file: ClusterFile) -> Iterator[str]:
     """Require a head without GPU and tasks, if machines are rented."""
-    if file.kind not in (*RENTED, "kuberay"):
+    if file.kind not in (*RENTED_KINDS, "kuberay"):
         return
     if file.head.cpus != 0:
         yield (
@@ -22,9 +22,9 @@ def head_without_work(file: ClusterFile) -> Iterator[str]:
         yield f"The head must have no GPU, since it takes no work, but has {file.head.gpus:g}."
 
 
-def from_zero(file: ClusterFile) -> Iterator[str]:
+def check_scaling_from_zero(file: ClusterFile) -> Iterator[str]:
     """Require rented workers to start on demand and to end when idle."""
-    if file.kind not in (*RENTED, "kuberay"):
+    if file.kind not in (*RENTED_KINDS, "kuberay"):
         return
     for group in file.workers:
         if group.smallest:
@@ -34,7 +34,7 @@ def from_zero(file: ClusterFile) -> Iterator[str]:
             )
     idle: float | None = file.document.get("idle_timeout_minutes")
     if file.kind == "kuberay":
-        spec = files.ray_cluster_spec(file.document)
+        spec = files.find_ray_cluster_spec(file.document)
         if spec.get("enableInTreeAutoscaling") is not True:
             yield "`enableInTreeAutoscaling` must be true, or workers neither start nor end."
         seconds = spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds")
@@ -46,7 +46,7 @@ def from_zero(file: ClusterFile) -> Iterator[str]:
         )
 
 
-def counts_fit(file: ClusterFile) -> Iterator[str]:
+def check_worker_counts(file: ClusterFile) -> Iterator[str]:
     """Require consistent numbers of workers, with at least one worker possible."""
     for group in file.workers:
         if group.smallest > group.largest:
@@ -55,9 +55,9 @@ def counts_fit(file: ClusterFile) -> Iterator[str]:
         least = sum(group.smallest for group in file.workers)
         if least > file.max_workers:
             yield f"`max_workers` must be {least} or more, but is {file.max_workers}."
-    if file.kind in RENTED and file.max_workers == 0:
+    if file.kind in RENTED_KINDS and file.max_workers == 0:
         yield "`max_workers` must be 1 or more, or no worker ever starts, but is 0."
-    if file.kind in LAUNCHED and file.document.get("upscaling_speed") == 0:
+    if file.kind in RAY_UP_KINDS and file.document.get("upscaling_speed") == 0:
         yield "`upscaling_speed` must be more than 0, which Ray treats as 1, but is 0."
     if file.kind == "kuberay":
         yield from _check_replicas(file)
@@ -66,7 +66,7 @@ def counts_fit(file: ClusterFile) -> Iterator[str]:
 def _check_replicas(file: ClusterFile) -> Iterator[str]:
     if not file.workers:
         yield "`workerGroupSpecs` must have a group, since the head takes no work, but has none."
-    for spec in files.worker_groups(file.document):
+    for spec in files.list_worker_groups(file.document):
         replicas, most = spec["replicas"], spec["maxReplicas"]
         if most == files.UNLIMITED:
             yield (f"{spec['groupName']} must have `maxReplicas`, or workers have no limit.")
@@ -77,13 +77,15 @@ def _check_replicas(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def known_gpus(file: ClusterFile) -> Iterator[str]:
+def check_gpu_types(file: ClusterFile) -> Iterator[str]:
     """Require known GPU types."""
     reported = set()
     for group in file.groups:
-        added_gpus = [name for name, _ in added(file, group)] if file.kind == "gcp" else []
+        added_gpus = (
+            [name for name, _ in list_added_gpus(file, group)] if file.kind == "gcp" else []
+        )
         for name in (*group.accelerators, *added_gpus):
-            if not is_accelerator(name) and name not in reported:
+            if not is_known_gpu(name) and name not in reported:
                 reported.add(name)
                 yield (
                     f"The GPU of {group.name} must be of a known type, but is {name}; see "
@@ -91,22 +93,22 @@ def known_gpus(file: ClusterFile) -> Iterator[str]:
                 )
 
 
-def known_machines(file: ClusterFile) -> Iterator[str]:
+def check_machine_types(file: ClusterFile) -> Iterator[str]:
     """Require known machine types, with CPUs and GPUs as stated in the file."""
-    for group in file.groups if file.kind in (*RENTED, "skypilot") else ():
+    for group in file.groups if file.kind in (*RENTED_KINDS, "skypilot") else ():
         if group.machine is None:
-            if file.kind in RENTED:
+            if file.kind in RENTED_KINDS:
                 name = "InstanceType" if file.kind == "aws" else "machineType"
                 yield f"{group.name} must have `{name}`, but does not."
             continue
-        known = machine(file, group)
+        known = find_machine_type(file, group)
         if known is None:
             yield (
                 f"{group.name} must be of a type in cluster/machine_types.yaml, but is "
                 f"{group.machine}; correct the type, or add the type and its source to the table."
             )
             continue
-        if file.kind in RENTED and not group.is_head:
+        if file.kind in RENTED_KINDS and not group.is_head:
             missing = [
                 name
                 for name, value in (("CPU", group.cpus), ("GPU", group.gpus if known.gpus else 0))
@@ -117,7 +119,7 @@ def known_machines(file: ClusterFile) -> Iterator[str]:
                     f"{group.name} must have {' and '.join(missing)} in its `resources`, for "
                     "MTIL_MACHINES of jobs, but does not."
                 )
-        if group.gpus is not None and group.gpus != known.gpus and file.kind in RENTED:
+        if group.gpus is not None and group.gpus != known.gpus and file.kind in RENTED_KINDS:
             yield (
                 f"{group.name} must have `GPU: {known.gpus}`, the GPUs of {known.type}, but has "
                 f"{group.gpus:g}."
@@ -129,10 +131,10 @@ def known_machines(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def room_for_data(file: ClusterFile) -> Iterator[str]:
+def check_cpus_for_data(file: ClusterFile) -> Iterator[str]:
     """Require a CPU for Ray Data beside a CPU for each GPU's worker."""
     for group in file.groups:
-        known = machine(file, group) if file.kind in (*RENTED, "skypilot") else None
+        known = find_machine_type(file, group) if file.kind in (*RENTED_KINDS, "skypilot") else None
         cpus = group.cpus if group.cpus is not None or known is None else known.cpus
         if group.gpus and cpus is not None and cpus < group.gpus + 1:
             yield (
@@ -141,11 +143,11 @@ def room_for_data(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def limits_of_pods(file: ClusterFile) -> Iterator[str]:
+def check_pod_limits(file: ClusterFile) -> Iterator[str]:
     """Kubernetes: require limits for workers. Without limits, Ray counts the whole node."""
     if file.kind != "kuberay":
         return
-    for spec in files.worker_groups(file.document):
+    for spec in files.list_worker_groups(file.document):
         resources = spec["template"]["spec"]["containers"][0].get("resources") or {}
         limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
         for name in ("cpu", "memory"):
@@ -162,10 +164,10 @@ def limits_of_pods(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def machines_as_jobs_are_told(file: ClusterFile) -> Iterator[str]:
+def check_announced_machines(file: ClusterFile) -> Iterator[str]:
     """Kubernetes: require MTIL_MACHINES of the head to match the worker groups."""
     value = dict(file.head.variables).get("MTIL_MACHINES") if file.kind == "kuberay" else None
-    expected = files.machines_of(file)
+    expected = files.describe_parsed_workers(file)
     if value is not None and expected is not None and value != expected:
         yield f"MTIL_MACHINES of the head must match its groups, {expected}, but is {value}."
 
@@ -175,6 +177,7 @@ def _format_number(value: float | None) -> str:
 
 
 RULES = (
-    head_without_work, from_zero, counts_fit, known_gpus, known_machines, room_for_data,
-    limits_of_pods, machines_as_jobs_are_told,
+    check_idle_head, check_scaling_from_zero, check_worker_counts, check_gpu_types,
+    check_machine_types, check_cpus_for_data,
+    check_pod_limits, check_announced_machines,
 )  # fmt: skip

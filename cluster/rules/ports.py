@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from cluster import files
-from cluster.commands import ray_starts
+from cluster.commands import find_ray_starts
 from cluster.files import ClusterFile
 
 _MIN_PREFIX_LENGTH = {4: 16, 6: 32}
@@ -26,7 +26,7 @@ _ENDPOINT = re.compile(
 _LOCAL_NAMES = (".local", ".internal", ".lan", ".svc", ".localhost")
 
 
-def is_wide(network: str) -> bool:
+def is_public_network(network: str) -> bool:
     """Return whether a network in CIDR notation includes addresses of strangers."""
     try:
         block = ipaddress.ip_network(network, strict=False)
@@ -37,10 +37,10 @@ def is_wide(network: str) -> bool:
     return block.prefixlen < _MIN_PREFIX_LENGTH[block.version]
 
 
-def closed_ports(file: ClusterFile) -> Iterator[str]:
+def check_closed_ports(file: ClusterFile) -> Iterator[str]:
     """Refuse ports open to strangers."""
-    for key, value in files.scalars(file.document):
-        if isinstance(value, str) and "/" in value and is_wide(value):
+    for key, value in files.walk_scalars(file.document):
+        if isinstance(value, str) and "/" in value and is_public_network(value):
             yield f"Ports must not be open to everybody, but `{key}` is {value}; use your address."
         if value in ("LoadBalancer", "NodePort") and key.endswith(("serviceType", "spec.type")):
             yield f"`{key}` must be ClusterIP, but is {value}; use `kubectl port-forward`."
@@ -54,12 +54,12 @@ def closed_ports(file: ClusterFile) -> Iterator[str]:
             yield f"`{key}` must be left out, but opens {value} on the node's own addresses."
 
 
-def private_dashboard(file: ClusterFile) -> Iterator[str]:
+def check_dashboard_address(file: ClusterFile) -> Iterator[str]:
     """Require a private address for the dashboard, which runs every command sent to the port."""
     reported = set()
     for group in file.groups:
         for command in group.start:
-            for start in ray_starts(command):
+            for start in find_ray_starts(command):
                 host = start.options.get("--dashboard-host")
                 if host is not None and not _is_private(host) and host not in reported:
                     reported.add(host)
@@ -80,7 +80,7 @@ def _is_private(host: str) -> bool:
     return any(address in own for own in _PRIVATE_NETWORKS if own.version == address.version)
 
 
-def private_hosts(file: ClusterFile) -> Iterator[str]:
+def check_private_hosts(file: ClusterFile) -> Iterator[str]:
     """On premises: refuse public addresses of hosts."""
     # Ray's ports are open on all of a machine's addresses.
     if file.kind != "local":
@@ -99,21 +99,21 @@ def private_hosts(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def encrypted_storage(file: ClusterFile) -> Iterator[str]:
+def check_storage_encryption(file: ClusterFile) -> Iterator[str]:
     """Require https:// for object stores on the internet."""
     for url in _plain_endpoints(file):
         if not _is_in_network(url):
             yield f"Object storage must be reached by https://, but {url} is not encrypted."
 
 
-def plain_storage(file: ClusterFile) -> Iterator[str]:
+def warn_of_plain_storage(file: ClusterFile) -> Iterator[str]:
     """Yield a warning for each unencrypted endpoint in a private network, which may be intended."""
     for url in _plain_endpoints(file):
         if _is_in_network(url):
-            yield warning(url)
+            yield plain_endpoint_warning(url)
 
 
-def warning(url: str) -> str:
+def plain_endpoint_warning(url: str) -> str:
     """Return the warning for an unencrypted endpoint in a private network."""
     return (
         f"{url} sends images and maps in the clear to everybody on the network; use https://, for "
@@ -121,7 +121,7 @@ def warning(url: str) -> str:
     )
 
 
-def is_plain(url: str) -> bool:
+def is_plain_endpoint(url: str) -> bool:
     """Return whether an endpoint is unencrypted and not on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -129,10 +129,10 @@ def is_plain(url: str) -> bool:
 
 
 def _plain_endpoints(file: ClusterFile) -> list[str]:
-    values = [f"{key}={value}" for key, value in files.scalars(file.document)]
+    values = [f"{key}={value}" for key, value in files.walk_scalars(file.document)]
     values += [f"{name}={value}" for group in file.groups for name, value in group.variables]
     urls = [url for value in values for url in _ENDPOINT.findall(value)]
-    return [url for url in dict.fromkeys(urls) if is_plain(url)]
+    return [url for url in dict.fromkeys(urls) if is_plain_endpoint(url)]
 
 
 def _is_loopback(host: str) -> bool:
@@ -147,4 +147,4 @@ def _is_in_network(url: str) -> bool:
     return _is_private(host) or "." not in host or host.endswith(_LOCAL_NAMES)
 
 
-RULES = (closed_ports, private_dashboard, private_hosts, encrypted_storage)
+RULES = (check_closed_ports, check_dashboard_address, check_private_hosts, check_storage_encryption)

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import files
-from cluster.commands import Start, ray_starts
-from cluster.files import LAUNCHED, ClusterFile, Group
+from cluster.commands import RayStart, find_ray_starts
+from cluster.files import RAY_UP_KINDS, ClusterFile, MachineGroup
 
 _DEFAULT_PORT = "6379"
 _ZONE = re.compile(r"\w[\w.-]*")
 _HEAD_VARIABLE = re.compile(r"\$\{?RAY_HEAD_IP\}?")
 
 
-def launchable(file: ClusterFile) -> Iterator[str]:
+def check_start_commands(file: ClusterFile) -> Iterator[str]:
     """Require start commands of a head, and of workers that join the head."""
-    if file.kind not in LAUNCHED:
+    if file.kind not in RAY_UP_KINDS:
         return
     heads = _find_starts(file.head)
     for start in heads:
@@ -39,11 +39,11 @@ def launchable(file: ClusterFile) -> Iterator[str]:
                 yield problem
 
 
-def _find_starts(group: Group) -> list[Start]:
-    return [start for command in group.start for start in ray_starts(command)]
+def _find_starts(group: MachineGroup) -> list[RayStart]:
+    return [start for command in group.start for start in find_ray_starts(command)]
 
 
-def _check_address(file: ClusterFile, group: Group, port: str) -> Iterator[str]:
+def _check_address(file: ClusterFile, group: MachineGroup, port: str) -> Iterator[str]:
     for start in _find_starts(group):
         if "--head" in start.options:
             yield "Workers must join the head, but start their own cluster with --head."
@@ -57,7 +57,7 @@ def _check_address(file: ClusterFile, group: Group, port: str) -> Iterator[str]:
             yield f"Workers must join the head's port {port}, but join {worker_port}."
 
 
-def older_autoscaler(file: ClusterFile) -> Iterator[str]:
+def check_autoscaler_version(file: ClusterFile) -> Iterator[str]:
     """On premises: require Ray's older autoscaler. The newer autoscaler never starts workers."""
     for group in file.groups if file.kind == "local" else ():
         if any(
@@ -69,7 +69,7 @@ def older_autoscaler(file: ClusterFile) -> Iterator[str]:
             )
 
 
-def only_hosts(file: ClusterFile) -> Iterator[str]:
+def check_on_prem_settings(file: ClusterFile) -> Iterator[str]:
     """On premises: refuse settings for clouds and containers."""
     if file.kind != "local":
         return
@@ -81,7 +81,7 @@ def only_hosts(file: ClusterFile) -> Iterator[str]:
         yield "`provider.coordinator_address` must be left out: the hosts are named in this file."
 
 
-def hosts(file: ClusterFile) -> Iterator[str]:
+def check_hosts(file: ClusterFile) -> Iterator[str]:
     """On premises: require each host once, by a valid address or name."""
     if file.kind != "local":
         return
@@ -100,11 +100,11 @@ def hosts(file: ClusterFile) -> Iterator[str]:
     if file.workers[0].largest > len(workers):
         yield f"`max_workers` must be {len(workers)}, the number of `worker_ips`, or fewer."
     for host in filter(None, [head, *workers]):
-        if not can_be_reached(str(host)):
+        if not is_valid_host(str(host)):
             yield f"`provider` must name hosts by an address or a name, but has {host}."
 
 
-def can_be_reached(host: str) -> bool:
+def is_valid_host(host: str) -> bool:
     """Return whether a text is a valid address or name of a host."""
     try:
         zone = getattr(ipaddress.ip_address(host), "scope_id", None)
@@ -114,15 +114,15 @@ def can_be_reached(host: str) -> bool:
         return bool(name) and not re.fullmatch(r"[\d.]+", host)
 
 
-def mounts_are_there(file: ClusterFile) -> Iterator[str]:
+def check_mount_sources(file: ClusterFile) -> Iterator[str]:
     """Require existing local paths in `file_mounts`, and a private token file."""
     for remote, local in (file.document.get("file_mounts") or {}).items():
         if file.kind == "skypilot" and (not isinstance(local, str) or "://" in local):
             # A bucket, not a local path.
             continue
-        if file.kind in LAUNCHED and not str(remote).startswith("/"):
+        if file.kind in RAY_UP_KINDS and not str(remote).startswith("/"):
             yield f"`file_mounts` must name absolute paths on the machines, but has {remote}."
-        path, is_token = local_path(str(local)), "auth_token" in str(remote)
+        path, is_token = resolve_local_path(str(local)), "auth_token" in str(remote)
         if not path.exists():
             remedy = "; run `ray get-auth-token --generate`" if is_token else ""
             yield f"`file_mounts` must name paths that exist here, but {local} does not{remedy}."
@@ -130,9 +130,9 @@ def mounts_are_there(file: ClusterFile) -> Iterator[str]:
             yield f"Nobody else may read {local}, here or there; run `chmod 600 {local}`."
 
 
-def ssh_key_is_there(file: ClusterFile) -> Iterator[str]:
+def check_ssh_key(file: ClusterFile) -> Iterator[str]:
     """Require an existing private ssh key, readable only by its owner."""
-    if file.kind not in LAUNCHED:
+    if file.kind not in RAY_UP_KINDS:
         return
     auth = file.document.get("auth", {})
     if not auth.get("ssh_user"):
@@ -143,7 +143,7 @@ def ssh_key_is_there(file: ClusterFile) -> Iterator[str]:
         if file.kind == "local":
             yield "`auth.ssh_private_key` must name a private key, but is missing."
         return
-    path = local_path(str(name))
+    path = resolve_local_path(str(name))
     if not path.is_file():
         yield (
             f"`auth.ssh_private_key` must exist, but {name} does not; create the key with "
@@ -155,9 +155,16 @@ def ssh_key_is_there(file: ClusterFile) -> Iterator[str]:
         yield f"Nobody else may read {name}, or ssh refuses it; run `chmod 600 {name}`."
 
 
-def local_path(name: str) -> Path:
+def resolve_local_path(name: str) -> Path:
     """Return a local path from a cluster file. Relative paths start at the checkout."""
     return files.ROOT / Path(name).expanduser()
 
 
-RULES = (launchable, older_autoscaler, only_hosts, hosts, mounts_are_there, ssh_key_is_there)
+RULES = (
+    check_start_commands,
+    check_autoscaler_version,
+    check_on_prem_settings,
+    check_hosts,
+    check_mount_sources,
+    check_ssh_key,
+)

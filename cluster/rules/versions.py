@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from cluster import files, reading
-from cluster.commands import statements
+from cluster.commands import split_statements
 from cluster.errors import UsageError
-from cluster.files import LAUNCHED, ClusterFile, Group
-from cluster.rules.starting import local_path
+from cluster.files import RAY_UP_KINDS, ClusterFile, MachineGroup
+from cluster.rules.starting import resolve_local_path
 
 _RAY_PIN = re.compile(r"^ray==(\S+)$", re.MULTILINE)
 _INSTALLERS = {"pip", "pip3", "conda", "mamba", "uv", "pipx", "poetry", "easy_install"}
@@ -17,7 +17,7 @@ _SCRIPT = "cluster/install.sh"
 _CONSTRAINTS = "constraints.txt"
 
 
-def one_image(file: ClusterFile) -> Iterator[str]:
+def check_common_image(file: ClusterFile) -> Iterator[str]:
     """Require a common image for all machines, with a fixed tag."""
     images = {group.image for group in file.groups}
     if len(images) > 1:
@@ -43,20 +43,20 @@ def _is_container(file: ClusterFile) -> bool:
     )
 
 
-def named_container(file: ClusterFile) -> Iterator[str]:
+def check_container_name(file: ClusterFile) -> Iterator[str]:
     """Require a container name beside an image, without which Ray fails at once."""
-    docker = file.document.get("docker") if file.kind in LAUNCHED else None
+    docker = file.document.get("docker") if file.kind in RAY_UP_KINDS else None
     if docker and not docker.get("container_name"):
         yield "`docker.container_name` must be given beside an image, but is missing."
 
 
-def pinned_versions(file: ClusterFile) -> Iterator[str]:
+def check_pinned_versions(file: ClusterFile) -> Iterator[str]:
     """Require the versions of constraints.txt, above all of Ray."""
     pin = _RAY_PIN.search((files.ROOT / _CONSTRAINTS).read_text())
     assert pin is not None
     version = pin[1]
     if file.kind == "kuberay":
-        ray_version = files.ray_cluster_spec(file.document).get("rayVersion")
+        ray_version = files.find_ray_cluster_spec(file.document).get("rayVersion")
         if ray_version != version:
             yield f"`rayVersion` must be constraints.txt's {version}, but is {ray_version}."
     for group in file.groups:
@@ -66,9 +66,9 @@ def pinned_versions(file: ClusterFile) -> Iterator[str]:
         yield from _find_unpinned_installs(group)
 
 
-def _find_unpinned_installs(group: Group) -> Iterator[str]:
+def _find_unpinned_installs(group: MachineGroup) -> Iterator[str]:
     for command in group.setup + group.start:
-        for words in statements(command):
+        for words in split_statements(command):
             programs = {PurePosixPath(word).name for word in words}
             if not programs & _INSTALLERS or not programs & {"install", "add", "sync"}:
                 continue
@@ -84,7 +84,7 @@ def _find_unpinned_installs(group: Group) -> Iterator[str]:
                 )
 
 
-def one_installation(file: ClusterFile) -> Iterator[str]:
+def check_installation(file: ClusterFile) -> Iterator[str]:
     """Require machines without containers to install this checkout into a common folder."""
     if _is_container(file):
         return
@@ -93,7 +93,7 @@ def one_installation(file: ClusterFile) -> Iterator[str]:
         folders = [
             words[-1]
             for command in group.setup
-            for words in statements(command)
+            for words in split_statements(command)
             if any(word.endswith(_SCRIPT) for word in words)
         ]
         if not folders:
@@ -106,33 +106,38 @@ def one_installation(file: ClusterFile) -> Iterator[str]:
     if len(targets) > 1:
         listing = ", ".join(f"{' and '.join(names)}: {path}" for path, names in targets.items())
         yield f"All machines must install into one folder, but got {listing}."
-    if targets and file.kind in LAUNCHED:
+    if targets and file.kind in RAY_UP_KINDS:
         yield from _check_constraints_mount(file)
 
 
 def _check_constraints_mount(file: ClusterFile) -> Iterator[str]:
     constraints = (files.ROOT / _CONSTRAINTS).resolve()
     mounts: dict[str, str] = file.document.get("file_mounts", {})
-    if any(local_path(str(local)).resolve() == files.ROOT.resolve() for local in mounts.values()):
+    if any(
+        resolve_local_path(str(local)).resolve() == files.ROOT.resolve()
+        for local in mounts.values()
+    ):
         return
     sources = [local for remote, local in mounts.items() if remote.endswith(f"/{_CONSTRAINTS}")]
     if not sources:
         yield f"`file_mounts` must have {_CONSTRAINTS}, which {_SCRIPT} reads, but does not."
     for local in sources:
-        if local_path(str(local)).resolve() != constraints:
+        if resolve_local_path(str(local)).resolve() != constraints:
             yield (
                 f"`file_mounts` must take {_CONSTRAINTS} from this checkout, but takes {local} "
                 "instead."
             )
 
 
-def no_packages_for_jobs(file: ClusterFile) -> Iterator[str]:
+def check_no_job_packages(file: ClusterFile) -> Iterator[str]:
     """Refuse packages in a job, which each machine would install at a different time."""
-    job = files.job_spec(file.document) if file.kind == "kuberay" else None
+    job = files.find_job_spec(file.document) if file.kind == "kuberay" else None
     text = "" if job is None else job.get("runtimeEnvYAML") or ""
-    name = f"`{files.job_key(file.document)}.runtimeEnvYAML`"
+    name = f"`{files.find_job_key(file.document)}.runtimeEnvYAML`"
     try:
-        (runtime_env,) = reading.documents(text, f"{name} must be YAML, but is not") or [{}]
+        (runtime_env,) = reading.parse_yaml_documents(text, f"{name} must be YAML, but is not") or [
+            {}
+        ]
     except UsageError as error:
         yield str(error)
         return
@@ -144,4 +149,10 @@ def no_packages_for_jobs(file: ClusterFile) -> Iterator[str]:
             yield f"{name} must bring no packages, but has `{key}`; put packages into the image."
 
 
-RULES = (one_image, named_container, pinned_versions, one_installation, no_packages_for_jobs)
+RULES = (
+    check_common_image,
+    check_container_name,
+    check_pinned_versions,
+    check_installation,
+    check_no_job_packages,
+)

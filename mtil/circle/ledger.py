@@ -22,9 +22,18 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mtil import __version__
-from mtil.circle.state import Begin, Boot, Change, Event, Go, State, Stop, replay
-from mtil.config import STRICT, Count
-from mtil.documents import MIB, Document, Sha256, shown
+from mtil.circle.state import (
+    CircleState,
+    LedgerChange,
+    LedgerEvent,
+    RunBegan,
+    RunResumed,
+    RunStopped,
+    SessionBooted,
+    replay_events,
+)
+from mtil.config import STRICT, PositiveInt
+from mtil.documents import MIB, Document, Sha256, format_value
 from mtil.errors import (
     ConfigError,
     DataError,
@@ -33,12 +42,12 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.run.plan import Plan
+from mtil.run.plan import CirclePlan
 from mtil.storage import Store
 
-FOLDER = "ledger"
-PROBE_FOLDER = "ledger-probe"
-_NAME = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
+LEDGER_FOLDER = "ledger"
+LEDGER_PROBE_FOLDER = "ledger-probe"
+_NAME = re.compile(rf"{LEDGER_FOLDER}/(\d{{6,}})\.json")
 _NUM_READERS = 16
 _MAX_EVENT_BYTES = 4 * MIB
 _KINDS = ("begin", "boot", "started", "done", "failed", "stop", "go")
@@ -47,11 +56,11 @@ _MAX_UNLISTED = 1000
 _RESTORE = "restore the event, or choose a new --run"
 
 
-class Overtaken(RunError):  # noqa: N818
+class AppendConflict(RunError):  # noqa: N818
     """Event number already taken by a different writer. Decide again on the refreshed state."""
 
 
-class Fenced(RunError):  # noqa: N818
+class SessionFenced(RunError):  # noqa: N818
     """Run taken over by a later session. The present session must end."""
 
 
@@ -59,7 +68,7 @@ class Fenced(RunError):  # noqa: N818
 class _Envelope:
     """Keys common to all events. In the JSON, the keys of the change follow."""
 
-    number: Count
+    number: PositiveInt
     previous: str
     """Sha256 of the bytes of the previous event, in hex; empty for the first event."""
     at: str
@@ -70,7 +79,7 @@ class _Envelope:
 
 
 _ENVELOPE: TypeAdapter[_Envelope] = TypeAdapter(_Envelope)
-_CHANGE: TypeAdapter[Change] = TypeAdapter(Change)
+_CHANGE: TypeAdapter[LedgerChange] = TypeAdapter(LedgerChange)
 
 
 class Ledger:
@@ -83,7 +92,7 @@ class Ledger:
     def __init__(self, store: Store, *, session: str | None = None) -> None:
         self.store = store
         self.session = session or secrets.token_hex(8)
-        self.state: State | None = None
+        self.state: CircleState | None = None
         self._digest = ""
         self._has_booted = False
 
@@ -100,7 +109,7 @@ class Ledger:
                 previous events, or if the folder holds foreign files.
         """
         ledger = cls(store, session=session)
-        numbers = {ledger._parse_event_number(name) for name in store.names(FOLDER)}
+        numbers = {ledger._parse_event_number(name) for name in store.names(LEDGER_FOLDER)}
         last = max(numbers, default=0)
         # A listing may miss events written meanwhile: small gaps are settled by reading. Refusing
         # a large gap here keeps a forged file name from causing millions of reads.
@@ -114,9 +123,9 @@ class Ledger:
     @property
     def uri(self) -> str:
         """URI of the event folder."""
-        return f"{self.store.uri}/{FOLDER}"
+        return f"{self.store.uri}/{LEDGER_FOLDER}"
 
-    def refresh(self) -> State | None:
+    def refresh(self) -> CircleState | None:
         """Read the events written since the last read. Return the state.
 
         Returns:
@@ -137,7 +146,7 @@ class Ledger:
         self._check_fence()
         return self.state
 
-    def append(self, change: Change) -> State:
+    def append(self, change: LedgerChange) -> CircleState:
         """Write the next event. Return the state after the event.
 
         Raises:
@@ -151,67 +160,67 @@ class Ledger:
         data = self._encode_event(number, change)
         # Decode and replay before writing: readers would refuse an impossible event for ever.
         event, _ = self._decode_event(number, data, self._digest)
-        state = replay([event], self.state)
+        state = replay_events([event], self.state)
         if not self.store.create(_file_name(number), data):
             data = self.store.read(_file_name(number))
             stored, _ = self._decode_event(number, data, self._digest)
             if (stored.session, stored.change) != (self.session, event.change):
                 self._ingest([data])
                 self._check_fence()
-                raise Overtaken(
+                raise AppendConflict(
                     f"Event {number} of {self.uri} was written first by session {stored.session}."
                 )
             # The stored event is ours: the write succeeded, but the answer of the storage was lost.
-            state = replay([stored], self.state)
+            state = replay_events([stored], self.state)
         assert state is not None
-        self._set_state(state, data, is_own_boot=isinstance(change, Boot))
+        self._set_state(state, data, is_own_boot=isinstance(change, SessionBooted))
         return state
 
-    def begin(self, plan: Plan, fingerprint: str, config_digest: str) -> State:
+    def begin(self, plan: CirclePlan, fingerprint: str, config_digest: str) -> CircleState:
         """Append `begin` to an empty ledger. On an existing run, check the request against the run.
 
         Raises:
             ConfigError: if the configuration or the folds differ from the run's.
             DataError: if the data set differs from the run's.
         """
-        request = Begin(
+        request = RunBegan(
             plan=plan, fingerprint=fingerprint, config_digest=config_digest, version=__version__
         )
         state = self.refresh() or self._append_or_follow(request)
         self._check_same_request(state.begin, request)
         return state
 
-    def boot(self) -> State:
+    def boot(self) -> CircleState:
         """Take the run over. All earlier sessions are fenced off from now on."""
         while True:
-            state = self._append_or_follow(Boot())
+            state = self._append_or_follow(SessionBooted())
             if state.session == self.session:
                 return state
 
-    def stop(self) -> State:
+    def stop(self) -> CircleState:
         """Append `stop`: the coordinator starts nothing more after the next refresh."""
         return self._set_stopped(True)
 
-    def go(self) -> State:
+    def go(self) -> CircleState:
         """Append `go`: a stopped run continues."""
         return self._set_stopped(False)
 
-    def _set_stopped(self, stopped: bool) -> State:
+    def _set_stopped(self, stopped: bool) -> CircleState:
         state = self.refresh()
         if state is None:
             raise RunError(f"{self.uri} has no events: run `mtil circle` first.")
         while state.stopped != stopped:
-            state = self._append_or_follow(Stop() if stopped else Go())
+            state = self._append_or_follow(RunStopped() if stopped else RunResumed())
         return state
 
-    def _append_or_follow(self, change: Change) -> State:
+    def _append_or_follow(self, change: LedgerChange) -> CircleState:
         try:
             return self.append(change)
-        except Overtaken:
+        except AppendConflict:
             assert self.state is not None
             return self.state
 
-    def _check_same_request(self, begun: Begin, request: Begin) -> None:
+    def _check_same_request(self, begun: RunBegan, request: RunBegan) -> None:
         if begun.fingerprint != request.fingerprint:
             raise DataError(
                 f"Cannot change the data set of a run: {self.uri} began with fingerprint "
@@ -231,7 +240,7 @@ class Ledger:
 
     def _check_fence(self) -> None:
         if self._has_booted and self.state is not None and self.state.session != self.session:
-            raise Fenced(
+            raise SessionFenced(
                 f"Session {self.state.session} has taken {self.store.uri} over from session "
                 f"{self.session}. The older coordinator ends."
             )
@@ -275,20 +284,21 @@ class Ledger:
             event, digest = self._decode_event(number, data, digest)
             events.append(event)
         try:
-            state = replay(events, self.state)
+            state = replay_events(events, self.state)
         except RunError as error:
             raise LedgerError(f"{self.uri}: {error}") from None
         if state is not None and events:
             booted = any(
-                isinstance(event.change, Boot) and event.session == self.session for event in events
+                isinstance(event.change, SessionBooted) and event.session == self.session
+                for event in events
             )
             self._set_state(state, data, is_own_boot=booted)
 
-    def _set_state(self, state: State, data: bytes, *, is_own_boot: bool) -> None:
+    def _set_state(self, state: CircleState, data: bytes, *, is_own_boot: bool) -> None:
         self.state, self._digest = state, _sha256(data)
         self._has_booted = self._has_booted or is_own_boot
 
-    def _encode_event(self, number: int, change: Change) -> bytes:
+    def _encode_event(self, number: int, change: LedgerChange) -> bytes:
         values = {
             "number": number,
             "previous": self._digest,
@@ -299,7 +309,7 @@ class Ledger:
         values |= json.loads(_CHANGE.dump_json(change))
         return _encode_sealed(values)
 
-    def _decode_event(self, number: int, data: bytes, previous: str) -> tuple[Event, str]:
+    def _decode_event(self, number: int, data: bytes, previous: str) -> tuple[LedgerEvent, str]:
         """Decode and verify an event after the event with sha256 `previous`.
 
         Returns:
@@ -313,7 +323,8 @@ class Ledger:
         # a version mismatch; all later errors tell of damage.
         if values.get("kind", _KINDS[0]) not in _KINDS:
             raise LedgerError(
-                f"{name} has the kind {shown(values['kind'])}, unknown to mtil {__version__}. Use "
+                f"{name} has the kind {format_value(values['kind'])}, unknown to mtil "
+                f"{__version__}. Use "
                 "the mtil version of the writer."
             )
         envelope = document.validate(_ENVELOPE, {k: v for k, v in values.items() if k in keys})
@@ -331,10 +342,10 @@ class Ledger:
                 f"A ledger must be a chain, but {name[0].lower()}{name[1:]} does not name the "
                 f"sha256 of the previous event: an event was changed; {_RESTORE}."
             )
-        return Event(number, envelope.session, change, envelope.at), _sha256(data)
+        return LedgerEvent(number, envelope.session, change, envelope.at), _sha256(data)
 
 
-def probe(store: Store) -> None:
+def check_conditional_writes(store: Store) -> None:
     """Check a run's storage: an existing object must never be replaced by `create`.
 
     The fence between coordinators depends on the refusal.
@@ -342,7 +353,7 @@ def probe(store: Store) -> None:
     Raises:
         StorageError: if the storage replaces an existing object or cannot be written at all.
     """
-    name = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
+    name = f"{LEDGER_PROBE_FOLDER}/{secrets.token_hex(8)}"
     rule = (
         "A run's storage must create an object only if the name is free (on S3: "
         f"`If-None-Match` on writes), but {store.uri}"
@@ -374,7 +385,7 @@ def _encode_json(values: dict[str, object]) -> bytes:
 
 
 def _file_name(number: int) -> str:
-    return f"{FOLDER}/{number:06d}.json"
+    return f"{LEDGER_FOLDER}/{number:06d}.json"
 
 
 def _sha256(data: bytes) -> str:

@@ -19,27 +19,27 @@ from pathlib import PurePosixPath
 
 from mtil.circle import heartbeat, ledger
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import State, is_over
+from mtil.circle.state import CircleState, is_finished
 from mtil.data.dataset import manifest as manifests
 from mtil.errors import DataError, NotFoundError
 from mtil.run import names
 from mtil.run.folder import Run
-from mtil.run.plan import Train, WriteMaps, actions, reads_maps_of
-from mtil.storage import PARTIAL_NAME, Store
+from mtil.run.plan import Train, WriteMaps, find_map_writers, list_actions
+from mtil.storage import PARTIAL_NAME_PATTERN, Store
 
-_PROBE = re.compile(rf"{ledger.PROBE_FOLDER}/[0-9a-f]{{16}}")
+_PROBE = re.compile(rf"{ledger.LEDGER_PROBE_FOLDER}/[0-9a-f]{{16}}")
 _PARTIAL = re.compile(
-    rf"(?:(?:{ledger.FOLDER}|{ledger.PROBE_FOLDER}|{names.FOLDERS})/)?{PARTIAL_NAME}"
+    rf"(?:(?:{ledger.LEDGER_FOLDER}|{ledger.LEDGER_PROBE_FOLDER}|{names.FOLDERS})/)?{PARTIAL_NAME_PATTERN}"
 )
 """Name of an interrupted write, in the folders where a run writes files."""
-_RUN_FOLDERS = (names.TRAININGS, names.MAPS, ledger.FOLDER, ledger.PROBE_FOLDER)
+_RUN_FOLDERS = (names.TRAININGS, names.MAPS, ledger.LEDGER_FOLDER, ledger.LEDGER_PROBE_FOLDER)
 _ROOT_MARKERS = (names.RUN, manifests.FILE_NAME)
 """Files marking a folder below the run as a separate run or data set."""
 _NUM_DELETERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Superseded:
+class SupersededFiles:
     """Unneeded files of a folder, for one reason."""
 
     why: str
@@ -49,10 +49,10 @@ class Superseded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class RetentionFinding:
     """Unneeded files of a run at a given ledger event."""
 
-    superseded: tuple[Superseded, ...]
+    superseded: tuple[SupersededFiles, ...]
     number: int
     """Number of the latest ledger event; 0 without a ledger."""
     left: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Finding:
         return sum(group.bytes for group in self.superseded)
 
 
-def find(run: Run) -> Finding:
+def find_superseded_files(run: Run) -> RetentionFinding:
     """Return the unneeded files of a run, ordered by folder.
 
     Raises:
@@ -77,7 +77,7 @@ def find(run: Run) -> Finding:
         LedgerError: if the ledger is damaged.
     """
     state = Ledger.open(run.store).state
-    if heartbeat.is_beating(run.store):
+    if heartbeat.is_coordinator_alive(run.store):
         raise DataError(
             f"Cannot clean up {run.uri} while a coordinator is active. Wait for the end of the "
             f"run, or stop it with `mtil stop --run {run.uri}`."
@@ -98,9 +98,9 @@ def find(run: Run) -> Finding:
     groups: dict[tuple[str, str], list[str]] = {}
     for name, why in reasons.items():
         groups.setdefault((str(PurePosixPath(name).parent), why), []).append(name)
-    return Finding(
+    return RetentionFinding(
         superseded=tuple(
-            Superseded(
+            SupersededFiles(
                 why=why,
                 folder=folder,
                 files=tuple(sorted(files)),
@@ -113,7 +113,7 @@ def find(run: Run) -> Finding:
     )
 
 
-def delete(run: Run, finding: Finding) -> None:
+def delete_superseded_files(run: Run, finding: RetentionFinding) -> None:
     """Delete the files of a finding.
 
     Raises:
@@ -129,9 +129,9 @@ def delete(run: Run, finding: Finding) -> None:
         list(deleters.map(run.store.delete, files))
 
 
-def _is_settled(state: State) -> bool:
+def _is_settled(state: CircleState) -> bool:
     """Return True if no process of an attempt in flight can still be writing."""
-    return state.stopped or is_over(state) or not state.running
+    return state.stopped or is_finished(state) or not state.running
 
 
 def _exclude_foreign_files(sizes: Mapping[str, int]) -> Mapping[str, int]:
@@ -152,12 +152,12 @@ def _exclude_foreign_files(sizes: Mapping[str, int]) -> Mapping[str, int]:
 
 
 def _find_training_files(
-    run: Run, state: State | None, files: Iterable[str], left: list[str]
+    run: Run, state: CircleState | None, files: Iterable[str], left: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Yield unneeded training files with the reason. Append models in doubt to `left`."""
     by_training: dict[Train, list[str]] = {}
     for name in files:
-        training = names.training_of(name)
+        training = names.parse_training(name)
         if training is not None and names.is_deletable(name):
             by_training.setdefault(training, []).append(name)
     for training, training_files in by_training.items():
@@ -184,14 +184,16 @@ def _find_training_files(
             yield from superseded.items()
 
 
-def _named_models(run: Run, state: State | None, training: Train) -> dict[str, str]:
+def _named_models(run: Run, state: CircleState | None, training: Train) -> dict[str, str]:
     """Map the model files named in the ledger and in the result to their sha256."""
     ledger_result = {} if state is None else state.done.get(training, {})
     digests = [ledger_result.get("model_sha256")]
     result = run.result(training)
     if result is not None:
         digests.append(result.model_sha256)
-    return {names.model(training, sha256): sha256 for sha256 in digests if isinstance(sha256, str)}
+    return {
+        names.model_name(training, sha256): sha256 for sha256 in digests if isinstance(sha256, str)
+    }
 
 
 def _has_digest(store: Store, name: str, sha256: str) -> bool:
@@ -205,11 +207,13 @@ def _has_digest(store: Store, name: str, sha256: str) -> bool:
     return digest.hexdigest() == sha256
 
 
-def _find_read_maps(run: Run, state: State, files: Iterable[str]) -> Mapping[str, str]:
+def _find_read_maps(run: Run, state: CircleState, files: Iterable[str]) -> Mapping[str, str]:
     """Return the map shards already read by all their readers, with the reason."""
     unread: dict[WriteMaps, bool] = {}
-    for action in actions(state.plan):
-        for writer in reads_maps_of(state.plan, action):
+    for action in list_actions(state.plan):
+        for writer in find_map_writers(state.plan, action):
             unread[writer] = unread.get(writer, False) or action not in state.done
     folders = {run.map_folder(writer) for writer, is_unread in unread.items() if not is_unread}
-    return {name: "maps that were read" for name in files if names.map_folder_of(name) in folders}
+    return {
+        name: "maps that were read" for name in files if names.parse_map_folder(name) in folders
+    }

@@ -13,30 +13,30 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue
 from pydantic.dataclasses import dataclass
 
-from mtil.config import STRICT, Count
+from mtil.config import STRICT, PositiveInt
 from mtil.errors import RunError
 from mtil.run.plan import (
     Action,
+    CirclePlan,
     Evaluate,
-    Plan,
     Summarise,
     Train,
     WriteMaps,
-    graph,
-    needs,
+    build_action_graph,
+    find_prerequisites,
 )
 
-Stage = Literal["waiting", "training", "maps", "evaluating", "done", "failed"]
+FoldStage = Literal["waiting", "training", "maps", "evaluating", "done", "failed"]
 
 _RANK: Mapping[type, int] = {WriteMaps: 0, Evaluate: 1, Summarise: 2, Train: 3}
 """Priority within a round, lowest first: short actions and actions with dependants."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Begin:
+class RunBegan:
     """Start of a run: the plan, the data set, the configuration and the mtil version."""
 
-    plan: Plan
+    plan: CirclePlan
     fingerprint: str
     config_digest: str
     version: str
@@ -44,27 +44,27 @@ class Begin:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Boot:
+class SessionBooted:
     """Takeover of the run by the writer. Earlier sessions are fenced off."""
 
     kind: Literal["boot"] = "boot"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Started:
+class ActionStarted:
     """Start of an attempt, or adoption of an attempt left running by an older session."""
 
     action: Action
-    attempt: Count
+    attempt: PositiveInt
     kind: Literal["started"] = "started"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Done:
+class ActionDone:
     """Commit of an attempt."""
 
     action: Action
-    attempt: Count
+    attempt: PositiveInt
     result: dict[str, JsonValue]
     """Names and figures of the output. Every ledger reader holds all results in memory: keep them
     small."""
@@ -72,49 +72,49 @@ class Done:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Failed:
+class ActionFailed:
     """Failure of an attempt."""
 
     action: Action
-    attempt: Count
+    attempt: PositiveInt
     cause: str
     kind: Literal["failed"] = "failed"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Stop:
+class RunStopped:
     """Request to start nothing more."""
 
     kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Go:
+class RunResumed:
     """Request to continue a stopped run."""
 
     kind: Literal["go"] = "go"
 
 
-Change = Annotated[
-    Begin | Boot | Started | Done | Failed | Stop | Go,
+LedgerChange = Annotated[
+    RunBegan | SessionBooted | ActionStarted | ActionDone | ActionFailed | RunStopped | RunResumed,
     Field(discriminator="kind"),
 ]
 
 
 @plain_dataclass(frozen=True)
-class Event:
+class LedgerEvent:
     """A numbered event of the ledger. The first event has number 1."""
 
     number: int
     session: str
     """Session of the writer."""
-    change: Change
+    change: LedgerChange
     at: str = ""
     """Time of writing, for display only: no decision depends on a clock."""
 
 
 @plain_dataclass(frozen=True)
-class Attempt:
+class ActionAttempt:
     """An attempt in flight."""
 
     number: int
@@ -127,17 +127,17 @@ class Attempt:
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class State:
+class CircleState:
     """A run after the first `number` events."""
 
-    begin: Begin
+    begin: RunBegan
     number: int
     session: str
     """Session of the latest boot; empty before the first boot."""
     stopped: bool
     done: Mapping[Action, Mapping[str, JsonValue]]
     """Committed result of every finished action."""
-    running: Mapping[Action, Attempt]
+    running: Mapping[Action, ActionAttempt]
     """Attempts in flight, by action."""
     attempts: Mapping[Action, int]
     """Number of the latest attempt, by action. For a finished action, the committed attempt."""
@@ -147,7 +147,7 @@ class State:
     """Failed folds, with the first cause."""
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> CirclePlan:
         """The plan of the run."""
         return self.begin.plan
 
@@ -156,7 +156,9 @@ class State:
         return self.attempts.get(action, 0) + 1
 
 
-def replay(events: Iterable[Event], state: State | None = None) -> State | None:
+def replay_events(
+    events: Iterable[LedgerEvent], state: CircleState | None = None
+) -> CircleState | None:
     """Fold events into a state. Return None without any event.
 
     Takes linear time in the number of events plus, once per call, the number of actions in `state`.
@@ -173,7 +175,7 @@ def replay(events: Iterable[Event], state: State | None = None) -> State | None:
     return None if draft is None else draft.state()
 
 
-def next_actions(state: State) -> tuple[Action, ...]:
+def next_actions(state: CircleState) -> tuple[Action, ...]:
     """Return the actions that may start now in the present session, most urgent first.
 
     Includes actions left in flight by an older session, to be adopted or restarted. Excludes
@@ -190,7 +192,7 @@ def next_actions(state: State) -> tuple[Action, ...]:
     return tuple(sorted(ready, key=_urgency))
 
 
-def is_over(state: State) -> bool:
+def is_finished(state: CircleState) -> bool:
     """Return True if every reachable summary is done. Folds may have failed.
 
     Actions still in flight then belong to failed folds and have no further use.
@@ -198,14 +200,14 @@ def is_over(state: State) -> bool:
     return not _open_actions(state, _lost_actions(state.plan, state.failures))
 
 
-def progress(state: State) -> dict[int, dict[int, Stage]]:
+def compute_stages(state: CircleState) -> dict[int, dict[int, FoldStage]]:
     """Return the stage of every fold in every round, as `{round: {fold: stage}}`.
 
     Training wins over other actions in flight. In a stopped run nothing counts as running.
     """
     lost = _lost_actions(state.plan, state.failures)
     cells: dict[tuple[int, int], list[Action]] = {}
-    for action in graph(state.plan):
+    for action in build_action_graph(state.plan):
         if not isinstance(action, Summarise):
             cells.setdefault((action.round, action.fold), []).append(action)
     return {
@@ -220,15 +222,17 @@ def _urgency(action: Action) -> tuple[int, int, int, int]:
     return action.round, _RANK[type(action)], fold, -1 if part is None else part
 
 
-def _is_exhausted(plan: Plan, failures: Mapping[Action, tuple[str, ...]], action: Action) -> bool:
+def _is_exhausted(
+    plan: CirclePlan, failures: Mapping[Action, tuple[str, ...]], action: Action
+) -> bool:
     return len(failures.get(action, ())) >= plan.circle.max_attempts
 
 
-def _lost_actions(plan: Plan, failures: Mapping[Action, tuple[str, ...]]) -> Set[Action]:
+def _lost_actions(plan: CirclePlan, failures: Mapping[Action, tuple[str, ...]]) -> Set[Action]:
     """Return the actions that can never be done: exhausted, or dependent on a lost action."""
     lost = {action for action in failures if _is_exhausted(plan, failures, action)}
     if lost:
-        for action, needed in graph(plan).items():
+        for action, needed in build_action_graph(plan).items():
             # A summary covers the folds that finished, so only the loss of all its evaluations is
             # fatal.
             quantifier = all if isinstance(action, Summarise) else any
@@ -237,12 +241,12 @@ def _lost_actions(plan: Plan, failures: Mapping[Action, tuple[str, ...]]) -> Set
     return lost
 
 
-def _open_actions(state: State, lost: Set[Action]) -> dict[Action, tuple[Action, ...]]:
+def _open_actions(state: CircleState, lost: Set[Action]) -> dict[Action, tuple[Action, ...]]:
     """Return the unfinished actions that a reachable summary needs, with their own needs."""
     wanted: set[Action] = set()
     open_actions = {}
     # `graph` lists needs before their dependants: reversed, every wanted action is known in time.
-    for action, needed in reversed(graph(state.plan).items()):
+    for action, needed in reversed(build_action_graph(state.plan).items()):
         wants = isinstance(action, Summarise) or action in wanted
         if wants and action not in lost and action not in state.done:
             wanted.update(needed)
@@ -250,7 +254,7 @@ def _open_actions(state: State, lost: Set[Action]) -> dict[Action, tuple[Action,
     return open_actions
 
 
-def _is_running(state: "State | _Draft", action: Action) -> bool:
+def _is_running(state: "CircleState | _Draft", action: Action) -> bool:
     attempt = state.running.get(action)
     return attempt is not None and attempt.session == state.session
 
@@ -265,7 +269,7 @@ def _is_ready(
     return not missing
 
 
-def _stage(state: State, lost: Set[Action], cell: Sequence[Action]) -> Stage:
+def _stage(state: CircleState, lost: Set[Action], cell: Sequence[Action]) -> FoldStage:
     plan, failures = state.plan, state.failures
     evaluation = next(action for action in cell if isinstance(action, Evaluate))
     if evaluation in lost or any(_is_exhausted(plan, failures, action) for action in cell):
@@ -280,10 +284,10 @@ def _stage(state: State, lost: Set[Action], cell: Sequence[Action]) -> Stage:
     return "evaluating" if Evaluate in running else "waiting"
 
 
-def _initial_state(event: Event) -> State:
-    if event.number != 1 or not isinstance(event.change, Begin):
+def _initial_state(event: LedgerEvent) -> CircleState:
+    if event.number != 1 or not isinstance(event.change, RunBegan):
         raise _impossible_event_error(event, "a ledger must open with 'begin' as event 1")
-    return State(
+    return CircleState(
         begin=event.change,
         number=1,
         session="",
@@ -296,7 +300,7 @@ def _initial_state(event: Event) -> State:
     )
 
 
-def _impossible_event_error(event: Event, why: str) -> RunError:
+def _impossible_event_error(event: LedgerEvent, why: str) -> RunError:
     return RunError(
         f"Event {event.number} of the ledger cannot be {event.change.kind!r}: {why}. Restore the "
         "ledger, or choose a new --run."
@@ -306,7 +310,7 @@ def _impossible_event_error(event: Event, why: str) -> RunError:
 class _Draft:
     """A mutable state under construction, with private copies of the mappings."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: CircleState) -> None:
         self.begin = state.begin
         self.number = state.number
         self.session = state.session
@@ -317,29 +321,29 @@ class _Draft:
         self.failures = dict(state.failures)
         self.failed_folds = dict(state.failed_folds)
 
-    def state(self) -> State:
-        return State(**vars(self))
+    def state(self) -> CircleState:
+        return CircleState(**vars(self))
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: LedgerEvent) -> None:
         change = event.change
         objection = self._find_objection(event)
         if objection:
             raise _impossible_event_error(event, objection)
         self.number = event.number
-        if isinstance(change, Boot):
+        if isinstance(change, SessionBooted):
             self.session = event.session
-        elif isinstance(change, Stop | Go):
-            self.stopped = isinstance(change, Stop)
-        elif isinstance(change, Started):
-            self.running[change.action] = Attempt(change.attempt, event.session, event.at)
+        elif isinstance(change, RunStopped | RunResumed):
+            self.stopped = isinstance(change, RunStopped)
+        elif isinstance(change, ActionStarted):
+            self.running[change.action] = ActionAttempt(change.attempt, event.session, event.at)
             self.attempts[change.action] = change.attempt
-        elif isinstance(change, Done):
+        elif isinstance(change, ActionDone):
             del self.running[change.action]
             self.done[change.action] = change.result
-        elif isinstance(change, Failed):
+        elif isinstance(change, ActionFailed):
             self._record_failure(change)
 
-    def _record_failure(self, change: Failed) -> None:
+    def _record_failure(self, change: ActionFailed) -> None:
         action = change.action
         del self.running[action]
         self.failures[action] = (*self.failures.get(action, ()), change.cause)
@@ -347,32 +351,32 @@ class _Draft:
         if exhausted and not isinstance(action, Summarise):
             self.failed_folds.setdefault(action.fold, f"{action}: {change.cause}")
 
-    def _find_objection(self, event: Event) -> str:
+    def _find_objection(self, event: LedgerEvent) -> str:
         """Return the reason why an event is impossible now; empty if possible."""
         change = event.change
         if event.number != self.number + 1:
             return f"the previous event has number {self.number}"
-        if isinstance(change, Begin):
+        if isinstance(change, RunBegan):
             return "the run has begun already"
-        if isinstance(change, Boot):
+        if isinstance(change, SessionBooted):
             return f"{event.session} already runs the run" if event.session == self.session else ""
-        if isinstance(change, Stop | Go):
-            already = self.stopped == isinstance(change, Stop)
+        if isinstance(change, RunStopped | RunResumed):
+            already = self.stopped == isinstance(change, RunStopped)
             return f"the run is already {'stopped' if self.stopped else 'going on'}" * already
         if event.session != self.session:
             return f"the writer {event.session} is not the coordinator {self.session or '(none)'}"
-        if isinstance(change, Started):
+        if isinstance(change, ActionStarted):
             return self._find_objection_to_start(change)
         attempt = self.running.get(change.action)
         if attempt is None or attempt.number != change.attempt:
             return f"attempt {change.attempt} at the {change.action} is not running"
         return ""
 
-    def _find_objection_to_start(self, change: Started) -> str:
+    def _find_objection_to_start(self, change: ActionStarted) -> str:
         action = change.action
         if self.stopped:
             return "the run is stopped"
-        if action not in graph(self.begin.plan):
+        if action not in build_action_graph(self.begin.plan):
             return f"the {action} is not in the plan"
         if action in self.done:
             return f"the {action} is done"
@@ -386,7 +390,7 @@ class _Draft:
             if isinstance(action, Summarise)
             else set()
         )
-        if not _is_ready(action, needs(self.begin.plan, action), self.done, lost):
+        if not _is_ready(action, find_prerequisites(self.begin.plan, action), self.done, lost):
             return f"the {action} needs unfinished actions"
         latest = self.attempts.get(action, 0)
         # An adopted attempt keeps the number given by the older session; a restart takes the next.

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mtil.cli.streams import as_json, shown
+from mtil.cli.streams import escape_controls, format_json
 
-LINE_S = 10.0
+PROGRESS_LINE_S = 10.0
 """Minimum seconds between two progress lines without a terminal."""
 
 
-class Output:
+class CommandOutput:
     """Printer of a command. With `--json`, stdout has the JSON object only; lines go to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
@@ -32,7 +32,7 @@ class Output:
     def result(self, values: Mapping[str, Any]) -> None:
         """Print the command's JSON object if `--json` was given."""
         if self._as_json:
-            sys.stdout.write(as_json(values, sys.stdout.encoding) + "\n")
+            sys.stdout.write(format_json(values, sys.stdout.encoding) + "\n")
             sys.stdout.flush()
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -49,10 +49,14 @@ class Output:
     def _shown(self, text: str, *, in_line: bool = True) -> str:
         """Escape control characters and characters outside the console's encoding."""
         encoding = self.console.encoding
-        return shown(text, in_line=in_line).encode(encoding, "backslashreplace").decode(encoding)
+        return (
+            escape_controls(text, in_line=in_line)
+            .encode(encoding, "backslashreplace")
+            .decode(encoding)
+        )
 
     @contextmanager
-    def progress(self) -> Iterator["Bar"]:
+    def progress(self) -> Iterator["ProgressBar"]:
         """Yield a progress bar for the block. Without a terminal the bar prints lines."""
         bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -64,7 +68,7 @@ class Output:
             disable=not self.console.is_terminal,
         )
         with bar:
-            yield Bar(bar, None if self.console.is_terminal else self.line, self._shown)
+            yield ProgressBar(bar, None if self.console.is_terminal else self.line, self._shown)
 
 
 class _Console(Console):
@@ -75,14 +79,14 @@ class _Console(Console):
         raise
 
 
-class Bar:
+class ProgressBar:
     """Progress bar on a terminal. Elsewhere prints a line at most every `LINE_S` seconds."""
 
     def __init__(
         self,
         progress: Progress,
         print_line: Callable[[str], None] | None,
-        shown: Callable[[str], str] = shown,
+        shown: Callable[[str], str] = escape_controls,
     ) -> None:
         self._progress, self._print_line, self._shown = progress, print_line, shown
         self._task = progress.add_task("", total=None)
@@ -94,7 +98,7 @@ class Bar:
             self._task, description=self._shown(text), completed=done, total=total
         )
         line = f"{text} {done}/{total}"
-        is_due = line != self._last_line and time.monotonic() - self._last_s >= LINE_S
+        is_due = line != self._last_line and time.monotonic() - self._last_s >= PROGRESS_LINE_S
         if self._print_line is not None and is_due:
             self._last_line, self._last_s = line, time.monotonic()
             self._print_line(line)

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from mtil.cli.answer import Parser
-    from mtil.cli.console import Output
+    from mtil.cli.command_line import CommandParser
+    from mtil.cli.console import CommandOutput
 
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-Run: TypeAlias = "Callable[[argparse.Namespace, Output], None]"
+CommandParsers: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+CommandFunction: TypeAlias = "Callable[[argparse.Namespace, CommandOutput], None]"
 
 
 def add_command(
-    commands: Commands, name: str, run: Run, text: str, *, configurable: bool = False
+    commands: CommandParsers,
+    name: str,
+    run: CommandFunction,
+    text: str,
+    *,
+    configurable: bool = False,
 ) -> argparse.ArgumentParser:
     """Register a command and return its parser.
 
@@ -38,7 +43,7 @@ def add_command(
     return parser
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
+def add_verbose_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--verbose`, which shows Ray's messages."""
     parser.add_argument("--verbose", action="store_true", help="show Ray's messages")
 
@@ -48,15 +53,15 @@ def add_local(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--local", action="store_true", help=f"{verb} in this process, without Ray")
 
 
-def add_data_version(parser: argparse.ArgumentParser, about: str) -> None:
+def add_data_version_flag(parser: argparse.ArgumentParser, about: str) -> None:
     """Add `--data-version`, the version of the data set to use."""
     parser.add_argument("--data-version", type=int, metavar="N", help=about)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags shared by `mtil train` and `mtil circle`."""
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    add_data_version(parser, "version of the data set (default: the run's, else the newest)")
+    add_data_version_flag(parser, "version of the data set (default: the run's, else the newest)")
     parser.add_argument("--run", required=True, metavar="URI", help="folder for results")
     parser.add_argument(
         "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"
@@ -67,7 +72,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "`mtil train --keys` lists the keys."
     )
     parser.add_argument("--keys", action=_ListKeys, help="list the configuration keys and exit")
-    add_verbose(parser)
+    add_verbose_flag(parser)
 
 
 class _ListKeys(argparse.Action):
@@ -80,8 +85,8 @@ class _ListKeys(argparse.Action):
         super().__init__(nargs=0, **options)  # type: ignore[arg-type]
 
     def __call__(self, *_: object) -> None:
-        from mtil.config import documented
+        from mtil.config import describe_config_keys
 
-        for name, kind, value in documented():
+        for name, kind, value in describe_config_keys():
             print(f"{name:38} {value!s:24} {kind}")  # noqa: T201
         sys.exit(0)

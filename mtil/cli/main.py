@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mtil import __version__
-from mtil.cli.answer import Parser, answer
+from mtil.cli.command_line import CommandParser, run_command_line
 from mtil.cli.commands import (
     circle,
     doctor,
@@ -22,10 +22,19 @@ from mtil.process import supervisor
 
 # The order of the commands in `mtil --help`: from images to predictions.
 _ADD_COMMANDS = (
-    phantom.add_to, download.add_to, prepare.add_to, inspection.add_to, train.add_to,
-    circle.add_to, status.add_to, stop.add_to, retention.add_to, evaluate.add_to,
-    predict.add_to, doctor.add_to,
-)  # fmt: skip
+    phantom.add_phantom_command,
+    download.add_download_command,
+    prepare.add_prepare_command,
+    inspection.add_inspect_command,
+    train.add_train_command,
+    circle.add_circle_command,
+    status.add_status_command,
+    stop.add_stop_command,
+    retention.add_gc_command,
+    evaluate.add_evaluate_command,
+    predict.add_predict_command,
+    doctor.add_doctor_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             child process watched by `mtil.process.supervisor`.
     """
     if arguments is None:
-        supervisor.watch("mtil")
-    return answer(_build_parser(), arguments)
+        supervisor.supervise_command("mtil")
+    return run_command_line(_build_parser(), arguments)
 
 
-def _build_parser() -> Parser:
-    parser = Parser(
+def _build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="mtil",
         description="Train one network that outlines breast tumours and classifies them as benign "
         "or malignant.",

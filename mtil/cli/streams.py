@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
 
-from mtil.process.logs import finite
+from mtil.process.logs import replace_non_finite
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 """Control characters except tab and line feed: a terminal would execute them."""
@@ -21,7 +21,7 @@ _ESCAPES_IN_LINE = _ESCAPES | {ord("\n"): "\\n"}
 P = TypeVar("P", bound=ArgumentParser)
 
 
-def shown(text: str, *, in_line: bool = True) -> str:
+def escape_controls(text: str, *, in_line: bool = True) -> str:
     r"""Replace control characters by escapes such as `\x1b`.
 
     Args:
@@ -31,9 +31,9 @@ def shown(text: str, *, in_line: bool = True) -> str:
     return text.translate(_ESCAPES_IN_LINE if in_line else _ESCAPES)
 
 
-def as_json(values: Mapping[str, Any], encoding: str | None) -> str:
+def format_json(values: Mapping[str, Any], encoding: str | None) -> str:
     """Return a one-line JSON object for an encoding (default UTF-8). NaN and infinity are null."""
-    values = finite(values)
+    values = replace_non_finite(values)
     text = json.dumps(values, ensure_ascii=False)
     try:
         text.encode(encoding or "utf-8")
@@ -42,7 +42,7 @@ def as_json(values: Mapping[str, Any], encoding: str | None) -> str:
     return text
 
 
-def written(
+def guard_output(
     answer: Callable[[P, Sequence[str] | None], int],
 ) -> Callable[[P, Sequence[str] | None], int]:
     """Wrap the function of a command line: check its arguments and the writes to its output.

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from mtil.data.audit import findings
-from mtil.data.audit.marks import NOTES
+from mtil.data.audit.marks import NOTE_TEXTS
 from mtil.data.dataset import account, manifest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import LABELS
 from mtil.data.folds.assign import TUMOURS
 from mtil.data.prepare import versions
-from mtil.documents import shown
+from mtil.documents import format_value
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -36,7 +36,7 @@ _MASK_FLAGS = {
 
 
 @dataclass(frozen=True)
-class Leak:
+class LeakageShares:
     """Leakage of image-level folds, averaged over random stratified folds."""
 
     twins: float
@@ -82,13 +82,13 @@ class Inspection:
     masks: Mapping[str, int]
     """Number of tumour images with an unusual mask, by kind of oddity."""
     notes: Mapping[str, int]
-    """Number of images with odd files, by key of `mtil.data.audit.marks.NOTES`."""
+    """Number of images with odd files, by key of `mtil.data.audit.marks.NOTE_TEXTS`."""
     odd_masks: tuple[OddMasks, ...]
     """Sources with masks that may be inverted."""
-    leak: Leak
+    leak: LeakageShares
 
 
-def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
+def inspect_dataset(store: Store, fingerprint: str | None = None) -> Inspection:
     """Read a data set's manifest and audit, and summarise both.
 
     Args:
@@ -99,9 +99,10 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
         DataError: if there is no data set or no version with the fingerprint, or if the audit or
             `splits.json` differ from the manifest.
     """
-    dataset = manifest.load(store, fingerprint)
+    dataset = manifest.load_manifest(store, fingerprint)
     pairs, images = (
-        findings.read(store, dataset, name) for name in (findings.PAIRS, findings.IMAGES)
+        findings.read_audit_table(store, dataset, name)
+        for name in (findings.PAIRS_FILE, findings.IMAGES_FILE)
     )
     versions.check_splits(store)
     labels = images.column("label").to_numpy()
@@ -114,7 +115,7 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
     if unknown:
         raise DataError(
             f"The audit of {store.uri} must list the images of its pairs, but lacks "
-            f"{shown(min(unknown))}. Prepare the data again."
+            f"{format_value(min(unknown))}. Prepare the data again."
         )
     class_pairs = pairs.filter(pa.compute.not_equal(pairs["class_a"], pairs["class_b"]))
     tumours = np.isin(labels, TUMOURS)
@@ -147,16 +148,18 @@ def inspect(store: Store, fingerprint: str | None = None) -> Inspection:
         },
         notes=_count_notes(images),
         odd_masks=_find_odd_masks(dataset, images.filter(pa.array(tumours))),
-        leak=Leak(
+        leak=LeakageShares(
             *(
-                leakage(_integer_codes(images, column)[tumours], labels[tumours], dataset.num_folds)
+                estimate_leakage(
+                    _integer_codes(images, column)[tumours], labels[tumours], dataset.num_folds
+                )
                 for column in ("twins", "group")
             )
         ),
     )
 
 
-def leakage(
+def estimate_leakage(
     group: npt.NDArray[np.int64], label: npt.NDArray[np.int8], num_folds: int, seed: int = 0
 ) -> float:
     """Return the share of images with a group member in a different image-level fold.
@@ -186,7 +189,7 @@ def leakage(
     return float(np.mean(shares))
 
 
-def to_dict(found: Inspection) -> dict[str, Any]:
+def inspection_to_dict(found: Inspection) -> dict[str, Any]:
     """Convert an inspection to a JSON-compatible dict."""
     dataset = found.manifest
     return {
@@ -213,16 +216,16 @@ def to_dict(found: Inspection) -> dict[str, Any]:
         "notes": dict(found.notes),
         "odd_masks": [asdict(odd) for odd in found.odd_masks],
         "image_level_leakage": {"twins": found.leak.twins, "group": found.leak.family},
-        "account": None if dataset.account is None else account.to_dict(dataset.account),
+        "account": None if dataset.account is None else account.account_to_dict(dataset.account),
     }
 
 
 def _count_notes(images: pa.Table) -> dict[str, int]:
     # Audits of earlier versions of mtil have no notes.
     if _NOTES not in images.column_names:
-        return dict.fromkeys(NOTES, 0)
+        return dict.fromkeys(NOTE_TEXTS, 0)
     notes = pa.compute.list_flatten(images.column(_NOTES)).to_pylist()
-    return dict.fromkeys(NOTES, 0) | Counter(notes)
+    return dict.fromkeys(NOTE_TEXTS, 0) | Counter(notes)
 
 
 def _find_odd_masks(dataset: Manifest, tumours: pa.Table) -> tuple[OddMasks, ...]:

@@ -10,7 +10,7 @@ _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _NUMBER = re.compile(r"0*(\d+)(?:\.0+)?")
 
 
-def shown(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return printable text: control characters and broken bytes are escaped."""
     if text.isascii() and text.isprintable():
         return text
@@ -25,7 +25,7 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
 
-def is_text(name: str) -> bool:
+def is_valid_unicode(name: str) -> bool:
     """Return whether a name is valid Unicode text.
 
     Python decodes bytes outside UTF-8 to surrogates.
@@ -33,21 +33,21 @@ def is_text(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def composed(name: str) -> str:
+def compose_unicode(name: str) -> str:
     """Return a name in Unicode's composed form (NFC)."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def plain(path: str) -> str:
+def normalise_path(path: str) -> str:
     """Normalise a path, so that all spellings of the path compare equal.
 
     For example, `./img//a.png` becomes `img/a.png`.
     """
-    return composed(str(PurePosixPath(path)))
+    return compose_unicode(str(PurePosixPath(path)))
 
 
 @lru_cache(2**16)
-def canonical(identifier: str) -> str:
+def normalise_identifier(identifier: str) -> str:
     """Normalise an identifier, so that all spellings of the identifier compare equal.
 
     Case, spaces, Unicode forms, invisible characters and the kind of dash are ignored, and so are

@@ -18,9 +18,9 @@ Job = TypeVar("Job", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+ItemResult = TypeVar("ItemResult")
 
-Listener = Callable[[int], None]
+ImagesListener = Callable[[int], None]
 
 _FEW = 1500
 """Number of images processed in the start-up time of worker processes."""
@@ -28,19 +28,19 @@ _MAX_THREADS = 8
 """Largest number of threads for array arithmetic; bounds memory, as each thread holds arrays."""
 
 
-class Function(Protocol[Job, Result]):
+class JobFunction(Protocol[Job, Result]):
     """A function for one job; reports finished images to a listener."""
 
-    def __call__(self, job: Job, listen: Listener | None = None) -> Result:
+    def __call__(self, job: Job, listen: ImagesListener | None = None) -> Result:
         """Run the job, and call `listen` with the number of images finished since the last call."""
 
 
-class Runner(Protocol):
+class JobRunner(Protocol):
     """Runs independent jobs, in any process and in any order."""
 
     def __call__(
-        self, function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int],
-        listen: Listener,
+        self, function: JobFunction[Any, Any], jobs: Sequence[Any], sizes: Sequence[int],
+        listen: ImagesListener,
     ) -> list[Any]:  # fmt: skip
         """Run the jobs and return the results in the order of the jobs.
 
@@ -54,15 +54,21 @@ class Runner(Protocol):
         """
 
 
-def here(
-    function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
+def run_in_process(
+    function: JobFunction[Any, Any],
+    jobs: Sequence[Any],
+    sizes: Sequence[int],
+    listen: ImagesListener,
 ) -> list[Any]:
     """Run jobs sequentially in the calling process. See `Runner`."""
     return [function(job, listen) for job in jobs]
 
 
-def processes(
-    function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
+def run_in_processes(
+    function: JobFunction[Any, Any],
+    jobs: Sequence[Any],
+    sizes: Sequence[int],
+    listen: ImagesListener,
 ) -> list[Any]:
     """Run jobs in a worker process per CPU core, or in the calling process for few images.
 
@@ -73,12 +79,12 @@ def processes(
     """
     num_workers = min(len(jobs), os.cpu_count() or 1)
     if num_workers < 2 or sum(sizes) < _FEW:
-        return here(function, jobs, sizes, listen)
+        return run_in_process(function, jobs, sizes, listen)
     pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), initializer=follow_parent
+        num_workers, multiprocessing.get_context("spawn"), initializer=exit_with_parent
     )
     try:
-        with interrupts.kept_from_children():
+        with interrupts.block_sigint_in_children():
             futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
         # Read results as jobs finish: an error is raised early, and progress does not wait for a
         # slow first job.
@@ -100,7 +106,7 @@ def processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def follow_parent() -> None:
+def exit_with_parent() -> None:
     """Ignore SIGINT in a worker process, and exit when the parent process ends."""
     # Ctrl-C reaches every process of the terminal; only the parent process handles the interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -115,7 +121,9 @@ def follow_parent() -> None:
     threading.Thread(target=wait_for_parent_end, daemon=True).start()
 
 
-def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+def map_in_threads(
+    function: Callable[[Item], ItemResult], items: Iterable[Item]
+) -> Iterator[ItemResult]:
     """Yield `function(item)` for each item, in order, computed in a few threads.
 
     Computes ahead at most one item more than the number of threads. Only code that releases the
@@ -127,7 +135,7 @@ def threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterato
     """
     num_threads = min(os.cpu_count() or 1, _MAX_THREADS)
     pool = ThreadPoolExecutor(num_threads)
-    pending: deque[Future[Found]] = deque()
+    pending: deque[Future[ItemResult]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))

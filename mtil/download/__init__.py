@@ -11,15 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtil.download.archive import unpack
-from mtil.download.fetching import Progress, fetch
-from mtil.download.offers import BY_HAND, OFFERS, File, Offer, find
+from mtil.download.archive import unpack_archive
+from mtil.download.fetching import DownloadProgress, fetch_file
+from mtil.download.offers import MANUAL_DOWNLOADS, OFFERS, Offer, RemoteFile, find_offer
 from mtil.errors import DataError, StorageError
 
-__all__ = ["BY_HAND", "OFFERS", "File", "Offer", "download", "find", "unpack"]
+__all__ = [
+    "MANUAL_DOWNLOADS",
+    "OFFERS",
+    "Offer",
+    "RemoteFile",
+    "download_collection",
+    "find_offer",
+    "unpack_archive",
+]
 
 
-def download(offer: Offer, out: Path, *, progress: Progress) -> int:
+def download_collection(offer: Offer, out: Path, *, progress: DownloadProgress) -> int:
     """Download and unpack a collection, or resume an interrupted download.
 
     Received bytes stay in a hidden folder beside `out`. `out` appears once all files are complete.
@@ -45,14 +53,14 @@ def download(offer: Offer, out: Path, *, progress: Progress) -> int:
             raise DataError(f"{out} must be an empty or new folder; choose another folder.")
         partial.mkdir(parents=True, exist_ok=True)
         with _lock_folder(partial):
-            fetched = [fetch(file, offer, partial, progress) for file in offer.files]
+            fetched = [fetch_file(file, offer, partial, progress) for file in offer.files]
             # Unpack from the start: an interrupted call may have left half of the files.
             tree = partial / "tree"
             shutil.rmtree(tree, ignore_errors=True)
             tree.mkdir()
             for path in fetched:
                 if path.suffix == ".zip":
-                    unpack(path, tree)
+                    unpack_archive(path, tree)
                 else:
                     shutil.copyfile(path, tree / path.name)
             num_files = sum(path.is_file() for path in tree.rglob("*"))

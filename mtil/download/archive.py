@@ -27,7 +27,7 @@ _DAMAGE = (
 """Errors raised by reading a damaged archive, down to a seek before the start of the file."""
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack_archive(archive: Path, folder: Path) -> None:
     """Unpack a zip archive, without a top folder common to all files.
 
     Raises:

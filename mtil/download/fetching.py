@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from mtil import __version__
-from mtil.download.offers import File, Offer
+from mtil.download.offers import Offer, RemoteFile
 from mtil.errors import DataError, NotFoundError, StorageError
 
 _TIMEOUT_S = 60.0
@@ -20,11 +20,11 @@ _CHUNK_BYTES = 2**18
 
 _OK, _PARTIAL_CONTENT, _FORBIDDEN, _GONE, _NOT_SATISFIABLE = 200, 206, (401, 403), (404, 410), 416
 
-Progress = Callable[[str, int, int], None]
+DownloadProgress = Callable[[str, int, int], None]
 """Called with a file's name, its number of bytes received, and its total number of bytes."""
 
 
-def fetch(file: File, offer: Offer, folder: Path, progress: Progress) -> Path:
+def fetch_file(file: RemoteFile, offer: Offer, folder: Path, progress: DownloadProgress) -> Path:
     """Download the missing bytes of a file, verify the file and return its path.
 
     Args:
@@ -66,7 +66,9 @@ def fetch(file: File, offer: Offer, folder: Path, progress: Progress) -> Path:
     return whole
 
 
-def _receive(file: File, offer: Offer, partial: Path, validator: Path, progress: Progress) -> int:
+def _receive(
+    file: RemoteFile, offer: Offer, partial: Path, validator: Path, progress: DownloadProgress
+) -> int:
     """Append the server's bytes to `partial` until the end or a break. Return its size."""
     start = partial.stat().st_size if partial.exists() else 0
     saved_validator = validator.read_text() if validator.exists() else ""
@@ -102,7 +104,7 @@ def _receive(file: File, offer: Offer, partial: Path, validator: Path, progress:
     return num_received
 
 
-def _request(file: File, start: int, validator: str) -> HTTPResponse:
+def _request(file: RemoteFile, start: int, validator: str) -> HTTPResponse:
     # identity: sizes and ranges must count the bytes of the file, not of a compressed body.
     headers = {"User-Agent": f"mtil/{__version__}", "Accept-Encoding": "identity"}
     if start:
@@ -121,7 +123,7 @@ def _validator(answer: HTTPResponse) -> str:
     return etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
 
 
-def _check_answer(answer: HTTPResponse, file: File, offer: Offer, start: int) -> int:
+def _check_answer(answer: HTTPResponse, file: RemoteFile, offer: Offer, start: int) -> int:
     """Return the answer's first byte position: the requested position, or 0."""
     if answer.status == _OK:
         start, total = 0, answer.length
@@ -140,7 +142,7 @@ def _check_answer(answer: HTTPResponse, file: File, offer: Offer, start: int) ->
     return start
 
 
-def _chunks(answer: IO[bytes], file: File, partial: Path) -> Iterator[bytes]:
+def _chunks(answer: IO[bytes], file: RemoteFile, partial: Path) -> Iterator[bytes]:
     while True:
         try:
             chunk = answer.read(_CHUNK_BYTES)
@@ -151,14 +153,14 @@ def _chunks(answer: IO[bytes], file: File, partial: Path) -> Iterator[bytes]:
         yield chunk
 
 
-def _replaced_error(file: File, offer: Offer, num_bytes: int) -> DataError:
+def _replaced_error(file: RemoteFile, offer: Offer, num_bytes: int) -> DataError:
     return DataError(
         f"{file.name} must have {file.num_bytes} bytes, but has {num_bytes} at {_host(file)}: the "
         f"publisher replaced the file; see {offer.page}."
     )
 
 
-def _status_error(status: int, file: File, offer: Offer) -> StorageError:
+def _status_error(status: int, file: RemoteFile, offer: Offer) -> StorageError:
     by_hand = (
         f"get it by hand from {offer.page}, unpack it and give the folder to `mtil prepare "
         f"--layout {offer.layout}`."
@@ -173,7 +175,7 @@ def _status_error(status: int, file: File, offer: Offer) -> StorageError:
     )
 
 
-def _unreachable_error(error: Exception, file: File) -> StorageError:
+def _unreachable_error(error: Exception, file: RemoteFile) -> StorageError:
     reason = " ".join(str(getattr(error, "reason", error)).split()).rstrip(".")
     return StorageError(
         f"{_host(file)} is out of reach for {file.name}: {reason or type(error).__name__}; check "
@@ -181,5 +183,5 @@ def _unreachable_error(error: Exception, file: File) -> StorageError:
     )
 
 
-def _host(file: File) -> str:
+def _host(file: RemoteFile) -> str:
     return urlsplit(file.address).netloc

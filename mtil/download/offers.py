@@ -6,7 +6,7 @@ from mtil.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class File:
+class RemoteFile:
     """A file of a collection. A `.zip` is unpacked; another file is copied beside the contents."""
 
     name: str
@@ -27,7 +27,7 @@ class Offer:
     """Web page of the collection, for readers and for when a file's address is gone."""
     licence: str
     citation: str
-    files: tuple[File, ...]
+    files: tuple[RemoteFile, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -55,7 +55,7 @@ OFFERS: dict[str, Offer] = {
             "Physics 51 (2024) 3110-3123. doi:10.1002/mp.16812"
         ),
         files=(
-            File(
+            RemoteFile(
                 name="BUSBRA.zip",
                 address="https://zenodo.org/api/records/8231412/files/BUSBRA.zip/content",
                 num_bytes=133_917_740,
@@ -80,7 +80,7 @@ OFFERS: dict[str, Offer] = {
             "doi:10.1038/s41597-024-02984-z"
         ),
         files=(
-            File(
+            RemoteFile(
                 name="BrEaST-Lesions_USG-images_and_masks-Dec-15-2023.zip",
                 address=(
                     "https://www.cancerimagingarchive.net/wp-content/uploads/"
@@ -89,7 +89,7 @@ OFFERS: dict[str, Offer] = {
                 num_bytes=69_862_076,
                 sha256="c32e49cdfa54042e065582d0cb35978b5fc5e5b5e461b33bf773fb50cfdad355",
             ),
-            File(
+            RemoteFile(
                 name="BrEaST-Lesions-USG-clinical-data-Dec-15-2023.xlsx",
                 address=(
                     "https://www.cancerimagingarchive.net/wp-content/uploads/"
@@ -108,7 +108,7 @@ OFFERS: dict[str, Offer] = {
 # repository calls both CC BY 4.0 and CC BY-NC 4.0; version 3 is CC BY 4.0 by its page, and
 # docs/BUSUCLM_STEPS.md of github.com/surabhif/Breast-ultrasound-lesion-segmentation reports that
 # programs are refused there with status 403.
-BY_HAND: dict[str, str] = {
+MANUAL_DOWNLOADS: dict[str, str] = {
     "busi": (
         "BUSI states no standard licence and is not fetched automatically: get it from "
         "https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, unpack it and give the folder to "
@@ -127,7 +127,7 @@ BY_HAND: dict[str, str] = {
 }
 
 
-def find(name: str) -> Offer:
+def find_offer(name: str) -> Offer:
     """Return the collection with a name such as `bus_bra` or `BUS-BRA`.
 
     Raises:
@@ -137,8 +137,8 @@ def find(name: str) -> Offer:
     key = name.lower().replace("-", "_")
     if key in OFFERS:
         return OFFERS[key]
-    if key in BY_HAND:
-        raise DataError(BY_HAND[key])
+    if key in MANUAL_DOWNLOADS:
+        raise DataError(MANUAL_DOWNLOADS[key])
     raise DataError(
-        f"A collection must be one of {', '.join([*OFFERS, *BY_HAND])}, but got {name!r}."
+        f"A collection must be one of {', '.join([*OFFERS, *MANUAL_DOWNLOADS])}, but got {name!r}."
     )

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.batches import TRAINING_COLUMNS, squares
+from mtil.data.dataset.batches import TRAINING_COLUMNS, to_squares
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Role, select
-from mtil.data.dataset.shards import pixels, read
+from mtil.data.dataset.selection import Role, select_rows
+from mtil.data.dataset.shards import pixels, read_shard
 from mtil.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class PreparedDataset:
         bits = np.unpackbits(pixels(table.column("mask")), axis=1, count=size * size)
         return SampleArrays(
             sample_id=tuple(table.column("sample_id").to_pylist()),
-            image=squares(pixels(table.column("image"))),
-            mask=squares(bits).astype(np.bool_),
+            image=to_squares(pixels(table.column("image"))),
+            mask=to_squares(bits).astype(np.bool_),
             label=table.column("label").to_numpy().astype(np.int64),
             group=tuple(table.column("group").to_pylist()),
             fold=table.column("fold").to_numpy().astype(np.int64),
@@ -118,12 +118,12 @@ class PreparedDataset:
         return TorchDataset(self.rows(fold, role))
 
     def _tables(self, fold: int | None, role: Role) -> Iterator[pa.Table]:
-        selection = None if fold is None else select(self.manifest, fold, role)
+        selection = None if fold is None else select_rows(self.manifest, fold, role)
         for shard in self.manifest.shards:
             if selection is None:
-                yield read(self._store, shard, _COLUMNS)
+                yield read_shard(self._store, shard, _COLUMNS)
             elif selection.count(shard):
-                table = read(self._store, shard, _COLUMNS)
+                table = read_shard(self._store, shard, _COLUMNS)
                 yield table.take(pa.array(selection.rows(table)))
 
 
@@ -145,5 +145,9 @@ def open_dataset(uri: str, version: int | None = None) -> PreparedDataset:
         (dtype('uint8'), True)
     """
     store = open_store(uri)
-    manifest = manifests.load(store) if version is None else manifests.load_version(store, version)
+    manifest = (
+        manifests.load_manifest(store)
+        if version is None
+        else manifests.load_version(store, version)
+    )
     return PreparedDataset(store, manifest)

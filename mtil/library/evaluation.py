@@ -9,18 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from mtil.circle.inputs import check_models
+from mtil.circle.inputs import check_test_models
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import parse_folds, select
+from mtil.data.dataset.selection import parse_folds, select_rows
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.prediction.evaluation import evaluate as figures_of
-from mtil.prediction.evaluation import write_predictions
-from mtil.prediction.units import Unit, UnitScorer, list_units
+from mtil.prediction.evaluation import evaluate_predictions as figures_of
+from mtil.prediction.evaluation import store_predictions
+from mtil.prediction.units import ScoringUnit, UnitScorer, list_units
 from mtil.process.limits import num_cpus
 from mtil.run.folder import Run
 
-Listener = Callable[[dict[str, Any]], None]
+EvaluationListener = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def request_evaluation(
     manifest = run.manifest()
     if round_index is None:
         round_index = run.last_round()
-    trained = run.trained().get(round_index)
+    trained = run.find_trained_folds().get(round_index)
     if trained is None:
         raise DataError(
             f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
@@ -71,8 +71,8 @@ def request_evaluation(
         chosen = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
     # Ray takes seconds to start, so data set and models are checked first.
     for fold in chosen:
-        select(manifest, fold, "test")
-        check_models(run, round_index, fold)
+        select_rows(manifest, fold, "test")
+        check_test_models(run, round_index, fold)
     return EvaluationRequest(
         run=run, manifest=manifest, round_index=round_index, folds=tuple(chosen)
     )
@@ -84,7 +84,7 @@ def evaluate(
     data: str | None = None,
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
-    listen: Listener = lambda line: None,
+    listen: EvaluationListener = lambda line: None,
 ) -> dict[str, Any]:
     """Score the test folds of a run in this process, without Ray, and return the figures.
 
@@ -114,11 +114,11 @@ def evaluate(
         ['high', 'low', 'value']
     """
     request = request_evaluation(run, data=data, folds=folds, round_index=round_index)
-    return write_figures(request, score_folds(request, listen), run)
+    return store_figures(request, score_folds(request, listen), run)
 
 
 def score_folds(
-    request: EvaluationRequest, listen: Listener, *, gpus: float | None = None
+    request: EvaluationRequest, listen: EvaluationListener, *, gpus: float | None = None
 ) -> pa.Table:
     """Score the request's test rows in this process and write each fold's table to the run.
 
@@ -134,10 +134,10 @@ def score_folds(
         DataError: if a shard is missing or damaged.
         ResourceError: if a GPU is asked for and PyTorch sees none.
     """
-    from mtil.library.training import device_of
+    from mtil.library.training import choose_device
 
     run = request.run
-    device = device_of(run.config.train.gpus_per_worker if gpus is None else gpus)
+    device = choose_device(run.config.train.gpus_per_worker if gpus is None else gpus)
     units = list_units(request.manifest, request.folds)
     num_images, done = sum(unit.rows for unit in units), 0
     # One thread a scorer, as in Ray's actors: sums are added in the same order, so figures agree.
@@ -149,7 +149,7 @@ def score_folds(
             _compute_with_one_thread()
         scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
 
-    def score(unit: Unit) -> pa.Table:
+    def score(unit: ScoringUnit) -> pa.Table:
         table: pa.Table = scorers.own.score(unit)
         return table
 
@@ -159,10 +159,10 @@ def score_folds(
             tables.append(table)
             done += unit.rows
             listen({"kind": "scored", "images": done, "of": num_images})
-    return write_predictions(run, request.manifest, tables, request.round_index, request.folds)
+    return store_predictions(run, request.manifest, tables, request.round_index, request.folds)
 
 
-def write_figures(
+def store_figures(
     request: EvaluationRequest, predictions: pa.Table, run_uri: str
 ) -> dict[str, Any]:
     """Write `evaluation.json`, or the holdout's file, from scored test rows; return the figures."""

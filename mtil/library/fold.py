@@ -16,22 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtil.circle.inputs import initial_weights, own_judges, steps_per_epoch, training_rows
-from mtil.data.dataset.batches import Batch, Plan
+from mtil.circle.inputs import (
+    count_steps_per_epoch,
+    list_own_test_models,
+    load_initial_weights,
+    select_training_rows,
+)
+from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.order import local_batch
-from mtil.data.dataset.selection import NORMAL, Role, select, total
+from mtil.data.dataset.order import local_batch_size
+from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
 from mtil.errors import DataError
 from mtil.library.samples import Samples
-from mtil.metrics import calibrated, fit_temperature, steady_threshold
-from mtil.prediction.predictor import Predictor, in_passes
-from mtil.run.checkpoint import Model
+from mtil.metrics import calibrate_logits, find_steady_threshold, fit_temperature
+from mtil.prediction.predictor import Predictor, predict_passes
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
-from mtil.training.engine import Engine, Scored, Step, validation_metrics
+from mtil.training.engine import StepResult, TrainingEngine, ValidationScore, summarise_validation
 from mtil.training.group import Group
-from mtil.training.progress import Begun, Best, TrainingProgress
-from mtil.training.randomness import of_round
+from mtil.training.progress import BestEpoch, PartialEpoch, TrainingProgress
+from mtil.training.randomness import derive_round_seed
 
 History = Sequence[Mapping[str, Any]]
 
@@ -83,13 +88,15 @@ class FoldTraining:
         self.should_continue, self.set_gauges = should_continue, set_gauges
         self.config = run.config
         self.checkpoints = run.checkpoints(training)
-        self.judges = own_judges(run, training)
+        self.judges = list_own_test_models(run, training)
         self.has_failed_to_show = False
         self.plan = self._plan("train")
         self.batch_size = self.config.train.batch_size
-        self.local_batch = local_batch(self.batch_size, self.group.rank, self.group.num_workers)
+        self.local_batch = local_batch_size(
+            self.batch_size, self.group.rank, self.group.num_workers
+        )
         self.hosts = sorted(set(self.group.gather(socket.gethostname())))
-        self.steps = steps_per_epoch(self.config, manifest, training)
+        self.steps = count_steps_per_epoch(self.config, manifest, training)
 
     def finish(self) -> None:
         """Train until the last epoch or until progress stalls, then commit the best model.
@@ -114,7 +121,7 @@ class FoldTraining:
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
             scored = self._gather(engine.validate(validation()))
-            figures = validation_metrics(scored, self.config.train.dice_weight)
+            figures = summarise_validation(scored, self.config.train.dice_weight)
             progress.add(record, figures, engine)
             if self.group.is_first:
                 progress.save(self.checkpoints, engine)
@@ -144,10 +151,10 @@ class FoldTraining:
             return True
         return bool(self.group.from_first(lambda: should_continue(history)))
 
-    def _engine(self) -> Engine:
-        tumours = [total(self.manifest, self.plan.selection, label) for label in (0, 1)]
-        normals = total(self.manifest, self.plan.selection, NORMAL)
-        return Engine(
+    def _engine(self) -> TrainingEngine:
+        tumours = [count_rows(self.manifest, self.plan.selection, label) for label in (0, 1)]
+        normals = count_rows(self.manifest, self.plan.selection, NORMAL)
+        return TrainingEngine(
             self.config,
             steps_per_epoch=self.steps,
             malignant_share=tumours[1] / (sum(tumours) + normals),
@@ -155,21 +162,21 @@ class FoldTraining:
             wrap=lambda module: self.group.wrap(module, self.device),
             num_passes=len(self.judges),
             earlier=[model.network() for model in self._earlier_models()],
-            initial=initial_weights(self.run, self.training),
+            initial=load_initial_weights(self.run, self.training),
             share=self.local_batch * self.group.num_workers / self.batch_size,
             number=self.training.round,
         )
 
-    def _plan(self, role: Role) -> Plan:
+    def _plan(self, role: Role) -> EpochPlan:
         normals = self.config.data.normals
-        return Plan(
+        return EpochPlan(
             manifest=self.manifest,
             selection=(
-                training_rows(self.config, self.manifest, self.training)
+                select_training_rows(self.config, self.manifest, self.training)
                 if role == "train"
-                else select(self.manifest, self.training.fold, role, normals=normals)
+                else select_rows(self.manifest, self.training.fold, role, normals=normals)
             ),
-            seed=of_round(self.config.seed, self.training.round),
+            seed=derive_round_seed(self.config.seed, self.training.round),
             rank=self.group.rank,
             num_workers=self.group.num_workers,
             shuffle_shards=self.config.data.shuffle_shards,
@@ -177,12 +184,16 @@ class FoldTraining:
         )
 
     def _train_epoch(
-        self, engine: Engine, progress: TrainingProgress, epoch: int, batches: Iterator[Batch]
+        self,
+        engine: TrainingEngine,
+        progress: TrainingProgress,
+        epoch: int,
+        batches: Iterator[Batch],
     ) -> dict[str, Any]:
         """Train one epoch, or the rest of an epoch that was begun; return its record."""
         begun = progress.begun
         clock = _Clock(islice(batches, begun.steps, self.steps))
-        steps: list[Step] = []
+        steps: list[StepResult] = []
         start = shown = time.monotonic()
         num_warnings = 0
         for step in engine.train_epoch(
@@ -236,7 +247,9 @@ class FoldTraining:
         else:
             self.has_failed_to_show = False
 
-    def _gauge(self, epoch: float, steps: Sequence[Step], waited_s: float, seconds: float) -> None:
+    def _gauge(
+        self, epoch: float, steps: Sequence[StepResult], waited_s: float, seconds: float
+    ) -> None:
         if self.set_gauges is None or not self.group.is_first:
             return
         self.set_gauges(
@@ -248,38 +261,38 @@ class FoldTraining:
             workers=self.group.num_workers,
         )
 
-    def _own_randomness(self, begun: Begun) -> dict[str, Tensor] | None:
+    def _own_randomness(self, begun: PartialEpoch) -> dict[str, Tensor] | None:
         """Return this worker's random state within an epoch; None if the group has changed size."""
         is_same_size = len(begun.randomness) == self.group.num_workers
         return begun.randomness[self.group.rank] if is_same_size else None
 
     def _save_within_epoch(
-        self, engine: Engine, progress: TrainingProgress, terms: dict[str, list[float]]
+        self, engine: TrainingEngine, progress: TrainingProgress, terms: dict[str, list[float]]
     ) -> None:
         """Commit a checkpoint between two steps. Every worker calls this after the same step."""
         randomness = self.group.gather(engine.randomness())
         if self.group.is_first:
-            begun = Begun(len(terms["gradient_norm"]), terms, randomness)
+            begun = PartialEpoch(len(terms["gradient_norm"]), terms, randomness)
             progress.save(self.checkpoints, engine, begun)
             _log.info("checkpoint before a machine goes", extra={"fields": {"step": begun.steps}})
 
-    def _gather(self, scored: list[Scored]) -> list[Scored]:
+    def _gather(self, scored: list[ValidationScore]) -> list[ValidationScore]:
         """Return the validation rows of all workers, by id.
 
         Raises:
             DataError: unless each row of the selection was scored once.
         """
         rows = [row for part in self.group.gather(scored) for row in part]
-        expected = total(self.manifest, self._plan("validation").selection)
+        expected = count_rows(self.manifest, self._plan("validation").selection)
         if len({row.sample_id for row in rows}) != expected or len(rows) != expected:
             raise DataError(
                 f"Validation must see each of {expected} images once, but saw {len(rows)}."
             )
         return sorted(rows, key=lambda row: row.sample_id)
 
-    def _calibrated_model(self, best: Best, batches: Iterator[Batch]) -> Model:
+    def _calibrated_model(self, best: BestEpoch, batches: Iterator[Batch]) -> TrainedModel:
         """Return the best epoch's model, calibrated on its own predictions of validation rows."""
-        model = Model(
+        model = TrainedModel(
             config=self.config,
             weights=best.weights,
             fingerprint=self.manifest.fingerprint,
@@ -293,24 +306,24 @@ class FoldTraining:
         own = Predictor(model, self.device)
         chain = [Predictor(earlier, self.device) for earlier in self._earlier_models()]
         chain += [own] * model.num_passes
-        scored: list[Scored] = []
+        scored: list[ValidationScore] = []
         for batch in batches:
-            logits = in_passes(chain, batch.image)[-1].logit.tolist()
+            logits = predict_passes(chain, batch.image)[-1].logit.tolist()
             rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
-            scored += [Scored(name, label, math.nan, logit) for name, label, logit in rows]
+            scored += [ValidationScore(name, label, math.nan, logit) for name, label, logit in rows]
         tumours = [row for row in self._gather(scored) if row.label != NORMAL]
         logit = np.array([row.logit for row in tumours])
         label = np.array([row.label for row in tumours])
         temperature = fit_temperature(logit, label)
-        threshold = steady_threshold(calibrated(logit, temperature), label)
+        threshold = find_steady_threshold(calibrate_logits(logit, temperature), label)
         return replace(model, temperature=temperature, threshold=threshold)
 
-    def _earlier_models(self) -> list[Model]:
+    def _earlier_models(self) -> list[TrainedModel]:
         """Return the models of earlier rounds that look at a test image before this model."""
         return [self.run.model(training) for training in self.judges if training != self.training]
 
 
-def _terms(begun: Begun, steps: Sequence[Step]) -> dict[str, list[float]]:
+def _terms(begun: PartialEpoch, steps: Sequence[StepResult]) -> dict[str, list[float]]:
     """Return the loss terms and the gradient norm at each step of an epoch so far."""
     terms = {f"loss_{name}": [float(step.terms[name]) for step in steps] for name in steps[0].terms}
     terms["gradient_norm"] = [float(step.gradient_norm) for step in steps]

@@ -11,7 +11,7 @@ from mtil.data.images.pictures import Picture
 from mtil.data.images.read import Gray
 from mtil.errors import DataError
 from mtil.prediction.images import Ensemble, load_chains
-from mtil.prediction.predictor import MASK_THRESHOLD, at_size
+from mtil.prediction.predictor import MASK_THRESHOLD, resize_map
 
 _KINDS = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
 
@@ -59,7 +59,7 @@ class ImagePredictor:
         """
         gray = _to_gray(image)
         by_pass = self._ensemble.passes([gray], at_once=1)
-        passes = tuple(at_size(lesion[0], *gray.shape) for lesion, _ in by_pass)
+        passes = tuple(resize_map(lesion[0], *gray.shape) for lesion, _ in by_pass)
         malignancy = float(by_pass[-1][1][0])
         if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
             raise DataError("The model's prediction is not a number; train the fold again.")

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtil import presets
-from mtil.circle.begin import Request, request_trainings
+from mtil.circle.request import TrainingRequest, request_trainings
 from mtil.config import Config
 from mtil.errors import ResourceError
 from mtil.library.fold import FoldTraining
-from mtil.library.samples import ResidentSamples, Samples, StoredSamples, fit_in_memory
+from mtil.library.samples import ResidentSamples, Samples, StoredSamples, fits_in_memory
 from mtil.process.limits import num_cpus
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
-from mtil.run.priors import read_with_priors
-from mtil.run.relay import Guarded, Listener, relayed
+from mtil.run.priors import read_training_table
+from mtil.run.relay import GuardedListener, ProgressListener, relay_progress
 from mtil.run.threads import settle_num_threads
 
 if TYPE_CHECKING:
@@ -63,18 +63,18 @@ def train_fold(
     if isinstance(config, str):
         config = presets.load_config(config)
     request = request_trainings(
-        data, run, in_one_process(config), [fold], data_version=data_version
+        data, run, with_one_worker(config), [fold], data_version=data_version
     )
     (result,) = train_folds(request, listen)
     return result
 
 
-def in_one_process(config: Config) -> Config:
+def with_one_worker(config: Config) -> Config:
     """Return a configuration with one worker."""
     return replace(config, train=replace(config.train, num_workers=1, min_workers=None))
 
 
-def train_folds(request: Request, listen: Listener) -> list[FoldResult]:
+def train_folds(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
     """Train folds one after the other in this process; a fold that has a result is not trained.
 
     Args:
@@ -85,23 +85,23 @@ def train_folds(request: Request, listen: Listener) -> list[FoldResult]:
         DataError: if a shard is missing or damaged.
         ResourceError: if the configuration asks for a GPU and PyTorch sees none.
     """
-    device = device_of(request.config.train.gpus_per_worker)
+    device = choose_device(request.config.train.gpus_per_worker)
     run = request.create()
     results = []
     samples: Samples | None = None
     for training in (Train(0, fold) for fold in request.folds):
         if run.result(training) is None:
             samples = samples or _samples(request)
-            with _threads(run, device), relayed(run, training, listen):
+            with _threads(run, device), relay_progress(run, training, listen):
                 FoldTraining(run, training, request.manifest, samples, device).finish()
-            Guarded(listen)({"kind": "done", "fold": training.fold})
+            GuardedListener(listen)({"kind": "done", "fold": training.fold})
         result = run.result(training)
         assert result is not None
         results.append(result)
     return results
 
 
-def device_of(gpus: float) -> torch.device:
+def choose_device(gpus: float) -> torch.device:
     """Return the CPU if `gpus` is 0, else the GPU.
 
     Raises:
@@ -117,11 +117,11 @@ def device_of(gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def _samples(request: Request) -> Samples:
+def _samples(request: TrainingRequest) -> Samples:
     manifest = request.manifest
-    if not fit_in_memory(manifest, request.config.data):
+    if not fits_in_memory(manifest, request.config.data):
         return StoredSamples(request.data_uri)
-    tables = [read_with_priors(request.data_uri, shard, None) for shard in manifest.shards]
+    tables = [read_training_table(request.data_uri, shard, None) for shard in manifest.shards]
     return ResidentSamples(tables)
 
 

@@ -2,10 +2,10 @@
 
 from mtil.metrics.bootstrap import Interval, bootstrap, resample_weights
 from mtil.metrics.calibration import (
-    best_threshold,
-    calibrated,
+    calibrate_logits,
+    find_best_threshold,
+    find_steady_threshold,
     fit_temperature,
-    steady_threshold,
 )
 from mtil.metrics.classification import (
     accuracy,
@@ -19,10 +19,16 @@ from mtil.metrics.classification import (
     sensitivity_at_90_specificity,
     specificity,
 )
-from mtil.metrics.picking import kept_epoch
+from mtil.metrics.epoch_selection import select_epoch
 from mtil.metrics.results import Label, Results
 from mtil.metrics.segmentation import MaskScores, score_mask
-from mtil.metrics.summary import METRICS, by_class, by_size, paired_difference, summarise
+from mtil.metrics.summary import (
+    METRICS,
+    paired_difference,
+    summarise,
+    summarise_by_class,
+    summarise_by_size,
+)
 
 __all__ = [
     "METRICS",
@@ -33,23 +39,23 @@ __all__ = [
     "accuracy",
     "auc",
     "average_precision",
-    "best_threshold",
     "bootstrap",
     "brier",
-    "by_class",
-    "by_size",
-    "calibrated",
+    "calibrate_logits",
     "ece",
     "f1",
+    "find_best_threshold",
+    "find_steady_threshold",
     "fit_temperature",
-    "kept_epoch",
     "macro_f1",
     "paired_difference",
     "resample_weights",
     "score_mask",
+    "select_epoch",
     "sensitivity",
     "sensitivity_at_90_specificity",
     "specificity",
-    "steady_threshold",
     "summarise",
+    "summarise_by_class",
+    "summarise_by_size",
 ]

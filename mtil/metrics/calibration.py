@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mtil.metrics.classification import checked
+from mtil.metrics.classification import check_scores
 from mtil.metrics.weighted import Array
 
 MIN_TEMPERATURE = 0.05
@@ -31,7 +31,7 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     # The import takes half a second, and most processes never fit a temperature.
     from scipy.optimize import minimize_scalar
 
-    values, malignant = checked(logits, labels)
+    values, malignant = check_scores(logits, labels)
     margin = np.where(malignant, values, -values)  # (n,); positive where the sign is right
     if malignant.all() or not malignant.any() or (margin >= 0).all():
         return 1.0
@@ -45,7 +45,9 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float(np.exp(fit.x))
 
 
-def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.NDArray[np.float64]:
+def calibrate_logits(
+    logit: npt.NDArray[np.floating[Any]], temperature: float
+) -> npt.NDArray[np.float64]:
     """Return the calibrated probabilities of logits, in double precision like the threshold."""
     # The import takes a sixth of a second, and map writers never need it.
     from scipy.special import expit
@@ -54,7 +56,7 @@ def calibrated(logit: npt.NDArray[np.floating[Any]], temperature: float) -> npt.
     return probability
 
 
-def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def find_best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Return the threshold with the highest F1 of the malignant class.
 
     A case is called malignant if `probability >= threshold`. Candidates lie midway between
@@ -73,7 +75,7 @@ def best_threshold(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return _nearest_to_half(middle[f1 == f1.max()])
 
 
-def steady_threshold(
+def find_steady_threshold(
     probability: npt.ArrayLike, labels: npt.ArrayLike, *, resamples: int = 500, seed: int = 0
 ) -> float:
     """Return the threshold nearest to 0.5 with F1 within one standard error of the best F1.
@@ -93,7 +95,7 @@ def steady_threshold(
     # the natural threshold 0.5, which is left only as far as the cases give reason to: the
     # one-standard-error rule of Breiman et al., 1984.
     middle, f1 = _candidates(probability, labels)
-    values, malignant = checked(probability, labels)
+    values, malignant = check_scores(probability, labels)
     called_malignant = values >= _nearest_to_half(middle[f1 == f1.max()])
     num_cases = len(values)
     rng = np.random.default_rng(seed)
@@ -112,7 +114,7 @@ def _candidates(
     probability: npt.ArrayLike, labels: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the candidate thresholds, ascending, and the F1 by candidate."""
-    values, malignant = checked(probability, labels)
+    values, malignant = check_scores(probability, labels)
     distinct, value_index = np.unique(values, return_inverse=True)
     if malignant.all() or not malignant.any() or len(distinct) == 1:
         return np.array([0.5]), np.array([1.0])

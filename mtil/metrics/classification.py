@@ -13,7 +13,7 @@ from mtil.metrics import weighted
 from mtil.metrics.weighted import Array, Confusion, Flags, Ranking
 
 
-def confusion(
+def count_confusion(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> Confusion:
     """Count cases by class and decision. Malignant is called if `probability >= threshold`.
@@ -26,37 +26,37 @@ def confusion(
     Raises:
         DataError: see `checked`; applies to all functions of the module.
     """
-    score, malignant = checked(probability, label)
-    return weighted.confusion(score >= threshold, malignant, _unit_weights(score))
+    score, malignant = check_scores(probability, label)
+    return weighted.count_weighted_confusion(score >= threshold, malignant, _unit_weights(score))
 
 
 def f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return the F1 of the malignant class. Arguments: see `confusion`."""
-    return float(confusion(probability, label, threshold=threshold).f1()[0])
+    return float(count_confusion(probability, label, threshold=threshold).f1()[0])
 
 
 def macro_f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return the mean F1 of both classes. Arguments: see `confusion`."""
-    return float(confusion(probability, label, threshold=threshold).macro_f1()[0])
+    return float(count_confusion(probability, label, threshold=threshold).macro_f1()[0])
 
 
 def accuracy(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
     """Return the share of correct decisions. Arguments: see `confusion`."""
-    return float(confusion(probability, label, threshold=threshold).accuracy()[0])
+    return float(count_confusion(probability, label, threshold=threshold).accuracy()[0])
 
 
 def sensitivity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
     """Return the share of malignant cases called malignant. Arguments: see `confusion`."""
-    return float(confusion(probability, label, threshold=threshold).sensitivity()[0])
+    return float(count_confusion(probability, label, threshold=threshold).sensitivity()[0])
 
 
 def specificity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
     """Return the share of benign cases called benign. Arguments: see `confusion`."""
-    return float(confusion(probability, label, threshold=threshold).specificity()[0])
+    return float(count_confusion(probability, label, threshold=threshold).specificity()[0])
 
 
 def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -66,12 +66,12 @@ def auc(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
         score: (n,), higher for malignant; logits and probabilities give the same area.
         label: (n,), 1 malignant or 0 benign.
     """
-    return float(_rank(*checked(score, label)).auc()[0])
+    return float(_rank(*check_scores(score, label)).auc()[0])
 
 
 def average_precision(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the area under the steps of the precision-recall curve. Arguments: see `auc`."""
-    return float(_rank(*checked(score, label)).average_precision()[0])
+    return float(_rank(*check_scores(score, label)).average_precision()[0])
 
 
 def sensitivity_at_90_specificity(score: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -79,7 +79,7 @@ def sensitivity_at_90_specificity(score: npt.ArrayLike, label: npt.ArrayLike) ->
 
     Arguments: see `auc`. Points between two thresholds are not interpolated.
     """
-    return float(_rank(*checked(score, label)).sensitivity_at_90_specificity()[0])
+    return float(_rank(*check_scores(score, label)).sensitivity_at_90_specificity()[0])
 
 
 def ece(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
@@ -98,10 +98,10 @@ def ece(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
 def brier(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """Return the mean squared error of the probabilities. Arguments: see `ece`."""
     values, malignant = _checked_probability(probability, label)
-    return float(weighted.mean((values - malignant) ** 2, _unit_weights(values))[0])
+    return float(weighted.weighted_mean((values - malignant) ** 2, _unit_weights(values))[0])
 
 
-def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
+def check_scores(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
     """Validate scores and labels; return scores as float64 and flags of malignant, both (n,).
 
     Raises:
@@ -128,7 +128,7 @@ def checked(score: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
 
 
 def _checked_probability(probability: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Flags]:
-    values, malignant = checked(probability, label)
+    values, malignant = check_scores(probability, label)
     if ((values < 0) | (values > 1)).any():
         other = values[(values < 0) | (values > 1)][0]
         raise DataError(

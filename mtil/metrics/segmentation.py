@@ -77,7 +77,7 @@ def score_mask(
     )
 
 
-def outline(mask: Mask) -> Mask:
+def find_outline(mask: Mask) -> Mask:
     """Return the pixels of a mask with a 4-neighbour outside the mask.
 
     Pixels beyond the border of the image count as outside.
@@ -108,7 +108,7 @@ def _outline_distances(
 
 
 def _outline_points(mask: Mask, spacing: tuple[float, float]) -> Points:
-    pixels = np.asarray(np.argwhere(outline(mask)), np.float64)
+    pixels = np.asarray(np.argwhere(find_outline(mask)), np.float64)
     return pixels * np.asarray(spacing, np.float64)
 
 

@@ -56,7 +56,7 @@ def summarise(
         DataError: if an image occurs twice, or `resamples` is not positive.
     """
     table = results.sorted()
-    figures = bootstrap(table.group, statistics(table), resamples=resamples, seed=seed)
+    figures = bootstrap(table.group, make_statistics(table), resamples=resamples, seed=seed)
     return {name: figures[name].as_json() for name in METRICS}
 
 
@@ -89,12 +89,12 @@ def paired_difference(
                 f"`{a.sample_id[is_different][0]}`; predict both from one data set."
             )
     # Both tables share the resamples, so the difficulty of the drawn images cancels out.
-    paired = difference(statistics(a), statistics(b))
+    paired = difference(make_statistics(a), make_statistics(b))
     figures = bootstrap(a.group, paired, resamples=resamples, seed=seed)
     return {name: figures[name].as_json() for name in METRICS}
 
 
-def by_class(results: Results) -> dict[str, dict[str, float | None]]:
+def summarise_by_class(results: Results) -> dict[str, dict[str, float | None]]:
     """Return the figures of `benign`, `malignant` and `normal` images.
 
     Benign and malignant: `count, dice, dice_median, dice_sd, dice_pooled, iou, hd95, assd,
@@ -118,7 +118,7 @@ def by_class(results: Results) -> dict[str, dict[str, float | None]]:
     return figures
 
 
-def by_size(results: Results) -> dict[str, dict[str, float | None]]:
+def summarise_by_size(results: Results) -> dict[str, dict[str, float | None]]:
     """Return the figures of the `small`, `medium` and `large` third of lesions, by pixel count.
 
     The figures of a third are `smallest` and `largest` (pixels of the smallest and largest lesion
@@ -138,7 +138,7 @@ def by_size(results: Results) -> dict[str, dict[str, float | None]]:
     }
 
 
-def statistics(table: Results) -> Statistics:
+def make_statistics(table: Results) -> Statistics:
     """Return a function that computes the figures of a table from weights (resamples, n)."""
     tumours = table.select(table.tumour)
     normals = table.select(~table.tumour)
@@ -146,18 +146,18 @@ def statistics(table: Results) -> Statistics:
 
     def figures(weights: Array) -> dict[str, Array]:
         tumour_weights = weights[:, table.tumour]
-        decisions = weighted.confusion(tumours.predicted, malignant, tumour_weights)
+        decisions = weighted.count_weighted_confusion(tumours.predicted, malignant, tumour_weights)
         ranking = weighted.Ranking.of(tumours.probability, malignant, tumour_weights)
-        overlap = weighted.total(2 * tumours.tp, tumour_weights)
-        areas = overlap + weighted.total(tumours.fp + tumours.fn, tumour_weights)
+        overlap = weighted.weighted_sum(2 * tumours.tp, tumour_weights)
+        areas = overlap + weighted.weighted_sum(tumours.fp + tumours.fn, tumour_weights)
         return {
-            "dice": weighted.mean(tumours.dice, tumour_weights),
+            "dice": weighted.weighted_mean(tumours.dice, tumour_weights),
             "dice_pooled": ratio(overlap, areas),
-            "iou": weighted.mean(tumours.iou, tumour_weights),
-            "hd95": weighted.mean(tumours.hd95, tumour_weights),
-            "assd": weighted.mean(tumours.assd, tumour_weights),
-            "miss_rate": weighted.mean(tumours.missed, tumour_weights),
-            "false_positive_area": weighted.mean(
+            "iou": weighted.weighted_mean(tumours.iou, tumour_weights),
+            "hd95": weighted.weighted_mean(tumours.hd95, tumour_weights),
+            "assd": weighted.weighted_mean(tumours.assd, tumour_weights),
+            "miss_rate": weighted.weighted_mean(tumours.missed, tumour_weights),
+            "false_positive_area": weighted.weighted_mean(
                 normals.false_positive_area, weights[:, ~table.tumour]
             ),
             "f1": decisions.f1(),
@@ -169,7 +169,7 @@ def statistics(table: Results) -> Statistics:
             "specificity": decisions.specificity(),
             "sensitivity_at_90_specificity": ranking.sensitivity_at_90_specificity(),
             "ece": ranking.ece(),
-            "brier": weighted.mean((tumours.probability - malignant) ** 2, tumour_weights),
+            "brier": weighted.weighted_mean((tumours.probability - malignant) ** 2, tumour_weights),
         }
 
     return figures

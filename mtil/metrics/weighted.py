@@ -68,25 +68,25 @@ def ratio(part: Array, whole: Array) -> Array:
     return quotient
 
 
-def total(values: Array | Counts | Flags, weights: Array) -> Array:
+def weighted_sum(values: Array | Counts | Flags, weights: Array) -> Array:
     """Return the weighted sums of values (n,)."""
     # numpy's sum, not a BLAS product: the result must not depend on the number of threads.
     sums: Array = np.einsum("rn,n->r", weights, np.asarray(values, np.float64))
     return sums
 
 
-def mean(values: Array | Flags, weights: Array) -> Array:
+def weighted_mean(values: Array | Flags, weights: Array) -> Array:
     """Return the weighted means of values (n,); NaN for a resample without a case."""
-    return ratio(total(values, weights), weights.sum(axis=1))
+    return ratio(weighted_sum(values, weights), weights.sum(axis=1))
 
 
-def confusion(called: Flags, malignant: Flags, weights: Array) -> Confusion:
+def count_weighted_confusion(called: Flags, malignant: Flags, weights: Array) -> Confusion:
     """Count weighted cases by decision (n,) and class (n,)."""
     return Confusion(
-        tp=total(called & malignant, weights),
-        fp=total(called & ~malignant, weights),
-        fn=total(~called & malignant, weights),
-        tn=total(~called & ~malignant, weights),
+        tp=weighted_sum(called & malignant, weights),
+        fp=weighted_sum(called & ~malignant, weights),
+        fn=weighted_sum(~called & malignant, weights),
+        tn=weighted_sum(~called & ~malignant, weights),
     )
 
 

@@ -1,5 +1,5 @@
 """The two-task network: architecture only, without device, loss or Ray."""
 
-from mtil.models.network import Output, TwoTaskNetwork
+from mtil.models.network import NetworkOutput, TwoTaskNetwork
 
-__all__ = ["Output", "TwoTaskNetwork"]
+__all__ = ["NetworkOutput", "TwoTaskNetwork"]

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtil.config import AggregationConfig
-from mtil.models.layers import ConvNorm, double, shrink_to
+from mtil.models.layers import ConvNorm, average_to_height, upsample_double
 
 ECA_KERNEL = 5
-Pair = tuple[Tensor, Tensor]
+SourcePair = tuple[Tensor, Tensor]
 
 
 class ChannelGate(nn.Module):
@@ -100,19 +100,19 @@ class Aggregation(nn.Module):
         # Projecting the decoder before upsampling gives the same result at a quarter of the cost.
         skip, upward = self.from_encoder(encoder), self.from_decoder(decoder)
         if self.gate is not None:
-            skip, upward = weigh(self.kind, self.gate(skip, upward, prior), skip, upward)
-        upward = double(upward)
+            skip, upward = scale_sources(self.kind, self.gate(skip, upward, prior), skip, upward)
+        upward = upsample_double(upward)
         total = skip + upward
         joined = total if self.kind == "fab" else torch.cat([skip, upward], dim=1)
         return F.relu(total + self.refine(joined), inplace=True)
 
 
-def weigh(
+def scale_sources(
     kind: str,
     logits: Float[Tensor, "b 2 c"],
     encoder: Float[Tensor, "b c h w"],
     decoder: Float[Tensor, "b c h2 w2"],
-) -> Pair:
+) -> SourcePair:
     """Scale the channels of both sources; zero logits leave both sources unchanged.
 
     With `fab`, a softmax over the sources, both weights of a channel add up to 2. Otherwise the
@@ -127,6 +127,6 @@ def pool_under(
     prior: Float[Tensor, "b 1 h w"], x: Float[Tensor, "b c h2 w2"]
 ) -> Float[Tensor, "b c"]:
     """Average a feature map under the prior map; zero for an empty prior map."""
-    weight = shrink_to(prior, x.shape[-2])
+    weight = average_to_height(prior, x.shape[-2])
     # The divisor is at least one cell: a faint prior map has a faint effect.
     return (weight * x).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mtil.models.layers import shrink_to
+from mtil.models.layers import average_to_height
 
 _MIN_NORM = 1e-12
 
@@ -81,5 +81,5 @@ def prior_log_bias(prior: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor
         prior: lesion probability p from the previous round.
         height: number of rows of the key map.
     """
-    cells = shrink_to(prior, height).flatten(1)[:, None, None]
+    cells = average_to_height(prior, height).flatten(1)[:, None, None]
     return (cells / PRIOR_FLOOR).log1p() / math.log1p(1 / PRIOR_FLOOR)

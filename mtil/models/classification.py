@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtil.config import HeadConfig
-from mtil.models.layers import ConvNorm, double, shrink_to
+from mtil.models.layers import ConvNorm, average_to_height, upsample_double
 
 RING_RADIUS = 3
 """Width of the ring around the lesion, in pixels at stride 4."""
@@ -28,7 +28,7 @@ class StreamStage(nn.Module):
     ) -> Float[Tensor, "b d h w"]:
         """Return the map of the level; `coarser` is None at the coarsest level."""
         x: Tensor = self.lateral(encoder)
-        return x if coarser is None else x + double(coarser)
+        return x if coarser is None else x + upsample_double(coarser)
 
 
 class ClassificationHead(nn.Module):
@@ -57,14 +57,14 @@ class ClassificationHead(nn.Module):
         pools = [level.mean(dim=(2, 3)) for level in levels]
         if self.by_region:
             logits = mask.detach() if self.detach_mask else mask
-            weights = regions(logits.sigmoid(), levels[-1].shape[-2])
+            weights = region_shares(logits.sigmoid(), levels[-1].shape[-2])
             pools.append(pool_regions(levels[-1], weights).flatten(1))
         hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
         malignant: Tensor = self.output(self.dropout(hidden))
         return malignant[:, 0]
 
 
-def regions(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:
+def region_shares(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:
     """Return the shares of lesion, surrounding ring and background in every cell; the sum is 1.
 
     Args:
@@ -73,7 +73,7 @@ def regions(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h
     """
     lesion = F.avg_pool2d(prob, 2)
     dilated = F.max_pool2d(lesion, 2 * RING_RADIUS + 1, stride=1, padding=RING_RADIUS)
-    return shrink_to(torch.cat([lesion, dilated - lesion, 1 - dilated], dim=1), height)
+    return average_to_height(torch.cat([lesion, dilated - lesion, 1 - dilated], dim=1), height)
 
 
 def pool_regions(

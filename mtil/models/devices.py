@@ -5,7 +5,7 @@ import torch
 from mtil.config import TrainConfig
 
 
-def own_device(gpus: float) -> torch.device:
+def prepare_device(gpus: float) -> torch.device:
     """Return the device of an actor with `gpus` reserved GPUs; on a CPU, use one thread."""
     # The reservation decides, not `torch.cuda.is_available`: an actor without a reservation may see
     # the GPUs of other actors.
@@ -16,7 +16,7 @@ def own_device(gpus: float) -> torch.device:
     return torch.device("cpu")
 
 
-def wants_bf16(config: TrainConfig, device: torch.device) -> bool:
+def should_use_bf16(config: TrainConfig, device: torch.device) -> bool:
     """Return whether to compute in bf16 under autocast."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

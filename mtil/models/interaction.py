@@ -19,7 +19,7 @@ from mtil.models.attention import (
 Task = Literal["segmentation", "classification"]
 
 
-class Source(NamedTuple):
+class AttentionSource(NamedTuple):
     """Keys and values of a task, read by the task and by the other task."""
 
     key: Float[Tensor, "b m n d"]
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     """Values averaged over square cells."""
 
 
-class Fusion(nn.Module):
+class MessageFusion(nn.Module):
     """Joins the self-task and the cross-task message of every head.
 
     `gate` interpolates with a gate predicted from the pooled features of both tasks; the gate
@@ -60,7 +60,7 @@ class Fusion(nn.Module):
         return torch.lerp(other, own, gate.to(own.dtype))
 
 
-class Receiver(nn.Module):
+class AttentionReceiver(nn.Module):
     """Computes the update of a task from self-task messages, cross-task messages, or both."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Receiver(nn.Module):
             self.prior_weight = nn.Parameter(torch.zeros(config.num_heads, 1, 1))
         num_messages = config.num_heads * (self.location + self.semantic)
         width = config.width * (self.location + self.semantic)
-        self.fusion = Fusion(config.fusion, num_messages, pooled) if own and other else None
+        self.fusion = MessageFusion(config.fusion, num_messages, pooled) if own and other else None
         joined = width * 2 if own and other and config.fusion == "concat" else width
         self.output = nn.Linear(joined, channels)
         self.scale = nn.Parameter(torch.zeros(channels))
@@ -88,8 +88,8 @@ class Receiver(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n c"],
-        own: Source | None,
-        other: Source | None,
+        own: AttentionSource | None,
+        other: AttentionSource | None,
         pooled: Float[Tensor, "b p"],
         bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b n c"]:
@@ -113,7 +113,7 @@ class Receiver(nn.Module):
     def attend(
         self,
         query: Float[Tensor, "b m n d"],
-        source: Source,
+        source: AttentionSource,
         bias: Float[Tensor, "b 1 1 k"],
     ) -> Float[Tensor, "b m2 n d"]:
         """Return the location and semantic messages of a source, stacked as heads."""
@@ -146,15 +146,15 @@ class TaskInteraction(nn.Module):
         # encode positions in the features.
         self.cell = max(1, config.cell_stride // stride)
         self.num_heads = config.num_heads
-        self.hears = listeners(config)
+        self.hears = attention_inputs(config)
         self.norm = nn.ModuleDict({task: nn.LayerNorm(width) for task, width in channels.items()})
         self.source = nn.ModuleDict()
         self.receiver = nn.ModuleDict()
         for task, (own, other) in self.hears.items():
-            if own or self.hears[opposite(task)][1]:
+            if own or self.hears[other_task(task)][1]:
                 self.source[task] = nn.Linear(channels[task], 2 * config.width)
             if own or other:
-                self.receiver[task] = Receiver(
+                self.receiver[task] = AttentionReceiver(
                     config, channels[task], sum(channels.values()), own=own, other=other,
                     prior=prior,
                 )  # fmt: skip
@@ -184,22 +184,24 @@ class TaskInteraction(nn.Module):
                 update = self.receiver[task](
                     tokens[task],
                     sources[task] if own else None,
-                    sources[opposite(task)] if other else None,
+                    sources[other_task(task)] if other else None,
                     pooled,
                     bias,
                 )
-                maps[task] = maps[task] + as_map(update, height, width)
+                maps[task] = maps[task] + to_map(update, height, width)
         return maps["segmentation"], maps["classification"]
 
-    def offer(self, task: Task, tokens: Float[Tensor, "b n c"], height: int, width: int) -> Source:
+    def offer(
+        self, task: Task, tokens: Float[Tensor, "b n c"], height: int, width: int
+    ) -> AttentionSource:
         """Return keys and values of a task, by position and averaged over cells."""
         keys_values = self.source[task](tokens)
         cell_keys_values = keys_values
         if self.cell > 1:
             cell_keys_values = to_tokens(
-                F.avg_pool2d(as_map(keys_values, height, width), self.cell)
+                F.avg_pool2d(to_map(keys_values, height, width), self.cell)
             )
-        return Source(
+        return AttentionSource(
             *(
                 split_heads(half, self.num_heads)
                 for x in (keys_values, cell_keys_values)
@@ -208,12 +210,12 @@ class TaskInteraction(nn.Module):
         )
 
 
-def opposite(task: Task) -> Task:
+def other_task(task: Task) -> Task:
     """Return the other task."""
     return "classification" if task == "segmentation" else "segmentation"
 
 
-def listeners(config: AttentionConfig) -> dict[Task, tuple[bool, bool]]:
+def attention_inputs(config: AttentionConfig) -> dict[Task, tuple[bool, bool]]:
     """Return (self-task, cross-task) by task: which attention the task receives."""
     own = config.kind in ("self", "both")
     cross = config.kind in ("cross", "both")
@@ -228,7 +230,7 @@ def to_tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return x.flatten(2).transpose(1, 2)
 
 
-def as_map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
+def to_map(tokens: Float[Tensor, "b n c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
     """Reshape tokens to a map."""
     batch, _, channels = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, channels, height, width)

@@ -21,12 +21,12 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if activation else []))
 
 
-def double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+def upsample_double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
     """Double height and width by bilinear interpolation."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def shrink_to(x: Float[Tensor, "b c h w"], height: int) -> Float[Tensor, "b c h2 w2"]:
+def average_to_height(x: Float[Tensor, "b c h w"], height: int) -> Float[Tensor, "b c h2 w2"]:
     """Average a map over square cells, down to `height` rows."""
     factor = x.shape[-2] // height
     return x if factor == 1 else F.avg_pool2d(x, factor)

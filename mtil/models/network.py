@@ -13,14 +13,14 @@ from mtil.models.aggregation import Aggregation
 from mtil.models.classification import ClassificationHead, StreamStage
 from mtil.models.encoders import STRIDES, build_encoder
 from mtil.models.interaction import TaskInteraction
-from mtil.models.layers import double
+from mtil.models.layers import upsample_double
 
 STREAM_CHANNELS = 128
 LESION_SHARE = 0.1
 """Usual share of a lesion in an image; the initial lesion probability of every pixel."""
 
 
-class Output(NamedTuple):
+class NetworkOutput(NamedTuple):
     """Predictions for a batch of images."""
 
     mask: Float[Tensor, "b 1 h w"]
@@ -98,7 +98,7 @@ class TwoTaskNetwork(nn.Module):
         self,
         image: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None = None,
-    ) -> Output:
+    ) -> NetworkOutput:
         """Run both tasks.
 
         Args:
@@ -127,7 +127,7 @@ class TwoTaskNetwork(nn.Module):
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
         *side, mask = logits
-        return Output(double(mask), tuple(side), self.head(levels, mask))
+        return NetworkOutput(upsample_double(mask), tuple(side), self.head(levels, mask))
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:

@@ -8,20 +8,20 @@ equal frequency in all classes. Patients may have several views, which are no ne
 Near-copies can be added and are listed in a file.
 """
 
-from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw
-from mtil.phantom.duplicates import KINDS, duplicate
-from mtil.phantom.folder import DUPLICATES, MIN_IMAGE_SIZE, PATIENTS, write
+from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, Phantom, draw_phantom
+from mtil.phantom.duplicates import NEAR_COPY_KINDS, make_near_copy
+from mtil.phantom.folder import DUPLICATES_FILE, MIN_IMAGE_SIZE, PATIENTS_FILE, write_phantoms
 
 __all__ = [
     "BENIGN",
-    "DUPLICATES",
-    "KINDS",
+    "DUPLICATES_FILE",
     "MALIGNANT",
     "MIN_IMAGE_SIZE",
+    "NEAR_COPY_KINDS",
     "NORMAL",
-    "PATIENTS",
+    "PATIENTS_FILE",
     "Phantom",
-    "draw",
-    "duplicate",
-    "write",
+    "draw_phantom",
+    "make_near_copy",
+    "write_phantoms",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtil.phantom.drawing import PATTERN
+from mtil.phantom.drawing import CLASS_PATTERN
 
 _Numbers = npt.NDArray[np.int32]
 
@@ -24,7 +24,7 @@ class Cohort:
     """Number of each image within the class (n,), from 1."""
 
 
-def cohort(num_images: int, seed: int, max_views: int) -> Cohort:
+def draw_cohort(num_images: int, seed: int, max_views: int) -> Cohort:
     """Draw the number of views of every patient uniformly from 1 to `max_views`.
 
     The last patient may have fewer views. A larger `num_images` only appends images.
@@ -34,9 +34,9 @@ def cohort(num_images: int, seed: int, max_views: int) -> Cohort:
     starts = np.cumsum(num_views) - num_views
     indices = np.arange(num_images)
     patients = np.searchsorted(starts, indices, side="right") - 1
-    labels = np.array(PATTERN, np.int8)[patients % len(PATTERN)]
+    labels = np.array(CLASS_PATTERN, np.int8)[patients % len(CLASS_PATTERN)]
     numbers = np.zeros(num_images, np.int32)
-    for label in set(PATTERN):
+    for label in set(CLASS_PATTERN):
         of_class = labels == label
         numbers[of_class] = np.arange(1, of_class.sum() + 1)
     views = (indices - starts[patients]).astype(np.int32) if max_views > 1 else None

@@ -12,7 +12,7 @@ from mtil.phantom.drawing import Phantom
 from mtil.phantom.marks import add_calipers
 
 
-def duplicate(rng: np.random.Generator, original: Phantom, kind: str) -> Phantom:
+def make_near_copy(rng: np.random.Generator, original: Phantom, kind: str) -> Phantom:
     """Return a near-copy of an image. Masks change with the image.
 
     Args:
@@ -106,5 +106,5 @@ _CHANGES: dict[str, Callable[[np.random.Generator, Phantom], Phantom]] = {
     "calipers": _calipers,
 }
 
-KINDS = tuple(_CHANGES)
+NEAR_COPY_KINDS = tuple(_CHANGES)
 """Kinds of changes of a near-copy."""

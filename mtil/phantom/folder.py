@@ -18,11 +18,11 @@ from PIL import Image
 
 from mtil.data.dataset.shards import LABELS
 from mtil.data.images.read import Gray, encode_mask_png
-from mtil.data.parallel import follow_parent
+from mtil.data.parallel import exit_with_parent
 from mtil.errors import DataError, RunError, StorageError
-from mtil.phantom.cohort import Cohort, cohort
-from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw
-from mtil.phantom.duplicates import KINDS, duplicate
+from mtil.phantom.cohort import Cohort, draw_cohort
+from mtil.phantom.drawing import BENIGN, MALIGNANT, NORMAL, draw_phantom
+from mtil.phantom.duplicates import NEAR_COPY_KINDS, make_near_copy
 from mtil.process import interrupts
 
 MAX_NUM_IMAGES = 10_000_000
@@ -30,9 +30,9 @@ MAX_NUM_IMAGES = 10_000_000
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 64, 4096
 """Limits of the image size in pixels. Drawing a largest image needs one to two gigabytes."""
 MAX_VIEWS = 1000
-DUPLICATES = "duplicates.csv"
+DUPLICATES_FILE = "duplicates.csv"
 """File with the near-copies, beside the class folders."""
-PATIENTS = "patients.csv"
+PATIENTS_FILE = "patients.csv"
 """File with the patient of every image, beside the class folders; for `mtil prepare --groups`."""
 
 _IMAGES_PER_TASK = 32
@@ -60,7 +60,7 @@ class _Job:
     """Kind of a near-copy; empty for an original."""
 
 
-def write(
+def write_phantoms(
     out: Path,
     *,
     num_images: int,
@@ -102,7 +102,7 @@ def write(
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
-        originals = cohort(num_images, seed, max_views)
+        originals = draw_cohort(num_images, seed, max_views)
         tasks = _tasks(_jobs(originals, seed, num_duplicates))
         if workers == 1:
             for jobs in tasks:
@@ -173,7 +173,7 @@ def _jobs(originals: Cohort, seed: int, num_duplicates: int) -> Iterator[_Job]:
             label=label,
             number=number,
             original=job.sample_id,
-            kind=KINDS[number % len(KINDS)],
+            kind=NEAR_COPY_KINDS[number % len(NEAR_COPY_KINDS)],
         )
 
 
@@ -198,11 +198,11 @@ def _draw_into(folder: Path, seed: int, image_size: int, jobs: Sequence[_Job]) -
     for label in {job.label for job in jobs}:
         (folder / LABELS[label]).mkdir(exist_ok=True)
     for job in jobs:
-        phantom = draw(seed, job.patient, image_size, job.view)
+        phantom = draw_phantom(seed, job.patient, image_size, job.view)
         # Random numbers depend on the image alone, not on the worker or the order.
         if job.kind:
             rng = np.random.default_rng((seed, job.number, 2))
-            phantom = duplicate(rng, phantom, job.kind)
+            phantom = make_near_copy(rng, phantom, job.kind)
         stem = f"{LABELS[job.label]}/{job.sample_id}"
         (folder / f"{stem}.png").write_bytes(_png(phantom.gray))
         # BUSI's names: `_mask`, `_mask_1`, `_mask_2`.
@@ -221,7 +221,7 @@ def _draw_parallel(
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("forkserver"),
-        initializer=follow_parent,
+        initializer=exit_with_parent,
     )
     try:
         running: set[Future[None]] = set()
@@ -229,7 +229,7 @@ def _draw_parallel(
             if len(running) >= workers * _TASKS_PER_WORKER:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 _raise_first(done)
-            with interrupts.kept_from_children():
+            with interrupts.block_sigint_in_children():
                 running.add(pool.submit(_draw_into, folder, seed, image_size, jobs))
         _raise_first(wait(running).done)
     except BrokenProcessPool:
@@ -249,12 +249,12 @@ def _raise_first(done: Iterable[Future[None]]) -> None:
 
 def _list_patients(folder: Path, jobs: Iterable[_Job]) -> None:
     rows = ((job.sample_id, f"patient {job.patient + 1}") for job in jobs)
-    _write_csv(folder / PATIENTS, ("image_id", "group"), rows)
+    _write_csv(folder / PATIENTS_FILE, ("image_id", "group"), rows)
 
 
 def _list_duplicates(folder: Path, jobs: Iterable[_Job]) -> None:
     rows = ((job.sample_id, job.original, job.kind) for job in jobs if job.kind)
-    _write_csv(folder / DUPLICATES, ("sample_id", "original", "kind"), rows)
+    _write_csv(folder / DUPLICATES_FILE, ("sample_id", "original", "kind"), rows)
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mtil.phantom.fields import Field, line, smooth, uniform
-from mtil.phantom.streams import Streams
+from mtil.phantom.fields import Field, draw_curve, draw_field, draw_uniform
+from mtil.phantom.streams import RandomStreams
 
 _NUM_ANGLES = 512
 _ANGLES = np.linspace(-np.pi, np.pi, _NUM_ANGLES, endpoint=False)
@@ -70,7 +70,9 @@ class _Window:
     """Distance of a pixel to the outline in pixels; negative inside."""
 
 
-def add_lesions(origin: Streams, echo: Field, traits: Traits) -> tuple[npt.NDArray[np.bool_], ...]:
+def add_lesions(
+    origin: RandomStreams, echo: Field, traits: Traits
+) -> tuple[npt.NDArray[np.bool_], ...]:
     """Add one to three lesions side by side to the tissue in place. Return a mask (h, w) for each.
 
     The patient's stream decides the lesions. The frame's stream decides the place across the beam,
@@ -96,11 +98,11 @@ def add_lobule(rng: np.random.Generator, echo: Field) -> None:
     elongation = rng.uniform(0.3, 0.9)
     window = _window((height, width), centre, radius, elongation, rng.uniform(-0.3, 0.3),
                      _smooth_outline(rng))  # fmt: skip
-    echo[window.area] -= uniform(rng, 3, 8) * _body(window, 2 + 0.2 * radius)
+    echo[window.area] -= draw_uniform(rng, 3, 8) * _body(window, 2 + 0.2 * radius)
 
 
 def _add_lesion(
-    origin: Streams,
+    origin: RandomStreams,
     echo: Field,
     traits: Traits,
     across: float,
@@ -129,14 +131,14 @@ def _add_lesion(
     elongation = rng.normal(traits.elongation, 0.22)
     tilt = frame.uniform(-0.4, 0.4)
     # Each view cuts the lesion in a different section, with a different size and outline.
-    if origin.of_a_view:
+    if origin.has_views:
         radius *= frame.uniform(0.85, 1.1)
         elongation += frame.normal(0, 0.18)
         outline = outline * _smooth_outline(frame)
     window = _window((height, width), centre, radius, elongation, tilt, outline)
     rows, columns = window.distance.shape
-    bumps = smooth(frame, rows, columns, 14, 14)
-    window.distance[:] += uniform(rng, *traits.rough) * np.float32(radius) * bumps
+    bumps = draw_field(frame, rows, columns, 14, 14)
+    window.distance[:] += draw_uniform(rng, *traits.rough) * np.float32(radius) * bumps
     body = _body(window, side * rng.uniform(*traits.blur) / 100)
     _fill(origin, echo[window.area], window, body)
     _add_rim(rng, echo[window.area], window, traits, side)
@@ -228,11 +230,11 @@ def _body(window: _Window, blur: float) -> Field:
     return (0.5 - window.distance / np.float32(2 * max(blur, 0.5))).clip(0, 1)
 
 
-def _fill(origin: Streams, echo: Field, window: _Window, body: Field) -> None:
+def _fill(origin: RandomStreams, echo: Field, window: _Window, body: Field) -> None:
     """Lower the echo strength inside a lesion; both classes have the same contrasts."""
-    level = echo[window.distance > 0].mean() - uniform(origin.patient, 10, 24)
+    level = echo[window.distance > 0].mean() - draw_uniform(origin.patient, 10, 24)
     height, width = echo.shape
-    uneven = uniform(origin.patient, 0.5, 3) * smooth(origin.frame, height, width, 7, 7)
+    uneven = draw_uniform(origin.patient, 0.5, 3) * draw_field(origin.frame, height, width, 7, 7)
     echo += body * (level + uneven - echo)
 
 
@@ -245,10 +247,10 @@ def _add_rim(
     if kind < traits.capsule:
         thickness = np.float32(max(0.8, 0.007 * side))
         offset = (window.distance - thickness) / thickness
-        echo += uniform(rng, 4, 9) * np.exp(-(offset**2))
+        echo += draw_uniform(rng, 4, 9) * np.exp(-(offset**2))
     elif kind < traits.capsule + traits.halo:
         halo = np.exp(-outside / np.float32(0.035 * side)) * (window.distance > 0)
-        echo += uniform(rng, 3, 7) * halo
+        echo += draw_uniform(rng, 3, 7) * halo
 
 
 def _calcify(rng: np.random.Generator, echo: Field, window: _Window) -> None:
@@ -256,10 +258,10 @@ def _calcify(rng: np.random.Generator, echo: Field, window: _Window) -> None:
     rows, columns = np.nonzero(window.distance < -1.5)
     if rows.size:
         grains = rng.integers(rows.size, size=int(rng.integers(3, 9)))
-        echo[rows[grains], columns[grains]] += uniform(rng, 14, 22)
+        echo[rows[grains], columns[grains]] += draw_uniform(rng, 14, 22)
 
 
-def _cast(origin: Streams, echo: Field, window: _Window, body: Field, traits: Traits) -> None:
+def _cast(origin: RandomStreams, echo: Field, window: _Window, body: Field, traits: Traits) -> None:
     """Weaken (shadow) or strengthen (enhancement) the echo below a lesion.
 
     The change at a pixel grows with the thickness of lesion above the pixel.
@@ -267,13 +269,13 @@ def _cast(origin: Streams, echo: Field, window: _Window, body: Field, traits: Tr
     rng = origin.patient
     kind = rng.random()
     if kind < traits.shadow:
-        change = -uniform(rng, 6, 14)
+        change = -draw_uniform(rng, 6, 14)
     elif kind < traits.shadow + traits.enhancement:
-        change = uniform(rng, 3, 8)
+        change = draw_uniform(rng, 3, 8)
     else:
         return
     passed = ndimage.uniform_filter1d(np.cumsum(body, axis=0), 1 + echo.shape[1] // 32, axis=1)
-    streaks = 1 + np.float32(0.2) * line(origin.frame, passed.shape[1], 12)
+    streaks = 1 + np.float32(0.2) * draw_curve(origin.frame, passed.shape[1], 12)
     passed *= streaks * change / passed.max().clip(1, None)
     rows, columns = window.area
     echo[window.area] += passed

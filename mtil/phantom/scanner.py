@@ -4,14 +4,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mtil.phantom.fields import Field, line, uniform
-from mtil.phantom.streams import Streams
+from mtil.phantom.fields import Field, draw_curve, draw_uniform
+from mtil.phantom.streams import RandomStreams
 
 _DB = np.float32(np.log(10) / 20)
 """Factor from decibels to log amplitude: amplitude = exp(_DB * decibels)."""
 
 
-def scan(origin: Streams, echo: Field) -> npt.NDArray[np.uint8]:
+def scan_tissue(origin: RandomStreams, echo: Field) -> npt.NDArray[np.uint8]:
     """Return the image (h, w) of a scan.
 
     The patient's stream decides the scanner's settings, the frame's stream speckle and gain.
@@ -24,16 +24,18 @@ def scan(origin: Streams, echo: Field) -> npt.NDArray[np.uint8]:
     height, width = echo.shape
     unit = max(height, width) / 256
     beam = (max(0.5, unit * rng.uniform(0.6, 0.9)), max(0.6, unit * rng.uniform(1.1, 2.0)))
-    power = speckle(origin.frame, echo, beam, looks=int(rng.integers(2, 4)))
+    power = simulate_speckle(origin.frame, echo, beam, looks=int(rng.integers(2, 4)))
     # The receiver's noise is the floor of the image.
     power += np.float32(10 ** rng.uniform(-5.6, -4.6))
     level = 10 * np.log10(power)
     # The scanner's gain varies with depth.
-    level += uniform(rng, 0, 1.5) * line(origin.frame, height, 4)[:, None]
+    level += draw_uniform(rng, 0, 1.5) * draw_curve(origin.frame, height, 4)[:, None]
     return _compress(origin, _smooth_speckle(level, min(0.25, 0.2 * unit)))
 
 
-def speckle(rng: np.random.Generator, echo: Field, beam: tuple[float, float], looks: int) -> Field:
+def simulate_speckle(
+    rng: np.random.Generator, echo: Field, beam: tuple[float, float], looks: int
+) -> Field:
     """Return the received power (h, w). The mean power is 1 for an echo strength of 0 dB.
 
     Args:
@@ -63,9 +65,9 @@ def _smooth_speckle(level: Field, share: float) -> Field:
     return level
 
 
-def _compress(origin: Streams, level: Field) -> npt.NDArray[np.uint8]:
+def _compress(origin: RandomStreams, level: Field) -> npt.NDArray[np.uint8]:
     """Map decibels to gray values with a gain, a dynamic range and a gamma curve."""
-    brightest = uniform(origin.frame, -3, 5)
-    scaled = (level - brightest) / uniform(origin.patient, 42, 60) + 1
-    gray = 255 * scaled.clip(0, 1) ** uniform(origin.patient, 1.1, 1.7)
+    brightest = draw_uniform(origin.frame, -3, 5)
+    scaled = (level - brightest) / draw_uniform(origin.patient, 42, 60) + 1
+    gray = 255 * scaled.clip(0, 1) ** draw_uniform(origin.patient, 1.1, 1.7)
     return np.asarray(gray, dtype=np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Streams:
+class RandomStreams:
     """Two random streams. A patient's only image has a single stream under both names."""
 
     patient: np.random.Generator
@@ -16,12 +16,12 @@ class Streams:
     """Stream for properties of a view: place and angle of the probe, speckle, gain, marks."""
 
     @property
-    def of_a_view(self) -> bool:
+    def has_views(self) -> bool:
         """Whether the patient may have several views."""
         return self.patient is not self.frame
 
 
-def streams(seed: int, patient: int, view: int | None) -> Streams:
+def create_streams(seed: int, patient: int, view: int | None) -> RandomStreams:
     """Return the random streams of an image.
 
     Args:
@@ -33,5 +33,5 @@ def streams(seed: int, patient: int, view: int | None) -> Streams:
     # the views of a patient would show different tissue.
     shared = np.random.default_rng((seed, patient))
     if view is None:
-        return Streams(shared, shared)
-    return Streams(shared, np.random.default_rng((seed, patient, 4, view)))
+        return RandomStreams(shared, shared)
+    return RandomStreams(shared, np.random.default_rng((seed, patient, 4, view)))

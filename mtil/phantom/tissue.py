@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from mtil.phantom.fields import Field, line, smooth, uniform
+from mtil.phantom.fields import Field, draw_curve, draw_field, draw_uniform
 from mtil.phantom.lesion import add_lobule
-from mtil.phantom.streams import Streams
+from mtil.phantom.streams import RandomStreams
 
 
-def tissue(origin: Streams, height: int, width: int) -> Field:
+def draw_tissue(origin: RandomStreams, height: int, width: int) -> Field:
     """Return the echo strength (h, w) in dB of skin, fat, gland, muscle and chest wall.
 
     Layers are wavy with bright interfaces. Ligaments cross the fat, fibres run along gland and
@@ -16,13 +16,15 @@ def tissue(origin: Streams, height: int, width: int) -> Field:
     """
     rng = origin.frame
     depth = np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    bend = uniform(rng, 0.01, 0.035) * line(rng, width, 5)
-    ragged = depth + uniform(rng, 0.004, 0.016) * smooth(rng, height, width, 24, 12)
+    bend = draw_uniform(rng, 0.01, 0.035) * draw_curve(rng, width, 5)
+    ragged = depth + draw_uniform(rng, 0.004, 0.016) * draw_field(rng, height, width, 24, 12)
     echo = np.full((height, width), -9.0, np.float32)
     ligaments, fibres = np.zeros((2, height, width), np.float32)
     end = np.zeros(width, np.float32)
     for layer in _layers(origin.patient):
-        end = end + layer.thickness * (1 + uniform(rng, 0.05, 0.25) * line(rng, width, 4))
+        end = end + layer.thickness * (
+            1 + draw_uniform(rng, 0.05, 0.25) * draw_curve(rng, width, 4)
+        )
         border = end + layer.bend * bend
         share = ((ragged - border) / layer.fade + np.float32(0.5)).clip(0, 1)
         for field, value in (
@@ -31,17 +33,17 @@ def tissue(origin: Streams, height: int, width: int) -> Field:
             (fibres, layer.fibres),
         ):
             field += share * (value - field)
-        lit = layer.interface * (0.3 + 0.7 * line(rng, width, 9)).clip(0, None)
+        lit = layer.interface * (0.3 + 0.7 * draw_curve(rng, width, 9)).clip(0, None)
         _brighten(echo, border * height, lit)
     rows = (np.arange(height)[:, None] - (bend * height).astype(np.intp)) % height
     columns = np.arange(width)
-    coarse = smooth(rng, height, width, int(rng.integers(7, 14)), int(rng.integers(2, 6)))
+    coarse = draw_field(rng, height, width, int(rng.integers(7, 14)), int(rng.integers(2, 6)))
     texture = ligaments * _ridges(coarse, 0.12)
-    fine = smooth(rng, height, width, int(rng.integers(22, 46)), int(rng.integers(4, 9)))
-    patches = smooth(rng, height, width, 6, 5)
+    fine = draw_field(rng, height, width, int(rng.integers(22, 46)), int(rng.integers(4, 9)))
+    patches = draw_field(rng, height, width, 6, 5)
     texture += fibres * (0.7 + 0.5 * patches).clip(0.1, None) * (_ridges(fine, 0.25) + 0.5 * fine)
     echo += texture[rows, columns]
-    echo += uniform(rng, 1.0, 2.5) * patches[:, ::-1]
+    echo += draw_uniform(rng, 1.0, 2.5) * patches[:, ::-1]
     for _ in range(rng.integers(1, 5)):
         add_lobule(rng, echo)
     echo -= depth * _dropout(rng, width)
@@ -63,11 +65,11 @@ class _Layer:
         fade: float,
         bend: float,
     ) -> None:
-        self.thickness = uniform(rng, *thickness)
+        self.thickness = draw_uniform(rng, *thickness)
         """Thickness of the layer above the interface as a share of the image's height."""
-        self.echo = uniform(rng, *echo)
-        self.ligaments = uniform(rng, *ligaments)
-        self.fibres = uniform(rng, *fibres)
+        self.echo = draw_uniform(rng, *echo)
+        self.ligaments = draw_uniform(rng, *ligaments)
+        self.fibres = draw_uniform(rng, *fibres)
         self.interface = np.float32(interface)
         """Brightness of the interface above the surroundings in dB."""
         self.fade = np.float32(fade)
@@ -125,5 +127,7 @@ def _ridges(field: Field, thickness: float) -> Field:
 
 def _dropout(rng: np.random.Generator, width: int) -> Field:
     """Return the loss of each column from top to bottom in dB: bad contact, ribs, dense tissue."""
-    overall = uniform(rng, 4, 18)
-    return overall + uniform(rng, 0, 6) * np.abs(line(rng, width, int(rng.integers(3, 8))))
+    overall = draw_uniform(rng, 4, 18)
+    return overall + draw_uniform(rng, 0, 6) * np.abs(
+        draw_curve(rng, width, int(rng.integers(3, 8)))
+    )

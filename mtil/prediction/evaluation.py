@@ -11,13 +11,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import select, total
+from mtil.data.dataset.selection import count_rows, select_rows
 from mtil.errors import DataError
-from mtil.metrics import Results, by_class, by_size, summarise
+from mtil.metrics import Results, summarise, summarise_by_class, summarise_by_size
 from mtil.run.folder import Run
 
 
-def to_results(predictions: pa.Table) -> Results:
+def to_metric_results(predictions: pa.Table) -> Results:
     """Convert the predictions of one pass to metric inputs, sorted by sample id."""
     columns = {field.name: predictions.column(field.name).to_numpy() for field in fields(Results)}
     columns["sample_id"] = np.array(predictions.column("sample_id").to_pylist())
@@ -25,11 +25,14 @@ def to_results(predictions: pa.Table) -> Results:
     return Results(**columns).sorted()
 
 
-def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> dict[str, Any]:
+def evaluate_predictions(
+    predictions: pa.Table, *, run_uri: str, folds: Sequence[int]
+) -> dict[str, Any]:
     """Return the metrics of a run's pooled test predictions.
 
     Args:
-        predictions: predictions of all passes, with the columns of `mtil.run.scores.PREDICTIONS`.
+        predictions: predictions of all passes, with the columns of
+            `mtil.run.scores.PREDICTIONS_SCHEMA`.
         run_uri: where the run is stored.
         folds: the predicted folds.
 
@@ -38,17 +41,17 @@ def evaluate(predictions: pa.Table, *, run_uri: str, folds: Sequence[int]) -> di
     """
     by_pass = []
     for pass_index, rows in _split_passes(predictions):
-        results = to_results(rows)
+        results = to_metric_results(rows)
         by_pass.append({"pass": pass_index, "metrics": summarise(results)})
     return {
         "run": run_uri,
         "folds": list(folds),
         "num_images": len(results.sample_id),
         "metrics": by_pass[-1]["metrics"],
-        "by_class": by_class(results),
-        "by_size": by_size(results),
-        "by_source": by_source(rows),
-        "millimetres": in_millimetres(rows),
+        "by_class": summarise_by_class(results),
+        "by_size": summarise_by_size(results),
+        "by_source": summarise_by_source(rows),
+        "millimetres": summarise_millimetres(rows),
         "by_pass": by_pass,
     }
 
@@ -62,13 +65,15 @@ def _split_passes(predictions: pa.Table) -> list[tuple[int, pa.Table]]:
     ]
 
 
-def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
+def summarise_by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
     """Return metrics by collection; empty for a data set of a single collection."""
     sources = sorted(set(predictions.column("source").to_pylist()))
     if len(sources) < 2:
         return {}
     by_name = {
-        source: to_results(predictions.filter(pa.compute.equal(predictions["source"], source)))
+        source: to_metric_results(
+            predictions.filter(pa.compute.equal(predictions["source"], source))
+        )
         for source in sources
     }
     return {
@@ -77,7 +82,7 @@ def by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
     }
 
 
-def with_named_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
+def fill_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
     """Fill the empty `source` of rows with the name of the first collection.
 
     In a data set of a single collection, later appended to, the ids of the first collection have no
@@ -91,7 +96,7 @@ def with_named_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
     return predictions.set_column(predictions.schema.get_field_index("source"), "source", named)
 
 
-def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
+def summarise_millimetres(predictions: pa.Table) -> dict[str, float | None]:
     """Return the mean outline distances over tumour images with known pixel size."""
     known = predictions.filter(pa.compute.is_finite(predictions["hd95_mm"]))
     return {
@@ -101,7 +106,7 @@ def in_millimetres(predictions: pa.Table) -> dict[str, float | None]:
     }
 
 
-def write_predictions(
+def store_predictions(
     run: Run, manifest: Manifest, tables: Sequence[pa.Table], number: int, folds: Sequence[int]
 ) -> pa.Table:
     """Check a round's scored test rows, write each fold's table to the run and return all rows.
@@ -119,19 +124,21 @@ def write_predictions(
     Raises:
         DataError: if an image was not scored exactly once in each pass.
     """
-    predictions = with_named_sources(pa.concat_tables(tables), manifest).sort_by(
+    predictions = fill_sources(pa.concat_tables(tables), manifest).sort_by(
         [("fold", "ascending"), ("sample_id", "ascending"), ("pass", "ascending")]
     )
     for fold in folds:
         of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
-        check_complete(of_fold, total(manifest, select(manifest, fold, "test")), fold)
+        check_predictions_complete(
+            of_fold, count_rows(manifest, select_rows(manifest, fold, "test")), fold
+        )
         sink = io.BytesIO()
         pq.write_table(of_fold, sink)
         run.store.write(run.predictions_name(number, fold), sink.getvalue())
     return predictions
 
 
-def check_complete(predictions: pa.Table, expected: int, fold: int) -> None:
+def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) -> None:
     """Check that every pass has all test images of a fold exactly once.
 
     Raises:

@@ -17,7 +17,7 @@ _DIGEST_LENGTH = 8
 
 
 @dataclass(frozen=True)
-class Selection:
+class ImageSelection:
     """Files of an input location, sorted into images and files left out."""
 
     names: list[str]
@@ -44,7 +44,7 @@ class Selection:
         return len(self.names) + self.num_masks + self.num_ignored
 
 
-def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
+def find_images(uri: str, out: Store) -> tuple[Store, ImageSelection]:
     """Return the store and the image names of a location, without names below `out`.
 
     Args:
@@ -54,36 +54,38 @@ def find_images(uri: str, out: Store) -> tuple[Store, Selection]:
     Raises:
         DataError: if the location has no image, does not exist or is `out` itself.
     """
-    file = as_file(uri)
+    file = find_file(uri)
     if file is not None:
-        return file[0], Selection([file[1]])
+        return file[0], ImageSelection([file[1]])
     store = open_store(uri)
     if isinstance(store, LocalStore) and not store.root.is_dir():
         problem = "is not a regular file" if store.root.exists() else "does not exist"
-        raise DataError(f"The input {shown(uri)} {problem}. Name an image or a folder of images.")
+        raise DataError(
+            f"The input {escape_name(uri)} {problem}. Name an image or a folder of images."
+        )
     out_folder = _relative_path(out, store)
     if out_folder == ".":
         raise DataError(f"Input and output are the same place, {uri}. Name another OUT.")
     all_names = store.names()
     # Results inside the input folder must not become inputs of the next command.
-    selection = select(
+    selection = select_images(
         [name for name in all_names if not out_folder or not _is_below(name, out_folder)]
     )
     if not selection.names:
         raise DataError(
             f"The input {uri} has no image ({', '.join(SUFFIXES)}) among "
-            f"{count(len(all_names), 'file')}."
+            f"{format_count(len(all_names), 'file')}."
         )
     return store, selection
 
 
-def select(names: Sequence[str]) -> Selection:
+def select_images(names: Sequence[str]) -> ImageSelection:
     """Sort file names into images, masks of present images, hidden files and the rest."""
     hidden = [name for name in names if _is_hidden(name)]
     visible = [name for name in names if not _is_hidden(name)]
     images = [name for name in visible if name.lower().endswith(SUFFIXES)]
     masks = find_masks(images)
-    return Selection(
+    return ImageSelection(
         names=[name for name in images if name not in masks],
         masks=tuple(name for name in images if name in masks),
         hidden=tuple(hidden),
@@ -91,7 +93,7 @@ def select(names: Sequence[str]) -> Selection:
     )
 
 
-def output_names(names: Sequence[str]) -> dict[str, str]:
+def name_outputs(names: Sequence[str]) -> dict[str, str]:
     """Return a distinct result name below `masks/` and `overlays/` for each image.
 
     The suffix is replaced by `.png` (`a.jpg` → `a.png`). Where `a.png` could belong to a second
@@ -127,7 +129,7 @@ def _cut_name(part: str, suffix: str) -> str:
     return encoded[: _MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
-def shown(name: str) -> str:
+def escape_name(name: str) -> str:
     """Return a file name safe to print: control and undecodable characters are escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -135,7 +137,7 @@ def shown(name: str) -> str:
     )
 
 
-def as_file(uri: str) -> tuple[Store, str] | None:
+def find_file(uri: str) -> tuple[Store, str] | None:
     """Return folder and name if a location is a file, else None."""
     store = open_store(uri)
     if isinstance(store, LocalStore):
@@ -172,23 +174,24 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def left_out(selection: Selection) -> list[str]:
+def describe_left_out(selection: ImageSelection) -> list[str]:
     """Describe in sentences the files left out of a selection."""
     sentences = []
     if selection.masks:
-        example = shown(selection.masks[0])
+        example = escape_name(selection.masks[0])
         sentences.append(
-            f"{count(selection.num_masks, 'mask')} of images left out, such as {example}."
+            f"{format_count(selection.num_masks, 'mask')} of images left out, such as {example}."
         )
     if selection.num_ignored:
-        example = shown((*selection.others, *selection.hidden)[0])
+        example = escape_name((*selection.others, *selection.hidden)[0])
         sentences.append(
-            f"{count(selection.num_ignored, 'file')} ignored, hidden or without an image suffix, "
+            f"{format_count(selection.num_ignored, 'file')} ignored, hidden or without an image "
+            "suffix, "
             f"such as {example}."
         )
     return sentences
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Return a number followed by its noun, in the plural unless the number is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -19,40 +19,40 @@ import numpy.typing as npt
 import torch
 
 from mtil import __version__
-from mtil.circle.inputs import chains as models_of
-from mtil.config import digest
-from mtil.data.audit.marks import NOTES, STRAY_REGIONS
-from mtil.data.images.budget import PIXELS
-from mtil.data.images.image_bytes import read_image_bytes, room_for
+from mtil.circle.inputs import load_model_chains as models_of
+from mtil.config import compute_config_digest
+from mtil.data.audit.marks import NOTE_TEXTS, STRAY_REGIONS
+from mtil.data.images.budget import PIXEL_BUDGET
+from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
 from mtil.prediction import overlay
 from mtil.prediction.image_files import (
-    as_file,
-    count,
+    describe_left_out,
+    escape_name,
+    find_file,
     find_images,
-    left_out,
-    output_names,
-    shown,
+    format_count,
+    name_outputs,
 )
 from mtil.prediction.predictor import (
     MASK_THRESHOLD,
     Predictor,
-    at_size,
-    in_passes,
-    predictors,
+    build_predictors,
+    predict_passes,
+    resize_map,
 )
 from mtil.run import names
-from mtil.run.checkpoint import MAX_BYTES, Model, model_from_bytes
+from mtil.run.checkpoint import MAX_BYTES, TrainedModel, model_from_bytes
 from mtil.run.folder import Run
 from mtil.storage import LocalStore, Store, open_store
 
-Listen = Callable[[dict[str, Any]], None]
+PredictionListener = Callable[[dict[str, Any]], None]
 
-TABLE = "predictions.csv"
+PREDICTIONS_TABLE = "predictions.csv"
 """The table of results, with mask and overlay per image. Written last."""
 MASKS, OVERLAYS = "masks", "overlays"
-COLUMNS = (
+PREDICTION_COLUMNS = (
     "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
     "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
     "error", "model_sha256", "fingerprint", "config_digest", "mtil_version",
@@ -78,7 +78,7 @@ class Ensemble:
     """Average the calibrated probabilities and lesion maps of several chains of models."""
 
     def __init__(
-        self, chains: Sequence[Sequence[Model]], device: torch.device | None = None
+        self, chains: Sequence[Sequence[TrainedModel]], device: torch.device | None = None
     ) -> None:
         """Build the networks.
 
@@ -89,13 +89,15 @@ class Ensemble:
         Raises:
             CheckpointError: if a model's weights do not fit its architecture.
         """
-        self._chains = [predictors(chain, device) for chain in chains]
+        self._chains = [build_predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
         models = [model for chain in chains for model in chain]
         self.lineage = {
             "model_sha256": ";".join(">".join(_digests(chain)) for chain in chains),
             "fingerprint": ";".join(dict.fromkeys(model.fingerprint for model in models)),
-            "config_digest": ";".join(dict.fromkeys(digest(model.config) for model in models)),
+            "config_digest": ";".join(
+                dict.fromkeys(compute_config_digest(model.config) for model in models)
+            ),
             "mtil_version": __version__,
         }
         """Table cells with the origin of the predictions."""
@@ -144,7 +146,7 @@ class _Predicted(_Loaded):
 
 
 @dataclass
-class Outcome:
+class PredictionOutcome:
     """Counts and skipped images of a prediction."""
 
     num_predicted: int
@@ -154,14 +156,14 @@ class Outcome:
     """Number of images with ultrasound regions outside the frame, which are ignored."""
 
 
-def predict(
+def predict_location(
     source: str,
     input_uri: str,
     out_uri: str,
     *,
     device: torch.device | None = None,
     batch_size: int = 16,
-    listen: Listen,
+    listen: PredictionListener,
 ) -> dict[str, Any]:
     """Predict images; write masks, overlays and a table.
 
@@ -182,18 +184,18 @@ def predict(
     """
     start = perf_counter()
     out = open_store(out_uri)
-    check_out(out)
+    check_output(out)
     store, selection = find_images(input_uri, out)
     chains = load_chains(source)
-    for text in left_out(selection):
+    for text in describe_left_out(selection):
         listen({"kind": "skipped", "text": text})
     ensemble = Ensemble(chains, device)
-    outcome = Outcome(0, [])
+    outcome = PredictionOutcome(0, [])
     num_images = predict_images(
         ensemble, store, selection.names, out, batch_size=batch_size, listen=listen, outcome=outcome
     )
     if outcome.num_stray_regions:
-        text = f"{count(outcome.num_stray_regions, 'image')} {NOTES[STRAY_REGIONS]}."
+        text = f"{format_count(outcome.num_stray_regions, 'image')} {NOTE_TEXTS[STRAY_REGIONS]}."
         listen({"kind": "skipped", "text": text})
     return {
         "out": out.uri,
@@ -213,7 +215,7 @@ def predict(
         },
         "skipped": outcome.skipped,
         "seconds": perf_counter() - start,
-        "predictions": f"{out.uri}/{TABLE}",
+        "predictions": f"{out.uri}/{PREDICTIONS_TABLE}",
         **ensemble.lineage,
     }
 
@@ -225,8 +227,8 @@ def predict_images(
     out: Store,
     *,
     batch_size: int,
-    listen: Listen,
-    outcome: Outcome | None = None,
+    listen: PredictionListener,
+    outcome: PredictionOutcome | None = None,
 ) -> int:
     """Predict the named images of a store into another store. Return the number predicted.
 
@@ -242,10 +244,10 @@ def predict_images(
     Raises:
         DataError: if no image can be read or predicted; nothing is written then.
     """
-    targets = output_names(names)
-    outcome = outcome or Outcome(0, [])
+    targets = name_outputs(names)
+    outcome = outcome or PredictionOutcome(0, [])
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    table = csv.DictWriter(text, PREDICTION_COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for batch in _load_batches(source, names, batch_size, pool):
@@ -256,11 +258,11 @@ def predict_images(
             rows = pool.map(lambda image: _write_result(image, ensemble, targets, out), predicted)
             for image, row in zip(predicted, rows, strict=True):
                 table.writerow(
-                    {key: cell(value) for key, value in (row | ensemble.lineage).items()}
+                    {key: escape_cell(value) for key, value in (row | ensemble.lineage).items()}
                 )
                 outcome.num_stray_regions += image.stray_regions
                 if image.error:
-                    outcome.skipped.append({"image": shown(image.name), "why": image.error})
+                    outcome.skipped.append({"image": escape_name(image.name), "why": image.error})
                     listen({"kind": "unreadable", "image": image.name, "text": image.error})
                 else:
                     outcome.num_predicted += 1
@@ -274,12 +276,12 @@ def predict_images(
         )
     # The table before the removal of the mark: a process killed in between leaves both, and the
     # next command writes the results again.
-    out.write(TABLE, text.getvalue().encode())
+    out.write(PREDICTIONS_TABLE, text.getvalue().encode())
     out.delete(_UNFINISHED)
     return outcome.num_predicted
 
 
-def load_chains(source: str) -> list[list[Model]]:
+def load_chains(source: str) -> list[list[TrainedModel]]:
     """Read a model file, or the models of the last round of a run.
 
     Returns:
@@ -289,7 +291,7 @@ def load_chains(source: str) -> list[list[Model]]:
     Raises:
         UserError: if the location holds no run or model, or no fold is trained.
     """
-    file = as_file(source)
+    file = find_file(source)
     if file is not None:
         folder, name = file
         model = model_from_bytes(folder.read(name, max_bytes=MAX_BYTES), source)
@@ -303,11 +305,13 @@ def load_chains(source: str) -> list[list[Model]]:
     run = Run.open(source)
     round_index = run.last_round()
     return [
-        chain for fold in run.trained()[round_index] for chain in models_of(run, round_index, fold)
+        chain
+        for fold in run.find_trained_folds()[round_index]
+        for chain in models_of(run, round_index, fold)
     ]
 
 
-def check_out(out: Store) -> None:
+def check_output(out: Store) -> None:
     """Raise if a place holds anything but previous results of `mtil predict`.
 
     Raises:
@@ -317,26 +321,27 @@ def check_out(out: Store) -> None:
         return
     # A table with the known columns marks results of an earlier command, which may be replaced.
     try:
-        header = out.read(TABLE).partition(b"\n")[0]
+        header = out.read(PREDICTIONS_TABLE).partition(b"\n")[0]
     except NotFoundError:
         header = b""
-    if header == ",".join(COLUMNS).encode():
+    if header == ",".join(PREDICTION_COLUMNS).encode():
         return
     foreign = out.names()
     if foreign:
         raise DataError(
             f"The output {out.uri} must be new or empty, but holds "
-            f"{count(len(foreign), 'other file')} ({shown(foreign[0])}). Name another OUT."
+            f"{format_count(len(foreign), 'other file')} ({escape_name(foreign[0])}). Name "
+            "another OUT."
         )
 
 
-def cell(value: str) -> str:
+def escape_cell(value: str) -> str:
     """Return a table cell on one line, protected against evaluation as a formula."""
     # Spreadsheets show a cell with a leading apostrophe as text.
-    return f"'{shown(value)}" if value.startswith(_FORMULA_STARTS) else shown(value)
+    return f"'{escape_name(value)}" if value.startswith(_FORMULA_STARTS) else escape_name(value)
 
 
-def describe(lesion: Mask) -> dict[str, str]:
+def describe_lesion(lesion: Mask) -> dict[str, str]:
     """Return area, share of the image, box and size of a mask as table cells."""
     height, width = lesion.shape
     area = int(lesion.sum())
@@ -354,7 +359,7 @@ def describe(lesion: Mask) -> dict[str, str]:
     return cells
 
 
-def _digests(chain: Sequence[Model]) -> list[str]:
+def _digests(chain: Sequence[TrainedModel]) -> list[str]:
     """Return the distinct digests of a chain's models, in order."""
     return list(dict.fromkeys(model.digest for model in chain))
 
@@ -372,7 +377,7 @@ def _predict_chain(
         images = np.zeros((batch_size, side, side), np.uint8)
         for index, gray in enumerate(grays[start : start + batch_size]):
             images[index] = resize_image(gray, side)
-        by_batch.append(in_passes(chain, images))
+        by_batch.append(predict_passes(chain, images))
     return [
         (
             np.concatenate([part.lesion for part in parts])[: len(grays)],
@@ -436,7 +441,8 @@ def _predict_batch(
             )
         else:
             error = (
-                f"{shown(image.name)} cannot be predicted: the model's output is not a finite "
+                f"{escape_name(image.name)} cannot be predicted: the model's output is not a "
+                "finite "
                 "number. Use another model."
             )
             results.append(_Loaded(image.name, None, error, image.seconds + network_seconds))
@@ -453,7 +459,7 @@ def _write_result(
         start = perf_counter()
         assert image.gray is not None
         # Several threads write at once; the budget bounds the memory of full-size pictures.
-        with PIXELS.hold(image.gray.size):
+        with PIXEL_BUDGET.hold(image.gray.size):
             row |= _write_pictures(image.gray, image.lesion, targets[image.name], out)
         row["malignant_probability"] = f"{image.malignant:.6f}"
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
@@ -464,20 +470,20 @@ def _write_result(
 def _write_pictures(
     gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store
 ) -> dict[str, str]:
-    mask = at_size(lesion, *gray.shape) >= MASK_THRESHOLD
+    mask = resize_map(lesion, *gray.shape) >= MASK_THRESHOLD
     names = {"mask": f"{MASKS}/{target}", "overlay": f"{OVERLAYS}/{target}"}
     out.write(names["mask"], encode_mask_png(mask))
-    out.write(names["overlay"], overlay.encode_png(overlay.draw(gray, mask)))
-    return describe(mask) | names
+    out.write(names["overlay"], overlay.encode_colour_png(overlay.draw_outline(gray, mask)))
+    return describe_lesion(mask) | names
 
 
 def _load_image(source: Store, name: str) -> _Loaded:
     start = perf_counter()
     gray, error, has_stray_regions = None, "", False
     try:
-        with room_for(source, [name]):
-            image = open_image(_read_bytes(source, name), shown(name))
-            with PIXELS.hold(image.num_pixels):
+        with reserve_file_bytes(source, [name]):
+            image = open_image(_read_bytes(source, name), escape_name(name))
+            with PIXEL_BUDGET.hold(image.num_pixels):
                 gray, has_stray_regions = image.gray(), image.stray_regions
     except DataError as reason:
         error = str(reason)
@@ -487,18 +493,20 @@ def _load_image(source: Store, name: str) -> _Loaded:
 def _read_bytes(source: Store, name: str) -> bytes:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name:
-        raise DataError(f"The image name {shown(name)} leads out of its folder. Rename the image.")
+        raise DataError(
+            f"The image name {escape_name(name)} leads out of its folder. Rename the image."
+        )
     try:
-        return read_image_bytes(source, name, shown(name))
+        return read_image_bytes(source, name, escape_name(name))
     except NotFoundError:
-        raise DataError(f"{shown(name)} does not exist.") from None
+        raise DataError(f"{escape_name(name)} does not exist.") from None
     except StorageError as error:
         if isinstance(source, LocalStore):
-            raise DataError(shown(str(error))) from None
+            raise DataError(escape_name(str(error))) from None
         raise  # a bucket without an answer concerns every image
 
 
 def _mark_unfinished(out: Store) -> None:
     # The mark first: without a table and a mark, the next command would refuse the other files.
     out.write(_UNFINISHED, b"mtil predict is writing here\n")
-    out.delete(TABLE)
+    out.delete(PREDICTIONS_TABLE)

@@ -16,7 +16,7 @@ _SIDE_PER_PIXEL = 256
 """Image side in pixels for each pixel of outline thickness."""
 
 
-def outline(mask: Mask) -> Mask:
+def extract_outline(mask: Mask) -> Mask:
     """Return the inner edge of a mask (h, w), thicker in larger images."""
     edge = np.zeros_like(mask)
     boxes = find_objects(mask.astype(np.uint8))
@@ -27,14 +27,14 @@ def outline(mask: Mask) -> Mask:
     return edge
 
 
-def draw(gray: Gray, mask: Mask) -> npt.NDArray[np.uint8]:
+def draw_outline(gray: Gray, mask: Mask) -> npt.NDArray[np.uint8]:
     """Return a colour image (h, w, 3) with the outline of the mask in `COLOUR`."""
     picture = np.repeat(gray[:, :, None], 3, axis=2)
-    picture[outline(mask)] = COLOUR
+    picture[extract_outline(mask)] = COLOUR
     return picture
 
 
-def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
+def encode_colour_png(picture: npt.NDArray[np.uint8]) -> bytes:
     """Encode a colour image (h, w, 3) as PNG."""
     sink = io.BytesIO()
     # Light compression: speed matters more than file size here.

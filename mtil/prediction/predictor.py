@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtil.config import Config
-from mtil.data.dataset.batches import squares
+from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
-from mtil.metrics import calibrated
-from mtil.models.devices import wants_bf16
-from mtil.run.checkpoint import Model
-from mtil.run.maps import Origin, encode, quantised
+from mtil.metrics import calibrate_logits
+from mtil.models.devices import should_use_bf16
+from mtil.run.checkpoint import TrainedModel
+from mtil.run.maps import MapOrigin, encode_maps, quantise_probabilities
 from mtil.training.tensors import resize_images
 
 MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to the lesion."""
-ENLARGEMENT = 0.2
-STRIDE = 32
+VIEW_ENLARGEMENT = 0.2
+NETWORK_STRIDE = 32
 
 _BATCH = 32
 
@@ -50,7 +50,7 @@ class Prediction:
 class Predictor:
     """A model on a device."""
 
-    def __init__(self, model: Model, device: torch.device | None = None) -> None:
+    def __init__(self, model: TrainedModel, device: torch.device | None = None) -> None:
         """Build the network.
 
         Raises:
@@ -59,14 +59,14 @@ class Predictor:
         self.model = model
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = model.network().to(self.device)
-        self._autocast = wants_bf16(model.config.train, self.device)
+        self._autocast = should_use_bf16(model.config.train, self.device)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Prediction:
         """Predict gray images (b, s, s) of the size that data sets are prepared at, in one pass.
 
         Logits and maps are averaged over the views that the configuration asks for.
         """
-        (said,) = in_passes([self], images)
+        (said,) = predict_passes([self], images)
         return said
 
     def look(self, stored: Tensor, view: View, prior: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -107,10 +107,12 @@ class Predictor:
             held = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
             given = resize_images(held, view.size)
         lesion, _ = self.look(stored, view, given)
-        return quantised(F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy())
+        return quantise_probabilities(
+            F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy()
+        )
 
 
-def in_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) -> list[Prediction]:
+def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) -> list[Prediction]:
     """Predict gray images (b, s, s) in passes, the first from a zero map, and return each pass.
 
     Args:
@@ -122,7 +124,7 @@ def in_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) -> list
     stored = torch.from_numpy(np.array(images)).to(device)[:, None]
     size = (config.data.image_size,) * 2
     said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
-    for view in views(config):
+    for view in list_views(config):
         prior = None
         for predictor, of_pass in zip(chain, said, strict=True):
             prior, logit = predictor.look(stored, view, prior)
@@ -139,18 +141,20 @@ def _averaged(seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Pred
     return Prediction(
         lesion=lesion[:, 0].cpu().numpy(),
         logit=logit,
-        malignant=calibrated(logit, temperature),
+        malignant=calibrate_logits(logit, temperature),
     )
 
 
-def predictors(models: Sequence[Model], device: torch.device | None = None) -> list[Predictor]:
+def build_predictors(
+    models: Sequence[TrainedModel], device: torch.device | None = None
+) -> list[Predictor]:
     """Build the networks of a chain; a model that comes several times is built once."""
     different = {id(model): model for model in models}
     built = {key: Predictor(model, device) for key, model in different.items()}
     return [built[id(model)] for model in models]
 
 
-def map_shard(rows: pa.Table, predictor: Predictor, origin: Origin) -> bytes:
+def map_shard(rows: pa.Table, predictor: Predictor, origin: MapOrigin) -> bytes:
     """Map a data shard's rows and return the map shard.
 
     Batches are cut from the given rows alone, so that the same rows give the same bytes whoever
@@ -166,14 +170,14 @@ def map_shard(rows: pa.Table, predictor: Predictor, origin: Origin) -> bytes:
     found = [np.empty((0, origin.size, origin.size), np.uint8)]
     for start in range(0, rows.num_rows, _BATCH):
         batch = rows.slice(start, _BATCH)
-        images, prior = squares(pixels(batch.column("image"))), None
+        images, prior = to_squares(pixels(batch.column("image"))), None
         if "prior" in batch.column_names:
-            prior = squares(pixels(batch.column("prior")))
+            prior = to_squares(pixels(batch.column("prior")))
         found.append(predictor.maps(images, prior, origin.size))
-    return encode(rows.column("sample_id").to_pylist(), np.concatenate(found), origin)
+    return encode_maps(rows.column("sample_id").to_pylist(), np.concatenate(found), origin)
 
 
-def mean(said: Sequence[Prediction]) -> Prediction:
+def average_predictions(said: Sequence[Prediction]) -> Prediction:
     """Return what several models say together."""
     return Prediction(
         lesion=np.mean([one.lesion for one in said], axis=0, dtype=np.float32),
@@ -182,7 +186,7 @@ def mean(said: Sequence[Prediction]) -> Prediction:
     )
 
 
-def views(config: Config) -> list[View]:
+def list_views(config: Config) -> list[View]:
     """Return how an image is looked at.
 
     A network that was trained on randomly scaled images sees lesions larger than they are at test
@@ -193,11 +197,13 @@ def views(config: Config) -> list[View]:
     if config.predict.views != "plain":
         mirrored.append(True)
     if config.predict.views == "flip_and_scale":
-        sizes.append(size + STRIDE * max(1, round(ENLARGEMENT * size / STRIDE)))
+        sizes.append(
+            size + NETWORK_STRIDE * max(1, round(VIEW_ENLARGEMENT * size / NETWORK_STRIDE))
+        )
     return [View(at, flip) for at in sizes for flip in mirrored]
 
 
-def at_size(lesion: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+def resize_map(lesion: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
     """Resize one map of probabilities (n, n) to an image's own size (height, width)."""
     resized: npt.NDArray[np.float32] = F.interpolate(
         torch.from_numpy(lesion)[None, None],

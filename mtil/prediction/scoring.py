@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtil.config import digest
-from mtil.data.dataset.batches import squares
+from mtil.config import compute_config_digest
+from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
@@ -17,12 +17,12 @@ from mtil.prediction.predictor import (
     MASK_THRESHOLD,
     Prediction,
     Predictor,
-    at_size,
-    in_passes,
-    mean,
+    average_predictions,
+    predict_passes,
+    resize_map,
 )
-from mtil.run.checkpoint import Model
-from mtil.run.scores import PREDICTIONS as PREDICTIONS
+from mtil.run.checkpoint import TrainedModel
+from mtil.run.scores import PREDICTIONS_SCHEMA as PREDICTIONS_SCHEMA
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
@@ -58,24 +58,27 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
     # so batches must not depend on the process.
     for start in range(0, rows.num_rows, _BATCH):
         batch = rows.slice(start, _BATCH)
-        images = squares(pixels(batch.column("image")))
-        by_chain = [in_passes(chain, images) for chain in chains]
+        images = to_squares(pixels(batch.column("image")))
+        by_chain = [predict_passes(chain, images) for chain in chains]
         for pass_index, (predictions, predictors) in enumerate(
             zip(zip(*by_chain, strict=True), zip(*chains, strict=True), strict=True)
         ):
             scored += _score_batch(
-                batch, pass_index, mean(predictions), [predictor.model for predictor in predictors]
+                batch,
+                pass_index,
+                average_predictions(predictions),
+                [predictor.model for predictor in predictors],
             )
-    return pa.Table.from_pylist(scored, schema=PREDICTIONS)
+    return pa.Table.from_pylist(scored, schema=PREDICTIONS_SCHEMA)
 
 
 def _score_batch(
-    rows: pa.Table, pass_index: int, prediction: Prediction, models: Sequence[Model]
+    rows: pa.Table, pass_index: int, prediction: Prediction, models: Sequence[TrainedModel]
 ) -> list[dict[str, Any]]:
     """Score an ensemble's predictions for one pass over a batch of rows."""
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
-    origin = lineage(models)
+    origin = describe_origin(models)
     kept_rows = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size"]
     ).to_pylist()
@@ -84,7 +87,7 @@ def _score_batch(
     for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
         scores = score_mask(
-            at_size(prediction.lesion[index], height, width) >= MASK_THRESHOLD, target
+            resize_map(prediction.lesion[index], height, width) >= MASK_THRESHOLD, target
         )
         row |= {
             "pass": pass_index,
@@ -100,7 +103,7 @@ def _score_batch(
     return scored
 
 
-def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[Model]) -> None:
+def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[TrainedModel]) -> None:
     """Raise CheckpointError if a prediction is not finite: all metrics would be meaningless."""
     finite = np.isfinite(prediction.logit) & np.isfinite(prediction.malignant)
     finite &= np.isfinite(prediction.lesion).all(axis=(1, 2))
@@ -112,11 +115,11 @@ def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[Model
         )
 
 
-def lineage(models: Sequence[Model]) -> dict[str, str]:
+def describe_origin(models: Sequence[TrainedModel]) -> dict[str, str]:
     """Return the origin columns of predictions: models, data set, configuration, version."""
     return {
         "model_sha256": ";".join(model.digest for model in models),
         "fingerprint": models[0].fingerprint,
-        "config_digest": digest(models[0].config),
+        "config_digest": compute_config_digest(models[0].config),
         "version": models[0].version,
     }

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from mtil.circle.inputs import chains
+from mtil.circle.inputs import load_model_chains
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Selection, select
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.selection import RowSelection, select_rows
+from mtil.data.dataset.shards import read_shard
 from mtil.run.folder import Run
 from mtil.storage import open_store
 
@@ -26,7 +26,7 @@ _UNIT_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Unit:
+class ScoringUnit:
     """Test rows of a fold in one shard."""
 
     fold: int
@@ -47,28 +47,28 @@ class UnitScorer:
         self._chains: dict[int, list[list[Predictor]]] = {}
         self._shard: tuple[int, pa.Table] | None = None
 
-    def score(self, unit: Unit) -> pa.Table:
+    def score(self, unit: ScoringUnit) -> pa.Table:
         """Return the scores of a unit's rows, one row for each image and pass."""
-        from mtil.prediction.predictor import predictors
+        from mtil.prediction.predictor import build_predictors
         from mtil.prediction.scoring import EVALUATION_COLUMNS, score_chains
 
         if unit.fold not in self._chains:
             self._chains[unit.fold] = [
-                predictors(models, self._device)
-                for models in chains(self._run, self._round, unit.fold)
+                build_predictors(models, self._device)
+                for models in load_model_chains(self._run, self._round, unit.fold)
             ]
         if self._shard is None or self._shard[0] != unit.shard:
             shard = self._manifest.shards[unit.shard]
-            self._shard = (unit.shard, read(self._store, shard, EVALUATION_COLUMNS))
+            self._shard = (unit.shard, read_shard(self._store, shard, EVALUATION_COLUMNS))
         table = self._shard[1]
         rows = _test_rows(self._manifest, unit.fold).rows(table)[unit.start :][: unit.rows]
         return score_chains(table.take(pa.array(rows)), self._chains[unit.fold])
 
 
-def list_units(manifest: Manifest, folds: Sequence[int]) -> list[Unit]:
+def list_units(manifest: Manifest, folds: Sequence[int]) -> list[ScoringUnit]:
     """Return the units that hold each test row of the folds once."""
     return [
-        Unit(fold, index, start, min(_UNIT_ROWS, count - start))
+        ScoringUnit(fold, index, start, min(_UNIT_ROWS, count - start))
         for fold in folds
         for index, shard in enumerate(manifest.shards)
         for count in [_test_rows(manifest, fold).count(shard)]
@@ -76,5 +76,5 @@ def list_units(manifest: Manifest, folds: Sequence[int]) -> list[Unit]:
     ]
 
 
-def _test_rows(manifest: Manifest, fold: int) -> Selection:
-    return select(manifest, fold, "test")
+def _test_rows(manifest: Manifest, fold: int) -> RowSelection:
+    return select_rows(manifest, fold, "test")

@@ -32,24 +32,24 @@ class _State:
 _state = _State()
 
 
-def ending() -> set[signal.Signals]:
+def list_ending_signals() -> set[signal.Signals]:
     """Return the signals that end this command, without ignored signals."""
     # `nohup` starts commands with SIGHUP ignored, `&` in scripts with SIGINT. mtil respects both.
     return {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
 
 
-def install() -> None:
+def install_handlers() -> None:
     """Install the signal handlers in a process watched by `mtil.process.supervisor`.
 
     After a signal, the process writes nothing more to stderr.
     """
     _state.watched = True
-    for number in ending():
+    for number in list_ending_signals():
         signal.signal(number, _handle_signal)
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Handle signals while the block runs in the main thread.
 
     Does nothing in side threads, and in watched processes, where handlers stay installed.
@@ -58,7 +58,7 @@ def heeded() -> Iterator[None]:
         yield
         return
     vars(_state).update(vars(_State()))
-    handlers = {number: signal.signal(number, _handle_signal) for number in ending()}
+    handlers = {number: signal.signal(number, _handle_signal) for number in list_ending_signals()}
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def heeded() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def renew() -> None:
+def reinstall_handlers() -> None:
     """Install the current handlers again in the main thread, after C code replaced them."""
     # Ray's core sets C handlers that print a stack and end the process. Python still records the
     # old handlers, so setting the recorded handlers again is enough.
@@ -82,17 +82,17 @@ def is_watched() -> bool:
     return _state.watched
 
 
-def has_arrived() -> bool:
+def has_pending_signal() -> bool:
     """Return whether a signal has arrived and `answer` was not called."""
     return _state.arrived
 
 
-def answer() -> None:
+def acknowledge_signal() -> None:
     """Mark the signal as handled, unmute stderr and ignore further signals.
 
     For a command that finishes normally after a signal.
     """
-    for number in ending():
+    for number in list_ending_signals():
         signal.signal(number, signal.SIG_IGN)
     _state.arrived = False
     if _state.stderr_copy is not None:
@@ -102,7 +102,7 @@ def answer() -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Defer signals to the end of the block, such as while starting or stopping Ray.
 
     Raises:
@@ -121,7 +121,7 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def kept_from_children() -> Iterator[None]:
+def block_sigint_in_children() -> Iterator[None]:
     """Block SIGINT in all child processes started by this thread inside the block."""
     # Ctrl-C goes to all processes of a terminal, but the parent process ends these children. A
     # child inherits the signal mask of the starting thread.

@@ -30,22 +30,22 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(finite(line), default=str)
+        return json.dumps(replace_non_finite(line), default=str)
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """Replace infinite and NaN floats by None, also inside lists and dictionaries."""
     # JSON has no infinity and no NaN, so None becomes null.
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [replace_non_finite(item) for item in value]
     return value
 
 
-def to_stderr(**fields: Any) -> None:
+def log_json_to_stderr(**fields: Any) -> None:
     """Write mtil's log records of level INFO and above to stderr as JSON lines.
 
     Replaces the handlers of an earlier call. Ray keeps a process's stderr in a file on the node.

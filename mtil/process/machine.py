@@ -14,26 +14,26 @@ from mtil.process import scratch
 
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 """Longest path of a Unix socket in bytes."""
-RAY_FOLDER = "r"
+RAY_FOLDER_NAME = "r"
 """Name of Ray's folder inside mtil's private temporary folder."""
 _RAY_PATH_BYTES = len(
-    f"/{RAY_FOLDER}/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+    f"/{RAY_FOLDER_NAME}/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
 )
 """Bytes that Ray 2.60 appends to its folder for its longest socket path."""
-PATH_BYTES = _SOCKET_BYTES - _RAY_PATH_BYTES - 1 - scratch.NAME_BYTES
+MAX_FOLDER_PATH_BYTES = _SOCKET_BYTES - _RAY_PATH_BYTES - 1 - scratch.NAME_BYTES
 """Longest path of a folder, in bytes, for mtil's and Ray's folders inside."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _SHARED_MEMORY = Path("/dev/shm")
-NUM_FILES = 1024
+MIN_OPEN_FILES = 1024
 """Open files needed by a process of a small cluster."""
-NUM_PROCESSES = 512
+MIN_PROCESSES = 512
 """Processes and threads needed by a small cluster."""
 _SLOW_LOOKUP_S = 1.0
 """A slower name server delays every start of Ray."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RayFolders:
     """Folders for Ray's files."""
 
     sockets: Path
@@ -43,7 +43,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     """Result of a check."""
 
     name: str
@@ -54,7 +54,7 @@ class Finding:
     """A remedy, or an empty string."""
 
 
-def place() -> Place:
+def choose_ray_folders() -> RayFolders:
     """Choose Ray's folders: `RAY_TMPDIR`, else `TMPDIR`; for sockets, a folder with a short path.
 
     Raises:
@@ -63,25 +63,26 @@ def place() -> Place:
     ray_tmpdir = os.environ.get("RAY_TMPDIR")
     if ray_tmpdir:
         objects = Path(ray_tmpdir).absolute()
-        reason = refusal(objects)
+        reason = find_write_error(objects)
         if reason:
             raise ResourceError(
                 f"Ray's folder must be writable, but RAY_TMPDIR={ray_tmpdir} is not ({reason}); "
                 "set RAY_TMPDIR to another folder."
             )
     else:
-        objects = temporary_folder()
+        objects = find_writable_tmpdir()
     for path in (objects, *map(Path, _SHORT_FOLDERS)):
-        if len(os.fsencode(path)) <= PATH_BYTES and not refusal(path):
-            return Place(path, objects)
+        if len(os.fsencode(path)) <= MAX_FOLDER_PATH_BYTES and not find_write_error(path):
+            return RayFolders(path, objects)
     variable = "RAY_TMPDIR" if ray_tmpdir else "TMPDIR"
     raise ResourceError(
-        f"Ray needs a writable folder with a path of at most {PATH_BYTES} bytes for its sockets, "
+        f"Ray needs a writable folder with a path of at most {MAX_FOLDER_PATH_BYTES} bytes for "
+        "its sockets, "
         f"but {objects} has {len(os.fsencode(objects))}; set {variable} to a shorter path."
     )
 
 
-def temporary_folder() -> Path:
+def find_writable_tmpdir() -> Path:
     """Return the folder for temporary files: `TMPDIR` if writable, else the system's folder.
 
     Raises:
@@ -98,7 +99,7 @@ def temporary_folder() -> Path:
         ) from None
 
 
-def require() -> None:
+def require_machine() -> None:
     """Check this machine before Ray starts.
 
     Raises:
@@ -109,7 +110,7 @@ def require() -> None:
             raise ResourceError(f"Ray cannot start here: {finding.detail}; {finding.hint}.")
 
 
-def findings() -> list[Finding]:
+def check_machine() -> list[MachineFinding]:
     """Run all checks. Return their results."""
     return [
         find_temporary_folder(),
@@ -121,47 +122,49 @@ def findings() -> list[Finding]:
     ]
 
 
-def find_temporary_folder() -> Finding:
+def find_temporary_folder() -> MachineFinding:
     """Report the folders for temporary files and Ray's sockets, and why `TMPDIR` is not used."""
     name = "temporary files"
     try:
-        folders = place()
+        folders = choose_ray_folders()
     except ResourceError as error:
-        return Finding(name, False, str(error).rstrip("."), "see TMPDIR and RAY_TMPDIR")
+        return MachineFinding(name, False, str(error).rstrip("."), "see TMPDIR and RAY_TMPDIR")
     detail, hint = str(folders.objects), ""
     tmpdir = os.environ.get("TMPDIR")
-    if tmpdir and not os.environ.get("RAY_TMPDIR") and refusal(Path(tmpdir)):
-        detail += f", since TMPDIR={tmpdir} cannot be written ({refusal(Path(tmpdir))})"
+    if tmpdir and not os.environ.get("RAY_TMPDIR") and find_write_error(Path(tmpdir)):
+        detail += f", since TMPDIR={tmpdir} cannot be written ({find_write_error(Path(tmpdir))})"
         hint = "set TMPDIR to a writable folder"
     if folders.sockets != folders.objects:
         detail += f"; Ray's sockets go to {folders.sockets}, as sockets need a shorter path"
-    return Finding(name, True, detail, hint)
+    return MachineFinding(name, True, detail, hint)
 
 
-def find_home() -> Finding:
+def find_home() -> MachineFinding:
     """Report whether the home folder is writable. mtil and Ray do not need the home folder."""
     # Path.home raises for users without a home folder; os.path.expanduser does not.
     home = Path(os.path.expanduser("~"))  # noqa: PTH111
-    reason = refusal(home)
+    reason = find_write_error(home)
     if not reason:
-        return Finding("home folder", True, str(home))
+        return MachineFinding("home folder", True, str(home))
     detail = f"HOME={home} cannot be written ({reason}); mtil needs no files in HOME"
-    return Finding("home folder", True, detail, "set HOME if other programs need it")
+    return MachineFinding("home folder", True, detail, "set HOME if other programs need it")
 
 
-def find_shared_memory(folder: Path = _SHARED_MEMORY) -> Finding:
+def find_shared_memory(folder: Path = _SHARED_MEMORY) -> MachineFinding:
     """Check shared memory, which Ray and process pools need to start."""
     name = "shared memory folder"
     if not sys.platform.startswith("linux"):
-        return Finding(name, True, "not needed here")
-    reason = refusal(folder)
+        return MachineFinding(name, True, "not needed here")
+    reason = find_write_error(folder)
     if not reason:
-        return Finding(name, True, str(folder))
+        return MachineFinding(name, True, str(folder))
     detail = f"{folder} cannot be written ({reason})"
-    return Finding(name, False, detail, f"mount a tmpfs at {folder}, or free some space in it")
+    return MachineFinding(
+        name, False, detail, f"mount a tmpfs at {folder}, or free some space in it"
+    )
 
 
-def find_host_name() -> Finding:
+def find_host_name() -> MachineFinding:
     """Report whether this machine's host name has an address. Ray and mtil need no address."""
     name, host = "host name", socket.gethostname()
     start = time.monotonic()
@@ -169,34 +172,34 @@ def find_host_name() -> Finding:
         address = str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError as error:
         detail = f"{host} has no address ({(error.strerror or str(error)).lower()})"
-        return Finding(name, True, detail, f"add `127.0.1.1 {host}` to /etc/hosts")
+        return MachineFinding(name, True, detail, f"add `127.0.1.1 {host}` to /etc/hosts")
     seconds = time.monotonic() - start
     is_slow = seconds > _SLOW_LOOKUP_S
     hint = f"the name server is slow; add `{address} {host}` to /etc/hosts" if is_slow else ""
-    return Finding(name, True, f"{host} is {address}, after {seconds:.1f} s", hint)
+    return MachineFinding(name, True, f"{host} is {address}, after {seconds:.1f} s", hint)
 
 
-def find_open_files() -> Finding:
+def find_open_files() -> MachineFinding:
     """Check the limit of open files of a process."""
     # The hard limit counts: Ray raises the soft limit to the hard limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _check_limit("open files", hard, NUM_FILES, "-n")
+    return _check_limit("open files", hard, MIN_OPEN_FILES, "-n")
 
 
-def find_processes() -> Finding:
+def find_processes() -> MachineFinding:
     """Check the limit of processes and threads of this user."""
     # The limit does not apply to root.
     if not hasattr(resource, "RLIMIT_NPROC") or os.geteuid() == 0:
-        return Finding("processes", True, "no limit")
+        return MachineFinding("processes", True, "no limit")
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    return _check_limit("processes", soft, NUM_PROCESSES, "-u")
+    return _check_limit("processes", soft, MIN_PROCESSES, "-u")
 
 
-def refusal(path: Path) -> str:
+def find_write_error(path: Path) -> str:
     """Return why no file can be written in a folder, or an empty string."""
     # Permissions do not show a full disk, so try a write.
     try:
-        with tempfile.TemporaryFile(dir=path, prefix=scratch.PREFIX) as file:
+        with tempfile.TemporaryFile(dir=path, prefix=scratch.SCRATCH_PREFIX) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
@@ -204,10 +207,12 @@ def refusal(path: Path) -> str:
     return ""
 
 
-def _check_limit(name: str, limit: int, needed: int, flag: str) -> Finding:
+def _check_limit(name: str, limit: int, needed: int, flag: str) -> MachineFinding:
     if limit == resource.RLIM_INFINITY:
-        return Finding(name, True, "no limit")
+        return MachineFinding(name, True, "no limit")
     if limit >= needed:
-        return Finding(name, True, f"at most {limit}")
+        return MachineFinding(name, True, f"at most {limit}")
     detail = f"`ulimit {flag}` is {limit}, but a cluster needs {needed} {name}"
-    return Finding(name, False, detail, f"raise the limit, such as by `ulimit {flag} {needed}`")
+    return MachineFinding(
+        name, False, detail, f"raise the limit, such as by `ulimit {flag} {needed}`"
+    )

@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "mtil-"
-NAME_BYTES = len(PREFIX) + 8
+SCRATCH_PREFIX = "mtil-"
+NAME_BYTES = len(SCRATCH_PREFIX) + 8
 """Length of a folder's name in bytes."""
 
 _OWNER = "owner"
-_NAME_PATTERN = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
+_NAME_PATTERN = re.compile(rf"{SCRATCH_PREFIX}[a-z0-9_]{{8}}")
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
+def create_scratch_folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
     """Create a folder readable only by this user, and remove the folder when the block ends.
 
     Args:
@@ -36,7 +36,7 @@ def folder(base: Path, *, keep: bool = False) -> Iterator[Path]:
     Raises:
         OSError: if the folder cannot be created.
     """
-    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    path = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=base))
     owner = _lock_owner_file(path)
     try:
         yield path

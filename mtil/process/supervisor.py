@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from mtil.process import interrupts
 
-INTERRUPTED = 130
-SENTENCE = "Interrupted; run the same command again to resume."
+INTERRUPTED_EXIT_CODE = 130
+INTERRUPTED_MESSAGE = "Interrupted; run the same command again to resume."
 
 _CLEANUP_S = 20.0
 """Time to clean up after a signal, before SIGKILL. Slurm and Kubernetes give 30 seconds."""
@@ -33,7 +33,7 @@ _sink: int | None = None
 """In a watched process, the writing end of the pipe to the watcher."""
 
 
-def watch(name: str) -> None:
+def supervise_command(name: str) -> None:
     """Fork, and return only in the child; this process watches the child until its end.
 
     Does nothing in a process already watched, and on systems other than Linux.
@@ -44,7 +44,7 @@ def watch(name: str) -> None:
     global _sink
     if sys.platform != "linux" or interrupts.is_watched():
         return
-    signals = interrupts.ending()
+    signals = interrupts.list_ending_signals()
     waited = signals | {signal.SIGCHLD}
     # Block before the fork: a signal during the start stays pending and is not lost.
     previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
@@ -61,15 +61,15 @@ def watch(name: str) -> None:
         os._exit(1)
     os.close(source)
     _sink = sink
-    interrupts.install()
+    interrupts.install_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def leave() -> None:
+def exit_interrupted() -> None:
     """Exit at once with code 130, without waiting for threads. Only in a watched process."""
     # Threads may wait for a storage, and libraries for processes that the watcher ends anyway.
     if interrupts.is_watched():
-        os._exit(INTERRUPTED)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
 
 def remove_at_end(folder: Path) -> None:
@@ -77,9 +77,9 @@ def remove_at_end(folder: Path) -> None:
     _send(f"folder {folder}")
 
 
-def answer() -> None:
+def acknowledge_interrupt() -> None:
     """Mark a signal as handled: exit with the command's exit code instead of 130."""
-    interrupts.answer()
+    interrupts.acknowledge_signal()
     _send(_ANSWERED)
 
 
@@ -128,10 +128,12 @@ def _finish(
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     # A signal may have reached only the child, or this process after the child's end.
-    interrupted = interrupted or code == INTERRUPTED or bool(signal.sigpending() & signals)
+    interrupted = (
+        interrupted or code == INTERRUPTED_EXIT_CODE or bool(signal.sigpending() & signals)
+    )
     if interrupted and not is_answered:
-        code = INTERRUPTED
-        _print_message(name, SENTENCE)
+        code = INTERRUPTED_EXIT_CODE
+        _print_message(name, INTERRUPTED_MESSAGE)
     elif code < 0:
         cause = signal.Signals(-code).name
         hint = ", most likely for lack of memory" if cause == "SIGKILL" else ""

@@ -20,13 +20,21 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
 from mtil import __version__
-from mtil.config import STRICT, Config, Share, Whole, digest_of, from_dict, to_dict
-from mtil.config import digest as config_digest
-from mtil.documents import Document, Sha256, shortened, shown
+from mtil.config import (
+    STRICT,
+    Config,
+    NonNegativeInt,
+    Share,
+    compute_stored_config_digest,
+    config_from_dict,
+    config_to_dict,
+)
+from mtil.config import compute_config_digest as config_digest
+from mtil.documents import Document, Sha256, format_value, shorten_text
 from mtil.errors import CheckpointError, ConfigError, NotFoundError, TooLargeError
 from mtil.models import TwoTaskNetwork
 from mtil.run import names
-from mtil.storage import PARTIAL_NAME, Store
+from mtil.storage import PARTIAL_NAME_PATTERN, Store
 
 _MODEL_KIND = "mtil model"
 MAX_BYTES = 2**34
@@ -41,7 +49,7 @@ _READ_ERRORS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class TrainedModel:
     """A trained network and the metadata needed for predictions."""
 
     config: Config
@@ -70,10 +78,10 @@ class Model:
             CheckpointError: if the weights do not fit the architecture.
         """
         self._check_widths()
-        values = to_dict(self.config)
+        values = config_to_dict(self.config)
         # The weights are loaded below; pretrained weights would be read only to be replaced.
         values["model"]["encoder"]["pretrained"] = False
-        network = TwoTaskNetwork(from_dict(values).model)
+        network = TwoTaskNetwork(config_from_dict(values).model)
         self._check_dtypes(network.state_dict())
         try:
             network.load_state_dict(self.weights)
@@ -105,12 +113,12 @@ def _mismatch(reason: str) -> CheckpointError:
     )
 
 
-def model_to_bytes(model: Model) -> bytes:
+def model_to_bytes(model: TrainedModel) -> bytes:
     """Return the bytes of a model file."""
     return _to_bytes(
         {
             "kind": _MODEL_KIND,
-            "config": to_dict(model.config),
+            "config": config_to_dict(model.config),
             "config_digest": config_digest(model.config),
             "weights": {name: value.cpu() for name, value in model.weights.items()},
             "fingerprint": model.fingerprint,
@@ -125,7 +133,7 @@ def model_to_bytes(model: Model) -> bytes:
     )
 
 
-def model_from_bytes(data: bytes, source: str) -> Model:
+def model_from_bytes(data: bytes, source: str) -> TrainedModel:
     """Read a model file.
 
     Args:
@@ -138,27 +146,27 @@ def model_from_bytes(data: bytes, source: str) -> Model:
     values = _from_bytes(data, source)
     if values.get("kind") != _MODEL_KIND:
         raise CheckpointError(f"A model file is needed, but {source} is another kind of file.")
-    known_keys = {item.name for item in fields(Model)} - {"digest"}
+    known_keys = {item.name for item in fields(TrainedModel)} - {"digest"}
     version = values.get("version")
     made_by = f"{source} was made by mtil {version if isinstance(version, str) else '?'}"[:300]
     if differing := (values.keys() - {"kind", "config_digest"}) ^ known_keys:
         raise CheckpointError(
             f"{made_by}, whose model files differ from this version's in "
-            f"{shortened(', '.join(sorted(differing)))}; train again."
+            f"{shorten_text(', '.join(sorted(differing)))}; train again."
         )
     document = Document(source, "train again", CheckpointError)
     metadata = document.validate(_METADATA, {key: values[key] for key in _METADATA_KEYS})
     stored_config = document.validate(_CONFIGS, _limit_config_size(values["config"]))
     try:
-        config = from_dict(stored_config)
+        config = config_from_dict(stored_config)
     except ConfigError as error:
         raise CheckpointError(
             f"{made_by} with a configuration that this version does not know: {error}"
         ) from None
-    if values.get("config_digest") not in (None, digest_of(stored_config)):
+    if values.get("config_digest") not in (None, compute_stored_config_digest(stored_config)):
         document.refuse("must hold the configuration that its digest names, but holds another")
     _check_weights(values["weights"], len(data), document)
-    return Model(
+    return TrainedModel(
         config=config,
         weights=values["weights"],
         digest=hashlib.sha256(data).hexdigest(),
@@ -195,14 +203,18 @@ def _check_weights(weights: object, size: int, document: Document) -> None:
             and value.device.type == "cpu"
             and not value.is_quantized
         ):
-            document.refuse(f"must hold dense tensors as weights, but {shown(name)} is none")
+            document.refuse(f"must hold dense tensors as weights, but {format_value(name)} is none")
         num_bytes += value.numel() * value.element_size()
         # Checked before any value is read: a view can be far larger than the stored tensor.
         if num_bytes > size:
-            document.refuse(f"must hold all its weights, but {shown(name)} is larger than the file")
+            document.refuse(
+                f"must hold all its weights, but {format_value(name)} is larger than the file"
+            )
     for name, value in weights.items():
         if not torch.isfinite(value).all():
-            document.refuse(f"must hold finite weights, but {shown(name)} has NaN or infinity")
+            document.refuse(
+                f"must hold finite weights, but {format_value(name)} has NaN or infinity"
+            )
 
 
 @validated(frozen=True, config=STRICT)
@@ -210,9 +222,9 @@ class _ModelMetadata:
     """The validated metadata of a model file."""
 
     fingerprint: Sha256
-    fold: Whole
+    fold: NonNegativeInt
     source_size: Annotated[int, Field(ge=1, le=4096)]
-    epoch: Whole
+    epoch: NonNegativeInt
     temperature: Annotated[float, Field(gt=0, le=1e6)]
     threshold: Share
     num_passes: Annotated[int, Field(ge=1, le=100)]
@@ -224,7 +236,7 @@ class _Pointer:
     """`latest.json`: the pointer to the committed checkpoint."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+\.pt$")]
-    epoch: Whole
+    epoch: NonNegativeInt
     sha256: Sha256
 
 
@@ -254,7 +266,7 @@ class TrainingCheckpoints:
         sha256 = hashlib.sha256(data).hexdigest()
         # The name contains the digest: a process given up for dead and the successor may be at
         # the same epoch, and must not overwrite a file of the other process.
-        name = names.checkpoint(epoch, sha256)
+        name = names.checkpoint_name(epoch, sha256)
         previous = self._pointer()
         self._store.write(f"{self._folder}/{name}", data)
         # The pointer is replaced only after the checkpoint is complete.
@@ -289,7 +301,9 @@ class TrainingCheckpoints:
         """Delete all checkpoints, but no unknown file in the folder."""
         # The pointer goes first: a pointer must never name a deleted checkpoint.
         self._store.clear(self._folder, re.compile(re.escape(names.LATEST)))
-        self._store.clear(self._folder, re.compile(rf"{names.CHECKPOINT.pattern}|{PARTIAL_NAME}"))
+        self._store.clear(
+            self._folder, re.compile(rf"{names.CHECKPOINT.pattern}|{PARTIAL_NAME_PATTERN}")
+        )
 
     def _pointer(self) -> dict[str, Any] | None:
         name = f"{self._folder}/{names.LATEST}"

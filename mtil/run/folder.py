@@ -13,35 +13,35 @@ from mtil import __version__
 from mtil.config import (
     STRICT,
     Config,
-    Count,
     NonNegative,
-    Whole,
-    digest,
-    digest_of,
-    from_dict,
-    to_dict,
+    NonNegativeInt,
+    PositiveInt,
+    compute_config_digest,
+    compute_stored_config_digest,
+    config_from_dict,
+    config_to_dict,
 )
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.run import names
-from mtil.run.plan import Plan, Train, WriteMaps
+from mtil.run.plan import CirclePlan, Train, WriteMaps
 from mtil.storage import Store, open_store
 
 if TYPE_CHECKING:  # torch takes two seconds, and `mtil status` does not need it
-    from mtil.run.checkpoint import Model, TrainingCheckpoints
+    from mtil.run.checkpoint import TrainedModel, TrainingCheckpoints
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FoldResult:
     """The result of a training, measured on the inner validation rows of the fold."""
 
-    round: Whole
-    fold: Whole
-    part: Whole | None
-    best_epoch: Whole
-    num_epochs: Count
+    round: NonNegativeInt
+    fold: NonNegativeInt
+    part: NonNegativeInt | None
+    best_epoch: NonNegativeInt
+    num_epochs: PositiveInt
     seconds: NonNegative
     metrics: dict[str, float]
     model_sha256: Sha256
@@ -65,9 +65,9 @@ class _RunFile:
 class _StepFile:
     """`step.json`: progress of a training within an epoch."""
 
-    epoch: Whole
-    step: Whole
-    steps: Count
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    steps: PositiveInt
     hosts: tuple[str, ...] = ()
 
 
@@ -88,7 +88,7 @@ class Run:
 
     def __init__(self, store: Store, values: dict[str, Any]) -> None:
         self.store = store
-        self.config: Config = from_dict(values["config"])
+        self.config: Config = config_from_dict(values["config"])
         self.data_uri: str = values["data"]
         self.fingerprint: str = values["fingerprint"]
 
@@ -107,8 +107,8 @@ class Run:
         """
         values: dict[str, Any] = {
             "version": __version__,
-            "config": to_dict(config),
-            "config_digest": digest(config),
+            "config": config_to_dict(config),
+            "config_digest": compute_config_digest(config),
             "data": data_uri,
             "fingerprint": fingerprint,
         }
@@ -123,8 +123,8 @@ class Run:
                 f"{run.fingerprint[:12]}… and {data_uri} has {fingerprint[:12]}…; "
                 "name another --run."
             )
-        if digest(run.config) != digest(config):
-            old, new = _flatten(to_dict(run.config)), _flatten(values["config"])
+        if compute_config_digest(run.config) != compute_config_digest(config):
+            old, new = _flatten(config_to_dict(run.config)), _flatten(values["config"])
             key = next(key for key in new if old.get(key) != new[key])
             raise ConfigError(
                 f"A run must keep its configuration, but {run.uri} has `{key}` = {old.get(key)!r} "
@@ -149,7 +149,7 @@ class Run:
                 "make one with `mtil train`."
             ) from None
         run_file = document.validate(_RUN_FILES, values)
-        if run_file.config_digest not in (None, digest_of(run_file.config)):
+        if run_file.config_digest not in (None, compute_stored_config_digest(run_file.config)):
             document.refuse(
                 f"must hold the configuration with the digest {run_file.config_digest}, but its "
                 "configuration has another"
@@ -169,9 +169,9 @@ class Run:
             DataError: if no version has the fingerprint of the run.
         """
         store = open_store(data_uri or self.data_uri)
-        manifest = manifests.find(store, self.fingerprint)
+        manifest = manifests.find_manifest(store, self.fingerprint)
         if manifest is None:
-            newest = manifests.load(store).fingerprint
+            newest = manifests.load_manifest(store).fingerprint
             raise DataError(
                 f"A run must stay with its data set, but {self.uri} was made with fingerprint "
                 f"{self.fingerprint[:12]}… and {store.uri} has {newest[:12]}…; "
@@ -179,40 +179,40 @@ class Run:
             )
         return manifest
 
-    def plan(self, folds: Sequence[int]) -> Plan:
+    def plan(self, folds: Sequence[int]) -> CirclePlan:
         """Return the plan of the rounds for some folds."""
-        return Plan(circle=self.config.circle, folds=tuple(folds))
+        return CirclePlan(circle=self.config.circle, folds=tuple(folds))
 
     def folder(self, training: Train) -> str:
         """Return the folder of a training."""
-        return names.training(training)
+        return names.training_folder(training)
 
     def predictions_name(self, round_index: int, fold: int) -> str:
         """Return the name of a round's predictions for a fold's test rows or the holdout."""
-        return names.predictions(round_index, fold)
+        return names.predictions_name(round_index, fold)
 
     def evaluation_name(self, round_index: int) -> str:
         """Return the name of a round's figures over all folds."""
-        return names.evaluation(round_index)
+        return names.evaluation_name(round_index)
 
     def map_folder(self, action: WriteMaps) -> str:
         """Return the folder of the maps written by an action."""
-        return names.maps(action)
+        return names.map_folder(action)
 
     def checkpoints(self, training: Train) -> "TrainingCheckpoints":
         """Return the checkpoints of a training."""
         from mtil.run.checkpoint import TrainingCheckpoints
 
-        return TrainingCheckpoints(self.store, names.checkpoints(training))
+        return TrainingCheckpoints(self.store, names.checkpoint_folder(training))
 
     def write_history(self, training: Train, records: Sequence[Mapping[str, Any]]) -> None:
         """Write the history of a training, one record an epoch."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        self.store.write(names.history(training), text.encode())
+        self.store.write(names.history_name(training), text.encode())
 
     def history(self, training: Train) -> list[dict[str, Any]]:
         """Return the records of the finished epochs of a training; empty before the first."""
-        name = names.history(training)
+        name = names.history_name(training)
         document = Document(
             f"{self.uri}/{name}", "delete it", max_bytes=_MAX_HISTORY_BYTES, finite=False
         )
@@ -224,14 +224,14 @@ class Run:
 
     def write_step(self, training: Train, step: Mapping[str, Any]) -> None:
         """Write the progress of a training within an epoch, and the machines in use."""
-        self.store.write(names.step(training), json.dumps(step).encode())
+        self.store.write(names.step_name(training), json.dumps(step).encode())
 
     def step(self, training: Train) -> dict[str, Any] | None:
         """Return the progress within an epoch: `epoch`, `step`, `steps` and `hosts`.
 
         None if the file is missing or damaged.
         """
-        name = names.step(training)
+        name = names.step_name(training)
         document = Document(f"{self.uri}/{name}", "delete it")
         try:
             values = document.object(document.read(self.store, name))
@@ -241,7 +241,7 @@ class Run:
             return None
         return {**asdict(step), "hosts": list(step.hosts)}
 
-    def commit(self, training: Train, model: "Model", **figures: Any) -> FoldResult:
+    def commit(self, training: Train, model: "TrainedModel", **figures: Any) -> FoldResult:
         """Write the model of a training, then create the result with the model's name.
 
         If another process has committed the same training, return the committed result.
@@ -261,14 +261,14 @@ class Run:
             best_epoch=model.epoch,
             model_sha256=hashlib.sha256(data).hexdigest(),
             fingerprint=self.fingerprint,
-            config_digest=digest(self.config),
+            config_digest=compute_config_digest(self.config),
             **figures,
         )
         # The model comes first: a result never names a missing file. If two processes do the same
         # training, one given up for dead and the successor, the first to create the result wins.
         self.store.write(self.model_name(training, result), data)
         text = (json.dumps(asdict(result)) + "\n").encode()
-        if not self.store.create(names.result(training), text):
+        if not self.store.create(names.result_name(training), text):
             committed = self.result(training)
             assert committed is not None
             committed_name, own_name = (
@@ -280,12 +280,12 @@ class Run:
                 self.store.delete(own_name)
             result = committed
         self.checkpoints(training).clear()
-        self.store.delete(names.step(training))
+        self.store.delete(names.step_name(training))
         return result
 
     def model_name(self, training: Train, result: FoldResult) -> str:
         """Return the name of a training's model file, which contains the digest of the bytes."""
-        return names.model(training, result.model_sha256)
+        return names.model_name(training, result.model_sha256)
 
     def result(self, training: Train) -> FoldResult | None:
         """Return the committed result of a training; None if the training has not ended.
@@ -293,7 +293,7 @@ class Run:
         Raises:
             DataError: if the file is damaged or holds the result of a different training.
         """
-        name = names.result(training)
+        name = names.result_name(training)
         document = Document(f"{self.uri}/{name}", "restore it, or delete it to train again")
         try:
             values = document.object(document.read(self.store, name))
@@ -310,11 +310,11 @@ class Run:
             )
         return result
 
-    def trained(self) -> dict[int, list[int]]:
+    def find_trained_folds(self) -> dict[int, list[int]]:
         """Return the folds with a trained main model, by round; rounds and folds ascending."""
         folds_by_round: dict[int, list[int]] = {}
         for name in self.store.names(names.TRAININGS):
-            training = names.training_of(name)
+            training = names.parse_training(name)
             if training is not None and training.part is None and names.is_result(name):
                 folds_by_round.setdefault(training.round, []).append(training.fold)
         return {round_index: sorted(folds) for round_index, folds in sorted(folds_by_round.items())}
@@ -325,7 +325,7 @@ class Run:
         Raises:
             DataError: if no fold is trained.
         """
-        trained = self.trained()
+        trained = self.find_trained_folds()
         if 0 not in trained:
             raise DataError(
                 f"A run must have a trained fold, but {self.uri} has none; "
@@ -333,7 +333,7 @@ class Run:
             )
         return max(round_index for round_index, folds in trained.items() if folds == trained[0])
 
-    def model(self, training: Train) -> "Model":
+    def model(self, training: Train) -> "TrainedModel":
         """Read the model of a training.
 
         Raises:
@@ -372,7 +372,7 @@ class Run:
         return name, data
 
 
-def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
+def open_existing_run(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
     """Open the run at a URI without writing; None if the URI has no run. See `Run.create`.
 
     Raises:
@@ -384,7 +384,7 @@ def take_up(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | 
     return Run.create(uri, config, data_uri, fingerprint)
 
 
-def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manifest:
+def choose_manifest(run_uri: str, data: Store, version: int | None = None) -> Manifest:
     """Return the manifest to train on: of the run's version, or of the newest for a new run.
 
     The fingerprint is not compared with the run: `Run.create` refuses a different data set.
@@ -400,11 +400,13 @@ def manifest_for(run_uri: str, data: Store, version: int | None = None) -> Manif
     if version is not None:
         return manifests.load_version(data, version)
     if not open_store(run_uri).exists(names.RUN):
-        return manifests.load(data)
-    return manifests.find(data, Run.open(run_uri).fingerprint) or manifests.load(data)
+        return manifests.load_manifest(data)
+    return manifests.find_manifest(data, Run.open(run_uri).fingerprint) or manifests.load_manifest(
+        data
+    )
 
 
-class News:
+class TrainingProgressReader:
     """Reads the new progress of a training from the folder of a run."""
 
     def __init__(self, run: Run, training: Train) -> None:

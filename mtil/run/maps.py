@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from mtil import __version__, parquet
 from mtil.data.dataset.shards import ROW_GROUP_ROWS, pixels
-from mtil.documents import Document, shown
+from mtil.documents import Document, format_value
 from mtil.errors import MapError, NotFoundError, RunError, TooLargeError
 from mtil.storage import Store
 
@@ -46,7 +46,7 @@ _COMPRESSION, _COMPRESSION_LEVEL = "zstd", 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class MapOrigin:
     """The source of the maps in a shard. The version of mtil is ignored in comparisons."""
 
     fingerprint: str
@@ -64,23 +64,23 @@ class Origin:
     version: str = field(default=__version__, compare=False)
 
 
-_ORIGINS: TypeAdapter[Origin] = TypeAdapter(Origin)
+_ORIGINS: TypeAdapter[MapOrigin] = TypeAdapter(MapOrigin)
 _TYPES = pa.schema([pa.field("sample_id", pa.string(), nullable=False)])
 
 
-def default_size(image_size: int) -> int:
+def default_map_size(image_size: int) -> int:
     """Return the side length of the maps for network inputs of `image_size` pixels."""
     return image_size // STRIDE
 
 
-def quantised(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+def quantise_probabilities(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Convert probabilities in [0, 1] to bytes from 0 to 255, rounded to `NUM_LEVELS` levels."""
     levels = np.rint(probability * (NUM_LEVELS - 1))
     rounded: npt.NDArray[np.uint8] = np.rint(levels * (255 / (NUM_LEVELS - 1))).astype(np.uint8)
     return rounded
 
 
-def encode(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: Origin) -> bytes:
+def encode_maps(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: MapOrigin) -> bytes:
     """Return the bytes of a map shard; equal arguments give equal bytes.
 
     Args:
@@ -116,18 +116,18 @@ def encode(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: Origi
     return sink.getvalue()
 
 
-def decode(data: bytes) -> tuple[Origin, pa.Table]:
+def decode_maps(data: bytes) -> tuple[MapOrigin, pa.Table]:
     """Return the origin of a map shard and a table of `sample_id` and `map`.
 
     Raises:
         ValueError: if the bytes are not a complete map shard of the current format.
     """
     try:
-        table = parquet.read(data, schema=_TYPES)
+        table = parquet.read_parquet(data, schema=_TYPES)
         document = Document("A map shard", "write it again")
         header = document.object((table.schema.metadata or {})[_KEY])
         if header["format"] != _FORMAT:
-            raise ValueError(f"format {shown(header['format'])}")
+            raise ValueError(f"format {format_value(header['format'])}")
         origin = document.validate(_ORIGINS, header["origin"])
         if table.schema.field("map").type != pa.binary(origin.size**2):
             raise ValueError("maps of another size")
@@ -139,8 +139,8 @@ def decode(data: bytes) -> tuple[Origin, pa.Table]:
     return origin, table.replace_schema_metadata()
 
 
-def read(
-    store: Store, path: str, expected: Origin, sample_ids: pa.Array | pa.ChunkedArray
+def read_maps(
+    store: Store, path: str, expected: MapOrigin, sample_ids: pa.Array | pa.ChunkedArray
 ) -> pa.Table:
     """Read a map shard and verify origin and images.
 
@@ -164,10 +164,10 @@ def read(
     except TooLargeError:
         data = b""
     try:
-        origin, table = decode(data)
+        origin, table = decode_maps(data)
     except ValueError:
         raise MapError(f"{name} is damaged; it must be written again.") from None
-    for item in fields(Origin):
+    for item in fields(MapOrigin):
         value, expected_value = getattr(origin, item.name), getattr(expected, item.name)
         if item.compare and value != expected_value:
             raise MapError(
@@ -184,7 +184,7 @@ def read(
     return table
 
 
-def join(
+def join_maps(
     table: pa.Table, maps: Sequence[pa.Table], needed: npt.NDArray[np.integer[Any]]
 ) -> pa.Table:
     """Add the maps of a data shard's rows as a column `prior`, joined by id. Row order is kept.
@@ -237,7 +237,7 @@ def _fixed_size(rows: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
     )
 
 
-def _digest(origin: Origin, sample_ids: Sequence[str], maps: npt.NDArray[np.uint8]) -> str:
+def _digest(origin: MapOrigin, sample_ids: Sequence[str], maps: npt.NDArray[np.uint8]) -> str:
     head = json.dumps([asdict(origin), list(sample_ids)], sort_keys=True)
     digest = hashlib.sha256(head.encode())
     digest.update(np.ascontiguousarray(maps).data)

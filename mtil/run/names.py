@@ -43,59 +43,59 @@ FOLDERS = rf"{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(
 """A pattern of all folders of a run's files except the ledger."""
 
 
-def training(action: Train) -> str:
+def training_folder(action: Train) -> str:
     """Return the folder of a training."""
     return f"{TRAININGS}/{action.round}/fold-{action.fold}{_part(action.part)}"
 
 
-def checkpoints(action: Train) -> str:
+def checkpoint_folder(action: Train) -> str:
     """Return the folder of the checkpoints of a training."""
-    return f"{training(action)}/{_CHECKPOINTS}"
+    return f"{training_folder(action)}/{_CHECKPOINTS}"
 
 
-def checkpoint(epoch: int, sha256: str) -> str:
+def checkpoint_name(epoch: int, sha256: str) -> str:
     """Return the name of a checkpoint within the checkpoint folder."""
     return f"epoch-{epoch:04d}-{sha256[:12]}.pt"
 
 
-def history(action: Train) -> str:
+def history_name(action: Train) -> str:
     """Return the name of a training's history, a JSON line per epoch."""
-    return f"{training(action)}/{_HISTORY}"
+    return f"{training_folder(action)}/{_HISTORY}"
 
 
-def step(action: Train) -> str:
+def step_name(action: Train) -> str:
     """Return the name of a training's progress file within an epoch."""
-    return f"{training(action)}/{_STEP}"
+    return f"{training_folder(action)}/{_STEP}"
 
 
-def result(action: Train) -> str:
+def result_name(action: Train) -> str:
     """Return the name of a training's result. The file exists once the training has ended."""
-    return f"{training(action)}/{RESULT}"
+    return f"{training_folder(action)}/{RESULT}"
 
 
-def model(action: Train, sha256: str) -> str:
+def model_name(action: Train, sha256: str) -> str:
     """Return the name of a training's model file with a digest."""
     # Named after the bytes: two processes with the same training never replace a model.
-    return f"{training(action)}/model-{sha256[:12]}.pt"
+    return f"{training_folder(action)}/model-{sha256[:12]}.pt"
 
 
-def predictions(round_index: int, fold: int) -> str:
+def predictions_name(round_index: int, fold: int) -> str:
     """Return the name of a round's predictions for the test rows of a fold or for the holdout."""
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
     return f"{TRAININGS}/{round_index}/{folder}/{_PREDICTIONS}"
 
 
-def evaluation(round_index: int) -> str:
+def evaluation_name(round_index: int) -> str:
     """Return the name of a round's figures over all folds."""
     return f"{TRAININGS}/{round_index}/{_EVALUATION}"
 
 
-def maps(action: WriteMaps) -> str:
+def map_folder(action: WriteMaps) -> str:
     """Return the folder of the maps written by an action."""
     return f"{MAPS}/{action.round}/fold-{action.fold}{_part(action.part)}"
 
 
-def training_of(name: str) -> Train | None:
+def parse_training(name: str) -> Train | None:
     """Return the training of a file name; None for predictions, figures and unknown files."""
     match = _TRAINING_FILE.fullmatch(name)
     if match is None:
@@ -117,17 +117,17 @@ def is_model(name: str) -> bool:
 
 def is_result(name: str) -> bool:
     """Return whether a file is the result of a training."""
-    action = training_of(name)
-    return action is not None and name == result(action)
+    action = parse_training(name)
+    return action is not None and name == result_name(action)
 
 
 def is_history(name: str) -> bool:
     """Return whether a file is the history of a training."""
-    action = training_of(name)
-    return action is not None and name == history(action)
+    action = parse_training(name)
+    return action is not None and name == history_name(action)
 
 
-def map_folder_of(name: str) -> str | None:
+def parse_map_folder(name: str) -> str | None:
     """Return the map folder of a map shard; None for all other files."""
     match = _MAP_SHARD.fullmatch(name)
     return None if match is None else match[1]

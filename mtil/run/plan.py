@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mtil.config import STRICT, CircleConfig, Whole
+from mtil.config import STRICT, CircleConfig, NonNegativeInt
 from mtil.errors import ConfigError
 
 
@@ -24,9 +24,9 @@ from mtil.errors import ConfigError
 class Train:
     """Train the main model of a fold in a round, or the inner model without one part."""
 
-    round: Whole
-    fold: Whole
-    part: Whole | None = None
+    round: NonNegativeInt
+    fold: NonNegativeInt
+    part: NonNegativeInt | None = None
     kind: Literal["train"] = field(default="train", kw_only=True, repr=False)
 
     def __str__(self) -> str:
@@ -37,9 +37,9 @@ class Train:
 class WriteMaps:
     """Write the maps of a fold's training rows, or of the rows of one part."""
 
-    round: Whole
-    fold: Whole
-    part: Whole | None = None
+    round: NonNegativeInt
+    fold: NonNegativeInt
+    part: NonNegativeInt | None = None
     kind: Literal["write_maps"] = field(default="write_maps", kw_only=True, repr=False)
 
     def __str__(self) -> str:
@@ -50,8 +50,8 @@ class WriteMaps:
 class Evaluate:
     """Score the test rows of a fold, for every pass."""
 
-    round: Whole
-    fold: Whole
+    round: NonNegativeInt
+    fold: NonNegativeInt
     kind: Literal["evaluate"] = field(default="evaluate", kw_only=True, repr=False)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Evaluate:
 class Summarise:
     """Combine the figures of all folds of a round."""
 
-    round: Whole
+    round: NonNegativeInt
     kind: Literal["summarise"] = field(default="summarise", kw_only=True, repr=False)
 
     def __str__(self) -> str:
@@ -76,11 +76,11 @@ Action = Annotated[Train | WriteMaps | Evaluate | Summarise, Field(discriminator
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Plan:
+class CirclePlan:
     """The configuration and folds of a circle run; fixed when the run begins."""
 
     circle: CircleConfig
-    folds: tuple[Whole, ...]
+    folds: tuple[NonNegativeInt, ...]
     """The folds to train, ascending and without duplicates."""
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class Plan:
             )
 
     @classmethod
-    def of(cls, circle: CircleConfig, folds: Iterable[int]) -> "Plan":
+    def of(cls, circle: CircleConfig, folds: Iterable[int]) -> "CirclePlan":
         """Plan the rounds of the folds, given in any order.
 
         Raises:
@@ -125,14 +125,14 @@ class Plan:
         return self.circle.maps == "cross_fit"
 
 
-def starts_from(plan: Plan, action: Train) -> Train | None:
+def find_warm_start(plan: CirclePlan, action: Train) -> Train | None:
     """Return the training that provides the initial weights; None without a warm start."""
     if action.round == 0 or not plan.circle.warm_start:
         return None
     return Train(action.round - 1, action.fold, action.part)
 
 
-def reads_maps_of(plan: Plan, action: Action) -> tuple[WriteMaps, ...]:
+def find_map_writers(plan: CirclePlan, action: Action) -> tuple[WriteMaps, ...]:
     """Return the actions that write the maps read by `action`, ordered by part.
 
     A training reads the maps of its rows. A map writer reads the maps of the previous round.
@@ -149,7 +149,7 @@ def reads_maps_of(plan: Plan, action: Action) -> tuple[WriteMaps, ...]:
     return tuple(WriteMaps(action.round - 1, action.fold, part) for part in parts)
 
 
-def models_of(plan: Plan, action: Action) -> tuple[Train, ...]:
+def find_models_used(plan: CirclePlan, action: Action) -> tuple[Train, ...]:
     """Return the trainings that provide the models run by an action, oldest round first."""
     # In a chain, the models of earlier rounds do the first passes over the validation images; the
     # model in training does the last pass.
@@ -167,7 +167,7 @@ def models_of(plan: Plan, action: Action) -> tuple[Train, ...]:
     return ()
 
 
-def needs(plan: Plan, action: Action) -> tuple[Action, ...]:
+def find_prerequisites(plan: CirclePlan, action: Action) -> tuple[Action, ...]:
     """Return the prerequisites of an action.
 
     A summary runs once every evaluation is finished or can no longer finish, and at least one is
@@ -175,16 +175,16 @@ def needs(plan: Plan, action: Action) -> tuple[Action, ...]:
     """
     if isinstance(action, Summarise):
         return tuple(Evaluate(action.round, fold) for fold in plan.folds)
-    prerequisites = models_of(plan, action)
+    prerequisites = find_models_used(plan, action)
     if isinstance(action, Train) and action.round > 0:
         previous = Train(action.round - 1, action.fold, action.part)
         needs_previous = plan.circle.maps == "recycle" or plan.circle.warm_start
         # In a chain, `models_of` may hold the training of the previous round already.
         prerequisites += (previous,) * (needs_previous and previous not in prerequisites)
-    return (*prerequisites, *reads_maps_of(plan, action))
+    return (*prerequisites, *find_map_writers(plan, action))
 
 
-def trained_on(plan: Plan, action: Action) -> frozenset[int | None]:
+def find_seen_parts(plan: CirclePlan, action: Action) -> frozenset[int | None]:
     """Return the parts of the fold's training rows seen by the weights of an action.
 
     Includes the trained model, all models run by the action, and all ancestors by warm start. A
@@ -192,23 +192,23 @@ def trained_on(plan: Plan, action: Action) -> frozenset[int | None]:
     """
     seen: set[int | None] = set()
     own = (action,) if isinstance(action, Train) else ()
-    for model in own + models_of(plan, action):
+    for model in own + find_models_used(plan, action):
         ancestor: Train | None = model
         while ancestor is not None:
             # An inner model is trained on all parts except `part`.
             part = ancestor.part
             seen.update(plan.parts if part is None else _other_parts(plan, part))
-            ancestor = starts_from(plan, ancestor)
+            ancestor = find_warm_start(plan, ancestor)
     return frozenset(seen)
 
 
-def actions(plan: Plan) -> tuple[Action, ...]:
+def list_actions(plan: CirclePlan) -> tuple[Action, ...]:
     """Return all actions of a plan in topological order: prerequisites first."""
-    return tuple(graph(plan))
+    return tuple(build_action_graph(plan))
 
 
 @lru_cache(maxsize=8)
-def graph(plan: Plan) -> dict[Action, tuple[Action, ...]]:
+def build_action_graph(plan: CirclePlan) -> dict[Action, tuple[Action, ...]]:
     """Return the prerequisites of all actions, in topological order. Must not be modified."""
     # Cached: the coordinator asks for the graph with every decision.
     actions_in_order: list[Action] = []
@@ -224,7 +224,7 @@ def graph(plan: Plan) -> dict[Action, tuple[Action, ...]]:
             actions_in_order += [WriteMaps(round_index, fold, part) for part in mapped_parts]
             actions_in_order.append(Evaluate(round_index, fold))
         actions_in_order.append(Summarise(round_index))
-    return {action: needs(plan, action) for action in actions_in_order}
+    return {action: find_prerequisites(plan, action) for action in actions_in_order}
 
 
 def _describe(action: Train | WriteMaps | Evaluate) -> str:
@@ -232,5 +232,5 @@ def _describe(action: Train | WriteMaps | Evaluate) -> str:
     return f"round {action.round}, fold {action.fold}" + ("" if part is None else f", part {part}")
 
 
-def _other_parts(plan: Plan, part: int) -> tuple[int | None, ...]:
+def _other_parts(plan: CirclePlan, part: int) -> tuple[int | None, ...]:
     return tuple(candidate for candidate in plan.parts if candidate != part)

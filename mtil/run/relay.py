@@ -7,24 +7,24 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtil.errors import StorageError
-from mtil.run.folder import News, Run
+from mtil.run.folder import Run, TrainingProgressReader
 from mtil.run.plan import Train
 
-Listener = Callable[[dict[str, Any]], None]
+ProgressListener = Callable[[dict[str, Any]], None]
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 2.0
 
 
-class Guarded:
+class GuardedListener:
     """A listener that is disabled and logged on its first error.
 
     A reader of stdout may leave, or a disk may be full. The training continues.
     """
 
-    def __init__(self, listen: Listener) -> None:
-        self._listen: Listener | None = listen
+    def __init__(self, listen: ProgressListener) -> None:
+        self._listen: ProgressListener | None = listen
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Pass a line to the listener."""
@@ -37,16 +37,16 @@ class Guarded:
             _log.warning("Progress is no longer shown: %s: %s", type(error).__name__, error)
 
 
-class Relay:
+class ProgressRelay:
     """Relay progress lines that the workers of a training write into the run."""
 
-    def __init__(self, run: Run, training: Train, listen: Listener) -> None:
-        self._run, self._training, self._listen = run, training, Guarded(listen)
-        self._news: News | None = None
+    def __init__(self, run: Run, training: Train, listen: ProgressListener) -> None:
+        self._run, self._training, self._listen = run, training, GuardedListener(listen)
+        self._news: TrainingProgressReader | None = None
         self._last_error = ""
         self._read()
 
-    def pass_on(self) -> None:
+    def send_news(self) -> None:
         """Send new epochs and the latest step to the listener."""
         for line in self._read():
             self._listen(line)
@@ -54,7 +54,7 @@ class Relay:
     def _read(self) -> list[dict[str, Any]]:
         """Return new lines. Empty if unreadable; each new cause is logged once."""
         try:
-            self._news = self._news or News(self._run, self._training)
+            self._news = self._news or TrainingProgressReader(self._run, self._training)
             lines = self._news.lines()
         except StorageError:
             # Not logged: the workers meet a storage outage, too, and report the error.
@@ -69,15 +69,15 @@ class Relay:
 
 
 @contextmanager
-def relayed(run: Run, training: Train, listen: Listener) -> Iterator[None]:
+def relay_progress(run: Run, training: Train, listen: ProgressListener) -> Iterator[None]:
     """Pass the progress of a training on to a listener while the block runs."""
     # Through the run's storage, since an actor in between would take its share of the workers' CPU.
-    relay = Relay(run, training, listen)
+    relay = ProgressRelay(run, training, listen)
     is_over = threading.Event()
 
     def poll() -> None:
         while not is_over.wait(_POLL_S):
-            relay.pass_on()
+            relay.send_news()
 
     thread = threading.Thread(target=poll, name="mtil-progress", daemon=True)
     thread.start()
@@ -86,4 +86,4 @@ def relayed(run: Run, training: Train, listen: Listener) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
-    relay.pass_on()
+    relay.send_news()

@@ -3,14 +3,14 @@
 import pyarrow as pa
 
 from mtil import parquet
-from mtil.documents import shortened
+from mtil.documents import shorten_text
 from mtil.errors import DataError, TooLargeError
 from mtil.storage import Store
 
 MAX_BYTES = 2**30
 """Upper bound on a file of scores, which is held in memory."""
 
-PREDICTIONS = pa.schema(
+PREDICTIONS_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("group", pa.string()),
@@ -48,20 +48,22 @@ _REQUIRED = {
     "version",
 }  # fmt: skip
 """Columns without nulls in files of every version."""
-_TYPES = pa.schema([field.with_nullable(field.name not in _REQUIRED) for field in PREDICTIONS])
+_TYPES = pa.schema(
+    [field.with_nullable(field.name not in _REQUIRED) for field in PREDICTIONS_SCHEMA]
+)
 
 
-def decode(data: bytes) -> pa.Table:
+def decode_scores(data: bytes) -> pa.Table:
     """Parse the bytes of a predictions file.
 
     Raises:
         pyarrow.ArrowException: if the bytes are no Parquet file, or a column is missing, has nulls
             or has a different type.
     """
-    return parquet.read(data, schema=_TYPES)
+    return parquet.read_parquet(data, schema=_TYPES)
 
 
-def read(store: Store, name: str) -> pa.Table:
+def read_scores(store: Store, name: str) -> pa.Table:
     """Read a table of scored images.
 
     Raises:
@@ -69,9 +71,9 @@ def read(store: Store, name: str) -> pa.Table:
         DataError: if the file is damaged.
     """
     try:
-        return decode(store.read(name, max_bytes=MAX_BYTES))
+        return decode_scores(store.read(name, max_bytes=MAX_BYTES))
     except (pa.ArrowException, TooLargeError) as error:
         raise DataError(
             f"{store.uri}/{name} must hold scored images, but does not "
-            f"({shortened(str(error))}); delete it and evaluate again."
+            f"({shorten_text(str(error))}); delete it and evaluate again."
         ) from None

@@ -7,19 +7,19 @@ from urllib.parse import unquote
 
 from mtil.errors import StorageError
 from mtil.storage.gcs import GcsStore
-from mtil.storage.listing import Listing
+from mtil.storage.listing import StoreListing
 from mtil.storage.local import LocalStore
-from mtil.storage.names import PARTIAL_NAME, is_partial, shown
+from mtil.storage.names import PARTIAL_NAME_PATTERN, is_partial, quote_object_name
 from mtil.storage.s3 import S3Store
 
 __all__ = [
     "BUCKETS",
-    "PARTIAL_NAME",
+    "PARTIAL_NAME_PATTERN",
     "GcsStore",
-    "Listing",
     "LocalStore",
     "S3Store",
     "Store",
+    "StoreListing",
     "is_partial",
     "open_store",
     "split_uri",
@@ -74,7 +74,7 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Delete an object. A missing object is not an error."""
 
-    def deletable(self, prefix: str = "") -> Listing:
+    def deletable(self, prefix: str = "") -> StoreListing:
         """List the objects below a folder, except objects behind links."""
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
@@ -98,7 +98,7 @@ def open_store(uri: str) -> Store:
         StorageError: if the location is empty, contains NUL or has an unknown scheme.
     """
     if not uri or "\0" in uri:
-        raise StorageError(f"A location must be a path or a URI, but got {shown(uri)}.")
+        raise StorageError(f"A location must be a path or a URI, but got {quote_object_name(uri)}.")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStore(uri)

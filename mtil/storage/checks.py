@@ -25,7 +25,7 @@ _LOW_SPACE_BYTES = 2**30
 """Free space below which `notes` reports a disk as almost full."""
 
 
-def round_trip(store: "Store", folder: str) -> dict[str, float]:
+def probe_storage(store: "Store", folder: str) -> dict[str, float]:
     """Try every operation on a storage. Return milliseconds by step.
 
     Args:
@@ -52,7 +52,7 @@ def round_trip(store: "Store", folder: str) -> dict[str, float]:
     return timer.ms
 
 
-def notes(store: "Store", folder: str) -> list[str]:
+def find_missing_features(store: "Store", folder: str) -> list[str]:
     """Return a storage's optional features that are missing, each as half a sentence.
 
     Args:
@@ -123,7 +123,7 @@ def _find_link_problem(store: LocalStore, folder: str) -> str:
     first, second = "link", "second-link"
     try:
         store.write(f"{folder}/{first}", b"")
-        with folders.opened(store.root, folder.split("/")) as fds:
+        with folders.open_folders(store.root, folder.split("/")) as fds:
             os.link(first, second, src_dir_fd=fds[-1], dst_dir_fd=fds[-1], follow_symlinks=False)
     except OSError as error:
         return error.strerror or type(error).__name__

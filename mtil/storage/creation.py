@@ -23,7 +23,7 @@ _NOREPLACE = 1
 """The flag RENAME_NOREPLACE of renameat2 on Linux."""
 
 
-def named(partial: str, name: str, folder: int, where: str) -> bool:
+def rename_if_absent(partial: str, name: str, folder: int, where: str) -> bool:
     """Give a partial file its final name, unless the name is taken.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtil.storage import words
+from mtil.storage import file_errors
 
 _MAX_DEPTH = 12
 """Deepest folder listed below a store's root. Names written by mtil have fewer folders."""
@@ -24,7 +24,7 @@ if hasattr(os, "O_PATH"):
 
 
 @contextmanager
-def opened(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterator[list[int]]:
+def open_folders(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterator[list[int]]:
     """Open a store's root and nested folders below the root.
 
     Args:
@@ -49,7 +49,7 @@ def opened(root: Path, folders: Sequence[str], *, make: bool = False) -> Iterato
             os.close(folder)
 
 
-def listed(root: Path, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+def list_files_below(root: Path, folder: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield all entries below a folder of a store except folders, without following links.
 
     Args:
@@ -60,7 +60,7 @@ def listed(root: Path, folder: str) -> Iterator[tuple[str, os.stat_result]]:
         Names relative to the root, with `lstat` results.
     """
     parts = tuple(part for part in folder.split("/") if part)
-    with opened(root, parts) as descriptors:
+    with open_folders(root, parts) as descriptors:
         # A descriptor with O_PATH cannot be listed, so open the folder again for reading.
         top = os.open(".", _LIST_FLAGS, dir_fd=descriptors[-1])
         try:
@@ -98,7 +98,7 @@ def _open(root: Path, folders: Sequence[str], descriptors: list[int], *, make: b
             descriptors.append(os.open(name, _FOLDER_FLAGS, dir_fd=descriptors[-1]))
         except OSError:
             if _is_link(name, descriptors[-1]):
-                raise words.linked(root, "/".join(folders[: depth + 1])) from None
+                raise file_errors.link_error(root, "/".join(folders[: depth + 1])) from None
             raise
 
 

@@ -14,9 +14,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mtil.errors import NotFoundError, RefusedError, StorageError
-from mtil.storage.bounds import join
-from mtil.storage.listing import Listing
-from mtil.storage.names import checked_key
+from mtil.storage.listing import StoreListing
+from mtil.storage.names import build_object_key
+from mtil.storage.size_limits import join_chunks
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -46,7 +46,7 @@ class GcsStore:
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
-        return join(self.chunks(name), f"{self.uri}/{name}", max_bytes)
+        return join_chunks(self.chunks(name), f"{self.uri}/{name}", max_bytes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`."""
@@ -107,9 +107,9 @@ class GcsStore:
         except NotFoundError:
             return
 
-    def deletable(self, prefix: str = "") -> Listing:
+    def deletable(self, prefix: str = "") -> StoreListing:
         """See `Store.deletable`. A bucket has no links."""
-        return Listing(self.sizes(prefix), ())
+        return StoreListing(self.sizes(prefix), ())
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
         """See `Store.clear`."""
@@ -130,7 +130,7 @@ class GcsStore:
         return dict(sorted(by_name.items()))
 
     def _path(self, name: str) -> str:
-        return f"{self.bucket}/{checked_key(self.prefix, name)}"
+        return f"{self.bucket}/{build_object_key(self.prefix, name)}"
 
 
 def _pyarrow() -> "GcsFileSystem":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Listing:
+class StoreListing:
     """Contents of a folder, without following links."""
 
     sizes: Mapping[str, int]

@@ -15,10 +15,10 @@ from errno import ENAMETOOLONG
 from pathlib import Path, PurePosixPath
 
 from mtil.errors import NotFoundError, StorageError
-from mtil.storage import creation, folders, words
-from mtil.storage.bounds import too_large
-from mtil.storage.listing import Listing
-from mtil.storage.names import PARTIAL, checked, is_partial, shown
+from mtil.storage import creation, file_errors, folders
+from mtil.storage.listing import StoreListing
+from mtil.storage.names import PARTIAL_PREFIX, is_partial, normalize_name, quote_object_name
+from mtil.storage.size_limits import too_large_error
 
 _CHUNK_BYTES = 2**20
 # O_NONBLOCK: opening a named pipe must not wait for a writer.
@@ -44,10 +44,11 @@ class LocalStore:
         # RuntimeError: `~user` of an unknown user. OSError: the working folder was deleted.
         except (RuntimeError, OSError) as error:
             raise StorageError(
-                f"{shown(root)} names no folder here ({str(error).rstrip('.')}); choose another."
+                f"{quote_object_name(root)} names no folder here ({str(error).rstrip('.')}); "
+                "choose another."
             ) from None
         if "\0" in root:
-            raise StorageError(f"A path must have no NUL, but got {shown(root)}.")
+            raise StorageError(f"A path must have no NUL, but got {quote_object_name(root)}.")
         # The innermost folder that exists now; `_remove_empty` stops at this folder. Path.is_dir
         # raises PermissionError where os.path.isdir returns False.
         candidates = (self.root, *self.root.parents)
@@ -81,11 +82,11 @@ class LocalStore:
                 size = os.fstat(file).st_size
                 limit = size + _MAX_GROWTH_BYTES if max_bytes is None else max_bytes
                 if size > limit:
-                    raise too_large(str(path), limit)
+                    raise too_large_error(str(path), limit)
                 while piece := os.read(file, piece_bytes or min(size + 1, _MAX_PIECE_BYTES)):
                     limit -= len(piece)
                     if limit < 0 and max_bytes is not None:
-                        raise too_large(str(path), max_bytes)
+                        raise too_large_error(str(path), max_bytes)
                     if limit < 0:
                         raise StorageError(
                             f"{path} grows while it is read; end the process that writes the file."
@@ -96,7 +97,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(f"{path} does not exist.") from None
         except OSError as error:
-            raise words.failed(path, "read", error) from None
+            raise file_errors.path_error(path, "read", error) from None
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
@@ -104,7 +105,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
-        return self._write_atomically(name, data, creation.named)
+        return self._write_atomically(name, data, creation.rename_if_absent)
 
     def _write_atomically(
         self, name: str, data: bytes, publish: Callable[[str, str, int, str], bool]
@@ -121,7 +122,7 @@ class LocalStore:
         *inner, last = _parts(name)
         for attempt in range(_WRITE_ATTEMPTS):
             try:
-                with folders.opened(self.root, inner, make=True) as descriptors:
+                with folders.open_folders(self.root, inner, make=True) as descriptors:
                     _refuse_irregular(path, last, descriptors[-1])
                     partial = _write_partial(descriptors[-1], data)
                     try:
@@ -133,9 +134,9 @@ class LocalStore:
             # A concurrent delete of the folder's last object removed the folder too.
             except FileNotFoundError as error:
                 if attempt == _WRITE_ATTEMPTS - 1:
-                    raise words.failed(path, "written", error) from None
+                    raise file_errors.path_error(path, "written", error) from None
             except OSError as error:
-                raise words.failed(path, "written", error) from None
+                raise file_errors.path_error(path, "written", error) from None
         raise AssertionError
 
     def exists(self, name: str) -> bool:
@@ -146,9 +147,9 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise words.failed(path, "read", error) from None
+            raise file_errors.path_error(path, "read", error) from None
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise words.irregular(path, mode)
+            raise file_errors.irregular_file_error(path, mode)
         return stat.S_ISREG(mode)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -164,24 +165,24 @@ class LocalStore:
                 sizes[path.relative_to(self.root).as_posix()] = _size(path)
         return dict(sorted(sizes.items()))
 
-    def deletable(self, prefix: str = "") -> Listing:
+    def deletable(self, prefix: str = "") -> StoreListing:
         """See `Store.deletable`."""
-        folder = checked(prefix) if prefix else ""
+        folder = normalize_name(prefix) if prefix else ""
         sizes: dict[str, int] = {}
         left: list[str] = []
         try:
-            for name, status in folders.listed(self.root, folder):
+            for name, status in folders.list_files_below(self.root, folder):
                 if stat.S_ISREG(status.st_mode):
                     sizes[name] = status.st_size
                 else:
                     left.append(name)
         except FileNotFoundError:
-            return Listing({}, ())
+            return StoreListing({}, ())
         except NotADirectoryError:
-            return Listing({}, (folder,) if folder else ())
+            return StoreListing({}, (folder,) if folder else ())
         except OSError as error:
-            raise words.failed(self.root / folder, "read", error) from None
-        return Listing(dict(sorted(sizes.items())), tuple(sorted(left)))
+            raise file_errors.path_error(self.root / folder, "read", error) from None
+        return StoreListing(dict(sorted(sizes.items())), tuple(sorted(left)))
 
     def delete(self, name: str) -> None:
         """See `Store.delete`. Also deletes emptied folders, as a bucket has no folders.
@@ -191,16 +192,16 @@ class LocalStore:
         path = self._path(name)
         *inner, last = _parts(name)
         try:
-            with folders.opened(self.root, inner) as descriptors:
+            with folders.open_folders(self.root, inner) as descriptors:
                 status = os.stat(last, dir_fd=descriptors[-1], follow_symlinks=False)
                 if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
-                    raise words.irregular(path, status.st_mode)
+                    raise file_errors.irregular_file_error(path, status.st_mode)
                 os.unlink(last, dir_fd=descriptors[-1])
                 self._remove_empty(inner, descriptors)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise words.failed(path, "deleted", error) from None
+            raise file_errors.path_error(path, "deleted", error) from None
 
     def clear(self, folder: str, pattern: re.Pattern[str]) -> None:
         """See `Store.clear`. Also deletes emptied folders, as `delete` does."""
@@ -221,21 +222,24 @@ class LocalStore:
             return
 
     def _path(self, name: str) -> Path:
-        path = self.root / checked(name)
+        path = self.root / normalize_name(name)
         try:
             size = len(os.fsencode(path))
             # Writing through folder descriptors allows longer paths, but reading opens whole paths.
             if size > _MAX_PATH_BYTES:
-                raise words.failed(shown(name), "used", OSError(ENAMETOOLONG, "File name too long"))
+                raise file_errors.path_error(
+                    quote_object_name(name), "used", OSError(ENAMETOOLONG, "File name too long")
+                )
         except UnicodeEncodeError:
             raise StorageError(
-                f"A name must be encodable on this system, but got {shown(name)}; rename the file."
+                f"A name must be encodable on this system, but got {quote_object_name(name)}; "
+                "rename the file."
             ) from None
         return path
 
 
 def _parts(name: str) -> list[str]:
-    return list(PurePosixPath(checked(name)).parts)
+    return list(PurePosixPath(normalize_name(name)).parts)
 
 
 def _open(path: Path) -> int:
@@ -245,13 +249,13 @@ def _open(path: Path) -> int:
     if stat.S_ISDIR(mode):
         raise NotFoundError(f"{path} does not exist as a file, only as a folder.")
     if not stat.S_ISREG(mode):
-        raise words.irregular(path, mode)
+        raise file_errors.irregular_file_error(path, mode)
     file = os.open(path, _READ_FLAGS)
     mode = os.fstat(file).st_mode
     # Another process may have replaced the file since the first look.
     if not stat.S_ISREG(mode):
         os.close(file)
-        raise words.irregular(path, mode)
+        raise file_errors.irregular_file_error(path, mode)
     return file
 
 
@@ -267,13 +271,13 @@ def _refuse_irregular(path: Path, name: str, folder: int) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-        raise words.irregular(path, mode)
+        raise file_errors.irregular_file_error(path, mode)
 
 
 def _write_partial(folder: int, data: bytes) -> str:
     """Write and sync a file with a new partial name. Return the name."""
     while True:
-        name = f"{PARTIAL}{secrets.token_hex(6)}"
+        name = f"{PARTIAL_PREFIX}{secrets.token_hex(6)}"
         try:
             handle = os.open(name, _CREATE_FLAGS, 0o666, dir_fd=folder)
             break
@@ -301,9 +305,9 @@ def _size(path: Path) -> int:
         except FileNotFoundError:
             raise
         except OSError:
-            raise words.failed(path, "read", error) from None
+            raise file_errors.path_error(path, "read", error) from None
         if not stat.S_ISLNK(status.st_mode):
-            raise words.failed(path, "read", error) from None
+            raise file_errors.path_error(path, "read", error) from None
         return status.st_size
 
 
@@ -331,4 +335,4 @@ def _walk_files(start: Path) -> Iterator[Path]:
 
 def _refuse_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise words.failed(error.filename, "read", error) from None
+        raise file_errors.path_error(error.filename, "read", error) from None

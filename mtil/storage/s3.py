@@ -15,10 +15,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from mtil.errors import NotFoundError, StorageError
-from mtil.storage.bounds import join, too_large
-from mtil.storage.listing import Listing
-from mtil.storage.names import checked_key
+from mtil.storage.listing import StoreListing
+from mtil.storage.names import build_object_key
 from mtil.storage.s3_errors import S3Errors
+from mtil.storage.size_limits import join_chunks, too_large_error
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -58,7 +58,7 @@ class S3Store:
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
-        return join(self._chunks(name, max_bytes), f"{self.uri}/{name}", max_bytes)
+        return join_chunks(self._chunks(name, max_bytes), f"{self.uri}/{name}", max_bytes)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`."""
@@ -78,7 +78,7 @@ class S3Store:
                     max_bytes is not None
                     and answer.get("ContentLength", 0) > max_bytes - num_received
                 ):
-                    raise too_large(f"{self.uri}/{name}", max_bytes)
+                    raise too_large_error(f"{self.uri}/{name}", max_bytes)
                 try:
                     for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
                         num_received += len(chunk)
@@ -154,9 +154,9 @@ class S3Store:
         """Return ETags by name. An ETag changes with the object's content."""
         return {name: item["ETag"] for name, item in self._list_items(prefix).items()}
 
-    def deletable(self, prefix: str = "") -> Listing:
+    def deletable(self, prefix: str = "") -> StoreListing:
         """See `Store.deletable`. A bucket has no links."""
-        return Listing(self.sizes(prefix), ())
+        return StoreListing(self.sizes(prefix), ())
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
@@ -204,7 +204,7 @@ class S3Store:
         return {name: item for name, item in sorted(items.items()) if not name.endswith("/")}
 
     def _key(self, name: str) -> str:
-        return checked_key(self.prefix, name)
+        return build_object_key(self.prefix, name)
 
 
 def _s3() -> "S3Client":

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from mtil.errors import NotFoundError, RefusedError, StorageError
 
-Doing = Literal["read", "write", "create", "delete", "list"]
+StorageOperation = Literal["read", "write", "create", "delete", "list"]
 """The operation that failed."""
 
-MAX_LEAD_S = 15 * 60
+MAX_CLOCK_SKEW_S = 15 * 60
 """Largest difference of clocks accepted by S3, in seconds."""
 _ACTIONS = {
     "read": "s3:GetObject and s3:ListBucket",
@@ -68,7 +68,7 @@ _EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
 class S3Errors:
     """Turns botocore's errors into mtil's errors."""
 
-    def __init__(self, bucket: str, key: str, doing: Doing) -> None:
+    def __init__(self, bucket: str, key: str, doing: StorageOperation) -> None:
         self.bucket, self.key, self.doing = bucket, key, doing
 
     def __enter__(self) -> None:
@@ -118,11 +118,11 @@ class S3Errors:
         # HEAD answers have no body and give 403 for a wrong clock too, which only the clocks show.
         lead_s = _lead_s(answer)
         refused = {*_REFUSED, *_WRONG_SECRET, *_UNKNOWN_KEY}
-        is_late = abs(lead_s) > MAX_LEAD_S
+        is_late = abs(lead_s) > MAX_CLOCK_SKEW_S
         if code == "RequestTimeTooSkewed" or (code in refused | _EXPIRED and is_late):
             apart = f"{abs(lead_s) / 60:.0f} minutes" if is_late else "too far"
             return (
-                f"This machine's clock must be within {MAX_LEAD_S / 60:.0f} minutes of the "
+                f"This machine's clock must be within {MAX_CLOCK_SKEW_S / 60:.0f} minutes of the "
                 f"storage's, but they are {apart} apart and {self._where} is refused ({code}); "
                 "set the clock."
             )

@@ -13,15 +13,15 @@ from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
 from mtil.config import AugmentConfig, PriorConfig
-from mtil.training.tensors import moved
+from mtil.training.tensors import move_to_device
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
+AugmentedBatch = tuple[Tensor, Tensor, Tensor | None]
 
-ROUGHEN_SHARE = 0.02
+ROUGHEN_RADIUS_SHARE = 0.02
 """Radius of erosion, dilation and blur of a prior map, as a share of the image side."""
 
 
-class Augment:
+class BatchAugmentation:
     """Augment image, mask and prior map of a batch.
 
     Three changes, in order: a geometric transform shared by image, mask and prior map; a change of
@@ -39,7 +39,7 @@ class Augment:
         mask: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None,
         generator: torch.Generator | None = None,
-    ) -> Batch:
+    ) -> AugmentedBatch:
         """Return the augmented batch.
 
         Args:
@@ -50,17 +50,19 @@ class Augment:
                 global generator.
         """
         if self.config.enabled:
-            matrix = random_affine(self.config, len(image), *image.shape[-2:])
-            image, mask, prior = move(moved(matrix, image.device), image, mask, prior)
-            image = change_look(self.config, image)
+            matrix = draw_affine(self.config, len(image), *image.shape[-2:])
+            image, mask, prior = apply_affine(
+                move_to_device(matrix, image.device), image, mask, prior
+            )
+            image = change_appearance(self.config, image)
         if prior is not None:
             # Maps of training images tend to be better than maps of new images. The degradation
             # keeps the network from relying on the prior, so `augment.enabled` does not matter.
-            prior = degrade(self.prior, prior, generator)
+            prior = degrade_prior(self.prior, prior, generator)
         return image, mask, prior
 
 
-def random_affine(
+def draw_affine(
     config: AugmentConfig, num_images: int, height: int, width: int
 ) -> Float[Tensor, "b 2 3"]:
     """Draw one matrix an image, from source to target pixels: flips, scale, rotation, shift."""
@@ -77,12 +79,12 @@ def random_affine(
     return matrix[:, :2]
 
 
-def move(
+def apply_affine(
     matrix: Float[Tensor, "b 2 3"],
     image: Float[Tensor, "b 1 h w"],
     mask: Float[Tensor, "b 1 h w"],
     prior: Float[Tensor, "b 1 h w"] | None,
-) -> Batch:
+) -> AugmentedBatch:
     """Apply one geometric transform to a batch. Pixels from outside become 0 in every tensor."""
     height, width = image.shape[-2:]
     interpolated = image if prior is None else torch.cat([image, prior], dim=1)
@@ -92,7 +94,9 @@ def move(
     return interpolated[:, :1], mask, None if prior is None else interpolated[:, 1:]
 
 
-def change_look(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+def change_appearance(
+    config: AugmentConfig, image: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "b 1 h w"]:
     """Change contrast (about the mean), brightness and gamma, then add multiplicative speckle."""
     draw = torch.rand(4, len(image), 1, 1, 1, device=image.device)
     signed = 2 * draw - 1
@@ -104,7 +108,7 @@ def change_look(config: AugmentConfig, image: Float[Tensor, "b 1 h w"]) -> Float
     return (image * (1 + config.speckle * draw[3] * noise)).clamp(0, 1)
 
 
-def degrade(
+def degrade_prior(
     config: PriorConfig,
     prior: Float[Tensor, "b 1 h w"],
     generator: torch.Generator | None = None,
@@ -116,7 +120,7 @@ def degrade(
     """
     shape = (3, len(prior), 1, 1, 1)
     drop, roughen, kind = torch.rand(shape, device=prior.device, generator=generator)
-    radius = max(1, round(ROUGHEN_SHARE * prior.shape[-1]))
+    radius = max(1, round(ROUGHEN_RADIUS_SHARE * prior.shape[-1]))
     roughened = torch.where(
         kind < 1 / 3,
         1 - dilate(1 - prior, radius),

@@ -18,11 +18,11 @@ from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
-from mtil.models.devices import wants_bf16
-from mtil.training.augment import Augment
+from mtil.models.devices import should_use_bf16
+from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
-from mtil.training.losses import Objective
-from mtil.training.randomness import EpochRandomness, of_round
+from mtil.training.losses import TrainingObjective
+from mtil.training.randomness import EpochRandomness, derive_round_seed
 from mtil.training.tensors import TensorBatch, to_tensors
 
 
@@ -32,7 +32,7 @@ class TrainingStep(nn.Module):
     One wrapper (DDP) then synchronises the gradients of both.
     """
 
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
+    def __init__(self, network: nn.Module, objective: TrainingObjective) -> None:
         super().__init__()
         self.network, self.objective = network, objective
 
@@ -60,7 +60,7 @@ class TrainingStep(nn.Module):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """Loss terms and gradient norm of a training step.
 
     The values stay on the device until read, and the next step does not wait for the GPU.
@@ -72,7 +72,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ValidationScore:
     """Scores of one validation image: Dice (NaN without a lesion) and malignancy logit."""
 
     sample_id: str
@@ -83,7 +83,7 @@ class Scored:
     """Dice and logit of the passes before the last pass."""
 
 
-class Engine:
+class TrainingEngine:
     """Hold the state of one fold's training: network, optimiser, schedule, average."""
 
     def __init__(
@@ -124,26 +124,28 @@ class Engine:
         )
         self._num_passes, self._earlier = num_passes, [net.to(device).eval() for net in earlier]
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
-        self._share, self._seed = share, of_round(config.seed, number)
+        self._share, self._seed = share, derive_round_seed(config.seed, number)
         self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device)
         if initial is not None:
             self.network.load_state_dict(initial)
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._objective = Objective(config.loss, malignant_share).to(device)
-        self._augment = Augment(config.augment, config.model.prior)
+        self._objective = TrainingObjective(config.loss, malignant_share).to(device)
+        self._augment = BatchAugmentation(config.augment, config.model.prior)
         self._average = MovingAverage(self.network, config.train.ema_decay)
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer,
-            lambda step: rate_factor(
+            lambda step: learning_rate_factor(
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
         # The compiled network shares parameters with `self.network`. The state dict of
         # `self.network` keeps the plain names.
-        self._step = wrap(TrainingStep(compiled(self.network, config.train), self._objective))
-        self._autocast = wants_bf16(config.train, device)
+        self._step = wrap(
+            TrainingStep(compile_network(self.network, config.train), self._objective)
+        )
+        self._autocast = should_use_bf16(config.train, device)
 
     def train_epoch(
         self,
@@ -153,7 +155,7 @@ class Engine:
         rank: int = 0,
         first: int = 0,
         randomness: Mapping[str, Tensor] | None = None,
-    ) -> Iterator[Step]:
+    ) -> Iterator[StepResult]:
         """Take one optimiser step a batch and yield each step.
 
         All randomness of the epoch comes from (seed, round, epoch, rank). An epoch repeated after a
@@ -193,9 +195,11 @@ class Engine:
             self._optimizer.step()
             self._schedule.step()
             self._average.update(self.network)
-            yield Step(index, {name: term.detach() for name, term in terms.items()}, norm.detach())
+            yield StepResult(
+                index, {name: term.detach() for name, term in terms.items()}, norm.detach()
+            )
 
-    def validate(self, batches: Iterable[Batch]) -> list[Scored]:
+    def validate(self, batches: Iterable[Batch]) -> list[ValidationScore]:
         """Score images with the averaged weights, at the network's input size.
 
         The first pass reads a zero map, each later pass the map of the previous pass, as on test
@@ -222,7 +226,7 @@ class Engine:
                     (dices[index], logits[index]) for dices, logits in passes
                 ]
                 label = int(batch.label[index])
-                scored.append(Scored(sample_id, label, last_dice, logit, tuple(earlier)))
+                scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
 
     def randomness(self) -> dict[str, Tensor]:
@@ -274,7 +278,7 @@ class Engine:
         return image.contiguous(memory_format=self._layout)
 
 
-def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
+def compile_network(network: nn.Module, config: TrainConfig) -> nn.Module:
     """Return the network unchanged, compiled or in CUDA graphs, as configured."""
     if config.compile:
         mode = "reduce-overhead" if config.cuda_graphs else None
@@ -336,7 +340,7 @@ def make_optimizer(
     )
 
 
-def rate_factor(epochs: float, warmup: float, total: int) -> float:
+def learning_rate_factor(epochs: float, warmup: float, total: int) -> float:
     """Return the learning rate as a share of the peak: linear warm-up, then cosine decay to 0.01.
 
     Args:
@@ -358,7 +362,7 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.where(target.flatten(1).any(dim=1), dice, torch.nan)
 
 
-def validation_metrics(scored: Iterable[Scored], dice_weight: float) -> dict[str, float]:
+def summarise_validation(scored: Iterable[ValidationScore], dice_weight: float) -> dict[str, float]:
     """Return Dice, AUC and F1 over the tumour images, and the score that selects the epoch.
 
     Metrics are of the last pass. Dice and AUC of earlier passes follow as `dice_pass_0`,

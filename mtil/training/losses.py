@@ -6,16 +6,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtil.config import LossConfig
-from mtil.models.layers import shrink_to
-from mtil.models.network import Output
+from mtil.models.layers import average_to_height
+from mtil.models.network import NetworkOutput
 
 MALIGNANT, NORMAL = 1, 2
-SMOOTH = 1e-5
+SMOOTHING = 1e-5
 BOUNDARY_TOLERANCE = 5
 """Side in pixels of the square around an outline pixel in which another outline matches."""
 
 
-class Objective(nn.Module):
+class TrainingObjective(nn.Module):
     """Compute the weighted loss terms of both tasks; the loss is their sum.
 
     With `weighting: uncertainty` the weight of each task is learned (Kendall et al. 2018; as in
@@ -45,7 +45,7 @@ class Objective(nn.Module):
                 self.log_variance[name] = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, output: Output, mask: Float[Tensor, "b 1 h w"], label: Int[Tensor, "b"]
+        self, output: NetworkOutput, mask: Float[Tensor, "b 1 h w"], label: Int[Tensor, "b"]
     ) -> dict[str, Tensor]:
         """Return the weighted loss terms `segmentation` and `classification`.
 
@@ -60,9 +60,12 @@ class Objective(nn.Module):
             "classification": self.classification(output.malignant.float(), label == MALIGNANT),
         }
         weights = {"segmentation": config.segmentation, "classification": config.classification}
-        return {name: weights[name] * self.tempered(name, term) for name, term in terms.items()}
+        return {
+            name: weights[name] * self.weigh_by_uncertainty(name, term)
+            for name, term in terms.items()
+        }
 
-    def tempered(self, name: str, term: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def weigh_by_uncertainty(self, name: str, term: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Weigh a term by the learned uncertainty of the task; fixed weights leave it unchanged."""
         if name not in self.log_variance:
             return term
@@ -70,7 +73,7 @@ class Objective(nn.Module):
         return torch.exp(-log_variance) * term + log_variance / 2
 
     def segmentation(
-        self, output: Output, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
+        self, output: NetworkOutput, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
     ) -> Float[Tensor, ""]:
         """Return region losses over all outputs plus the boundary loss of the final output."""
         config = self.config
@@ -78,7 +81,7 @@ class Objective(nn.Module):
         weights = supervision_weights(len(logits), config.deep_supervision)
         total = mask.new_zeros(())
         for weight, level_logits in zip(weights, logits, strict=True):
-            target = shrink_to(mask, level_logits.shape[-2])
+            target = average_to_height(mask, level_logits.shape[-2])
             total = total + weight * region_loss(level_logits.float(), target, tumour, config.dice)
         if config.boundary > 0:
             boundary = boundary_loss(output.mask.float(), mask)
@@ -129,7 +132,7 @@ def dice_loss(
     prob, target = logits.sigmoid().flatten(1), target.flatten(1)
     overlap = (prob * target).sum(dim=1)
     total = prob.sum(dim=1) + target.sum(dim=1)
-    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
+    return 1 - (2 * overlap + SMOOTHING) / (total + SMOOTHING)
 
 
 def boundary_loss(
@@ -140,25 +143,28 @@ def boundary_loss(
     Outlines are morphological gradients, computed by max-pooling. An outline pixel is correct if
     the other outline passes within `BOUNDARY_TOLERANCE`.
     """
-    predicted_line, target_line = outline(logits.sigmoid()), outline(target)
-    precision = share_within(predicted_line, target_line)
-    recall = share_within(target_line, predicted_line)
-    return 1 - (2 * precision * recall + SMOOTH) / (precision + recall + SMOOTH)
+    predicted_line, target_line = (
+        extract_soft_outline(logits.sigmoid()),
+        extract_soft_outline(target),
+    )
+    precision = share_within_tolerance(predicted_line, target_line)
+    recall = share_within_tolerance(target_line, predicted_line)
+    return 1 - (2 * precision * recall + SMOOTHING) / (precision + recall + SMOOTHING)
 
 
-def outline(prob: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+def extract_soft_outline(prob: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Return the inner edge of a soft mask: the mask minus its erosion."""
     outside = 1 - prob
     return F.max_pool2d(outside, 3, stride=1, padding=1) - outside
 
 
-def share_within(
+def share_within_tolerance(
     line: Float[Tensor, "b 1 h w"], reference: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:
     """Return the share of a line within `BOUNDARY_TOLERANCE` of a second line."""
     band = F.max_pool2d(reference, BOUNDARY_TOLERANCE, stride=1, padding=BOUNDARY_TOLERANCE // 2)
     hits, length = (line * band).flatten(1).sum(dim=1), line.flatten(1).sum(dim=1)
-    return (hits + SMOOTH) / (length + SMOOTH)
+    return (hits + SMOOTHING) / (length + SMOOTHING)
 
 
 def binary_loss(

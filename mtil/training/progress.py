@@ -9,23 +9,23 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from mtil.config import NonNegative, Whole
-from mtil.documents import MIB, Document, shortened
+from mtil.config import NonNegative, NonNegativeInt
+from mtil.documents import MIB, Document, shorten_text
 from mtil.errors import CheckpointError
-from mtil.metrics import kept_epoch
+from mtil.metrics import select_epoch
 from mtil.run.checkpoint import TrainingCheckpoints
-from mtil.training.engine import Engine
+from mtil.training.engine import TrainingEngine
 
 _MAX_HISTORY_BYTES = 64 * MIB
 _Records = list[dict[str, int | float]]
 _HISTORY: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(_Records)
 _SCORES: TypeAdapter[list[float]] = TypeAdapter(list[float])
 _SECONDS: TypeAdapter[float] = TypeAdapter(NonNegative)
-_EPOCH: TypeAdapter[int] = TypeAdapter(Whole)
+_EPOCH: TypeAdapter[int] = TypeAdapter(NonNegativeInt)
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEpoch:
     """The epoch that is kept so far."""
 
     epoch: int
@@ -34,7 +34,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialEpoch:
     """An epoch of which some steps have been taken."""
 
     steps: int = 0
@@ -50,13 +50,13 @@ class TrainingProgress:
 
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
-        self.best: Best | None = None
-        self.begun = Begun()
+        self.best: BestEpoch | None = None
+        self.begun = PartialEpoch()
         self._seconds_before = 0.0
         self._start = time.monotonic()
 
     @classmethod
-    def load(cls, checkpoints: TrainingCheckpoints, engine: Engine) -> "TrainingProgress":
+    def load(cls, checkpoints: TrainingCheckpoints, engine: TrainingEngine) -> "TrainingProgress":
         """Take up the latest checkpoint, if there is one, and put the engine where it was."""
         progress = cls()
         state = checkpoints.load()
@@ -73,8 +73,8 @@ class TrainingProgress:
             history, best, begun = state["history"], state["best"], state["begun"]
             progress._seconds_before = document.validate(_SECONDS, state["seconds"])
             progress.history = document.validate(_HISTORY, document.json(history.encode()))
-            progress.best = None if best is None else Best(**best)
-            progress.begun = Begun(**begun)
+            progress.best = None if best is None else BestEpoch(**best)
+            progress.begun = PartialEpoch(**begun)
             document.validate(_SCORES, progress._scores)
             if progress.best is not None:
                 document.validate(_EPOCH, progress.best.epoch)
@@ -85,12 +85,15 @@ class TrainingProgress:
                 raise
             document.refuse(
                 "must be one of this training and of this version of mtil, but is another "
-                f"({shortened(' '.join(str(error).split()))})"
+                f"({shorten_text(' '.join(str(error).split()))})"
             )
         return progress
 
     def save(
-        self, checkpoints: TrainingCheckpoints, engine: Engine, begun: Begun | None = None
+        self,
+        checkpoints: TrainingCheckpoints,
+        engine: TrainingEngine,
+        begun: PartialEpoch | None = None,
     ) -> None:
         """Commit a checkpoint, after an epoch or within the next: plain values and tensors only."""
         assert self.best is not None or begun is not None
@@ -100,7 +103,7 @@ class TrainingProgress:
                 "engine": engine.state(),
                 "history": json.dumps(self.history),
                 "best": None if self.best is None else vars(self.best),
-                "begun": vars(begun or Begun()),
+                "begun": vars(begun or PartialEpoch()),
                 "seconds": self.seconds,
             },
         )
@@ -120,14 +123,16 @@ class TrainingProgress:
         scores = self._scores
         return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
-    def add(self, record: dict[str, Any], figures: dict[str, float], engine: Engine) -> None:
+    def add(
+        self, record: dict[str, Any], figures: dict[str, float], engine: TrainingEngine
+    ) -> None:
         """Add an epoch, and keep its weights if its score is as good as the highest."""
         validated = {f"validation_{name}": value for name, value in figures.items()}
         self.history.append(record | validated)
-        self.begun = Begun()
+        self.begun = PartialEpoch()
         epoch = self.next_epoch - 1
-        if kept_epoch(self._scores, engine.config.train.score_tolerance) == epoch:
-            self.best = Best(epoch, figures, engine.weights())
+        if select_epoch(self._scores, engine.config.train.score_tolerance) == epoch:
+            self.best = BestEpoch(epoch, figures, engine.weights())
 
     @property
     def _scores(self) -> list[float]:

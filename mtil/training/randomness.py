@@ -38,13 +38,13 @@ class EpochRandomness:
         """
         self._device, self._most_passes = device, most_passes
         # Seeded without the rank: every rank must draw the same number of passes.
-        self._passes = np.random.default_rng(mix(seed, epoch, 0, _PASSES))
+        self._passes = np.random.default_rng(mix_seed(seed, epoch, 0, _PASSES))
         self.degrading = torch.Generator(device)
         # A later first step gets new streams. Otherwise a resumed epoch would repeat the random
         # numbers of its first steps.
         stream_key = (seed, epoch, rank) if first == 0 else (seed, epoch, rank, _LATER, first)
-        torch.manual_seed(mix(*stream_key))
-        self.degrading.manual_seed(mix(*stream_key, _DEGRADING))
+        torch.manual_seed(mix_seed(*stream_key))
+        self.degrading.manual_seed(mix_seed(*stream_key, _DEGRADING))
         # Replays the draws of the steps already taken, which are the same on every rank.
         for _ in range(first):
             self.num_passes()
@@ -66,15 +66,15 @@ class EpochRandomness:
         return state
 
 
-def of_round(seed: int, number: int) -> int:
+def derive_round_seed(seed: int, number: int) -> int:
     """Return the seed of a round's trainings; round 0 has the run's own seed.
 
     A round that starts from the weights of the previous round thus gets a different order of images
     and different augmentation.
     """
-    return mix(seed, number, _ROUND) if number else seed
+    return mix_seed(seed, number, _ROUND) if number else seed
 
 
-def mix(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """Hash integers to a seed. Changing any integer changes the seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

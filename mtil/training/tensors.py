@@ -27,13 +27,13 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
     """Move a batch to a device, then convert to float tensors of side `image_size`."""
     # Bytes are a quarter of the floats to copy, so the conversion follows the copy.
     stored_size = batch.image.shape[-1]
-    image = moved(torch.from_numpy(np.array(batch.image)), device)
+    image = move_to_device(torch.from_numpy(np.array(batch.image)), device)
     bits = np.unpackbits(batch.mask, axis=1).reshape(len(batch), stored_size, stored_size)
-    mask = moved(torch.from_numpy(bits), device)
-    label = moved(torch.from_numpy(batch.label), device)
+    mask = move_to_device(torch.from_numpy(bits), device)
+    label = move_to_device(torch.from_numpy(batch.label), device)
     prior = None
     if batch.prior is not None:
-        stored_prior = moved(torch.from_numpy(np.array(batch.prior)), device)
+        stored_prior = move_to_device(torch.from_numpy(np.array(batch.prior)), device)
         prior = resize_images(stored_prior[:, None], image_size)
     return TensorBatch(
         image=resize_images(image[:, None], image_size),
@@ -43,7 +43,7 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
     )
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def move_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device, to a GPU from pinned memory."""
     # Only a copy from pinned memory is asynchronous: the CPU goes on while the GPU copies.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

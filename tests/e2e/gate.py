@@ -38,7 +38,7 @@ class Gate(FaultyProxy):
 
     def __init__(self, server: str, bucket: str) -> None:
         # Of a range that the system gives to nobody: the gate returns there after an outage.
-        port = object_store.free_ports(None, object_store.HOST)[-1]
+        port = object_store.find_free_ports(None, object_store.HOST)[-1]
         super().__init__(server, share=0, seed=0, port=port)
         self._bucket = bucket
         self._run, self._moment = "", NEVER

@@ -31,10 +31,10 @@ from typing import Any
 import yaml
 
 from mtil import phantom
-from mtil.circle.ledger import FOLDER, Ledger
-from mtil.circle.state import State
+from mtil.circle.ledger import LEDGER_FOLDER, Ledger
+from mtil.circle.state import CircleState
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.run.folder import Run
 from mtil.run.plan import Train, WriteMaps
 from mtil.storage import open_store
@@ -99,9 +99,9 @@ class Ground:
         self._config = folder / "config.yaml"
         self._commands: list[Command] = []
         if not self._config.exists():
-            phantom.write(folder / "images", num_images=48, seed=1)
+            phantom.write_phantoms(folder / "images", num_images=48, seed=1)
             prepare(
-                [Source(uri=str(folder / "images"), layout="busi")],
+                [CollectionSource(uri=str(folder / "images"), layout="busi")],
                 self.data,
                 Settings(image_size=64, num_folds=3, max_shard_bytes=100_000),
             )
@@ -128,7 +128,7 @@ class Ground:
         for command in self._commands:
             command.kill()
 
-    def state(self, name: str) -> State | None:
+    def state(self, name: str) -> CircleState | None:
         """Return what the ledger says of a run, after its chain has been verified."""
         return Ledger.open(open_store(self.uri(name))).state
 
@@ -168,8 +168,8 @@ def committed(uri: str) -> dict[str, Any]:
     run = Run.open(uri)
     state = Ledger.open(run.store).state
     assert state is not None
-    names = run.store.names(FOLDER)
-    assert names == [f"{FOLDER}/{number:06d}.json" for number in range(1, state.number + 1)]
+    names = run.store.names(LEDGER_FOLDER)
+    assert names == [f"{LEDGER_FOLDER}/{number:06d}.json" for number in range(1, state.number + 1)]
     events = [json.loads(run.store.read(name)) for name in names]
     done = Counter(json.dumps(e["action"], sort_keys=True) for e in events if e["kind"] == "done")
     assert set(done.values()) == {1}
@@ -325,7 +325,7 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
         assert [one.code for one in commands[1:]] == [0, 0], [one.said() for one in commands[1:]]
         told = {"takeover_seconds": round(takeover, 1)}
     store = open_store(ground.uri(name))
-    boots = [one for one in map(store.read, store.names(FOLDER)) if b'"kind": "boot"' in one]
+    boots = [one for one in map(store.read, store.names(LEDGER_FOLDER)) if b'"kind": "boot"' in one]
     assert len(boots) == 2  # two commands on the second cluster have one coordinator
     return told | committed(ground.uri(name))
 

@@ -66,7 +66,7 @@ class Storage:
         self._start(urlsplit(self.environment["AWS_ENDPOINT_URL"]).port)
 
     def _start(self, port: int | None) -> None:
-        server = object_store.running(self._folder, BUCKET, port=port)
+        server = object_store.run_object_store(self._folder, BUCKET, port=port)
         self.environment = self._running.enter_context(server)
 
 

@@ -104,7 +104,7 @@ def test_a_driver_that_was_killed_goes_on(
     """SIGKILL the command and all it started in epoch 2; the same command ends the same."""
     killed = f"s3://{BUCKET}/killed"
     arguments = ["train", "--data", str(data), "--run", killed, "--fold", "0", *SMALL]
-    with object_store.running(tmp_path / "s3", BUCKET) as keys:
+    with object_store.run_object_store(tmp_path / "s3", BUCKET) as keys:
         gate = Gate(keys["AWS_ENDPOINT_URL"], BUCKET)
         with gate as url:
             for name, value in (keys | {"AWS_ENDPOINT_URL": url}).items():

@@ -72,7 +72,7 @@ def test_two_workers_then_one_then_two(
     config.write_text(yaml.safe_dump(_CONFIG))
     uri = f"s3://{BUCKET}/run"
     arguments = ["train", "--data", longer, "--run", uri, "--config", config, "--fold", "0"]
-    with object_store.running(tmp_path / "s3", BUCKET) as keys, ExitStack() as open_:
+    with object_store.run_object_store(tmp_path / "s3", BUCKET) as keys, ExitStack() as open_:
         gate = Gate(keys["AWS_ENDPOINT_URL"], BUCKET)
         for name, value in (keys | {"AWS_ENDPOINT_URL": open_.enter_context(gate)}).items():
             monkeypatch.setenv(name, value)

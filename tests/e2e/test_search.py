@@ -96,7 +96,7 @@ def test_confirming_compares_on_rows_that_the_search_was_not_judged_by(
     assert told["same_as_default"] == [0]
     (contender,) = told["contenders"]
     assert contender["name"] == "trial 1"
-    fresh, left_out = search.fresh_rows([0, 1])
+    fresh, left_out = search.find_fresh_rows([0, 1])
     assert left_out > 0
     assert told["rows"] == {"compared": len(fresh), "left_out": left_out}
     assert told["rows"] == json.loads(search.store.read("confirm.json"))["rows"]
@@ -119,7 +119,7 @@ def test_four_trials_at_a_time_on_two_nodes_do_not_wait_for_each_other(
             RAY_ADDRESS=nodes.address,
         )
     assert (told["ended"], told["failed"]) == (8, 0)
-    frozen = studies.load(Search.open(str(search))).trials
+    frozen = studies.load_study(Search.open(str(search))).trials
     begun = [one.datetime_start for one in frozen]
     ended = [one.datetime_complete for one in frozen]
     assert all(begun)

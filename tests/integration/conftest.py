@@ -8,7 +8,7 @@ import pytest
 from cluster import object_store
 from mtil import phantom
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 
 BUCKET = "mtil-tests"
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a running S3 server with an empty bucket `BUCKET`."""
-    with object_store.running(tmp_path_factory.mktemp("s3"), BUCKET) as environment:
+    with object_store.run_object_store(tmp_path_factory.mktemp("s3"), BUCKET) as environment:
         yield environment
 
 
@@ -62,7 +62,7 @@ def local_ray(bucket: str, gcs_bucket: str) -> Iterator[None]:
     patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
     from mtil.distributed.runtime import cluster
 
-    with cluster.connected():
+    with cluster.connect_ray():
         yield
     patch.undo()
 
@@ -71,7 +71,7 @@ def local_ray(bucket: str, gcs_bucket: str) -> Iterator[None]:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 120 phantoms in the BUSI layout."""
     folder = tmp_path_factory.mktemp("phantoms") / "images"
-    phantom.write(folder, num_images=120, seed=1)
+    phantom.write_phantoms(folder, num_images=120, seed=1)
     return folder
 
 
@@ -80,7 +80,7 @@ def dataset(phantoms: Path, bucket: str) -> str:
     """The phantoms as a data set of several shards in the bucket; returns its URI."""
     uri = f"{bucket}/phantoms"
     prepare(
-        [Source(uri=str(phantoms), layout="busi")],
+        [CollectionSource(uri=str(phantoms), layout="busi")],
         uri,
         Settings(image_size=64, num_folds=3, max_shard_bytes=120_000),
     )

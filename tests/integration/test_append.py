@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mtil.data.append.pipeline import AppendSettings, append
+from mtil.data.append.pipeline import AppendSettings, append_images
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
-from mtil.distributed.data.prepare import tasks
+from mtil.data.prepare.sources import CollectionSource
+from mtil.distributed.data.job_tasks import run_ray_tasks
 from mtil.storage import LocalStore, Store, open_store
 from tests.waiting import STOP_AT, until_stopped
 
@@ -34,7 +34,7 @@ def _contents(store: Store) -> dict[str, bytes]:
     return {name: store.read(name) for name in store.names()}
 
 
-def _images(phantoms: Path, table: Path, part: slice) -> Source:
+def _images(phantoms: Path, table: Path, part: slice) -> CollectionSource:
     """Write a table of every second of the phantoms, or of the others."""
     found = sorted(path for path in phantoms.rglob("*.png") if "_mask" not in path.name)[part]
     table.parent.mkdir()
@@ -48,11 +48,13 @@ def _images(phantoms: Path, table: Path, part: slice) -> Source:
             label = image.parent.name
             names = "" if label == "normal" else "|".join(mask.name for mask in masks)
             writer.writerow([image.name, names, label])
-    return Source(uri=str(table), layout="table")
+    return CollectionSource(uri=str(table), layout="table")
 
 
 @pytest.fixture(scope="module")
-def sources(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
+def sources(
+    phantoms: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CollectionSource, CollectionSource]:
     folder = tmp_path_factory.mktemp("tables")
     first, more = (
         _images(phantoms, folder / str(start) / "tumours.csv", slice(start, None, 2))
@@ -62,7 +64,7 @@ def sources(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
 
 
 def test_an_append_that_was_killed_goes_on_with_the_same_command(
-    local_ray: None, sources: tuple[Source, Source], bucket: str, tmp_path: Path
+    local_ray: None, sources: tuple[CollectionSource, CollectionSource], bucket: str, tmp_path: Path
 ) -> None:
     first, more = sources
     settings = Settings(image_size=64, max_shard_bytes=120_000)
@@ -70,7 +72,7 @@ def test_an_append_that_was_killed_goes_on_with_the_same_command(
     before = prepare([first], uri, settings)
     assert before == prepare([first], here, settings)
     assert before.num_rows == NUM_BEFORE
-    undisturbed = append([more], here, ONE_A_SHARD, runner=tasks)
+    undisturbed = append_images([more], here, ONE_A_SHARD, runner=run_ray_tasks)
 
     store = open_store(uri)
     command = [sys.executable, "-c", _SCRIPT, more.uri, uri, "shards/12"]
@@ -79,10 +81,10 @@ def test_an_append_that_was_killed_goes_on_with_the_same_command(
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert len([name for name in store.names("shards") if name.count("-") > 1]) >= 3
-    assert manifests.load(store) == before
-    assert sum(shards.read(store, shard).num_rows for shard in before.shards) == NUM_BEFORE
+    assert manifests.load_manifest(store) == before
+    assert sum(shards.read_shard(store, shard).num_rows for shard in before.shards) == NUM_BEFORE
 
-    made = append([more], uri, ONE_A_SHARD)
+    made = append_images([more], uri, ONE_A_SHARD)
     assert made == undisturbed
     assert made.manifest.version == 2
     assert _contents(store) == _contents(LocalStore(here))

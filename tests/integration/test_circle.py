@@ -13,24 +13,24 @@ import ray
 import torch
 
 from mtil.circle import heartbeat
-from mtil.circle.begin import request_circle
-from mtil.circle.inputs import map_source, training_rows
+from mtil.circle.inputs import find_map_source, select_training_rows
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import Failed, Started, State, is_over, progress
-from mtil.config import Config, from_dict
+from mtil.circle.request import request_circle
+from mtil.circle.state import ActionFailed, ActionStarted, CircleState, compute_stages, is_finished
+from mtil.config import Config, config_from_dict
 from mtil.data.dataset.batches import ROLE_COLUMNS
-from mtil.data.dataset.selection import Selection
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.selection import RowSelection
+from mtil.data.dataset.shards import read_shard
 from mtil.distributed.circle import coordinator, driver
-from mtil.distributed.circle.actions import perform
-from mtil.distributed.circle.coordinator import Coordinator, Session
-from mtil.distributed.circle.restarts import MAX_ERRORS, Restarts
+from mtil.distributed.circle.actions import run_action
+from mtil.distributed.circle.coordinator import Coordinator, CoordinatorSession
+from mtil.distributed.circle.restarts import MAX_COORDINATOR_ERRORS, RestartCounter
 from mtil.distributed.prediction import map_writing
 from mtil.distributed.runtime import cluster
 from mtil.errors import CheckpointError, ConfigError, DataError, RunError
 from mtil.run import maps
 from mtil.run.folder import Run
-from mtil.run.plan import Summarise, Train, WriteMaps, actions
+from mtil.run.plan import Summarise, Train, WriteMaps, list_actions
 from mtil.storage import open_store
 from tests.waiting import until
 
@@ -42,7 +42,7 @@ ODD = "kreise/проба 乳腺 #1 100% [/x] 'a'"
 
 
 def _config(**values: Any) -> Config:
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"image_size": 64},
             "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
@@ -63,13 +63,13 @@ def _ignore(line: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def state(dataset: str, bucket: str) -> State:
-    run = driver.begin(request_circle(dataset, f"{bucket}/{ODD}", _config(), FOLDS))
-    return driver.follow(run, _ignore)
+def state(dataset: str, bucket: str) -> CircleState:
+    run = driver.begin_circle(request_circle(dataset, f"{bucket}/{ODD}", _config(), FOLDS))
+    return driver.follow_circle(run, _ignore)
 
 
 @pytest.fixture(scope="module")
-def run(state: State, bucket: str) -> Run:
+def run(state: CircleState, bucket: str) -> Run:
     return Run.open(f"{bucket}/{ODD}")
 
 
@@ -78,29 +78,29 @@ def _same_weights(one: Run, other: Run, of: Train) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_circle_ends_with_every_round_of_every_fold(state: State, run: Run) -> None:
-    assert is_over(state)
+def test_a_circle_ends_with_every_round_of_every_fold(state: CircleState, run: Run) -> None:
+    assert is_finished(state)
     assert state.failures == {}
-    assert set(state.done) == set(actions(run.plan(FOLDS)))
-    assert progress(state) == {0: {0: "done", 1: "done"}, 1: {0: "done", 1: "done"}}
-    assert run.trained() == {0: [0, 1], 1: [0, 1]}
+    assert set(state.done) == set(list_actions(run.plan(FOLDS)))
+    assert compute_stages(state) == {0: {0: "done", 1: "done"}, 1: {0: "done", 1: "done"}}
+    assert run.find_trained_folds() == {0: [0, 1], 1: [0, 1]}
 
 
 def test_its_ledger_is_one_chain_that_an_ended_run_does_not_extend(
-    state: State, run: Run, dataset: str
+    state: CircleState, run: Run, dataset: str
 ) -> None:
-    again = driver.begin(request_circle(dataset, run.uri, _config(), FOLDS))
-    assert driver.follow(again, _ignore).number == state.number
+    again = driver.begin_circle(request_circle(dataset, run.uri, _config(), FOLDS))
+    assert driver.follow_circle(again, _ignore).number == state.number
     assert Ledger.open(run.store).state == state
 
 
 def test_another_plan_is_refused(run: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match=r"must keep its configuration, but .*num_rounds"):
-        driver.begin(request_circle(dataset, run.uri, _config(num_rounds=3), FOLDS))
+        driver.begin_circle(request_circle(dataset, run.uri, _config(num_rounds=3), FOLDS))
     with pytest.raises(
         ConfigError, match=r"Cannot change the folds of a run: .* began with \[0, 1\]"
     ):
-        driver.begin(request_circle(dataset, run.uri, _config(), (0,)))
+        driver.begin_circle(request_circle(dataset, run.uri, _config(), (0,)))
 
 
 def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
@@ -108,11 +108,11 @@ def test_more_parts_than_the_data_have_are_refused_before_anything_is_written(
 ) -> None:
     config = _config(maps="cross_fit", num_parts=50)
     with pytest.raises(DataError, match=r"can be divided into at most \d+ parts"):
-        driver.begin(request_circle(dataset, f"{bucket}/too-many", config, FOLDS))
+        driver.begin_circle(request_circle(dataset, f"{bucket}/too-many", config, FOLDS))
     assert open_store(f"{bucket}/too-many").names("ledger") == []
 
 
-def test_the_second_round_has_passes_and_figures_for_each(state: State, run: Run) -> None:
+def test_the_second_round_has_passes_and_figures_for_each(state: CircleState, run: Run) -> None:
     results: dict[str, Any] = {str(action): result for action, result in state.done.items()}
     passes = [[one["pass"] for one in results[f"summary of round {n}"]["by_pass"]] for n in (0, 1)]
     assert passes == [[0], [0, 1]]
@@ -128,7 +128,7 @@ def _buffer(run: Run, name: str) -> pa.BufferReader:
 
 
 def test_maps_that_are_damaged_between_rounds_are_written_again(
-    state: State, run: Run, bucket: str, monkeypatch: pytest.MonkeyPatch
+    state: CircleState, run: Run, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of five shards one is cut, one changed, one lost and one another's; the rest stay."""
     monkeypatch.setattr(map_writing, "_CHECKED_SHARDS", 2)  # several tasks look at them
@@ -148,7 +148,7 @@ def test_maps_that_are_damaged_between_rounds_are_written_again(
     other.write(shards[1], bytes(changed))
     other.delete(shards[2])
     other.write(shards[3], before[shards[0]])
-    perform(other.uri, of, ())
+    run_action(other.uri, of, ())
     assert {name: other.read(name) for name in shards} == before
     assert _same_weights(Run.open(other.uri), run, of)
 
@@ -170,7 +170,7 @@ def test_groups_of_dead_actors_of_this_job_are_freed_and_no_others() -> None:
         theirs = other.stdout.readline().strip()
         ray.kill(ours)
         until(lambda: len(_dead(freed, theirs)) == 2)
-        cluster.free_orphans()
+        cluster.free_orphaned_groups()
         until(lambda: _groups()[freed] == "REMOVED")
         states = [_groups()[group] for group in (kept, theirs, driver.id.hex())]
         assert states == ["CREATED"] * 3
@@ -178,7 +178,7 @@ def test_groups_of_dead_actors_of_this_job_are_freed_and_no_others() -> None:
     ray.util.remove_placement_group(driver)
     ray.kill(alive)
     until(lambda: len(_dead(kept)) == 1)
-    cluster.free_orphans()
+    cluster.free_orphaned_groups()
     until(lambda: _groups()[kept] == "REMOVED")
 
 
@@ -232,7 +232,7 @@ def _brief(**values: Any) -> Config:
 def chain(dataset: str, bucket: str) -> Run:
     """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
-    run = driver.begin(request_circle(dataset, f"{bucket}/circle-chain", config, FOLDS))
+    run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-chain", config, FOLDS))
     _end_by_a_mistake(run)
     _fail(run, Train(0, 1))
 
@@ -244,12 +244,12 @@ def chain(dataset: str, bucket: str) -> Run:
     stopped = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_POLL_S", 0.05)  # heard of long before the many actions that follow
-        state = driver.follow(run, stop)
+        state = driver.follow_circle(run, stop)
     assert state.stopped
-    assert not is_over(state)
-    assert heartbeat.read(run.store) is None
-    again = driver.begin(request_circle(dataset, run.uri, config, FOLDS))
-    assert is_over(driver.follow(again, _ignore))
+    assert not is_finished(state)
+    assert heartbeat.read_heartbeat(run.store) is None
+    again = driver.begin_circle(request_circle(dataset, run.uri, config, FOLDS))
+    assert is_finished(driver.follow_circle(again, _ignore))
     return run
 
 
@@ -258,12 +258,12 @@ def _end_by_a_mistake(run: Run) -> None:
     name = "rounds/0/fold-1/checkpoints/latest.json"
     run.store.write(name, b"not JSON")
     with pytest.raises(CheckpointError, match=r"latest\.json"):
-        driver.follow(run, _ignore)
+        driver.follow_circle(run, _ignore)
     state = Ledger.open(run.store).state
     assert state is not None
     assert state.failures == {}
     assert state.attempts[Train(0, 1)] == 1
-    assert heartbeat.read(run.store) is None
+    assert heartbeat.read_heartbeat(run.store) is None
     run.store.delete(name)
 
 
@@ -273,8 +273,8 @@ def _fail(run: Run, action: Train) -> None:
     ledger.boot()
     assert ledger.state is not None
     attempt = ledger.state.next_attempt(action)
-    ledger.append(Started(action=action, attempt=attempt))
-    ledger.append(Failed(action=action, attempt=attempt, cause="It was to fail."))
+    ledger.append(ActionStarted(action=action, attempt=attempt))
+    ledger.append(ActionFailed(action=action, attempt=attempt, cause="It was to fail."))
 
 
 def test_a_chain_outlives_a_failed_fold(chain: Run) -> None:
@@ -282,7 +282,7 @@ def test_a_chain_outlives_a_failed_fold(chain: Run) -> None:
     assert state is not None
     assert list(state.failed_folds) == [1]
     assert state.failed_folds[1].endswith(": It was to fail.")
-    assert {action for action in actions(chain.plan([0])) if action not in state.done} == set()
+    assert {action for action in list_actions(chain.plan([0])) if action not in state.done} == set()
     assert [state.done[Summarise(number)]["folds"] for number in (0, 1)] == [[0], [0]]
     table = pq.read_table(_buffer(chain, chain.predictions_name(1, 0)))
     by_pass = table.group_by("pass").aggregate([("model_sha256", "distinct")]).to_pylist()
@@ -295,39 +295,39 @@ def test_cross_fitted_maps_come_from_models_that_have_not_seen_the_image(
 ) -> None:
     manifest = chain.manifest()
     shards = [
-        (shard, read(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS)))
+        (shard, read_shard(open_store(dataset), shard, ("sample_id", "label", *ROLE_COLUMNS)))
         for shard in manifest.shards
     ]
     mapped: list[str] = []
     for part in (0, 1):
-        source = map_source(chain, manifest, WriteMaps(0, 0, part))
+        source = find_map_source(chain, manifest, WriteMaps(0, 0, part))
         result = chain.result(Train(0, 0, part))
         assert result is not None
-        rows_of = training_rows(chain.config, manifest, Train(0, 0, part))
+        rows_of = select_training_rows(chain.config, manifest, Train(0, 0, part))
         for shard, rows in shards:
-            origin, table = maps.decode(chain.store.read(source.name(shard)))
+            origin, table = maps.decode_maps(chain.store.read(source.name(shard)))
             assert origin == source.origin_of(shard)
             assert (origin.part, origin.model_sha256) == (part, result.model_sha256)
             ids = table.column("sample_id").to_pylist()
             assert not set(ids) & _ids(rows, rows_of)
             mapped += ids
-    everything = training_rows(chain.config, manifest, Train(0, 0))
+    everything = select_training_rows(chain.config, manifest, Train(0, 0))
     assert len(mapped) == len(set(mapped))
     assert set(mapped) == set[str]().union(*(_ids(rows, everything) for _, rows in shards))
 
 
-def _ids(rows: pa.Table, selection: Selection) -> set[str]:
+def _ids(rows: pa.Table, selection: RowSelection) -> set[str]:
     return set(rows.column("sample_id").take(pa.array(selection.rows(rows))).to_pylist())
 
 
 def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
     dataset: str, bucket: str
 ) -> None:
-    run = driver.begin(
+    run = driver.begin_circle(
         request_circle(dataset, f"{bucket}/circle-recycle", _brief(maps="recycle"), (0,))
     )
-    state = driver.follow(run, _ignore)
-    assert set(state.done) == set(actions(run.plan([0])))
+    state = driver.follow_circle(run, _ignore)
+    assert set(state.done) == set(list_actions(run.plan([0])))
     assert run.store.names("maps") == []
     for number in (0, 1):
         table = pq.read_table(_buffer(run, run.predictions_name(number, 0)))
@@ -336,17 +336,17 @@ def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
 
 def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str) -> None:
     """As after Ctrl-C: of a detached run that ends, or is stopped, no actor is left."""
-    run = driver.begin(request_circle(dataset, f"{bucket}/circle-left", _config(), (0,)))
+    run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-left", _config(), (0,)))
     Ledger.open(run.store).stop()
-    coordinator.start(run, grace_s=1.0)
-    until(lambda: coordinator.find(run) is None)
-    assert heartbeat.read(run.store) is None
+    coordinator.start_coordinator(run, grace_s=1.0)
+    until(lambda: coordinator.find_coordinator(run) is None)
+    assert heartbeat.read_heartbeat(run.store) is None
 
 
 class _Broken(Coordinator):
     """A coordinator that cannot work."""
 
-    def _open_session(self, run_uri: str, restarts: Restarts) -> Session:
+    def _open_session(self, run_uri: str, restarts: RestartCounter) -> CoordinatorSession:
         raise UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")
 
 
@@ -354,7 +354,7 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     dataset: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coordinator, "Coordinator", _Broken)
-    run = driver.begin(request_circle(dataset, f"{bucket}/circle-broken", _config(), (0,)))
+    run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-broken", _config(), (0,)))
     before = Ledger.open(run.store).state
     told: dict[str, list[str]] = {"first": [], "second": []}
     ended: dict[str, str] = {}
@@ -366,7 +366,7 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
                 begun.set()
 
         with pytest.raises(RunError) as caught:
-            driver.follow(run, listen)
+            driver.follow_circle(run, listen)
         ended[name] = str(caught.value)
 
     begun = threading.Event()
@@ -378,13 +378,13 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     cause = "UnicodeEncodeError: 'ascii' codec can't encode character '\\xe4' in position 0: "
     for name in told:
         assert ended[name].startswith(
-            f"The coordinator failed {MAX_ERRORS} times in a row: {cause}"
+            f"The coordinator failed {MAX_COORDINATOR_ERRORS} times in a row: {cause}"
         )
         assert [text.partition(": ")[0] for text in told[name]] == [
-            f"The coordinator failed ({number} of {MAX_ERRORS})"
-            for number in range(1, MAX_ERRORS + 1)
+            f"The coordinator failed ({number} of {MAX_COORDINATOR_ERRORS})"
+            for number in range(1, MAX_COORDINATOR_ERRORS + 1)
         ]
     assert Ledger.open(run.store).state == before
     monkeypatch.undo()
     Ledger.open(run.store).stop()
-    assert driver.follow(run, _ignore).stopped  # the next command begins anew
+    assert driver.follow_circle(run, _ignore).stopped  # the next command begins anew

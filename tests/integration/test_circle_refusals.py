@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from mtil.circle.begin import request_circle
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import Started
+from mtil.circle.request import request_circle
+from mtil.circle.state import ActionStarted
 from mtil.cli import main
-from mtil.config import with_overrides
-from mtil.data.dataset.manifest import load
+from mtil.config import apply_overrides
+from mtil.data.dataset.manifest import load_manifest
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.distributed.circle import coordinator, driver
 from mtil.errors import RefusedError, StorageError
 from mtil.presets import demo
@@ -66,10 +66,10 @@ def begun(dataset: str, tmp_path: Path) -> LocalStore:
     """The store of a run of fold 0 that a coordinator has taken over and died on."""
     store = LocalStore(str(tmp_path / "run"))
     names = {key.removeprefix("--"): value for key, value in OVERRIDES.items()}
-    driver.begin(request_circle(dataset, store.uri, with_overrides(demo(), names), (0,)))
+    driver.begin_circle(request_circle(dataset, store.uri, apply_overrides(demo(), names), (0,)))
     ledger = Ledger.open(store)
     ledger.boot()
-    ledger.append(Started(action=Train(0, 0), attempt=1))
+    ledger.append(ActionStarted(action=Train(0, 0), attempt=1))
     return store
 
 
@@ -93,8 +93,8 @@ def test_another_data_set_is_refused(
 ) -> None:
     before = contents(begun)
     other = str(tmp_path / "other")
-    prepare([Source(uri=str(phantoms), layout="busi")], other, Settings(image_size=96))
-    theirs = load(open_store(other)).fingerprint[:12]
+    prepare([CollectionSource(uri=str(phantoms), layout="busi")], other, Settings(image_size=96))
+    theirs = load_manifest(open_store(other)).fingerprint[:12]
     told = refused(begun.uri, data=other)
     assert told.startswith("A run must stay with its data set, but ")
     assert f"{other} has {theirs}…; name another --run." in told
@@ -152,7 +152,7 @@ def test_a_storage_that_refuses_for_long_is_believed(monkeypatch: pytest.MonkeyP
         raise answers.pop() if answers else RefusedError("refused")
 
     with pytest.raises(RefusedError):
-        coordinator.patiently(read)
+        coordinator.retry_storage(read)
     assert not answers  # what is out of reach is waited for
     assert 60 <= sum(waits[9:]) <= 90
 
@@ -241,7 +241,7 @@ def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def on_disk(phantoms: Path, tmp_path: Path) -> str:
     """A data set in a folder, for a server that holds none; returns its URI."""
     uri = str(tmp_path / "data")
-    prepare([Source(uri=str(phantoms), layout="busi")], uri, Settings(image_size=64))
+    prepare([CollectionSource(uri=str(phantoms), layout="busi")], uri, Settings(image_size=64))
     return uri
 
 

@@ -12,7 +12,7 @@ import yaml
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
-from cluster.files import ROOT, ray_cluster_spec
+from cluster.files import ROOT, find_ray_cluster_spec
 
 TEMPLATES = ROOT / "cluster" / "templates"
 SKYPILOT, KUBERNETES = "skypilot==0.14.1", "kubernetes-validate==1.37.0"
@@ -129,7 +129,7 @@ def test_our_schema_has_the_fields_of_skypilots(skypilot: dict[str, dict[str, An
 
 @pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])
 def test_pods_are_kubernetes_pods(name: str, kubernetes: jsonschema.Draft7Validator) -> None:
-    spec = ray_cluster_spec(yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text()))
+    spec = find_ray_cluster_spec(yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text()))
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         assert [error.message for error in kubernetes.iter_errors(group["template"])] == []
         wrong = group["template"] | {"spec": group["template"]["spec"] | {"nodeSelctor": {}}}

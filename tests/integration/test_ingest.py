@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.batches import Batch, Plan, Rows
-from mtil.data.dataset.epochs import resident_epoch, resident_rows
-from mtil.data.dataset.selection import Role, select, total
-from mtil.data.dataset.shards import read
-from mtil.distributed.data import holding
-from mtil.distributed.data.holding import hold
-from mtil.distributed.data.ingest import held_tables, streaming_epochs, streaming_rows
+from mtil.data.dataset.batches import Batch, EpochPlan, TableRows
+from mtil.data.dataset.epochs import iterate_resident_epoch, iterate_resident_rows
+from mtil.data.dataset.selection import Role, count_rows, select_rows
+from mtil.data.dataset.shards import read_shard
+from mtil.distributed.data import resident
+from mtil.distributed.data.ingest import (
+    get_resident_tables,
+    iterate_streaming_batches,
+    iterate_streaming_epochs,
+)
+from mtil.distributed.data.resident import load_resident_tables
 from mtil.distributed.runtime import cluster
-from mtil.distributed.runtime.failures import unwrapped
+from mtil.distributed.runtime.failures import unwrap_errors
 from mtil.errors import DataError
 from mtil.storage import open_store
 from tests.waiting import until
@@ -25,14 +29,16 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def _plan(uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train") -> Plan:
-    manifest = manifests.load(open_store(uri))
+def _plan(uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train") -> EpochPlan:
+    manifest = manifests.load_manifest(open_store(uri))
     assert len(manifest.shards) > 3
-    return Plan(manifest, select(manifest, 0, role), 5, rank, num_workers, 2)
+    return EpochPlan(manifest, select_rows(manifest, 0, role), 5, rank, num_workers, 2)
 
 
-def _held(uri: str, plan: Plan) -> Rows:
-    return Rows(held_tables(hold(uri, plan.manifest), plan.manifest), plan.selection)
+def _held(uri: str, plan: EpochPlan) -> TableRows:
+    return TableRows(
+        get_resident_tables(load_resident_tables(uri, plan.manifest), plan.manifest), plan.selection
+    )
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -50,11 +56,11 @@ def test_resident_and_streaming_give_the_same_batches(
 ) -> None:
     plan = _plan(dataset, rank, num_workers)
     rows = _held(dataset, plan)
-    stream = streaming_epochs(dataset, plan, range(3), 5)
+    stream = iterate_streaming_epochs(dataset, plan, range(3), 5)
     for epoch, streamed in enumerate(stream):
-        held = list(resident_epoch(rows, plan, epoch, 5))
+        held = list(iterate_resident_epoch(rows, plan, epoch, 5))
         arrived = list(streamed)
-        assert len(held) == total(plan.manifest, plan.selection) // num_workers // 5
+        assert len(held) == count_rows(plan.manifest, plan.selection) // num_workers // 5
         assert len(arrived) == len(held)
         assert all(_same(one, other) for one, other in zip(held, arrived, strict=True))
 
@@ -63,13 +69,13 @@ def test_resident_and_streaming_give_the_same_batches(
 def test_held_rows_are_those_of_the_shards_however_many_a_task_reads(
     dataset: str, portion_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holding, "_PORTION_BYTES", portion_bytes)
+    monkeypatch.setattr(resident, "_PORTION_BYTES", portion_bytes)
     plan = _plan(dataset)
     store = open_store(dataset)
-    direct = Rows([read(store, shard) for shard in plan.manifest.shards], plan.selection)
+    direct = TableRows([read_shard(store, shard) for shard in plan.manifest.shards], plan.selection)
     held = _held(dataset, plan)
-    where = held.everything()
-    assert np.array_equal(where, direct.everything())
+    where = held.all_row_numbers()
+    assert np.array_equal(where, direct.all_row_numbers())
     assert _same(held.gather(where), direct.gather(where))
 
 
@@ -79,16 +85,16 @@ def test_validation_has_the_same_batches_whichever_way_and_with_any_number_of_wo
     """What a network sees together decides the last digits of what it says."""
     plan = _plan(dataset, role="validation")
     alone = _held(dataset, plan)
-    expected = sorted(batch.sample_id for batch in resident_rows(alone, plan, 4))
+    expected = sorted(batch.sample_id for batch in iterate_resident_rows(alone, plan, 4))
     seen = [name for names in expected for name in names]
-    assert len(seen) == len(set(seen)) == total(plan.manifest, plan.selection)
+    assert len(seen) == len(set(seen)) == count_rows(plan.manifest, plan.selection)
     assert len(expected) > 3
     held: list[list[str]] = []
     streamed: list[list[str]] = []
     for rank in range(2):
         plan = _plan(dataset, rank, 2, role="validation")
-        held += [batch.sample_id for batch in resident_rows(alone, plan, 4)]
-        streamed += [batch.sample_id for batch in streaming_rows(dataset, plan, 4)]
+        held += [batch.sample_id for batch in iterate_resident_rows(alone, plan, 4)]
+        streamed += [batch.sample_id for batch in iterate_streaming_batches(dataset, plan, 4)]
     assert sorted(held) == sorted(streamed) == expected
 
 
@@ -96,13 +102,13 @@ def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
     source, copy = open_store(dataset), open_store(str(tmp_path))
     for name in source.names():
         copy.write(name, source.read(name))
-    manifest = manifests.load(copy)
+    manifest = manifests.load_manifest(copy)
     victim = manifest.shards[2].path
     data = bytearray(copy.read(victim))
     data[len(data) // 2] ^= 1
     copy.write(victim, bytes(data))
-    with pytest.raises(DataError, match=victim), unwrapped():
-        hold(str(tmp_path), manifest)
+    with pytest.raises(DataError, match=victim), unwrap_errors():
+        load_resident_tables(str(tmp_path), manifest)
 
 
 def test_processes_that_read_shards_load_no_network() -> None:
@@ -115,7 +121,7 @@ def test_processes_that_read_shards_load_no_network() -> None:
 
 def test_a_stream_that_is_closed_reads_no_more(dataset: str) -> None:
     """Else Ray's core ends the process without a word when Ray is shut down."""
-    with closing(streaming_epochs(dataset, _plan(dataset), range(100), 5)) as stream:
+    with closing(iterate_streaming_epochs(dataset, _plan(dataset), range(100), 5)) as stream:
         assert next(next(stream)).sample_id
-        assert cluster.data_threads()
-    until(lambda: not cluster.data_threads())
+        assert cluster.list_ray_data_threads()
+    until(lambda: not cluster.list_ray_data_threads())

@@ -3,10 +3,10 @@
 import threading
 from pathlib import Path
 
-from mtil.circle.ledger import Ledger, Overtaken, probe
-from mtil.circle.state import Boot, Done, Started
+from mtil.circle.ledger import AppendConflict, Ledger, check_conditional_writes
+from mtil.circle.state import ActionDone, ActionStarted, SessionBooted
 from mtil.config import CircleConfig
-from mtil.run.plan import Plan, Train
+from mtil.run.plan import CirclePlan, Train
 from mtil.storage import open_store
 
 
@@ -14,9 +14,9 @@ def test_of_eight_writers_at_once_one_wins_and_the_others_follow(
     bucket: str, tmp_path: Path
 ) -> None:
     store = open_store(f"{bucket}/{tmp_path.name}")
-    probe(store)
+    check_conditional_writes(store)
     assert store.names() == []
-    Ledger.open(store).begin(Plan.of(CircleConfig(), [0]), "f" * 64, "c" * 64)
+    Ledger.open(store).begin(CirclePlan.of(CircleConfig(), [0]), "f" * 64, "c" * 64)
     writers = [Ledger.open(store, session=f"w{number}") for number in range(8)]
     barrier = threading.Barrier(8)
     won: list[Ledger] = []
@@ -25,9 +25,9 @@ def test_of_eight_writers_at_once_one_wins_and_the_others_follow(
     def write(ledger: Ledger) -> None:
         barrier.wait()
         try:
-            ledger.append(Boot())
+            ledger.append(SessionBooted())
             won.append(ledger)
-        except Overtaken:
+        except AppendConflict:
             overtaken.append(ledger)
 
     threads = [threading.Thread(target=write, args=(ledger,)) for ledger in writers]
@@ -38,8 +38,8 @@ def test_of_eight_writers_at_once_one_wins_and_the_others_follow(
     assert (len(won), len(overtaken)) == (1, 7)
     assert store.names() == ["ledger/000001.json", "ledger/000002.json"]
     (winner,) = won
-    winner.append(Started(action=Train(0, 0), attempt=1))
-    winner.append(Done(action=Train(0, 0), attempt=1, result={"dice": 0.5}))
+    winner.append(ActionStarted(action=Train(0, 0), attempt=1))
+    winner.append(ActionDone(action=Train(0, 0), attempt=1, result={"dice": 0.5}))
     for ledger in overtaken:
         assert ledger.refresh() == winner.state
     assert Ledger.open(store).state == winner.state

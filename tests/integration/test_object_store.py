@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.object_store import free_ports
+from cluster.object_store import find_free_ports
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -> None:
-    port = free_ports(None, "127.0.0.1")[-1]
+    port = find_free_ports(None, "127.0.0.1")[-1]
     command = [sys.executable, "-m", "cluster", "object-store", "--dir", str(tmp_path / "store")]
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     with subprocess.Popen(

@@ -52,7 +52,7 @@ def _self_signed(folder: Path) -> tuple[Path, Path]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("tls")
     certificate = _self_signed(folder)
-    with object_store.running(folder, "mine", certificate=certificate) as environment:
+    with object_store.run_object_store(folder, "mine", certificate=certificate) as environment:
         yield environment
 
 

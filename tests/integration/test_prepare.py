@@ -14,9 +14,9 @@ import pytest
 from cluster import object_store
 from mtil.data.dataset import manifest as manifests
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
-from mtil.distributed.data import prepare as on_ray
-from mtil.distributed.data.prepare import tasks
+from mtil.data.prepare.sources import CollectionSource
+from mtil.distributed.data import job_tasks as on_ray
+from mtil.distributed.data.job_tasks import run_ray_tasks
 from mtil.errors import DataError, LostError
 from mtil.storage import LocalStore, Store, open_store
 from tests.waiting import PATIENCE_S, STOP_AT, until_stopped
@@ -31,13 +31,13 @@ def _contents(store: Store) -> dict[str, bytes]:
 def test_ray_and_one_process_write_the_same_bytes(
     local_ray: None, phantoms: Path, bucket: str, tmp_path: Path
 ) -> None:
-    source = Source(uri=str(phantoms), layout="busi")
+    source = CollectionSource(uri=str(phantoms), layout="busi")
     seen: list[tuple[str, int, int]] = []
     on_ray = prepare(
         [source],
         f"{bucket}/prepared-on-ray",
         SETTINGS,
-        runner=tasks,
+        runner=run_ray_tasks,
         progress=lambda *said: seen.append(said),
     )
     here = prepare([source], str(tmp_path / "here"), SETTINGS)
@@ -65,7 +65,7 @@ def test_results_arrive_while_other_jobs_wait(local_ray: None, tmp_path: Path) -
         heard_of_one.touch()
         heard.append(images)
 
-    assert tasks(square, range(20), [1] * 20, listen) == [job * job for job in range(20)]
+    assert run_ray_tasks(square, range(20), [1] * 20, listen) == [job * job for job in range(20)]
     assert heard == [1] * 20
 
 
@@ -78,9 +78,9 @@ def test_very_many_images_are_done_part_by_part(
     monkeypatch.setattr(on_ray, "_MAX_IMAGES", 5)
     assert list(on_ray._parts([3, 3, 9, 1])) == [range(2), range(2, 3), range(3, 4)]
     heard: list[int] = []
-    assert tasks(negative, range(4), [3, 3, 9, 1], heard.append) == [0, -1, -2, -3]
+    assert run_ray_tasks(negative, range(4), [3, 3, 9, 1], heard.append) == [0, -1, -2, -3]
     assert sorted(heard) == [1, 3, 3, 9]
-    assert tasks(negative, [], [], heard.append) == []
+    assert run_ray_tasks(negative, [], [], heard.append) == []
 
 
 def test_a_job_whose_process_dies_is_done_again_and_not_for_ever(
@@ -97,9 +97,9 @@ def test_a_job_whose_process_dies_is_done_again_and_not_for_ever(
         (tmp_path / f"try-{time.monotonic_ns()}").touch()
         os._exit(1)
 
-    assert tasks(die_once, range(3), [1] * 3, lambda images: None) == [0, 1, 2]
+    assert run_ray_tasks(die_once, range(3), [1] * 3, lambda images: None) == [0, 1, 2]
     with pytest.raises(LostError, match="Preparing failed: "):
-        tasks(die, range(1), [1], lambda images: None)
+        run_ray_tasks(die, range(1), [1], lambda images: None)
     assert len(list(tmp_path.glob("try-*"))) == 4
 
 
@@ -113,7 +113,7 @@ def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path
         (tmp_path / f"ended-{job}").touch()
 
     with pytest.raises(DataError, match="the first job fails"):
-        tasks(fail_or_wait, range(6), [1] * 6, lambda images: None)
+        run_ray_tasks(fail_or_wait, range(6), [1] * 6, lambda images: None)
     assert not list(tmp_path.glob("ended-*"))
 
 
@@ -153,7 +153,7 @@ def _client(environment: dict[str, str]) -> Any:
 def undisturbed(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     """The data set that a preparation makes that nothing happens to."""
     out = tmp_path_factory.mktemp("undisturbed") / "set"
-    prepare([Source(uri=str(phantoms), layout="busi")], str(out), ONE_A_SHARD)
+    prepare([CollectionSource(uri=str(phantoms), layout="busi")], str(out), ONE_A_SHARD)
     return LocalStore(str(out))
 
 
@@ -174,7 +174,7 @@ def test_a_preparation_that_was_killed_goes_on_with_the_same_command(
         if (what, done) == ("reading", of):
             unchanged.append(all(path.stat().st_mtime_ns == at for path, at in staged.items()))
 
-    source = Source(uri=str(phantoms), layout="busi")
+    source = CollectionSource(uri=str(phantoms), layout="busi")
     prepare([source], str(out), ONE_A_SHARD, progress=look)
     assert unchanged == [True]
     assert _contents(LocalStore(str(out))) == _contents(undisturbed)
@@ -206,14 +206,14 @@ def test_a_full_disk_is_said_and_the_same_command_finishes_on_a_larger_one(
 def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
     phantoms: Path, undisturbed: LocalStore, tmp_path: Path
 ) -> None:
-    with object_store.running(tmp_path / "s3", "bucket") as environment:
+    with object_store.run_object_store(tmp_path / "s3", "bucket") as environment:
         process = _start(phantoms, "s3://bucket/set", environment, stop_at="facts-/20")
         until_stopped(process)
     process.send_signal(signal.SIGCONT)
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert b"out of reach" in said
-    with object_store.running(tmp_path / "s3", "bucket") as environment:
+    with object_store.run_object_store(tmp_path / "s3", "bucket") as environment:
         again = _start(phantoms, "s3://bucket/set", environment)
         _, said = again.communicate(timeout=PATIENCE_S)
         assert again.returncode == 0, said
@@ -231,7 +231,7 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
 
 def test_tasks_that_prepare_do_not_load_pytorch() -> None:
     script = (
-        "import sys, mtil.data.prepare.pipeline, mtil.distributed.data.prepare\n"
+        "import sys, mtil.data.prepare.pipeline, mtil.distributed.data.job_tasks\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

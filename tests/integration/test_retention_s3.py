@@ -6,8 +6,8 @@ import torch
 
 from mtil.circle import retention
 from mtil.cli import main
-from mtil.config import from_dict
-from mtil.run.checkpoint import Model
+from mtil.config import config_from_dict
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
@@ -24,9 +24,9 @@ def test_sizes_are_those_of_the_objects_below_a_folder(bucket: str, tmp_path: Pa
 
 
 def test_a_run_in_a_bucket_is_tidied(bucket: str, tmp_path: Path) -> None:
-    config = from_dict({})
+    config = config_from_dict({})
     run = Run.create(f"{bucket}/{tmp_path.name}-run", config, "data", "f" * 64)
-    model = Model(
+    model = TrainedModel(
         config=config,
         weights={"weight": torch.ones(2)},
         fingerprint="f" * 64,
@@ -42,7 +42,7 @@ def test_a_run_in_a_bucket_is_tidied(bucket: str, tmp_path: Path) -> None:
         run.checkpoints(Train(0, fold)).save(0, {"fold": fold})
     run.store.write("rounds/0/fold-0/model-0123456789ab.pt", b"left")
     kept |= run.store.sizes("rounds/0/fold-1")
-    found = retention.find(run)
+    found = retention.find_superseded_files(run)
     assert {one.folder: (one.why, len(one.files)) for one in found.superseded} == {
         "rounds/0/fold-0": ("unnamed model", 1),
         "rounds/0/fold-0/checkpoints": ("ended training", 2),

@@ -15,18 +15,18 @@ import pytest
 import ray
 import torch
 
-from mtil.circle.begin import request_trainings
-from mtil.config import Config, from_dict
+from mtil.circle.request import request_trainings
+from mtil.config import Config, config_from_dict
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.selection import select, total
+from mtil.data.dataset.selection import count_rows, select_rows
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.distributed.prediction import scoring
 from mtil.distributed.runtime import cluster, resources
 from mtil.distributed.training import trainer
 from mtil.distributed.training.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
-from mtil.prediction.evaluation import evaluate
+from mtil.prediction.evaluation import evaluate_predictions
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def _config(**train: Any) -> Config:
-    return from_dict(
+    return config_from_dict(
         {
             "data": {"image_size": 64},
             "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
@@ -52,7 +52,7 @@ def _ignore(line: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, bucket: str) -> Run:
     uri = f"{bucket}/läufe/проба 乳腺 #1 100% '{'l' * 200}'"
-    trainer.train(request_trainings(dataset, uri, _config(), [0]), _ignore)
+    trainer.run_trainings(request_trainings(dataset, uri, _config(), [0]), _ignore)
     return Run.open(uri)
 
 
@@ -81,7 +81,7 @@ def test_no_actor_is_started_for_nothing(undisturbed: Run) -> None:
 def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) -> None:
     before = undisturbed.result(Train(0, 0))
     lines: list[dict[str, Any]] = []
-    (after,) = trainer.train(
+    (after,) = trainer.run_trainings(
         request_trainings(dataset, undisturbed.uri, _config(), [0]), lines.append
     )
     assert after == before
@@ -90,7 +90,7 @@ def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) ->
 
 def test_another_configuration_needs_another_run(undisturbed: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match="num_epochs"):
-        trainer.train(
+        trainer.run_trainings(
             request_trainings(dataset, undisturbed.uri, _config(num_epochs=4), [0]), _ignore
         )
 
@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     The controller, which only starts workers, does so without PyTorch. The workers wait for their
     killer, on a fast machine as on a slow one.
     """
-    config = from_dict({"data": {"mode": "streaming"}}, _config())
+    config = config_from_dict({"data": {"mode": "streaming"}}, _config())
     disturbed = Run.create(
         f"{bucket}/run-killed", config, undisturbed.data_uri, undisturbed.fingerprint
     )
@@ -128,9 +128,9 @@ def test_a_killed_worker_costs_nothing_but_time(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    job = FoldJob(disturbed.uri, dataset, Train(0, 0), None, goes_on=wait_for_the_killer)
+    job = FoldJob(disturbed.uri, dataset, Train(0, 0), None, should_continue=wait_for_the_killer)
     try:
-        trainer.train_job(disturbed, job, resources.reserved_cpus(config), _ignore)
+        trainer.run_training_job(disturbed, job, resources.plan_reserved_cpus(config), _ignore)
     finally:
         over.set()
         killer.join()
@@ -173,7 +173,9 @@ def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
     store.write("rounds/0/fold-0/checkpoints/latest.json", b"not JSON")
     before = _num_workers()
     with pytest.raises(CheckpointError, match=r"latest\.json"):
-        trainer.train(request_trainings(dataset, uri, _config(max_failures=3), [0]), _ignore)
+        trainer.run_trainings(
+            request_trainings(dataset, uri, _config(max_failures=3), [0]), _ignore
+        )
     assert _num_workers() == before + 2
 
 
@@ -189,13 +191,13 @@ def test_evaluation_is_the_same_with_any_number_of_workers(undisturbed: Run) -> 
         predictions = scoring.predict_folds(
             undisturbed, [0], num_workers=num_workers, listen=_ignore
         )
-        figures.append(evaluate(predictions, run_uri=undisturbed.uri, folds=[0]))
+        figures.append(evaluate_predictions(predictions, run_uri=undisturbed.uri, folds=[0]))
         written = undisturbed.store.read("rounds/0/fold-0/predictions.parquet")
         digests.append(hashlib.sha256(written).hexdigest())
     assert figures[0] == figures[1] == figures[2]
     assert len(set(digests)) == 1
-    manifest = manifests.load(open_store(undisturbed.data_uri))
-    assert figures[0]["num_images"] == total(manifest, select(manifest, 0, "test"))
+    manifest = manifests.load_manifest(open_store(undisturbed.data_uri))
+    assert figures[0]["num_images"] == count_rows(manifest, select_rows(manifest, 0, "test"))
 
 
 def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
@@ -205,7 +207,7 @@ def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
 
 def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:
     with pytest.raises(ResourceError, match="leave"):
-        trainer.train(
+        trainer.run_trainings(
             request_trainings(dataset, f"{bucket}/run-big", _config(cpus_per_worker=1.0), [0]),
             _ignore,
         )
@@ -216,17 +218,17 @@ def test_a_run_of_another_data_set_is_refused(
     undisturbed: Run, phantoms: Path, bucket: str
 ) -> None:
     other = f"{bucket}/phantoms-other"
-    source = Source(uri=str(phantoms), layout="busi")
+    source = CollectionSource(uri=str(phantoms), layout="busi")
     prepare([source], other, Settings(image_size=32, num_folds=3))
     with pytest.raises(DataError, match="fingerprint"):
-        trainer.train(request_trainings(other, undisturbed.uri, _config(), [0]), _ignore)
+        trainer.run_trainings(request_trainings(other, undisturbed.uri, _config(), [0]), _ignore)
 
 
 def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
     phantoms: Path, gcs_bucket: str
 ) -> None:
     data, run = f"{gcs_bucket}/phantoms", f"{gcs_bucket}/run"
-    source = Source(uri=str(phantoms), layout="busi")
+    source = CollectionSource(uri=str(phantoms), layout="busi")
     prepare([source], data, Settings(image_size=64, num_folds=3, max_shard_bytes=120_000))
     lines: list[dict[str, Any]] = []
     heard = threading.Event()
@@ -235,7 +237,7 @@ def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
         lines.append(line)
         heard.set()
 
-    trainer.train(
+    trainer.run_trainings(
         request_trainings(
             data, run, _config(num_epochs=1, num_workers=1, cpus_per_worker=0.75), [1]
         ),

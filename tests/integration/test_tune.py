@@ -13,10 +13,10 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from mtil import presets
-from mtil.config import from_dict, to_dict
+from mtil.config import config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.shards import row_bytes
-from mtil.distributed.runtime.preflight import Node
+from mtil.distributed.runtime.preflight import NodeResources
 from mtil.errors import ConfigError, DataError, ResourceError, RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train
@@ -24,40 +24,42 @@ from mtil.storage import open_store
 from tests.waiting import until
 from tune import search as searches
 from tune import study as studies
-from tune.cli import main
-from tune.record import Asked, Budget, Rule, Search, study_name
+from tune.cli import run_tune_cli
+from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 from tune.search import StudySearch
-from tune.search.driver import Stop
-from tune.search.room import copies
-from tune.search.trial import TOLD, Means, Work, cause_of
+from tune.search.concurrency import copies
+from tune.search.driver import UserErrorStopper
+from tune.search.trial import OUTCOME_KEY, TrialContext, TrialFunction, describe_cause
 
 Lines = list[dict[str, Any]]
 
 
 def _search(folder: Path, data: str = "/none", **changes: Any) -> Search:
-    config = from_dict(
+    config = config_from_dict(
         {
             "data": {"image_size": 64},
             "model": {"encoder": {"name": "resnet10_tiny", "pretrained": False}},
             "train": {"num_epochs": 40, "batch_size": 8},
         }
     )
-    fingerprint = "0" * 64 if data == "/none" else manifests.load(open_store(data)).fingerprint
+    fingerprint = (
+        "0" * 64 if data == "/none" else manifests.load_manifest(open_store(data)).fingerprint
+    )
     values: dict[str, Any] = {
         "data": data,
         "fingerprint": fingerprint,
-        "config": to_dict(config),
-        "budget": vars(Budget(num_epochs=2)),
+        "config": config_to_dict(config),
+        "budget": vars(TrialBudget(num_epochs=2)),
         "space": ["attention", "loss"],
         "narrowing": {},
         "objective": "0.5*dice+0.5*auc",
         "sampler": "tpe",
         "seed": 0,
-        "rule": vars(Rule()),
+        "rule": vars(StoppingRule()),
         "storage": None,
-        "study": study_name(str(folder)),
+        "study": make_study_name(str(folder)),
     }
-    return Search.create(str(folder), Asked(**values | changes))
+    return Search.create(str(folder), SearchRequest(**values | changes))
 
 
 def _figures(point: Mapping[str, Any]) -> dict[str, float]:
@@ -75,13 +77,13 @@ def _drive(searcher: StudySearch, upto: int | None = None) -> int:
             break
         assert point is not None
         outcome = json.dumps({"figures": [_figures(point)], "seconds": 1.0})
-        searcher.on_trial_complete(str(ended), {TOLD: outcome})
+        searcher.on_trial_complete(str(ended), {OUTCOME_KEY: outcome})
         ended += 1
     return ended
 
 
 def _params(search: Search) -> list[dict[str, Any]]:
-    return [dict(trial.params) for trial in studies.load(search).trials]
+    return [dict(trial.params) for trial in studies.load_study(search).trials]
 
 
 def test_the_first_trial_is_the_default(tmp_path: Path) -> None:
@@ -109,10 +111,10 @@ def test_a_driver_that_died_leaves_trials_that_the_next_takes_up(tmp_path: Path)
     assert (lines[0]["ended"], lines[0]["taken_up"]) == (7, [7])
     assert again.suggest("x") == running
     again.on_trial_complete(
-        "x", {TOLD: json.dumps({"figures": [_figures(running or {})], "seconds": 1.0})}
+        "x", {OUTCOME_KEY: json.dumps({"figures": [_figures(running or {})], "seconds": 1.0})}
     )
     assert _drive(again) == 8
-    assert studies.counts(studies.load(killed)) == {
+    assert studies.count_trials(studies.load_study(killed)) == {
         "completed": 16, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
     }  # fmt: skip
     assert _params(killed) == _params(undisturbed)  # the sampler has lost nothing
@@ -124,12 +126,12 @@ def test_a_failed_trial_is_told_with_its_cause_and_replaced(tmp_path: Path) -> N
     search = _search(tmp_path / "s")
     searcher = StudySearch(search, 3, lambda line: None)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", {TOLD: json.dumps({"cause": "no", "trace": "line 1"})})
+    searcher.on_trial_complete("a", {OUTCOME_KEY: json.dumps({"cause": "no", "trace": "line 1"})})
     assert _drive(searcher) == 3
     searcher.raise_for_failures()
-    study = studies.load(search)
-    assert studies.counts(study)["failed"] == 1
-    assert studies.trials(study)[0].cause == "no"
+    study = studies.load_study(search)
+    assert studies.count_trials(study)["failed"] == 1
+    assert studies.list_trials(study)[0].cause == "no"
     assert (tmp_path / "s" / "trials" / "0000" / "error.txt").read_text() == "line 1"
 
 
@@ -138,8 +140,8 @@ def test_figures_that_are_not_numbers_are_a_failure(tmp_path: Path) -> None:
     searcher = StudySearch(search, 1, lambda line: None)
     searcher.suggest("a")
     outcome = {"figures": [{"dice": float("nan"), "auc": 0.5}], "seconds": 1.0}
-    searcher.on_trial_complete("a", {TOLD: json.dumps(outcome)})
-    (trial,) = studies.trials(studies.load(search))
+    searcher.on_trial_complete("a", {OUTCOME_KEY: json.dumps(outcome)})
+    (trial,) = studies.list_trials(studies.load_study(search))
     assert (trial.state, trial.values) == ("failed", None)
     assert "not numbers" in (trial.cause or "")
 
@@ -159,13 +161,13 @@ def test_a_users_mistake_ends_the_search_and_its_trial_goes_on_later(tmp_path: P
     searcher = StudySearch(search, 3, lambda line: None)
     point = searcher.suggest("a")
     mistake = {"cause": "The data set is damaged.", "trace": "", "mistake": "DataError"}
-    searcher.on_trial_complete("a", {TOLD: json.dumps(mistake)})
-    assert Stop(searcher).stop_all()
+    searcher.on_trial_complete("a", {OUTCOME_KEY: json.dumps(mistake)})
+    assert UserErrorStopper(searcher).stop_all()
     assert searcher.suggest("b") == Searcher.FINISHED
     with pytest.raises(DataError, match=r"^The data set is damaged\.$"):
         searcher.raise_for_failures()
     again = StudySearch(search, 3, lambda line: None)
-    assert not Stop(again).stop_all()
+    assert not UserErrorStopper(again).stop_all()
     assert again.suggest("a") == point
 
 
@@ -175,17 +177,19 @@ def test_a_configuration_that_cannot_be_is_a_mistake_until_a_trial_has_ended(
     mistake = json.dumps({"cause": "No.", "trace": "", "mistake": "ConfigError"})
     first = StudySearch(_search(tmp_path / "first"), 2, lambda line: None)
     first.suggest("a")
-    first.on_trial_complete("a", {TOLD: mistake})
+    first.on_trial_complete("a", {OUTCOME_KEY: mistake})
     assert isinstance(first.mistake, ConfigError)
     later = StudySearch(_search(tmp_path / "later"), 2, lambda line: None)
     assert _drive(later, upto=1) == 1
     later.suggest("b")
-    later.on_trial_complete("b", {TOLD: mistake})
+    later.on_trial_complete("b", {OUTCOME_KEY: mistake})
     assert later.mistake is None
-    assert studies.counts(studies.load(later._search))["failed"] == 1
+    assert studies.count_trials(studies.load_study(later._search))["failed"] == 1
 
 
-def _mistaken(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+def _mistaken(
+    uri: str, number: int, point: Mapping[str, Any], means: TrialContext
+) -> dict[str, Any]:
     raise DataError("The data set is damaged.")
 
 
@@ -193,8 +197,8 @@ def _mistaken(uri: str, number: int, point: Mapping[str, Any], means: Means) -> 
 def test_a_trials_mistake_is_the_commands(tmp_path: Path) -> None:
     search = _search(tmp_path / "s")
     with pytest.raises(DataError, match=r"^The data set is damaged\.$"):
-        searches.run(search, 8, lambda line: None, does=_mistaken)
-    counts = studies.counts(studies.load(search))
+        searches.run_search(search, 8, lambda line: None, does=_mistaken)
+    counts = studies.count_trials(studies.load_study(search))
     assert counts["failed"] == counts["completed"] == 0
     assert 1 <= counts["running"] <= 2
 
@@ -202,7 +206,7 @@ def test_a_trials_mistake_is_the_commands(tmp_path: Path) -> None:
 def test_two_goals_are_kept_apart(tmp_path: Path) -> None:
     search = _search(tmp_path / "s", objective="dice,f1", sampler="nsga2")
     assert _drive(StudySearch(search, 4, lambda line: None)) == 4
-    study = studies.load(search)
+    study = studies.load_study(search)
     assert study.metric_names == ["dice", "f1"]
     assert all(trial.values[1] == 0.5 for trial in study.trials)
 
@@ -210,27 +214,27 @@ def test_two_goals_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "train", "wanted", "expected"),
     [
-        ([Node(2, 0)], {}, 24, (2, 0.5)),
-        ([Node(2, 0)], {}, 1, (1, 1.0)),
-        ([Node(2, 0)], {"num_workers": 2}, 24, (1, 0.5)),
-        ([Node(8, 0)], {"num_workers": 2}, 24, (4, 0.87)),
-        ([Node(4, 0), Node(4, 0)], {"cpus_per_worker": 2.0}, 24, (3, 2.0)),
-        ([Node(32, 4)], {"gpus_per_worker": 1.0}, 24, (4, 1.0)),
-        ([Node(32, 4)], {"gpus_per_worker": 1.0, "num_workers": 2}, 24, (2, 1.0)),
-        ([Node(32, 2)], {"gpus_per_worker": 0.5}, 24, (4, 1.0)),
-        ([Node(32, 4)], {"gpus_per_worker": 1.0}, 3, (3, 1.0)),
+        ([NodeResources(2, 0)], {}, 24, (2, 0.5)),
+        ([NodeResources(2, 0)], {}, 1, (1, 1.0)),
+        ([NodeResources(2, 0)], {"num_workers": 2}, 24, (1, 0.5)),
+        ([NodeResources(8, 0)], {"num_workers": 2}, 24, (4, 0.87)),
+        ([NodeResources(4, 0), NodeResources(4, 0)], {"cpus_per_worker": 2.0}, 24, (3, 2.0)),
+        ([NodeResources(32, 4)], {"gpus_per_worker": 1.0}, 24, (4, 1.0)),
+        ([NodeResources(32, 4)], {"gpus_per_worker": 1.0, "num_workers": 2}, 24, (2, 1.0)),
+        ([NodeResources(32, 2)], {"gpus_per_worker": 0.5}, 24, (4, 1.0)),
+        ([NodeResources(32, 4)], {"gpus_per_worker": 1.0}, 3, (3, 1.0)),
     ],
 )
 def test_as_many_trials_as_there_is_room_for(
-    nodes: list[Node], train: dict[str, Any], wanted: int, expected: tuple[int, float]
+    nodes: list[NodeResources], train: dict[str, Any], wanted: int, expected: tuple[int, float]
 ) -> None:
-    config = from_dict({"train": {"batch_size": 16, **train}})
+    config = config_from_dict({"train": {"batch_size": 16, **train}})
     assert searches.room(nodes, config, wanted) == expected
 
 
 def test_a_trial_that_has_no_room_is_refused() -> None:
     with pytest.raises(ResourceError, match="need 1 GPUs, but the cluster has 0"):
-        searches.room([Node(2, 0)], presets.base(), 24)
+        searches.room([NodeResources(2, 0)], presets.base(), 24)
 
 
 def test_want_of_memory_is_named() -> None:
@@ -239,14 +243,14 @@ def test_want_of_memory_is_named() -> None:
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 B"),
         RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"),
     ):
-        assert cause_of(error).startswith("It does not fit in memory: ")
-    assert cause_of(ZeroDivisionError("division by zero")) == (
+        assert describe_cause(error).startswith("It does not fit in memory: ")
+    assert describe_cause(ZeroDivisionError("division by zero")) == (
         "ZeroDivisionError: division by zero"
     )
 
 
 def test_circles_leave_room_for_their_copies_of_the_data(dataset: str) -> None:
-    manifest = manifests.load(open_store(dataset))
+    manifest = manifests.load_manifest(open_store(dataset))
     one = manifest.num_rows * (row_bytes(64) + 64 * 64)
     found = [copies(share * one, manifest) for share in (0.5, 1.5, 2.5, 4.0)]
     assert found == [1, 1, 1, 3]
@@ -264,17 +268,17 @@ class TestOnRay:
     ) -> Search:
         """Two trials of two epochs, side by side."""
         search = _search(tmp_path_factory.mktemp("searches") / "real", dataset)
-        searches.run(search, 2, lines.append)
+        searches.run_search(search, 2, lines.append)
         return search
 
     def test_every_trial_is_a_run_with_its_history(self, search: Search, lines: Lines) -> None:
-        study = studies.load(search)
-        assert studies.counts(study)["completed"] == 2
+        study = studies.load_study(search)
+        assert studies.count_trials(study)["completed"] == 2
         assert [line["kind"] for line in lines] == ["begun", "trial", "trial"]
         assert (lines[0]["concurrent"], lines[-1]["ended"]) == (2, 2)
-        for trial in studies.trials(study):
+        for trial in studies.list_trials(study):
             run = Run.open(search.trial_uri(trial.number))
-            assert run.config == search.config_of(trial.point)
+            assert run.config == search.trial_config(trial.point)
             result = run.result(Train(0, 0))
             assert result is not None
             assert trial.figures == [result.metrics]
@@ -302,14 +306,14 @@ class TestOnRay:
 
     def test_the_same_search_again_does_nothing(self, search: Search) -> None:
         lines: Lines = []
-        searches.run(search, 2, lines.append)
+        searches.run_search(search, 2, lines.append)
         assert lines == []
 
     def test_commands_tell_what_was_found(
         self, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def told(*arguments: str) -> dict[str, Any]:
-            assert main([*arguments, "--run", search.uri, "--json"]) == 0
+            assert run_tune_cli([*arguments, "--run", search.uri, "--json"]) == 0
             answer: dict[str, Any] = json.loads(capsys.readouterr().out)
             return answer
 
@@ -322,7 +326,7 @@ class TestOnRay:
         to = str(tmp_path / "best.yaml")
         assert told("export", "--to", to)["trial"] == shown["best"][0]["trial"]
         config = presets.load_config(to)
-        assert config == search.whole_config_of(shown["best"][0]["overrides"])
+        assert config == search.full_config(shown["best"][0]["overrides"])
         assert config.train.num_epochs == 40
         told("report", "--to", str(tmp_path / "report.html"))
         page = (tmp_path / "report.html").read_text()
@@ -333,48 +337,57 @@ class TestOnRay:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         search = _search(tmp_path / "s")
-        searches.run(search, 2, lambda line: None, does=_dies_once(tmp_path))
-        assert studies.counts(studies.load(search))["completed"] == 2
+        searches.run_search(search, 2, lambda line: None, does=_dies_once(tmp_path))
+        assert studies.count_trials(studies.load_study(search))["completed"] == 2
         assert sorted(path.name for path in tmp_path.glob("died-*")) == ["died-1"]
         assert "Number of trials" not in capfd.readouterr().out  # Tune's own progress is off
 
     def test_trials_have_the_memory_settings_of_workers(self, tmp_path: Path) -> None:
         search = _search(tmp_path / "s")
-        searches.run(search, 1, lambda line: None, does=_tells_its_environment(tmp_path))
+        searches.run_search(search, 1, lambda line: None, does=_tells_its_environment(tmp_path))
         assert (tmp_path / "environment").read_text() == "1"
         assert "MALLOC_ARENA_MAX" not in class_cache.DEFAULT_ENV_VARS  # as it was
 
     def test_a_trial_that_is_stopped_ends_by_itself(self, dataset: str, tmp_path: Path) -> None:
         """Halving with the default before it: whatever is worse after an epoch is stopped."""
-        rule = vars(Rule(kind="halving", first=1, factor=2))
+        rule = vars(StoppingRule(kind="halving", first=1, factor=2))
         search = _search(
-            tmp_path / "s", dataset, rule=rule, budget=vars(Budget(num_epochs=3)), space=["loss"]
+            tmp_path / "s",
+            dataset,
+            rule=rule,
+            budget=vars(TrialBudget(num_epochs=3)),
+            space=["loss"],
         )
         first = StudySearch(search, 1, lambda line: None)
         first.suggest("default")
-        judge = studies.Judge(search.storage, search.asked.study, search.rule)
+        judge = studies.EarlyStopper(search.storage, search.asked.study, search.rule)
         assert judge.hear(0, 1, 2.0)  # nobody can be better
         first.on_trial_complete(
-            "default", {TOLD: json.dumps({"figures": [{"dice": 2.0, "auc": 2.0}], "seconds": 1})}
+            "default",
+            {OUTCOME_KEY: json.dumps({"figures": [{"dice": 2.0, "auc": 2.0}], "seconds": 1})},
         )
-        searches.run(search, 2, lambda line: None)
-        trial = studies.trials(studies.load(search))[1]
+        searches.run_search(search, 2, lambda line: None)
+        trial = studies.list_trials(studies.load_study(search))[1]
         assert (trial.state, trial.stopped_after) == ("stopped early", 1)
         run = Run.open(search.trial_uri(1))
         assert len(run.history(Train(0, 0))) == 1
         assert run.result(Train(0, 0)) is not None
 
 
-def _tells_its_environment(folder: Path) -> Work:
-    def work(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+def _tells_its_environment(folder: Path) -> TrialFunction:
+    def work(
+        uri: str, number: int, point: Mapping[str, Any], means: TrialContext
+    ) -> dict[str, Any]:
         (folder / "environment").write_text(os.environ.get("MALLOC_ARENA_MAX", ""))
         return {"figures": [{"dice": 0.5, "auc": 0.5}], "seconds": 1.0}
 
     return work
 
 
-def _dies_once(folder: Path) -> Work:
-    def work(uri: str, number: int, point: Mapping[str, Any], means: Means) -> dict[str, Any]:
+def _dies_once(folder: Path) -> TrialFunction:
+    def work(
+        uri: str, number: int, point: Mapping[str, Any], means: TrialContext
+    ) -> dict[str, Any]:
         mark = folder / f"died-{number}"
         if number == 1 and not mark.exists():
             mark.touch()

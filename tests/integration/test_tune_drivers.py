@@ -18,7 +18,7 @@ from mtil.storage import open_store
 from tests.waiting import PATIENCE_S, until
 from tune import study as studies
 from tune.record import Search
-from tune.search import session
+from tune.search import driver_lock
 
 
 def test_what_learns_from_trials_beats_what_does_not(tmp_path: Path) -> None:
@@ -75,17 +75,17 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
     for process in family:
         if process.is_running():
             process.kill()
-    killed = studies.trials(studies.load(search))
-    after = studies.counts(studies.load(search))
+    killed = studies.list_trials(studies.load_study(search))
+    after = studies.count_trials(studies.load_study(search))
     assert (after["completed"], after["running"] > 0) == (7, True)
     (tmp_path / "go").touch()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    study = studies.load(search)
-    assert studies.counts(study) == {
+    study = studies.load_study(search)
+    assert studies.count_trials(study) == {
         "completed": 9, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
     }  # fmt: skip
-    trials = studies.trials(study)
+    trials = studies.list_trials(study)
     assert len({tuple(sorted(trial.point.items())) for trial in trials}) == 9
     told = (tmp_path / "told.txt").read_text().splitlines()
     for trial in killed:
@@ -99,7 +99,7 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
 def _has_seven_and_more(search: Search) -> bool:
     """Say whether seven trials are completed, and another runs, which waits to be killed."""
     with suppress(DataError):  # not yet made
-        counts = studies.counts(studies.load(search))
+        counts = studies.count_trials(studies.load_study(search))
         return counts["completed"] == 7 and counts["running"] > 0
     return False
 
@@ -112,7 +112,7 @@ def test_of_two_drivers_that_begin_together_one_is_refused(tmp_path: Path) -> No
     def drive() -> None:
         both.wait()
         try:
-            with session.alone(store):
+            with driver_lock.hold_driver_lock(store):
                 outcomes.append("went")
                 both.wait()
         except RunError as error:
@@ -132,13 +132,16 @@ def test_of_two_drivers_that_begin_together_one_is_refused(tmp_path: Path) -> No
 def test_a_driver_that_was_killed_does_not_keep_the_next_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.1)
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.5)
     store = open_store(str(tmp_path))
     store.write("drivers/0004", b"dead")
-    with session.alone(store):
+    with driver_lock.hold_driver_lock(store):
         monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # a busy machine is not silent
         assert store.names("drivers") == ["drivers/0004", "drivers/0005"]
-        with pytest.raises(RunError, match="Another `mtil-tune run`"), session.alone(store):
+        with (
+            pytest.raises(RunError, match="Another `mtil-tune run`"),
+            driver_lock.hold_driver_lock(store),
+        ):
             pass
     assert store.names("drivers") == []

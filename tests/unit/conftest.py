@@ -14,24 +14,24 @@ import pytest
 import torch
 
 from mtil import phantom
-from mtil.circle.inputs import judges, map_source
+from mtil.circle.inputs import find_map_source, list_test_models
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import Done, Started
+from mtil.circle.state import ActionDone, ActionStarted
 from mtil.cli import main
-from mtil.config import Config, digest, from_dict
+from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import select
+from mtil.data.dataset.selection import select_rows
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.models import TwoTaskNetwork
-from mtil.prediction.scoring import PREDICTIONS
+from mtil.prediction.scoring import PREDICTIONS_SCHEMA
 from mtil.run import maps
-from mtil.run.checkpoint import Model
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
-from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, actions
+from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, list_actions
 from mtil.storage import LocalStore
 
 torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long
@@ -44,7 +44,7 @@ STORED = 64
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 small phantoms in the BUSI layout, which tests must not change."""
     folder = tmp_path_factory.mktemp("phantoms") / "busi"
-    phantom.write(folder, num_images=NUM_IMAGES, seed=3, image_size=STORED)
+    phantom.write_phantoms(folder, num_images=NUM_IMAGES, seed=3, image_size=STORED)
     return folder
 
 
@@ -56,7 +56,7 @@ def data_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     lines = [f"{stem},{stem.split()[0]}-{at // 2}" for at, stem in enumerate(stems)]
     (folder / "groups.csv").write_text("\n".join(["image_id,group", *lines]) + "\n")
     prepare(
-        [Source(uri=str(phantoms), layout="busi", groups=str(folder / "groups.csv"))],
+        [CollectionSource(uri=str(phantoms), layout="busi", groups=str(folder / "groups.csv"))],
         str(folder / "set"),
         Settings(image_size=STORED, num_folds=3, max_shard_bytes=9 * shards.row_bytes(STORED)),
     )
@@ -66,13 +66,13 @@ def data_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def manifest(data_uri: str) -> Manifest:
     """What the data set holds."""
-    return manifests.load(LocalStore(data_uri))
+    return manifests.load_manifest(LocalStore(data_uri))
 
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
     """Make configurations whose network takes milliseconds, with some groups of keys changed."""
-    base = from_dict(
+    base = config_from_dict(
         {
             "data": {"image_size": 32},
             "model": {
@@ -83,15 +83,15 @@ def make_config() -> Callable[..., Config]:
             "train": {"batch_size": 4, "num_epochs": 4, "warmup_epochs": 0.5},
         }
     )
-    return lambda **groups: from_dict(groups, base)
+    return lambda **groups: config_from_dict(groups, base)
 
 
 @pytest.fixture(scope="session")
-def make_model(make_config: Callable[..., Config]) -> Callable[..., Model]:
+def make_model(make_config: Callable[..., Config]) -> Callable[..., TrainedModel]:
     """Make untrained models whose masks are neither empty nor full; the seed decides."""
     config = make_config()
 
-    def make(seed: int = 0, **values: Any) -> Model:
+    def make(seed: int = 0, **values: Any) -> TrainedModel:
         torch.manual_seed(seed)
         network = TwoTaskNetwork(config.model).eval()
         with torch.no_grad():
@@ -110,7 +110,7 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., Model]:
             "temperature": 1.5,
             "threshold": 0.5,
         }
-        return Model(**usual | values)
+        return TrainedModel(**usual | values)
 
     return make
 
@@ -119,7 +119,7 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., Model]:
 def circle_run(
     tmp_path: Path,
     make_config: Callable[..., Config],
-    make_model: Callable[..., Model],
+    make_model: Callable[..., TrainedModel],
     data_uri: str,
     manifest: Manifest,
 ) -> Callable[..., Run]:
@@ -143,20 +143,20 @@ def circle_run(
             model = replace(model, weights={"weight": torch.ones(2)})
         plan = run.plan(folds)
         ledger = Ledger.open(run.store, session="coordinator")
-        ledger.begin(plan, manifest.fingerprint, digest(config))
+        ledger.begin(plan, manifest.fingerprint, compute_config_digest(config))
         ledger.boot()
-        for number, action in enumerate(actions(plan)):
+        for number, action in enumerate(list_actions(plan)):
             if action == until:
                 break
-            ledger.append(Started(action=action, attempt=1))
+            ledger.append(ActionStarted(action=action, attempt=1))
             result = _act(run, manifest, action, replace(model, epoch=number))
-            ledger.append(Done(action=action, attempt=1, result=result))
+            ledger.append(ActionDone(action=action, attempt=1, result=result))
         return run
 
     return make
 
 
-def _act(run: Run, manifest: Manifest, action: Action, model: Model) -> dict[str, Any]:
+def _act(run: Run, manifest: Manifest, action: Action, model: TrainedModel) -> dict[str, Any]:
     """Leave the files of an action behind and return what the ledger says of it.
 
     A model is told from others by its epoch. A map's value is 100 times the fold, plus 10 times the
@@ -167,13 +167,15 @@ def _act(run: Run, manifest: Manifest, action: Action, model: Model) -> dict[str
         result = run.commit(action, replace(model, fold=action.fold), **figures)
         return {"folder": run.folder(action), **asdict(result)}
     if isinstance(action, WriteMaps):
-        source = map_source(run, manifest, action)
+        source = find_map_source(run, manifest, action)
         value = 100 * action.fold + 10 * action.round + 1 + (action.part or 0)
         for shard in manifest.shards:
-            table = shards.read(LocalStore(run.data_uri), shard)
+            table = shards.read_shard(LocalStore(run.data_uri), shard)
             ids = table.column("sample_id").take(pa.array(source.rows.rows(table))).to_pylist()
             drawn = np.full((len(ids), source.origin.size, source.origin.size), value, np.uint8)
-            run.store.write(source.name(shard), maps.encode(ids, drawn, source.origin_of(shard)))
+            run.store.write(
+                source.name(shard), maps.encode_maps(ids, drawn, source.origin_of(shard))
+            )
         return {"folder": source.folder, "model_sha256": source.origin.model_sha256}
     if isinstance(action, Evaluate):
         name = run.predictions_name(action.round, action.fold)
@@ -192,14 +194,14 @@ _FIGURE = {"value": 0.8125, "low": 0.75, "high": 0.875}
 
 
 def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
-    rows = select(manifest, action.fold, "test")
-    tables = [shards.read(LocalStore(run.data_uri), shard) for shard in manifest.shards]
+    rows = select_rows(manifest, action.fold, "test")
+    tables = [shards.read_shard(LocalStore(run.data_uri), shard) for shard in manifest.shards]
     tested = pa.concat_tables([table.take(pa.array(rows.rows(table))) for table in tables])
     known = {
         name: tested.column(name) for name in ("sample_id", "group", "source", "label", "fold")
     }
     said = []
-    for number, judge in enumerate(judges(run, action.round, action.fold)):
+    for number, judge in enumerate(list_test_models(run, action.round, action.fold)):
         result = run.result(judge)
         assert result is not None
         said += [
@@ -210,7 +212,7 @@ def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
             for row in pa.table(known).to_pylist()
         ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(said, schema=PREDICTIONS), sink)
+    pq.write_table(pa.Table.from_pylist(said, schema=PREDICTIONS_SCHEMA), sink)
     return sink.getvalue().to_pybytes()
 
 

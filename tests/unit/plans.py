@@ -5,12 +5,12 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from mtil.config import CircleConfig, from_dict
-from mtil.run.plan import Plan
+from mtil.config import CircleConfig, config_from_dict
+from mtil.run.plan import CirclePlan
 
 
-def a_plan(*folds: int, **circle: object) -> Plan:
-    return Plan(circle=from_dict({"circle": circle}).circle, folds=folds)
+def a_plan(*folds: int, **circle: object) -> CirclePlan:
+    return CirclePlan(circle=config_from_dict({"circle": circle}).circle, folds=folds)
 
 
 IN_SAMPLE = a_plan(0, 1, num_rounds=3)
@@ -19,7 +19,7 @@ RECYCLE = a_plan(0, 1, num_rounds=3, maps="recycle")
 
 RECYCLED = ("recycle", "passes")
 plans = st.builds(
-    Plan,
+    CirclePlan,
     circle=st.builds(
         lambda kind, **values: CircleConfig(maps=kind[0], test=kind[1], **values),
         st.sampled_from([*product(["in_sample", "cross_fit"], ["passes", "chain"]), RECYCLED]),

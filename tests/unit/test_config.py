@@ -13,26 +13,28 @@ from hypothesis import strategies as st
 from mtil import presets
 from mtil.config import (
     Config,
-    digest,
-    documented,
-    from_dict,
-    from_yaml,
-    keys,
-    to_dict,
-    with_overrides,
+    apply_overrides,
+    compute_config_digest,
+    config_from_dict,
+    config_from_yaml,
+    config_to_dict,
+    describe_config_keys,
+    list_config_keys,
 )
 from mtil.errors import ConfigError
 from mtil.presets import PRESETS
 
 
 def test_values_are_laid_over_the_base_key_by_key() -> None:
-    base = from_dict({"seed": 3, "train": {"num_epochs": 7}})
-    made = from_dict({"train": {"batch_size": 4}, "model": {"attention": {"kind": "self"}}}, base)
+    base = config_from_dict({"seed": 3, "train": {"num_epochs": 7}})
+    made = config_from_dict(
+        {"train": {"batch_size": 4}, "model": {"attention": {"kind": "self"}}}, base
+    )
     assert (made.seed, made.train.num_epochs, made.train.batch_size) == (3, 7, 4)
     assert made.model.attention == dataclasses.replace(base.model.attention, kind="self")
     assert made.loss == Config().loss
     assert base.train.batch_size == 16  # the base is as it was
-    assert from_dict({}) == Config()
+    assert config_from_dict({}) == Config()
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -51,7 +53,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 )
 def test_an_unknown_key_is_named_with_the_nearest(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_dict(values)
+        config_from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +80,14 @@ def test_a_wrong_value_is_named_with_key_and_rule(key: str, value: object, rule:
     for part in reversed(key.split(".")):
         tree = {part: tree}
     with pytest.raises(ConfigError, match=rule) as caught:
-        from_dict(tree)  # type: ignore[arg-type]
+        config_from_dict(tree)  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"`{key}")
     if key != "model.decoder_channels":  # there the input is what is missing
         assert f"but got {value!r}." in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-_NUMBERS = [name for name, kind, _ in documented() if kind.split()[0] in ("int", "float")]
+_NUMBERS = [name for name, kind, _ in describe_config_keys() if kind.split()[0] in ("int", "float")]
 
 
 @pytest.mark.parametrize("key", [*_NUMBERS, "model.decoder_channels"])
@@ -96,7 +98,7 @@ def test_no_number_is_without_bounds(key: str, value: float) -> None:
     for part in reversed(key.split(".")):
         tree = {part: tree}
     with pytest.raises(ConfigError, match=rf"^`{re.escape(key)}(\.0)?` is wrong: "):
-        from_dict(tree)  # type: ignore[arg-type]
+        config_from_dict(tree)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -116,30 +118,30 @@ def test_no_number_is_without_bounds(key: str, value: float) -> None:
     ],
 )
 def test_a_bound_is_allowed_and_what_is_beyond_is_not(key: str, most: float, more: float) -> None:
-    with_overrides(Config(), {key: str(most)})
+    apply_overrides(Config(), {key: str(most)})
     with pytest.raises(ConfigError, match=rf"`{re.escape(key)}` is wrong: input should be "):
-        with_overrides(Config(), {key: str(more)})
+        apply_overrides(Config(), {key: str(more)})
 
 
 @pytest.mark.parametrize("gpus", [1.5, 0.001])
 def test_a_worker_has_whole_gpus_or_a_share_of_one(gpus: float) -> None:
     with pytest.raises(ConfigError, match=rf"a whole number or a share .*, but is {gpus};"):
-        from_dict({"train": {"gpus_per_worker": gpus}})
-    assert from_dict({"train": {"gpus_per_worker": 0.25}}).train.gpus_per_worker == 0.25
+        config_from_dict({"train": {"gpus_per_worker": gpus}})
+    assert config_from_dict({"train": {"gpus_per_worker": 0.25}}).train.gpus_per_worker == 0.25
 
 
 def test_a_value_in_place_of_a_group_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"`model\.attention` must be a group of keys, but got 4"):
-        from_dict({"model": {"attention": 4}})
+        config_from_dict({"model": {"attention": 4}})
     with pytest.raises(ConfigError, match=r"`train\.num_epochs` is wrong: .* but got an object"):
-        from_dict({"train": {"num_epochs": {"x": 1}}})
+        config_from_dict({"train": {"num_epochs": {"x": 1}}})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "cpus_per_worker"])
 def test_a_number_must_be_finite(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"`train\.{key}.*finite number, but got {value}"):
-        from_dict({"train": {key: value}})
+        config_from_dict({"train": {key: value}})
 
 
 @pytest.mark.parametrize(
@@ -176,11 +178,11 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
 )
 def test_values_must_agree_with_one_another(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_dict(values)
+        config_from_dict(values)
 
 
 def test_overrides_take_dashes_for_underscores_and_read_yaml() -> None:
-    made = with_overrides(
+    made = apply_overrides(
         Config(),
         {
             "model.attention.num-heads": "8",
@@ -213,23 +215,25 @@ def test_overrides_take_dashes_for_underscores_and_read_yaml() -> None:
 )
 def test_wrong_overrides_are_refused(key: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        with_overrides(Config(), {key: text})
+        apply_overrides(Config(), {key: text})
 
 
 def test_a_key_cannot_be_both_a_value_and_a_group() -> None:
     with pytest.raises(ConfigError, match="`train` must be a group of keys"):
-        with_overrides(Config(), {"train": "3", "train.num_epochs": "4"})
+        apply_overrides(Config(), {"train": "3", "train.num_epochs": "4"})
     with pytest.raises(ConfigError, match="`train` must be a group of keys"):
-        with_overrides(Config(), {"train.num_epochs": "4", "train": "3"})
+        apply_overrides(Config(), {"train.num_epochs": "4", "train": "3"})
 
 
 def test_yaml_is_laid_over_the_base() -> None:
     text = "seed: 5\ntrain:\n  num_epochs: 2\n"
-    assert from_yaml(text, source="x") == from_dict({"seed": 5, "train": {"num_epochs": 2}})
-    base = from_dict({"seed": 1, "train": {"batch_size": 2}})
-    assert from_yaml(text, base, source="x").train.batch_size == 2
-    assert from_yaml("", base, source="x") == base
-    assert from_yaml("# nothing\n", source="x") == Config()
+    assert config_from_yaml(text, source="x") == config_from_dict(
+        {"seed": 5, "train": {"num_epochs": 2}}
+    )
+    base = config_from_dict({"seed": 1, "train": {"batch_size": 2}})
+    assert config_from_yaml(text, base, source="x").train.batch_size == 2
+    assert config_from_yaml("", base, source="x") == base
+    assert config_from_yaml("# nothing\n", source="x") == Config()
 
 
 @pytest.mark.parametrize(
@@ -251,15 +255,15 @@ def test_yaml_is_laid_over_the_base() -> None:
 )
 def test_wrong_yaml_is_one_sentence(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        from_yaml(text, source="c.yaml")
+        config_from_yaml(text, source="c.yaml")
     assert "\n" not in str(caught.value)
 
 
 def test_plain_values_make_the_same_configuration_again() -> None:
     for config in (Config(), *(make() for make in PRESETS.values())):
-        plain = json.loads(json.dumps(to_dict(config)))
-        assert from_dict(plain, from_dict({"seed": 99})) == config
-        assert from_yaml(json.dumps(plain), source="x") == config
+        plain = json.loads(json.dumps(config_to_dict(config)))
+        assert config_from_dict(plain, config_from_dict({"seed": 99})) == config
+        assert config_from_yaml(json.dumps(plain), source="x") == config
 
 
 @given(
@@ -280,31 +284,37 @@ def test_plain_values_make_the_same_configuration_again() -> None:
     )
 )
 def test_any_values_survive_json_and_keep_their_digest(values: dict[str, object]) -> None:
-    config = from_dict(values)
-    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    config = config_from_dict(values)
+    again = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
     assert again == config
-    assert digest(again) == digest(config)
+    assert compute_config_digest(again) == compute_config_digest(config)
 
 
 def test_the_digest_is_that_of_the_values() -> None:
-    assert digest(Config()) == digest(from_dict({"seed": 0})) == digest(from_dict({}))
-    assert len(digest(Config())) == 64
-    assert digest(from_dict({"train": {"weight_decay": 1}})) == digest(
-        from_dict({"train": {"weight_decay": 1.0}})
+    assert (
+        compute_config_digest(Config())
+        == compute_config_digest(config_from_dict({"seed": 0}))
+        == compute_config_digest(config_from_dict({}))
     )
+    assert len(compute_config_digest(Config())) == 64
+    assert compute_config_digest(
+        config_from_dict({"train": {"weight_decay": 1}})
+    ) == compute_config_digest(config_from_dict({"train": {"weight_decay": 1.0}}))
 
 
 @pytest.mark.parametrize("key", ["seed", "loss.boundary", "train.num_epochs", "model.head.dropout"])
 def test_any_other_value_gives_another_digest(key: str) -> None:
-    value = {name: value for name, _, value in documented()}[key]
+    value = {name: value for name, _, value in describe_config_keys()}[key]
     step = 0.125 if isinstance(value, float) else 1
-    assert digest(with_overrides(Config(), {key: str(value + step)})) != digest(Config())
+    assert compute_config_digest(
+        apply_overrides(Config(), {key: str(value + step)})
+    ) != compute_config_digest(Config())
 
 
 def test_every_key_is_listed_with_its_type_and_value() -> None:
-    rows = documented(from_dict({"seed": 4}))
-    assert [name for name, _, _ in rows] == list(keys())
-    assert len(set(keys())) == len(keys())
+    rows = describe_config_keys(config_from_dict({"seed": 4}))
+    assert [name for name, _, _ in rows] == list(list_config_keys())
+    assert len(set(list_config_keys())) == len(list_config_keys())
     assert {
         ("seed", "int >= 0, <= 9223372036854775807", 4),
         ("data.image_size", "int >= 32, <= 4096, multiple of 32", 256),
@@ -320,19 +330,19 @@ def test_every_key_is_listed_with_its_type_and_value() -> None:
         "model.encoder.name model.attention.num_heads model.attention.kind loss.segmentation "
         "loss.classification seed"
     )
-    assert set(promised.split()) <= set(keys())
+    assert set(promised.split()) <= set(list_config_keys())
 
 
 def test_every_key_can_be_overridden_with_its_own_value() -> None:
-    for name, _, value in documented():
+    for name, _, value in describe_config_keys():
         text = json.dumps(value)
-        assert with_overrides(Config(), {name.replace("_", "-"): text}) == Config()
+        assert apply_overrides(Config(), {name.replace("_", "-"): text}) == Config()
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
     config = presets.load_config(name)
-    assert config == from_dict(to_dict(config))
+    assert config == config_from_dict(config_to_dict(config))
     assert config.data.image_size == {"demo": 96, "cpu": 160, "base": 256}[name]
     assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "base": 1}[name]
     assert config.loss == Config().loss
@@ -342,7 +352,7 @@ def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
 def test_a_file_is_laid_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("data: {image_size: 64}\n")
-    assert presets.load_config(str(path)) == from_dict({"data": {"image_size": 64}})
+    assert presets.load_config(str(path)) == config_from_dict({"data": {"image_size": 64}})
     assert presets.load_config(path.as_uri()) == presets.load_config(str(path))
     path = path.with_suffix(".json")
     path.write_text('{"seed": 7}')

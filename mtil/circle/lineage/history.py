@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from mtil.circle.inputs import map_source, mapped_rows, training_rows
+from mtil.circle.inputs import find_map_source, select_mapped_rows, select_training_rows
 from mtil.circle.ledger import Ledger
 from mtil.circle.lineage.links import (
     DataLink,
@@ -22,13 +22,13 @@ from mtil.circle.lineage.links import (
     PassLink,
     PredictionLink,
 )
-from mtil.circle.state import State
-from mtil.config import digest
+from mtil.circle.state import CircleState
+from mtil.config import compute_config_digest
 from mtil.data.dataset import shards
 from mtil.data.dataset.batches import ROLE_COLUMNS
 from mtil.data.dataset.manifest import Manifest, Shard
 from mtil.data.dataset.shards import HOLDOUT
-from mtil.data.folds.splits import FILE_NAME as SPLITS
+from mtil.data.folds.splits import SPLITS_FILE as SPLITS
 from mtil.errors import (
     CheckpointError,
     DataError,
@@ -40,9 +40,9 @@ from mtil.errors import (
 )
 from mtil.run import maps, scores
 from mtil.run.folder import FoldResult, Run
-from mtil.run.maps import Origin
-from mtil.run.plan import Action, Evaluate, Train, WriteMaps, models_of, reads_maps_of
-from mtil.run.plan import starts_from as ancestor
+from mtil.run.maps import MapOrigin
+from mtil.run.plan import Action, Evaluate, Train, WriteMaps, find_map_writers, find_models_used
+from mtil.run.plan import find_warm_start as ancestor
 from mtil.storage import open_store
 
 _DIGEST_SHOWN = 12
@@ -50,7 +50,7 @@ _COLUMNS = ("sample_id", *ROLE_COLUMNS, "label")
 _CLAIMS = ("pass", "probability", "fold", "model_sha256", "fingerprint", "config_digest", "version")
 
 
-def trace(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
+def trace_lineage(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
     """Return the lineage of an image: the latest map, the latest predictions and all their sources.
 
     Reads the shards of the data set in order until the image is found.
@@ -70,7 +70,7 @@ def trace(run: Run, sample_id: str, fold: int | None = None) -> Lineage:
     manifest = run.manifest()
     shard, table = _find_shard(run, manifest, sample_id)
     tracer = _Tracer(run, manifest, shard, table, sample_id)
-    writers = {number: tracer.writer(number) for number in run.trained().get(0, [])}
+    writers = {number: tracer.writer(number) for number in run.find_trained_folds().get(0, [])}
     folds = tuple(number for number, writer in writers.items() if writer is not None)
     prediction = tracer.prediction()
     judges = tracer.judges
@@ -110,7 +110,7 @@ def _find_shard(run: Run, manifest: Manifest, sample_id: str) -> tuple[Shard, pa
     """Return the shard holding an image, with a table of ids, roles and labels."""
     store = open_store(run.data_uri)
     for shard in manifest.shards:
-        table = shards.read(store, shard, _COLUMNS)
+        table = shards.read_shard(store, shard, _COLUMNS)
         if _position(table, sample_id) >= 0:
             return shard, table
     raise DataError(
@@ -134,8 +134,8 @@ class _Tracer:
         self.judges: tuple[ModelLink, ...] = ()
         self._run, self._manifest, self._shard, self._table = run, manifest, shard, table
         self._row, self._id = table.slice(_position(table, sample_id), 1), sample_id
-        self._config_digest = digest(run.config)
-        self._state: State | None = Ledger.open(run.store).state
+        self._config_digest = compute_config_digest(run.config)
+        self._state: CircleState | None = Ledger.open(run.store).state
         if self._state is not None:
             begin = self._state.begin
             self._check("fingerprint", begin.fingerprint, run.fingerprint, "ledger", "run.json")
@@ -208,7 +208,7 @@ class _Tracer:
 
     def _prediction_link(self, round_index: int, name: str, data: bytes) -> PredictionLink | None:
         try:
-            table = scores.decode(data)
+            table = scores.decode_scores(data)
             rows = table.filter(pa.compute.equal(table.column("sample_id"), self._id))
             claims = rows.select(_CLAIMS).sort_by("pass").to_pylist()
         except (pa.ArrowException, OSError, LookupError):
@@ -274,12 +274,12 @@ class _Tracer:
 
     def _map_link(self, action: WriteMaps) -> tuple[MapLink | None, list[Train | WriteMaps]]:
         plan, name = self._run.plan([action.fold]), self._map_file(action)
-        (training,) = models_of(plan, action)
+        (training,) = find_models_used(plan, action)
         result = self._result(training)
         if result is None:
             self._report(f"The {training} has no result, but the {action} exist.")
             return None, []
-        priors = [writer for writer in reads_maps_of(plan, action) if self._maps_image(writer)]
+        priors = [writer for writer in find_map_writers(plan, action) if self._maps_image(writer)]
         origin, is_removed = self._origin(action, name)
         ledger_sha256 = self._ledger_value(action, "model_sha256")
         if ledger_sha256 is not None:
@@ -298,7 +298,7 @@ class _Tracer:
         )
         return link, [training, *priors]
 
-    def _origin(self, action: WriteMaps, name: str) -> tuple[Origin | None, bool]:
+    def _origin(self, action: WriteMaps, name: str) -> tuple[MapOrigin | None, bool]:
         """Check a map shard. Return the stored origin, and True if the file is removed."""
         store = self._run.store
         try:
@@ -308,14 +308,14 @@ class _Tracer:
         except TooLargeError:
             # `maps.read` below reads the file again and reports the size.
             data = b""
-        source = map_source(self._run, self._manifest, action)
+        source = find_map_source(self._run, self._manifest, action)
         ids = self._table.column("sample_id").take(pa.array(source.rows.rows(self._table)))
         try:
-            maps.read(store, name, source.origin_of(self._shard), ids)
+            maps.read_maps(store, name, source.origin_of(self._shard), ids)
         except MapError as error:
             self._report(str(error))
         try:
-            return maps.decode(data)[0], False
+            return maps.decode_maps(data)[0], False
         except ValueError:
             return None, False
 
@@ -328,7 +328,7 @@ class _Tracer:
             return None, []
         is_readable = self._check_model(action, result)
         start, has_seen = ancestor(plan, action), self._has_seen(action)
-        prior_maps = [one for one in reads_maps_of(plan, action) if self._maps_image(one)]
+        prior_maps = [one for one in find_map_writers(plan, action) if self._maps_image(one)]
         start_result = None if start is None else self._result(start)
         link = ModelLink(
             round=action.round,
@@ -367,7 +367,9 @@ class _Tracer:
             return False
         file = run.model_name(action, result)
         self._check("fingerprint", model.fingerprint, result.fingerprint, file, name)
-        self._check("config digest", digest(model.config), result.config_digest, file, name)
+        self._check(
+            "config digest", compute_config_digest(model.config), result.config_digest, file, name
+        )
         self._check("version", model.version, result.version, file, name)
         self._check("fold", model.fold, result.fold, file, name)
         return True
@@ -375,7 +377,7 @@ class _Tracer:
     def _by_digest(self) -> dict[str, Train]:
         """Map the sha256 of main models to their trainings."""
         trainings = {}
-        for round_index, folds in self._run.trained().items():
+        for round_index, folds in self._run.find_trained_folds().items():
             for training in [Train(round_index, fold) for fold in folds]:
                 result = self._result(training)
                 if result is not None:
@@ -390,12 +392,12 @@ class _Tracer:
             return None
 
     def _has_seen(self, training: Train) -> bool:
-        rows = training_rows(self._run.config, self._manifest, training)
+        rows = select_training_rows(self._run.config, self._manifest, training)
         return len(rows.rows(self._row)) > 0
 
     def _maps_image(self, writer: WriteMaps) -> bool:
         """Return True if the image is among the rows mapped by an action."""
-        rows = mapped_rows(self._run.config, self._manifest, writer)
+        rows = select_mapped_rows(self._run.config, self._manifest, writer)
         return len(rows.rows(self._row)) > 0
 
     def _map_file(self, writer: WriteMaps) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtil.run.maps import Origin
+from mtil.run.maps import MapOrigin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class MapLink:
     file: str
     is_removed: bool
     """True if the action is done and the file is gone."""
-    origin: Origin | None
+    origin: MapOrigin | None
     """Origin stored in the file; None if the file is removed or damaged."""
     model: str
     """Model file behind the maps."""

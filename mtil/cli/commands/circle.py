@@ -4,39 +4,39 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_training
+from mtil.cli.flags import CommandParsers, add_command, add_training_flags
 from mtil.errors import RunError
 from mtil.process import supervisor
 
 if TYPE_CHECKING:
-    from mtil.circle.state import State
-    from mtil.cli.console import Bar, Output
+    from mtil.circle.state import CircleState
+    from mtil.cli.console import CommandOutput, ProgressBar
     from mtil.run.folder import Run
     from mtil.run.plan import Action
 
 
-def add_to(commands: Commands) -> None:
+def add_circle_command(commands: CommandParsers) -> None:
     """Add `mtil circle`."""
     parser = add_command(
         commands,
         "circle",
-        run,
+        run_circle,
         "train in rounds, each with the maps of the previous round",
         configurable=True,
     )
-    add_training(parser)
+    add_training_flags(parser)
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_circle(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Run all circle rounds and print their metrics.
 
     On a cluster named in `RAY_ADDRESS`, Ctrl-C detaches: the run continues without this process.
     """
     from mtil import presets
-    from mtil.circle.begin import request_circle
-    from mtil.config import with_overrides
+    from mtil.circle.request import request_circle
+    from mtil.config import apply_overrides
 
-    config = with_overrides(presets.load_config(options.config), options.overrides)
+    config = apply_overrides(presets.load_config(options.config), options.overrides)
     request = request_circle(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )
@@ -45,15 +45,15 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     from mtil.distributed.circle import driver
     from mtil.distributed.runtime import cluster
 
-    with cluster.connected(verbose=options.verbose), output.progress() as bar:
-        record = driver.begin(request)
+    with cluster.connect_ray(verbose=options.verbose), output.progress() as bar:
+        record = driver.begin_circle(request)
         try:
-            state = driver.follow(record, Teller(record, bar, output))
+            state = driver.follow_circle(record, CircleEventPrinter(record, bar, output))
         except KeyboardInterrupt:
             # A local Ray cluster and its run end with this process.
             if not os.environ.get("RAY_ADDRESS"):
                 raise
-            supervisor.answer()
+            supervisor.acknowledge_interrupt()
             output.line(
                 f"Detached; the run continues. `mtil status --run {options.run}` shows its "
                 f"progress, `mtil stop --run {options.run}` ends it."
@@ -63,16 +63,16 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     _print_end(state, record, options, output)
 
 
-class Teller:
+class CircleEventPrinter:
     """Prints the events of a circle run: progress, finished and failed actions."""
 
-    def __init__(self, record: "Run", bar: "Bar", output: "Output") -> None:
+    def __init__(self, record: "Run", bar: "ProgressBar", output: "CommandOutput") -> None:
         self._bar, self._output = bar, output
         self._num_epochs = record.config.train.num_epochs
         self._epochs: dict[Action, int] = {}
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Print an event of `mtil.distributed.circle.driver.follow`."""
+        """Print an event of `mtil.distributed.circle.driver.follow_circle`."""
         if line["kind"] == "elsewhere":
             self._output.line("A coordinator on another cluster owns this run; following it.")
             return
@@ -98,25 +98,27 @@ def _format_metrics(result: dict[str, Any]) -> str:
     A training has metrics of its validation images; an evaluation and a summary have metrics of
     the test images after the last pass.
     """
-    from mtil.cli.views.rounds import SHOWN
+    from mtil.cli.views.rounds import PRINTED_METRICS
 
     images, metrics = "validation", result.get("metrics", {})
     if "by_pass" in result:
         images, last = "test", result["by_pass"][-1]
         # A summary has intervals under `metrics`; an evaluation has plain numbers.
         metrics = {key: figure["value"] for key, figure in last.get("metrics", {}).items()} or last
-    shown = [f"{name} {metrics[name]:.3f}" for name in SHOWN if metrics.get(name) is not None]
+    shown = [
+        f"{name} {metrics[name]:.3f}" for name in PRINTED_METRICS if metrics.get(name) is not None
+    ]
     return f"; {images} images: {', '.join(shown)}" if shown else ""
 
 
 def _print_end(
-    state: "State", record: "Run", options: argparse.Namespace, output: "Output"
+    state: "CircleState", record: "Run", options: argparse.Namespace, output: "CommandOutput"
 ) -> None:
     """Print the metrics of all rounds. Raise `RunError` if folds failed."""
-    from mtil.cli.views.rounds import describe, tell
+    from mtil.cli.views.rounds import print_rounds, summarise_rounds
 
-    summary = describe(record, state)
-    tell(summary, output)
+    summary = summarise_rounds(record, state)
+    print_rounds(summary, output)
     if state.stopped:
         output.line(f"Stopped; `mtil circle` resumes. Run in {options.run}")
     else:

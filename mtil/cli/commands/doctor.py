@@ -4,30 +4,30 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mtil.cli.flags import Commands, add_command
+from mtil.cli.flags import CommandParsers, add_command
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
 
 
-def add_to(commands: Commands) -> None:
+def add_doctor_command(commands: CommandParsers) -> None:
     """Add `mtil doctor`."""
-    parser = add_command(commands, "doctor", run, "check this installation and machine")
+    parser = add_command(commands, "doctor", run_doctor, "check this installation and machine")
     parser.add_argument(
         "--to", metavar="URI", help="also write, read and delete a small object at this location"
     )
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_doctor(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Run the checks and print their results.
 
     Raises:
         UserError: if a check failed.
     """
-    from mtil.doctor import doctor
+    from mtil.doctor import run_checks
 
-    checks = doctor(options.to, start_ray=_start_ray)
+    checks = run_checks(options.to, start_ray=_start_ray)
     for check in checks:
         mark = "ok " if check.ok else "NO "
         hint = f" → {check.hint}" if check.hint else ""
@@ -42,7 +42,7 @@ def _start_ray() -> str:
     """Start and stop Ray. Return its nodes, CPUs and GPUs as text."""
     from mtil.distributed.runtime import cluster
 
-    with cluster.connected():
-        nodes = cluster.live_nodes()
+    with cluster.connect_ray():
+        nodes = cluster.list_live_nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"

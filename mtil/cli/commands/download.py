@@ -5,19 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtil.cli.flags import Commands, add_command
+from mtil.cli.flags import CommandParsers, add_command
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
     from mtil.download import Offer
 
 _MB = 10**6
 
 
-def add_to(commands: Commands) -> None:
+def add_download_command(commands: CommandParsers) -> None:
     """Add `mtil download`."""
-    parser = add_command(commands, "download", run, "fetch a published collection")
+    parser = add_command(commands, "download", run_download, "fetch a published collection")
     parser.add_argument("name", metavar="NAME", nargs="?", help="such as bus_bra; see --list")
     parser.add_argument("out", metavar="OUT", nargs="?", help="an empty or new folder")
     parser.add_argument(
@@ -26,18 +26,18 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--list", action="store_true", help="list the collections and exit")
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_download(options: argparse.Namespace, output: "CommandOutput") -> None:
     """List the collections, or download a collection if its licence is accepted.
 
     Raises:
         UserError: if the licence is not accepted, the name is unknown, or OUT is no local folder.
     """
-    from mtil.download import download, find
+    from mtil.download import download_collection, find_offer
 
     if options.list:
         _list(output)
         return
-    offer = None if options.name is None else find(options.name)
+    offer = None if options.name is None else find_offer(options.name)
     if offer is None or options.out is None:
         raise UserError(
             "`mtil download` must be given NAME and OUT; `mtil download --list` shows the names."
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
             "command with --accept-licence."
         )
     with output.progress() as bar:
-        num_files = download(
+        num_files = download_collection(
             offer,
             Path(options.out),
             progress=lambda name, done, size: bar.show(f"{name}, MB", done // _MB, size // _MB),
@@ -62,17 +62,20 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     output.result({"out": options.out, "num_files": num_files, **_offer_values(offer)})
 
 
-def _list(output: "Output") -> None:
+def _list(output: "CommandOutput") -> None:
     """Print the collections that can be downloaded, and how to get the rest by hand."""
-    from mtil.download import BY_HAND, OFFERS
+    from mtil.download import MANUAL_DOWNLOADS, OFFERS
 
     for offer in OFFERS.values():
         size = f"{offer.num_bytes / _MB:.0f} MB"
         output.line(f"{offer.name}: {offer.title}, {size}, {offer.licence}; see {offer.page}.")
-    for name, instructions in BY_HAND.items():
+    for name, instructions in MANUAL_DOWNLOADS.items():
         output.line(f"{name}: {instructions}")
     output.result(
-        {"download": [_offer_values(offer) for offer in OFFERS.values()], "by_hand": dict(BY_HAND)}
+        {
+            "download": [_offer_values(offer) for offer in OFFERS.values()],
+            "by_hand": dict(MANUAL_DOWNLOADS),
+        }
     )
 
 

@@ -5,21 +5,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_local, add_verbose
+from mtil.cli.flags import CommandParsers, add_command, add_local, add_verbose_flag
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
     from mtil.run.folder import Run
 
 _MAY_CHANGE = ("train.num_workers", "train.gpus_per_worker")
 """Configuration keys that `mtil evaluate` may override: resources only."""
 
 
-def add_to(commands: Commands) -> None:
+def add_evaluate_command(commands: CommandParsers) -> None:
     """Add `mtil evaluate`."""
     parser = add_command(
-        commands, "evaluate", run, "score the test folds of a run", configurable=True
+        commands, "evaluate", run_evaluate, "score the test folds of a run", configurable=True
     )
     parser.add_argument("--run", required=True, metavar="URI", help="a trained run")
     parser.add_argument("--data", metavar="URI", help="the data set, if moved since training")
@@ -33,12 +33,12 @@ def add_to(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
     add_local(parser, "score")
-    add_verbose(parser)
+    add_verbose_flag(parser)
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Score the selected test folds, store the metrics in the run and print them."""
-    from mtil.library.evaluation import request_evaluation, score_folds, write_figures
+    from mtil.library.evaluation import request_evaluation, score_folds, store_figures
 
     request = request_evaluation(
         options.run, data=options.data, folds=options.fold, round_index=options.round
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
             from mtil.distributed.prediction import scoring
             from mtil.distributed.runtime import cluster
 
-            with cluster.connected(verbose=options.verbose):
+            with cluster.connect_ray(verbose=options.verbose):
                 predictions = scoring.predict_folds(
                     record,
                     folds,
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
                     gpus_per_worker=gpus,
                     listen=listen,
                 )
-    figures = write_figures(request, predictions, options.run)
+    figures = store_figures(request, predictions, options.run)
     _print(figures, output)
     path = record.predictions_name(request.round_index, folds[0])
     if len(folds) > 1:
@@ -81,7 +81,7 @@ def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, 
     Raises:
         ConfigError: if an override changes more than resources, or a value is out of range.
     """
-    from mtil.config import with_overrides
+    from mtil.config import apply_overrides
 
     overrides = {key.replace("-", "_"): value for key, value in options.overrides.items()}
     preset = overrides.pop("config", None)
@@ -103,7 +103,7 @@ def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, 
         if not text.isdecimal() or not int(text):
             raise ConfigError(f"`train.num_workers` must be at least 1, but got {text!r}.")
         num_workers = int(text)
-    return num_workers, with_overrides(
+    return num_workers, apply_overrides(
         record.config, {key: text for key, text in overrides.items() if key in _MAY_CHANGE}
     ).train.gpus_per_worker
 
@@ -113,11 +113,11 @@ def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run")
 
     Resources may differ.
     """
-    from mtil.config import with_overrides
+    from mtil.config import apply_overrides
     from mtil.presets import load_config
 
     kept = {key: text for key, text in overrides.items() if key not in _MAY_CHANGE}
-    given, trained = with_overrides(load_config(preset), kept), record.config.train
+    given, trained = apply_overrides(load_config(preset), kept), record.config.train
     train = replace(
         given.train, num_workers=trained.num_workers, gpus_per_worker=trained.gpus_per_worker
     )
@@ -128,7 +128,7 @@ def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run")
         )
 
 
-def _print(figures: dict[str, Any], output: "Output") -> None:
+def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
     """Print the metrics: overall, by pass, class, lesion size and source, and in millimetres."""
     from mtil.data.dataset.shards import HOLDOUT
 

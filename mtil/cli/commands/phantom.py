@@ -5,15 +5,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtil.cli.flags import Commands, add_command
+from mtil.cli.flags import CommandParsers, add_command
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
 
 
-def add_to(commands: Commands) -> None:
+def add_phantom_command(commands: CommandParsers) -> None:
     """Add `mtil phantom`."""
-    parser = add_command(commands, "phantom", run, "draw synthetic images in the BUSI layout")
+    parser = add_command(
+        commands, "phantom", run_phantom, "draw synthetic images in the BUSI layout"
+    )
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument(
         "--num-images", type=int, default=240, help="number of images without near-copies (240)"
@@ -42,11 +44,11 @@ def add_to(commands: Commands) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_phantom(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Draw the images and masks into OUT."""
     from mtil import phantom
 
-    phantom.write(
+    phantom.write_phantoms(
         Path(options.out),
         num_images=options.num_images,
         seed=options.seed,

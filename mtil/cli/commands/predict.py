@@ -3,15 +3,15 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command
+from mtil.cli.flags import CommandParsers, add_command
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Bar, Output
+    from mtil.cli.console import CommandOutput, ProgressBar
 
 
-def add_to(commands: Commands) -> None:
+def add_predict_command(commands: CommandParsers) -> None:
     """Add `mtil predict`."""
-    parser = add_command(commands, "predict", run, "outline and classify ordinary images")
+    parser = add_command(commands, "predict", run_predict, "outline and classify ordinary images")
     parser.add_argument(
         "model",
         metavar="RUN_OR_CHECKPOINT",
@@ -23,12 +23,12 @@ def add_to(commands: Commands) -> None:
     )
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Predict the images of INPUT and write masks, overlays and predictions.csv to OUT."""
-    from mtil.prediction.images import predict
+    from mtil.prediction.images import predict_location
 
     with output.progress() as bar:
-        summary = predict(
+        summary = predict_location(
             options.model, options.input, options.out, listen=lambda line: _show(line, bar, output)
         )
     files = summary["files"]
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     output.result(summary)
 
 
-def _show(line: dict[str, Any], bar: "Bar", output: "Output") -> None:
+def _show(line: dict[str, Any], bar: "ProgressBar", output: "CommandOutput") -> None:
     if line["kind"] == "predicted":
         bar.show("predicting", line["images"], line["of"])
     else:

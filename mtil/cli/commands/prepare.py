@@ -6,21 +6,23 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_verbose
+from mtil.cli.flags import CommandParsers, add_command, add_verbose_flag
 from mtil.errors import UserError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
     from mtil.data.dataset.account import Account
     from mtil.data.dataset.manifest import Manifest
-    from mtil.data.prepare.sources import Source
+    from mtil.data.prepare.sources import CollectionSource
 
 _SOURCE_OPTIONS = ("source", "layout", "groups", "folds", "columns", "classes", "invert_masks")
 
 
-def add_to(commands: Commands) -> None:
+def add_prepare_command(commands: CommandParsers) -> None:
     """Add `mtil prepare`."""
-    parser = add_command(commands, "prepare", run, "turn collections into a data set of shards")
+    parser = add_command(
+        commands, "prepare", run_prepare, "turn collections into a data set of shards"
+    )
     parser.add_argument("source", metavar="SOURCE", help="folder, table or bucket prefix to read")
     source_group = parser.add_argument_group("options of the source given before")
     source_group.add_argument(
@@ -81,7 +83,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--on-ray", action="store_true", help="distribute the work over the cluster of RAY_ADDRESS"
     )
-    add_verbose(parser)
+    add_verbose_flag(parser)
 
 
 class _SourceOption(argparse.Action):
@@ -108,12 +110,12 @@ class _NextSource(argparse.Action):
         namespace.more = [*(namespace.more or []), {"source": values}]
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_prepare(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Prepare a data set, or append to an existing data set with `--append`."""
     if options.append:
         _append(options, output)
         return
-    from mtil.data.names import shown
+    from mtil.data.names import escape_unprintable
     from mtil.data.prepare import pipeline
 
     # Options without a value are left out, so that the defaults stay in `Settings` alone.
@@ -134,16 +136,16 @@ def run(options: argparse.Namespace, output: "Output") -> None:
     with _execution_arguments(options, output) as arguments:
         manifest = pipeline.prepare(sources, options.to, settings, **arguments)
     for item in manifest.invalid:
-        output.line(f"skipped {shown(item.sample_id)}: {item.why}")
+        output.line(f"skipped {escape_unprintable(item.sample_id)}: {item.why}")
     result = _report(manifest, options, output)
     output.result(result | _report_account(manifest.account, output))
 
 
-def _append(options: argparse.Namespace, output: "Output") -> None:
+def _append(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Append the sources' new images to the data set as a new version."""
-    from mtil.data.append.pipeline import AppendSettings, append
+    from mtil.data.append.pipeline import AppendSettings, append_images
     from mtil.data.dataset import manifest as manifests
-    from mtil.data.names import shown
+    from mtil.data.names import escape_unprintable
     from mtil.storage import open_store
 
     for name in ("holdout", "splits"):
@@ -161,13 +163,13 @@ def _append(options: argparse.Namespace, output: "Output") -> None:
         skip_invalid=options.skip_invalid,
         allow_drops=options.allow_drops,
     )
-    sources = _sources(options, manifests.load(open_store(options.to)).num_folds)
+    sources = _sources(options, manifests.load_manifest(open_store(options.to)).num_folds)
     with _execution_arguments(options, output) as arguments:
-        appended = append(sources, options.to, settings, **arguments)
+        appended = append_images(sources, options.to, settings, **arguments)
     for item in appended.invalid:
-        output.line(f"skipped {shown(item.sample_id)}: {item.why}")
+        output.line(f"skipped {escape_unprintable(item.sample_id)}: {item.why}")
     for item in appended.dropped:
-        output.line(f"dropped {shown(item.sample_id)}: {item.why}")
+        output.line(f"dropped {escape_unprintable(item.sample_id)}: {item.why}")
     known = f"; {appended.num_known} images exist already" if appended.num_known else ""
     output.line(
         f"{appended.num_added} images appended{known}."
@@ -183,18 +185,18 @@ def _append(options: argparse.Namespace, output: "Output") -> None:
     output.result(result | {"appended": appended.num_added} | account)
 
 
-def _report_account(account: "Account | None", output: "Output") -> dict[str, Any]:
+def _report_account(account: "Account | None", output: "CommandOutput") -> dict[str, Any]:
     """Print the account of a preparation and return its JSON values, empty without an account."""
-    from mtil.cli.views.account import show
-    from mtil.data.dataset.account import to_dict
+    from mtil.cli.views.account import print_account
+    from mtil.data.dataset.account import account_to_dict
 
     if account is None:
         return {}
-    show(account, output)
-    return {"account": to_dict(account)}
+    print_account(account, output)
+    return {"account": account_to_dict(account)}
 
 
-def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
+def _sources(options: argparse.Namespace, num_folds: int) -> "list[CollectionSource]":
     return [
         _source(values, options, num_folds)
         for values in (
@@ -205,26 +207,30 @@ def _sources(options: argparse.Namespace, num_folds: int) -> "list[Source]":
 
 
 @contextmanager
-def _execution_arguments(options: argparse.Namespace, output: "Output") -> Iterator[dict[str, Any]]:
+def _execution_arguments(
+    options: argparse.Namespace, output: "CommandOutput"
+) -> Iterator[dict[str, Any]]:
     """Yield keyword arguments for a preparation: `progress` and, with `--on-ray`, `runner`."""
     with output.progress() as bar:
         if options.on_ray:
-            from mtil.distributed.data import prepare as on_ray
+            from mtil.distributed.data import job_tasks as on_ray
             from mtil.distributed.runtime import cluster
 
-            with cluster.connected(verbose=options.verbose):
-                yield {"runner": on_ray.tasks, "progress": bar.show}
+            with cluster.connect_ray(verbose=options.verbose):
+                yield {"runner": on_ray.run_ray_tasks, "progress": bar.show}
         else:
             yield {"progress": bar.show}
 
 
-def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output") -> dict[str, Any]:
+def _report(
+    manifest: "Manifest", options: argparse.Namespace, output: "CommandOutput"
+) -> dict[str, Any]:
     """Print a prepared data set's folds, drops and warnings, and return its JSON values."""
-    from mtil.cli.views.inspection import oddities
-    from mtil.data.inspection import inspect
+    from mtil.cli.views.inspection import describe_oddities
+    from mtil.data.inspection import inspect_dataset
     from mtil.storage import open_store
 
-    inspection = inspect(open_store(options.to), manifest.fingerprint)
+    inspection = inspect_dataset(open_store(options.to), manifest.fingerprint)
     folds = dict(manifest.folds)
     if any(manifest.holdout.values()):
         folds["holdout"] = manifest.holdout
@@ -262,7 +268,7 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output")
         output.line(
             f"Folds of single images would leak: {share} would have {related} in another fold."
         )
-    for line in oddities(inspection):
+    for line in describe_oddities(inspection):
         output.line(line)
     version = f", version {manifest.version}," if manifest.version > 1 else ""
     output.line(f"Data set {manifest.fingerprint[:12]}…{version} in {options.to}")
@@ -284,13 +290,15 @@ def _report(manifest: "Manifest", options: argparse.Namespace, output: "Output")
     }
 
 
-def _source(values: Mapping[str, Any], options: argparse.Namespace, num_folds: int) -> "Source":
-    from mtil.data.prepare.sources import Source
+def _source(
+    values: Mapping[str, Any], options: argparse.Namespace, num_folds: int
+) -> "CollectionSource":
+    from mtil.data.prepare.sources import CollectionSource
 
     if values.get("layout") is None:
         raise UserError(f"Every source needs a layout; add --layout after {values['source']}.")
     official = options.protocol == "official" or values.get("folds") == "official"
-    return Source(
+    return CollectionSource(
         uri=values["source"],
         layout=values["layout"],
         groups=values.get("groups"),

@@ -5,17 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mtil.cli.flags import Commands, add_command
+from mtil.cli.flags import CommandParsers, add_command
 from mtil.errors import ConfigError, LedgerError, RunError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Output
+    from mtil.cli.console import CommandOutput
 
 
-def add_to(commands: Commands) -> None:
+def add_status_command(commands: CommandParsers) -> None:
     """Add `mtil status`."""
     parser = add_command(
-        commands, "status", run, "show the progress of a circle or a training from its files alone"
+        commands,
+        "status",
+        run_status,
+        "show the progress of a circle or a training from its files alone",
     )
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
     view = parser.add_mutually_exclusive_group()
@@ -26,10 +29,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--fold", type=int, metavar="N", help="with --lineage: fold of the map")
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_status(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Print a run's progress, or the lineage of an image's map and prediction."""
     from mtil.circle.ledger import Ledger
-    from mtil.circle.lineage.history import trace
+    from mtil.circle.lineage.history import trace_lineage
     from mtil.cli.views import circles, lineage, trainings
     from mtil.run.folder import Run
 
@@ -40,21 +43,21 @@ def run(options: argparse.Namespace, output: "Output") -> None:
         )
     if options.lineage is not None:
         with _report_damage(options.run, output):
-            traced = trace(record, options.lineage, options.fold)
-        lineage.tell(traced, options.run, output)
+            traced = trace_lineage(record, options.lineage, options.fold)
+        lineage.print_lineage(traced, options.run, output)
         return
     with _report_damage(options.run, output):
         ledger = Ledger.open(record.store)
         state = ledger.state
         # Only a circle has a ledger: `mtil train` writes none.
         if state is None:
-            trainings.tell(record, options.run, output, watch=options.watch)
+            trainings.print_trainings(record, options.run, output, watch=options.watch)
         else:
-            circles.tell(record, ledger, state, options.run, output, watch=options.watch)
+            circles.print_circle(record, ledger, state, options.run, output, watch=options.watch)
 
 
 @contextmanager
-def _report_damage(uri: str, output: "Output") -> Iterator[None]:
+def _report_damage(uri: str, output: "CommandOutput") -> Iterator[None]:
     """Print the JSON object of a damaged run (`verified` is false) before its error is raised."""
     try:
         yield

@@ -4,30 +4,30 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import Commands, add_command, add_local, add_training
+from mtil.cli.flags import CommandParsers, add_command, add_local, add_training_flags
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtil.cli.console import Bar, Output
+    from mtil.cli.console import CommandOutput, ProgressBar
     from mtil.config import Config
     from mtil.run.folder import FoldResult
 
 
-def add_to(commands: Commands) -> None:
+def add_train_command(commands: CommandParsers) -> None:
     """Add `mtil train`."""
-    parser = add_command(commands, "train", run, "train one fold, several or all",
+    parser = add_command(commands, "train", run_train, "train one fold, several or all",
                          configurable=True)  # fmt: skip
-    add_training(parser)
+    add_training_flags(parser)
     add_local(parser, "train")
 
 
-def run(options: argparse.Namespace, output: "Output") -> None:
+def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Train the selected folds and print their metrics on inner validation images."""
     from mtil import presets
-    from mtil.circle.begin import request_trainings
-    from mtil.config import with_overrides
+    from mtil.circle.request import request_trainings
+    from mtil.config import apply_overrides
 
-    config = with_overrides(presets.load_config(options.config), options.overrides)
+    config = apply_overrides(presets.load_config(options.config), options.overrides)
     if options.local:
         config = _in_one_process(config, options)
     request = request_trainings(
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace, output: "Output") -> None:
             from mtil.distributed.runtime import cluster
             from mtil.distributed.training import trainer
 
-            with cluster.connected(verbose=options.verbose):
-                results = trainer.train(request, listen)
+            with cluster.connect_ray(verbose=options.verbose):
+                results = trainer.run_trainings(request, listen)
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
         output.line(
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, output: "Output") -> None:
 
 
 def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
-    from mtil.library.training import in_one_process
+    from mtil.library.training import with_one_worker
 
     keys = {key.replace("-", "_"): value for key, value in options.overrides.items()}
     asked = keys.get("train.num_workers")
@@ -70,7 +70,7 @@ def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
             f"`--local` trains with one worker, but `train.num_workers` is {asked}; leave out one "
             "of the two."
         )
-    return in_one_process(config)
+    return with_one_worker(config)
 
 
 def _fold_values(result: "FoldResult", uri: str) -> dict[str, Any]:
@@ -88,7 +88,9 @@ def _fold_values(result: "FoldResult", uri: str) -> dict[str, Any]:
     return {"run": uri} | {name: values[name] for name in names}
 
 
-def _show(line: dict[str, Any], num_epochs: int, bar: "Bar", output: "Output") -> None:
+def _show(
+    line: dict[str, Any], num_epochs: int, bar: "ProgressBar", output: "CommandOutput"
+) -> None:
     """Show a training event: a step on the bar, an epoch as a line of losses and metrics."""
     if line["kind"] == "step":
         bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"])

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from mtil.cli.console import Output
-from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part
+from mtil.cli.console import CommandOutput
+from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, ReasonCount
 
 
-def show(account: Account, output: Output) -> None:
+def print_account(account: Account, output: CommandOutput) -> None:
     """Print counts and reasons by source, then the totals of several sources."""
     for source in account.sources:
         for note in source.notes:
@@ -19,7 +19,7 @@ def show(account: Account, output: Output) -> None:
         _show("All sources", account.files, account.images, output)
 
 
-def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: Output) -> None:
+def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: CommandOutput) -> None:
     """Print the sums of a source's files and images, with the parts of each sum."""
     if files is None:
         output.line(f"{name}: the files cannot be listed.")
@@ -40,12 +40,12 @@ def _show(name: str, files: FilesSeen | None, images: ImagesRead, output: Output
     _list("invalid", images.invalid, output)
 
 
-def _list(fate: str, parts: Iterable[Part], output: Output) -> None:
+def _list(fate: str, parts: Iterable[ReasonCount], output: CommandOutput) -> None:
     """Print a line per reason: the count, the fate such as `ignored`, the reason, examples."""
     for part in parts:
         more = ", …" if part.number > len(part.examples) else ""
         output.line(f"  {part.number} {fate}, {part.why}: {', '.join(part.examples)}{more}")
 
 
-def _total(parts: Iterable[Part]) -> int:
+def _total(parts: Iterable[ReasonCount]) -> int:
     return sum(part.number for part in parts)

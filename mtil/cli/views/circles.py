@@ -5,10 +5,10 @@ from typing import Any
 
 from mtil.circle import heartbeat
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import State, is_over, progress
-from mtil.cli.console import Output
+from mtil.circle.state import CircleState, compute_stages, is_finished
+from mtil.cli.console import CommandOutput
 from mtil.cli.views import rounds
-from mtil.cli.views.rounds import describe
+from mtil.cli.views.rounds import summarise_rounds
 from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Train
@@ -18,15 +18,15 @@ _FOLDS_PER_TABLE = 6
 """With six folds a table fits 80 columns."""
 
 
-def tell(
-    record: Run, ledger: Ledger, state: State, uri: str, output: Output, *, watch: bool
+def print_circle(
+    record: Run, ledger: Ledger, state: CircleState, uri: str, output: CommandOutput, *, watch: bool
 ) -> None:
     """Print a circle's progress. With `watch`, repeat after each change until the end."""
-    listener = heartbeat.Listener(record.store)
+    listener = heartbeat.HeartbeatMonitor(record.store)
     before = values = _values(record, state, listener, uri)
     _print(record, state, values, output)
     last_error = ""
-    while watch and not (is_over(state) or state.stopped):
+    while watch and not (is_finished(state) or state.stopped):
         time.sleep(_POLL_S)
         try:
             state = ledger.refresh() or state
@@ -43,9 +43,9 @@ def tell(
     output.result(values)
 
 
-def _print(record: Run, state: State, values: dict[str, Any], output: Output) -> None:
+def _print(record: Run, state: CircleState, values: dict[str, Any], output: CommandOutput) -> None:
     """Print stages by round and fold, running actions, failures, metrics and the condition."""
-    stages = progress(state)
+    stages = compute_stages(state)
     for start in range(0, len(state.plan.folds), _FOLDS_PER_TABLE):
         folds = state.plan.folds[start:][:_FOLDS_PER_TABLE]
         output.table(
@@ -61,7 +61,7 @@ def _print(record: Run, state: State, values: dict[str, Any], output: Output) ->
         output.line(f"Running: {action['action']}, attempt {action['attempt']}{epoch}{hosts}")
     for fold, cause in sorted(state.failed_folds.items()):
         output.line(f"Fold {fold} has failed: {cause}")
-    rounds.tell(describe(record, state), output)
+    rounds.print_rounds(summarise_rounds(record, state), output)
     if values["waits"]:
         output.line(values["waits"])
     # Opening the ledger verified the chain: every event names the digest of the previous event.
@@ -80,9 +80,9 @@ def _action_progress(record: Run, action: Action) -> dict[str, Any]:
     return {"epoch": step["epoch"], "epochs": epochs, "hosts": step.get("hosts", [])}
 
 
-def _condition(state: State, listener: heartbeat.Listener) -> str:
+def _condition(state: CircleState, listener: heartbeat.HeartbeatMonitor) -> str:
     """Return `over`, `stopped`, `running` (a coordinator is alive) or `waiting`."""
-    if is_over(state):
+    if is_finished(state):
         return "over"
     if state.stopped:
         return "stopped"
@@ -98,13 +98,15 @@ def _describe_condition(values: dict[str, Any]) -> str:
     }[values["condition"]]
 
 
-def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -> dict[str, Any]:
+def _values(
+    record: Run, state: CircleState, listener: heartbeat.HeartbeatMonitor, uri: str
+) -> dict[str, Any]:
     """Return the JSON values of a circle's progress."""
-    summary = describe(record, state)
+    summary = summarise_rounds(record, state)
     condition = _condition(state, listener)
     beat = listener.latest if condition == "running" else None
     # After a stop the state can still list actions without an end.
-    is_active = not (is_over(state) or state.stopped)
+    is_active = not (is_finished(state) or state.stopped)
     return {
         "run": uri,
         "verified": True,
@@ -114,7 +116,7 @@ def _values(record: Run, state: State, listener: heartbeat.Listener, uri: str) -
         "waits": beat.waits if beat else "",
         "stages": {
             str(round_index): {str(fold): stage for fold, stage in round_stages.items()}
-            for round_index, round_stages in progress(state).items()
+            for round_index, round_stages in compute_stages(state).items()
         },
         "running": [
             {"action": str(action), "attempt": attempt.number} | _action_progress(record, action)

@@ -1,14 +1,14 @@
 """Print the content of a data set and the findings of its audit."""
 
-from mtil.cli.console import Output
-from mtil.cli.views.account import show
-from mtil.data.audit.marks import NOTES
+from mtil.cli.console import CommandOutput
+from mtil.cli.views.account import print_account
+from mtil.data.audit.marks import NOTE_TEXTS
 from mtil.data.inspection import Inspection
 
 _MAX_LISTED_PAIRS = 20
 
 
-def describe(inspection: Inspection, output: Output) -> None:
+def print_inspection(inspection: Inspection, output: CommandOutput) -> None:
     """Print counts, folds, sources, near-copies, leakage, marks and odd masks of a data set."""
     manifest = inspection.manifest
     kept = ", ".join(f"{count} {name}" for name, count in manifest.kept.items())
@@ -45,7 +45,7 @@ def describe(inspection: Inspection, output: Output) -> None:
     )
     if manifest.account is not None:
         output.line("")
-        show(manifest.account, output)
+        print_account(manifest.account, output)
     output.line("")
     classes = list(next(iter(inspection.marks.values())))
     output.table(
@@ -59,13 +59,15 @@ def describe(inspection: Inspection, output: Output) -> None:
         ["masks of tumour images", "images"],
         [[name, str(count)] for name, count in inspection.masks.items()],
     )
-    for line in oddities(inspection):
+    for line in describe_oddities(inspection):
         output.line(line)
 
 
-def oddities(inspection: Inspection) -> list[str]:
+def describe_oddities(inspection: Inspection) -> list[str]:
     """Return sentences about images read in an unusual way, and warnings about odd masks."""
-    texts = [f"{count} images {NOTES[key]}." for key, count in inspection.notes.items() if count]
+    texts = [
+        f"{count} images {NOTE_TEXTS[key]}." for key, count in inspection.notes.items() if count
+    ]
     return texts + [
         f"Warning: of {odd.of} tumour masks of {odd.source}, {odd.touching} touch the border and "
         f"{odd.implausible} are implausibly small or large. If the masks show lesions black on "

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from mtil.circle.lineage.links import Lineage, MapLink, ModelLink, PredictionLink
-from mtil.cli.console import Output
+from mtil.cli.console import CommandOutput
 from mtil.errors import RunError
 
 _DIGEST_DIGITS = 12
 """Printed hex digits of a digest."""
 
 
-def tell(lineage: Lineage, uri: str, output: Output) -> None:
+def print_lineage(lineage: Lineage, uri: str, output: CommandOutput) -> None:
     """Print the lineage of an image's latest map and predictions.
 
     Raises:
@@ -27,7 +27,7 @@ def tell(lineage: Lineage, uri: str, output: Output) -> None:
         )
 
 
-def _print(lineage: Lineage, output: Output) -> None:
+def _print(lineage: Lineage, output: CommandOutput) -> None:
     """Print training folds, the chain of maps and models, the prediction, data and conflicts."""
     output.line(f"{lineage.sample_id}: {_describe_training(lineage.folds)}")
     if lineage.chain and not isinstance(lineage.chain[0], MapLink):
@@ -52,7 +52,7 @@ def _describe_training(folds: Sequence[int]) -> str:
     return f"trained on by fold{'s' * (len(folds) > 1)} {numbers}"
 
 
-def _print_link(link: MapLink | ModelLink, output: Output) -> None:
+def _print_link(link: MapLink | ModelLink, output: CommandOutput) -> None:
     """Print a map with its model, or a model with its start and inputs."""
     part = "" if link.part is None else f", part {link.part}"
     kind = "Map" if isinstance(link, MapLink) else "Model"
@@ -79,7 +79,7 @@ def _print_link(link: MapLink | ModelLink, output: Output) -> None:
         output.line("  has not seen the image")
 
 
-def _print_prediction(link: PredictionLink, output: Output) -> None:
+def _print_prediction(link: PredictionLink, output: CommandOutput) -> None:
     """Print a prediction's file and the probability of each pass with its models."""
     output.line(f"Prediction of round {link.round}: {link.file}")
     if link.as_in_ledger is not None:

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from mtil.circle.state import State
-from mtil.cli.console import Output
-from mtil.config import Whole
+from mtil.circle.state import CircleState
+from mtil.cli.console import CommandOutput
+from mtil.config import NonNegativeInt
 from mtil.documents import Document
 from mtil.errors import LedgerError
 from mtil.run.folder import Run
 from mtil.run.plan import Summarise
 
-SHOWN = ("dice", "f1", "auc")
+PRINTED_METRICS = ("dice", "f1", "auc")
 """Names of the printed metrics."""
 
 
@@ -35,7 +35,7 @@ class _Figures:
 
 @validated(frozen=True)
 class _Pass:
-    number: Annotated[Whole, Field(alias="pass")]
+    number: Annotated[NonNegativeInt, Field(alias="pass")]
     metrics: _Figures
 
 
@@ -43,7 +43,7 @@ class _Pass:
 class _Summary:
     """Fields of a round's summary in the ledger that this module prints."""
 
-    folds: list[Whole]
+    folds: list[NonNegativeInt]
     by_pass: Annotated[list[_Pass], Field(min_length=1)]
 
 
@@ -51,7 +51,7 @@ _SUMMARIES: TypeAdapter[_Summary] = TypeAdapter(_Summary)
 
 
 @dataclass(frozen=True)
-class Told:
+class RoundsSummary:
     """Metrics of a circle's summarised rounds."""
 
     rounds: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class Told:
     """Cause of failure by fold."""
 
 
-def describe(record: Run, state: State) -> Told:
+def summarise_rounds(record: Run, state: CircleState) -> RoundsSummary:
     """Return the metrics of all summarised rounds.
 
     Raises:
@@ -87,14 +87,14 @@ def describe(record: Run, state: State) -> Told:
             {"round": round_index, "folds": result["folds"], "metrics": metrics, "by_pass": by_pass}
         )
         for entry in by_pass:
-            cells = (_format_interval(entry["metrics"][name]) for name in SHOWN)
+            cells = (_format_interval(entry["metrics"][name]) for name in PRINTED_METRICS)
             lines.append([str(round_index), str(entry["pass"]), str(len(result["folds"])), *cells])
     failed = {str(fold): cause for fold, cause in sorted(state.failed_folds.items())}
-    head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in SHOWN)]
-    return Told(rounds, (head, lines), failed)
+    head = ["round", "pass", "folds", *(f"{name}, 95 %" for name in PRINTED_METRICS)]
+    return RoundsSummary(rounds, (head, lines), failed)
 
 
-def tell(summary: Told, output: Output) -> None:
+def print_rounds(summary: RoundsSummary, output: CommandOutput) -> None:
     """Print the metrics by round and pass. Print nothing before the first round's summary."""
     if summary.rounds:
         output.line("Test images by round and pass; each pass reads the map of the previous pass:")

@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mtil.cli.console import Output
+from mtil.cli.console import CommandOutput
 from mtil.errors import StorageError
 from mtil.run.folder import Run
-from mtil.run.standing import Training, Watcher
+from mtil.run.status import ProgressWatcher, TrainingStatus
 
 _POLL_S = 2.0
 _QUIET_S = 10
@@ -20,12 +20,12 @@ Folds train in sequence. Between two folds all started trainings are finished fo
 _SHOWN = ("dice", "auc", "f1")
 
 
-def tell(record: Run, uri: str, output: Output, *, watch: bool) -> None:
+def print_trainings(record: Run, uri: str, output: CommandOutput, *, watch: bool) -> None:
     """Print the progress of a run's trainings. With `watch`, repeat after changes until the end."""
-    watcher = Watcher(record)
+    watcher = ProgressWatcher(record)
     trainings = watcher.look()
     # `mtil train` has no heartbeat: only files that change show that a training is alive.
-    has_moved = not _is_over(trainings) and watcher.wait_for_a_move(time.sleep, _QUIET_S)
+    has_moved = not _is_over(trainings) and watcher.wait_for_progress(time.sleep, _QUIET_S)
     trainings = watcher.look() if has_moved else trainings
     condition = "running" if has_moved else _condition(trainings)
     before = values = _values(record, trainings, uri, condition)
@@ -41,7 +41,7 @@ def tell(record: Run, uri: str, output: Output, *, watch: bool) -> None:
                 output.line(f"The run's storage failed; retrying. {error}")
             last_error = str(error)
             continue
-        quiet_polls, last_error = 0 if watcher.has_moved else quiet_polls + 1, ""
+        quiet_polls, last_error = 0 if watcher.has_progressed else quiet_polls + 1, ""
         is_running = quiet_polls * _POLL_S < _QUIET_S and not _is_over(trainings)
         condition = "running" if is_running else _condition(trainings)
         values = _values(record, trainings, uri, condition)
@@ -51,16 +51,18 @@ def tell(record: Run, uri: str, output: Output, *, watch: bool) -> None:
     output.result(values)
 
 
-def _is_over(trainings: Sequence[Training]) -> bool:
+def _is_over(trainings: Sequence[TrainingStatus]) -> bool:
     """Return whether every training that has started is finished, and at least one has."""
     return bool(trainings) and all(training.result is not None for training in trainings)
 
 
-def _condition(trainings: Sequence[Training]) -> str:
+def _condition(trainings: Sequence[TrainingStatus]) -> str:
     return "over" if _is_over(trainings) else "waiting"
 
 
-def _values(record: Run, trainings: Sequence[Training], uri: str, condition: str) -> dict[str, Any]:
+def _values(
+    record: Run, trainings: Sequence[TrainingStatus], uri: str, condition: str
+) -> dict[str, Any]:
     """Return the JSON values of a run's trainings."""
     return {
         "run": uri,
@@ -77,7 +79,7 @@ def _values(record: Run, trainings: Sequence[Training], uri: str, condition: str
     }
 
 
-def _training_values(training: Training) -> dict[str, Any]:
+def _training_values(training: TrainingStatus) -> dict[str, Any]:
     values: dict[str, Any] = {
         "round": training.of.round,
         "fold": training.of.fold,
@@ -93,7 +95,7 @@ def _training_values(training: Training) -> dict[str, Any]:
     return values
 
 
-def _print(values: dict[str, Any], output: Output) -> None:
+def _print(values: dict[str, Any], output: CommandOutput) -> None:
     if values["trainings"]:
         output.table(
             ["training", "state", "epoch", "step", *_SHOWN],

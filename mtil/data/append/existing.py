@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from mtil.data.audit import findings as audits
-from mtil.data.audit.findings import Pair
-from mtil.data.dataset.manifest import Dropped, Manifest
-from mtil.data.folds.assign import Place
+from mtil.data.audit.findings import NearCopyPair
+from mtil.data.dataset.manifest import DroppedImage, Manifest
+from mtil.data.folds.assign import SamplePlace
 from mtil.data.layouts.record import Record
-from mtil.data.prepare import staging, tally
-from mtil.documents import shown
+from mtil.data.prepare import image_counts, staging
+from mtil.documents import format_value
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -23,7 +23,7 @@ _CONTENT_COLUMNS = ("sha256", "mask_sha256")
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ContentDigests:
     """SHA-256 digests of an image's pixels and mask."""
 
     sha256: bytes
@@ -31,22 +31,22 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Known:
+class ExistingImages:
     """Existing images of a data set version. All mappings are by sample id."""
 
     store: Store
     manifest: Manifest
     records: Mapping[str, Record]
     """Records of all usable images, kept or dropped, without file names."""
-    content: Mapping[str, Content]
+    content: Mapping[str, ContentDigests]
     family: Mapping[str, str]
     """Group of each image, including dropped images."""
     twins: Mapping[str, str]
-    places: Mapping[str, Place]
+    places: Mapping[str, SamplePlace]
     """Group, fold and part of the kept images."""
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedImage, ...]
     """Images dropped by the audit."""
-    pairs: tuple[Pair, ...]
+    pairs: tuple[NearCopyPair, ...]
 
     def facts(self) -> Iterator[pa.Table]:
         """Yield the facts of the images, file by file."""
@@ -54,7 +54,7 @@ class Known:
             yield staging.read_kept_facts(self.store, name, self.manifest.files)
 
 
-def read(store: Store, manifest: Manifest) -> Known:
+def read_existing_images(store: Store, manifest: Manifest) -> ExistingImages:
     """Read the existing images of a data set version.
 
     Raises:
@@ -65,11 +65,11 @@ def read(store: Store, manifest: Manifest) -> Known:
             f"Appended images are compared with facts of the existing images, but {store.uri} was "
             "prepared without facts. Prepare all images again, to a new target."
         )
-    images = audits.read(store, manifest, audits.IMAGES)
+    images = audits.read_audit_table(store, manifest, audits.IMAGES_FILE)
     ids, *decisions = (images.column(name).to_pylist() for name in _AUDIT_COLUMNS)
     groups, twins, folds, parts, dropped = decisions
     records: dict[str, Record] = {}
-    content: dict[str, Content] = {}
+    content: dict[str, ContentDigests] = {}
     fact_tables: list[pa.Table] = []
     for name in manifest.facts:
         table = staging.read_kept_facts(
@@ -78,20 +78,22 @@ def read(store: Store, manifest: Manifest) -> Known:
         fact_tables.append(table)
         for row in table.to_pylist():
             records[row["sample_id"]] = _make_record(row)
-            content[row["sample_id"]] = Content(row["sha256"], row["mask_sha256"])
+            content[row["sample_id"]] = ContentDigests(row["sha256"], row["mask_sha256"])
     places = {
-        name: Place(group, fold, part)
+        name: SamplePlace(group, fold, part)
         for name, group, fold, part in zip(ids, groups, folds, parts, strict=True)
         if fold is not None
     }
     # The fingerprint covers pixels, masks, classes and places, so a changed fact or place is
     # noticed here.
-    fingerprint = tally.fingerprint(pa.concat_tables(fact_tables), places, manifest.image_size)
+    fingerprint = image_counts.compute_fingerprint(
+        pa.concat_tables(fact_tables), places, manifest.image_size
+    )
     if fingerprint != manifest.fingerprint or set(ids) != records.keys():
         raise DataError(
             f"The audit of {store.uri} does not match the images. Prepare all images again."
         )
-    return Known(
+    return ExistingImages(
         store=store,
         manifest=manifest,
         records=records,
@@ -100,12 +102,12 @@ def read(store: Store, manifest: Manifest) -> Known:
         twins=dict(zip(ids, twins, strict=True)),
         places=places,
         dropped=tuple(
-            Dropped(sample_id=name, why=why)
+            DroppedImage(sample_id=name, why=why)
             for name, why in zip(ids, dropped, strict=True)
             if why is not None
         ),
         pairs=tuple(
-            Pair(
+            NearCopyPair(
                 row["sample_id_a"],
                 row["sample_id_b"],
                 row["distance"],
@@ -113,7 +115,7 @@ def read(store: Store, manifest: Manifest) -> Known:
                 row["kind"],
                 row["decision"],
             )
-            for row in audits.read(store, manifest, audits.PAIRS).to_pylist()
+            for row in audits.read_audit_table(store, manifest, audits.PAIRS_FILE).to_pylist()
         ),
     )
 
@@ -133,11 +135,13 @@ def _make_record(row: Mapping[str, Any]) -> Record:
 
 def _parse_fold(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,20}", text):
-        raise DataError(f"A given fold must be an integer, but the facts have {shown(text)}.")
+        raise DataError(
+            f"A given fold must be an integer, but the facts have {format_value(text)}."
+        )
     return int(text)
 
 
-def check_same(known: Known, record: Record, found: Content, uri: str) -> None:
+def check_unchanged(known: ExistingImages, record: Record, found: ContentDigests, uri: str) -> None:
     """Raise if an appended image differs from the existing image with its sample id.
 
     Args:

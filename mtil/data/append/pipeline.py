@@ -12,21 +12,27 @@ from typing import Literal
 
 from mtil.data import parallel
 from mtil.data.append import existing as known_images
-from mtil.data.append.existing import Content, Known
-from mtil.data.append.placement import Growth, grow
+from mtil.data.append.existing import ContentDigests, ExistingImages
+from mtil.data.append.placement import AppendPlacement, place_new_images
 from mtil.data.audit import drops
 from mtil.data.audit import findings as audits
 from mtil.data.dataset.account import Account
-from mtil.data.dataset.manifest import Dropped, Manifest, SourceInfo, file_of
+from mtil.data.dataset.manifest import DroppedImage, Manifest, SourceInfo, describe_file
 from mtil.data.folds import splits
-from mtil.data.folds.assign import GIVEN, is_by_size
+from mtil.data.folds.assign import GIVEN_RULE, is_stratified_by_size
 from mtil.data.layouts.record import Collection, Record
-from mtil.data.parallel import Runner
-from mtil.data.prepare import staging, tally, versions
-from mtil.data.prepare.chunks import Chunks, Progress, refuse, silent, stores_of
-from mtil.data.prepare.pipeline import MAX_SHARD_BYTES, account_of
-from mtil.data.prepare.samples import Refused
-from mtil.data.prepare.sources import Source, gather_more
+from mtil.data.parallel import JobRunner
+from mtil.data.prepare import image_counts, staging, versions
+from mtil.data.prepare.chunks import (
+    Chunks,
+    Progress,
+    ignore_progress,
+    map_source_uris,
+    raise_refused,
+)
+from mtil.data.prepare.pipeline import MAX_SHARD_BYTES, build_account
+from mtil.data.prepare.samples import RefusedImage
+from mtil.data.prepare.sources import CollectionSource, scan_appended_sources
 from mtil.errors import DataError, StorageError, UserError
 from mtil.storage import Store, open_store
 
@@ -55,7 +61,7 @@ class AppendSettings:
 
 
 @dataclass(frozen=True)
-class Appended:
+class AppendResult:
     """Result of an append."""
 
     manifest: Manifest
@@ -63,22 +69,22 @@ class Appended:
     num_added: int
     num_known: int
     """Number of images already in the data set."""
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedImage, ...] = ()
     """New images dropped."""
-    invalid: tuple[Dropped, ...] = ()
+    invalid: tuple[DroppedImage, ...] = ()
     """New images that are unusable."""
     account: Account | None = field(default=None, compare=False)
     """Account of the files and images of the appended collections."""
 
 
-def append(
-    sources: Sequence[Source],
+def append_images(
+    sources: Sequence[CollectionSource],
     to: str,
     settings: AppendSettings | None = None,
     *,
-    runner: Runner = parallel.processes,
+    runner: JobRunner = parallel.run_in_processes,
     progress: Progress | None = None,
-) -> Appended:
+) -> AppendResult:
     """Append the new images of collections to a data set, as a new version.
 
     Writes nothing if no new image is kept.
@@ -94,19 +100,19 @@ def append(
         DataError: if a source is wrong, or an existing image or a fixed setting differs.
     """
     settings = settings or AppendSettings()
-    limit = drops.limits(settings.allow_drops)
+    limit = drops.make_drop_limits(settings.allow_drops)
     target = open_store(to)
-    before = versions.newest(target)
+    before = versions.load_newest(target)
     _check_settings(settings, before)
-    known = known_images.read(target, before)
-    collections = gather_more(sources, before.sources, known.records, to)
+    known = known_images.read_existing_images(target, before)
+    collections = scan_appended_sources(sources, before.sources, known.records, to)
     chunks = Chunks(
         records=_sort_records(collections),
-        stores=stores_of(collections),
+        stores=map_source_uris(collections),
         image_size=before.image_size,
         rows_per_chunk=staging.rows_per_chunk(before.image_size, settings.max_shard_bytes),
         runner=runner,
-        progress=progress or silent,
+        progress=progress or ignore_progress,
     )
     job = _AppendJob(target, known, collections, chunks, settings.skip_invalid, limit)
     try:
@@ -115,32 +121,32 @@ def append(
         # After a storage error the same command may succeed, and reuses the staged chunks. Other
         # errors would come again, so nothing stays behind.
         if not isinstance(error, StorageError):
-            target.clear(job.folder, versions.STAGED)
+            target.clear(job.folder, versions.STAGED_NAMES)
         raise
 
 
 @dataclass(frozen=True)
 class _AppendJob:
     target: Store
-    known: Known
+    known: ExistingImages
     collections: Sequence[Collection]
     chunks: Chunks
     skip_invalid: bool
-    limit: drops.Limits
+    limit: drops.DropLimits
 
     @cached_property
     def tag(self) -> str:
         """Tag in new file names: the version, and a digest of old data set and new images."""
         before = self.known.manifest
         key = self.chunks.key(before.version, before.fingerprint)
-        return versions.tag(before.version + 1, key)
+        return versions.make_attempt_tag(before.version + 1, key)
 
     @property
     def folder(self) -> str:
         """Staging folder of this append."""
-        return f"{staging.FOLDER}/{self.tag}"
+        return f"{staging.STAGING_FOLDER}/{self.tag}"
 
-    def run(self) -> Appended:
+    def run(self) -> AppendResult:
         """Compare, stage, audit and write."""
         records, known = self.chunks.records, self.known.records
         existing = [record for record in records if record.sample_id in known]
@@ -152,18 +158,20 @@ class _AppendJob:
         chunks.stage(self.target, folder)
         refused = chunks.refused(self.target, folder)
         if not self.skip_invalid:
-            refuse([*unusable_existing, *refused], self.collections)
-        result = Appended(
+            raise_refused([*unusable_existing, *refused], self.collections)
+        result = AppendResult(
             self.known.manifest,
             num_added=0,
             num_known=len(existing),
-            invalid=tuple(Dropped(sample_id=item.sample_id, why=item.why) for item in refused),
+            invalid=tuple(DroppedImage(sample_id=item.sample_id, why=item.why) for item in refused),
         )
         invalid = {item.sample_id for item in refused}
         usable = [record for record in new if record.sample_id not in invalid]
         if usable:
             usable_existing = [record for record in existing if record.refused is None]
-            growth = grow(self.known, usable, usable_existing, chunks.facts(self.target, folder))
+            growth = place_new_images(
+                self.known, usable, usable_existing, chunks.facts(self.target, folder)
+            )
             self._check_drops(new, growth, result.invalid)
             kept = [record.sample_id for record in growth.kept]
             account = self._account(growth.dropped, refused, kept)
@@ -175,18 +183,21 @@ class _AppendJob:
                 return replace(result, manifest=written)
         else:
             result = replace(result, account=self._account((), refused, ()))
-        self.target.clear(self.folder, versions.STAGED)
+        self.target.clear(self.folder, versions.STAGED_NAMES)
         return result
 
     def _check_drops(
-        self, new_records: Sequence[Record], growth: Growth, invalid: Sequence[Dropped]
+        self,
+        new_records: Sequence[Record],
+        growth: AppendPlacement,
+        invalid: Sequence[DroppedImage],
     ) -> None:
         new_ids = {record.sample_id for record in new_records}
-        joined = audits.joined(growth.audit.pairs)
+        joined = audits.select_joined_pairs(growth.audit.pairs)
         before = [record for name, record in self.known.records.items() if name not in new_ids]
         # The paper protocol ignores groups, so near-copies join nothing.
         is_grouped = self.known.manifest.protocol != "paper"
-        drops.check(
+        drops.check_drops(
             new_records,
             growth.dropped,
             invalid,
@@ -197,11 +208,11 @@ class _AppendJob:
         )
 
     def _account(
-        self, dropped: Sequence[Dropped], refused: Sequence[Refused], kept: Sequence[str]
+        self, dropped: Sequence[DroppedImage], refused: Sequence[RefusedImage], kept: Sequence[str]
     ) -> Account:
-        return account_of(self.collections, dropped, refused, kept, self.known.records)
+        return build_account(self.collections, dropped, refused, kept, self.known.records)
 
-    def _compare(self, existing: Sequence[Record]) -> list[Refused]:
+    def _compare(self, existing: Sequence[Record]) -> list[RefusedImage]:
         """Raise if existing images differ in the collections; return the unusable images."""
         chunks = replace(self.chunks, records=existing)
         folder = f"{self.folder}/known"
@@ -211,8 +222,8 @@ class _AppendJob:
             rows = table.select(["sample_id", "sha256", "mask_sha256"]).to_pylist()
             for row in rows:
                 record = by_id[row["sample_id"]]
-                content = Content(row["sha256"], row["mask_sha256"])
-                known_images.check_same(
+                content = ContentDigests(row["sha256"], row["mask_sha256"])
+                known_images.check_unchanged(
                     self.known, record, content, self.chunks.stores[record.source]
                 )
         return chunks.refused(self.target, folder)
@@ -221,8 +232,8 @@ class _AppendJob:
         self,
         chunks: Chunks,
         folder: str,
-        growth: Growth,
-        refused: Sequence[Refused],
+        growth: AppendPlacement,
+        refused: Sequence[RefusedImage],
         account: Account,
     ) -> Manifest:
         before = self.known.manifest
@@ -239,10 +250,12 @@ class _AppendJob:
         # for all images.
         files = {n: file for n, file in before.files.items() if n in before.facts}
         files |= {**finished.files}
-        files |= audits.write(self.target, audit, growth.audit, growth.places)
+        files |= audits.write_audit_tables(self.target, audit, growth.audit, growth.places)
         kept = [*(self.known.records[name] for name in self.known.places), *growth.kept]
         is_grouped = before.protocol != "paper"
-        counts = tally.count(kept, growth.places, before.num_folds, whole_groups=is_grouped)
+        counts = image_counts.count_kept_images(
+            kept, growth.places, before.num_folds, whole_groups=is_grouped
+        )
         sources = self._sources(chunks.records)
         made = replace(
             before,
@@ -252,17 +265,19 @@ class _AppendJob:
             dropped=_merge_by_id(before.dropped, growth.dropped),
             invalid=self._invalid(chunks.records, refused),
             shards=(*before.shards, *finished.shards),
-            fingerprint=tally.fingerprint(growth.audit.facts, growth.places, before.image_size),
+            fingerprint=image_counts.compute_fingerprint(
+                growth.audit.facts, growth.places, before.image_size
+            ),
             version=before.version + 1,
             audit=audit,
             facts=(*before.facts, *finished.facts),
             account=account,
             **vars(counts),
         )
-        text = versions.splits_text(made, growth.places)
-        files[splits.FILE_NAME] = file_of(text)
+        text = versions.encode_splits(made, growth.places)
+        files[splits.SPLITS_FILE] = describe_file(text)
         made = replace(made, files=files)
-        versions.commit(self.target, before, made)
+        versions.commit_version(self.target, before, made)
         return made
 
     def _sources(self, new_records: Sequence[Record]) -> tuple[SourceInfo, ...]:
@@ -289,13 +304,13 @@ class _AppendJob:
         return tuple(source_by_prefix.values())
 
     def _invalid(
-        self, new_records: Sequence[Record], refused: Sequence[Refused]
-    ) -> tuple[Dropped, ...]:
+        self, new_records: Sequence[Record], refused: Sequence[RefusedImage]
+    ) -> tuple[DroppedImage, ...]:
         """Return the unusable images, without earlier unusable images that are usable now."""
         new_ids = {record.sample_id for record in new_records}
         earlier = [item for item in self.known.manifest.invalid if item.sample_id not in new_ids]
         return _merge_by_id(
-            earlier, [Dropped(sample_id=item.sample_id, why=item.why) for item in refused]
+            earlier, [DroppedImage(sample_id=item.sample_id, why=item.why) for item in refused]
         )
 
 
@@ -305,13 +320,13 @@ def _check_settings(settings: AppendSettings, before: Manifest) -> None:
         "num_folds": before.num_folds,
         "seed": before.seed,
         "protocol": before.protocol,
-        "stratify": "class-and-size" if is_by_size(before.fold_rule) else "class",
+        "stratify": "class-and-size" if is_stratified_by_size(before.fold_rule) else "class",
     }
     for name, value in fixed.items():
         requested = getattr(settings, name)
         # A data set with given folds accepts both protocols that keep given folds.
         keeps_given_folds = (
-            name == "protocol" and before.fold_rule == GIVEN and requested != "paper"
+            name == "protocol" and before.fold_rule == GIVEN_RULE and requested != "paper"
         )
         if requested is not None and requested != value and not keeps_given_folds:
             option = f"--{name.replace('_', '-')}"
@@ -342,7 +357,7 @@ def _make_name(before: Manifest, sources: Sequence[SourceInfo]) -> str:
     return " + ".join(source.name for source in sources)
 
 
-def _merge_by_id(*items: Sequence[Dropped]) -> tuple[Dropped, ...]:
+def _merge_by_id(*items: Sequence[DroppedImage]) -> tuple[DroppedImage, ...]:
     return tuple(
         sorted((item for group in items for item in group), key=lambda item: item.sample_id)
     )

@@ -12,34 +12,37 @@ from itertools import chain
 
 import pyarrow as pa
 
-from mtil.data.append.existing import Known
+from mtil.data.append.existing import ExistingImages
 from mtil.data.audit import findings as audits
-from mtil.data.audit.findings import Audit, Pair
-from mtil.data.dataset.manifest import Dropped
+from mtil.data.audit.findings import Audit, NearCopyPair
+from mtil.data.dataset.manifest import DroppedImage
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.data.folds import assign as fold_rules
 from mtil.data.folds import groups as group_rules
-from mtil.data.folds.assign import Place
+from mtil.data.folds.assign import SamplePlace
 from mtil.data.folds.groups import Grouping
 from mtil.data.layouts.record import Record
 
 
 @dataclass(frozen=True)
-class Growth:
+class AppendPlacement:
     """All images of the new version, and the appended images among them."""
 
     audit: Audit
-    places: Mapping[str, Place]
+    places: Mapping[str, SamplePlace]
     """Group, fold and part of all kept images, by sample id."""
     kept: tuple[Record, ...]
     """Appended images, kept."""
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedImage, ...]
     """Appended images, dropped."""
 
 
-def grow(
-    known: Known, records: Sequence[Record], again: Sequence[Record], facts: Iterable[pa.Table]
-) -> Growth:
+def place_new_images(
+    known: ExistingImages,
+    records: Sequence[Record],
+    again: Sequence[Record],
+    facts: Iterable[pa.Table],
+) -> AppendPlacement:
     """Audit new images together with existing images, and place the new images.
 
     Args:
@@ -61,15 +64,15 @@ def grow(
         }
         reason_by_id = dict.fromkeys(
             (r.sample_id for r in records if r.label not in fold_rules.TUMOURS),
-            fold_rules.NOT_IN_PAPER,
+            fold_rules.NOT_IN_PAPER_PROTOCOL,
         )
     kept = tuple(record for record in records if record.sample_id not in reason_by_id)
     manifest = known.manifest
-    place = fold_rules.extend(
+    place = fold_rules.extend_assignment(
         [known.records[name] for name in known.places],
         kept,
         group,
-        audit.area() if fold_rules.is_by_size(manifest.fold_rule) else None,
+        audit.area() if fold_rules.is_stratified_by_size(manifest.fold_rule) else None,
         placed={
             group[name]: (old_place.fold, old_place.part)
             for name, old_place in known.places.items()
@@ -79,13 +82,15 @@ def grow(
         seed=manifest.seed,
     )
     family = audit.grouping.family
-    new_places = {name: Place(family[name], fold, part) for name, (fold, part) in place.items()}
-    return Growth(
+    new_places = {
+        name: SamplePlace(family[name], fold, part) for name, (fold, part) in place.items()
+    }
+    return AppendPlacement(
         audit=audit,
         places={**known.places, **new_places},
         kept=kept,
         dropped=tuple(
-            Dropped(sample_id=record.sample_id, why=reason_by_id[record.sample_id])
+            DroppedImage(sample_id=record.sample_id, why=reason_by_id[record.sample_id])
             for record in records
             if record.sample_id in reason_by_id
         ),
@@ -93,16 +98,21 @@ def grow(
 
 
 def _audit_together(
-    known: Known, records: Sequence[Record], again: Sequence[Record], facts: Iterable[pa.Table]
+    known: ExistingImages,
+    records: Sequence[Record],
+    again: Sequence[Record],
+    facts: Iterable[pa.Table],
 ) -> Audit:
     all_records = [*known.records.values(), *records]
-    table, pairs, copies = audits.look(all_records, chain(known.facts(), facts), len(known.records))
+    table, pairs, copies = audits.compare_images(
+        all_records, chain(known.facts(), facts), len(known.records)
+    )
     pairs = [_decide_for_new(pair, known) for pair in pairs]
-    keys = {record.sample_id: group_rules.keys(record) for record in all_records}
+    keys = {record.sample_id: group_rules.list_group_keys(record) for record in all_records}
     # A collection may now give an existing image a patient or a published group. Both join new
     # images too.
     for record in again:
-        keys[record.sample_id] += group_rules.keys(record)
+        keys[record.sample_id] += group_rules.list_group_keys(record)
     # Only published groups and near-copies show the same tissue. A patient may have images of two
     # classes.
     published = {
@@ -111,10 +121,10 @@ def _audit_together(
     }
     for name, twin in known.twins.items():
         published[name].append(("twins", twin))
-    joined = audits.joined(pairs)
+    joined = audits.select_joined_pairs(pairs)
     label_by_id = {record.sample_id: record.label for record in all_records}
     reason_by_id = _find_reasons_to_drop(
-        known, group_rules.join(published.items(), joined), label_by_id
+        known, group_rules.find_components(published.items(), joined), label_by_id
     )
     reason_by_id |= {
         name: f"its pixels are those of {kept}"
@@ -124,12 +134,12 @@ def _audit_together(
     return Audit(
         grouping=_join_groups(known, keys, joined, reason_by_id),
         pairs=(*known.pairs, *pairs),
-        twins=audits.find_twins(published.items(), pairs),
+        twins=audits.find_first_copies(published.items(), pairs),
         facts=table.sort_by("sample_id"),
     )
 
 
-def _decide_for_new(pair: Pair, known: Known) -> Pair:
+def _decide_for_new(pair: NearCopyPair, known: ExistingImages) -> NearCopyPair:
     both_new = pair.one not in known.records and pair.other not in known.records
     # An existing image stays, so only the new image of the pair is dropped.
     if both_new or "two classes" not in pair.decision:
@@ -138,7 +148,7 @@ def _decide_for_new(pair: Pair, known: Known) -> Pair:
 
 
 def _find_reasons_to_drop(
-    known: Known, near_copy_groups: Iterable[Sequence[str]], label_by_id: Mapping[str, int]
+    known: ExistingImages, near_copy_groups: Iterable[Sequence[str]], label_by_id: Mapping[str, int]
 ) -> dict[str, str]:
     """Return the reason for each new image dropped for its content, by sample id."""
     reason_by_id: dict[str, str] = {}
@@ -148,12 +158,12 @@ def _find_reasons_to_drop(
             reason = f"its group holds {existing[0]}, which was dropped before"
             reason_by_id |= dict.fromkeys(names, reason)
         else:
-            reason_by_id |= group_rules.contradictions([names], label_by_id)
+            reason_by_id |= group_rules.find_contradictions([names], label_by_id)
     return reason_by_id
 
 
 def _join_groups(
-    known: Known,
+    known: ExistingImages,
     keys: Mapping[str, list[tuple[str, str]]],
     pairs: Sequence[tuple[str, str]],
     reason_by_id: Mapping[str, str],
@@ -172,7 +182,7 @@ def _join_groups(
     family_of = dict(known.family)
     dropped = list(known.dropped)
     kept_member = {place.group: name for name, place in known.places.items()}
-    for members in group_rules.join(items.items(), pairs):
+    for members in group_rules.find_components(items.items(), pairs):
         new_ids = [name for name in members if name not in known.records]
         if not new_ids:
             continue
@@ -189,12 +199,12 @@ def _join_groups(
             if reason is None:
                 group[name] = family
             else:
-                dropped.append(Dropped(sample_id=name, why=reason))
+                dropped.append(DroppedImage(sample_id=name, why=reason))
     return Grouping(group, tuple(sorted(dropped, key=lambda item: item.sample_id)), family_of)
 
 
 def _find_place_conflict(
-    known: Known, existing: Sequence[str], kept_member: Mapping[str, str]
+    known: ExistingImages, existing: Sequence[str], kept_member: Mapping[str, str]
 ) -> str | None:
     """Return why new images cannot join the existing images; None if all lie in one place."""
     id_by_place: dict[tuple[int, int], str] = {}

@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtil.data.dataset.manifest import Dropped
+from mtil.data.dataset.manifest import DroppedImage
 from mtil.data.folds import groups as group_rules
-from mtil.data.folds.assign import NOT_IN_PAPER
+from mtil.data.folds.assign import NOT_IN_PAPER_PROTOCOL
 from mtil.data.layouts.record import Record
 from mtil.errors import DataError
 
-MAX_SHARE = 0.05
+MAX_DROPPED_SHARE = 0.05
 """Share of a source's images dropped at most by default. BUSI loses 2.4 per cent."""
-FEW = 2
+NUM_ALWAYS_ALLOWED = 2
 """Number of dropped images allowed by default at any share, for very small collections."""
 MAX_GROUP_SHARE = 0.1
 """Share of a source's images in one group of near-copies, at most, by default."""
-MIN_GROUP = 8
+MIN_CHECKED_GROUP_SIZE = 8
 """Smaller groups of near-copies pass at any share."""
 _NUM_EXAMPLES = 3
 # Fragments of stored reasons (`Dropped.why`), with the wording in error messages.
@@ -32,18 +32,18 @@ _REASON_INVALID, _REASON_OTHER = "that cannot be used", "of a group that cannot 
 
 
 @dataclass(frozen=True)
-class Limits:
+class DropLimits:
     """Limits on dropped images and on groups of near-copies."""
 
-    dropped: float = MAX_SHARE
+    dropped: float = MAX_DROPPED_SHARE
     """Largest share of a source's images dropped."""
     group: float = MAX_GROUP_SHARE
     """Largest share of a source's images in one group of near-copies."""
-    few: int = FEW
+    few: int = NUM_ALWAYS_ALLOWED
     """Number of dropped images allowed at any share."""
 
 
-def limits(allowed: float | None) -> Limits:
+def make_drop_limits(allowed: float | None) -> DropLimits:
     """Return the limits set by `--allow-drops`.
 
     Args:
@@ -53,7 +53,7 @@ def limits(allowed: float | None) -> Limits:
         DataError: if the share is out of range.
     """
     if allowed is None:
-        return Limits()
+        return DropLimits()
     if not 0 <= allowed <= 1:
         raise DataError(
             f"The share of images to drop must be 0 to 1, but got {allowed}. "
@@ -61,15 +61,15 @@ def limits(allowed: float | None) -> Limits:
         )
     # An explicit share applies to very small collections too, so `few` is 0. A share below the
     # default does not tighten the limit on groups.
-    return Limits(allowed, max(allowed, MAX_GROUP_SHARE), few=0)
+    return DropLimits(allowed, max(allowed, MAX_GROUP_SHARE), few=0)
 
 
-def check(
+def check_drops(
     records: Sequence[Record],
-    dropped: Iterable[Dropped],
-    invalid: Iterable[Dropped],
+    dropped: Iterable[DroppedImage],
+    invalid: Iterable[DroppedImage],
     pairs: Iterable[tuple[str, str]],
-    limit: Limits,
+    limit: DropLimits,
     names: Mapping[str, str],
     before: Sequence[Record] = (),
 ) -> None:
@@ -92,7 +92,9 @@ def check(
         DataError: if a limit is exceeded; names the count by reason.
     """
     reason_by_id = {
-        item.sample_id: _summarise_reason(item.why) for item in dropped if item.why != NOT_IN_PAPER
+        item.sample_id: _summarise_reason(item.why)
+        for item in dropped
+        if item.why != NOT_IN_PAPER_PROTOCOL
     }
     reason_by_id |= {item.sample_id: _REASON_INVALID for item in invalid}
     pairs = list(pairs)
@@ -115,7 +117,7 @@ def _check_dropped(
     reason_by_id: Mapping[str, str],
     source_size: int,
     name: str,
-    limit: Limits,
+    limit: DropLimits,
 ) -> None:
     if len(dropped_ids) <= max(limit.dropped * source_size, limit.few):
         return
@@ -133,13 +135,13 @@ def _check_groups(
     records: Sequence[Record],
     pairs: Sequence[tuple[str, str]],
     new: Container[str],
-    limit: Limits,
+    limit: DropLimits,
     names: Mapping[str, str],
 ) -> None:
     num_images = Counter(record.source for record in records)
     by_id = {record.sample_id: record for record in records}
     linked = sorted({sample_id for pair in pairs for sample_id in pair})
-    for members in group_rules.join(((sample_id, ()) for sample_id in linked), pairs):
+    for members in group_rules.find_components(((sample_id, ()) for sample_id in linked), pairs):
         # An earlier version of the data set settled the groups without a new image.
         if not any(sample_id in new for sample_id in members):
             continue
@@ -148,7 +150,7 @@ def _check_groups(
             continue
         for source, group_size in Counter(by_id[sample_id].source for sample_id in members).items():
             source_size = num_images[source]
-            if group_size >= MIN_GROUP and group_size > limit.group * source_size:
+            if group_size >= MIN_CHECKED_GROUP_SIZE and group_size > limit.group * source_size:
                 name = names.get(source, source)
                 raise DataError(
                     f"A group of near-copies may hold at most {limit.group:.3g} of a source's "

@@ -15,19 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtil import parquet
-from mtil.data.audit.duplicates import NUM_HASHES, SIDE, OnDisk, find_pairs
-from mtil.data.dataset.manifest import Dropped, File, Manifest, file_of, read_file
+from mtil.data.audit.duplicates import NUM_HASHES, THUMB_SIDE, DiskArray, find_near_copies
+from mtil.data.dataset.manifest import (
+    DroppedImage,
+    FileDigest,
+    Manifest,
+    describe_file,
+    read_dataset_file,
+)
 from mtil.data.dataset.shards import LABELS, pixels
 from mtil.data.folds import groups as group_rules
-from mtil.data.folds.assign import Place
+from mtil.data.folds.assign import SamplePlace
 from mtil.data.folds.groups import Grouping
 from mtil.data.layouts.record import Record
-from mtil.documents import shortened
+from mtil.documents import shorten_text
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
-PAIRS = "duplicates.parquet"
-IMAGES = "images.parquet"
+PAIRS_FILE = "duplicates.parquet"
+IMAGES_FILE = "images.parquet"
 _FLAGS = (
     "text",
     "calipers",
@@ -39,7 +45,7 @@ _FLAGS = (
 )
 _NOTES = "notes"
 _SCHEMAS = {
-    PAIRS: pa.schema(
+    PAIRS_FILE: pa.schema(
         [
             pa.field("sample_id_a", pa.string(), nullable=False),
             pa.field("sample_id_b", pa.string(), nullable=False),
@@ -51,7 +57,7 @@ _SCHEMAS = {
             pa.field("decision", pa.string(), nullable=False),
         ]
     ),
-    IMAGES: pa.schema(
+    IMAGES_FILE: pa.schema(
         [
             pa.field("sample_id", pa.string(), nullable=False),
             pa.field("label", pa.int8(), nullable=False),
@@ -82,7 +88,7 @@ Splits = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class NearCopyPair:
     """A pair of near-copies."""
 
     one: str
@@ -100,7 +106,7 @@ class Audit:
     """Findings and decisions of the audit of a collection."""
 
     grouping: Grouping
-    pairs: tuple[Pair, ...]
+    pairs: tuple[NearCopyPair, ...]
     twins: dict[str, str]
     """First near-copy of each image, by sample id. Pairs and published groups both count."""
     facts: pa.Table
@@ -112,7 +118,7 @@ class Audit:
         return dict(zip(ids, shares, strict=True))
 
 
-def audit(
+def audit_images(
     records: Sequence[Record], facts: Iterable[pa.Table], splits: Splits | None = None
 ) -> Audit:
     """Find near-copies, and group the images of a collection.
@@ -127,19 +133,19 @@ def audit(
         facts: staged facts of the images, chunk by chunk, in the same order.
         splits: fold and part by sample id from a splits file; None without a splits file.
     """
-    table, pairs, copies = look(records, facts, splits=splits)
-    grouping = group_rules.group(records, joined(pairs))
-    listed = ((record.sample_id, group_rules.published(record)) for record in records)
-    twins = find_twins(listed, pairs)
+    table, pairs, copies = compare_images(records, facts, splits=splits)
+    grouping = group_rules.group_images(records, select_joined_pairs(pairs))
+    listed = ((record.sample_id, group_rules.list_published_keys(record)) for record in records)
+    twins = find_first_copies(listed, pairs)
     return Audit(_drop_copies(grouping, copies), tuple(pairs), twins, table)
 
 
-def look(
+def compare_images(
     records: Sequence[Record],
     facts: Iterable[pa.Table],
     num_known: int = 0,
     splits: Splits | None = None,
-) -> tuple[pa.Table, list[Pair], dict[str, str]]:
+) -> tuple[pa.Table, list[NearCopyPair], dict[str, str]]:
     """Compare images with each other.
 
     Args:
@@ -160,19 +166,21 @@ def look(
     for i, j, distance, correlation, kind in pair_tuples:
         first, second = records[i], records[j]
         decision = _decide(first, second, copies, splits or {})
-        pairs.append(Pair(first.sample_id, second.sample_id, distance, correlation, kind, decision))
+        pairs.append(
+            NearCopyPair(first.sample_id, second.sample_id, distance, correlation, kind, decision)
+        )
     return table, pairs, copies
 
 
-def joined(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
+def select_joined_pairs(pairs: Iterable[NearCopyPair]) -> list[tuple[str, str]]:
     """Return the pairs with both images in one group."""
     # Decisions are stored texts. "left to the given folds" is the only decision that keeps a pair
     # apart.
     return [(pair.one, pair.other) for pair in pairs if "left" not in pair.decision]
 
 
-def find_twins(
-    listed: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[Pair]
+def find_first_copies(
+    listed: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[NearCopyPair]
 ) -> dict[str, str]:
     """Return the first near-copy of each image, by sample id.
 
@@ -182,11 +190,15 @@ def find_twins(
     """
     same = [(pair.one, pair.other) for pair in pairs]
     return {
-        sample_id: members[0] for members in group_rules.join(listed, same) for sample_id in members
+        sample_id: members[0]
+        for members in group_rules.find_components(listed, same)
+        for sample_id in members
     }
 
 
-def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -> dict[str, File]:
+def write_audit_tables(
+    store: Store, folder: str, made: Audit, places: Mapping[str, SamplePlace]
+) -> dict[str, FileDigest]:
     """Write the audit of a data set.
 
     Args:
@@ -204,7 +216,7 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
     reason_by_id = {item.sample_id: item.why for item in made.grouping.dropped}
     files = _write_table(
         store,
-        f"{folder}/{PAIRS}",
+        f"{folder}/{PAIRS_FILE}",
         pa.table(
             {
                 "sample_id_a": pa.array([pair.one for pair in made.pairs], pa.string()),
@@ -235,10 +247,10 @@ def write(store: Store, folder: str, made: Audit, places: Mapping[str, Place]) -
         "twins": pa.array([made.twins[name] for name in ids], pa.string()),
     }
     columns |= {name: made.facts.column(name) for name in (*_FLAGS, _NOTES)}
-    return files | _write_table(store, f"{folder}/{IMAGES}", pa.table(columns))
+    return files | _write_table(store, f"{folder}/{IMAGES_FILE}", pa.table(columns))
 
 
-def read(store: Store, made: Manifest, name: str) -> pa.Table:
+def read_audit_table(store: Store, made: Manifest, name: str) -> pa.Table:
     """Read the `PAIRS` or `IMAGES` table of an audit, and verify the bytes.
 
     Raises:
@@ -246,23 +258,25 @@ def read(store: Store, made: Manifest, name: str) -> pa.Table:
     """
     folder = made.audit
     try:
-        return parquet.read(read_file(store, f"{folder}/{name}", made.files), schema=_SCHEMAS[name])
+        return parquet.read_parquet(
+            read_dataset_file(store, f"{folder}/{name}", made.files), schema=_SCHEMAS[name]
+        )
     except NotFoundError:
         raise DataError(
             f"{store.uri} has lost {folder}/{name}. Delete the data set and prepare it again."
         ) from None
     except pa.ArrowException as error:
         raise DataError(
-            f"{store.uri}/{folder}/{name} is damaged ({shortened(str(error))}). Delete the data "
+            f"{store.uri}/{folder}/{name} is damaged ({shorten_text(str(error))}). Delete the data "
             "set and prepare it again."
         ) from None
 
 
-def _write_table(store: Store, name: str, table: pa.Table) -> dict[str, File]:
+def _write_table(store: Store, name: str, table: pa.Table) -> dict[str, FileDigest]:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     store.write(name, sink.getvalue())
-    return {name: file_of(sink.getvalue())}
+    return {name: describe_file(sink.getvalue())}
 
 
 def _find_pairs_on_disk(
@@ -272,14 +286,17 @@ def _find_pairs_on_disk(
     small_tables: list[pa.Table] = []
     # Hashes and thumbs take 5 kB an image, so both wait on disk; only the small columns stay in
     # memory.
-    with OnDisk((NUM_HASHES,), np.uint64) as hashes, OnDisk((SIDE, SIDE), np.uint8) as thumbs:
+    with (
+        DiskArray((NUM_HASHES,), np.uint64) as hashes,
+        DiskArray((THUMB_SIDE, THUMB_SIDE), np.uint8) as thumbs,
+    ):
         for table in facts:
             if table.num_rows:
                 hashes.append(pixels(table.column("hashes")).view(np.uint64))
-                thumbs.append(pixels(table.column("thumb")).reshape(-1, SIDE, SIDE))
+                thumbs.append(pixels(table.column("thumb")).reshape(-1, THUMB_SIDE, THUMB_SIDE))
                 small_tables.append(_with_notes(table).select([*_KEPT_COLUMNS, _NOTES]))
         small_facts = pa.concat_tables(small_tables)
-        pairs = find_pairs(hashes, thumbs, num_known, pixels(small_facts.column("sha256")))
+        pairs = find_near_copies(hashes, thumbs, num_known, pixels(small_facts.column("sha256")))
     pair_tuples = [
         (pair.i, pair.j, int(pair.distance), float(pair.correlation), str(pair.kind))
         for pair in pairs
@@ -349,5 +366,5 @@ def _drop_copies(grouping: Grouping, copies: dict[str, str]) -> Grouping:
     dropped = list(grouping.dropped)
     for sample_id, kept in copies.items():
         if group.pop(sample_id, None) is not None:
-            dropped.append(Dropped(sample_id=sample_id, why=f"its pixels are those of {kept}"))
+            dropped.append(DroppedImage(sample_id=sample_id, why=f"its pixels are those of {kept}"))
     return Grouping(group, tuple(sorted(dropped, key=lambda item: item.sample_id)), grouping.family)

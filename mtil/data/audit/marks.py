@@ -20,7 +20,7 @@ Directions = tuple[tuple[int, int], ...]
 """Offsets in pixels: down, right."""
 
 SOFT_MASK, NUMBERED_MASK, STRAY_REGIONS = "soft_mask", "numbered_mask", "stray_regions"
-NOTES: Mapping[str, str] = {
+NOTE_TEXTS: Mapping[str, str] = {
     SOFT_MASK: "have a mask of more than two levels; pixels at least half as bright as the "
     "brightest are lesion",
     NUMBERED_MASK: "have a mask of small numbers; all numbers but 0 are lesion",
@@ -121,7 +121,7 @@ class MaskFlags:
     `MAX_AREA_SHARE`."""
 
 
-def flag_image(gray: Gray) -> Marks:
+def flag_marks(gray: Gray) -> Marks:
     """Detect burnt-in text and calipers in a gray image (h, w).
 
     Text is a line of thin, upright, bright strokes close together. Speckle and tissue layers lie

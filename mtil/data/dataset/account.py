@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mtil.data.names import shown
+from mtil.data.names import escape_unprintable
 
 MAX_EXAMPLES = 3
 """Example names listed for a reason."""
@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ReasonCount:
     """Files or images left out for the same reason."""
 
     why: str
@@ -44,9 +44,9 @@ class FilesSeen:
     images: Count
     masks: Count
     tables: Count
-    ignored: tuple[Part, ...] = ()
+    ignored: tuple[ReasonCount, ...] = ()
     """Files left out by a rule, such as hidden files."""
-    skipped: tuple[Part, ...] = ()
+    skipped: tuple[ReasonCount, ...] = ()
     """Unused files with the look of data."""
 
     def __post_init__(self) -> None:
@@ -60,8 +60,8 @@ class ImagesRead:
 
     read: Count
     kept: Count
-    dropped: tuple[Part, ...] = ()
-    invalid: tuple[Part, ...] = ()
+    dropped: tuple[ReasonCount, ...] = ()
+    invalid: tuple[ReasonCount, ...] = ()
     """Unusable images."""
     known: Count = 0
     """Images already in the data set; above 0 only after an append."""
@@ -118,7 +118,7 @@ class Account:
         )
 
 
-def to_dict(account: Account) -> dict[str, Any]:
+def account_to_dict(account: Account) -> dict[str, Any]:
     """Return the account as JSON values: the sums, then the sources."""
     return {
         "files": asdict(account.files),
@@ -127,7 +127,7 @@ def to_dict(account: Account) -> dict[str, Any]:
     }
 
 
-def parts(why_of: Mapping[str, str], start: str = "") -> tuple[Part, ...]:
+def count_reasons(why_of: Mapping[str, str], start: str = "") -> tuple[ReasonCount, ...]:
     """Count names by reason, the most frequent reason first.
 
     Args:
@@ -142,16 +142,18 @@ def parts(why_of: Mapping[str, str], start: str = "") -> tuple[Part, ...]:
     reasons = [(why, names[why]) for why in order[:_MAX_REASONS]]
     reasons += [(_OTHER_REASONS, rest)] if rest else []
     return tuple(
-        Part(
+        ReasonCount(
             why=why,
             number=len(members),
-            examples=tuple(shown(name.removeprefix(start)) for name in members[:MAX_EXAMPLES]),
+            examples=tuple(
+                escape_unprintable(name.removeprefix(start)) for name in members[:MAX_EXAMPLES]
+            ),
         )
         for why, members in reasons
     )
 
 
-def images_read(
+def count_images(
     ids: Iterable[str],
     dropped: Mapping[str, str],
     invalid: Mapping[str, str],
@@ -175,18 +177,18 @@ def images_read(
         read += 1
         # Only the first matching outcome counts: `ImagesRead` checks that the counts add up.
         if name in invalid:
-            left_out[1][name] = reason(invalid[name], name)
+            left_out[1][name] = generalise_reason(invalid[name], name)
         elif name in known:
             num_known += 1
         elif name in dropped:
-            left_out[0][name] = reason(dropped[name], name)
+            left_out[0][name] = generalise_reason(dropped[name], name)
         else:
             num_kept += name in kept
     return ImagesRead(
         read=read,
         kept=num_kept,
-        dropped=parts(left_out[0]),
-        invalid=parts(left_out[1]),
+        dropped=count_reasons(left_out[0]),
+        invalid=count_reasons(left_out[1]),
         known=num_known,
     )
 
@@ -206,7 +208,7 @@ _REASONS = (
 )
 
 
-def reason(why: str, sample_id: str) -> str:
+def generalise_reason(why: str, sample_id: str) -> str:
     """Return the general reason behind a sentence about an image.
 
     Args:
@@ -219,14 +221,14 @@ def reason(why: str, sample_id: str) -> str:
         if match is not None:
             line = match.expand(short)
             break
-    return shown(line.replace(sample_id, "…"))[:120]
+    return escape_unprintable(line.replace(sample_id, "…"))[:120]
 
 
-def _sum_numbers(parts: Sequence[Part]) -> int:
+def _sum_numbers(parts: Sequence[ReasonCount]) -> int:
     return sum(part.number for part in parts)
 
 
-def _merge_reasons(groups: Iterable[Sequence[Part]]) -> tuple[Part, ...]:
+def _merge_reasons(groups: Iterable[Sequence[ReasonCount]]) -> tuple[ReasonCount, ...]:
     numbers: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
     for part in (part for group in groups for part in group):
@@ -234,7 +236,7 @@ def _merge_reasons(groups: Iterable[Sequence[Part]]) -> tuple[Part, ...]:
         examples.setdefault(part.why, []).extend(part.examples)
     order = sorted(numbers, key=lambda why: (-numbers[why], why))
     return tuple(
-        Part(why=why, number=numbers[why], examples=tuple(examples[why][:MAX_EXAMPLES]))
+        ReasonCount(why=why, number=numbers[why], examples=tuple(examples[why][:MAX_EXAMPLES]))
         for why in order
     )
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.order import Window, epoch_windows
-from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.order import ShuffleWindow, epoch_windows
+from mtil.data.dataset.selection import RowSelection
 from mtil.data.dataset.shards import pixels
 
 TRAINING_COLUMNS = ("sample_id", "image", "mask", "label")
@@ -35,11 +35,11 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """The parameters that determine the rows of a worker's epoch and the row order."""
 
     manifest: Manifest
-    selection: Selection
+    selection: RowSelection
     seed: int
     rank: int
     num_workers: int
@@ -47,7 +47,7 @@ class Plan:
     batch_size: int | None = None
     """Images a step over all workers; matters only if not divisible by `num_workers`."""
 
-    def windows(self, epoch: int) -> list[Window]:
+    def windows(self, epoch: int) -> list[ShuffleWindow]:
         """Return the windows of an epoch, in reading order."""
         return epoch_windows(
             [self.selection.count(shard) for shard in self.manifest.shards],
@@ -68,13 +68,13 @@ class Plan:
         return wanted[self.rank :: self.num_workers]
 
 
-class Rows:
+class TableRows:
     """The selected rows of several tables, viewed in place.
 
     A row number counts all rows of the tables in order, selected or not.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], selection: Selection | None = None) -> None:
+    def __init__(self, tables: Sequence[pa.Table], selection: RowSelection | None = None) -> None:
         """Index the rows of `tables`.
 
         Args:
@@ -100,11 +100,11 @@ class Rows:
         self._chosen = np.concatenate([np.empty(0, np.int64), *chosen])
         self._first = np.cumsum([0, *(len(rows) for rows in chosen)])
 
-    def everything(self) -> npt.NDArray[np.int64]:
+    def all_row_numbers(self) -> npt.NDArray[np.int64]:
         """Return the row numbers of all selected rows, in table order."""
         return self._chosen
 
-    def picked(
+    def map_to_row_numbers(
         self, tables: npt.NDArray[np.int64], picks: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
         """Map (table, i) pairs to row numbers; `i` counts the selected rows of the table.
@@ -134,20 +134,22 @@ class Rows:
             if prior is not None:
                 prior[index] = self._priors[piece][row]
             ids.append(self._ids[piece][row].as_py())
-        return Batch(ids, squares(image), mask, label, None if prior is None else squares(prior))
+        return Batch(
+            ids, to_squares(image), mask, label, None if prior is None else to_squares(prior)
+        )
 
 
-def squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def to_squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Reshape rows of bytes (b, s * s) to square images (b, s, s)."""
     side = int(rows.shape[1] ** 0.5)
     return rows.reshape(-1, side, side)
 
 
-Part = tuple[Rows, npt.NDArray[np.int64]]
+RowSlice = tuple[TableRows, npt.NDArray[np.int64]]
 """Rows of tables and the row numbers to take, in order."""
 
 
-def cut(parts: Iterable[Part], batch_size: int, *, whole: bool) -> Iterator[Batch]:
+def cut_batches(parts: Iterable[RowSlice], batch_size: int, *, whole: bool) -> Iterator[Batch]:
     """Cut a stream of rows into batches of `batch_size`; with `whole`, drop a short last batch."""
     # A batch may span parts. The rows of a part are copied before the next part is requested:
     # only the current part has to stay in memory.

@@ -5,19 +5,23 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from mtil.data.dataset.batches import Batch, Part, Plan, Rows, cut
-from mtil.data.dataset.order import Window
+from mtil.data.dataset.batches import Batch, EpochPlan, RowSlice, TableRows, cut_batches
+from mtil.data.dataset.order import ShuffleWindow
 from mtil.errors import RunError
 
 
-def resident_epoch(rows: Rows, plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
+def iterate_resident_epoch(
+    rows: TableRows, plan: EpochPlan, epoch: int, batch_size: int
+) -> Iterator[Batch]:
     """Yield one epoch's batches from rows in memory."""
     windows = plan.windows(epoch)
-    parts = ((rows, rows.picked(w.shards[w.picks[:, 0]], w.picks[:, 1])) for w in windows)
-    return cut(parts, batch_size, whole=True)
+    parts = (
+        (rows, rows.map_to_row_numbers(w.shards[w.picks[:, 0]], w.picks[:, 1])) for w in windows
+    )
+    return cut_batches(parts, batch_size, whole=True)
 
 
-def resident_rows(rows: Rows, plan: Plan, batch_size: int) -> Iterator[Batch]:
+def iterate_resident_rows(rows: TableRows, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
     """Yield this worker's batches of a selection from rows in memory.
 
     The workers together see each row once.
@@ -30,16 +34,16 @@ def resident_rows(rows: Rows, plan: Plan, batch_size: int) -> Iterator[Batch]:
     for index, start in starts[plan.rank :: plan.num_workers]:
         stop = min(start + batch_size, plan.selection.count(plan.manifest.shards[index]))
         picks = np.arange(start, stop)
-        yield rows.gather(rows.picked(np.full_like(picks, index), picks))
+        yield rows.gather(rows.map_to_row_numbers(np.full_like(picks, index), picks))
 
 
-def shards_of(plan: Plan, epoch: int) -> list[int]:
+def list_epoch_shards(plan: EpochPlan, epoch: int) -> list[int]:
     """Return the indices of the shards that an epoch reads, in reading order."""
     return [int(shard) for window in plan.windows(epoch) for shard in window.shards]
 
 
-def streamed_epochs(
-    tables: Iterator[pa.Table], plan: Plan, epochs: range, batch_size: int
+def iterate_streamed_epochs(
+    tables: Iterator[pa.Table], plan: EpochPlan, epochs: range, batch_size: int
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield the batches of each epoch from a stream of shard tables.
 
@@ -56,13 +60,13 @@ def streamed_epochs(
     """
     for epoch in epochs:
         parts = _parts(tables, plan, plan.windows(epoch))
-        yield cut(parts, batch_size, whole=True)
+        yield cut_batches(parts, batch_size, whole=True)
         for _ in parts:  # the rows that fill no batch still have to leave the stream
             pass
 
 
-def streamed_rows(
-    tables: Iterator[pa.Table], plan: Plan, batch_size: int
+def iterate_streamed_rows(
+    tables: Iterator[pa.Table], plan: EpochPlan, batch_size: int
 ) -> Generator[Batch, None, None]:
     """Yield the batches of `resident_rows` that lie in this worker's shards, from a stream.
 
@@ -78,11 +82,11 @@ def streamed_rows(
         RunError: if the stream ends early.
     """
     for shard in plan.shards():
-        rows = Rows([whole_shard(tables, plan.selection.count(plan.manifest.shards[shard]))])
-        yield from cut([(rows, rows.everything())], batch_size, whole=False)
+        rows = TableRows([take_shard(tables, plan.selection.count(plan.manifest.shards[shard]))])
+        yield from cut_batches([(rows, rows.all_row_numbers())], batch_size, whole=False)
 
 
-def whole_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
+def take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
     """Take one shard's rows from a stream, which may deliver a shard in several tables.
 
     Raises:
@@ -103,8 +107,10 @@ def whole_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _parts(tables: Iterator[pa.Table], plan: Plan, windows: Sequence[Window]) -> Iterator[Part]:
+def _parts(
+    tables: Iterator[pa.Table], plan: EpochPlan, windows: Sequence[ShuffleWindow]
+) -> Iterator[RowSlice]:
     for window in windows:
-        shards = [whole_shard(tables, plan.manifest.shards[shard].rows) for shard in window.shards]
-        rows = Rows(shards, plan.selection)
-        yield rows, rows.picked(window.picks[:, 0], window.picks[:, 1])
+        shards = [take_shard(tables, plan.manifest.shards[shard].rows) for shard in window.shards]
+        rows = TableRows(shards, plan.selection)
+        yield rows, rows.map_to_row_numbers(window.picks[:, 0], window.picks[:, 1])

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 from pydantic import FailFast, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from mtil.config import Count, Whole
+from mtil.config import NonNegativeInt, PositiveInt
 from mtil.data.dataset.account import Account
-from mtil.documents import MIB, Document, Sha256, shown
+from mtil.documents import MIB, Document, Sha256, format_value
 from mtil.errors import DataError, NotFoundError, TooLargeError
 from mtil.storage import Store
 
@@ -45,7 +45,7 @@ class Cell:
     fold: _Fold
     part: _Part
     label: Annotated[int, Field(ge=0, le=2)]
-    rows: Count
+    rows: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ class Shard:
     """A Parquet file of rows: path, size, digest and row counts."""
 
     path: str
-    rows: Count
+    rows: PositiveInt
     bytes: Annotated[int, Field(gt=0, le=MAX_SHARD_BYTES)]
     sha256: Sha256
     cells: Annotated[tuple[Cell, ...], FailFast()]
 
 
 @dataclass(frozen=True, kw_only=True)
-class File:
+class FileDigest:
     """Size in bytes and sha256 of a file."""
 
     bytes: Annotated[int, Field(ge=0, le=2**40)]
@@ -68,7 +68,7 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dropped:
+class DroppedImage:
     """An image read but left out of the data set, with the reason."""
 
     sample_id: str
@@ -84,7 +84,7 @@ class SourceInfo:
     """Prefix of the sample ids of the collection; empty for a single collection."""
     licence: str
     citation: str
-    read: Whole
+    read: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +104,15 @@ class Manifest:
     fold_rule: str
     num_folds: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
     num_parts: Annotated[int, Field(ge=1, le=MAX_FOLDS)]
-    seed: Whole
-    num_groups: Whole
-    read: Whole
-    kept: dict[str, Whole]
-    folds: dict[str, dict[str, Whole]]
-    holdout: dict[str, Whole]
+    seed: NonNegativeInt
+    num_groups: NonNegativeInt
+    read: NonNegativeInt
+    kept: dict[str, NonNegativeInt]
+    folds: dict[str, dict[str, NonNegativeInt]]
+    holdout: dict[str, NonNegativeInt]
     """Number of images reserved for a final test, by class."""
-    dropped: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
-    invalid: Annotated[tuple[Dropped, ...], FailFast()] = field(default=())
+    dropped: Annotated[tuple[DroppedImage, ...], FailFast()] = field(default=())
+    invalid: Annotated[tuple[DroppedImage, ...], FailFast()] = field(default=())
     """Skipped unusable images."""
     shards: Annotated[tuple[Shard, ...], FailFast()]
     fingerprint: str
@@ -122,7 +122,7 @@ class Manifest:
     """Folder of the version's audit."""
     facts: tuple[str, ...] = field(default=())
     """Files of hashes and thumbnails; `--append` compares new images with them."""
-    files: dict[str, File] = field(default_factory=dict)
+    files: dict[str, FileDigest] = field(default_factory=dict)
     """Size and digest of the audit, facts and splits files, by name. Empty in data sets of earlier
     versions of mtil."""
     account: Account | None = None
@@ -138,18 +138,18 @@ class Manifest:
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
-def to_json(manifest: Manifest) -> bytes:
+def manifest_to_json(manifest: Manifest) -> bytes:
     """Return the UTF-8 bytes of `dataset.json`."""
     values: Mapping[str, Any] = _ADAPTER.dump_python(manifest, mode="json")
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def file_of(data: bytes) -> File:
+def describe_file(data: bytes) -> FileDigest:
     """Return the manifest entry for the bytes of a file."""
-    return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
+def read_dataset_file(store: Store, name: str, files: Mapping[str, FileDigest]) -> bytes:
     """Read a file of a data set, verified against the manifest entry if present.
 
     Args:
@@ -169,7 +169,7 @@ def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
         data = store.read(name, max_bytes=expected.bytes)
     except TooLargeError:
         data = None
-    if data is None or file_of(data) != expected:
+    if data is None or describe_file(data) != expected:
         raise DataError(
             f"{store.uri}/{name} must have {expected.bytes} bytes with sha256 "
             f"{expected.sha256[:12]}…, but the bytes differ; "
@@ -178,7 +178,7 @@ def read_file(store: Store, name: str, files: Mapping[str, File]) -> bytes:
     return data
 
 
-def load(store: Store, fingerprint: str | None = None) -> Manifest:
+def load_manifest(store: Store, fingerprint: str | None = None) -> Manifest:
     """Read a manifest of the data set at a store.
 
     Args:
@@ -189,10 +189,10 @@ def load(store: Store, fingerprint: str | None = None) -> Manifest:
         DataError: if the store has no data set, the schema version is unknown, or no version has
             the fingerprint.
     """
-    newest = read(store)
+    newest = read_manifest(store)
     if fingerprint is None:
         return newest
-    matching = find(store, fingerprint)
+    matching = find_manifest(store, fingerprint)
     if matching is None:
         raise DataError(
             f"No version of {store.uri} has the fingerprint {fingerprint[:12]}…, the newest has "
@@ -201,17 +201,17 @@ def load(store: Store, fingerprint: str | None = None) -> Manifest:
     return matching
 
 
-def find(store: Store, fingerprint: str) -> Manifest | None:
+def find_manifest(store: Store, fingerprint: str) -> Manifest | None:
     """Return the manifest of the version with a fingerprint, or None if no version matches.
 
     Raises:
         DataError: if the store has no data set or the schema version is unknown.
     """
-    newest = read(store)
+    newest = read_manifest(store)
     if newest.fingerprint == fingerprint:
         return newest
     for name in reversed(store.names(VERSIONS)):
-        older = read(store, name)
+        older = read_manifest(store, name)
         if older.fingerprint == fingerprint:
             return older
     return None
@@ -223,7 +223,7 @@ def load_version(store: Store, version: int) -> Manifest:
     Raises:
         DataError: if the store has no data set or the version does not exist.
     """
-    newest = read(store)
+    newest = read_manifest(store)
     if version == newest.version:
         return newest
     name = version_name(version)
@@ -231,7 +231,7 @@ def load_version(store: Store, version: int) -> Manifest:
         raise DataError(
             f"A version must be one of 1 to {newest.version} of {store.uri}, but got {version}."
         )
-    return read(store, name)
+    return read_manifest(store, name)
 
 
 def version_name(version: int) -> str:
@@ -239,7 +239,7 @@ def version_name(version: int) -> str:
     return f"{VERSIONS}/{version:06d}.json"
 
 
-def read(store: Store, name: str = FILE_NAME) -> Manifest:
+def read_manifest(store: Store, name: str = FILE_NAME) -> Manifest:
     """Read and validate a manifest file. See `load` for errors."""
     document = Document(f"{store.uri}/{name}", "prepare the data again", max_bytes=_MAX_BYTES)
     try:
@@ -254,7 +254,7 @@ def read(store: Store, name: str = FILE_NAME) -> Manifest:
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise DataError(
             f"A data set must have schema version {SCHEMA_VERSION}, but {store.uri} has "
-            f"{shown(version)}; prepare the data again."
+            f"{format_value(version)}; prepare the data again."
         )
     manifest = document.validate(_ADAPTER, values)
     for problem in _find_contradictions(manifest, name):
@@ -269,7 +269,8 @@ def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
         yield f"must be version {int(version[1])}, but says version {manifest.version}"
     if not _SHA256.fullmatch(manifest.fingerprint):
         yield (
-            f"is wrong at `fingerprint`: it must be a sha256, but is {shown(manifest.fingerprint)}"
+            "is wrong at `fingerprint`: it must be a sha256, but is "
+            f"{format_value(manifest.fingerprint)}"
         )
     paths = [shard.path for shard in manifest.shards]
     if len(set(paths)) < len(paths):
@@ -279,7 +280,7 @@ def _find_contradictions(manifest: Manifest, name: str) -> Iterator[str]:
     names += [("audit", f"{manifest.audit}/x")]
     for folder, path in names:
         if not _is_below(folder, path):
-            yield f"must name files below {folder}/, but names {shown(path)}"
+            yield f"must name files below {folder}/, but names {format_value(path)}"
     yield from _find_miscounts(manifest)
 
 

@@ -23,7 +23,7 @@ class _Stream(IntEnum):
 
 
 @dataclass(frozen=True)
-class Window:
+class ShuffleWindow:
     """Rows read together, in training order."""
 
     shards: npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ class Window:
     """(rows, 2), position in `shards` and index among the selected rows of the shard."""
 
 
-def local_batch(batch_size: int, rank: int, num_workers: int) -> int:
+def local_batch_size(batch_size: int, rank: int, num_workers: int) -> int:
     """Return a worker's number of images in a step; workers differ by at most 1 image."""
     return batch_size * (rank + 1) // num_workers - batch_size * rank // num_workers
 
@@ -46,7 +46,7 @@ def epoch_windows(
     num_workers: int,
     shuffle_shards: int,
     batch_size: int | None = None,
-) -> list[Window]:
+) -> list[ShuffleWindow]:
     """Return the rows of an epoch for one worker, as windows in training order.
 
     Args:
@@ -87,13 +87,16 @@ def _row_range(
     # Equal ranges would run out at different steps when local batches differ in size. Every worker
     # must have the same number of steps, because all workers synchronise gradients in a step.
     steps = num_rows // batch_size
-    before, share = batch_size * rank // num_workers, local_batch(batch_size, rank, num_workers)
+    before, share = (
+        batch_size * rank // num_workers,
+        local_batch_size(batch_size, rank, num_workers),
+    )
     return steps * before, steps * (before + share)
 
 
 def _shuffle_window(
     pieces: Sequence[tuple[int, npt.NDArray[np.int64]]], seed: tuple[int, ...]
-) -> Window:
+) -> ShuffleWindow:
     picks = np.concatenate(
         [
             np.stack([np.full(len(rows), index), rows], axis=1)
@@ -101,4 +104,4 @@ def _shuffle_window(
         ]
     )
     shuffled = np.random.default_rng(seed).permutation(picks)
-    return Window(shards=np.array([shard for shard, _ in pieces]), picks=shuffled)
+    return ShuffleWindow(shards=np.array([shard for shard, _ in pieces]), picks=shuffled)

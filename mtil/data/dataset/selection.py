@@ -16,7 +16,7 @@ NORMAL = LABELS.index("normal")
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerDivision:
     """Division `number` out of `of` divisions of a fold's training rows; groups stay whole."""
 
     number: int
@@ -36,7 +36,7 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class RowSelection:
     """The rows of a fold in a role.
 
     The rule depends on fold, part and label only. Row counts follow from the manifest, without
@@ -47,9 +47,9 @@ class Selection:
     role: Role
     num_parts: int
     normals: bool = True
-    only: Inner | None = None
+    only: InnerDivision | None = None
     """Keep only the training rows of the division."""
-    without: Inner | None = None
+    without: InnerDivision | None = None
     """Leave out the training rows of the division."""
 
     def _mask(
@@ -88,15 +88,15 @@ class Selection:
         return int(rows[self._mask(*values)].sum())
 
 
-def select(
+def select_rows(
     manifest: Manifest,
     fold: int,
     role: Role,
     *,
     normals: bool = True,
-    only: Inner | None = None,
-    without: Inner | None = None,
-) -> Selection:
+    only: InnerDivision | None = None,
+    without: InnerDivision | None = None,
+) -> RowSelection:
     """Return the selection of a fold and role.
 
     Args:
@@ -121,7 +121,7 @@ def select(
                 f"Training rows can be divided into at most {manifest.num_parts - 1} parts in this "
                 f"data set, but `circle.num_parts` is {division.of}."
             )
-    selection = Selection(
+    selection = RowSelection(
         fold=fold,
         role=role,
         num_parts=manifest.num_parts,
@@ -129,16 +129,16 @@ def select(
         only=only,
         without=without,
     )
-    if is_holdout_test and not total(manifest, selection):
+    if is_holdout_test and not count_rows(manifest, selection):
         raise DataError("The data set has no holdout; prepare one with `mtil prepare --holdout`.")
-    if not total(manifest, selection):
+    if not count_rows(manifest, selection):
         raise DataError(
             f"Fold {fold} must have {role} rows, but has none; prepare the data with fewer folds."
         )
     return selection
 
 
-def total(manifest: Manifest, selection: Selection, label: int | None = None) -> int:
+def count_rows(manifest: Manifest, selection: RowSelection, label: int | None = None) -> int:
     """Count the selected rows of the whole data set; only rows with `label` if given."""
     return sum(selection.count(shard, label) for shard in manifest.shards)
 

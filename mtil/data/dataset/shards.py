@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mtil import parquet
 from mtil.data.dataset.manifest import Shard
-from mtil.documents import shortened
+from mtil.documents import shorten_text
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
@@ -44,7 +44,7 @@ HOLDOUT = -1
 """Fold number of images reserved for a final test and used by no fold."""
 
 
-def schema(image_size: int) -> pa.Schema:
+def shard_schema(image_size: int) -> pa.Schema:
     """Return the schema of a shard with images of `image_size` by `image_size` pixels."""
     # Pixels are fixed-size binary: Parquet stores 8-bit integers in four bytes, and reading an
     # image is then a copy instead of a decode.
@@ -73,7 +73,7 @@ def row_bytes(image_size: int) -> int:
     return image_size**2 + image_size**2 // 8 + _OTHER_BYTES
 
 
-class Encoder:
+class ShardEncoder:
     """Encodes rows as a Parquet file, one row group at a time; equal rows give equal bytes."""
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -113,14 +113,14 @@ class Encoder:
         self._pending, self._num_pending = [rest], rest.num_rows
 
 
-def encode(table: pa.Table) -> bytes:
+def encode_shard(table: pa.Table) -> bytes:
     """Return the Parquet file of a table; equal rows give equal bytes."""
-    encoder = Encoder(table.schema)
+    encoder = ShardEncoder(table.schema)
     encoder.add(table)
     return encoder.close()
 
 
-def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+def read_shard(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of a shard, verified against size and digest in the manifest.
 
     Args:
@@ -151,14 +151,14 @@ def read(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa
             f"{shard.sha256[:12]}…, but the {size} bytes differ; prepare the data again."
         )
     try:
-        table = parquet.read(data, columns, _TYPES)
+        table = parquet.read_parquet(data, columns, _TYPES)
         if table.num_rows != shard.rows:
             raise pa.ArrowInvalid(f"it has {table.num_rows} rows")
         _check_pixels(table)
     except pa.ArrowException as error:
         raise DataError(
             f"Shard {shard.path} of {store.uri} must be a Parquet file of {shard.rows} images, but "
-            f"is not: {shortened(str(error))}; prepare the data again."
+            f"is not: {shorten_text(str(error))}; prepare the data again."
         ) from None
     return table
 

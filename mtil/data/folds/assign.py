@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtil.data.dataset.manifest import MAX_FOLDS as MAX_FOLDS
-from mtil.data.dataset.manifest import Dropped
+from mtil.data.dataset.manifest import DroppedImage
 from mtil.data.dataset.shards import HOLDOUT, LABELS
 from mtil.data.folds.balance import TUMOURS as TUMOURS
 from mtil.data.folds.balance import (
-    Group,
-    Kind,
-    deal_folds,
-    deal_parts,
-    in_groups,
-    totals,
+    GroupCounts,
+    StratumCount,
+    balance_folds,
+    balance_parts,
+    count_groups,
+    count_strata,
 )
 from mtil.data.layouts.record import Record
 from mtil.errors import DataError
 
 NUM_PARTS = 8
 """Inner parts of a fold; small collections get fewer."""
-NOT_IN_PAPER = "the paper protocol is about tumour images"
-GIVEN = "given"
+NOT_IN_PAPER_PROTOCOL = "the paper protocol is about tumour images"
+GIVEN_RULE = "given"
 """Name of the rule for folds given by the sources."""
 _HOLDOUT = 2
 """Stream of random numbers of the holdout; `balance` uses the streams 0 and 1."""
@@ -33,7 +33,7 @@ _BY_SIZE = "class and size"
 
 # The field names are columns of the shards (`mtil.data.prepare.staging`).
 @dataclass(frozen=True, slots=True)
-class Place:
+class SamplePlace:
     """Group, fold and inner part of an image."""
 
     group: str
@@ -42,7 +42,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class FoldAssignment:
     """Fold and inner part of every image."""
 
     rule: str
@@ -53,7 +53,7 @@ class Assignment:
     """Fold and inner part by sample id."""
 
 
-def assign(
+def assign_folds(
     records: Sequence[Record],
     group: Mapping[str, str],
     area: Mapping[str, float] | None = None,
@@ -62,8 +62,8 @@ def assign(
     seed: int,
     holdout: Collection[str] = (),
     rule: str = "grouped stratified",
-    dropped: Sequence[Dropped] = (),
-) -> Assignment:
+    dropped: Sequence[DroppedImage] = (),
+) -> FoldAssignment:
     """Assign a fold and an inner part to every image, keeping groups whole.
 
     Folds given by the collection are used unchanged. Uses `NUM_PARTS` inner parts, or fewer if
@@ -85,20 +85,20 @@ def assign(
     holdout_groups = frozenset(holdout)
     held_out = [record for record in records if group[record.sample_id] in holdout_groups]
     records = [record for record in records if group[record.sample_id] not in holdout_groups]
-    groups = in_groups(records, group, area)
+    groups = count_groups(records, group, area)
     has_given_folds = any(record.fold is not None for record in records)
     if has_given_folds:
-        rule = GIVEN
+        rule = GIVEN_RULE
         fold = _collect_given_folds(records, group)
         num_folds = max(fold.values()) + 1
     else:
         _check_num_groups(groups, num_folds, dropped)
-        fold = deal_folds(groups, num_folds, seed)
+        fold = balance_folds(groups, num_folds, seed)
     _check_folds(groups, fold, num_folds)
     # Fold k is validated on the rows of the other folds with part k modulo the number of parts.
     # Small parts of a small collection may lack a class: try ever fewer parts.
     for num_parts in range(NUM_PARTS, 1, -1):
-        part = deal_parts(groups, fold, num_folds, num_parts, seed)
+        part = balance_parts(groups, fold, num_folds, num_parts, seed)
         if _is_usable(groups, fold, part, num_folds, num_parts):
             break
     else:
@@ -111,10 +111,12 @@ def assign(
         for record in records
     }
     place |= {record.sample_id: (HOLDOUT, 0) for record in held_out}
-    return Assignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
+    return FoldAssignment(rule=rule, num_folds=num_folds, num_parts=num_parts, place=place)
 
 
-def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment) -> None:
+def check_assignment(
+    records: Sequence[Record], group: Mapping[str, str], given: FoldAssignment
+) -> None:
     """Check the assignment of a splits file for use in training.
 
     Args:
@@ -127,7 +129,7 @@ def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment
             training or for inner validation.
     """
     records = [record for record in records if given.place[record.sample_id][0] != HOLDOUT]
-    groups = in_groups(records, group, None)
+    groups = count_groups(records, group, None)
     fold = {group[record.sample_id]: given.place[record.sample_id][0] for record in records}
     part = {group[record.sample_id]: given.place[record.sample_id][1] for record in records}
     _check_folds(groups, fold, given.num_folds)
@@ -138,18 +140,18 @@ def check(records: Sequence[Record], group: Mapping[str, str], given: Assignment
         )
 
 
-def rule_name(*, grouped: bool, by_size: bool) -> str:
+def name_fold_rule(*, grouped: bool, by_size: bool) -> str:
     """Return the name of the rule for new folds."""
     kind = "grouped" if grouped else "image-level"
     return f"{kind} stratified by {_BY_SIZE}" if by_size else f"{kind} stratified"
 
 
-def is_by_size(rule: str) -> bool:
+def is_stratified_by_size(rule: str) -> bool:
     """Return whether a rule stratifies by lesion size."""
     return rule.endswith(_BY_SIZE)
 
 
-def extend(
+def extend_assignment(
     before: Sequence[Record],
     added: Sequence[Record],
     group: Mapping[str, str],
@@ -201,16 +203,16 @@ def extend(
             )
     # Images of the holdout must not count in the balance of the folds.
     records = [r for r in (*before, *added) if fold.get(group[r.sample_id]) != HOLDOUT]
-    groups = in_groups(records, group, area)
-    fold |= deal_folds(groups, num_folds, seed, fold)
-    part |= deal_parts(groups, fold, num_folds, num_parts, seed, part)
+    groups = count_groups(records, group, area)
+    fold |= balance_folds(groups, num_folds, seed, fold)
+    part |= balance_parts(groups, fold, num_folds, num_parts, seed, part)
     return {
         record.sample_id: (fold[group[record.sample_id]], part[group[record.sample_id]])
         for record in added
     }
 
 
-def hold_out(
+def choose_holdout(
     records: Sequence[Record],
     group: Mapping[str, str],
     area: Mapping[str, float] | None = None,
@@ -236,12 +238,12 @@ def hold_out(
     if not 0 < share < 1:
         raise DataError(f"A holdout must be a share between 0 and 1, or a file, but got {share}.")
     rng = np.random.default_rng((seed, _HOLDOUT))
-    groups = in_groups(records, group, area)
-    total = totals(groups)
+    groups = count_groups(records, group, area)
+    total = count_strata(groups)
     taken = Counter[tuple[int, int]]()
     chosen = set()
 
-    def excess(kind: Kind) -> float:
+    def excess(kind: StratumCount) -> float:
         """Return the weighted excess over the share if half of the images were taken."""
         # With half of the size, a group of one class is taken if the result is nearer to the share
         # with the group than without.
@@ -287,7 +289,9 @@ def _collect_given_folds(records: Sequence[Record], group: Mapping[str, str]) ->
     return fold
 
 
-def _check_num_groups(groups: Sequence[Group], num_folds: int, dropped: Sequence[Dropped]) -> None:
+def _check_num_groups(
+    groups: Sequence[GroupCounts], num_folds: int, dropped: Sequence[DroppedImage]
+) -> None:
     for label in TUMOURS:
         num_groups = sum(kind.label == label for group in groups for kind in group.kinds)
         if num_groups < num_folds:
@@ -301,7 +305,7 @@ def _check_num_groups(groups: Sequence[Group], num_folds: int, dropped: Sequence
             )
 
 
-def _check_folds(groups: Sequence[Group], fold: Mapping[str, int], num_folds: int) -> None:
+def _check_folds(groups: Sequence[GroupCounts], fold: Mapping[str, int], num_folds: int) -> None:
     present = {(fold[group.name], kind.label) for group in groups for kind in group.kinds}
     for fold_index in range(num_folds):
         for label in TUMOURS:
@@ -313,7 +317,7 @@ def _check_folds(groups: Sequence[Group], fold: Mapping[str, int], num_folds: in
 
 
 def _is_usable(
-    groups: Sequence[Group],
+    groups: Sequence[GroupCounts],
     fold: Mapping[str, int],
     part: Mapping[str, int],
     num_folds: int,

@@ -23,7 +23,7 @@ _TERCILES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class StratumCount:
     """Number of a group's images of a class, with the tercile of lesion size."""
 
     label: int
@@ -33,11 +33,11 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupCounts:
     """A group of images for one fold and part, by class."""
 
     name: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[StratumCount, ...]
     """One entry per class; only patients may have several."""
 
     @property
@@ -49,9 +49,9 @@ class Group:
         return kind.label, -kind.size, kind.tercile
 
 
-def in_groups(
+def count_groups(
     records: Sequence[Record], group: Mapping[str, str], area: Mapping[str, float] | None
-) -> list[Group]:
+) -> list[GroupCounts]:
     """Return the groups of the images, with terciles of lesion size if `area` is given."""
     sizes = Counter((group[record.sample_id], record.label) for record in records)
     areas: dict[tuple[str, int], float] = defaultdict(float)
@@ -61,15 +61,15 @@ def in_groups(
     tumours = [key for key in sizes if key[1] in TUMOURS] if area else []
     tumours.sort(key=lambda key: (areas[key], key))
     tercile = {key: rank * _TERCILES // len(tumours) for rank, key in enumerate(tumours)}
-    kinds: dict[str, list[Kind]] = defaultdict(list)
+    kinds: dict[str, list[StratumCount]] = defaultdict(list)
     # Sorted, since the result must not depend on the order of the records.
     for name, label in sorted(sizes):
         key = (name, label)
-        kinds[name].append(Kind(label, tercile.get(key, 0), sizes[key]))
-    return [Group(name, tuple(group_kinds)) for name, group_kinds in kinds.items()]
+        kinds[name].append(StratumCount(label, tercile.get(key, 0), sizes[key]))
+    return [GroupCounts(name, tuple(group_kinds)) for name, group_kinds in kinds.items()]
 
 
-def totals(groups: Sequence[Group]) -> Counter[tuple[int, int]]:
+def count_strata(groups: Sequence[GroupCounts]) -> Counter[tuple[int, int]]:
     """Return the number of images by class and tercile."""
     total = Counter[tuple[int, int]]()
     for group in groups:
@@ -78,8 +78,11 @@ def totals(groups: Sequence[Group]) -> Counter[tuple[int, int]]:
     return total
 
 
-def deal_folds(
-    groups: Sequence[Group], num_folds: int, seed: int, placed: Mapping[str, int] | None = None
+def balance_folds(
+    groups: Sequence[GroupCounts],
+    num_folds: int,
+    seed: int,
+    placed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Assign groups to folds, keeping the folds of placed groups; return fold by new group."""
     by_stratum: Counter[tuple[int, int, int]] = Counter()
@@ -88,14 +91,14 @@ def deal_folds(
     class_totals = _count_classes(groups)
 
     # A tuple: a later entry only decides between folds with equal earlier entries.
-    def load(group: Group, fold: int) -> tuple[float, ...]:
+    def load(group: GroupCounts, fold: int) -> tuple[float, ...]:
         return (
             _weigh(group, lambda kind: by_stratum[fold, kind.label, kind.tercile], class_totals),
             _weigh(group, lambda kind: by_class[fold, kind.label], class_totals),
             total[fold],
         )
 
-    def add(group: Group, fold: int) -> None:
+    def add(group: GroupCounts, fold: int) -> None:
         for kind in group.kinds:
             by_stratum[fold, kind.label, kind.tercile] += kind.size
             by_class[fold, kind.label] += kind.size
@@ -105,8 +108,8 @@ def deal_folds(
     return _assign_greedily(groups, num_folds, rng, load, add, placed or {})
 
 
-def deal_parts(
-    groups: Sequence[Group],
+def balance_parts(
+    groups: Sequence[GroupCounts],
     fold: Mapping[str, int],
     num_folds: int,
     num_parts: int,
@@ -127,21 +130,21 @@ def deal_parts(
     by_class_overall: Counter[tuple[int, int]] = Counter()
     total: Counter[tuple[int, int]] = Counter()
     part_of: dict[str, int] = {}
-    groups_of_fold: dict[int, list[Group]] = defaultdict(list)
+    groups_of_fold: dict[int, list[GroupCounts]] = defaultdict(list)
     for group in groups:
         groups_of_fold[fold[group.name]].append(group)
     class_totals = _count_classes(groups)
     for fold_index in range(num_folds):
         # A validation set joins equal parts of several folds: ties within a fold go to the part
         # with the fewest images over all folds.
-        def load(group: Group, part: int, fold_index: int = fold_index) -> tuple[float, ...]:
+        def load(group: GroupCounts, part: int, fold_index: int = fold_index) -> tuple[float, ...]:
             return (
                 _weigh(group, lambda kind: by_class[fold_index, part, kind.label], class_totals),
                 _weigh(group, lambda kind: by_class_overall[part, kind.label], class_totals),
                 total[fold_index, part],
             )
 
-        def add(group: Group, part: int, fold_index: int = fold_index) -> None:
+        def add(group: GroupCounts, part: int, fold_index: int = fold_index) -> None:
             for kind in group.kinds:
                 by_class[fold_index, part, kind.label] += kind.size
                 by_class_overall[part, kind.label] += kind.size
@@ -154,15 +157,17 @@ def deal_parts(
     return part_of
 
 
-def _count_classes(groups: Sequence[Group]) -> Counter[int]:
+def _count_classes(groups: Sequence[GroupCounts]) -> Counter[int]:
     """Return the number of images by class."""
     class_totals = Counter[int]()
-    for (label, _), size in totals(groups).items():
+    for (label, _), size in count_strata(groups).items():
         class_totals[label] += size
     return class_totals
 
 
-def _weigh(group: Group, count: Callable[[Kind], int], class_totals: Mapping[int, int]) -> float:
+def _weigh(
+    group: GroupCounts, count: Callable[[StratumCount], int], class_totals: Mapping[int, int]
+) -> float:
     """Return the load of a fold or part for a group: over classes, group share times load share.
 
     Shares are relative to all images of the class. For a group of one class, the load grows with
@@ -172,11 +177,11 @@ def _weigh(group: Group, count: Callable[[Kind], int], class_totals: Mapping[int
 
 
 def _assign_greedily(
-    groups: Sequence[Group],
+    groups: Sequence[GroupCounts],
     num_bins: int,
     rng: np.random.Generator,
-    load: Callable[[Group, int], tuple[float, ...]],
-    add: Callable[[Group, int], None],
+    load: Callable[[GroupCounts, int], tuple[float, ...]],
+    add: Callable[[GroupCounts, int], None],
     placed: Mapping[str, int],
 ) -> dict[str, int]:
     """Assign every group to the bin (fold or part) with the least load; return bin by new group.

@@ -5,11 +5,11 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from mtil.data.dataset.manifest import Dropped
+from mtil.data.dataset.manifest import DroppedImage
 from mtil.data.dataset.shards import LABELS
 from mtil.data.layouts.record import Record
-from mtil.data.layouts.tables import Row, read_rows
-from mtil.data.names import canonical, plain, shown
+from mtil.data.layouts.tables import TableRow, read_rows
+from mtil.data.names import escape_unprintable, normalise_identifier, normalise_path
 from mtil.errors import DataError
 from mtil.storage import open_store, split_uri
 
@@ -20,12 +20,14 @@ class Grouping:
 
     group: Mapping[str, str]
     """Group by sample id of the kept images. A group is named after the first image."""
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedImage, ...]
     family: Mapping[str, str]
     """Group by sample id of all images, kept and dropped."""
 
 
-def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()) -> dict[str, str]:
+def read_group_file(
+    uri: str, records: Sequence[Record], optional: Container[str] = ()
+) -> dict[str, str]:
     """Read a published group file: a table with `image_id` and `group`, one row an image.
 
     Args:
@@ -42,22 +44,24 @@ def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()
     _, name = split_uri(uri)
     # Keys are plain paths: the file may spell an id differently, like `./img//a.png`.
     group_of: dict[str, str] = {}
-    for row in read_table(uri, ("image_id", "group")):
-        sample_id, group = row.values["image_id"], row.values["group"]
+    for row in read_table_rows(uri, ("image_id", "group")):
+        sample_id, group = row.values["image_id"], row.values["group_images"]
         if not sample_id or not group:
             raise DataError(
                 f"{row.where} must give an image_id and a group, but lacks a value; fill the row "
                 "in or remove the row."
             )
-        if canonical(group_of.setdefault(plain(sample_id), group)) != canonical(group):
+        if normalise_identifier(
+            group_of.setdefault(normalise_path(sample_id), group)
+        ) != normalise_identifier(group):
             raise DataError(
                 f"An image must have one group, but {name} gives {sample_id!r} the groups "
-                f"{group_of[plain(sample_id)]!r} and {group!r}; correct the file."
+                f"{group_of[normalise_path(sample_id)]!r} and {group!r}; correct the file."
             )
     missing = [
         record.sample_id
         for record in records
-        if plain(record.sample_id) not in group_of and record.sample_id not in optional
+        if normalise_path(record.sample_id) not in group_of and record.sample_id not in optional
     ]
     if missing:
         raise DataError(
@@ -65,13 +69,13 @@ def read_file(uri: str, records: Sequence[Record], optional: Container[str] = ()
             f"such as {missing[0]!r}; use sample ids as image_id."
         )
     return {
-        record.sample_id: group_of[plain(record.sample_id)]
+        record.sample_id: group_of[normalise_path(record.sample_id)]
         for record in records
-        if plain(record.sample_id) in group_of
+        if normalise_path(record.sample_id) in group_of
     }
 
 
-def read_table(uri: str, required: tuple[str, ...]) -> list[Row]:
+def read_table_rows(uri: str, required: tuple[str, ...]) -> list[TableRow]:
     """Read a CSV, Excel or Parquet file about the images of a collection.
 
     Args:
@@ -85,14 +89,14 @@ def read_table(uri: str, required: tuple[str, ...]) -> list[Row]:
     try:
         rows = read_rows(open_store(parent), name, required, one_sheet=True)
     except DataError as error:
-        raise DataError(shown(str(error))) from None
+        raise DataError(escape_unprintable(str(error))) from None
     for row in rows:
         if row.wrong is not None:
-            raise DataError(shown(row.wrong))
+            raise DataError(escape_unprintable(row.wrong))
     return rows
 
 
-def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
+def group_images(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> Grouping:
     """Group images connected by patient, published group or pair, directly or indirectly.
 
     Images of the same tissue (by pairs or published group) are dropped if labelled with two
@@ -102,20 +106,22 @@ def group(records: Sequence[Record], pairs: Sequence[tuple[str, str]] = ()) -> G
         records: all images.
         pairs: pairs of sample ids of near-copies.
     """
-    members = join(((record.sample_id, keys(record)) for record in records), pairs)
+    members = find_components(
+        ((record.sample_id, list_group_keys(record)) for record in records), pairs
+    )
     family = {name: names[0] for names in members for name in names}
     # Patients are left out: a patient may have a benign and a malignant lesion.
-    same_tissue = ((record.sample_id, published(record)) for record in records)
+    same_tissue = ((record.sample_id, list_published_keys(record)) for record in records)
     labels = {record.sample_id: record.label for record in records}
-    why = contradictions(join(same_tissue, pairs), labels)
+    why = find_contradictions(find_components(same_tissue, pairs), labels)
     return Grouping(
         {name: group for name, group in family.items() if name not in why},
-        tuple(Dropped(sample_id=name, why=why[name]) for name in sorted(why)),
+        tuple(DroppedImage(sample_id=name, why=why[name]) for name in sorted(why)),
         family,
     )
 
 
-def contradictions(same: Iterable[Sequence[str]], labels: Mapping[str, int]) -> dict[str, str]:
+def find_contradictions(same: Iterable[Sequence[str]], labels: Mapping[str, int]) -> dict[str, str]:
     """Return the reason for dropping, by sample id, of images with contradictory labels.
 
     Args:
@@ -139,18 +145,20 @@ def _describe_classes(sample_ids: Sequence[str], classes: Sequence[int]) -> str:
     )
 
 
-def keys(record: Record) -> list[tuple[str, str]]:
+def list_group_keys(record: Record) -> list[tuple[str, str]]:
     """Return the grouping keys of an image: kind of key and canonical name."""
-    patient_keys = [] if record.patient is None else [("patient", canonical(record.patient))]
-    return patient_keys + published(record)
+    patient_keys = (
+        [] if record.patient is None else [("patient", normalise_identifier(record.patient))]
+    )
+    return patient_keys + list_published_keys(record)
 
 
-def published(record: Record) -> list[tuple[str, str]]:
+def list_published_keys(record: Record) -> list[tuple[str, str]]:
     """Return the grouping key of an image's published group, or an empty list."""
-    return [] if record.published is None else [("group", canonical(record.published))]
+    return [] if record.published is None else [("group", normalise_identifier(record.published))]
 
 
-def join(
+def find_components(
     items: Iterable[tuple[str, Iterable[tuple[str, str]]]], pairs: Iterable[tuple[str, str]]
 ) -> Iterator[list[str]]:
     """Yield the connected components of items linked by shared keys or by pairs.

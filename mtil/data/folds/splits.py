@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mtil.data.dataset.shards import HOLDOUT
-from mtil.data.folds.assign import MAX_FOLDS, NUM_PARTS, Assignment
-from mtil.data.folds.groups import read_table
+from mtil.data.folds.assign import MAX_FOLDS, NUM_PARTS, FoldAssignment
+from mtil.data.folds.groups import read_table_rows
 from mtil.data.layouts.record import Record
-from mtil.data.names import plain
-from mtil.documents import MIB, Document, shown
+from mtil.data.names import normalise_path
+from mtil.documents import MIB, Document, format_value
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import open_store, split_uri
 
-FILE_NAME = "splits.json"
-RULE = "splits file"
+SPLITS_FILE = "splits.json"
+SPLITS_RULE = "splits file"
 _MAX_BYTES = 128 * MIB
 
 
-def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
+def serialize_splits(assignment: FoldAssignment, group: Mapping[str, str]) -> bytes:
     """Return the bytes of `splits.json`, one line per image."""
     head = {
         "rule": assignment.rule,
@@ -35,7 +35,7 @@ def to_json(assignment: Assignment, group: Mapping[str, str]) -> bytes:
     return (opening + ',\n "images": {\n' + ",\n".join(lines) + "\n }\n}\n").encode()
 
 
-def read_file(uri: str) -> Assignment:
+def read_splits_file(uri: str) -> FoldAssignment:
     """Read a splits file into an assignment with the rule `RULE`.
 
     Raises:
@@ -57,16 +57,20 @@ def read_file(uri: str) -> Assignment:
     num_parts = _check_integer(values.get("num_parts"), 2, NUM_PARTS, f"`num_parts` of {uri}")
     place: dict[str, tuple[int, int]] = {}
     for name, entry in images.items():
-        where, fields = f"{shown(name)} in {uri}", entry if isinstance(entry, dict) else {}
+        where, fields = f"{format_value(name)} in {uri}", entry if isinstance(entry, dict) else {}
         fold = _check_integer(fields.get("fold"), HOLDOUT, num_folds - 1, f"The fold of {where}")
         part = _check_integer(fields.get("part"), 0, num_parts - 1, f"The part of {where}")
         place[name] = (fold, part)
-    return Assignment(RULE, num_folds, num_parts, place)
+    return FoldAssignment(SPLITS_RULE, num_folds, num_parts, place)
 
 
-def of_kept(
-    given: Assignment, records: Sequence[Record], group: Mapping[str, str], *, whole_groups: bool
-) -> Assignment:
+def select_kept(
+    given: FoldAssignment,
+    records: Sequence[Record],
+    group: Mapping[str, str],
+    *,
+    whole_groups: bool,
+) -> FoldAssignment:
     """Return the assignment of a splits file, reduced to the kept images.
 
     Args:
@@ -98,7 +102,7 @@ def of_kept(
     return replace(given, place=place)
 
 
-def read_holdout(
+def read_holdout_file(
     uri: str, read: Sequence[Record], kept: Sequence[Record], group: Mapping[str, str]
 ) -> set[str]:
     """Read a table of images for a final test (column `image_id`) and return the groups.
@@ -112,14 +116,16 @@ def read_holdout(
     Raises:
         DataError: if the table is unreadable, names an unknown image, or names no kept image.
     """
-    names = {plain(row.values["image_id"]) for row in read_table(uri, ("image_id",))}
-    unknown = sorted(names - {plain(record.sample_id) for record in read})
+    names = {normalise_path(row.values["image_id"]) for row in read_table_rows(uri, ("image_id",))}
+    unknown = sorted(names - {normalise_path(record.sample_id) for record in read})
     if unknown:
         raise DataError(
             f"A holdout file must name images of the sources, but {uri} names {len(unknown)} "
             f"unknown images, such as {unknown[0]!r}; use sample ids as image_id."
         )
-    chosen = {group[record.sample_id] for record in kept if plain(record.sample_id) in names}
+    chosen = {
+        group[record.sample_id] for record in kept if normalise_path(record.sample_id) in names
+    }
     if not chosen:
         raise DataError(
             f"A holdout file must name kept images, but {uri} names none; use sample ids as "
@@ -132,7 +138,7 @@ def _check_integer(value: object, low: int, high: int, what: str) -> int:
     # In Python, `True` is an integer too.
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise DataError(
-            f"{what} must be a number from {low} to {high}, but is {shown(value)}; correct "
+            f"{what} must be a number from {low} to {high}, but is {format_value(value)}; correct "
             "the file."
         )
     return value

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Budget:
+class MemoryBudget:
     """An amount shared by threads; a thread waits while too little is free.
 
     Requests are served in order of arrival. A request above the total waits until the whole amount
@@ -38,8 +38,8 @@ class Budget:
 
 # An image of 89 megapixels takes about 1.5 GB while decoded and examined; eight threads would need
 # 12 GB. Eight images of 4 megapixels fit in 2**25 pixels and never wait.
-PIXELS = Budget(2**25)
+PIXEL_BUDGET = MemoryBudget(2**25)
 """Pixels decoded and examined at once in a process."""
 # Each thread reserves `FILES` before `PIXELS`; a fixed order prevents deadlock.
-FILES = Budget(2**29)
+FILE_BYTE_BUDGET = MemoryBudget(2**29)
 """Bytes of local image files in memory at once in a process."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mtil.data.images import encapsulated, grayscale
-from mtil.data.images.ultrasound import Regions, read_regions
+from mtil.data.images.ultrasound import TissueRegions, read_regions
 from mtil.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Frame:
+class DicomFrame:
     """A single-frame DICOM file with a checked header and undecoded pixels."""
 
     name: str
@@ -90,14 +90,14 @@ class Frame:
         return self._regions.stray
 
     @cached_property
-    def _regions(self) -> Regions:
+    def _regions(self) -> TissueRegions:
         with _data_errors(self.name):
             return read_regions(self.header, self.height, self.width)
 
     def pixels(self) -> Pixels:
         """Decode the pixels: gray (h, w) or RGB (h, w, 3). See `read_frame`."""
         with _data_errors(self.name):
-            return self._blacken_surroundings(grayscale.shown(self.header))
+            return self._blacken_surroundings(grayscale.render_pixels(self.header))
 
     def gray(self) -> Pixels:
         """Decode the pixels as gray (h, w)."""
@@ -106,7 +106,7 @@ class Frame:
     def bands(self) -> npt.NDArray[Any]:
         """Decode the stored values, (h, w) or (h, w, 3), non-negative, without a window."""
         with _data_errors(self.name):
-            return self._blacken_surroundings(grayscale.stored(self.header))
+            return self._blacken_surroundings(grayscale.read_stored_values(self.header))
 
     def _blacken_surroundings(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         boxes = self._regions.boxes
@@ -118,7 +118,7 @@ class Frame:
         return tissue
 
 
-def open_frame(data: bytes, name: str, *, max_pixels: int) -> Frame:
+def open_frame(data: bytes, name: str, *, max_pixels: int) -> DicomFrame:
     """Open a DICOM file and check its header.
 
     Args:
@@ -133,7 +133,7 @@ def open_frame(data: bytes, name: str, *, max_pixels: int) -> Frame:
     with _data_errors(name):
         header = _read_header(data, name, max_pixels)
         height, width = _check_header(header, name, max_pixels)
-        return Frame(name, header, height, width)
+        return DicomFrame(name, header, height, width)
 
 
 def read_frame(data: bytes, name: str, *, max_pixels: int) -> Pixels:

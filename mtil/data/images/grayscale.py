@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtil.data.images.ultrasound import numbers
+from mtil.data.images.ultrasound import read_numbers
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -27,7 +27,7 @@ _DAMAGED_ELEMENT_ERRORS = (
 )  # fmt: skip
 
 
-def shown(header: "Dataset") -> Pixels:
+def render_pixels(header: "Dataset") -> Pixels:
     """Return the frame as shown by a viewer: gray (h, w) or RGB (h, w, 3).
 
     Raises:
@@ -49,7 +49,7 @@ def shown(header: "Dataset") -> Pixels:
     return np.uint8(255) - gray if kind == "MONOCHROME1" else gray
 
 
-def stored(header: "Dataset") -> Values:
+def read_stored_values(header: "Dataset") -> Values:
     """Return the stored values (h, w) or colours (h, w, 3), non-negative, without a window.
 
     Raises:
@@ -101,7 +101,7 @@ def _apply_window(header: "Dataset", values: Values) -> Pixels:
     from pydicom.pixels.processing import apply_modality_lut
 
     low, high = (float(bound) for bound in _stored_range(header))
-    slope, intercept = (numbers(header, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    slope, intercept = (read_numbers(header, f"Rescale{name}") for name in ("Slope", "Intercept"))
     if header.get("ModalityLUTSequence"):
         values = apply_modality_lut(values, header)
         low, high = 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1

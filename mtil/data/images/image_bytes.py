@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtil.data.images.budget import FILES
+from mtil.data.images.budget import FILE_BYTE_BUDGET
 from mtil.errors import DataError
 from mtil.storage import GcsStore, LocalStore, S3Store, Store
 
@@ -14,7 +14,7 @@ MAX_FILE_BYTES = 2**29
 
 
 @contextmanager
-def room_for(store: Store, names: Sequence[str]) -> Iterator[None]:
+def reserve_file_bytes(store: Store, names: Sequence[str]) -> Iterator[None]:
     """Wait for memory for the bytes of local files; reserve the bytes while the block runs.
 
     Files in a bucket reserve nothing.
@@ -25,7 +25,7 @@ def room_for(store: Store, names: Sequence[str]) -> Iterator[None]:
             # A missing or unreadable file is reported on reading.
             with suppress(OSError, ValueError):
                 num_bytes += min(MAX_FILE_BYTES, Path(store.root, name).stat().st_size)
-    with FILES.hold(num_bytes):
+    with FILE_BYTE_BUDGET.hold(num_bytes):
         yield
 
 

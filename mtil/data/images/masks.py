@@ -23,7 +23,7 @@ class MaskReading(NamedTuple):
     numbers that identify lesions."""
 
 
-def read_levels(
+def find_lesion(
     levels: npt.NDArray[Any], *, lossy: bool = False, inverted: bool = False
 ) -> MaskReading:
     """Return the lesion pixels of a mask.
@@ -57,7 +57,7 @@ def read_levels(
     return MaskReading(bright if lossy else bright | _darker_lesions(levels, lesion), "soft")
 
 
-def of_colour(bands: npt.NDArray[Any], colour: str) -> tuple[Mask, Mask]:
+def split_colours(bands: npt.NDArray[Any], colour: str) -> tuple[Mask, Mask]:
     """Return two masks: the pixels of a colour, and the pixels of the opposite colour.
 
     Args:

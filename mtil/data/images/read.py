@@ -128,10 +128,10 @@ def decode_mask(
     """
     bands = image.bands()
     levels = bands if bands.ndim == 2 else bands.max(axis=2)
-    reading = masks.read_levels(levels, lossy=image.lossy, inverted=inverted)
+    reading = masks.find_lesion(levels, lossy=image.lossy, inverted=inverted)
     if colour is None:
         return reading
-    own, opposite = masks.of_colour(bands, colour)
+    own, opposite = masks.split_colours(bands, colour)
     if (reading.mask & opposite).sum() > (reading.mask & own).sum():
         raise DataError(
             f"A lesion of this class must be {colour} in its mask, but {name} has more of the "

@@ -33,7 +33,7 @@ _WRONG_TYPE_ERRORS = (ValueError, TypeError, AttributeError, OverflowError, Look
 
 
 @dataclass(frozen=True)
-class Regions:
+class TissueRegions:
     """Location of the tissue in a frame, and size of a pixel."""
 
     boxes: tuple[Box, ...]
@@ -44,7 +44,7 @@ class Regions:
     """Whether regions of the header do not fit the frame; then no region is used."""
 
 
-def read_regions(header: "Dataset", height: int, width: int) -> Regions:
+def read_regions(header: "Dataset", height: int, width: int) -> TissueRegions:
     """Read the ultrasound regions and the pixel size of a header.
 
     No region is used if any region reaches beyond the frame, or if a tissue region has no location,
@@ -56,7 +56,7 @@ def read_regions(header: "Dataset", height: int, width: int) -> Regions:
         height: rows of the frame.
         width: columns of the frame.
     """
-    spacing = _common_side(numbers(header, "PixelSpacing"), min_count=2)
+    spacing = _common_side(read_numbers(header, "PixelSpacing"), min_count=2)
     regions = _read_regions(header)
     tissue = [region for region in regions if _is_tissue(region, (_TISSUE, _COLOUR_FLOW))]
     # Regions give centimetres; a delta may be negative.
@@ -80,11 +80,11 @@ def read_regions(header: "Dataset", height: int, width: int) -> Regions:
     # were all regions of the header. A spacing equal to the regions' size is from then, too.
     if beyond or len(fitting) < len(boxes) or (boxes and not _covers(fitting, height, width)):
         same = size is not None and spacing is not None and _are_similar(size, spacing)
-        return Regions((), None if same else spacing, stray=True)
-    return Regions(fitting, size if sizes else spacing, stray=False)
+        return TissueRegions((), None if same else spacing, stray=True)
+    return TissueRegions(fitting, size if sizes else spacing, stray=False)
 
 
-def numbers(header: "Dataset", keyword: str) -> list[float]:
+def read_numbers(header: "Dataset", keyword: str) -> list[float]:
     """Return the values of an element as floats; an empty list unless all are finite numbers."""
     try:
         value = header.get(keyword)
@@ -101,7 +101,7 @@ def _is_list(value: object) -> bool:
 
 
 def _read_integer(header: "Dataset", keyword: str) -> int | None:
-    floats = numbers(header, keyword)
+    floats = read_numbers(header, keyword)
     return int(floats[0]) if len(floats) == 1 else None
 
 
@@ -125,7 +125,7 @@ def _pixel_sides(region: "Dataset") -> list[float]:
     units = (f"PhysicalUnits{axis}Direction" for axis in "XY")
     if any(_read_integer(region, unit) != _CENTIMETRES for unit in units):
         return []
-    sides = [numbers(region, f"PhysicalDelta{axis}") for axis in "XY"]
+    sides = [read_numbers(region, f"PhysicalDelta{axis}") for axis in "XY"]
     known = all(len(side) == 1 and side[0] for side in sides)
     return [side[0] for side in sides] if known else []
 

@@ -7,23 +7,29 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from mtil.data.layouts import breast, bus_bra, bus_uclm, busi, table, udiat
-from mtil.data.layouts.files import relative
-from mtil.data.layouts.patients import same_names
-from mtil.data.layouts.record import Collection, Found, Record, reasons, unique
-from mtil.data.names import is_text, shown
+from mtil.data.layouts.files import relative_to_store
+from mtil.data.layouts.patients import note_merged_spellings
+from mtil.data.layouts.record import (
+    Collection,
+    Record,
+    ScanResult,
+    format_refusals,
+    merge_repeated_records,
+)
+from mtil.data.names import escape_unprintable, is_valid_unicode
 from mtil.errors import DataError
 from mtil.storage import Store, open_store, split_uri
 
 LAYOUTS = ("busi", "udiat", "bus_bra", "bus_uclm", "breast", "table")
 """Names of the layouts."""
 
-__all__ = ["LAYOUTS", "Collection", "Record", "scan"]
+__all__ = ["LAYOUTS", "Collection", "Record", "scan_collection"]
 
 
 class _ScanFunction(Protocol):
     """Function for finding the images of a published collection."""
 
-    def __call__(self, store: Store, *, apart: str, tables: Names[str]) -> Found: ...
+    def __call__(self, store: Store, *, apart: str, tables: Names[str]) -> ScanResult: ...
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,19 @@ class _PublishedLayout:
 
 
 _PUBLISHED: Mapping[str, _PublishedLayout] = {
-    "busi": _PublishedLayout(busi.NAME, busi.LICENCE, busi.CITATION, busi.scan),
-    "udiat": _PublishedLayout(udiat.NAME, udiat.LICENCE, udiat.CITATION, udiat.scan),
-    "bus_bra": _PublishedLayout(bus_bra.NAME, bus_bra.LICENCE, bus_bra.CITATION, bus_bra.scan),
-    "bus_uclm": _PublishedLayout(bus_uclm.NAME, bus_uclm.LICENCE, bus_uclm.CITATION, bus_uclm.scan),
-    "breast": _PublishedLayout(breast.NAME, breast.LICENCE, breast.CITATION, breast.scan),
+    "busi": _PublishedLayout(busi.NAME, busi.LICENCE, busi.CITATION, busi.scan_busi),
+    "udiat": _PublishedLayout(udiat.NAME, udiat.LICENCE, udiat.CITATION, udiat.scan_udiat),
+    "bus_bra": _PublishedLayout(
+        bus_bra.NAME, bus_bra.LICENCE, bus_bra.CITATION, bus_bra.scan_bus_bra
+    ),
+    "bus_uclm": _PublishedLayout(
+        bus_uclm.NAME, bus_uclm.LICENCE, bus_uclm.CITATION, bus_uclm.scan_bus_uclm
+    ),
+    "breast": _PublishedLayout(breast.NAME, breast.LICENCE, breast.CITATION, breast.scan_breast),
 }
 
 
-def scan(
+def scan_collection(
     source: str,
     layout: str,
     *,
@@ -84,10 +94,10 @@ def scan(
             collection = _scan_published(source, layout, official_folds, apart, beside)
     except DataError as error:
         # Messages quote file names, which may hold control characters or broken bytes.
-        raise DataError(shown(str(error))) from None
+        raise DataError(escape_unprintable(str(error))) from None
     refused = [record.refused for record in collection.records if record.refused is not None]
     if refused and not skip_invalid:
-        raise DataError(reasons(refused, len(collection.records)))
+        raise DataError(format_refusals(refused, len(collection.records)))
     return collection
 
 
@@ -97,7 +107,7 @@ def _scan_published(
     store, published = open_store(source), _PUBLISHED[layout]
     tables = _names_in_store(store, beside)
     result = (
-        bus_bra.scan(store, official_folds, apart=apart, tables=tables)
+        bus_bra.scan_bus_bra(store, official_folds, apart=apart, tables=tables)
         if official_folds is not None
         else published.scan_store(store, apart=apart, tables=tables)
     )
@@ -114,20 +124,20 @@ def _scan_table(
     parent, name = split_uri(source)
     store = open_store(parent)
     tables = _names_in_store(store, beside)
-    result = table.scan(store, name, columns, classes, apart=apart, tables=tables)
+    result = table.scan_table(store, name, columns, classes, apart=apart, tables=tables)
     return _build_collection(PurePosixPath(name).stem, table.LICENCE, table.CITATION, store, result)
 
 
 def _names_in_store(store: Store, uris: Sequence[str]) -> list[str]:
-    return [name for uri in uris if (name := relative(store, uri)) is not None]
+    return [name for uri in uris if (name := relative_to_store(store, uri)) is not None]
 
 
 def _build_collection(
-    name: str, licence: str, citation: str, store: Store, result: Found
+    name: str, licence: str, citation: str, store: Store, result: ScanResult
 ) -> Collection:
     _check_names(store, result.records)
-    records = unique(result.records)
-    patient_notes = same_names({record.patient for record in records}, "patients")
+    records = merge_repeated_records(result.records)
+    patient_notes = note_merged_spellings({record.patient for record in records}, "patients")
     return Collection(
         name=name,
         licence=licence,
@@ -148,7 +158,7 @@ def _check_names(store: Store, records: Sequence[Record]) -> None:
             name
             for record in records
             for name in (record.sample_id, record.image, *record.masks, *record.others)
-            if not is_text(name)
+            if not is_valid_unicode(name)
         }
     )
     if broken:

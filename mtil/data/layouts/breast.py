@@ -7,10 +7,24 @@ from statistics import median
 
 from mtil.data.dataset.account import FilesSeen
 from mtil.data.dataset.shards import LABELS
-from mtil.data.layouts.files import count, is_image, some, without_suffix
-from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Found, Record
-from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows, stem, value
+from mtil.data.layouts.files import (
+    count_source_files,
+    format_first_names,
+    has_image_suffix,
+    strip_image_suffix,
+)
+from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout, locate_collection
+from mtil.data.layouts.record import Record, ScanResult
+from mtil.data.layouts.tables import (
+    TableRow,
+    collect_meta,
+    image_stem,
+    parse_label,
+    parse_positive_number,
+    read_records,
+    read_rows,
+    require_value,
+)
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -24,7 +38,7 @@ CITATION = (
 )
 
 _REQUIRED = ("caseid", "image_filename", "mask_tumor_filename", "classification")
-_EXPECTED = Expected(
+_EXPECTED = ExpectedLayout(
     name=NAME,
     table=r".+\.xlsx",
     columns=_REQUIRED,
@@ -39,7 +53,7 @@ _MIN_PIXEL_MM, _MAX_PIXEL_MM = 0.02, 1.0
 """Range of the pixel size of breast ultrasound images, in millimetres."""
 
 
-def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
+def scan_breast(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> ScanResult:
     """Find the images named in the workbook.
 
     Masks of other findings (`_other`) are no part of the lesion. Normal images have no mask.
@@ -54,39 +68,45 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
             pixel sizes are out of range.
     """
     # Images lie beside the workbook or in a subfolder: match by file name alone.
-    folder, notes = _by_file_name(locate(store, _EXPECTED, apart)), list[str]()
+    folder, notes = _by_file_name(locate_collection(store, _EXPECTED, apart)), list[str]()
     rows = read_rows(store, folder.table, _REQUIRED, notes, ("pixel_size",))
     first_row: dict[str, str] = {}
     for row in rows:
         first_row.setdefault(row.values["caseid"], row.where)
-    records = read_each(
+    records = read_records(
         rows,
         lambda row: _record(folder, row, first_row),
         _sample_id,
         lambda row: folder.files(_png_name(row.values["image_filename"]), _mask_names(row)),
     )
     images = [path for name, path in folder.images.items() if _IMAGE.fullmatch(name)]
-    records = _to_millimetres(records, folder.table) + folder.unlisted(images, records)
+    records = _to_millimetres(records, folder.table) + folder.refuse_unlisted_images(
+        images, records
+    )
     read = (folder.table, *tables)
-    return Found(records=records, files=lambda unique: _account(folder, unique, read), notes=notes)
+    return ScanResult(
+        records=records, files=lambda unique: _account(folder, unique, read), notes=notes
+    )
 
 
-def _account(folder: Folder, records: Sequence[Record], tables: Collection[str]) -> FilesSeen:
+def _account(
+    folder: CollectionFolder, records: Sequence[Record], tables: Collection[str]
+) -> FilesSeen:
     def why_not(name: str) -> str:
         if not name.startswith(folder.start):
             return f"outside of the collection's folder {folder.start.rstrip('/')}"
-        file = without_suffix(name.rpartition("/")[2]).lower()
+        file = strip_image_suffix(name.rpartition("/")[2]).lower()
         return "masks of other findings" if _OTHER_MASK.fullmatch(file) else "no row names the file"
 
-    return count(folder.listing, records, tables, why_not, folder.start)
+    return count_source_files(folder.listing, records, tables, why_not, folder.start)
 
 
-def _by_file_name(folder: Folder) -> Folder:
+def _by_file_name(folder: CollectionFolder) -> CollectionFolder:
     """Return the folder with images found by file name alone, in any subfolder."""
     by_stem: dict[str, list[str]] = {}
     for name, path in folder.names.items():
-        if is_image(name):
-            by_stem.setdefault(without_suffix(name.rpartition("/")[2]), []).append(path)
+        if has_image_suffix(name):
+            by_stem.setdefault(strip_image_suffix(name.rpartition("/")[2]), []).append(path)
     twice = {stem.rpartition("/")[2]: why for stem, why in folder.twice.items()}
     for file_stem, paths in by_stem.items():
         if len(paths) > 1:
@@ -98,22 +118,23 @@ def _by_file_name(folder: Folder) -> Folder:
     if not any(_IMAGE.fullmatch(file_stem) for file_stem in by_stem):
         top = sorted({name.split("/")[0] for name in folder.names.values()})
         raise DataError(
-            f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has {some(top)}; "
+            f"A {NAME} collection must have {_EXPECTED.shape}, but {folder.uri} has "
+            f"{format_first_names(top)}; "
             "name its folder or another layout."
         )
     images = {file_stem: paths[0] for file_stem, paths in by_stem.items()}
     return replace(folder, images=images, twice=twice)
 
 
-def _record(folder: Folder, row: Row, first_row: Mapping[str, str]) -> Record:
-    image = _png_name(value(row, "image_filename"))
-    case = value(row, "caseid")
+def _record(folder: CollectionFolder, row: TableRow, first_row: Mapping[str, str]) -> Record:
+    image = _png_name(require_value(row, "image_filename"))
+    case = require_value(row, "caseid")
     if first_row[case] != row.where:
         raise DataError(
             f"A CaseID must be given once, but {case!r} is in {first_row[case]} and in "
             f"{row.where}; remove one."
         )
-    index = label(value(row, "classification"), row.where)
+    index = parse_label(require_value(row, "classification"), row.where)
     masks = tuple(folder.require(name, row.where) for name in _mask_names(row))
     if bool(masks) == (LABELS[index] == "normal"):
         rule = "must not name a tumour mask" if masks else "must name a tumour mask"
@@ -127,23 +148,25 @@ def _record(folder: Folder, row: Row, first_row: Mapping[str, str]) -> Record:
         image=folder.require(image, row.where),
         masks=masks,
         patient=case,
-        pixel_size=None if _is_empty(size) else number(size, row.where, "pixel_size"),
-        meta=meta(row.values, without=_NOT_META),
+        pixel_size=None
+        if _is_empty(size)
+        else parse_positive_number(size, row.where, "pixel_size"),
+        meta=collect_meta(row.values, without=_NOT_META),
     )
 
 
-def _mask_names(row: Row) -> list[str]:
+def _mask_names(row: TableRow) -> list[str]:
     names = (name.strip() for name in row.values["mask_tumor_filename"].split("&"))
     return [_png_name(name) for name in names if not _is_empty(name)]
 
 
-def _sample_id(row: Row) -> str:
-    return stem(row.values["image_filename"]).lower()
+def _sample_id(row: TableRow) -> str:
+    return image_stem(row.values["image_filename"]).lower()
 
 
 def _png_name(name: str) -> str:
     """Return a file name with the suffix `.png`, which the sheet may leave out."""
-    return f"{stem(name)}.png"
+    return f"{image_stem(name)}.png"
 
 
 def _is_empty(text: str) -> bool:

@@ -2,9 +2,17 @@
 
 from collections.abc import Collection, Mapping
 
-from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Found, Record
-from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
+from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout, locate_collection
+from mtil.data.layouts.record import Record, ScanResult
+from mtil.data.layouts.tables import (
+    TableRow,
+    collect_meta,
+    image_stem,
+    parse_label,
+    read_records,
+    read_rows,
+    require_value,
+)
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -18,7 +26,7 @@ CITATION = (
 FOLD_FILES = {5: "5-fold-cv.csv", 10: "10-fold-cv.csv"}
 """Name of the fold file by number of folds."""
 
-_EXPECTED = Expected(
+_EXPECTED = ExpectedLayout(
     name=NAME,
     table=r"bus_data\.csv",
     columns=("id", "case", "pathology"),
@@ -30,13 +38,13 @@ _NOT_META = ("id", "case", "pathology", "width", "height", "bbox")
 """Columns with a role, and columns of sizes, which may refer to larger originals."""
 
 
-def scan(
+def scan_bus_bra(
     store: Store,
     official_folds: int | None = None,
     *,
     apart: str = "",
     tables: Collection[str] = (),
-) -> Found:
+) -> ScanResult:
     """Find the images named in the table, with official folds on request.
 
     Args:
@@ -49,28 +57,28 @@ def scan(
         DataError: if the collection is missing, incomplete or ambiguous, a table is unreadable,
             or the fold file is missing or wrong.
     """
-    folder, notes = locate(store, _EXPECTED, apart), list[str]()
+    folder, notes = locate_collection(store, _EXPECTED, apart), list[str]()
     folds = None if official_folds is None else _read_folds(store, folder, official_folds)
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
-    records = read_each(
+    records = read_records(
         rows,
         lambda row: _record(folder, row, folds),
-        lambda row: stem(row.values["id"]),
-        lambda row: folder.files(*_names(stem(row.values["id"]))),
+        lambda row: image_stem(row.values["id"]),
+        lambda row: folder.files(*_names(image_stem(row.values["id"]))),
     )
-    records += folder.unlisted(folder.inside("Images"), records)
+    records += folder.refuse_unlisted_images(folder.inside("Images"), records)
     # The account counts both fold files as tables, read or not.
     fold_files = (folder.names.get(name, "") for name in FOLD_FILES.values())
     read = (folder.table, *fold_files, *tables)
-    return Found(
+    return ScanResult(
         records=records,
         files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
 
-def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record:
-    name = stem(value(row, "id"))
+def _record(folder: CollectionFolder, row: TableRow, folds: Mapping[str, int] | None) -> Record:
+    name = image_stem(require_value(row, "id"))
     if not name.startswith(_PREFIX):
         raise DataError(
             f"{row.where} must have an ID such as bus_0001-l, but has {name!r}; correct the ID."
@@ -83,12 +91,12 @@ def _record(folder: Folder, row: Row, folds: Mapping[str, int] | None) -> Record
     image, masks = _names(name)
     return Record(
         sample_id=name,
-        label=label(value(row, "pathology"), row.where),
+        label=parse_label(require_value(row, "pathology"), row.where),
         image=folder.require(image, row.where),
         masks=tuple(folder.require(mask, row.where) for mask in masks),
-        patient=value(row, "case"),
+        patient=require_value(row, "case"),
         fold=None if folds is None else folds[name],
-        meta=meta(row.values, without=_NOT_META),
+        meta=collect_meta(row.values, without=_NOT_META),
     )
 
 
@@ -97,7 +105,7 @@ def _names(name: str) -> tuple[str, tuple[str, ...]]:
     return f"Images/{name}.png", (f"Masks/mask_{name.removeprefix(_PREFIX)}.png",)
 
 
-def _read_folds(store: Store, folder: Folder, num_folds: int) -> dict[str, int]:
+def _read_folds(store: Store, folder: CollectionFolder, num_folds: int) -> dict[str, int]:
     """Return the fold (from 0) of every image id."""
     if num_folds not in FOLD_FILES:
         raise DataError(
@@ -112,7 +120,7 @@ def _read_folds(store: Store, folder: Folder, num_folds: int) -> dict[str, int]:
         )
     folds: dict[str, int] = {}
     for row in read_rows(store, table, ("id", "kfold")):
-        name, text = stem(value(row, "id")), row.values["kfold"].removesuffix(".0")
+        name, text = image_stem(require_value(row, "id")), row.values["kfold"].removesuffix(".0")
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= num_folds):
             raise DataError(
                 f"{row.where} must have a kFold from 1 to {num_folds}, but has {text!r}; correct "

@@ -3,9 +3,17 @@
 from collections.abc import Collection
 
 from mtil.data.dataset.shards import LABELS
-from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Found, Record
-from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
+from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout, locate_collection
+from mtil.data.layouts.record import Record, ScanResult
+from mtil.data.layouts.tables import (
+    TableRow,
+    collect_meta,
+    image_stem,
+    parse_label,
+    read_records,
+    read_rows,
+    require_value,
+)
 from mtil.errors import DataError
 from mtil.storage import Store
 
@@ -16,7 +24,7 @@ CITATION = (
     "segmentation dataset. Scientific Data 12 (2025) 242. doi:10.1038/s41597-025-04562-3"
 )
 
-_EXPECTED = Expected(
+_EXPECTED = ExpectedLayout(
     name=NAME,
     table=r"info\.csv",
     columns=("image", "label"),
@@ -26,7 +34,7 @@ _EXPECTED = Expected(
 _COLOURS = {"benign": "green", "malignant": "red"}
 
 
-def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
+def scan_bus_uclm(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> ScanResult:
     """Find the images named in the table.
 
     Masks are green on benign lesions, red on malignant lesions and black elsewhere. Masks of
@@ -41,25 +49,25 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
         DataError: if the collection is missing, incomplete or ambiguous, or the table is
             unreadable.
     """
-    folder, notes = locate(store, _EXPECTED, apart), list[str]()
+    folder, notes = locate_collection(store, _EXPECTED, apart), list[str]()
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
-    records = read_each(
+    records = read_records(
         rows,
         lambda row: _record(folder, row),
         _sample_id,
         lambda row: folder.files(*_names(row)),
     )
-    records += folder.unlisted(folder.inside("images"), records)
+    records += folder.refuse_unlisted_images(folder.inside("images"), records)
     read = (folder.table, *tables)
-    return Found(
+    return ScanResult(
         records=records,
         files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
 
-def _record(folder: Folder, row: Row) -> Record:
-    value(row, "image")
+def _record(folder: CollectionFolder, row: TableRow) -> Record:
+    require_value(row, "image")
     name = _sample_id(row)
     patient, separator, _ = name.partition("_")
     if not (patient and separator):
@@ -67,7 +75,7 @@ def _record(folder: Folder, row: Row) -> Record:
             f"{row.where} must name an image by patient and number, such as ALWI_000, but names "
             f"{name!r}; correct the name."
         )
-    index = label(value(row, "label"), row.where)
+    index = parse_label(require_value(row, "label"), row.where)
     image, masks = _names(row)
     return Record(
         sample_id=name,
@@ -77,15 +85,15 @@ def _record(folder: Folder, row: Row) -> Record:
         patient=patient,
         masks_may_differ=True,
         colour=_COLOURS.get(LABELS[index]),
-        meta=meta(row.values, without=("image", "label")),
+        meta=collect_meta(row.values, without=("image", "label")),
     )
 
 
-def _names(row: Row) -> tuple[str, tuple[str, ...]]:
+def _names(row: TableRow) -> tuple[str, tuple[str, ...]]:
     """Return the image and the masks of a row, relative to the collection's folder."""
     name = _sample_id(row)
     return f"images/{name}.png", (f"masks/{name}.png",)
 
 
-def _sample_id(row: Row) -> str:
-    return stem(row.values["image"])
+def _sample_id(row: TableRow) -> str:
+    return image_stem(row.values["image"])

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mtil.data.dataset.account import FilesSeen, parts
+from mtil.data.dataset.account import FilesSeen, count_reasons
 from mtil.data.images.read import SUFFIXES
 from mtil.data.layouts.record import Record
-from mtil.data.names import shown
+from mtil.data.names import escape_unprintable
 from mtil.storage import LocalStore, Store, open_store
 
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
@@ -30,7 +30,7 @@ NO_SUFFIX = "no suffix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class SourceListing:
     """The names of a store's files, split by the ignore rules."""
 
     uri: str
@@ -40,7 +40,7 @@ class Listing:
     """Rule by name of each ignored file."""
 
 
-def look(store: Store, apart: str = "") -> Listing:
+def list_source_files(store: Store, apart: str = "") -> SourceListing:
     """List the files of a store.
 
     Args:
@@ -51,12 +51,12 @@ def look(store: Store, apart: str = "") -> Listing:
     # Listing dominates the time to read many small files: list a collection only once.
     excluded = _excluded_prefix(store, apart)
     found = [name for name in store.names() if not excluded or not name.startswith(excluded)]
-    rules = {name: rule for name in found if (rule := ignored_by(name)) is not None}
+    rules = {name: rule for name in found if (rule := find_ignore_rule(name)) is not None}
     names = [name for name in found if name not in rules] if rules else found
-    return Listing(uri=store.uri, names=names, ignored=rules)
+    return SourceListing(uri=store.uri, names=names, ignored=rules)
 
 
-def ignored_by(name: str) -> str | None:
+def find_ignore_rule(name: str) -> str | None:
     """Return the rule for ignoring a file of this name, or None."""
     folders, _, file = name.lower().rpartition("/")
     if "/." in f"/{name}":
@@ -77,18 +77,18 @@ def ignored_by(name: str) -> str | None:
     return None
 
 
-def is_image(name: str) -> bool:
+def has_image_suffix(name: str) -> bool:
     """Return whether a file name has the suffix of a readable image format."""
     return name.lower().endswith(SUFFIXES)
 
 
-def without_suffix(name: str) -> str:
+def strip_image_suffix(name: str) -> str:
     """Return a file name without an image suffix; names with other suffixes are unchanged."""
-    return name[: name.rindex(".")] if is_image(name) else name
+    return name[: name.rindex(".")] if has_image_suffix(name) else name
 
 
-def count(
-    listing: Listing,
+def count_source_files(
+    listing: SourceListing,
     records: Iterable[Record],
     tables: Collection[str],
     why_not: Callable[[str], str],
@@ -133,12 +133,12 @@ def count(
         images=counts[0],
         masks=counts[1],
         tables=counts[2],
-        ignored=parts(ignored, start),
-        skipped=parts(skipped, start),
+        ignored=count_reasons(ignored, start),
+        skipped=count_reasons(skipped, start),
     )
 
 
-def twice_as(names: Sequence[str]) -> str:
+def describe_ambiguous_files(names: Sequence[str]) -> str:
     """Return the reason for refusing several image files with equal names."""
     first, second = min(names), max(names)
     rule = (
@@ -149,13 +149,13 @@ def twice_as(names: Sequence[str]) -> str:
     return f"{rule}, but there are {first} and {second}; remove one."
 
 
-def some(names: Sequence[str]) -> str:
+def format_first_names(names: Sequence[str]) -> str:
     """Return the first four names of a list and the number of further names."""
-    listed = ", ".join(map(shown, names[:4]))
+    listed = ", ".join(map(escape_unprintable, names[:4]))
     return f"{listed} and {len(names) - 4} more" if len(names) > 4 else listed
 
 
-def relative(store: Store, uri: str) -> str | None:
+def relative_to_store(store: Store, uri: str) -> str | None:
     """Return the name of a file or folder relative to a store, or None if outside the store."""
     if "://" not in uri or uri.startswith("file://"):
         target = open_store(uri)
@@ -170,7 +170,7 @@ def relative(store: Store, uri: str) -> str | None:
 
 def _excluded_prefix(store: Store, apart: str) -> str:
     """Return the name prefix of the excluded files; empty excludes no file."""
-    name = relative(store, apart) if apart else None
+    name = relative_to_store(store, apart) if apart else None
     return "" if name in (None, ".") else f"{name}/"
 
 

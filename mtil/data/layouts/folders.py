@@ -7,23 +7,23 @@ from pathlib import PurePosixPath
 
 from mtil.data.dataset.account import FilesSeen
 from mtil.data.layouts.files import (
-    Listing,
-    count,
-    is_image,
-    look,
-    some,
-    twice_as,
-    without_suffix,
+    SourceListing,
+    count_source_files,
+    describe_ambiguous_files,
+    format_first_names,
+    has_image_suffix,
+    list_source_files,
+    strip_image_suffix,
 )
-from mtil.data.layouts.record import Record, refused
+from mtil.data.layouts.record import Record, make_refused_record
 from mtil.data.layouts.tables import has_columns
-from mtil.data.names import composed
+from mtil.data.names import compose_unicode
 from mtil.errors import DataError
 from mtil.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class ExpectedLayout:
     """The table, columns and folders required by a layout."""
 
     name: str
@@ -39,7 +39,7 @@ class Expected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class CollectionFolder:
     """The files of a collection, found by name regardless of case and image suffix."""
 
     uri: str
@@ -51,7 +51,7 @@ class Folder:
     """Name in the store of every image file, by lower-case relative name without suffix."""
     twice: Mapping[str, str]
     """Reason for refusing an ambiguous image file, by lower-case relative name without suffix."""
-    listing: Listing
+    listing: SourceListing
     start: str
     """Prefix of the collection's files in the store: the folder and a slash, or empty."""
 
@@ -84,7 +84,9 @@ class Folder:
         existing = [name for mask in masks if (name := self.find(mask)) is not None]
         return self.find(image) or "", tuple(existing)
 
-    def unlisted(self, images: Sequence[str], records: Sequence[Record]) -> list[Record]:
+    def refuse_unlisted_images(
+        self, images: Sequence[str], records: Sequence[Record]
+    ) -> list[Record]:
         """Return a refused record for every image file without a row in the table.
 
         Args:
@@ -92,9 +94,12 @@ class Folder:
             records: records of the table's rows.
         """
         listed = {_match_key(record.sample_id) for record in records}
-        stem_of = {image: PurePosixPath(composed(without_suffix(image))).name for image in images}
+        stem_of = {
+            image: PurePosixPath(compose_unicode(strip_image_suffix(image))).name
+            for image in images
+        }
         return [
-            refused(
+            make_refused_record(
                 stem,
                 f"Every image must have a row, but {self.table} has none for {image}; "
                 "add the row or remove the image.",
@@ -110,7 +115,7 @@ class Folder:
         return [
             path
             for name, path in self.names.items()
-            if name.startswith(prefix) and "/" not in name[len(prefix) :] and is_image(name)
+            if name.startswith(prefix) and "/" not in name[len(prefix) :] and has_image_suffix(name)
         ]
 
     def account(
@@ -133,10 +138,10 @@ class Folder:
                 return f"in none of the folders {', '.join(folders)}"
             return "no row names the file"
 
-        return count(self.listing, records, tables, why_not, self.start)
+        return count_source_files(self.listing, records, tables, why_not, self.start)
 
 
-def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
+def locate_collection(store: Store, expected: ExpectedLayout, apart: str = "") -> CollectionFolder:
     """Find a collection in a store or in a subfolder, by a single listing.
 
     Skips files ignored by a rule (`files.ignored_by`). If several tables match by name, prefers
@@ -150,7 +155,7 @@ def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
     Raises:
         DataError: if the store holds no collection, an incomplete collection, or several.
     """
-    listing = look(store, apart)
+    listing = list_source_files(store, apart)
     table = _choose_table(store, listing, expected)
     root = table.rpartition("/")[0]
     start = f"{root}/" if root else ""
@@ -158,28 +163,32 @@ def locate(store: Store, expected: Expected, apart: str = "") -> Folder:
     by_stem: dict[str, list[str]] = {}
     for name in listing.names:
         if name.startswith(start):
-            relative_name = composed(name[len(start) :]).lower()
+            relative_name = compose_unicode(name[len(start) :]).lower()
             names.setdefault(relative_name, name)
-            if is_image(relative_name):
-                by_stem.setdefault(without_suffix(relative_name), []).append(name)
+            if has_image_suffix(relative_name):
+                by_stem.setdefault(strip_image_suffix(relative_name), []).append(name)
     for folder in expected.folders:
         if not any(name.startswith(f"{folder.lower()}/") for name in names):
             raise DataError(
                 f"A {expected.name} collection must have {expected.shape}, but "
                 f"{start or store.uri} has no files in {folder}/; fetch it again."
             )
-    return Folder(
+    return CollectionFolder(
         uri=store.uri,
         table=table,
         names=names,
         images={stem: files[0] for stem, files in by_stem.items()},
-        twice={stem: twice_as(files) for stem, files in by_stem.items() if len(files) > 1},
+        twice={
+            stem: describe_ambiguous_files(files)
+            for stem, files in by_stem.items()
+            if len(files) > 1
+        },
         listing=listing,
         start=start,
     )
 
 
-def _choose_table(store: Store, listing: Listing, expected: Expected) -> str:
+def _choose_table(store: Store, listing: SourceListing, expected: ExpectedLayout) -> str:
     """Return the table of the only complete collection, else the outermost table.
 
     Raises:
@@ -200,23 +209,24 @@ def _choose_table(store: Store, listing: Listing, expected: Expected) -> str:
     fitting = [name for name in complete if has_columns(store, name, expected.columns)]
     candidates = fitting or complete or tables
     if not complete:
-        roots = outermost(name.rpartition("/")[0] for name in tables)
+        roots = find_outermost_folders(name.rpartition("/")[0] for name in tables)
         candidates = [name for name in tables if name.rpartition("/")[0] in roots]
     if len(candidates) > 1:
         raise DataError(
             f"A source must hold one {expected.name} collection, but {store.uri} has "
-            f"{len(candidates)} tables: {some(candidates)}; name one folder or remove the others."
+            f"{len(candidates)} tables: {format_first_names(candidates)}; name one folder or "
+            "remove the others."
         )
     return candidates[0]
 
 
-def _has_folders(table: str, expected: Expected, lower_names: Sequence[str]) -> bool:
+def _has_folders(table: str, expected: ExpectedLayout, lower_names: Sequence[str]) -> bool:
     root = table.rpartition("/")[0].lower()
     prefixes = [f"{root}/{folder.lower()}/".lstrip("/") for folder in expected.folders]
     return all(any(name.startswith(prefix) for name in lower_names) for prefix in prefixes)
 
 
-def outermost(folders: Iterable[str]) -> list[str]:
+def find_outermost_folders(folders: Iterable[str]) -> list[str]:
     """Return the folders with the fewest parents, sorted; the store's root is an empty name."""
     depth_of = {folder: len(PurePosixPath(folder).parts) for folder in folders}
     least = min(depth_of.values(), default=0)
@@ -224,10 +234,10 @@ def outermost(folders: Iterable[str]) -> list[str]:
 
 
 def _match_key(name: str) -> str:
-    return composed(without_suffix(name)).lower()
+    return compose_unicode(strip_image_suffix(name)).lower()
 
 
-def _missing_collection(store: Store, expected: Expected, files: Sequence[str]) -> str:
+def _missing_collection(store: Store, expected: ExpectedLayout, files: Sequence[str]) -> str:
     if not files:
         return (
             f"A {expected.name} collection must be a folder with images, but {store.uri} is empty "
@@ -236,5 +246,5 @@ def _missing_collection(store: Store, expected: Expected, files: Sequence[str]) 
     top = sorted({name.split("/")[0] for name in files})
     return (
         f"A {expected.name} collection must have {expected.shape}, but {store.uri} has "
-        f"{some(top)}; name its folder or another layout."
+        f"{format_first_names(top)}; name its folder or another layout."
     )

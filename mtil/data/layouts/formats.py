@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
-Lines = Iterator[tuple[int, list[str]]]
+TableLines = Iterator[tuple[int, list[str]]]
 """Line number and stripped values of every line, header first."""
 
 MAX_COLUMNS = 16_384
 """Most columns of a table, as in Excel."""
-MAX_VALUE = 2**17
+MAX_VALUE_LENGTH = 2**17
 """Longest value in characters, as in Python's CSV reader."""
 _MAX_ROWS = 20_000_000
 _MAX_UNCHECKED_ROWS = 100_000
@@ -58,7 +58,7 @@ _DELIMITERS = ",;\t"
 _SEP_LINE = re.compile(r'\s*"?sep=(?P<mark>\\t|.)"?[ ,;\t]*', re.IGNORECASE)
 
 
-def csv_lines(store: Store, name: str) -> Lines:
+def read_csv_lines(store: Store, name: str) -> TableLines:
     """Yield the lines of a CSV file.
 
     The delimiter is the most frequent of comma, semicolon and tab in the header, or the character
@@ -68,7 +68,7 @@ def csv_lines(store: Store, name: str) -> Lines:
     Raises:
         DataError: if the file is missing, has a different encoding, or is not CSV.
     """
-    text = decode(read(store, name, "a CSV file"), f"{store.uri}/{name}")
+    text = decode_csv(read_table_bytes(store, name, "a CSV file"), f"{store.uri}/{name}")
     first, _, _ = text.lstrip("\r\n").partition("\n")
     first = first.partition("\r")[0]
     sep_line = _SEP_LINE.fullmatch(first)
@@ -87,7 +87,7 @@ def csv_lines(store: Store, name: str) -> Lines:
         for values in reader:
             line = reader.line_num + num_skipped
             if len(values) > MAX_COLUMNS:
-                raise DataError(too_many_columns(name, len(values)))
+                raise DataError(describe_too_many_columns(name, len(values)))
             yield line, [value.strip() for value in values]
     except csv.Error as error:
         raise DataError(
@@ -95,7 +95,7 @@ def csv_lines(store: Store, name: str) -> Lines:
         ) from None
 
 
-def decode(data: bytes, name: str) -> str:
+def decode_csv(data: bytes, name: str) -> str:
     """Return the text of a CSV file, in UTF-8 or in the encoding of a byte order mark.
 
     Raises:
@@ -124,13 +124,13 @@ def decode(data: bytes, name: str) -> str:
     return text
 
 
-def parquet_lines(store: Store, name: str) -> Lines:
+def read_parquet_lines(store: Store, name: str) -> TableLines:
     """Return the lines of a Parquet file, without columns of bytes, structs or maps.
 
     Raises:
         DataError: if the file is missing, damaged, or too large for a table of images.
     """
-    data = read(store, name, "a Parquet file")
+    data = read_table_bytes(store, name, "a Parquet file")
     try:
         schema = pq.read_schema(pa.BufferReader(data))
         columns = [field.name for field in schema if _is_text_like(field)]
@@ -156,7 +156,7 @@ def parquet_lines(store: Store, name: str) -> Lines:
 def _check_size(metadata: pq.FileMetaData, num_bytes: int, name: str) -> None:
     """Raise `DataError` for more rows or columns than a table of images can have."""
     if metadata.num_columns > MAX_COLUMNS:
-        raise DataError(too_many_columns(name, metadata.num_columns))
+        raise DataError(describe_too_many_columns(name, metadata.num_columns))
     num_rows = metadata.num_rows
     if num_rows > _MAX_ROWS or (
         num_rows > _MAX_UNCHECKED_ROWS and num_rows > _MAX_ROWS_PER_BYTE * num_bytes
@@ -174,14 +174,15 @@ def _check_value_lengths(table: pa.Table, name: str) -> None:
             texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
             if _is_text(texts.type) and len(texts):
                 longest = pa.compute.max(pa.compute.binary_length(texts)).as_py() or 0
-                if longest > MAX_VALUE:
+                if longest > MAX_VALUE_LENGTH:
                     raise DataError(
-                        f"A value of a table must have at most {MAX_VALUE} letters, but {name} has "
+                        f"A value of a table must have at most {MAX_VALUE_LENGTH} letters, but "
+                        f"{name} has "
                         f"{longest} in {column!r}; shorten the value."
                     )
 
 
-def _parquet_rows(table: pa.Table) -> Lines:
+def _parquet_rows(table: pa.Table) -> TableLines:
     yield 0, [column.strip() for column in table.column_names]
     line = 0
     for batch in table.to_batches():
@@ -194,8 +195,8 @@ def _parquet_rows(table: pa.Table) -> Lines:
 def _column_to_texts(column: pa.Array) -> Sequence[str]:
     """Return a column's values as text; equal values of a dictionary share a string object."""
     if not pa.types.is_dictionary(column.type):
-        return [as_text(value) for value in column.to_pylist()]
-    words = [as_text(value) for value in column.dictionary.to_pylist()]
+        return [format_cell(value) for value in column.to_pylist()]
+    words = [format_cell(value) for value in column.dictionary.to_pylist()]
     codes = column.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
     words.append("")
     return [words[code] for code in np.asarray(codes).tolist()]
@@ -217,7 +218,7 @@ def _is_text_like(field: pa.Field) -> bool:
     )
 
 
-def as_text(value: object) -> str:
+def format_cell(value: object) -> str:
     """Return a value of a workbook or Parquet file as text, as written in a CSV file."""
     if value is None or value != value:  # NaN
         return ""
@@ -231,11 +232,11 @@ def as_text(value: object) -> str:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, list | tuple | set):
-        return "|".join(as_text(item) for item in value)
+        return "|".join(format_cell(item) for item in value)
     return str(value).strip()
 
 
-def too_many_columns(name: str, num_columns: int) -> str:
+def describe_too_many_columns(name: str, num_columns: int) -> str:
     """Return the error message for a table with more than `MAX_COLUMNS` columns."""
     return (
         f"A table must have at most {MAX_COLUMNS} columns, but {name} has {num_columns}; "
@@ -243,7 +244,7 @@ def too_many_columns(name: str, num_columns: int) -> str:
     )
 
 
-def read(store: Store, name: str, kind: str) -> bytes:
+def read_table_bytes(store: Store, name: str, kind: str) -> bytes:
     """Return the bytes of a table.
 
     Args:

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from mtil.data.layouts.tables import Row
-from mtil.data.names import canonical
+from mtil.data.layouts.tables import TableRow
+from mtil.data.names import normalise_identifier
 from mtil.errors import DataError
 
 _UNKNOWN = (
@@ -14,7 +14,7 @@ _UNKNOWN = (
 _MAX_EXAMPLES = 3
 
 
-def warn(rows: Sequence[Row], column: str, *, asked: bool) -> list[str]:
+def warn_of_missing_patients(rows: Sequence[TableRow], column: str, *, asked: bool) -> list[str]:
     """Return a warning if rows of a table with a patient column name no patient.
 
     Args:
@@ -32,7 +32,7 @@ def warn(rows: Sequence[Row], column: str, *, asked: bool) -> list[str]:
         return []
     # In CSV only the first row of merged cells is filled. Without a warning, images of the
     # rows below would silently count as images of further patients.
-    unknown = [row for row in rows if is_unknown(row.values[column])]
+    unknown = [row for row in rows if is_unknown_patient(row.values[column])]
     if not unknown:
         return []
     if asked and len(unknown) == len(rows):
@@ -48,12 +48,12 @@ def warn(rows: Sequence[Row], column: str, *, asked: bool) -> list[str]:
     ]
 
 
-def is_unknown(text: str) -> bool:
+def is_unknown_patient(text: str) -> bool:
     """Return whether a table's value stands for an unknown patient."""
     return text.strip().lower() in _UNKNOWN
 
 
-def same_names(names: Collection[str | None], what: str) -> list[str]:
+def note_merged_spellings(names: Collection[str | None], what: str) -> list[str]:
     """Return a note about differing spellings counted as one name.
 
     Args:
@@ -65,7 +65,7 @@ def same_names(names: Collection[str | None], what: str) -> list[str]:
     """
     spellings_of: dict[str, set[str]] = {}
     for name in set(names) - {None}:
-        spellings_of.setdefault(canonical(str(name)), set()).add(str(name))
+        spellings_of.setdefault(normalise_identifier(str(name)), set()).add(str(name))
     merged = sorted(sorted(spellings) for spellings in spellings_of.values() if len(spellings) > 1)
     if not merged:
         return []
@@ -74,5 +74,5 @@ def same_names(names: Collection[str | None], what: str) -> list[str]:
     return [f"{len(merged)} {what} are written in several ways and count as one: {examples}{more}."]
 
 
-def _table_name(row: Row) -> str:
+def _table_name(row: TableRow) -> str:
     return row.where.partition(" of ")[2]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from mtil.data.dataset.account import FilesSeen
-from mtil.data.names import shown
+from mtil.data.names import escape_unprintable
 from mtil.storage import Store
 
-MAX_REASONS = 100
+MAX_LISTED_REFUSALS = 100
 """Most unusable images listed in an error; the rest are only counted."""
 
 
@@ -71,7 +71,7 @@ class Collection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ScanResult:
     """The result of scanning a store for a layout."""
 
     records: list[Record]
@@ -83,7 +83,7 @@ class Found:
     """See `Collection`."""
 
 
-def refused(
+def make_refused_record(
     sample_id: str,
     why: str,
     image: str = "",
@@ -101,11 +101,16 @@ def refused(
     """
     # The file account counts files of refused records as images, not as unused.
     return Record(
-        sample_id=sample_id, label=0, image=image, masks=masks, refused=shown(why), others=others
+        sample_id=sample_id,
+        label=0,
+        image=image,
+        masks=masks,
+        refused=escape_unprintable(why),
+        others=others,
     )
 
 
-def reasons(found: Sequence[str], of: int) -> str:
+def format_refusals(found: Sequence[str], of: int) -> str:
     """Return an error message about unusable images: a sentence or, for several, a list.
 
     Args:
@@ -114,15 +119,19 @@ def reasons(found: Sequence[str], of: int) -> str:
     """
     if len(found) == 1:
         return found[0]
-    listed = "\n".join(f"- {why}" for why in found[:MAX_REASONS])
-    more = f"\n- and {len(found) - MAX_REASONS} more" if len(found) > MAX_REASONS else ""
+    listed = "\n".join(f"- {why}" for why in found[:MAX_LISTED_REFUSALS])
+    more = (
+        f"\n- and {len(found) - MAX_LISTED_REFUSALS} more"
+        if len(found) > MAX_LISTED_REFUSALS
+        else ""
+    )
     return (
         f"{len(found)} of {of} images cannot be used; correct them or add "
         f"--skip-invalid:\n{listed}{more}"
     )
 
 
-def unique(records: Sequence[Record]) -> list[Record]:
+def merge_repeated_records(records: Sequence[Record]) -> list[Record]:
     """Return the records without repetitions: every sample id and every image file occurs once.
 
     A repeated id refuses the image, since no rule tells which record is right. If an image file
@@ -135,7 +144,7 @@ def unique(records: Sequence[Record]) -> list[Record]:
         if sample_id in by_id:
             by_id[sample_id] = _refuse_repeated_id(by_id[sample_id], record)
         elif record.refused is None and id_of_image.setdefault(path, sample_id) != sample_id:
-            by_id[sample_id] = refused(
+            by_id[sample_id] = make_refused_record(
                 sample_id,
                 f"An image must be given once, but {path} is given as {id_of_image[path]!r} and as "
                 f"{sample_id!r}; remove one.",
@@ -152,7 +161,7 @@ def _refuse_repeated_id(first: Record, second: Record) -> Record:
     by = f", by {' and '.join(files)}" if len(files) > 1 else ""
     why = f"Sample ids must be unique, but {first.sample_id!r} is given twice{by}; rename or remove"
     # After a third record of the id, `first` is refused already; keep the first message.
-    return refused(
+    return make_refused_record(
         first.sample_id,
         f"{why} one." if first.refused is None else first.refused,
         first.image or second.image,

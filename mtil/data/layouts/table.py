@@ -6,12 +6,19 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from mtil.data.dataset.account import FilesSeen
 from mtil.data.dataset.shards import LABELS
-from mtil.data.layouts.files import Listing, count, look
-from mtil.data.layouts.matching import Tree
-from mtil.data.layouts.patients import is_unknown, warn
-from mtil.data.layouts.record import Found, Record, refused
-from mtil.data.layouts.tables import Row, label, meta, number, read_each, read_rows
-from mtil.data.names import canonical, composed, is_text
+from mtil.data.layouts.files import SourceListing, count_source_files, list_source_files
+from mtil.data.layouts.paths import FileTree
+from mtil.data.layouts.patients import is_unknown_patient, warn_of_missing_patients
+from mtil.data.layouts.record import Record, ScanResult, make_refused_record
+from mtil.data.layouts.tables import (
+    TableRow,
+    collect_meta,
+    parse_label,
+    parse_positive_number,
+    read_records,
+    read_rows,
+)
+from mtil.data.names import compose_unicode, is_valid_unicode, normalise_identifier
 from mtil.errors import DataError, StorageError
 from mtil.storage import Store
 
@@ -24,7 +31,7 @@ _MAX_NAME_BYTES = 255
 """Longest file or folder name on every common file system."""
 
 
-def scan(
+def scan_table(
     store: Store,
     name: str,
     columns: Mapping[str, str] | None = None,
@@ -32,7 +39,7 @@ def scan(
     *,
     apart: str = "",
     tables: Collection[str] = (),
-) -> Found:
+) -> ScanResult:
     """Find the images named in a table.
 
     Paths are relative to the store, or absolute and below the store. A cell names several masks
@@ -58,10 +65,10 @@ def scan(
     rows = read_rows(store, name, required, notes, tuple(column_of.values()), one_sheet=True)
     listing = _list_files(store, apart, notes)
     # Ignored files are included: a table may name a hidden file.
-    tree = Tree(store.uri, None if listing is None else [*listing.names, *listing.ignored])
+    tree = FileTree(store.uri, None if listing is None else [*listing.names, *listing.ignored])
     asked = "patient" in (role.strip().lower() for role in columns or {})
-    warnings = warn(rows, column_of["patient"], asked=asked)
-    records = read_each(
+    warnings = warn_of_missing_patients(rows, column_of["patient"], asked=asked)
+    records = read_records(
         rows,
         lambda row: _record(row, column_of, class_of_word, tree),
         lambda row: _sample_id(tree, row.values[column_of["image"]]),
@@ -72,17 +79,19 @@ def scan(
     def files(unique: Sequence[Record]) -> FilesSeen | None:
         if listing is None:
             return None
-        return count(listing, unique, (name, *tables), lambda _: "not named by the table")
+        return count_source_files(
+            listing, unique, (name, *tables), lambda _: "not named by the table"
+        )
 
-    return Found(
+    return ScanResult(
         records=_refuse_missing_folds(records, name), files=files, notes=notes, warnings=warnings
     )
 
 
-def _list_files(store: Store, apart: str, notes: list[str]) -> Listing | None:
+def _list_files(store: Store, apart: str, notes: list[str]) -> SourceListing | None:
     """List the files below the table's folder, or note why listing fails."""
     try:
-        return look(store, apart)
+        return list_source_files(store, apart)
     except StorageError as error:
         # Without the right to list, images named in the table can still be read.
         notes.append(f"Files that no row names are not counted: {error}")
@@ -119,7 +128,7 @@ def _map_classes(classes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _record(
-    row: Row, column_of: Mapping[str, str], class_of_word: Mapping[str, str], tree: Tree
+    row: TableRow, column_of: Mapping[str, str], class_of_word: Mapping[str, str], tree: FileTree
 ) -> Record:
     where = row.where
     text_of = {role: row.values.get(column, "") for role, column in column_of.items()}
@@ -129,7 +138,7 @@ def _record(
             f"{where} must name an image, but its `{column_of['image']}` is empty; fill the "
             "cell in or remove the row."
         )
-    index = label(text_of["label"], where, class_of_word)
+    index = parse_label(text_of["parse_label"], where, class_of_word)
     masks = _mask_names(text_of["masks"])
     if not masks and LABELS[index] != "normal":
         raise DataError(
@@ -143,16 +152,16 @@ def _record(
         label=index,
         image=image,
         masks=tuple(files),
-        patient=None if is_unknown(patient) else patient,
+        patient=None if is_unknown_patient(patient) else patient,
         fold=_parse_fold(text_of["fold"], where),
-        pixel_size=number(size, where, column_of["pixel_size"]) if size else None,
-        meta=meta(row.values, without=tuple(column_of.values())),
+        pixel_size=parse_positive_number(size, where, column_of["pixel_size"]) if size else None,
+        meta=collect_meta(row.values, without=tuple(column_of.values())),
     )
 
 
-def _sample_id(tree: Tree, image: str) -> str:
+def _sample_id(tree: FileTree, image: str) -> str:
     """Return an image's id: the path as written in the table, in Unicode's composed form."""
-    return composed(tree.written(image)) if image else ""
+    return compose_unicode(tree.written(image)) if image else ""
 
 
 def _mask_names(text: str) -> list[str]:
@@ -160,7 +169,7 @@ def _mask_names(text: str) -> list[str]:
 
 
 def _existing_files(
-    row: Row, column_of: Mapping[str, str], tree: Tree
+    row: TableRow, column_of: Mapping[str, str], tree: FileTree
 ) -> tuple[str, tuple[str, ...]]:
     """Return the image (empty if missing) and the existing masks of a row."""
     masks = _mask_names(row.values[column_of["masks"]])
@@ -168,7 +177,7 @@ def _existing_files(
     return tree.find(row.values[column_of["image"]]) or "", tuple(existing)
 
 
-def _resolve_file(tree: Tree, text: str, where: str) -> str:
+def _resolve_file(tree: FileTree, text: str, where: str) -> str:
     """Return the file for a path of the table, or the path itself if no file matches.
 
     Raises:
@@ -185,7 +194,9 @@ def _resolve_file(tree: Tree, text: str, where: str) -> str:
         raise DataError(
             f"{where} must name files below the table's folder, but names {path!r}; {remedy}."
         )
-    if not is_text(path) or any(len(p.encode()) > _MAX_NAME_BYTES for p in path.split("/")):
+    if not is_valid_unicode(path) or any(
+        len(p.encode()) > _MAX_NAME_BYTES for p in path.split("/")
+    ):
         raise DataError(
             f"{where} must name files by at most {_MAX_NAME_BYTES} bytes of text, but names "
             f"{path[:60]!r}…; correct the name."
@@ -224,20 +235,22 @@ def _join_pair(first: Record, first_row: str, second: Record, second_row: str) -
     # A refused row refuses the whole image, which would otherwise lack a mask.
     for record in (first, second):
         if record.refused is not None:
-            return refused(first.sample_id, record.refused, first.image, masks)
+            return make_refused_record(first.sample_id, record.refused, first.image, masks)
     for what, a, b in (
         ("label", LABELS[first.label], LABELS[second.label]),
         ("patient", first.patient, second.patient),
         ("fold", first.fold, second.fold),
         ("pixel size", first.pixel_size, second.pixel_size),
     ):
-        is_equal = a == b or (what == "patient" and canonical(str(a)) == canonical(str(b)))
+        is_equal = a == b or (
+            what == "patient" and normalise_identifier(str(a)) == normalise_identifier(str(b))
+        )
         if not is_equal:
             why = (
                 f"Rows of one image must have one {what}, but {first.sample_id!r} has {a} in "
                 f"{first_row} and {b} in {second_row}; correct or remove one."
             )
-            return refused(first.sample_id, why, first.image, masks)
+            return make_refused_record(first.sample_id, why, first.image, masks)
     meta_of_both = dict(first.meta)
     for key, text in second.meta.items():
         values = meta_of_both.get(key, text).split(" | ")
@@ -263,7 +276,7 @@ def _refuse_missing_folds(records: list[Record], name: str) -> list[Record]:
     if all(record.fold is None for record in records):
         return records
     return [
-        refused(
+        make_refused_record(
             record.sample_id,
             f"{name} must give a fold for every image or for none, but gives none for "
             f"{record.sample_id!r}; fill the cell in or leave the column out.",

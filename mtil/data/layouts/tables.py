@@ -8,18 +8,18 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from mtil.data.dataset.shards import LABELS
-from mtil.data.layouts.files import without_suffix
-from mtil.data.layouts.formats import Lines, csv_lines, parquet_lines
-from mtil.data.layouts.record import Record, refused
-from mtil.data.layouts.workbooks import UNCOMPUTED, xlsx_lines
-from mtil.data.names import composed
+from mtil.data.layouts.files import strip_image_suffix
+from mtil.data.layouts.formats import TableLines, read_csv_lines, read_parquet_lines
+from mtil.data.layouts.record import Record, make_refused_record
+from mtil.data.layouts.workbooks import UNCOMPUTED_FORMULA, read_xlsx_lines
+from mtil.data.names import compose_unicode
 from mtil.errors import DataError
 from mtil.storage import Store
 
 _EMPTY_WORDS = ("", "nan")
 _FORMULA_ERRORS = (
     "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
-    "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#UNKNOWN!", UNCOMPUTED,
+    "#FIELD!", "#BLOCKED!", "#CONNECT!", "#GETTING_DATA", "#UNKNOWN!", UNCOMPUTED_FORMULA,
 )  # fmt: skip
 """Texts of spreadsheet programs for a formula without a result."""
 _META_ALIASES = {"bi_rads": "birads", "diagnosis": "histology"}
@@ -27,7 +27,7 @@ _META_ALIASES = {"bi_rads": "birads", "diagnosis": "histology"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row of a table."""
 
     where: str
@@ -46,7 +46,7 @@ def read_rows(
     optional: Sequence[str] = (),
     *,
     one_sheet: bool = False,
-) -> list[Row]:
+) -> list[TableRow]:
     """Read the rows of a table, in the format given by the suffix.
 
     Suffixes `.xlsx` and `.xlsm` are Excel, `.parquet` is Parquet, all others are CSV. Columns
@@ -68,15 +68,15 @@ def read_rows(
     suffix = PurePosixPath(name).suffix.lower()
     roles = (*required, *optional)
     if suffix in (".xlsx", ".xlsm"):
-        lines = xlsx_lines(
+        lines = read_xlsx_lines(
             store, name, required, [] if notes is None else notes, one_sheet=one_sheet
         )
         # Notes and legends beside the table fill rows without data.
         rows = _build_rows(lines, name, required, "Row", required, roles)
     elif suffix == ".parquet":
-        rows = _build_rows(parquet_lines(store, name), name, required, "Row", None, roles)
+        rows = _build_rows(read_parquet_lines(store, name), name, required, "Row", None, roles)
     else:
-        rows = _build_rows(csv_lines(store, name), name, required, "Line", None, roles)
+        rows = _build_rows(read_csv_lines(store, name), name, required, "Line", None, roles)
     if not rows:
         raise DataError(
             f"A table must have rows, but {name} has only a header; add a row per image."
@@ -92,11 +92,11 @@ def has_columns(store: Store, name: str, required: Sequence[str]) -> bool:
         return False
 
 
-def read_each(
-    rows: Iterable[Row],
-    read: Callable[[Row], Record],
-    sample_id: Callable[[Row], str],
-    files: Callable[[Row], tuple[str, tuple[str, ...]]],
+def read_records(
+    rows: Iterable[TableRow],
+    read: Callable[[TableRow], Record],
+    sample_id: Callable[[TableRow], str],
+    files: Callable[[TableRow], tuple[str, tuple[str, ...]]],
 ) -> list[Record]:
     """Return a record for every row; an unusable row becomes a refused record.
 
@@ -114,16 +114,18 @@ def read_each(
             records.append(read(row))
         except DataError as error:
             # Refuse the row only: all unusable images are reported together.
-            records.append(refused(sample_id(row) or row.where, str(error), *files(row)))
+            records.append(
+                make_refused_record(sample_id(row) or row.where, str(error), *files(row))
+            )
     return records
 
 
-def stem(text: str) -> str:
+def image_stem(text: str) -> str:
     """Return an image name without image suffix, in Unicode's composed form."""
-    return composed(without_suffix(text))
+    return compose_unicode(strip_image_suffix(text))
 
 
-def value(row: Row, column: str) -> str:
+def require_value(row: TableRow, column: str) -> str:
     """Return a required value of a row.
 
     Raises:
@@ -137,7 +139,7 @@ def value(row: Row, column: str) -> str:
     return text
 
 
-def label(text: str, where: str, classes: Mapping[str, str] | None = None) -> int:
+def parse_label(text: str, where: str, classes: Mapping[str, str] | None = None) -> int:
     """Return the index into `LABELS` for a table's word for a class, in any case.
 
     Args:
@@ -159,7 +161,7 @@ def label(text: str, where: str, classes: Mapping[str, str] | None = None) -> in
     return LABELS.index(label_name)
 
 
-def meta(values: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
+def collect_meta(values: Mapping[str, str], without: Collection[str]) -> dict[str, str]:
     """Return the non-empty values of a row by meta key, without the columns with a role.
 
     A meta key is the column name in snake case. Alternative names like `diagnosis` map to
@@ -179,7 +181,7 @@ def _to_snake_case(column: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", column).strip("_")
 
 
-def number(text: str, where: str, column: str) -> float:
+def parse_positive_number(text: str, where: str, column: str) -> float:
     """Return a positive, finite number, written with a decimal point or comma.
 
     Raises:
@@ -198,13 +200,13 @@ def number(text: str, where: str, column: str) -> float:
 
 
 def _build_rows(
-    lines: Lines,
+    lines: TableLines,
     name: str,
     required: Sequence[str],
     row_word: str,
     deciding: Sequence[str] | None,
     roles: Sequence[str],
-) -> list[Row]:
+) -> list[TableRow]:
     """Return the non-empty rows of a table.
 
     Args:
@@ -216,7 +218,7 @@ def _build_rows(
         roles: columns with a role.
     """
     first = next((values for _, values in lines if any(values)), [])
-    header = [composed(column.lower()) for column in first]
+    header = [compose_unicode(column.lower()) for column in first]
     if deciding is not None:
         # A legend beside a workbook's data may repeat a column name of the data.
         seen: set[str] = set()
@@ -237,7 +239,7 @@ def _build_rows(
             )
         row = {column: text for column, text in zip(header, values, strict=True) if column}
         if any(row[column] for column in (row if deciding is None else deciding)):
-            rows.append(Row(where, row, _refuse_formula_errors(row, where, roles)))
+            rows.append(TableRow(where, row, _refuse_formula_errors(row, where, roles)))
     return rows
 
 
@@ -252,7 +254,7 @@ def _refuse_formula_errors(row: dict[str, str], where: str, roles: Sequence[str]
             if column not in roles:
                 row[column] = ""
             elif why is None:
-                content = "a formula without a saved result" if text == UNCOMPUTED else text
+                content = "a formula without a saved result" if text == UNCOMPUTED_FORMULA else text
                 why = (
                     f"{where} must have a value, but its `{column}` is {content}; correct the "
                     "formula or save the workbook again with its results."

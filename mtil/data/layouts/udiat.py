@@ -2,9 +2,17 @@
 
 from collections.abc import Collection
 
-from mtil.data.layouts.folders import Expected, Folder, locate
-from mtil.data.layouts.record import Found, Record
-from mtil.data.layouts.tables import Row, label, meta, read_each, read_rows, stem, value
+from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout, locate_collection
+from mtil.data.layouts.record import Record, ScanResult
+from mtil.data.layouts.tables import (
+    TableRow,
+    collect_meta,
+    image_stem,
+    parse_label,
+    read_records,
+    read_rows,
+    require_value,
+)
 from mtil.storage import Store
 
 NAME = "UDIAT"
@@ -15,7 +23,7 @@ CITATION = (
     "Biomedical and Health Informatics 22(4) (2018) 1218-1226. doi:10.1109/JBHI.2017.2731873"
 )
 
-_EXPECTED = Expected(
+_EXPECTED = ExpectedLayout(
     name=NAME,
     table=r"datasetb\.xlsx",
     columns=("image", "type"),
@@ -25,7 +33,7 @@ _EXPECTED = Expected(
 _DIGITS = 6
 
 
-def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Found:
+def scan_udiat(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> ScanResult:
     """Find the images named in the workbook.
 
     Args:
@@ -37,45 +45,45 @@ def scan(store: Store, *, apart: str = "", tables: Collection[str] = ()) -> Foun
         DataError: if the collection is missing, incomplete or ambiguous, or the workbook is
             unreadable.
     """
-    folder, notes = locate(store, _EXPECTED, apart), list[str]()
+    folder, notes = locate_collection(store, _EXPECTED, apart), list[str]()
     rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
-    records = read_each(
+    records = read_records(
         rows,
         lambda row: _record(folder, row),
         _sample_id,
         lambda row: folder.files(*_names(row)),
     )
-    records += folder.unlisted(folder.inside("original"), records)
+    records += folder.refuse_unlisted_images(folder.inside("original"), records)
     read = (folder.table, *tables)
-    return Found(
+    return ScanResult(
         records=records,
         files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
         notes=notes,
     )
 
 
-def _record(folder: Folder, row: Row) -> Record:
-    value(row, "image")
+def _record(folder: CollectionFolder, row: TableRow) -> Record:
+    require_value(row, "image")
     name = _sample_id(row)
     image, masks = _names(row)
     # Cells to the right hold a legend of abbreviations, not facts about the row's image.
     facts = {column: row.values[column] for column in ("diagnosis",) if column in row.values}
     return Record(
         sample_id=name,
-        label=label(value(row, "type"), row.where),
+        label=parse_label(require_value(row, "type"), row.where),
         image=folder.require(image, row.where),
         masks=tuple(folder.require(mask, row.where) for mask in masks),
-        meta=meta(facts, without=()),
+        meta=collect_meta(facts, without=()),
     )
 
 
-def _names(row: Row) -> tuple[str, tuple[str, ...]]:
+def _names(row: TableRow) -> tuple[str, tuple[str, ...]]:
     """Return the image and the masks of a row, relative to the collection's folder."""
     name = _sample_id(row)
     return f"original/{name}.png", (f"GT/{name}.png",)
 
 
-def _sample_id(row: Row) -> str:
+def _sample_id(row: TableRow) -> str:
     # Workbooks give image numbers as text ("000001.png") or as numbers (1, 1.0).
-    number = stem(row.values["image"]).removesuffix(".0")
+    number = image_stem(row.values["image"]).removesuffix(".0")
     return number and number.zfill(_DIGITS)

@@ -24,11 +24,17 @@ from openpyxl.worksheet._reader import COL_TAG, FORMULA_TAG, ROW_TAG, WorkSheetP
 from openpyxl.xml.constants import SHEET_MAIN_NS
 from openpyxl.xml.functions import iterparse
 
-from mtil.data.layouts.formats import MAX_COLUMNS, Lines, as_text, read, too_many_columns
+from mtil.data.layouts.formats import (
+    MAX_COLUMNS,
+    TableLines,
+    describe_too_many_columns,
+    format_cell,
+    read_table_bytes,
+)
 from mtil.errors import DataError
 from mtil.storage import Store
 
-UNCOMPUTED = "#FORMULA!"
+UNCOMPUTED_FORMULA = "#FORMULA!"
 """Placeholder for a formula without a saved result."""
 MAX_ROWS = 1_048_576
 """Most rows of a sheet in Excel."""
@@ -87,9 +93,9 @@ class _Sheet:
     hidden_columns: set[int] = field(default_factory=set)
 
 
-def xlsx_lines(
+def read_xlsx_lines(
     store: Store, name: str, required: Sequence[str], notes: list[str], *, one_sheet: bool
-) -> Lines:
+) -> TableLines:
     """Return the lines of the first sheet with the required columns.
 
     Args:
@@ -103,7 +109,7 @@ def xlsx_lines(
         DataError: if the workbook is missing, damaged or too large, or has the columns in
             hidden sheets only, or in several sheets with `one_sheet`.
     """
-    data = read(store, name, "an Excel workbook")
+    data = read_table_bytes(store, name, "an Excel workbook")
     try:
         # Bounds come before parsing: openpyxl would unfold any file.
         _check_bounds(data, name)
@@ -130,7 +136,7 @@ def xlsx_lines(
     # The header decides the width: cells to the right belong to no column.
     width = max(sheet.rows[min(sheet.rows)], default=0) if sheet.rows else 0
     if width > MAX_COLUMNS:
-        raise DataError(too_many_columns(name, width))
+        raise DataError(describe_too_many_columns(name, width))
     if width * len(sheet.rows) > _MAX_VALUES:
         raise DataError(_too_large(name, f"{len(sheet.rows)} rows of {width} columns"))
     notes += _describe_cells(sheet, name, _fill_merged_cells(sheet, width, name))
@@ -187,7 +193,7 @@ def _parse_rows(reader: Any, sheet: _Sheet, name: str, *, only_header: bool = Fa
         for line, cells in parser.read(name, sheet):
             if line > MAX_ROWS:
                 raise DataError(_too_large(name, f"a row {line}"))
-            row = {cell["column"]: text for cell in cells if (text := as_text(cell["value"]))}
+            row = {cell["column"]: text for cell in cells if (text := format_cell(cell["value"]))}
             if row and only_header:
                 sheet.header = [text.lower() for text in row.values()]
                 return
@@ -229,7 +235,7 @@ class _RowParser(WorkSheetParser):
         """Return a cell, with the value `UNCOMPUTED` for a formula without a saved result."""
         cell: dict[str, Any] = super().parse_cell(element)
         if cell["value"] is None and element.find(FORMULA_TAG) is not None:
-            cell["value"] = UNCOMPUTED
+            cell["value"] = UNCOMPUTED_FORMULA
         return cell
 
 

@@ -11,10 +11,10 @@ from os.path import commonpath
 from mtil.data.layouts.record import Record
 from mtil.storage import GcsStore, LocalStore, S3Store, Store, open_store
 
-State = Callable[[Record], str]
+FileState = Callable[[Record], str]
 
 
-def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
+def make_state_lookup(stores: Mapping[str, str], records: Sequence[Record]) -> FileState:
     """Return a function from a record to the state of the record's files.
 
     Args:
@@ -28,7 +28,7 @@ def state_of(stores: Mapping[str, str], records: Sequence[Record]) -> State:
     return lambda record: " ".join(map(by_source[record.source], _files(record)))
 
 
-def digest(state: State, records: Sequence[Record]) -> str:
+def digest_file_states(state: FileState, records: Sequence[Record]) -> str:
     """Return 8 hex digits identifying the state of the files of the records."""
     sha256 = hashlib.sha256()
     for record in records:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from mtil.data.audit import duplicates
-from mtil.data.dataset.manifest import File, Shard
-from mtil.data.folds.assign import Place
-from mtil.data.layouts.record import Collection, Record, reasons
-from mtil.data.parallel import Runner
+from mtil.data.dataset.manifest import FileDigest, Shard
+from mtil.data.folds.assign import SamplePlace
+from mtil.data.layouts.record import Collection, Record, format_refusals
+from mtil.data.parallel import JobRunner
 from mtil.data.prepare import changes, staging
-from mtil.data.prepare.samples import READING, Refused
+from mtil.data.prepare.samples import READING_VERSION, RefusedImage
 from mtil.data.prepare.staging import FinishJob, StageJob
 from mtil.errors import DataError
 from mtil.storage import Store
@@ -28,17 +28,17 @@ class Progress(Protocol):
         """Report an activity like `reading`, the images done and the images in total."""
 
 
-def silent(activity: str, num_done: int, total: int, /) -> None:
+def ignore_progress(activity: str, num_done: int, total: int, /) -> None:
     """Ignore progress."""
 
 
 @dataclass(frozen=True)
-class Finished:
+class WrittenChunks:
     """Files written from staged chunks."""
 
     shards: tuple[Shard, ...]
     facts: tuple[str, ...]
-    files: Mapping[str, File]
+    files: Mapping[str, FileDigest]
     """Size and digest of the facts files, by name."""
 
 
@@ -52,7 +52,7 @@ class Chunks:
     """URI of the files, by source."""
     image_size: int
     rows_per_chunk: int
-    runner: Runner
+    runner: JobRunner
     progress: Progress
 
     def key(self, *more: object) -> str:
@@ -61,10 +61,16 @@ class Chunks:
         Args:
             more: further JSON values on which the staged chunks depend.
         """
-        values = [staging.SEALED, READING, duplicates.VERSION, list(self.stores.values()), *more]
+        values = [
+            staging.SEAL_VERSION,
+            READING_VERSION,
+            duplicates.DESCRIPTION_VERSION,
+            list(self.stores.values()),
+            *more,
+        ]
         return self._key((asdict(record) for record in self.records), values)
 
-    def content_key(self, *more: object) -> str:
+    def make_content_key(self, *more: object) -> str:
         """Return a key of the images, independent of the location of files.
 
         Args:
@@ -75,7 +81,7 @@ class Chunks:
         return self._key(entries, more)
 
     def _key(self, records: Iterable[Mapping[str, Any]], more: Sequence[object]) -> str:
-        values = [staging.FORMAT, self.image_size, self.rows_per_chunk, *more]
+        values = [staging.STAGING_VERSION, self.image_size, self.rows_per_chunk, *more]
         # Hashed record by record: the JSON of a large collection is never in memory as a whole.
         sha256 = hashlib.sha256(json.dumps(values).encode())
         for record in records:
@@ -106,14 +112,14 @@ class Chunks:
             )
             for name, part in zip(self._names, parts, strict=True)
         ]
-        self._run(what, staging.stage, jobs, [len(part) for part in parts])
+        self._run(what, staging.stage_chunk, jobs, [len(part) for part in parts])
 
     def facts(self, store: Store, folder: str) -> Iterator[pa.Table]:
         """Yield the facts of the staged images, one table per chunk."""
         for name in self._names:
             yield staging.read_facts(store, folder, name)
 
-    def refused(self, store: Store, folder: str) -> list[Refused]:
+    def refused(self, store: Store, folder: str) -> list[RefusedImage]:
         """Return the unusable images of all chunks."""
         return [item for name in self._names for item in staging.read_refused(store, folder, name)]
 
@@ -121,12 +127,12 @@ class Chunks:
         self,
         store: Store,
         folder: str,
-        places: Mapping[str, Place],
+        places: Mapping[str, SamplePlace],
         *,
         audit: str,
         first_shard: int = 0,
         mark: str = "",
-    ) -> Finished:
+    ) -> WrittenChunks:
         """Write the shards of all placed images, and the facts of all images.
 
         Args:
@@ -154,8 +160,10 @@ class Chunks:
                 )
             )
             shard_index += bool(chunk_places)
-        finished = self._run("writing", staging.finish, jobs, [len(job.places) for job in jobs])
-        return Finished(
+        finished = self._run(
+            "writing", staging.finish_chunk, jobs, [len(job.places) for job in jobs]
+        )
+        return WrittenChunks(
             tuple(chunk.shard for chunk in finished if chunk.shard is not None),
             tuple(job.facts for job in jobs),
             {job.facts: chunk.facts for job, chunk in zip(jobs, finished, strict=True)},
@@ -165,9 +173,10 @@ class Chunks:
     def _names(self) -> tuple[str, ...]:
         """Names of the chunks: index of the chunk and state of the files."""
         # A changed file gives the chunk a new name, and the chunk is decoded again.
-        state = changes.state_of(self.stores, self.records)
+        state = changes.make_state_lookup(self.stores, self.records)
         return tuple(
-            f"{index:05d}-{changes.digest(state, part)}" for index, part in enumerate(self._parts())
+            f"{index:05d}-{changes.digest_file_states(state, part)}"
+            for index, part in enumerate(self._parts())
         )
 
     def _parts(self) -> list[Sequence[Record]]:
@@ -187,7 +196,7 @@ class Chunks:
         return self.runner(function, jobs, sizes, listen)
 
 
-def refuse(refused: Sequence[Refused], collections: Sequence[Collection]) -> None:
+def raise_refused(refused: Sequence[RefusedImage], collections: Sequence[Collection]) -> None:
     """Raise an error naming the refused images, in the order of the collections.
 
     Raises:
@@ -196,9 +205,9 @@ def refuse(refused: Sequence[Refused], collections: Sequence[Collection]) -> Non
     if refused:
         why = {item.sample_id: item.why for item in refused}
         ids = [record.sample_id for collection in collections for record in collection.records]
-        raise DataError(reasons([why[name] for name in ids if name in why], len(ids)))
+        raise DataError(format_refusals([why[name] for name in ids if name in why], len(ids)))
 
 
-def stores_of(collections: Sequence[Collection]) -> dict[str, str]:
+def map_source_uris(collections: Sequence[Collection]) -> dict[str, str]:
     """Return the URI of the files of every collection, by source."""
     return {c.records[0].source: c.store.uri for c in collections}

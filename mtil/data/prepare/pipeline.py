@@ -17,16 +17,22 @@ from mtil.data.audit.findings import Audit
 from mtil.data.dataset import account as accounts
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.account import Account, SourceAccount
-from mtil.data.dataset.manifest import FILE_NAME, Dropped, Manifest, SourceInfo, file_of
+from mtil.data.dataset.manifest import FILE_NAME, DroppedImage, Manifest, SourceInfo, describe_file
 from mtil.data.folds import assign as fold_rules
 from mtil.data.folds import splits
-from mtil.data.folds.assign import Assignment, Place
+from mtil.data.folds.assign import FoldAssignment, SamplePlace
 from mtil.data.layouts.record import Collection, Record
-from mtil.data.parallel import Runner
-from mtil.data.prepare import staging, tally, versions
-from mtil.data.prepare.chunks import Chunks, Progress, refuse, silent, stores_of
-from mtil.data.prepare.samples import Refused
-from mtil.data.prepare.sources import Source, gather
+from mtil.data.parallel import JobRunner
+from mtil.data.prepare import image_counts, staging, versions
+from mtil.data.prepare.chunks import (
+    Chunks,
+    Progress,
+    ignore_progress,
+    map_source_uris,
+    raise_refused,
+)
+from mtil.data.prepare.samples import RefusedImage
+from mtil.data.prepare.sources import CollectionSource, scan_sources
 from mtil.errors import DataError, StorageError, UserError
 from mtil.storage import Store, open_store, split_uri
 
@@ -85,7 +91,7 @@ class Settings:
                 f"but num_folds is {self.num_folds}."
             )
         # Raises for a share out of range; the result is not needed here.
-        drops.limits(self.allow_drops)
+        drops.make_drop_limits(self.allow_drops)
         if self.seed < 0:
             raise DataError(f"A seed must not be negative, but got {self.seed}.")
         if self.protocol not in PROTOCOLS:
@@ -104,11 +110,11 @@ class Settings:
 
 
 def prepare(
-    sources: Sequence[Source],
+    sources: Sequence[CollectionSource],
     to: str,
     settings: Settings | None = None,
     *,
-    runner: Runner = parallel.processes,
+    runner: JobRunner = parallel.run_in_processes,
     progress: Progress | None = None,
 ) -> Manifest:
     """Prepare a data set from collections and return its manifest.
@@ -128,22 +134,22 @@ def prepare(
     settings = settings or Settings()
     _check_settings(settings, sources)
     target = open_store(to)
-    collections = gather(sources, to)
+    collections = scan_sources(sources, to)
     records = sorted(
         (record for collection in collections for record in collection.records),
         key=lambda record: record.sample_id,
     )
     chunks = Chunks(
         records=records,
-        stores=stores_of(collections),
+        stores=map_source_uris(collections),
         image_size=settings.image_size,
         rows_per_chunk=staging.rows_per_chunk(settings.image_size, settings.max_shard_bytes),
         runner=runner,
-        progress=progress or silent,
+        progress=progress or ignore_progress,
     )
     official = any(source.official_folds is not None for source in sources)
     job = _Preparation(settings, collections, chunks, "official" if official else settings.protocol)
-    folder = f"{staging.FOLDER}/{chunks.key()}"
+    folder = f"{staging.STAGING_FOLDER}/{chunks.key()}"
     existing = _load_existing(target, folder)
     made: _Decided | None = None
     if existing is None:
@@ -155,11 +161,11 @@ def prepare(
                 # After a storage error, a repeated command may succeed and reuse the staged chunks.
                 # After any different error, the command would fail again.
                 if not isinstance(error, StorageError):
-                    target.clear(folder, versions.STAGED)
+                    target.clear(folder, versions.STAGED_NAMES)
                 raise
         try:
             # A concurrent preparation was faster; the first manifest counts.
-            existing = manifests.load(target)
+            existing = manifests.load_manifest(target)
         except DataError:
             job.withdraw(target, folder, made)
             raise DataError(_OVERTAKEN.format(target.uri)) from None
@@ -172,8 +178,8 @@ class _Decided:
 
     manifest: Manifest
     audit: Audit
-    assignment: Assignment
-    places: Mapping[str, Place]
+    assignment: FoldAssignment
+    places: Mapping[str, SamplePlace]
 
 
 @dataclass(frozen=True)
@@ -196,24 +202,28 @@ class _Preparation:
         self.chunks.stage(store, folder, keep_rows=keep_rows)
         refused = self.chunks.refused(store, folder)
         if not self.settings.skip_invalid:
-            refuse(refused, self.collections)
+            raise_refused(refused, self.collections)
         if len(refused) == len(self.records):
             raise DataError(f"No image can be used; the first says: {refused[0].why}")
         invalid = {item.sample_id for item in refused}
         usable = [record for record in self.records if record.sample_id not in invalid]
-        given = None if self.settings.splits is None else splits.read_file(self.settings.splits)
-        audit = audits.audit(
+        given = (
+            None if self.settings.splits is None else splits.read_splits_file(self.settings.splits)
+        )
+        audit = audits.audit_images(
             usable, self.chunks.facts(store, folder), None if given is None else given.place
         )
         kept, dropped = self._split_kept(usable, audit)
         self._check_drops(dropped, refused, audit)
         assignment = self._assign_folds(kept, dropped, audit, given)
         places = {
-            sample_id: Place(audit.grouping.family[sample_id], fold, part)
+            sample_id: SamplePlace(audit.grouping.family[sample_id], fold, part)
             for sample_id, (fold, part) in assignment.place.items()
         }
         manifest = self._make_manifest(kept, dropped, refused, assignment, places)
-        fingerprint = tally.fingerprint(audit.facts, places, self.settings.image_size)
+        fingerprint = image_counts.compute_fingerprint(
+            audit.facts, places, self.settings.image_size
+        )
         return _Decided(replace(manifest, fingerprint=fingerprint), audit, assignment, places)
 
     def commit(self, target: Store, folder: str, made: _Decided) -> Manifest:
@@ -226,17 +236,22 @@ class _Preparation:
         tag = self._make_tag(made.manifest)
         audit = f"audit/{tag}"
         finished = self.chunks.finish(target, folder, made.places, audit=audit, mark=f"-{tag}")
-        files = {**finished.files, **audits.write(target, audit, made.audit, made.places)}
-        files[splits.FILE_NAME] = file_of(versions.splits_text(made.manifest, made.places))
+        files = {
+            **finished.files,
+            **audits.write_audit_tables(target, audit, made.audit, made.places),
+        }
+        files[splits.SPLITS_FILE] = describe_file(
+            versions.encode_splits(made.manifest, made.places)
+        )
         manifest = replace(
             made.manifest, audit=audit, shards=finished.shards, facts=finished.facts, files=files
         )
         # `create` commits: of several concurrent preparations the first manifest counts.
-        data = manifests.to_json(manifest)
+        data = manifests.manifest_to_json(manifest)
         if not target.create(FILE_NAME, data) and target.read(FILE_NAME) != data:
             raise DataError(_OVERTAKEN.format(target.uri))
-        versions.publish(target, manifest)
-        target.clear(folder, versions.STAGED)
+        versions.publish_version(target, manifest)
+        target.clear(folder, versions.STAGED_NAMES)
         return manifest
 
     def compare(
@@ -257,16 +272,16 @@ class _Preparation:
         if expected is None:
             with TemporaryDirectory(prefix="mtil-prepare-") as scratch:
                 # Local processes only: other machines cannot read the scratch folder.
-                local = replace(self, chunks=replace(self.chunks, runner=parallel.processes))
+                local = replace(self, chunks=replace(self.chunks, runner=parallel.run_in_processes))
                 expected = local.decide(open_store(scratch), folder, keep_rows=False)
         # The data may be an older version of a data set with appended images.
-        existing = manifests.find(target, expected.manifest.fingerprint) or existing
+        existing = manifests.find_manifest(target, expected.manifest.fingerprint) or existing
         try:
             _refuse_difference(target, existing, expected.manifest)
         except DataError:
             self.withdraw(target, folder, made)
             raise
-        target.clear(folder, versions.STAGED)
+        target.clear(folder, versions.STAGED_NAMES)
         # The stored account describes the first preparation; return the account of this command.
         return replace(_check_complete(target, existing), account=expected.manifest.account)
 
@@ -278,51 +293,53 @@ class _Preparation:
             folder: folder of the staged chunks in the target.
             made: decisions of the preparation; None if only staged chunks were written.
         """
-        target.clear(folder, versions.STAGED)
+        target.clear(folder, versions.STAGED_NAMES)
         if made is not None:
-            versions.withdraw(target, self._make_tag(made.manifest))
+            versions.delete_attempt(target, self._make_tag(made.manifest))
 
     def _make_tag(self, made: Manifest) -> str:
         """Return the tag in the file names of the preparation, unique to the data."""
-        return versions.tag(1, self.chunks.content_key(manifests.to_json(made).decode()))
+        return versions.make_attempt_tag(
+            1, self.chunks.make_content_key(manifests.manifest_to_json(made).decode())
+        )
 
     def _split_kept(
         self, usable: Sequence[Record], audit: Audit
-    ) -> tuple[list[Record], list[Dropped]]:
+    ) -> tuple[list[Record], list[DroppedImage]]:
         if self.settings.protocol == "grouped":
             kept = [record for record in usable if record.sample_id in audit.grouping.group]
             return kept, list(audit.grouping.dropped)
-        reason = fold_rules.NOT_IN_PAPER
+        reason = fold_rules.NOT_IN_PAPER_PROTOCOL
         kept = [record for record in usable if record.label in fold_rules.TUMOURS]
         left_out = [record for record in usable if record.label not in fold_rules.TUMOURS]
-        return kept, [Dropped(sample_id=record.sample_id, why=reason) for record in left_out]
+        return kept, [DroppedImage(sample_id=record.sample_id, why=reason) for record in left_out]
 
     def _check_drops(
-        self, dropped: Sequence[Dropped], refused: Sequence[Refused], audit: Audit
+        self, dropped: Sequence[DroppedImage], refused: Sequence[RefusedImage], audit: Audit
     ) -> None:
         grouped = self.settings.protocol == "grouped"
-        drops.check(
+        drops.check_drops(
             self.records,
             dropped,
-            [Dropped(sample_id=item.sample_id, why=item.why) for item in refused],
-            audits.joined(audit.pairs) if grouped else [],
-            drops.limits(self.settings.allow_drops),
+            [DroppedImage(sample_id=item.sample_id, why=item.why) for item in refused],
+            audits.select_joined_pairs(audit.pairs) if grouped else [],
+            drops.make_drop_limits(self.settings.allow_drops),
             {c.records[0].source: c.name for c in self.collections},
         )
 
     def _assign_folds(
         self,
         kept: Sequence[Record],
-        dropped: Sequence[Dropped],
+        dropped: Sequence[DroppedImage],
         audit: Audit,
-        given: Assignment | None,
-    ) -> Assignment:
+        given: FoldAssignment | None,
+    ) -> FoldAssignment:
         settings = self.settings
         grouped = settings.protocol == "grouped"
         group = audit.grouping.family if grouped else {r.sample_id: r.sample_id for r in kept}
         if given is not None:
-            assignment = splits.of_kept(given, kept, group, whole_groups=grouped)
-            fold_rules.check(kept, group, assignment)
+            assignment = splits.select_kept(given, kept, group, whole_groups=grouped)
+            fold_rules.check_assignment(kept, group, assignment)
             return assignment
         by_size = settings.stratify == "class-and-size"
         area = audit.area() if by_size else None
@@ -330,32 +347,34 @@ class _Preparation:
         if settings.holdout is not None:
             share = _parse_share(settings.holdout)
             holdout = (
-                splits.read_holdout(settings.holdout, self.records, kept, group)
+                splits.read_holdout_file(settings.holdout, self.records, kept, group)
                 if share is None
-                else fold_rules.hold_out(kept, group, area, share=share, seed=settings.seed)
+                else fold_rules.choose_holdout(kept, group, area, share=share, seed=settings.seed)
             )
-        return fold_rules.assign(
+        return fold_rules.assign_folds(
             kept,
             group,
             area,
             num_folds=settings.num_folds,
             seed=settings.seed,
             holdout=holdout,
-            rule=fold_rules.rule_name(grouped=grouped, by_size=by_size),
+            rule=fold_rules.name_fold_rule(grouped=grouped, by_size=by_size),
             dropped=dropped,
         )
 
     def _make_manifest(
         self,
         kept: Sequence[Record],
-        dropped: Sequence[Dropped],
-        refused: Sequence[Refused],
-        assignment: Assignment,
-        places: Mapping[str, Place],
+        dropped: Sequence[DroppedImage],
+        refused: Sequence[RefusedImage],
+        assignment: FoldAssignment,
+        places: Mapping[str, SamplePlace],
     ) -> Manifest:
         settings = self.settings
         grouped = settings.protocol == "grouped"
-        counts = tally.count(kept, places, assignment.num_folds, whole_groups=grouped)
+        counts = image_counts.count_kept_images(
+            kept, places, assignment.num_folds, whole_groups=grouped
+        )
         return Manifest(
             name=settings.name or " + ".join(c.name for c in self.collections),
             sources=tuple(
@@ -377,17 +396,17 @@ class _Preparation:
             read=len(self.records),
             **vars(counts),
             dropped=tuple(dropped),
-            invalid=tuple(Dropped(sample_id=item.sample_id, why=item.why) for item in refused),
+            invalid=tuple(DroppedImage(sample_id=item.sample_id, why=item.why) for item in refused),
             shards=(),
             fingerprint="",
-            account=account_of(self.collections, dropped, refused, [r.sample_id for r in kept]),
+            account=build_account(self.collections, dropped, refused, [r.sample_id for r in kept]),
         )
 
 
-def account_of(
+def build_account(
     collections: Sequence[Collection],
-    dropped: Sequence[Dropped],
-    refused: Sequence[Refused],
+    dropped: Sequence[DroppedImage],
+    refused: Sequence[RefusedImage],
     kept: Sequence[str],
     known: Iterable[str] = (),
 ) -> Account:
@@ -412,7 +431,7 @@ def account_of(
                 name=collection.name,
                 prefix=collection.records[0].source,
                 files=collection.files,
-                images=accounts.images_read(
+                images=accounts.count_images(
                     [record.sample_id for record in collection.records],
                     why_dropped, invalid, kept_ids, known_ids,
                 ),
@@ -424,7 +443,7 @@ def account_of(
     )  # fmt: skip
 
 
-def _check_settings(settings: Settings, sources: Sequence[Source]) -> None:
+def _check_settings(settings: Settings, sources: Sequence[CollectionSource]) -> None:
     """Raise `DataError` for contradictory settings or missing files, before decoding starts."""
     official = any(source.official_folds is not None for source in sources)
     if official and (settings.splits is not None or settings.protocol == "paper"):
@@ -456,7 +475,7 @@ def _load_existing(target: Store, folder: str) -> Manifest | None:
         DataError: if the target holds foreign files or an unfinished preparation of other data.
     """
     if target.exists(FILE_NAME):
-        return manifests.load(target)
+        return manifests.load_manifest(target)
     names = target.names()
     is_resumed = any(name.startswith(f"{folder}/") for name in names)
     foreign = [name for name in names if not name.startswith(_DATA_SET_NAMES)]
@@ -474,13 +493,13 @@ def _load_existing(target: Store, folder: str) -> Manifest | None:
 
 
 # Beginnings of the file names written by a preparation before the manifest.
-_DATA_SET_NAMES = (f"{staging.FOLDER}/", "shards/", "audit/", splits.FILE_NAME)
+_DATA_SET_NAMES = (f"{staging.STAGING_FOLDER}/", "shards/", "audit/", splits.SPLITS_FILE)
 
 
 def _refuse_difference(target: Store, existing: Manifest, made: Manifest) -> None:
     # Folds of a splits file do not depend on the seed, and may equal folds made by a rule.
-    free = {"seed", "fold_rule"} if made.fold_rule == splits.RULE else set()
-    if existing.fold_rule == made.fold_rule == fold_rules.GIVEN:
+    free = {"seed", "fold_rule"} if made.fold_rule == splits.SPLITS_RULE else set()
+    if existing.fold_rule == made.fold_rule == fold_rules.GIVEN_RULE:
         # Manifests of earlier versions do not record `official`.
         free.add("protocol")
     for setting in (*SETTINGS, "fingerprint"):
@@ -501,5 +520,5 @@ def _check_complete(target: Store, existing: Manifest) -> Manifest:
                 f"The data set at {target.uri} has lost {shard.path}; "
                 "delete and prepare the data set again."
             )
-    versions.repair(target, existing)
+    versions.repair_splits(target, existing)
     return existing

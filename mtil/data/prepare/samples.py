@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mtil.data.audit.duplicates import Description, describe
+from mtil.data.audit.duplicates import Description, describe_image
 from mtil.data.audit.marks import (
     NUMBERED_MASK,
     SOFT_MASK,
     STRAY_REGIONS,
     Marks,
     MaskFlags,
-    flag_image,
+    flag_marks,
     flag_mask,
 )
 from mtil.data.dataset.shards import LABELS
-from mtil.data.images.budget import PIXELS
-from mtil.data.images.image_bytes import read_image_bytes, room_for
+from mtil.data.images.budget import PIXEL_BUDGET
+from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.images.read import (
     ImageFile,
     Mask,
@@ -33,11 +33,11 @@ from mtil.data.images.read import (
     resize_mask,
 )
 from mtil.data.layouts.record import Record
-from mtil.data.names import shown
+from mtil.data.names import escape_unprintable
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
-READING = 2
+READING_VERSION = 2
 """Version of the decoding; chunks staged with a different version are decoded again."""
 # Threads of a process: decoding releases the interpreter lock, and reading from a bucket waits.
 _NUM_THREADS = 8
@@ -68,20 +68,20 @@ class Sample:
     marks: Marks
     mask_flags: MaskFlags
     notes: tuple[str, ...] = ()
-    """Oddities of the files; keys of `mtil.data.audit.marks.NOTES`."""
+    """Oddities of the files; keys of `mtil.data.audit.marks.NOTE_TEXTS`."""
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedImage:
     """An unusable image and the reason, as a sentence."""
 
     sample_id: str
     why: str
 
 
-def read_all(
+def read_samples(
     stores: Mapping[str, Store], records: Sequence[Record], image_size: int
-) -> Iterator[Sample | Refused]:
+) -> Iterator[Sample | RefusedImage]:
     """Yield the samples of records in order, with only a few samples in memory.
 
     Args:
@@ -90,7 +90,7 @@ def read_all(
         image_size: side of the stored images in pixels.
     """
     pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="prepare")
-    pending: deque[Future[Sample | Refused]] = deque()
+    pending: deque[Future[Sample | RefusedImage]] = deque()
     try:
         for record in records:
             pending.append(pool.submit(_read_or_refuse, stores[record.source], record, image_size))
@@ -103,13 +103,13 @@ def read_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | Refused:
+def _read_or_refuse(store: Store, record: Record, image_size: int) -> Sample | RefusedImage:
     if record.refused is not None:
-        return Refused(record.sample_id, record.refused)
+        return RefusedImage(record.sample_id, record.refused)
     try:
         return read_sample(store, record, image_size)
     except DataError as error:
-        return Refused(record.sample_id, shown(str(error)))
+        return RefusedImage(record.sample_id, escape_unprintable(str(error)))
 
 
 def read_sample(store: Store, record: Record, image_size: int) -> Sample:
@@ -119,12 +119,12 @@ def read_sample(store: Store, record: Record, image_size: int) -> Sample:
         DataError: if a file is missing or damaged, or a mask contradicts the image or the class.
     """
     # Files before pixels: the fixed order of the two budgets prevents deadlock.
-    with room_for(store, (record.image, *record.masks)):
+    with reserve_file_bytes(store, (record.image, *record.masks)):
         image, *masks = [
             open_image(_read_bytes(store, name, record), name)
             for name in (record.image, *record.masks)
         ]
-        with PIXELS.hold(max(file.num_pixels for file in (image, *masks))):
+        with PIXEL_BUDGET.hold(max(file.num_pixels for file in (image, *masks))):
             return _make_sample(record, image, masks, image_size)
 
 
@@ -148,8 +148,8 @@ def _make_sample(
         sha256=hashlib.sha256(size_prefix + gray.tobytes()).digest(),
         mask_sha256=hashlib.sha256(size_prefix + pack_mask(mask)).digest(),
         pixel_size=image.pixel_size if record.pixel_size is None else record.pixel_size,
-        description=describe(gray),
-        marks=flag_image(gray),
+        description=describe_image(gray),
+        marks=flag_marks(gray),
         mask_flags=flag_mask(mask),
         notes=tuple(sorted(notes)),
     )

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from mtil.data.dataset.manifest import SourceInfo
 from mtil.data.folds import groups
-from mtil.data.layouts import scan
-from mtil.data.layouts.patients import same_names
+from mtil.data.layouts import scan_collection
+from mtil.data.layouts.patients import note_merged_spellings
 from mtil.data.layouts.record import Collection, Record
 from mtil.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CollectionSource:
     """Location and layout of a collection."""
 
     uri: str
@@ -34,7 +34,7 @@ class Source:
     """Whether lesions are black on white in the masks."""
 
 
-def gather(sources: Sequence[Source], apart: str = "") -> list[Collection]:
+def scan_sources(sources: Sequence[CollectionSource], apart: str = "") -> list[Collection]:
     """Scan collections; prefix ids with the collection's name if there are several collections.
 
     Unusable images are included as refused records.
@@ -72,8 +72,8 @@ def _check_folds_given(collections: Sequence[Collection]) -> None:
         )
 
 
-def gather_more(
-    sources: Sequence[Source],
+def scan_appended_sources(
+    sources: Sequence[CollectionSource],
     held: Sequence[SourceInfo],
     known: Container[str],
     apart: str = "",
@@ -132,8 +132,8 @@ def _choose_prefixes(collections: Sequence[Collection], held: Sequence[SourceInf
     return prefixes
 
 
-def _scan_source(source: Source, apart: str, *, with_groups: bool = True) -> Collection:
-    collection = scan(
+def _scan_source(source: CollectionSource, apart: str, *, with_groups: bool = True) -> Collection:
+    collection = scan_collection(
         source.uri,
         source.layout,
         official_folds=source.official_folds,
@@ -162,11 +162,11 @@ def _invert_masks(collection: Collection) -> Collection:
 
 def _add_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:
     usable = [record for record in collection.records if record.refused is None]
-    published = groups.read_file(uri, usable, optional)
+    published = groups.read_group_file(uri, usable, optional)
     records = [
         replace(record, published=published.get(record.sample_id)) for record in collection.records
     ]
-    notes = same_names(set(published.values()), "published groups")
+    notes = note_merged_spellings(set(published.values()), "published groups")
     return replace(collection, records=records, notes=(*collection.notes, *notes))
 
 

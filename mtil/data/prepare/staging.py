@@ -21,22 +21,22 @@ from pydantic import TypeAdapter
 from mtil import parquet
 from mtil.data.audit import duplicates
 from mtil.data.dataset import shards
-from mtil.data.dataset.manifest import Cell, File, Shard, file_of, read_file
-from mtil.data.folds.assign import Place
+from mtil.data.dataset.manifest import Cell, FileDigest, Shard, describe_file, read_dataset_file
+from mtil.data.folds.assign import SamplePlace
 from mtil.data.layouts.record import Record
-from mtil.data.parallel import Listener
-from mtil.data.prepare.samples import Refused, Sample, read_all
-from mtil.documents import MIB, Document, shortened
+from mtil.data.parallel import ImagesListener
+from mtil.data.prepare.samples import RefusedImage, Sample, read_samples
+from mtil.documents import MIB, Document, shorten_text
 from mtil.errors import DataError, NotFoundError, StorageError
-from mtil.storage import PARTIAL_NAME, Store, open_store
+from mtil.storage import PARTIAL_NAME_PATTERN, Store, open_store
 
-FOLDER = "staging"
+STAGING_FOLDER = "staging"
 """Folder of staged chunks, relative to the target."""
-FORMAT = 2
+STAGING_VERSION = 2
 """Version of the staged format; chunks of a different version are not reused."""
-SEALED = 1
+SEAL_VERSION = 1
 """Version of the seal at the end of a staged file; files of a different version are not reused."""
-OWN_FILE = rf"(?:rows|facts)-\d{{5,}}-[0-9a-f]{{8}}\.parquet|{PARTIAL_NAME}"
+STAGED_FILE_PATTERN = rf"(?:rows|facts)-\d{{5,}}-[0-9a-f]{{8}}\.parquet|{PARTIAL_NAME_PATTERN}"
 """Regular expression of the file names in a staging folder."""
 _SEAL_BYTES = 32
 # Reads before a damaged chunk is discarded, to be decoded again.
@@ -87,7 +87,7 @@ class FinishJob:
     """Name of the shard; None if no image of the chunk is kept."""
     facts: str
     """Name of the facts file in the data set."""
-    places: Mapping[str, Place]
+    places: Mapping[str, SamplePlace]
     """Group, fold and part, by sample id; rows without a place are left out."""
     target: str
     """URI of the store with the staged chunk, and target of the shard."""
@@ -103,23 +103,23 @@ class FinishedChunk:
 
     shard: Shard | None
     """The shard; None if no image of the chunk is kept."""
-    facts: File
+    facts: FileDigest
     """Size and digest of the facts file."""
 
 
-def stage(job: StageJob, listen: Listener | None = None) -> int:
+def stage_chunk(job: StageJob, listen: ImagesListener | None = None) -> int:
     """Decode and stage a chunk unless already staged; return the number of images in the chunk."""
     store = open_store(job.target)
-    if not store.exists(facts_name(job.folder, job.name)):
-        rows = shards.Encoder(_make_row_schema(job.image_size))
+    if not store.exists(make_facts_name(job.folder, job.name)):
+        rows = shards.ShardEncoder(_make_row_schema(job.image_size))
         facts: list[pa.Table] = []
-        refused: list[Refused] = []
+        refused: list[RefusedImage] = []
         stores = {source: open_store(uri) for source, uri in job.stores.items()}
-        results = _report_progress(read_all(stores, job.records, job.image_size), listen)
+        results = _report_progress(read_samples(stores, job.records, job.image_size), listen)
         # A row group at a time: few decoded samples are in memory, whatever the size of the chunk.
         while batch := list(itertools.islice(results, shards.ROW_GROUP_ROWS)):
             samples = [item for item in batch if isinstance(item, Sample)]
-            refused += [item for item in batch if isinstance(item, Refused)]
+            refused += [item for item in batch if isinstance(item, RefusedImage)]
             if samples:
                 facts.append(_make_facts(samples))
                 if job.keep_rows:
@@ -129,40 +129,42 @@ def stage(job: StageJob, listen: Listener | None = None) -> int:
         table = pa.concat_tables(facts or [_make_facts([])]).replace_schema_metadata(
             {
                 _REFUSED_KEY: json.dumps([asdict(item) for item in refused]).encode(),
-                _FORMAT_KEY: str(FORMAT).encode(),
-                _DESCRIBED_KEY: str(duplicates.VERSION).encode(),
+                _FORMAT_KEY: str(STAGING_VERSION).encode(),
+                _DESCRIBED_KEY: str(duplicates.DESCRIPTION_VERSION).encode(),
             }
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         # Last: the facts file marks the chunk as staged.
-        store.write(facts_name(job.folder, job.name), _seal(sink.getvalue()))
+        store.write(make_facts_name(job.folder, job.name), _seal(sink.getvalue()))
     elif listen is not None:
         listen(len(job.records))
     return len(job.records)
 
 
-def read_refused(store: Store, folder: str, name: str) -> list[Refused]:
+def read_refused(store: Store, folder: str, name: str) -> list[RefusedImage]:
     """Return the unusable images of a staged chunk."""
     schema = pq.read_schema(pa.BufferReader(_read_facts(store, folder, name)))
     document = Document(
-        f"{store.uri}/{facts_name(folder, name)}", "run the same command again", max_bytes=64 * MIB
+        f"{store.uri}/{make_facts_name(folder, name)}",
+        "run the same command again",
+        max_bytes=64 * MIB,
     )
     refused = document.json((schema.metadata or {}).get(_REFUSED_KEY, b""))
     return document.validate(_REFUSED_LIST, refused)
 
 
-_REFUSED_LIST: TypeAdapter[list[Refused]] = TypeAdapter(list[Refused])
+_REFUSED_LIST: TypeAdapter[list[RefusedImage]] = TypeAdapter(list[RefusedImage])
 
 
 def read_facts(store: Store, folder: str, name: str) -> pa.Table:
     """Return the facts of the usable images of a staged chunk, a row per image."""
-    table = parquet.read(_read_facts(store, folder, name))
+    table = parquet.read_parquet(_read_facts(store, folder, name))
     return table.replace_schema_metadata(None)
 
 
 def read_kept_facts(
-    store: Store, name: str, files: Mapping[str, File], columns: Sequence[str] | None = None
+    store: Store, name: str, files: Mapping[str, FileDigest], columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Return the facts of images in an existing data set, a row per image.
 
@@ -176,17 +178,20 @@ def read_kept_facts(
         DataError: if the file is missing, damaged, or written by an incompatible version of mtil.
     """
     try:
-        table = parquet.read(read_file(store, name, files), columns, _KEPT_FACTS_SCHEMA)
+        table = parquet.read_parquet(
+            read_dataset_file(store, name, files), columns, _KEPT_FACTS_SCHEMA
+        )
     except NotFoundError:
         raise DataError(f"{store.uri} has lost {name}; prepare all images again.") from None
     except pa.ArrowException as error:
         raise DataError(
-            f"{store.uri}/{name} is damaged ({shortened(str(error))}); prepare all images again."
+            f"{store.uri}/{name} is damaged ({shorten_text(str(error))}); prepare all images again."
         ) from None
     metadata = table.schema.metadata or {}
-    if metadata.get(_FORMAT_KEY, b"") != str(FORMAT).encode():
+    if metadata.get(_FORMAT_KEY, b"") != str(STAGING_VERSION).encode():
         raise DataError(
-            f"Images can be compared only with facts in format {FORMAT}, but {store.uri} was "
+            f"Images can be compared only with facts in format {STAGING_VERSION}, but {store.uri} "
+            "was "
             "prepared by an incompatible version of mtil; prepare all images again, to another "
             "target."
         )
@@ -197,9 +202,9 @@ def read_kept_facts(
 def _describe_again(table: pa.Table) -> pa.Table:
     """Return the facts with new hashes and thumbs, computed from the stored thumbs."""
     # An earlier version described images with their margins; the current version removes margins.
-    side = duplicates.SIDE
+    side = duplicates.THUMB_SIDE
     thumbs = shards.pixels(table.column("thumb")).reshape(-1, side, side)
-    descriptions = [duplicates.describe(thumb) for thumb in thumbs]
+    descriptions = [duplicates.describe_image(thumb) for thumb in thumbs]
     for name, values in (
         ("hashes", [description.hashes.tobytes() for description in descriptions]),
         ("thumb", [description.thumb.tobytes() for description in descriptions]),
@@ -210,7 +215,7 @@ def _describe_again(table: pa.Table) -> pa.Table:
     return table
 
 
-def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
+def finish_chunk(job: FinishJob, listen: ImagesListener | None = None) -> FinishedChunk:
     """Write the facts of a staged chunk and, if an image is kept, the shard.
 
     Raises:
@@ -221,9 +226,9 @@ def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
     facts = bytes(_read_facts(store, job.folder, job.name))
     store.write(job.facts, facts)
     if job.shard is None:
-        return FinishedChunk(None, file_of(facts))
+        return FinishedChunk(None, describe_file(facts))
     staged = _read_staged(store, _rows_name(job.folder, job.name), job.folder, job.name)
-    encoder = shards.Encoder(shards.schema(job.image_size))
+    encoder = shards.ShardEncoder(shards.shard_schema(job.image_size))
     cells = Counter[tuple[int, int, int]]()
     staged_rows = pq.ParquetFile(pa.BufferReader(staged))
     for group_index in range(staged_rows.num_row_groups):
@@ -250,10 +255,10 @@ def finish(job: FinishJob, listen: Listener | None = None) -> FinishedChunk:
             for (fold, part, label), rows in sorted(cells.items())
         ),
     )
-    return FinishedChunk(shard, file_of(facts))
+    return FinishedChunk(shard, describe_file(facts))
 
 
-def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
+def digest_row(row: Mapping[str, object], place: SamplePlace, image_size: int) -> bytes:
     """Return the SHA-256 of a row: id, pixels, mask, class, place and size of the stored image."""
     sha256, mask_sha256 = row["sha256"], row["mask_sha256"]
     assert isinstance(sha256, bytes)
@@ -271,7 +276,7 @@ def digest(row: Mapping[str, object], place: Place, image_size: int) -> bytes:
     return hashlib.sha256(json.dumps(values).encode()).digest()
 
 
-def fingerprint(digests: Iterable[bytes]) -> str:
+def combine_row_digests(digests: Iterable[bytes]) -> str:
     """Return the fingerprint of a data set: SHA-256 over the sorted digests of the rows."""
     # Sorted: the fingerprint does not depend on the order of rows or on the size of chunks.
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
@@ -283,8 +288,8 @@ def rows_per_chunk(image_size: int, max_bytes: int) -> int:
 
 
 def _report_progress(
-    results: Iterator[Sample | Refused], listen: Listener | None
-) -> Iterator[Sample | Refused]:
+    results: Iterator[Sample | RefusedImage], listen: ImagesListener | None
+) -> Iterator[Sample | RefusedImage]:
     for result in results:
         if listen is not None:
             listen(1)
@@ -302,14 +307,14 @@ def _add_places(table: pa.Table, job: FinishJob) -> pa.Table:
         table = table.append_column(
             name, pa.array(values, pa.string() if name == "group" else pa.int8())
         )
-    schema = shards.schema(job.image_size)
+    schema = shards.shard_schema(job.image_size)
     return table.select(schema.names).cast(schema)
 
 
 def _make_row_schema(image_size: int) -> pa.Schema:
     """Return the schema of staged rows: a shard's columns without group, fold and part."""
     decided_later = {"group", "fold", "part"}
-    schema = shards.schema(image_size)
+    schema = shards.shard_schema(image_size)
     return pa.schema([field for field in schema if field.name not in decided_later])
 
 
@@ -372,7 +377,7 @@ def _rows_name(folder: str, chunk: str) -> str:
     return f"{folder}/rows-{chunk}.parquet"
 
 
-def facts_name(folder: str, chunk: str) -> str:
+def make_facts_name(folder: str, chunk: str) -> str:
     """Return the name of a chunk's staged facts; an existing file marks the chunk as staged."""
     return f"{folder}/facts-{chunk}.parquet"
 
@@ -383,7 +388,7 @@ def _seal(data: bytes) -> bytes:
 
 
 def _read_facts(store: Store, folder: str, chunk: str) -> memoryview:
-    return _read_staged(store, facts_name(folder, chunk), folder, chunk)
+    return _read_staged(store, make_facts_name(folder, chunk), folder, chunk)
 
 
 def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview:
@@ -403,7 +408,7 @@ def _read_staged(store: Store, name: str, folder: str, chunk: str) -> memoryview
         if hashlib.sha256(content).digest() == seal:
             return content
     # Without facts the chunk counts as not staged, so the same command stages the chunk again.
-    store.delete(facts_name(folder, chunk))
+    store.delete(make_facts_name(folder, chunk))
     raise StorageError(
         f"{store.uri}/{name} must have the staged bytes, but the SHA-256 differs; run the same "
         "command again."

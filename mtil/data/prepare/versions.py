@@ -9,37 +9,39 @@ from collections.abc import Mapping
 
 from mtil.data.audit import findings as audits
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.manifest import FILE_NAME, File, Manifest
+from mtil.data.dataset.manifest import FILE_NAME, FileDigest, Manifest
 from mtil.data.folds import splits
-from mtil.data.folds.assign import Assignment, Place
+from mtil.data.folds.assign import FoldAssignment, SamplePlace
 from mtil.data.prepare import staging
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import Store
 
 _TAG = r"(?P<version>[0-9]{6})-[0-9a-f]{16}"
-STAGED = re.compile(rf"(?:(?:new|known)/)?(?:{staging.OWN_FILE})")
+STAGED_NAMES = re.compile(rf"(?:(?:new|known)/)?(?:{staging.STAGED_FILE_PATTERN})")
 """Names of staged files, relative to the staging folder of an attempt."""
 # Names of all files written by attempts, by folder. Only matching files are ever deleted.
 _ATTEMPT_FILES = {
-    staging.FOLDER: re.compile(rf"{staging.FOLDER}/(?:{_TAG}|[0-9a-f]{{16}})/{STAGED.pattern}"),
+    staging.STAGING_FOLDER: re.compile(
+        rf"{staging.STAGING_FOLDER}/(?:{_TAG}|[0-9a-f]{{16}})/{STAGED_NAMES.pattern}"
+    ),
     "shards": re.compile(rf"shards/part-\d{{5,}}(?:-{_TAG})?\.parquet"),
     "audit": re.compile(
         rf"audit/(?:{_TAG}/)?"
-        rf"(?:facts-\d{{5,}}\.parquet|{re.escape(audits.PAIRS)}|{re.escape(audits.IMAGES)})"
+        rf"(?:facts-\d{{5,}}\.parquet|{re.escape(audits.PAIRS_FILE)}|{re.escape(audits.IMAGES_FILE)})"
     ),
 }
 
 
-def newest(store: Store) -> Manifest:
+def load_newest(store: Store) -> Manifest:
     """Return the newest version; update `dataset.json` and delete files of failed attempts.
 
     Raises:
         DataError: if the store holds no data set.
     """
-    return publish(store, manifests.load(store))
+    return publish_version(store, manifests.load_manifest(store))
 
 
-def commit(store: Store, before: Manifest, made: Manifest) -> None:
+def commit_version(store: Store, before: Manifest, made: Manifest) -> None:
     """Commit a version as the newest.
 
     Args:
@@ -52,21 +54,21 @@ def commit(store: Store, before: Manifest, made: Manifest) -> None:
     """
     # Keep the manifest of the version before: `dataset.json` will be overwritten.
     store.create(manifests.version_name(before.version), store.read(FILE_NAME))
-    name, data = manifests.version_name(made.version), manifests.to_json(made)
+    name, data = manifests.version_name(made.version), manifests.manifest_to_json(made)
     # Equal bytes: an earlier attempt of the command has committed the version.
     if not store.create(name, data) and store.read(name) != data:
         raise DataError(
             f"Other images were appended to {store.uri} meanwhile; run the same command again."
         )
-    publish(store, before)
+    publish_version(store, before)
 
 
-def tag(version: int, key: str) -> str:
+def make_attempt_tag(version: int, key: str) -> str:
     """Return the tag in the file names of an attempt at a version, `000002-` and the key."""
     return f"{version:06d}-{key}"
 
 
-def splits_text(made: Manifest, places: Mapping[str, Place]) -> bytes:
+def encode_splits(made: Manifest, places: Mapping[str, SamplePlace]) -> bytes:
     """Return the bytes of a version's `splits.json`.
 
     Args:
@@ -74,11 +76,13 @@ def splits_text(made: Manifest, places: Mapping[str, Place]) -> bytes:
         places: group, fold and part of the kept images, by sample id.
     """
     fold_and_part = {name: (place.fold, place.part) for name, place in places.items()}
-    assignment = Assignment(made.fold_rule, made.num_folds, made.num_parts, fold_and_part)
-    return splits.to_json(assignment, {name: place.group for name, place in places.items()})
+    assignment = FoldAssignment(made.fold_rule, made.num_folds, made.num_parts, fold_and_part)
+    return splits.serialize_splits(
+        assignment, {name: place.group for name, place in places.items()}
+    )
 
 
-def publish(store: Store, made: Manifest) -> Manifest:
+def publish_version(store: Store, made: Manifest) -> Manifest:
     """Write `splits.json` and `dataset.json` of the newest version; return the newest manifest.
 
     Args:
@@ -90,18 +94,18 @@ def publish(store: Store, made: Manifest) -> Manifest:
     # A concurrent writer may commit a version during publication: check again at the end.
     while not is_done or _has_next(store, made):
         while _has_next(store, made):
-            made = manifests.read(store, manifests.version_name(made.version + 1))
+            made = manifests.read_manifest(store, manifests.version_name(made.version + 1))
         # `dataset.json` last: readers find the new version only with the splits in place.
         if made.version > known_version or not _has_splits(store, made):
-            store.write(splits.FILE_NAME, splits_text(made, _read_places(store, made)))
+            store.write(splits.SPLITS_FILE, encode_splits(made, _read_places(store, made)))
         if made.version > known_version:
-            store.write(FILE_NAME, manifests.to_json(made))
+            store.write(FILE_NAME, manifests.manifest_to_json(made))
         is_done = True
     _delete_leftovers(store, made)
     return made
 
 
-def withdraw(store: Store, tag: str) -> None:
+def delete_attempt(store: Store, tag: str) -> None:
     """Delete the shards and the audit of a failed attempt."""
     for folder in ("shards", "audit"):
         for name in store.deletable(folder).sizes:
@@ -109,10 +113,10 @@ def withdraw(store: Store, tag: str) -> None:
                 store.delete(name)
 
 
-def repair(store: Store, made: Manifest) -> None:
+def repair_splits(store: Store, made: Manifest) -> None:
     """Write the `splits.json` of version 1 if missing after an interrupted preparation."""
     if made.version == 1 and not _has_splits(store, made) and not _has_next(store, made):
-        publish(store, made)
+        publish_version(store, made)
 
 
 def check_splits(store: Store) -> None:
@@ -121,14 +125,14 @@ def check_splits(store: Store) -> None:
     Raises:
         DataError: if `splits.json` was edited or is missing.
     """
-    newest = manifests.read(store)
+    newest = manifests.read_manifest(store)
     names = store.names(manifests.VERSIONS)
-    versions = [newest, *(manifests.read(store, name) for name in names)]
-    recorded = [version.files.get(splits.FILE_NAME) for version in versions]
+    versions = [newest, *(manifests.read_manifest(store, name) for name in names)]
+    recorded = [version.files.get(splits.SPLITS_FILE) for version in versions]
     # Manifests of earlier programs record no splits file to compare with.
     if None not in recorded and _read_splits_file(store) not in recorded:
         raise DataError(
-            f"{store.uri}/{splits.FILE_NAME} is not the file written with the data set; run the "
+            f"{store.uri}/{splits.SPLITS_FILE} is not the file written with the data set; run the "
             "same `mtil prepare` again to restore the file, and keep edited splits elsewhere."
         )
 
@@ -142,23 +146,23 @@ def _has_splits(store: Store, made: Manifest) -> bool:
 
     Also return True for a manifest of an earlier program, which records no splits file.
     """
-    recorded = made.files.get(splits.FILE_NAME)
+    recorded = made.files.get(splits.SPLITS_FILE)
     return recorded is None or _read_splits_file(store) == recorded
 
 
-def _read_splits_file(store: Store) -> File | None:
+def _read_splits_file(store: Store) -> FileDigest | None:
     try:
-        return manifests.file_of(store.read(splits.FILE_NAME))
+        return manifests.describe_file(store.read(splits.SPLITS_FILE))
     except NotFoundError:
         return None
 
 
-def _read_places(store: Store, made: Manifest) -> dict[str, Place]:
+def _read_places(store: Store, made: Manifest) -> dict[str, SamplePlace]:
     """Read the places of the kept images of a version, by sample id."""
-    images = audits.read(store, made, audits.IMAGES)
+    images = audits.read_audit_table(store, made, audits.IMAGES_FILE)
     columns = (images.column(name).to_pylist() for name in ("sample_id", "group", "fold", "part"))
     return {
-        name: Place(group, fold, part)
+        name: SamplePlace(group, fold, part)
         for name, group, fold, part in zip(*columns, strict=True)
         if fold is not None
     }
@@ -166,14 +170,17 @@ def _read_places(store: Store, made: Manifest) -> dict[str, Place]:
 
 def _delete_leftovers(store: Store, made: Manifest) -> None:
     """Delete files of attempts at versions up to the newest, except the files of the versions."""
-    versions = [made, *(manifests.read(store, name) for name in store.names(manifests.VERSIONS))]
+    versions = [
+        made,
+        *(manifests.read_manifest(store, name) for name in store.names(manifests.VERSIONS)),
+    ]
     used_names = {
         name
         for version in versions
         for name in (
             *(shard.path for shard in version.shards),
             *version.facts,
-            *(f"{version.audit}/{file}" for file in (audits.PAIRS, audits.IMAGES)),
+            *(f"{version.audit}/{file}" for file in (audits.PAIRS_FILE, audits.IMAGES_FILE)),
         )
     }
     # Keep files of attempts at later versions: the attempt may still be running.

@@ -12,15 +12,15 @@ from typing import Any
 from pydantic import JsonValue
 
 from mtil.run.folder import Run
-from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, reads_maps_of
+from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, find_map_writers
 
-Result = dict[str, JsonValue]
+ActionResult = dict[str, JsonValue]
 
 _PROGRESS_METRICS = ("dice", "auc", "f1")
 """Figures repeated in the ledger, for progress displays."""
 
 
-def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
+def run_action(run_uri: str, action: Action, folds: Sequence[int]) -> ActionResult:
     """Execute an action. Return its result for the ledger.
 
     Args:
@@ -38,26 +38,26 @@ def perform(run_uri: str, action: Action, folds: Sequence[int]) -> Result:
     return _summarise(run, action, folds)
 
 
-def _train(run: Run, action: Train) -> Result:
+def _train(run: Run, action: Train) -> ActionResult:
     from mtil.distributed.prediction.map_writing import write_maps
-    from mtil.distributed.training.trainer import train_round
+    from mtil.distributed.training.trainer import train_action
 
     # Maps may have been damaged or deleted since their own action: write them again.
-    for writer in reads_maps_of(run.plan([action.fold]), action):
+    for writer in find_map_writers(run.plan([action.fold]), action):
         write_maps(run, writer)
-    result = train_round(run, action, lambda line: None)
+    result = train_action(run, action, lambda line: None)
     return {"folder": run.folder(action), **asdict(result)}
 
 
-def _write_maps(run: Run, action: WriteMaps) -> Result:
+def _write_maps(run: Run, action: WriteMaps) -> ActionResult:
     from mtil.distributed.prediction.map_writing import write_maps
 
     return write_maps(run, action)
 
 
-def _evaluate(run: Run, action: Evaluate) -> Result:
+def _evaluate(run: Run, action: Evaluate) -> ActionResult:
     from mtil.distributed.prediction.scoring import predict_folds
-    from mtil.prediction.evaluation import evaluate
+    from mtil.prediction.evaluation import evaluate_predictions
 
     predictions = predict_folds(
         run,
@@ -66,7 +66,7 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
         gpus_per_worker=run.config.train.gpus_per_worker,
         listen=lambda line: None,
     )
-    figures = evaluate(predictions, run_uri=run.uri, folds=[action.fold])
+    figures = evaluate_predictions(predictions, run_uri=run.uri, folds=[action.fold])
     name = run.predictions_name(action.round, action.fold)
     return {
         "file": name,
@@ -80,16 +80,16 @@ def _evaluate(run: Run, action: Evaluate) -> Result:
     }
 
 
-def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> Result:
+def _summarise(run: Run, action: Summarise, folds: Sequence[int]) -> ActionResult:
     import pyarrow as pa
 
-    from mtil.prediction.evaluation import evaluate, with_named_sources
+    from mtil.prediction.evaluation import evaluate_predictions, fill_sources
     from mtil.run import scores
 
     names = [run.predictions_name(action.round, fold) for fold in folds]
-    tables = [scores.read(run.store, name) for name in names]
-    predictions = with_named_sources(pa.concat_tables(tables), run.manifest())
-    figures = evaluate(predictions, run_uri=run.uri, folds=folds)
+    tables = [scores.read_scores(run.store, name) for name in names]
+    predictions = fill_sources(pa.concat_tables(tables), run.manifest())
+    figures = evaluate_predictions(predictions, run_uri=run.uri, folds=folds)
     name = run.evaluation_name(action.round)
     run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     by_pass: list[Any] = figures["by_pass"]

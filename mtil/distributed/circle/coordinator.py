@@ -18,14 +18,21 @@ from typing import Any, TypeVar
 
 import ray
 
-from mtil.circle.heartbeat import Heart
-from mtil.circle.ledger import Fenced, Ledger, Overtaken
-from mtil.circle.state import Done, Failed, Started, State, is_over, next_actions
-from mtil.distributed.circle.actions import perform
-from mtil.distributed.circle.restarts import Restarts
+from mtil.circle.heartbeat import HeartbeatThread
+from mtil.circle.ledger import AppendConflict, Ledger, SessionFenced
+from mtil.circle.state import (
+    ActionDone,
+    ActionFailed,
+    ActionStarted,
+    CircleState,
+    is_finished,
+    next_actions,
+)
+from mtil.distributed.circle.actions import run_action
+from mtil.distributed.circle.restarts import RestartCounter
 from mtil.distributed.runtime import cluster, failures, preflight
-from mtil.distributed.runtime.gauges import COORDINATOR, Gauges
-from mtil.distributed.runtime.resources import reserved_cpus
+from mtil.distributed.runtime.gauges import COORDINATOR_GAUGES, Gauges
+from mtil.distributed.runtime.resources import plan_reserved_cpus
 from mtil.errors import (
     MtilError,
     NotFoundError,
@@ -34,12 +41,12 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.process.logs import to_stderr
+from mtil.process.logs import log_json_to_stderr
 from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Train, WriteMaps
 
-NAMESPACE = "mtil"
+COORDINATOR_NAMESPACE = "mtil"
 _POLL_S = 1.0
 _RETRY_PAUSE_S = (1.0, 30.0)
 """First and longest pause before a retry after an outage of the storage or a machine."""
@@ -91,7 +98,7 @@ class Coordinator:
     """Actor that schedules the actions of a run. See `start`."""
 
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
-        to_stderr(run=run_uri)
+        log_json_to_stderr(run=run_uri)
         self._last_poll = time.monotonic()
         self._errors: list[str] = []
         self._deaths = 0
@@ -103,7 +110,7 @@ class Coordinator:
 
         Exit the process after an unexpected error, so Ray restarts the actor, up to a limit.
         """
-        restarts = Restarts(_actor_name(run_uri))
+        restarts = RestartCounter(_actor_name(run_uri))
         self._errors, self._deaths = list(restarts.errors), restarts.deaths
         # Counted as a death until the session works: a killed process cannot count itself.
         restarts.begin()
@@ -113,24 +120,24 @@ class Coordinator:
             self._open_session(run_uri, restarts).work()
         except MtilError:
             # A final error: `poll` passes the exception to the clients.
-            restarts.forget()
+            restarts.reset()
             raise
         except Exception as error:  # noqa: BLE001
             _log.exception("The coordinator has failed")
             if time.monotonic() - start > _NEW_COUNT_S:
-                restarts.forget()
-            restarts.fail(told(error))
+                restarts.reset()
+            restarts.fail(describe_coordinator_error(error))
             self._errors = list(restarts.errors)
             self._raise_if_exhausted(restarts)
             time.sleep(_RESTART_S[len(self._errors) - 1])
             # Ray restarts an actor only if the process dies.
             os._exit(1)
-        restarts.forget()
+        restarts.reset()
 
-    def _open_session(self, run_uri: str, restarts: Restarts) -> "Session":
-        return Session(run_uri, restarts)
+    def _open_session(self, run_uri: str, restarts: RestartCounter) -> "CoordinatorSession":
+        return CoordinatorSession(run_uri, restarts)
 
-    def _raise_if_exhausted(self, restarts: Restarts) -> None:
+    def _raise_if_exhausted(self, restarts: RestartCounter) -> None:
         """Raise the last cause after too many consecutive failures.
 
         Raises:
@@ -138,7 +145,7 @@ class Coordinator:
         """
         reason = restarts.verdict()
         if reason:
-            restarts.forget()
+            restarts.reset()
             raise RunError(reason)
 
     def _end_when_idle(self, grace_s: float) -> None:
@@ -170,21 +177,21 @@ class Coordinator:
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
-class Session:
+class CoordinatorSession:
     """Work of a coordinator process, from boot to end."""
 
     _cannot_free = False
     """True after the first failure to free resources, which is logged once."""
 
-    def __init__(self, run_uri: str, restarts: Restarts) -> None:
+    def __init__(self, run_uri: str, restarts: RestartCounter) -> None:
         self._restarts = restarts
-        self._run = patiently(lambda: Run.open(run_uri))
-        self._ledger = patiently(lambda: Ledger.open(self._run.store))
+        self._run = retry_storage(lambda: Run.open(run_uri))
+        self._ledger = retry_storage(lambda: Ledger.open(self._run.store))
         self._tasks: dict[ray.ObjectRef[Any], _Task] = {}
         self._lost: list[_Task] = []
         """Tasks waiting for a retry. Each keeps its place among the running tasks."""
-        self._heart = Heart(self._run.store, self._ledger.session)
-        self._gauges = Gauges(COORDINATOR, run=run_uri)
+        self._heart = HeartbeatThread(self._run.store, self._ledger.session)
+        self._gauges = Gauges(COORDINATOR_GAUGES, run=run_uri)
 
     def work(self) -> None:
         """Run actions until all are done, or the run is stopped or taken over.
@@ -193,12 +200,12 @@ class Session:
             MtilError: if the ledger is damaged, the run is unreadable, or an action failed by a
                 user error.
         """
-        state = patiently(self._ledger.boot)
+        state = retry_storage(self._ledger.boot)
         try:
             # The heart beats until all tasks have ended: no successor may start while they write.
             with self._heart:
                 try:
-                    while not (is_over(state) or state.stopped):
+                    while not (is_finished(state) or state.stopped):
                         self._free_orphans()
                         state = self._start_actions(state)
                         self._set_gauges(state)
@@ -206,7 +213,7 @@ class Session:
                         self._restarts.work()
                 finally:
                     self._cancel_tasks()
-        except Fenced as fenced:
+        except SessionFenced as fenced:
             _log.warning("%s", fenced)
 
     def _free_orphans(self) -> None:
@@ -216,7 +223,7 @@ class Session:
         runs.
         """
         try:
-            cluster.free_orphans()
+            cluster.free_orphaned_groups()
         except Exception:  # noqa: BLE001
             if not self._cannot_free:
                 _log.exception("Resources of dead actors could not be freed")
@@ -230,7 +237,7 @@ class Session:
             ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_CANCEL_S)
             time.sleep(_SETTLE_S)
 
-    def _set_gauges(self, state: State) -> None:
+    def _set_gauges(self, state: CircleState) -> None:
         waiting = next_actions(state)
         tasks = [*self._tasks.values(), *self._lost]
         here = [*waiting, *(task.action for task in tasks)]
@@ -242,7 +249,7 @@ class Session:
             round=min((action.round for action in here), default=0),
         )
 
-    def _start_actions(self, state: State) -> State:
+    def _start_actions(self, state: CircleState) -> CircleState:
         """Start actions as far as the cluster has room. Lost actions go first."""
         ready = next_actions(state)
         due = [task for task in self._lost if task.not_before <= time.monotonic()]
@@ -256,7 +263,7 @@ class Session:
             if len(self._tasks) + len(self._lost) >= room:
                 break
             # The event precedes the launch: an action without an event never runs.
-            started = self._append(Started(action=action, attempt=state.next_attempt(action)))
+            started = self._append(ActionStarted(action=action, attempt=state.next_attempt(action)))
             if started is None:
                 # A different writer came first, perhaps with a stop: decide again.
                 break
@@ -264,18 +271,18 @@ class Session:
             self._launch_task(_Task(action, state.attempts[action]), state)
         return state
 
-    def _launch_task(self, task: _Task, state: State) -> None:
+    def _launch_task(self, task: _Task, state: CircleState) -> None:
         action = task.action
         evaluated = (other for other in state.done if isinstance(other, Evaluate))
         folds = sorted(other.fold for other in evaluated if other.round == action.round)
         # The task itself reserves no CPUs: its workers and actors do. No retries by Ray, since the
         # coordinator counts losses and retries after a pause.
-        remote: Any = ray.remote(num_cpus=0, max_retries=0)(perform)
+        remote: Any = ray.remote(num_cpus=0, max_retries=0)(run_action)
         ref = remote.options(name=str(action)).remote(self._run.uri, action, folds)
         self._tasks[ref] = task
         _log.info("started", extra={"fields": asdict(action) | {"attempt": task.attempt}})
 
-    def _collect_results(self, state: State) -> State:
+    def _collect_results(self, state: CircleState) -> CircleState:
         """Wait briefly for tasks, commit their results and read new events of other writers."""
         ready: list[ray.ObjectRef[Any]] = []
         if self._tasks:
@@ -291,14 +298,16 @@ class Session:
             # None means that a different writer took the number: try the next number.
             while self._append(change) is None:
                 pass
-            self._restarts.forget()
-            cause = {"cause": change.cause} if isinstance(change, Failed) else {}
+            self._restarts.reset()
+            cause = {"cause": change.cause} if isinstance(change, ActionFailed) else {}
             _log.info(change.kind, extra={"fields": asdict(task.action) | cause})
-        refreshed = patiently(self._ledger.refresh)
+        refreshed = retry_storage(self._ledger.refresh)
         assert refreshed is not None
         return refreshed
 
-    def _resolve_outcome(self, task: _Task, ref: "ray.ObjectRef[Any]") -> Done | Failed | None:
+    def _resolve_outcome(
+        self, task: _Task, ref: "ray.ObjectRef[Any]"
+    ) -> ActionDone | ActionFailed | None:
         """Return the event for a finished task. None if the task is to be retried.
 
         Raises:
@@ -306,7 +315,7 @@ class Session:
         """
         action, attempt = task.action, task.attempt
         try:
-            return Done(action=action, attempt=attempt, result=ray.get(ref))
+            return ActionDone(action=action, attempt=attempt, result=ray.get(ref))
         except (MtilError, ray.exceptions.RayError) as error:
             # A lost process or machine is no failure of the action.
             if failures.is_loss(error) and task.record_loss(
@@ -314,39 +323,44 @@ class Session:
             ):
                 _log.warning("The %s lost a process or a machine: %s", action, error)
                 return None
-            if (user_error := failures.mistake(error)) is not None:
+            if (user_error := failures.find_user_error(error)) is not None:
                 raise user_error from error
-            return Failed(action=action, attempt=attempt, cause=told(error))
+            return ActionFailed(
+                action=action, attempt=attempt, cause=describe_coordinator_error(error)
+            )
 
     def _list_progress(self, action: Action) -> tuple[str, ...]:
         """Return the files already committed by an unfinished action."""
         if isinstance(action, Train):
-            folder = names.checkpoints(action)
+            folder = names.checkpoint_folder(action)
         elif isinstance(action, WriteMaps):
             folder = self._run.map_folder(action)
         else:
             return ()
-        return tuple(patiently(lambda: self._run.store.names(folder)))
+        return tuple(retry_storage(lambda: self._run.store.names(folder)))
 
-    def _append(self, change: Started | Done | Failed) -> State | None:
+    def _append(self, change: ActionStarted | ActionDone | ActionFailed) -> CircleState | None:
         """Write an event. None if a different writer came first; the event has been read."""
         try:
-            return patiently(lambda: self._ledger.append(change))
-        except Overtaken:
+            return retry_storage(lambda: self._ledger.append(change))
+        except AppendConflict:
             return None
 
     def _count_room(self) -> int:
         """Return the number of actions with room on the cluster at once."""
         config = self._run.config.train
         try:
-            cpus = reserved_cpus(self._run.config)
+            cpus = plan_reserved_cpus(self._run.config)
         except ResourceError as error:
             # The plan fitted at the start, so machines have been lost since.
             self._set_waiting(f"The coordinator waits for machines: {error}")
             return 0
         self._set_waiting("")
-        return preflight.room(
-            cluster.nodes(), num_workers=config.num_workers, cpus=cpus, gpus=config.gpus_per_worker
+        return preflight.count_parallel_trainings(
+            cluster.list_nodes(),
+            num_workers=config.num_workers,
+            cpus=cpus,
+            gpus=config.gpus_per_worker,
         )
 
     def _set_waiting(self, reason: str) -> None:
@@ -356,7 +370,7 @@ class Session:
         self._heart.waits = reason
 
 
-def patiently(function: Callable[[], _T]) -> _T:
+def retry_storage(function: Callable[[], _T]) -> _T:
     """Call a function until the storage answers.
 
     Raises:
@@ -380,14 +394,14 @@ def patiently(function: Callable[[], _T]) -> _T:
             pause = min(2 * pause, max_pause)
 
 
-def find(run: Run) -> Any | None:
+def find_coordinator(run: Run) -> Any | None:
     """Return a handle of the run's coordinator on the connected cluster. None if none exists."""
     with suppress(ValueError):
-        return ray.get_actor(_actor_name(run.uri), NAMESPACE)
+        return ray.get_actor(_actor_name(run.uri), COORDINATOR_NAMESPACE)
     return None
 
 
-def start(run: Run, grace_s: float = _GRACE_S) -> Any:
+def start_coordinator(run: Run, grace_s: float = _GRACE_S) -> Any:
     """Return a handle of the run's coordinator on the connected cluster, created if missing.
 
     Args:
@@ -397,17 +411,17 @@ def start(run: Run, grace_s: float = _GRACE_S) -> Any:
     # Ray restarts the actor without limit; `Restarts` ends repeated failures.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     # The variable may be set only on the head: pass the value to the machine of the actor.
-    machines = os.environ.get(cluster.MACHINES)
+    machines = os.environ.get(cluster.MACHINES_VARIABLE)
     return actor.options(
         name=_actor_name(run.uri),
-        namespace=NAMESPACE,
+        namespace=COORDINATOR_NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
-        runtime_env={"env_vars": {cluster.MACHINES: machines}} if machines else None,
+        runtime_env={"env_vars": {cluster.MACHINES_VARIABLE: machines}} if machines else None,
     ).remote(run.uri, grace_s)
 
 
-def dismiss(handle: Any) -> None:
+def dismiss_coordinator(handle: Any) -> None:
     """End an idle coordinator."""
     with suppress(ray.exceptions.RayActorError):
         ray.get(handle.leave.options(max_task_retries=0).remote())
@@ -418,9 +432,9 @@ def _actor_name(run_uri: str) -> str:
     return f"circle-{hashlib.sha256(run_uri.encode()).hexdigest()[:16]}"
 
 
-def told(error: BaseException) -> str:
+def describe_coordinator_error(error: BaseException) -> str:
     """Return the cause of an error as a line of text."""
-    mtil_error = failures.cause(error)
+    mtil_error = failures.find_mtil_error(error)
     if mtil_error is not None:
         return str(mtil_error)
     lines = [line for line in str(error).splitlines() if line.strip()]

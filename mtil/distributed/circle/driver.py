@@ -8,19 +8,19 @@ import ray
 
 from mtil import errors
 from mtil.circle import heartbeat
-from mtil.circle.begin import Request
-from mtil.circle.ledger import Ledger, probe
-from mtil.circle.state import State, is_over
-from mtil.config import digest
+from mtil.circle.ledger import Ledger, check_conditional_writes
+from mtil.circle.request import TrainingRequest
+from mtil.circle.state import CircleState, is_finished
+from mtil.config import compute_config_digest
 from mtil.distributed.circle import coordinator
-from mtil.distributed.circle.coordinator import patiently
-from mtil.distributed.circle.restarts import MAX_ERRORS
+from mtil.distributed.circle.coordinator import retry_storage
+from mtil.distributed.circle.restarts import MAX_COORDINATOR_ERRORS
 from mtil.distributed.runtime import failures
-from mtil.distributed.runtime.resources import reserved_cpus, tell_of_waiting
+from mtil.distributed.runtime.resources import plan_reserved_cpus, report_missing_resources
 from mtil.errors import RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train
-from mtil.run.relay import Guarded, Listener
+from mtil.run.relay import GuardedListener, ProgressListener
 from mtil.storage import open_store
 
 _POLL_S = 2.0
@@ -37,7 +37,7 @@ _NO_ANSWER: dict[str, Any] = {
 """Default status of a coordinator, for all keys without an answer."""
 
 
-def begin(request: Request) -> Run:
+def begin_circle(request: TrainingRequest) -> Run:
     """Create a circle run, or reopen an existing run with the same request.
 
     Args:
@@ -48,18 +48,18 @@ def begin(request: Request) -> Run:
     """
     config = request.config
     # Check resources and storage first: a refused request leaves no run behind.
-    reserved_cpus(config)
-    probe(open_store(request.run_uri))
+    plan_reserved_cpus(config)
+    check_conditional_writes(open_store(request.run_uri))
     run = request.create()
     ledger = Ledger.open(run.store)
-    state = ledger.begin(request.plan, request.manifest.fingerprint, digest(config))
+    state = ledger.begin(request.plan, request.manifest.fingerprint, compute_config_digest(config))
     if state.stopped:
         ledger.go()
-    tell_of_waiting(config)
+    report_missing_resources(config)
     return run
 
 
-def follow(run: Run, listen: Listener) -> State:
+def follow_circle(run: Run, listen: ProgressListener) -> CircleState:
     """Follow a run until it finishes or is stopped. Return the final state.
 
     The coordinator on the connected cluster does the work. If a coordinator on a different cluster
@@ -76,25 +76,25 @@ def follow(run: Run, listen: Listener) -> State:
     Raises:
         MtilError: the final error of the coordinator.
     """
-    listen = Guarded(listen)
+    listen = GuardedListener(listen)
     ledger = Ledger.open(run.store)
     state = ledger.state
     assert state is not None
     handle, is_reported, waits = None, False, ""
-    troubles = Troubles(listen)
+    troubles = TroubleReporter(listen)
     # True once the coordinator was started here or has been seen at work.
     is_new = False
-    while not (is_over(state) or state.stopped):
+    while not (is_finished(state) or state.stopped):
         if handle is None:
-            handle, is_new = coordinator.find(run), False
-        if handle is None and patiently(lambda: heartbeat.is_beating(run.store)):
+            handle, is_new = coordinator.find_coordinator(run), False
+        if handle is None and retry_storage(lambda: heartbeat.is_coordinator_alive(run.store)):
             if not is_reported:
                 listen({"kind": "elsewhere"})
             is_reported = True
         elif handle is None:
-            handle, is_new = coordinator.start(run), True
+            handle, is_new = coordinator.start_coordinator(run), True
         answer = _NO_ANSWER if handle is None else _poll_coordinator(handle)
-        before, state = state, patiently(ledger.refresh)
+        before, state = state, retry_storage(ledger.refresh)
         assert state is not None
         _report_news(run, before, state, listen)
         waits = _report_waiting(run, waits, listen)
@@ -106,7 +106,7 @@ def follow(run: Run, listen: Listener) -> State:
             kind, message = answer["error"]
             raise getattr(errors, kind, RunError)(message)
         if answer["over"]:
-            coordinator.dismiss(handle)
+            coordinator.dismiss_coordinator(handle)
             # The loop starts a successor if work is left.
             handle = None
         time.sleep(_POLL_S)
@@ -115,10 +115,10 @@ def follow(run: Run, listen: Listener) -> State:
     return state
 
 
-class Troubles:
+class TroubleReporter:
     """Report failures of a coordinator to a listener. Give up if the actor cannot start."""
 
-    def __init__(self, listen: Listener) -> None:
+    def __init__(self, listen: ProgressListener) -> None:
         self._listen = listen
         self._errors = self._deaths = self._starts = 0
         self._is_silent = False
@@ -132,19 +132,22 @@ class Troubles:
         if answer["answered"]:
             self._starts, self._is_silent = 0, False
             for count, cause in enumerate(answer["errors"][self._errors :], self._errors + 1):
-                self._report_trouble(f"The coordinator failed ({count} of {MAX_ERRORS}): {cause}")
+                self._report_trouble(
+                    f"The coordinator failed ({count} of {MAX_COORDINATOR_ERRORS}): {cause}"
+                )
             if answer["deaths"] > self._deaths:
                 self._report_trouble("The coordinator's process died and is being restarted.")
             self._errors, self._deaths = len(answer["errors"]), answer["deaths"]
         elif answer["cannot_start"] is not None:
             self._starts += 1
             error: Exception = answer["cannot_start"]
-            mtil_error = failures.cause(error)
-            cause = str(mtil_error or coordinator.told(error))
+            mtil_error = failures.find_mtil_error(error)
+            cause = str(mtil_error or coordinator.describe_coordinator_error(error))
             self._report_trouble(
-                f"The coordinator cannot start ({self._starts} of {MAX_ERRORS}): {cause}"
+                f"The coordinator cannot start ({self._starts} of {MAX_COORDINATOR_ERRORS}): "
+                f"{cause}"
             )
-            if self._starts == MAX_ERRORS:
+            if self._starts == MAX_COORDINATOR_ERRORS:
                 raise mtil_error or RunError(f"The coordinator cannot start: {cause}")
         elif answer["silent"] and not self._is_silent:
             self._is_silent = True
@@ -180,19 +183,21 @@ def _release_coordinator(handle: Any) -> None:
         if _poll_coordinator(handle)["over"]:
             break
         time.sleep(_POLL_S)
-    coordinator.dismiss(handle)
+    coordinator.dismiss_coordinator(handle)
 
 
-def _report_waiting(run: Run, previous: str, listen: Listener) -> str:
+def _report_waiting(run: Run, previous: str, listen: ProgressListener) -> str:
     """Report a new reason for waiting. Return the present reason."""
-    latest = patiently(lambda: heartbeat.read(run.store))
+    latest = retry_storage(lambda: heartbeat.read_heartbeat(run.store))
     waits = "" if latest is None else latest.waits
     if waits and waits != previous:
         listen({"kind": "waits", "text": waits})
     return waits
 
 
-def _report_news(run: Run, previous: State, state: State, listen: Listener) -> None:
+def _report_news(
+    run: Run, previous: CircleState, state: CircleState, listen: ProgressListener
+) -> None:
     for action, result in state.done.items():
         if action not in previous.done:
             listen({"kind": "committed", "action": action, "result": dict(result)})
@@ -201,6 +206,6 @@ def _report_news(run: Run, previous: State, state: State, listen: Listener) -> N
             listen({"kind": "failed", "action": action, "cause": cause})
     for action in state.running:
         if isinstance(action, Train):
-            step = patiently(lambda action=action: run.step(action))  # type: ignore[misc]
+            step = retry_storage(lambda action=action: run.step(action))  # type: ignore[misc]
             if step is not None:
                 listen({"kind": "step", "action": action, **step})

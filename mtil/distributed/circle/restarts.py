@@ -4,16 +4,16 @@ import json
 
 from ray.experimental import internal_kv
 
-MAX_ERRORS = 3
+MAX_COORDINATOR_ERRORS = 3
 """Consecutive errors after which a coordinator ends for good."""
-MAX_DEATHS = 8
+MAX_COORDINATOR_DEATHS = 8
 """Consecutive deaths before any work after which a coordinator ends for good. Higher than
 `MAX_ERRORS`, because machines may be preempted."""
 
 _NAMESPACE = "mtil"
 
 
-class Restarts:
+class RestartCounter:
     """Consecutive failures of a named coordinator, in Ray's key-value store."""
 
     def __init__(self, name: str) -> None:
@@ -43,18 +43,19 @@ class Restarts:
         self.errors.append(cause)
         self._save()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Reset the counts: an action has ended, or a client has received the failure."""
         self.errors, self.deaths = [], 0
         internal_kv._internal_kv_del(self._key, namespace=_NAMESPACE)
 
     def verdict(self) -> str:
         """Return the reason against another restart; empty if a restart is allowed."""
-        if len(self.errors) >= MAX_ERRORS:
+        if len(self.errors) >= MAX_COORDINATOR_ERRORS:
             return f"The coordinator failed {len(self.errors)} times in a row: {self.errors[-1]}"
-        if self.deaths > MAX_DEATHS:
+        if self.deaths > MAX_COORDINATOR_DEATHS:
             return (
-                f"The coordinator's process died {MAX_DEATHS} times in a row before any work, "
+                f"The coordinator's process died {MAX_COORDINATOR_DEATHS} times in a row before "
+                "any work, "
                 "perhaps for lack of memory. See the Ray logs on the coordinator's machine."
             )
         return ""

@@ -13,13 +13,17 @@ import ray
 import ray.data
 from ray.data import DataContext, Dataset
 
-from mtil.data.dataset.batches import Batch, Plan
-from mtil.data.dataset.epochs import shards_of, streamed_epochs, streamed_rows
+from mtil.data.dataset.batches import Batch, EpochPlan
+from mtil.data.dataset.epochs import (
+    iterate_streamed_epochs,
+    iterate_streamed_rows,
+    list_epoch_shards,
+)
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.selection import RowSelection
 from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
-from mtil.run.priors import PriorMaps, read_with_priors
+from mtil.run.priors import PriorMaps, read_training_table
 
 _MAX_TASKS = 2048
 """Approximate number of shards read by an execution of Ray Data. Further shards are read by further
@@ -32,7 +36,7 @@ _READING_TASKS = 3
 start."""
 
 
-class ReadShard:
+class ShardReadTask:
     """Ray Data task: takes a shard index, returns all rows or the rows of a selection.
 
     Joins the maps of the previous round within the reading task.
@@ -43,7 +47,7 @@ class ReadShard:
         data_uri: str,
         manifest: Manifest,
         *,
-        selection: Selection | None = None,
+        selection: RowSelection | None = None,
         priors: PriorMaps | None = None,
     ) -> None:
         self.data_uri, self.manifest = data_uri, manifest
@@ -52,13 +56,13 @@ class ReadShard:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Read the shard named in the block."""
         (shard_index,) = block.column("id").to_pylist()
-        table = read_with_priors(self.data_uri, self.manifest.shards[shard_index], self.priors)
+        table = read_training_table(self.data_uri, self.manifest.shards[shard_index], self.priors)
         if self.selection is None:
             return table
         return table.take(pa.array(self.selection.rows(table)))
 
 
-def held_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) -> list[pa.Table]:
+def get_resident_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) -> list[pa.Table]:
     """Return the resident shard tables from the object store, without a copy.
 
     Raises:
@@ -71,34 +75,36 @@ def held_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) -> list[
     return tables
 
 
-def streaming_epochs(
-    data_uri: str, plan: Plan, epochs: range, batch_size: int, priors: PriorMaps | None = None
+def iterate_streaming_epochs(
+    data_uri: str, plan: EpochPlan, epochs: range, batch_size: int, priors: PriorMaps | None = None
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield an iterator of batches for every epoch, as the rows arrive from storage.
 
     All epochs share a stream, so shards of the next epoch are prefetched while the current epoch
     trains. Exhaust an epoch before requesting the next.
     """
-    task = ReadShard(data_uri, plan.manifest, priors=priors)
+    task = ShardReadTask(data_uri, plan.manifest, priors=priors)
     with closing(_shard_tables(task, plan, epochs)) as tables:
-        yield from streamed_epochs(tables, plan, epochs, batch_size)
+        yield from iterate_streamed_epochs(tables, plan, epochs, batch_size)
 
 
-def streaming_rows(data_uri: str, plan: Plan, batch_size: int) -> Iterator[Batch]:
+def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
     """Yield the batches of `streamed_rows` as they arrive from storage."""
     shards = plan.shards()
     if not shards:
         return
-    task = ReadShard(data_uri, plan.manifest, selection=plan.selection)
+    task = ShardReadTask(data_uri, plan.manifest, selection=plan.selection)
     with closing(_iterate_blocks(_read_shards(shards, task))) as tables:
-        yield from streamed_rows(tables, plan, batch_size)
+        yield from iterate_streamed_rows(tables, plan, batch_size)
 
 
-def _shard_tables(task: ReadShard, plan: Plan, epochs: range) -> Generator[pa.Table, None, None]:
+def _shard_tables(
+    task: ShardReadTask, plan: EpochPlan, epochs: range
+) -> Generator[pa.Table, None, None]:
     """Yield the tables of all shards of all windows of the epochs as one stream."""
     pending: list[int] = []
     for epoch in epochs:
-        pending += shards_of(plan, epoch)
+        pending += list_epoch_shards(plan, epoch)
         if len(pending) >= _MAX_TASKS or epoch == epochs[-1]:
             yield from _iterate_blocks(_read_shards(pending, task))
             pending = []
@@ -113,7 +119,7 @@ def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
     )
 
 
-def _read_shards(shards: Sequence[int], task: ReadShard) -> Dataset:
+def _read_shards(shards: Sequence[int], task: ShardReadTask) -> Dataset:
     context = DataContext.get_current()
     # The order of shards is part of the epoch: seed and epoch determine every batch.
     context.execution_options.preserve_order = True

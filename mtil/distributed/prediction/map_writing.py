@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from mtil.circle.inputs import map_source, prior_maps
+from mtil.circle.inputs import find_map_source, find_prior_maps
 from mtil.data.dataset.batches import ROLE_COLUMNS
 from mtil.data.dataset.manifest import Shard
-from mtil.data.dataset.shards import read
-from mtil.distributed.prediction.scoring import actor_pool, quiet
-from mtil.distributed.runtime.failures import unwrapped
+from mtil.data.dataset.shards import read_shard
+from mtil.distributed.prediction.scoring import make_actor_pool, make_unit_dataset
+from mtil.distributed.runtime.failures import unwrap_errors
 from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.run.folder import Run
-from mtil.run.plan import Train, WriteMaps, reads_maps_of
-from mtil.run.priors import MapSource, PriorMaps, are_whole
+from mtil.run.plan import Train, WriteMaps, find_map_writers
+from mtil.run.priors import MapSource, PriorMaps, check_map_shards
 from mtil.storage import open_store
 
 _CHECKED_SHARDS = 64
@@ -39,11 +39,11 @@ class MapWriter:
         self, run_uri: str, action: WriteMaps, source: MapSource, priors: PriorMaps | None
     ) -> None:
         # Imported here: the driver does not need PyTorch.
-        from mtil.models.devices import own_device
+        from mtil.models.devices import prepare_device
         from mtil.prediction.predictor import Predictor
 
         self._run = Run.open(run_uri)
-        device = own_device(self._run.config.train.gpus_per_worker)
+        device = prepare_device(self._run.config.train.gpus_per_worker)
         self._data = open_store(self._run.data_uri)
         self._source, self._priors = source, priors
         self._predictor = Predictor(
@@ -56,7 +56,7 @@ class MapWriter:
 
         (data,) = block.column("shard").to_pylist()
         shard: Shard = pickle.loads(data)
-        table = read(self._data, shard, _COLUMNS)
+        table = read_shard(self._data, shard, _COLUMNS)
         if self._priors is not None:
             table = self._priors.join(table, shard)
         rows = table.take(pa.array(self._source.rows.rows(table)))
@@ -75,21 +75,28 @@ def write_maps(run: Run, action: WriteMaps) -> dict[str, Any]:
         DataError: if the training of the model has no result.
     """
     manifest = run.manifest()
-    source = map_source(run, manifest, action)
-    missing = damaged(run, source, manifest.shards)
+    source = find_map_source(run, manifest, action)
+    missing = find_damaged_map_shards(run, source, manifest.shards)
     if missing:
         # The actors read prior maps of the previous round, and `mtil gc` may have deleted those
         # maps.
-        for writer in reads_maps_of(run.plan([action.fold]), action):
+        for writer in find_map_writers(run.plan([action.fold]), action):
             write_maps(run, writer)
         num_rows = sum(source.rows.count(shard) for shard in missing)
         gpus = run.config.train.gpus_per_worker
         num_pixels = num_rows * run.config.data.image_size**2
-        pool, cpus = actor_pool(len(missing), num_pixels, None, gpus)
-        with unwrapped():
-            written = quiet([{"shard": pickle.dumps(shard)} for shard in missing]).map_batches(
+        pool, cpus = make_actor_pool(len(missing), num_pixels, None, gpus)
+        with unwrap_errors():
+            written = make_unit_dataset(
+                [{"shard": pickle.dumps(shard)} for shard in missing]
+            ).map_batches(
                 MapWriter,
-                fn_constructor_args=(run.uri, action, source, prior_maps(run, manifest, action)),
+                fn_constructor_args=(
+                    run.uri,
+                    action,
+                    source,
+                    find_prior_maps(run, manifest, action),
+                ),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=pool,
@@ -105,11 +112,11 @@ def write_maps(run: Run, action: WriteMaps) -> dict[str, Any]:
     }
 
 
-def damaged(run: Run, source: MapSource, shards: Sequence[Shard]) -> list[Shard]:
+def find_damaged_map_shards(run: Run, source: MapSource, shards: Sequence[Shard]) -> list[Shard]:
     """Return the shards whose map shard is missing, damaged or of a different origin."""
-    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(are_whole)
+    check: Any = ray.remote(num_cpus=DATA_TASK_CPUS)(check_map_shards)
     starts = range(0, len(shards), _CHECKED_SHARDS)
-    with unwrapped():
+    with unwrap_errors():
         portions = ray.get(
             [
                 check.remote(run.uri, source, shards[start : start + _CHECKED_SHARDS])

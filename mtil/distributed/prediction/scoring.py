@@ -10,31 +10,31 @@ import pyarrow.compute
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from mtil.circle.inputs import check_models
+from mtil.circle.inputs import check_test_models
 from mtil.distributed.runtime import cluster, preflight
-from mtil.distributed.runtime.failures import unwrapped
-from mtil.prediction.evaluation import write_predictions
-from mtil.prediction.units import Unit, list_units
+from mtil.distributed.runtime.failures import unwrap_errors
+from mtil.prediction.evaluation import store_predictions
+from mtil.prediction.units import ScoringUnit, list_units
 from mtil.run.folder import Run
 
 _PIXELS_PER_ACTOR = 32 * 256**2
 """Input pixels that justify an additional CPU actor. Starting an actor takes four seconds."""
 
 
-class Scorer:
+class ScoringActor:
     """Actor that scores test rows with the models of a round."""
 
     def __init__(self, run_uri: str, data_uri: str, round_index: int, gpus: float) -> None:
         # Imported here: the driver does not need PyTorch.
-        from mtil.models.devices import own_device
+        from mtil.models.devices import prepare_device
         from mtil.prediction.units import UnitScorer
 
-        self._scorer = UnitScorer(run_uri, data_uri, round_index, own_device(gpus))
+        self._scorer = UnitScorer(run_uri, data_uri, round_index, prepare_device(gpus))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit of work in the block."""
         (unit,) = block.to_pylist()
-        return self._scorer.score(Unit(**unit))
+        return self._scorer.score(ScoringUnit(**unit))
 
 
 def predict_folds(
@@ -69,14 +69,14 @@ def predict_folds(
     manifest = run.manifest()
     for fold in folds:
         # Fail here at once, rather than in an actor after seconds.
-        check_models(run, number, fold)
+        check_test_models(run, number, fold)
     units = list_units(manifest, folds)
     num_images = sum(unit.rows for unit in units)
     num_pixels = num_images * run.config.data.image_size**2
-    pool, cpus = actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
-    with unwrapped():
-        scored = quiet([asdict(unit) for unit in units]).map_batches(
-            Scorer,
+    pool, cpus = make_actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
+    with unwrap_errors():
+        scored = make_unit_dataset([asdict(unit) for unit in units]).map_batches(
+            ScoringActor,
             fn_constructor_args=(run.uri, run.data_uri, number, gpus_per_worker),
             batch_size=1,
             batch_format="pyarrow",
@@ -89,10 +89,10 @@ def predict_folds(
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
             listen({"kind": "scored", "images": images, "of": num_images})
-    return write_predictions(run, manifest, tables, number, folds)
+    return store_predictions(run, manifest, tables, number, folds)
 
 
-def actor_pool(
+def make_actor_pool(
     num_units: int, num_pixels: int, num_workers: int | None, gpus_per_worker: float
 ) -> tuple[ActorPoolStrategy, float]:
     """Return an actor pool and the CPUs reserved by each actor.
@@ -109,18 +109,20 @@ def actor_pool(
     Raises:
         ResourceError: if the cluster has no room.
     """
-    nodes = cluster.nodes()
+    nodes = cluster.list_nodes()
     max_actors = 1 if gpus_per_worker else max(1, int(sum(node.cpus for node in nodes)))
     num_actors = num_workers or min(
         max_actors, num_units, max(1, math.ceil(num_pixels / _PIXELS_PER_ACTOR))
     )
-    cpus = preflight.cpus_per_worker(nodes, num_workers=num_actors, cpus=None, gpus=gpus_per_worker)
+    cpus = preflight.plan_cpus_per_worker(
+        nodes, num_workers=num_actors, cpus=None, gpus=gpus_per_worker
+    )
     if num_workers:
         return ActorPoolStrategy(size=num_actors), cpus
     return ActorPoolStrategy(min_size=1, max_size=num_actors), cpus
 
 
-def quiet(units: Sequence[dict[str, Any]]) -> Dataset:
+def make_unit_dataset(units: Sequence[dict[str, Any]]) -> Dataset:
     """Return units of work as a Ray data set with a block per unit, without progress output."""
     DataContext.get_current().enable_progress_bars = False
     DataContext.get_current().print_on_execution_start = False

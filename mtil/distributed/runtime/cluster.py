@@ -22,11 +22,11 @@ from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mtil.distributed.runtime import preflight
-from mtil.distributed.runtime.preflight import Node
+from mtil.distributed.runtime.preflight import NodeResources
 from mtil.errors import ResourceError
 from mtil.process import interrupts, machine, scratch, supervisor
 
-MACHINES = "MTIL_MACHINES"
+MACHINES_VARIABLE = "MTIL_MACHINES"
 """Environment variable describing the machines that the cluster can start. See `preflight`."""
 
 _CONNECT_TIMEOUT_S = 10
@@ -48,7 +48,7 @@ Ray raises the niceness of its workers."""
 
 
 @contextmanager
-def connected(*, verbose: bool = False) -> Iterator[None]:
+def connect_ray(*, verbose: bool = False) -> Iterator[None]:
     """Connect to the cluster of `RAY_ADDRESS`, or run a local cluster for the block.
 
     A local cluster has a private folder, deleted at the end unless `verbose`. Signals arriving
@@ -66,7 +66,9 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         return
     for name, value in ({} if verbose else _QUIET_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    connection = _connect_to_shared(verbose) if is_shared() else _run_local_cluster(verbose)
+    connection = (
+        _connect_to_shared(verbose) if uses_shared_cluster() else _run_local_cluster(verbose)
+    )
     with connection:
         if not verbose:
             for name in ("ray", "ray.data", "ray.train"):
@@ -77,7 +79,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
 
 
-def is_shared() -> bool:
+def uses_shared_cluster() -> bool:
     """Return True if `RAY_ADDRESS` names a cluster, which outlives the command."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
@@ -108,10 +110,10 @@ def _run_local_cluster(verbose: bool) -> Iterator[None]:
     # Without a token in the environment, Ray writes one into the home folder, readable by other
     # users of the machine.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    machine.require()
-    base_folders = machine.place()
+    machine.require_machine()
+    base_folders = machine.choose_ray_folders()
     with ExitStack() as stack:
-        with interrupts.deferred():
+        with interrupts.defer_signals():
             cluster_folder = spill_folder = _make_folder(base_folders.sockets, stack, keep=verbose)
             if base_folders.objects != base_folders.sockets:
                 spill_folder = _make_folder(base_folders.objects, stack)
@@ -123,7 +125,7 @@ def _run_local_cluster(verbose: bool) -> Iterator[None]:
                         address="local",
                         include_dashboard=False,
                         # Ray makes the folder world-writable: keep inside the private folder.
-                        _temp_dir=str(cluster_folder / machine.RAY_FOLDER),
+                        _temp_dir=str(cluster_folder / machine.RAY_FOLDER_NAME),
                         object_spilling_directory=str(spill_folder),
                     )
             except Exception as error:
@@ -144,7 +146,7 @@ def _first_line(error: Exception) -> str:
 def _make_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
     """Create a temporary folder for Ray, deleted with the stack or after a kill of the process."""
     scratch.remove_abandoned(base)
-    folder = stack.enter_context(scratch.folder(base, keep=keep))
+    folder = stack.enter_context(scratch.create_scratch_folder(base, keep=keep))
     if not keep:
         supervisor.remove_at_end(folder)
     return folder
@@ -153,7 +155,7 @@ def _make_folder(base: Path, stack: ExitStack, *, keep: bool = False) -> Path:
 def _init_ray(verbose: bool, **options: Any) -> None:
     """Start Ray, with signal handling left to `mtil.process.interrupts`."""
     with (
-        interrupts.deferred(),
+        interrupts.defer_signals(),
         warnings.catch_warnings(),
         nullcontext() if verbose else _muted_stderr(),
         _without_ray_sigterm_handler(),
@@ -166,7 +168,7 @@ def _init_ray(verbose: bool, **options: Any) -> None:
             **options,
         )
         # Ray's core replaces signal handlers below Python; its handlers end the process.
-        interrupts.renew()
+        interrupts.reinstall_handlers()
 
 
 @contextmanager
@@ -185,7 +187,7 @@ def _without_ray_sigterm_handler() -> Iterator[None]:
 
 def _shut_down_ray() -> None:
     """Disconnect, and kill all processes of a local cluster."""
-    with interrupts.deferred():
+    with interrupts.defer_signals():
         # Listed before the shutdown, which forgets the processes.
         processes = _local_processes()
         _join_ray_data_threads()
@@ -216,11 +218,11 @@ def _join_ray_data_threads() -> None:
     Ray's core ends the process with exit code 1 and no message if a thread uses Ray after shutdown.
     """
     end = time.monotonic() + _JOIN_TIMEOUT_S
-    for thread in data_threads():
+    for thread in list_ray_data_threads():
         thread.join(max(0.0, end - time.monotonic()))
 
 
-def data_threads() -> list[threading.Thread]:
+def list_ray_data_threads() -> list[threading.Thread]:
     """Return the live threads of Ray Data, without prefetchers, which end with the process."""
     threads = []
     for thread in threading.enumerate():
@@ -242,10 +244,10 @@ def _batch_scheduling() -> Iterator[None]:
     try:
         yield
     finally:
-        to_foreground()
+        set_normal_scheduling()
 
 
-def to_foreground() -> None:
+def set_normal_scheduling() -> None:
     """Set the normal scheduling policy for the calling thread and future children."""
     _set_scheduling_policy("SCHED_OTHER")
 
@@ -279,7 +281,7 @@ def _muted_stderr() -> Iterator[None]:
         os.close(null_device)
 
 
-def nodes() -> list[Node]:
+def list_nodes() -> list[NodeResources]:
     """Return the resources of all nodes, including nodes that the cluster can start on demand.
 
     Ray cannot list startable nodes, so the environment variable `MTIL_MACHINES` names them.
@@ -287,15 +289,17 @@ def nodes() -> list[Node]:
     Raises:
         ResourceError: if `MTIL_MACHINES` is malformed.
     """
-    live = live_nodes()
-    machines = os.environ.get(MACHINES)
-    return live + preflight.to_come(live, machines) if machines else live
+    live = list_live_nodes()
+    machines = os.environ.get(MACHINES_VARIABLE)
+    return live + preflight.list_startable_nodes(live, machines) if machines else live
 
 
-def live_nodes() -> list[Node]:
+def list_live_nodes() -> list[NodeResources]:
     """Return the total resources of the live nodes."""
     return [
-        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        NodeResources(
+            cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)
+        )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
@@ -306,7 +310,7 @@ def has_dashboard() -> bool:
     return bool(get_webui_url_from_internal_kv())  # type: ignore[no-untyped-call]
 
 
-def free_orphans() -> None:
+def free_orphaned_groups() -> None:
     """Remove placement groups left behind by dead actors of the current job.
 
     Ray frees the groups only at the end of the job. Until then, a training whose controller was

@@ -51,7 +51,7 @@ _CAUSE_ATTRIBUTES = ("cause", "controller_failure", "health_check_failure")
 
 
 @contextmanager
-def unwrapped(what: str = "Training") -> Iterator[None]:
+def unwrap_errors(what: str = "Training") -> Iterator[None]:
     """Convert Ray errors in the block into mtil errors.
 
     Args:
@@ -65,7 +65,7 @@ def unwrapped(what: str = "Training") -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, RayError) or _is_of_ray_train(error, _FAILED_TRAININGS)):
             raise
-        mtil_error = cause(error)
+        mtil_error = find_mtil_error(error)
         if mtil_error is not None:
             raise mtil_error from error
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -73,7 +73,7 @@ def unwrapped(what: str = "Training") -> Iterator[None]:
         raise kind(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
-def cause(error: BaseException) -> MtilError | None:
+def find_mtil_error(error: BaseException) -> MtilError | None:
     """Return the mtil error wrapped in an error. None if no mtil error is found.
 
     Also parses error texts, because Ray Data passes on only the text of errors raised in tasks.
@@ -89,18 +89,18 @@ def cause(error: BaseException) -> MtilError | None:
     return None
 
 
-def mistake(error: BaseException) -> UserError | None:
+def find_user_error(error: BaseException) -> UserError | None:
     """Return the user error behind an error. None for other failures.
 
     A retry would fail again, unlike after a storage outage or a lost machine.
     """
-    mtil_error = cause(error)
+    mtil_error = find_mtil_error(error)
     return mtil_error if isinstance(mtil_error, UserError) and not is_loss(mtil_error) else None
 
 
 def is_loss(error: BaseException) -> bool:
     """Return True if a process, a machine or the storage was lost. A retry may succeed."""
-    mtil_error = cause(error)
+    mtil_error = find_mtil_error(error)
     if mtil_error is not None:
         lost = isinstance(mtil_error, LostError | ResourceError | StorageError)
         # A missing object stays missing, so NotFoundError is no outage.

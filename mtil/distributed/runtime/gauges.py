@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-TRAINING = {
+TRAINING_GAUGES = {
     "mtil_images_per_second": "Images trained on a second, by all workers of a training together.",
     "mtil_step_seconds": "Time of an optimiser step.",
     "mtil_data_wait_share": "Share of the time in which the step waits for data.",
@@ -17,7 +17,7 @@ TRAINING = {
     "mtil_epoch": "Epochs done, the present one by its share.",
     "mtil_workers": "Processes that train together.",
 }
-COORDINATOR = {
+COORDINATOR_GAUGES = {
     "mtil_actions_waiting": "Actions of a circle that may run and find no room.",
     "mtil_actions_running": "Actions of a circle that run.",
     "mtil_actions_done": "Actions of a circle that are committed.",
@@ -40,7 +40,9 @@ class Gauges:
         """
         self._gauges: dict[str, Gauge] = {}
         self._has_failed = False
-        values = {key: "" if value is None else tag(str(value)) for key, value in tags.items()}
+        values = {
+            key: "" if value is None else encode_tag(str(value)) for key, value in tags.items()
+        }
         # Monitoring must never end a training, whatever Ray raises.
         try:
             for name, description in described.items():
@@ -64,7 +66,7 @@ class Gauges:
         _log.exception("The gauges of the process have failed and are disabled")
 
 
-def tag(text: str) -> str:
+def encode_tag(text: str) -> str:
     r"""Return a tag value in printable ASCII, as Ray requires. Other letters become `\xe4`."""
     plain = text.encode("ascii", "backslashreplace").decode("ascii")
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in plain)

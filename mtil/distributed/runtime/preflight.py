@@ -21,7 +21,7 @@ _PREFERRED_SPARE_CPUS = 1.0
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeResources:
     """Total resources of a cluster node."""
 
     cpus: float
@@ -47,7 +47,7 @@ class _MachineLimits:
 _MACHINES: TypeAdapter[_MachineLimits] = TypeAdapter(_MachineLimits)
 
 
-def to_come(live: Sequence[Node], machines: str) -> list[Node]:
+def list_startable_nodes(live: Sequence[NodeResources], machines: str) -> list[NodeResources]:
     """Return the nodes that a cluster can still start.
 
     Args:
@@ -66,16 +66,16 @@ def to_come(live: Sequence[Node], machines: str) -> list[Node]:
     limits = document.validate(_MACHINES, document.object(machines.encode(errors="replace")))
     # A head without CPUs runs no workers and does not count as a worker node.
     num_startable = limits.most - sum(node.cpus > 0 for node in live)
-    nodes: list[Node] = []
+    nodes: list[NodeResources] = []
     for kind in limits.kinds:
-        node = Node(cpus=kind.cpus, gpus=kind.gpus)
+        node = NodeResources(cpus=kind.cpus, gpus=kind.gpus)
         missing = min(kind.most - list(live).count(node), num_startable - len(nodes))
         nodes += [node] * max(missing, 0)
     return nodes
 
 
-def cpus_per_worker(
-    nodes: Sequence[Node], *, num_workers: int, cpus: float | None, gpus: float
+def plan_cpus_per_worker(
+    nodes: Sequence[NodeResources], *, num_workers: int, cpus: float | None, gpus: float
 ) -> float:
     """Return the CPUs reserved by each worker.
 
@@ -110,7 +110,7 @@ def cpus_per_worker(
                 "Lower `train.num_workers`."
             )
         with suppress(ResourceError):
-            return cpus_per_worker(nodes, num_workers=num_workers, cpus=share, gpus=gpus)
+            return plan_cpus_per_worker(nodes, num_workers=num_workers, cpus=share, gpus=gpus)
         # The free CPUs may be split over small nodes. With a smaller share even a node with a
         # single CPU keeps room for a data task.
         cpus = min(share, 1 - DATA_TASK_CPUS)
@@ -139,8 +139,13 @@ def cpus_per_worker(
     return cpus
 
 
-def elastic_cpus_per_worker(
-    nodes: Sequence[Node], *, min_workers: int, num_workers: int, cpus: float | None, gpus: float
+def plan_elastic_cpus_per_worker(
+    nodes: Sequence[NodeResources],
+    *,
+    min_workers: int,
+    num_workers: int,
+    cpus: float | None,
+    gpus: float,
 ) -> float:
     """Return the CPUs reserved by each worker of an elastic training.
 
@@ -159,14 +164,14 @@ def elastic_cpus_per_worker(
             leaves no room for Ray Data.
     """
     if min_workers == num_workers:
-        return cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
+        return plan_cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
     # Start from the share of the largest group that fits now.
     for worker_count in range(num_workers, min_workers, -1):
         with suppress(ResourceError):
-            share = cpus_per_worker(nodes, num_workers=worker_count, cpus=cpus, gpus=gpus)
+            share = plan_cpus_per_worker(nodes, num_workers=worker_count, cpus=cpus, gpus=gpus)
             break
     else:
-        share = cpus_per_worker(nodes, num_workers=min_workers, cpus=cpus, gpus=gpus)
+        share = plan_cpus_per_worker(nodes, num_workers=min_workers, cpus=cpus, gpus=gpus)
     if cpus is None:
         # Lower the share in steps of 0.01 CPUs until every node keeps room for a data task.
         steps = range(round(100 * share), 0, -1)
@@ -185,7 +190,9 @@ def elastic_cpus_per_worker(
     return share
 
 
-def room(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
+def count_parallel_trainings(
+    nodes: Sequence[NodeResources], *, num_workers: int, cpus: float, gpus: float
+) -> int:
     """Return the number of trainings that fit side by side with a data task each; at least 1.
 
     Args:
@@ -207,7 +214,9 @@ def room(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -
     return max(1, num_trainings)
 
 
-def threads_per_worker(nodes: Sequence[Node], *, num_workers: int, cpus: float, gpus: float) -> int:
+def plan_threads_per_worker(
+    nodes: Sequence[NodeResources], *, num_workers: int, cpus: float, gpus: float
+) -> int:
     """Return the CPU threads per worker that no placement of the workers overcommits; at least 1.
 
     Args:
@@ -232,7 +241,9 @@ def threads_per_worker(nodes: Sequence[Node], *, num_workers: int, cpus: float, 
     )
 
 
-def _every_node_has_room(nodes: Sequence[Node], max_workers: int, cpus: float, gpus: float) -> bool:
+def _every_node_has_room(
+    nodes: Sequence[NodeResources], max_workers: int, cpus: float, gpus: float
+) -> bool:
     """Return True if every node keeps room for a data task beside up to `max_workers`."""
     taken = (
         (node, min(_count_places(node, cpus, gpus), max_workers) * cpus)
@@ -242,9 +253,11 @@ def _every_node_has_room(nodes: Sequence[Node], max_workers: int, cpus: float, g
     return all(node.cpus - cpus_taken >= DATA_TASK_CPUS - 1e-9 for node, cpus_taken in taken)
 
 
-def _has_room_for_data_task(node: Node, places_to_spare: int, cpus: float, gpus: float) -> bool:
+def _has_room_for_data_task(
+    node: NodeResources, places_to_spare: int, cpus: float, gpus: float
+) -> bool:
     """Return True if a data task on the node takes no place needed by a worker."""
-    beside = Node(cpus=max(node.cpus - DATA_TASK_CPUS, 0), gpus=node.gpus)
+    beside = NodeResources(cpus=max(node.cpus - DATA_TASK_CPUS, 0), gpus=node.gpus)
     fits = node.cpus >= DATA_TASK_CPUS
     return (
         fits
@@ -252,7 +265,7 @@ def _has_room_for_data_task(node: Node, places_to_spare: int, cpus: float, gpus:
     )
 
 
-def _count_places(node: Node, cpus: float, gpus: float) -> int:
+def _count_places(node: NodeResources, cpus: float, gpus: float) -> int:
     # 1e-9 absorbs float error: 0.3 / 0.1 is 2.9999999999999996.
     by_cpu = math.floor(node.cpus / cpus + 1e-9)
     return min(by_cpu, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpu

@@ -10,25 +10,25 @@ from mtil.errors import ResourceError
 _log = logging.getLogger(__name__)
 
 
-def reserved_cpus(config: Config) -> float:
+def plan_reserved_cpus(config: Config) -> float:
     """Return the CPUs reserved by each training worker.
 
     Raises:
         ResourceError: if the workers do not fit on the cluster, startable nodes included.
     """
-    return _reserved_cpus_on(config, cluster.nodes())
+    return _reserved_cpus_on(config, cluster.list_nodes())
 
 
-def tell_of_waiting(config: Config) -> None:
+def report_missing_resources(config: Config) -> None:
     """Log a warning if a training must wait until the cluster has started machines."""
     try:
-        _reserved_cpus_on(config, cluster.live_nodes())
+        _reserved_cpus_on(config, cluster.list_live_nodes())
     except ResourceError:
         _log.warning("The cluster has to start machines for the training, which may take minutes.")
 
 
-def _reserved_cpus_on(config: Config, nodes: Sequence[preflight.Node]) -> float:
-    return preflight.elastic_cpus_per_worker(
+def _reserved_cpus_on(config: Config, nodes: Sequence[preflight.NodeResources]) -> float:
+    return preflight.plan_elastic_cpus_per_worker(
         nodes,
         min_workers=config.train.min_workers or config.train.num_workers,
         num_workers=config.train.num_workers,
@@ -37,7 +37,7 @@ def _reserved_cpus_on(config: Config, nodes: Sequence[preflight.Node]) -> float:
     )
 
 
-def threads(config: Config, cpus: float) -> int:
+def propose_num_threads(config: Config, cpus: float) -> int:
     """Return the number of CPU threads of each worker.
 
     Args:
@@ -48,6 +48,6 @@ def threads(config: Config, cpus: float) -> int:
     if configured_cpus is not None:
         return max(1, round(configured_cpus))
     num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
-    return preflight.threads_per_worker(
-        cluster.nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+    return preflight.plan_threads_per_worker(
+        cluster.list_nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
     )

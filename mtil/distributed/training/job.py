@@ -21,7 +21,7 @@ class FoldJob:
     """The data set's tables in the object store, or None to stream the training rows."""
     priors: PriorMaps | None = None
     """The maps of the round before, which held tables have already."""
-    goes_on: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None
+    should_continue: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None
     """Asked by one process after each epoch with the history so far; False ends the training, whose
     best epoch is committed."""
     num_threads: int | None = None

@@ -21,28 +21,28 @@ from ray.train.v2._internal.execution.failure_handling import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from mtil.circle.begin import Request
-from mtil.circle.inputs import prior_maps
+from mtil.circle.inputs import find_prior_maps
+from mtil.circle.request import TrainingRequest
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
-from mtil.distributed.data.holding import hold
+from mtil.distributed.data.resident import load_resident_tables
 from mtil.distributed.runtime import cluster, resources
-from mtil.distributed.runtime.failures import mistake, unwrapped
+from mtil.distributed.runtime.failures import find_user_error, unwrap_errors
 from mtil.distributed.training.job import FoldJob
-from mtil.distributed.training.processes import Processes
-from mtil.library.samples import fit_in_memory
+from mtil.distributed.training.process_group import ProcessGroupConfig
+from mtil.library.samples import fits_in_memory
 from mtil.process import supervisor
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps
-from mtil.run.relay import Guarded, Listener, relayed
+from mtil.run.relay import GuardedListener, ProgressListener, relay_progress
 from mtil.run.threads import settle_num_threads
 
 _ABORT_S = 10.0
 _RESIZE_S = 10.0
 """How often a group of workers that may grow looks for room."""
 
-CPU_MEMORY = {
+CPU_MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -50,7 +50,7 @@ CPU_MEMORY = {
 """Have glibc keep freed activations for the next step: fresh pages cost a tenth of a CPU's step."""
 
 
-def train(request: Request, listen: Listener) -> list[FoldResult]:
+def run_trainings(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
     """Train folds one after the other; a fold that has a result is not trained again.
 
     Args:
@@ -62,19 +62,19 @@ def train(request: Request, listen: Listener) -> list[FoldResult]:
         RunError: if the workers failed more often than the configuration allows.
     """
     config, data_uri = request.config, request.data_uri
-    cpus = resources.reserved_cpus(config)  # refused here, a run is not begun
-    resources.tell_of_waiting(config)
+    cpus = resources.plan_reserved_cpus(config)  # refused here, a run is not begun
+    resources.report_missing_resources(config)
     run = request.create()
     trainings = [Train(0, fold) for fold in request.folds]
     waiting = [of for of in trainings if run.result(of) is None]
-    held = hold_if_resident(data_uri, request.manifest, config) if waiting else None
+    held = load_if_resident(data_uri, request.manifest, config) if waiting else None
     for of in waiting:
         _train(run, FoldJob(run.uri, data_uri, of, held), cpus, listen)
     results = [run.result(of) for of in trainings]
     return [result for result in results if result is not None]
 
 
-def train_round(run: Run, of: Train, listen: Listener) -> FoldResult:
+def train_action(run: Run, of: Train, listen: ProgressListener) -> FoldResult:
     """Do one training of a circle, unless it has a result.
 
     Raises:
@@ -82,17 +82,17 @@ def train_round(run: Run, of: Train, listen: Listener) -> FoldResult:
         MapError: if a map that it reads is missing or damaged.
         RunError: if the workers failed more often than the configuration allows.
     """
-    cpus = resources.reserved_cpus(run.config)
+    cpus = resources.plan_reserved_cpus(run.config)
     result = run.result(of)
     if result is not None:
         return result
     manifest = run.manifest()
-    priors = prior_maps(run, manifest, of)
-    held = hold_if_resident(run.data_uri, manifest, run.config, priors)
-    return train_job(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
+    priors = find_prior_maps(run, manifest, of)
+    held = load_if_resident(run.data_uri, manifest, run.config, priors)
+    return run_training_job(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
 
 
-def train_job(run: Run, job: FoldJob, cpus: float, listen: Listener) -> FoldResult:
+def run_training_job(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> FoldResult:
     """Do one training by Ray Train, unless it has a result, with as many CPUs a worker.
 
     Raises:
@@ -107,7 +107,7 @@ def train_job(run: Run, job: FoldJob, cpus: float, listen: Listener) -> FoldResu
     return result
 
 
-def train_here(run: Run, job: FoldJob) -> FoldResult:
+def train_in_process(run: Run, job: FoldJob) -> FoldResult:
     """Do one training in this process, unless it has a result, on its GPU if it has one.
 
     Raises:
@@ -117,13 +117,13 @@ def train_here(run: Run, job: FoldJob) -> FoldResult:
     if run.result(job.train) is None:
         from mtil.distributed.training import worker  # PyTorch, which what only waits does not need
 
-        worker.train_alone(job, run.config.train.gpus_per_worker)
+        worker.train_single_process(job, run.config.train.gpus_per_worker)
     result = run.result(job.train)
     assert result is not None
     return result
 
 
-def hold_if_resident(
+def load_if_resident(
     data_uri: str, manifest: Manifest, config: Config, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]] | None:
     """Put the data set, with its maps, into the object store if it is to be resident there.
@@ -132,10 +132,10 @@ def hold_if_resident(
         DataError: if a shard is missing or not the one that the manifest names.
         MapError: if a map shard is.
     """
-    if not fit_in_memory(manifest, config.data):
+    if not fits_in_memory(manifest, config.data):
         return None
-    with unwrapped():
-        return hold(data_uri, manifest, priors)
+    with unwrap_errors():
+        return load_resident_tables(data_uri, manifest, priors)
 
 
 class _Policy(DefaultFailurePolicy):
@@ -143,7 +143,7 @@ class _Policy(DefaultFailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Say whether to start the workers again."""
-        if mistake(training_failed_error) is not None:
+        if find_user_error(training_failed_error) is not None:
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
@@ -187,14 +187,14 @@ def _train_in_group(job: FoldJob) -> None:
     worker.train_in_group(job)
 
 
-def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
+def _train(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> None:
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
-        proposed = resources.threads(run.config, cpus)
+        proposed = resources.propose_num_threads(run.config, cpus)
         job = replace(job, num_threads=settle_num_threads(run, proposed))
     reserved = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     with (
-        relayed(run, job.train, listen),
+        relay_progress(run, job.train, listen),
         tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
     ):
         supervisor.remove_at_end(Path(scratch))
@@ -208,22 +208,22 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: Listener) -> None:
                 use_gpu=workers.gpus_per_worker > 0,
                 resources_per_worker=reserved,
             ),
-            backend_config=Processes("nccl" if workers.gpus_per_worker else "gloo"),
+            backend_config=ProcessGroupConfig("nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=run.folder(job.train).replace("/", "-"),
                 storage_path=scratch,  # checkpoints go to the run's own storage
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 worker_runtime_env={  # type: ignore[call-arg]
-                    "env_vars": {} if workers.gpus_per_worker else CPU_MEMORY
+                    "env_vars": {} if workers.gpus_per_worker else CPU_MALLOC_SETTINGS
                 },
             ),
         )
         try:
-            with unwrapped():
+            with unwrap_errors():
                 trainer.fit()
         except KeyboardInterrupt:
-            if cluster.is_shared():
+            if cluster.uses_shared_cluster():
                 trainer.abort()
             raise
-    Guarded(listen)({"kind": "done", "fold": job.train.fold})
+    GuardedListener(listen)({"kind": "done", "fold": job.train.fold})

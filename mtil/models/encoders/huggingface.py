@@ -26,7 +26,7 @@ class HuggingFaceBackbone(Encoder):
     def __init__(self, name: str, *, pretrained: bool) -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.backbone = load_backbone(name, pretrained=pretrained)
-        widths = probe(name, self.backbone)
+        widths = probe_channels(name, self.backbone)
         self.channels = (DETAIL_CHANNELS, *widths)
         self.detail = nn.Sequential(nn.PixelUnshuffle(2), ConvNorm(12, DETAIL_CHANNELS))
 
@@ -69,7 +69,7 @@ def load_backbone(name: str, *, pretrained: bool) -> nn.Module:
     return module
 
 
-def probe(name: str, backbone: nn.Module) -> tuple[int, int, int, int]:
+def probe_channels(name: str, backbone: nn.Module) -> tuple[int, int, int, int]:
     """Return the number of channels of the four maps, and freeze unused parameters.
 
     Raises:

@@ -9,11 +9,11 @@ import pytest
 
 from mtil.circle import heartbeat
 from mtil.circle import ledger as ledgers
-from mtil.circle.heartbeat import NAME, Heart, is_beating
-from mtil.circle.ledger import Fenced, Ledger
-from mtil.circle.state import Boot, Done, Started, State, next_actions
+from mtil.circle.heartbeat import HEARTBEAT_FILE, HeartbeatThread, is_coordinator_alive
+from mtil.circle.ledger import Ledger, SessionFenced
+from mtil.circle.state import ActionDone, ActionStarted, CircleState, SessionBooted, next_actions
 from mtil.config import CircleConfig
-from mtil.run.plan import Plan, Train
+from mtil.run.plan import CirclePlan, Train
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until
 
@@ -38,34 +38,34 @@ def _jumping(monkeypatch: pytest.MonkeyPatch) -> None:
     really = time.time
     monkeypatch.setattr(ledgers, "datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: really() + 3600 * next(hours))
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # a busy machine is not silent
 
 
 def test_a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Heart(store, "one"):
-        until(lambda: store.exists(NAME))
-        assert is_beating(store)
-        latest = store.read(NAME)
-    store.write(NAME, latest)  # as if it had died
+    with HeartbeatThread(store, "one"):
+        until(lambda: store.exists(HEARTBEAT_FILE))
+        assert is_coordinator_alive(store)
+        latest = store.read(HEARTBEAT_FILE)
+    store.write(HEARTBEAT_FILE, latest)  # as if it had died
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.6)
-    assert not is_beating(store)  # by another clock the silence would take hours
+    assert not is_coordinator_alive(store)  # by another clock the silence would take hours
 
 
 def test_events_count_in_the_order_of_their_numbers(store: LocalStore) -> None:
-    plan = Plan.of(CircleConfig(num_rounds=2), [0])
+    plan = CirclePlan.of(CircleConfig(num_rounds=2), [0])
     first, second = (Ledger.open(store, session=name) for name in ("first", "second"))
     first.begin(plan, "f" * 64, "c" * 64)
     first.boot()
-    first.append(Started(action=Train(0, 0), attempt=1))
+    first.append(ActionStarted(action=Train(0, 0), attempt=1))
     assert _taken_over(second).session == "second"
-    with pytest.raises(Fenced):
-        first.append(Done(action=Train(0, 0), attempt=1, result={}))
+    with pytest.raises(SessionFenced):
+        first.append(ActionDone(action=Train(0, 0), attempt=1, result={}))
     assert next_actions(_taken(second)) == (Train(0, 0),)  # adopted or begun again, at once
-    second.append(Started(action=Train(0, 0), attempt=1))
-    second.append(Done(action=Train(0, 0), attempt=1, result={}))
+    second.append(ActionStarted(action=Train(0, 0), attempt=1))
+    second.append(ActionDone(action=Train(0, 0), attempt=1, result={}))
     read = Ledger.open(store).state
     assert read is not None
     assert read == second.state
@@ -74,12 +74,12 @@ def test_events_count_in_the_order_of_their_numbers(store: LocalStore) -> None:
     assert times != sorted(times)
 
 
-def _taken_over(ledger: Ledger) -> State:
+def _taken_over(ledger: Ledger) -> CircleState:
     ledger.refresh()
-    return ledger.append(Boot())
+    return ledger.append(SessionBooted())
 
 
-def _taken(ledger: Ledger) -> State:
+def _taken(ledger: Ledger) -> CircleState:
     assert ledger.state is not None
     return ledger.state
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from mtil.circle import heartbeat
-from mtil.circle.heartbeat import NAME, Beat, Heart, Listener, is_beating, read
+from mtil.circle.heartbeat import (
+    HEARTBEAT_FILE,
+    Heartbeat,
+    HeartbeatMonitor,
+    HeartbeatThread,
+    is_coordinator_alive,
+    read_heartbeat,
+)
 from mtil.errors import RunError, StorageError
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until
@@ -37,7 +44,9 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(heartbeat, "time", found)
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)  # of those who beat, by the real clock
+    monkeypatch.setattr(
+        heartbeat, "HEARTBEAT_INTERVAL_S", 0.03
+    )  # of those who beat, by the real clock
     monkeypatch.setattr(heartbeat, "_SILENCE_S", SILENCE_S)
     return found
 
@@ -47,11 +56,11 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(str(tmp_path / "run"))
 
 
-def wait_for(count: int, store: LocalStore) -> Beat:
-    found: list[Beat] = []
+def wait_for(count: int, store: LocalStore) -> Heartbeat:
+    found: list[Heartbeat] = []
 
     def is_there() -> bool:
-        latest = read(store)
+        latest = read_heartbeat(store)
         found.extend([latest] if latest is not None and latest.count >= count else [])
         return bool(found)
 
@@ -65,32 +74,32 @@ def beats_meanwhile(clock: Clock, store: LocalStore) -> None:
 
 
 def test_where_nobody_has_begun_nothing_beats(store: LocalStore, clock: Clock) -> None:
-    assert read(store) is None
-    assert not is_beating(store)
+    assert read_heartbeat(store) is None
+    assert not is_coordinator_alive(store)
     assert clock.slept == 0.0  # there is nothing to wait for
     assert not Path(store.uri).exists()
 
 
 def test_a_session_at_work_beats_until_it_leaves(store: LocalStore, clock: Clock) -> None:
-    with Heart(store, "one"):
+    with HeartbeatThread(store, "one"):
         assert wait_for(3, store).session == "one"
         beats_meanwhile(clock, store)
-        assert is_beating(store)
-        assert clock.slept == pytest.approx(heartbeat.INTERVAL_S / 3)
-    assert read(store) is None
-    assert not is_beating(store)
+        assert is_coordinator_alive(store)
+        assert clock.slept == pytest.approx(heartbeat.HEARTBEAT_INTERVAL_S / 3)
+    assert read_heartbeat(store) is None
+    assert not is_coordinator_alive(store)
     assert store.names() == []
 
 
 def test_a_session_that_died_is_silent(store: LocalStore, clock: Clock) -> None:
-    store.write(NAME, json.dumps({"session": "dead", "count": 7}).encode())
-    assert not is_beating(store)
-    assert SILENCE_S <= clock.slept < SILENCE_S + heartbeat.INTERVAL_S  # and not longer
-    assert read(store) == Beat("dead", 7)
+    store.write(HEARTBEAT_FILE, json.dumps({"session": "dead", "count": 7}).encode())
+    assert not is_coordinator_alive(store)
+    assert SILENCE_S <= clock.slept < SILENCE_S + heartbeat.HEARTBEAT_INTERVAL_S  # and not longer
+    assert read_heartbeat(store) == Heartbeat("dead", 7)
 
 
 def test_a_beat_says_where_it_comes_from_and_what_is_waited_for(store: LocalStore) -> None:
-    with Heart(store, "one") as heart:
+    with HeartbeatThread(store, "one") as heart:
         first = wait_for(1, store)
         assert (first.host, first.waits) == (socket.gethostname(), "")
         heart.waits = "It waits for machines."
@@ -98,12 +107,12 @@ def test_a_beat_says_where_it_comes_from_and_what_is_waited_for(store: LocalStor
 
 
 def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore, clock: Clock) -> None:
-    listener = Listener(store)
+    listener = HeartbeatMonitor(store)
     assert not listener.is_beating()
-    store.write(NAME, json.dumps({"session": "dead", "count": 7}).encode())
+    store.write(HEARTBEAT_FILE, json.dumps({"session": "dead", "count": 7}).encode())
     assert not listener.is_beating()
-    store.delete(NAME)
-    with Heart(store, "one"):
+    store.delete(HEARTBEAT_FILE)
+    with HeartbeatThread(store, "one"):
         wait_for(1, store)
         beats_meanwhile(clock, store)
         assert listener.is_beating()
@@ -111,7 +120,7 @@ def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore, clock: Clo
         slept = clock.slept
         assert listener.is_beating()
         assert clock.slept == slept  # without a wait
-    store.write(NAME, json.dumps({"session": "one", "count": 99}).encode())
+    store.write(HEARTBEAT_FILE, json.dumps({"session": "one", "count": 99}).encode())
     assert listener.is_beating()
     clock.now += SILENCE_S - 1
     assert listener.is_beating()
@@ -122,31 +131,31 @@ def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore, clock: Clo
 def test_one_that_leaves_while_it_is_listened_to_is_not_beating(
     store: LocalStore, clock: Clock
 ) -> None:
-    store.write(NAME, json.dumps({"session": "one", "count": 1}).encode())
-    clock.in_a_sleep = lambda: store.delete(NAME)
-    assert not is_beating(store)
-    assert clock.slept < heartbeat.INTERVAL_S
+    store.write(HEARTBEAT_FILE, json.dumps({"session": "one", "count": 1}).encode())
+    clock.in_a_sleep = lambda: store.delete(HEARTBEAT_FILE)
+    assert not is_coordinator_alive(store)
+    assert clock.slept < heartbeat.HEARTBEAT_INTERVAL_S
 
 
 def test_a_successor_is_seen_at_once(store: LocalStore, clock: Clock) -> None:
-    store.write(NAME, json.dumps({"session": "dead", "count": 1}).encode())
+    store.write(HEARTBEAT_FILE, json.dumps({"session": "dead", "count": 1}).encode())
 
     def come() -> None:
-        store.write(NAME, json.dumps({"session": "two", "count": 1}).encode())
+        store.write(HEARTBEAT_FILE, json.dumps({"session": "two", "count": 1}).encode())
 
     clock.in_a_sleep = come
-    assert is_beating(store)
-    assert clock.slept < heartbeat.INTERVAL_S
+    assert is_coordinator_alive(store)
+    assert clock.slept < heartbeat.HEARTBEAT_INTERVAL_S
 
 
 def test_who_leaves_lets_a_successor_s_beat_be(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 60.0)
-    with Heart(store, "one"):
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 60.0)
+    with HeartbeatThread(store, "one"):
         wait_for(1, store)
-        store.write(NAME, json.dumps({"session": "two", "count": 1}).encode())
-    assert read(store) == Beat("two", 1)
+        store.write(HEARTBEAT_FILE, json.dumps({"session": "two", "count": 1}).encode())
+    assert read_heartbeat(store) == Heartbeat("two", 1)
 
 
 def test_a_storage_that_fails_for_a_while_does_not_end_the_beat(store: LocalStore) -> None:
@@ -160,15 +169,15 @@ def test_a_storage_that_fails_for_a_while_does_not_end_the_beat(store: LocalStor
                 raise StorageError("Bucket 'b' is out of reach.")
             super().write(name, data)
 
-    with Heart(Moody(store.uri), "one"):
+    with HeartbeatThread(Moody(store.uri), "one"):
         wait_for(1, store)
         failing.set()
         assert tried.wait(PATIENCE_S)
-        before = read(store)
+        before = read_heartbeat(store)
         assert before is not None
         failing.clear()
         assert wait_for(before.count + 2, store).session == "one"
-    assert read(store) is None
+    assert read_heartbeat(store) is None
 
 
 def test_leaving_a_storage_that_fails_is_no_error(store: LocalStore) -> None:
@@ -176,18 +185,18 @@ def test_leaving_a_storage_that_fails_is_no_error(store: LocalStore) -> None:
         def delete(self, name: str) -> None:
             raise StorageError("Bucket 'b' is out of reach.")
 
-    with Heart(Gone(store.uri), "one"):
+    with HeartbeatThread(Gone(store.uri), "one"):
         wait_for(1, store)
-    assert read(store) is not None
-    assert not is_beating(store)
+    assert read_heartbeat(store) is not None
+    assert not is_coordinator_alive(store)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"session": "one"}'])
 def test_a_file_that_is_no_beat_is_one_sentence(store: LocalStore, text: str) -> None:
-    store.write(NAME, text.encode())
-    for listen in (read, is_beating):
+    store.write(HEARTBEAT_FILE, text.encode())
+    for listen in (read_heartbeat, is_coordinator_alive):
         with pytest.raises(RunError) as caught:
             listen(store)
         message = str(caught.value)
-        assert message.startswith(f"{store.uri}/{NAME} ")
+        assert message.startswith(f"{store.uri}/{HEARTBEAT_FILE} ")
         assert message.endswith("; delete it.")

@@ -9,27 +9,27 @@ import pytest
 import torch
 
 from mtil.circle.inputs import (
-    chains,
     check_plan,
-    initial_weights,
-    judges,
-    map_source,
-    mapped_rows,
-    own_judges,
-    prior_maps,
-    training_rows,
+    find_map_source,
+    find_prior_maps,
+    list_own_test_models,
+    list_test_models,
+    load_initial_weights,
+    load_model_chains,
+    select_mapped_rows,
+    select_training_rows,
 )
-from mtil.config import Config, digest
+from mtil.config import Config, compute_config_digest
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Selection
+from mtil.data.dataset.selection import RowSelection
 from mtil.data.dataset.shards import HOLDOUT, pixels
 from mtil.errors import DataError, MapError, RunError
-from mtil.prediction.predictor import predictors
-from mtil.run.checkpoint import Model
+from mtil.prediction.predictor import build_predictors
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
-from mtil.run.maps import Origin, encode
-from mtil.run.plan import Evaluate, Train, WriteMaps, actions, needs
+from mtil.run.maps import MapOrigin, encode_maps
+from mtil.run.plan import Evaluate, Train, WriteMaps, find_prerequisites, list_actions
 from mtil.run.priors import PriorMaps
 from mtil.storage import LocalStore
 
@@ -38,10 +38,10 @@ CircleRun = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
-    return [shards.read(LocalStore(data_uri), shard) for shard in manifest.shards]
+    return [shards.read_shard(LocalStore(data_uri), shard) for shard in manifest.shards]
 
 
-def ids(tables: list[pa.Table], rows: Selection) -> set[str]:
+def ids(tables: list[pa.Table], rows: RowSelection) -> set[str]:
     found = [table.column("sample_id").take(pa.array(rows.rows(table))) for table in tables]
     return {name for column in found for name in column.to_pylist()}
 
@@ -85,9 +85,9 @@ def test_in_sample_a_model_maps_the_rows_that_it_was_trained_on(
     assert manifest.num_parts == 8
     config = make_config()
     for fold in range(3):
-        trained = ids(tables, training_rows(config, manifest, Train(1, fold)))
+        trained = ids(tables, select_training_rows(config, manifest, Train(1, fold)))
         assert trained == by_hand(tables, fold)
-        assert trained == ids(tables, mapped_rows(config, manifest, WriteMaps(1, fold)))
+        assert trained == ids(tables, select_mapped_rows(config, manifest, WriteMaps(1, fold)))
         assert 0 < len(trained) < 60
 
 
@@ -95,11 +95,11 @@ def test_cross_fit_an_inner_model_maps_the_rows_that_it_has_not_seen(
     make_config: Callable[..., Config], manifest: Manifest, tables: list[pa.Table]
 ) -> None:
     config = make_config(circle={"maps": "cross_fit", "num_parts": 2})
-    whole = ids(tables, training_rows(config, manifest, Train(0, 1)))
+    whole = ids(tables, select_training_rows(config, manifest, Train(0, 1)))
     assert whole == by_hand(tables, 1)
     for part in (0, 1):
-        seen = ids(tables, training_rows(config, manifest, Train(0, 1, part)))
-        mapped = ids(tables, mapped_rows(config, manifest, WriteMaps(0, 1, part)))
+        seen = ids(tables, select_training_rows(config, manifest, Train(0, 1, part)))
+        mapped = ids(tables, select_mapped_rows(config, manifest, WriteMaps(0, 1, part)))
         assert mapped == by_hand(tables, 1, parts={part})
         assert seen == whole - mapped
         assert seen
@@ -118,8 +118,8 @@ def test_images_without_a_lesion_are_left_out_if_the_run_does_so(
     config = make_config(data={"normals": False, "image_size": 32})
     of_fold = by_hand(tables, 0)
     assert normal & of_fold
-    assert ids(tables, training_rows(config, manifest, Train(0, 0))) == of_fold - normal
-    assert ids(tables, mapped_rows(config, manifest, WriteMaps(0, 0))) == of_fold - normal
+    assert ids(tables, select_training_rows(config, manifest, Train(0, 0))) == of_fold - normal
+    assert ids(tables, select_mapped_rows(config, manifest, WriteMaps(0, 0))) == of_fold - normal
 
 
 def test_a_plan_whose_divisions_have_no_rows_is_refused_before_it_starts(
@@ -164,33 +164,33 @@ def test_the_maps_of_a_shard_are_named_after_it_and_after_their_model(
     circle_run: CircleRun, manifest: Manifest
 ) -> None:
     run = circle_run([1], maps="cross_fit", num_parts=2, num_rounds=2, until=Evaluate(0, 1))
-    source = map_source(run, manifest, WriteMaps(0, 1, 1))
+    source = find_map_source(run, manifest, WriteMaps(0, 1, 1))
     result = run.result(Train(0, 1, 1))
     assert result is not None
     shard = manifest.shards[2]
     assert source.name(shard) == shard.path.replace("shards/", "maps/0/fold-1/part-1/")
-    assert source.origin_of(shard) == Origin(
+    assert source.origin_of(shard) == MapOrigin(
         fingerprint=manifest.fingerprint,
         shard=shard.path,
         model_sha256=result.model_sha256,
-        config_digest=digest(run.config),
+        config_digest=compute_config_digest(run.config),
         round=0,
         fold=1,
         part=1,
         size=16,
     )
     with pytest.raises(DataError, match="training of round 1, fold 1 must have ended before"):
-        map_source(run, manifest, WriteMaps(1, 1))
+        find_map_source(run, manifest, WriteMaps(1, 1))
 
 
 def test_the_first_round_and_recycling_read_no_maps(
     circle_run: CircleRun, manifest: Manifest
 ) -> None:
     run = circle_run([0], until=Train(0, 0))
-    assert prior_maps(run, manifest, Train(0, 0)) is None
-    assert prior_maps(run, manifest, WriteMaps(0, 0)) is None
+    assert find_prior_maps(run, manifest, Train(0, 0)) is None
+    assert find_prior_maps(run, manifest, WriteMaps(0, 0)) is None
     run = circle_run([0], name="other", maps="recycle", until=Train(0, 0))
-    assert prior_maps(run, manifest, Train(1, 0)) is None
+    assert find_prior_maps(run, manifest, Train(1, 0)) is None
 
 
 def test_in_sample_every_row_comes_with_the_map_of_the_round_before(
@@ -199,7 +199,7 @@ def test_in_sample_every_row_comes_with_the_map_of_the_round_before(
     run = circle_run([1], until=Evaluate(1, 1))
     of_fold = by_hand(tables, 1)
     for action, value in ((Train(1, 1), 101), (WriteMaps(1, 1), 101), (Train(2, 1), 111)):
-        found = prior_maps(run, manifest, action)
+        found = find_prior_maps(run, manifest, action)
         assert found is not None
         values = priors(tables, manifest, found)
         assert len(values) == 60
@@ -220,7 +220,7 @@ def test_cross_fit_every_row_comes_with_the_map_of_the_model_that_has_not_seen_i
         WriteMaps(1, 0, 1): {2: parts[1]},
     }
     for action, drawn in wanted.items():
-        found = prior_maps(run, manifest, action)
+        found = find_prior_maps(run, manifest, action)
         assert found is not None
         values = priors(tables, manifest, found)
         assert set(values.values()) == {0, *drawn}
@@ -232,15 +232,15 @@ def test_a_map_shard_that_is_not_what_it_must_be_is_named(
     circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
 ) -> None:
     run = circle_run([0], until=Evaluate(0, 0))
-    found = prior_maps(run, manifest, Train(1, 0))
+    found = find_prior_maps(run, manifest, Train(1, 0))
     assert found is not None
     name, other_name = (
         shard.path.replace("shards", "maps/0/fold-0") for shard in manifest.shards[1:3]
     )
     whole, other = run.store.read(name), run.store.read(other_name)
-    source = map_source(run, manifest, WriteMaps(0, 0))
+    source = find_map_source(run, manifest, WriteMaps(0, 0))
     origin = source.origin_of(manifest.shards[1])
-    fewer = encode(["benign (1)"], np.zeros((1, 16, 16), np.uint8), origin)
+    fewer = encode_maps(["benign (1)"], np.zeros((1, 16, 16), np.uint8), origin)
     for data, why in (
         (whole[:-1], "is damaged"),
         (other, f"must have the shard '{manifest.shards[1].path}'"),
@@ -262,7 +262,7 @@ def test_maps_that_do_not_cover_the_rows_that_need_them_are_refused(
     circle_run: CircleRun, manifest: Manifest, tables: list[pa.Table]
 ) -> None:
     run = circle_run([0], maps="cross_fit", num_parts=2, until=Evaluate(0, 0))
-    found = prior_maps(run, manifest, Train(1, 0))
+    found = find_prior_maps(run, manifest, Train(1, 0))
     assert found is not None
     half = PriorMaps(found.run_uri, found.sources[:1], found.needed)
     with pytest.raises(RunError, match="must have a map of the round before"):
@@ -277,25 +277,25 @@ def weight(run: Run, of: Train) -> torch.Tensor:
 
 
 def test_a_round_starts_from_the_weights_of_the_one_before(
-    circle_run: CircleRun, make_model: Callable[..., Model]
+    circle_run: CircleRun, make_model: Callable[..., TrainedModel]
 ) -> None:
     run = circle_run([0], until=Train(0, 0))
     for seed, of in enumerate([Train(0, 0), Train(0, 0, 1)]):
         model = make_model(seed, config=run.config, fingerprint=run.fingerprint)
         run.commit(of, model, num_epochs=1, seconds=0.0, metrics={})
-    assert initial_weights(run, Train(0, 0)) is None
+    assert load_initial_weights(run, Train(0, 0)) is None
     for of in (Train(0, 0), Train(0, 0, 1)):
-        found = initial_weights(run, Train(1, 0, of.part))
+        found = load_initial_weights(run, Train(1, 0, of.part))
         assert found is not None
         assert torch.equal(next(iter(found.values())), weight(run, of))
     assert not torch.equal(weight(run, Train(0, 0)), weight(run, Train(0, 0, 1)))
     with pytest.raises(DataError, match="round 0 has no result"):
-        initial_weights(run, Train(1, 1))
+        load_initial_weights(run, Train(1, 1))
 
 
 def test_a_round_starts_from_scratch_if_it_is_asked_to(circle_run: CircleRun) -> None:
     run = circle_run([0], warm_start=False, until=Evaluate(0, 0))
-    assert initial_weights(run, Train(1, 0)) is None
+    assert load_initial_weights(run, Train(1, 0)) is None
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_the_first_pass_is_judged_without_a_map(
 ) -> None:
     run = circle_run([2], until=Train(0, 2), **circle)
     for number, rounds in enumerate(expected):
-        assert list(judges(run, number, 2)) == [Train(one, 2) for one in rounds]
+        assert list(list_test_models(run, number, 2)) == [Train(one, 2) for one in rounds]
 
 
 @pytest.mark.parametrize("maps", ["in_sample", "cross_fit"])
@@ -323,11 +323,11 @@ def test_a_training_waits_for_the_models_that_look_at_its_validation_images(
     """The worker reads the chain of models for the same part, with its own model last."""
     run = circle_run([2], until=Train(0, 2), maps=maps, test=test, num_parts=2, warm_start=False)
     plan = run.plan([2])
-    for of in [action for action in actions(plan) if isinstance(action, Train)]:
-        *earlier, own = own_judges(run, of)
+    for of in [action for action in list_actions(plan) if isinstance(action, Train)]:
+        *earlier, own = list_own_test_models(run, of)
         assert own == of
-        assert {one for one in earlier if one != of} <= set(needs(plan, of))
-    assert len(own_judges(run, Train(2, 2))) == (
+        assert {one for one in earlier if one != of} <= set(find_prerequisites(plan, of))
+    assert len(list_own_test_models(run, Train(2, 2))) == (
         3 if test == "chain" else run.config.circle.num_passes
     )
 
@@ -339,9 +339,9 @@ def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: C
         for number in (0, 1)
         for fold in (0, 2)
     }
-    (chain,) = chains(run, 1, 2)
+    (chain,) = load_model_chains(run, 1, 2)
     assert [model.digest for model in chain] == [digests[0, 2], digests[1, 2]]
-    voters = chains(run, 1, HOLDOUT)
+    voters = load_model_chains(run, 1, HOLDOUT)
     assert [[model.digest for model in chain] for chain in voters] == [
         [digests[0, 0], digests[1, 0]],
         [digests[0, 2], digests[1, 2]],
@@ -350,10 +350,10 @@ def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: C
 
 def test_a_model_that_judges_every_pass_is_read_and_built_once(circle_run: CircleRun) -> None:
     run = circle_run([0], num_rounds=2, num_passes=3, until=Evaluate(1, 0), whole=True)
-    (chain,) = chains(run, 1, 0)
+    (chain,) = load_model_chains(run, 1, 0)
     assert len(chain) == 3
     assert len({id(model) for model in chain}) == 1
-    built = predictors(chain)
+    built = build_predictors(chain)
     assert len(built) == 3
     assert len({id(predictor) for predictor in built}) == 1
 
@@ -361,8 +361,8 @@ def test_a_model_that_judges_every_pass_is_read_and_built_once(circle_run: Circl
 def test_a_round_that_nobody_has_trained_judges_nothing(circle_run: CircleRun) -> None:
     run = circle_run([0], until=Train(0, 0))
     with pytest.raises(DataError, match="must have a trained fold"):
-        chains(run, 0, HOLDOUT)
+        load_model_chains(run, 0, HOLDOUT)
     run = circle_run([0], name="other", num_rounds=2, until=Evaluate(0, 0))
     for fold, why in ((0, "round 1 has no result"), (HOLDOUT, "round 1 of .* is not")):
         with pytest.raises(DataError, match=why):
-            chains(run, 1, fold)
+            load_model_chains(run, 1, fold)

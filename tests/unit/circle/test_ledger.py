@@ -14,8 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtil.circle.ledger import Fenced, Ledger, Overtaken, probe
-from mtil.circle.state import Boot, Done, Failed, Go, Started, State, Stop, next_actions
+from mtil.circle.ledger import AppendConflict, Ledger, SessionFenced, check_conditional_writes
+from mtil.circle.state import (
+    ActionDone,
+    ActionFailed,
+    ActionStarted,
+    CircleState,
+    RunResumed,
+    RunStopped,
+    SessionBooted,
+    next_actions,
+)
 from mtil.config import CircleConfig
 from mtil.errors import (
     ConfigError,
@@ -25,10 +34,10 @@ from mtil.errors import (
     RunError,
     StorageError,
 )
-from mtil.run.plan import Evaluate, Plan, Summarise, Train, actions
+from mtil.run.plan import CirclePlan, Evaluate, Summarise, Train, list_actions
 from mtil.storage import LocalStore, Store
 
-PLAN = Plan.of(CircleConfig(num_rounds=1), [0, 1])
+PLAN = CirclePlan.of(CircleConfig(num_rounds=1), [0, 1])
 PRINT, DIGEST = "f" * 64, "c" * 64
 
 
@@ -84,10 +93,10 @@ def begun(store: Store, session: str = "one") -> Ledger:
     return ledger
 
 
-def start(ledger: Ledger, fold: int = 0) -> State:
+def start(ledger: Ledger, fold: int = 0) -> CircleState:
     assert ledger.state is not None
     action = Train(0, fold)
-    return ledger.append(Started(action=action, attempt=ledger.state.next_attempt(action)))
+    return ledger.append(ActionStarted(action=action, attempt=ledger.state.next_attempt(action)))
 
 
 def values_of(store: Store, number: int) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def assert_chained(store: Store) -> list[dict[str, Any]]:
 def test_events_are_numbered_json_objects_that_name_the_one_before(store: LocalStore) -> None:
     ledger = begun(store)
     start(ledger)
-    ledger.append(Done(action=Train(0, 0), attempt=1, result={"dice": 0.5, "model": "ab"}))
+    ledger.append(ActionDone(action=Train(0, 0), attempt=1, result={"dice": 0.5, "model": "ab"}))
     events = assert_chained(store)
     assert [event["kind"] for event in events] == ["begin", "boot", "started", "done"]
     assert {event["session"] for event in events} == {"one"}
@@ -143,8 +152,10 @@ def test_what_is_read_again_is_what_was_written(store: LocalStore) -> None:
     ledger = begun(store)
     start(ledger, 0)
     start(ledger, 1)
-    ledger.append(Failed(action=Train(0, 1), attempt=1, cause="a worker died"))
-    ledger.append(Done(action=Train(0, 0), attempt=1, result={"auc": float("nan"), "ok": [1, "a"]}))
+    ledger.append(ActionFailed(action=Train(0, 1), attempt=1, cause="a worker died"))
+    ledger.append(
+        ActionDone(action=Train(0, 0), attempt=1, result={"auc": float("nan"), "ok": [1, "a"]})
+    )
     ledger.stop()
     again = Ledger.open(store)
     assert again.state == ledger.state
@@ -175,7 +186,7 @@ def test_a_reader_follows_what_is_written(store: LocalStore) -> None:
 def test_what_cannot_follow_is_not_written(store: LocalStore) -> None:
     ledger = begun(store)
     with pytest.raises(RunError, match="needs unfinished actions"):
-        ledger.append(Started(action=Evaluate(0, 0), attempt=1))
+        ledger.append(ActionStarted(action=Evaluate(0, 0), attempt=1))
     start(ledger)
     with pytest.raises(RunError, match="is running"):
         start(ledger)
@@ -191,11 +202,11 @@ def test_beginning_again_takes_the_run_up_if_it_is_the_same(store: LocalStore) -
     with pytest.raises(DataError, match=r"began with fingerprint ffffffffffff…, not eeee"):
         second.begin(PLAN, "e" * 64, DIGEST)
     with pytest.raises(ConfigError, match=r"began with \[0, 1\], not \[0\]\. Choose"):
-        second.begin(Plan.of(PLAN.circle, [0]), PRINT, DIGEST)
+        second.begin(CirclePlan.of(PLAN.circle, [0]), PRINT, DIGEST)
     with pytest.raises(ConfigError, match=r"began with digest cccccccccccc…, not dddd"):
         second.begin(PLAN, PRINT, "d" * 64)
     with pytest.raises(ConfigError, match="Cannot change the configuration of a run"):
-        second.begin(Plan.of(CircleConfig(num_rounds=2), [0, 1]), PRINT, DIGEST)
+        second.begin(CirclePlan.of(CircleConfig(num_rounds=2), [0, 1]), PRINT, DIGEST)
     assert len(store.names()) == 2
 
 
@@ -205,8 +216,10 @@ def test_beginning_again_takes_the_run_up_if_it_is_the_same(store: LocalStore) -
 def test_who_comes_second_takes_in_what_came_first(store: LocalStore) -> None:
     ledger = begun(store)
     cli = Ledger.open(store, session="cli")
-    cli.append(Stop())
-    with pytest.raises(Overtaken, match=r"Event 3 of .*/ledger was written first by session cli"):
+    cli.append(RunStopped())
+    with pytest.raises(
+        AppendConflict, match=r"Event 3 of .*/ledger was written first by session cli"
+    ):
         start(ledger)
     assert ledger.state == cli.state
     assert ledger.state is not None
@@ -220,11 +233,12 @@ def test_a_later_session_fences_the_earlier(store: LocalStore) -> None:
     second.boot()
     for _ in range(2):
         with pytest.raises(
-            Fenced, match=r"two has taken .* over from session one\. The older coordinator ends"
+            SessionFenced,
+            match=r"two has taken .* over from session one\. The older coordinator ends",
         ):
-            first.append(Done(action=Train(0, 0), attempt=1, result={}))
-    for call in (first.boot, first.refresh, first.stop, lambda: first.append(Boot())):
-        with pytest.raises(Fenced):
+            first.append(ActionDone(action=Train(0, 0), attempt=1, result={}))
+    for call in (first.boot, first.refresh, first.stop, lambda: first.append(SessionBooted())):
+        with pytest.raises(SessionFenced):
             call()
     assert second.refresh() == first.state
     assert second.state is not None
@@ -253,9 +267,9 @@ def test_of_many_writers_at_once_one_wins_every_event(store: LocalStore) -> None
     def write(ledger: Ledger) -> None:
         barrier.wait()
         try:
-            ledger.append(Boot())
+            ledger.append(SessionBooted())
             won.append(ledger.session)
-        except Overtaken:
+        except AppendConflict:
             overtaken.append(ledger.session)
 
     threads = [threading.Thread(target=write, args=(ledger,)) for ledger in writers]
@@ -281,17 +295,17 @@ class Writer:
 
     def step(self, rng: random.Random) -> None:
         if self.is_fenced:
-            with pytest.raises(Fenced):
-                self.ledger.append(rng.choice([Boot(), Stop(), Go()]))
+            with pytest.raises(SessionFenced):
+                self.ledger.append(rng.choice([SessionBooted(), RunStopped(), RunResumed()]))
             return
         try:
             if self.has_booted or rng.random() < 0.5:
                 self.coordinate(rng)
             else:
                 rng.choice([self.ledger.refresh, self.ledger.stop, self.ledger.go])()
-        except Overtaken:
+        except AppendConflict:
             return
-        except Fenced:
+        except SessionFenced:
             assert self.has_booted
             self.is_fenced = True
 
@@ -309,10 +323,12 @@ class Writer:
         elif mine and rng.random() < 0.5:
             action = rng.choice(mine)
             attempt = state.attempts[action]
-            self.ledger.append(Done(action=action, attempt=attempt, result={"by": state.session}))
+            self.ledger.append(
+                ActionDone(action=action, attempt=attempt, result={"by": state.session})
+            )
         elif ready:
             action = rng.choice(ready)
-            self.ledger.append(Started(action=action, attempt=state.next_attempt(action)))
+            self.ledger.append(ActionStarted(action=action, attempt=state.next_attempt(action)))
         else:
             self.ledger.refresh()
 
@@ -322,7 +338,7 @@ def test_writers_at_random_leave_one_chain_and_commit_everything_once(
     rng: random.Random, num_writers: int
 ) -> None:
     store = MemoryStore()
-    plan = Plan.of(CircleConfig(num_rounds=2, maps="cross_fit", num_parts=2), [0, 1])
+    plan = CirclePlan.of(CircleConfig(num_rounds=2, maps="cross_fit", num_parts=2), [0, 1])
     Ledger.open(store, session="cli").begin(plan, PRINT, DIGEST)
     writers = [Writer(store, f"w{number}") for number in range(num_writers)]
     for _ in range(60):
@@ -330,7 +346,7 @@ def test_writers_at_random_leave_one_chain_and_commit_everything_once(
     last = Writer(store, "last")
     last.coordinate(rng)
     writers = [*(writer for writer in writers if writer.has_booted), last]
-    while set(last.ledger.state.done) != set(actions(plan)):
+    while set(last.ledger.state.done) != set(list_actions(plan)):
         rng.choice(writers).step(rng)
 
     events = assert_chained(store)
@@ -342,9 +358,9 @@ def test_writers_at_random_leave_one_chain_and_commit_everything_once(
             assert event["session"] == coordinator
     committed = Counter(str(event["action"]) for event in events if event["kind"] == "done")
     assert set(committed.values()) == {1}
-    assert len(committed) == len(actions(plan))
+    assert len(committed) == len(list_actions(plan))
     for writer in writers[:-1]:
-        with pytest.raises(Fenced):
+        with pytest.raises(SessionFenced):
             writer.ledger.refresh()
     assert Ledger.open(store).state == last.ledger.refresh()
 
@@ -377,7 +393,7 @@ def test_an_event_whose_answer_was_lost_counts_once() -> None:
 
     store.on_create = write_and_fail
     with pytest.raises(StorageError):
-        ledger.append(Done(action=Train(0, 1), attempt=1, result={}))
+        ledger.append(ActionDone(action=Train(0, 1), attempt=1, result={}))
     after = ledger.refresh()
     assert after is not None
     assert list(after.done) == [Train(0, 1)]
@@ -412,8 +428,10 @@ def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> No
     ledger = begun(store)
     other = Ledger(store, session="cli")
     other.state, other._digest = ledger.state, ledger._digest
-    other.append(Stop())
-    with pytest.raises(Overtaken):  # and no error of the storage, after which it is tried again
+    other.append(RunStopped())
+    with pytest.raises(
+        AppendConflict
+    ):  # and no error of the storage, after which it is tried again
         start(ledger)
     assert ledger.state is not None
     assert ledger.state.stopped
@@ -421,7 +439,7 @@ def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> No
 
 def test_a_storage_that_creates_only_once_passes_the_probe(store: LocalStore) -> None:
     store.write("run.json", b"{}")
-    probe(store)
+    check_conditional_writes(store)
     assert store.names() == ["run.json"]
 
 
@@ -436,14 +454,14 @@ def test_a_storage_that_does_not_is_refused_and_left_as_it_was(kind: str) -> Non
 
     store = Other()
     with pytest.raises(StorageError, match=r"only if the name is free .* Choose a new --run"):
-        probe(store)
+        check_conditional_writes(store)
     assert store.objects == {}
 
 
 def test_a_storage_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"file/ledger-probe/\w+ cannot be written") as caught:
-        probe(LocalStore(str(tmp_path / "file")))
+        check_conditional_writes(LocalStore(str(tmp_path / "file")))
     assert "only if the name is free" not in str(caught.value)
 
 
@@ -456,7 +474,7 @@ def damaged(store: LocalStore) -> LocalStore:
     ledger = begun(store)
     start(ledger, 0)
     start(ledger, 1)
-    ledger.append(Done(action=Train(0, 0), attempt=1, result={"dice": 0.5}))
+    ledger.append(ActionDone(action=Train(0, 0), attempt=1, result={"dice": 0.5}))
     return store
 
 

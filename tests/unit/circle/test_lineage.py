@@ -16,17 +16,17 @@ import pytest
 
 from mtil import __version__
 from mtil.circle import retention
-from mtil.circle.lineage.history import trace
+from mtil.circle.lineage.history import trace_lineage
 from mtil.circle.lineage.links import Lineage, MapLink, ModelLink
 from mtil.cli import main
-from mtil.config import Config, digest
+from mtil.config import Config, compute_config_digest
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError
-from mtil.prediction.scoring import PREDICTIONS
-from mtil.run.checkpoint import Model
+from mtil.prediction.scoring import PREDICTIONS_SCHEMA
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.storage import LocalStore
@@ -50,7 +50,7 @@ def pick(data_uri: str, manifest: Manifest) -> Pick:
     rows = [
         row | {"number": number, "shard": PurePosixPath(shard.path).name}
         for number, shard in enumerate(manifest.shards)
-        for row in shards.read(
+        for row in shards.read_shard(
             LocalStore(data_uri), shard, ["sample_id", "fold", "part"]
         ).to_pylist()
     ]
@@ -94,7 +94,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
 ) -> None:
     run = circle_run()
     image = pick(0, other_than=1)  # fold 1 trains on it, fold 0 is tested with it
-    found = trace(run, image["sample_id"])
+    found = trace_lineage(run, image["sample_id"])
     assert found.disagreements == ()
     assert found.folds == (1,)
     assert brief(found) == [
@@ -112,7 +112,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
         "fingerprint": manifest.fingerprint,
         "shard": f"shards/{name}",
         "model_sha256": sha256,
-        "config_digest": digest(run.config),
+        "config_digest": compute_config_digest(run.config),
         "round": 1,
         "fold": 1,
         "part": None,
@@ -126,7 +126,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
         file=model_of(run, second),
         sha256=sha256,
         fingerprint=manifest.fingerprint,
-        config_digest=digest(run.config),
+        config_digest=compute_config_digest(run.config),
         version=__version__,
         is_readable=True,
         starts_from=model_of(run, first),
@@ -148,7 +148,7 @@ def test_cross_fit_a_map_is_that_of_the_model_that_has_not_seen_the_image(
     run = circle_run([1], maps="cross_fit", num_parts=2)
     # of the parts 0, 2, 3, … that fold 1 trains on, the third is in the first division
     image = pick(2, part=3)
-    found = trace(run, image["sample_id"])
+    found = trace_lineage(run, image["sample_id"])
     assert found.disagreements == ()
     assert brief(found) == [
         ("map", 1, 1, 0), ("model", 1, 1, 0), ("map", 0, 1, 0), ("model", 0, 1, 0),
@@ -162,7 +162,7 @@ def test_cross_fit_a_map_is_that_of_the_model_that_has_not_seen_the_image(
     assert link(found, MapLink, 1).given == f"maps/0/fold-1/part-0/{name}"
     assert link(found, ModelLink, 1).starts_from == model_of(run, "rounds/0/fold-1/part-0")
     assert link(found, MapLink, 1).origin.part == 0
-    assert brief(trace(run, pick(0, part=4)["sample_id"]))[0] == ("map", 1, 1, 1)
+    assert brief(trace_lineage(run, pick(0, part=4)["sample_id"]))[0] == ("map", 1, 1, 1)
 
 
 @pytest.mark.parametrize("circle", [{"maps": "recycle"}, {"until": WriteMaps(0, 1)}])
@@ -170,7 +170,7 @@ def test_without_maps_the_chain_is_that_of_the_latest_training(
     circle_run: CircleRun, pick: Pick, circle: dict[str, Any]
 ) -> None:
     run = circle_run([1], **circle)
-    found = trace(run, pick(0, other_than=1)["sample_id"])
+    found = trace_lineage(run, pick(0, other_than=1)["sample_id"])
     rounds = [0] if "until" in circle else [2, 1, 0]
     assert brief(found) == [("model", number, 1, None) for number in rounds]
     assert found.disagreements == ()
@@ -181,7 +181,7 @@ def test_from_scratch_a_model_starts_from_nothing_but_reads_the_maps(
     circle_run: CircleRun, pick: Pick
 ) -> None:
     run = circle_run([1], warm_start=False, num_rounds=3)
-    found = trace(run, pick(0, other_than=1)["sample_id"])
+    found = trace_lineage(run, pick(0, other_than=1)["sample_id"])
     assert link(found, ModelLink, 1).starts_from is None
     assert link(found, ModelLink, 1).reads is not None
     assert len(found.chain) == 4
@@ -192,16 +192,16 @@ def test_the_latest_map_counts_or_that_of_the_fold_that_is_named(
 ) -> None:
     run = circle_run(until=WriteMaps(1, 1))
     image = pick(2, part=3)["sample_id"]
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert found.folds == (0, 1)
     assert brief(found)[0] == ("map", 1, 0, None)
-    assert brief(trace(run, image, 1))[0] == ("map", 0, 1, None)
-    assert trace(run, image, 0) == found
+    assert brief(trace_lineage(run, image, 1))[0] == ("map", 0, 1, None)
+    assert trace_lineage(run, image, 0) == found
 
 
 def test_a_run_without_a_ledger_has_a_lineage_too(
     make_config: Callable[..., Config],
-    make_model: Callable[..., Model],
+    make_model: Callable[..., TrainedModel],
     manifest: Manifest,
     data_uri: str,
     pick: Pick,
@@ -212,7 +212,7 @@ def test_a_run_without_a_ledger_has_a_lineage_too(
     run = Run.create(str(tmp_path / "run"), config, data_uri, manifest.fingerprint)
     run.commit(Train(0, 0), make_model(fingerprint=manifest.fingerprint, config=config), **FIGURES)
     image = pick(1, other_than=0)["sample_id"]
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert brief(found) == [("model", 0, 0, None)]
     assert found.disagreements == ()
     assert found.chain[0].is_readable
@@ -229,7 +229,7 @@ def test_a_run_without_a_ledger_has_a_lineage_too(
     values = json.loads(run.store.read(name)) | {"model_sha256": hashlib.sha256(other).hexdigest()}
     run.store.write(name, json.dumps(values).encode())
     run.store.write(model_of(run, "rounds/0/fold-0"), other)
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert not found.chain[0].is_readable
     assert found.disagreements == ()
 
@@ -239,9 +239,9 @@ def test_maps_that_were_removed_are_told_as_that(
 ) -> None:
     run = circle_run()
     image = pick(0, other_than=1)["sample_id"]
-    before = trace(run, image)
-    retention.delete(run, retention.find(run))
-    found = trace(run, image)
+    before = trace_lineage(run, image)
+    retention.delete_superseded_files(run, retention.find_superseded_files(run))
+    found = trace_lineage(run, image)
     assert brief(found) == brief(before)
     assert found.disagreements == ()
     assert [one.is_removed for one in found.chain if isinstance(one, MapLink)] == [True, True]
@@ -262,7 +262,7 @@ def test_a_prediction_goes_back_to_the_models_that_judged(
 ) -> None:
     run = circle_run([0], **circle)
     image = pick(0, other_than=0)["sample_id"]
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert (found.folds, found.chain, found.disagreements) == ((), (), ())  # only tested
     prediction = found.prediction
     assert prediction is not None
@@ -276,10 +276,10 @@ def test_a_prediction_goes_back_to_the_models_that_judged(
         (model_of(run, f"rounds/{number}/fold-0"),) for number in rounds
     ]
     assert prediction.passes[0].probability == 0.25
-    assert prediction.passes[0].config_digest == digest(run.config)
+    assert prediction.passes[0].config_digest == compute_config_digest(run.config)
     assert [one.round for one in found.judges] == list(range(last, -1, -1))
     assert not any(one.has_seen or one.reads for one in found.judges)
-    assert trace(run, image, 0) == found
+    assert trace_lineage(run, image, 0) == found
 
 
 def test_a_prediction_that_was_written_again_is_told_as_that(
@@ -288,7 +288,7 @@ def test_a_prediction_that_was_written_again_is_told_as_that(
     run = circle_run([0], num_rounds=1)
     rewrite(run, "rounds/0/fold-0/predictions.parquet", lambda table: table)
     image = pick(0, other_than=0)["sample_id"]
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert found.prediction is not None
     assert found.prediction.as_in_ledger is False
     assert found.disagreements == ()
@@ -311,15 +311,15 @@ def test_the_only_predictions_of_an_image_being_damaged_is_no_lack_of_them(
 
 def test_an_image_of_the_holdout_is_judged_by_all_folds_together(
     make_config: Callable[..., Config],
-    make_model: Callable[..., Model],
+    make_model: Callable[..., TrainedModel],
     phantoms: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = str(tmp_path / "data")
-    source = Source(uri=str(phantoms), layout="busi")
+    source = CollectionSource(uri=str(phantoms), layout="busi")
     manifest = prepare([source], data, Settings(image_size=64, num_folds=3, holdout="0.2"))
-    table = shards.read(LocalStore(data), manifest.shards[0], ["sample_id", "fold"])
+    table = shards.read_shard(LocalStore(data), manifest.shards[0], ["sample_id", "fold"])
     image = next(row["sample_id"] for row in table.to_pylist() if row["fold"] == -1)
     config = make_config()
     run = Run.create(str(tmp_path / "run"), config, data, manifest.fingerprint)
@@ -329,22 +329,22 @@ def test_an_image_of_the_holdout_is_judged_by_all_folds_together(
     with pytest.raises(
         DataError, match=r"in the holdout: .* has not trained on or tested the image"
     ):
-        trace(run, image)
+        trace_lineage(run, image)
     sha256 = [run.model(Train(0, fold)).digest for fold in (0, 2)]
-    row = dict.fromkeys(PREDICTIONS.names) | {
+    row = dict.fromkeys(PREDICTIONS_SCHEMA.names) | {
         "sample_id": image,
         "fold": -1,
         "pass": 0,
         "probability": 0.5,
         "model_sha256": ";".join(sha256),
         "fingerprint": manifest.fingerprint,
-        "config_digest": digest(config),
+        "config_digest": compute_config_digest(config),
         "version": __version__,
     }
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row], schema=PREDICTIONS), sink)
+    pq.write_table(pa.Table.from_pylist([row], schema=PREDICTIONS_SCHEMA), sink)
     run.store.write("rounds/0/holdout/predictions.parquet", sink.getvalue().to_pybytes())
-    found = trace(run, image)
+    found = trace_lineage(run, image)
     assert found.disagreements == ()
     assert (found.folds, found.chain) == ((), ())
     assert found.prediction is not None
@@ -511,13 +511,13 @@ def test_what_does_not_agree_is_a_sentence_each(
 
 
 def test_a_ledger_that_names_other_models_does_not_agree(
-    circle_run: CircleRun, pick: Pick, make_model: Callable[..., Model]
+    circle_run: CircleRun, pick: Pick, make_model: Callable[..., TrainedModel]
 ) -> None:
     run = circle_run([1], num_rounds=2)
     run.store.delete("rounds/0/fold-1/result.json")
     model = make_model(config=run.config, fingerprint=run.fingerprint, fold=1)
     run.commit(Train(0, 1), model, **FIGURES)
-    told = trace(run, pick(0, other_than=1)["sample_id"]).disagreements
+    told = trace_lineage(run, pick(0, other_than=1)["sample_id"]).disagreements
     assert len(told) == 3
     assert "The model differs: ledger on the maps of round 0, fold 1" in told[1]
     assert "must have the model_sha256" in told[0]
@@ -538,11 +538,11 @@ def test_the_command_prints_the_chain(
     name = image["shard"]
     model = model_of(run, "rounds/0/fold-1")
     judges = [model_of(run, f"rounds/{number}/fold-0") for number in (0, 1)]
-    found = trace(run, image["sample_id"])
+    found = trace_lineage(run, image["sample_id"])
     assert found.prediction is not None
     shown = {key: value[:12] for key, value in dataclasses.asdict(found.data).items() if key in
              ("sha256", "fingerprint")}  # fmt: skip
-    config = digest(run.config)[:12]
+    config = compute_config_digest(run.config)[:12]
     sha = [hashlib.sha256(run.store.read(one)).hexdigest()[:12] for one in (model, *judges)]
     assert seen.splitlines() == [
         f"{image['sample_id']}: trained on by fold 1",
@@ -612,4 +612,4 @@ def test_a_damaged_ledger_or_shard_is_one_sentence(
     assert "Event 2 of" in captured.err
     run.data_uri = f"{run.uri}/nowhere"
     with pytest.raises(DataError, match=r"must have a dataset\.json"):
-        trace(run, image)
+        trace_lineage(run, image)

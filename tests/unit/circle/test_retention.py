@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from mtil.circle import heartbeat, retention
-from mtil.circle.inputs import chains, map_source, prior_maps
+from mtil.circle.inputs import find_map_source, find_prior_maps, load_model_chains
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import Failed, Started
+from mtil.circle.state import ActionFailed, ActionStarted
 from mtil.cli import main
-from mtil.cli.commands.retention import size
+from mtil.cli.commands.retention import format_size
 from mtil.config import Config
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import DataError, LedgerError, MapError
-from mtil.run.checkpoint import Model
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.storage import LocalStore, is_partial
@@ -37,13 +37,13 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.3)
 
 
 @pytest.fixture
 def plain(
-    tmp_path: Path, make_config: Callable[..., Config], make_model: Callable[..., Model]
+    tmp_path: Path, make_config: Callable[..., Config], make_model: Callable[..., TrainedModel]
 ) -> Run:
     """Return a run of `mtil train`: fold 0 has finished, fold 1 has not."""
     run = Run.create(str(tmp_path / "plain"), make_config(), "data", "f" * 64)
@@ -57,7 +57,11 @@ def plain(
 
 def found(run: Run) -> dict[str, str]:
     """Return the reason for every superseded file."""
-    return {name: one.why for one in retention.find(run).superseded for name in one.files}
+    return {
+        name: one.why
+        for one in retention.find_superseded_files(run).superseded
+        for name in one.files
+    }
 
 
 def files(run: Run) -> dict[str, bytes]:
@@ -72,7 +76,7 @@ def begin(run: Run, *started: Train | WriteMaps | Evaluate) -> Ledger:
     ledger = Ledger.open(run.store, session="later")
     ledger.boot()
     for action in started:
-        ledger.append(Started(action=action, attempt=1))
+        ledger.append(ActionStarted(action=action, attempt=1))
     return ledger
 
 
@@ -84,7 +88,7 @@ def test_maps_that_every_reader_has_read_are_superseded(
 ) -> None:
     run = circle_run()
     expected = {f"maps/{number}/fold-{fold}" for number in (0, 1) for fold in (0, 1)}
-    superseded = retention.find(run).superseded
+    superseded = retention.find_superseded_files(run).superseded
     assert {one.folder for one in superseded} == expected
     for one in superseded:
         assert one.why == "maps that were read"
@@ -110,9 +114,9 @@ def test_maps_that_an_action_still_reads_are_kept(
 ) -> None:
     run = circle_run(until=until)
     # in the plan's order Evaluate(2, 0) comes between the trainings of round 2
-    assert {one.folder for one in retention.find(run).superseded} == superseded
+    assert {one.folder for one in retention.find_superseded_files(run).superseded} == superseded
     begin(run, until)
-    assert {one.folder for one in retention.find(run).superseded} == superseded
+    assert {one.folder for one in retention.find_superseded_files(run).superseded} == superseded
 
 
 def test_cross_fit_a_part_s_maps_are_kept_while_one_training_reads_them(
@@ -123,13 +127,15 @@ def test_cross_fit_a_part_s_maps_are_kept_while_one_training_reads_them(
     assert found(run) == {}
     run = circle_run([0], name="other", maps="cross_fit", num_parts=2, until=WriteMaps(1, 0, 1))
     # all trainings are done, and the maps of part 0; those of part 1 are to be written with theirs
-    assert {one.folder for one in retention.find(run).superseded} == {"maps/0/fold-0/part-0"}
+    assert {one.folder for one in retention.find_superseded_files(run).superseded} == {
+        "maps/0/fold-0/part-0"
+    }
 
 
 def test_the_maps_of_a_failed_fold_are_kept(circle_run: CircleRun) -> None:
     run = circle_run([0], max_attempts=1, num_rounds=2, until=Train(1, 0))
     ledger = begin(run, Train(1, 0))
-    ledger.append(Failed(action=Train(1, 0), attempt=1, cause="No memory."))
+    ledger.append(ActionFailed(action=Train(1, 0), attempt=1, cause="No memory."))
     assert found(run) == {}
 
 
@@ -152,7 +158,7 @@ def test_of_a_run_without_a_ledger_only_ended_trainings_are_looked_at(plain: Run
         "rounds/0/fold-0/step.json": "ended training",
         "rounds/0/fold-0/model-0123456789ab.pt": "unnamed model",
     }
-    retention.delete(plain, retention.find(plain))
+    retention.delete_superseded_files(plain, retention.find_superseded_files(plain))
     assert found(plain) == {}
     assert plain.model(Train(0, 0)).fold == 0
     assert plain.checkpoints(Train(0, 1)).load() == {"fold": 1}
@@ -179,7 +185,7 @@ def test_what_interrupted_work_has_left_in_a_circle_is_superseded(
     run.checkpoints(Train(1, 0)).save(0, {"weights": 1})  # the training goes on from here
     run.store.write("coordinator.json", json.dumps({"session": "dead", "count": 3}).encode())
     assert found(run) == left
-    finding = retention.find(run)
+    finding = retention.find_superseded_files(run)
     assert (finding.num_files, finding.bytes) == (5, 20)
 
     begin(run, Train(1, 0))  # somebody may be writing now, and be silent for a while
@@ -187,7 +193,7 @@ def test_what_interrupted_work_has_left_in_a_circle_is_superseded(
     Ledger.open(run.store).stop()
     assert found(run) == left
     before = files(run)
-    retention.delete(run, retention.find(run))
+    retention.delete_superseded_files(run, retention.find_superseded_files(run))
     assert files(run) == {name: data for name, data in before.items() if name not in left}
     assert not any(is_partial(name) for name in run.store.sizes())
     assert run.checkpoints(Train(1, 0)).load() == {"weights": 1}
@@ -203,10 +209,10 @@ def test_nothing_is_found_where_the_files_cannot_be_trusted(circle_run: CircleRu
     run = circle_run([0], num_rounds=2)
     run.store.write("rounds/0/fold-0/result.json", b"{}")
     with pytest.raises(DataError, match=r"result\.json is wrong at `round`"):
-        retention.find(run)
+        retention.find_superseded_files(run)
     run.store.write("ledger/000004.json", b"{")
     with pytest.raises(LedgerError, match="Event 4 of"):
-        retention.find(run)
+        retention.find_superseded_files(run)
 
 
 # Deleting
@@ -217,7 +223,7 @@ def test_a_tidied_run_works_as_before(
 ) -> None:
     run = circle_run()
     before = files(run)
-    digests = [model.digest for model in chains(run, 2, 1)[0]]
+    digests = [model.digest for model in load_model_chains(run, 2, 1)[0]]
     assert main(["status", "--run", run.uri, "--json"]) == 0
     told = capsys.readouterr().out
     assert main(["gc", "--run", run.uri, "--yes"]) == 0
@@ -226,12 +232,12 @@ def test_a_tidied_run_works_as_before(
     assert files(run) == kept
     assert main(["status", "--run", run.uri, "--json"]) == 0
     assert capsys.readouterr().out == told
-    assert [model.digest for model in chains(run, 2, 1)[0]] == digests
+    assert [model.digest for model in load_model_chains(run, 2, 1)[0]] == digests
     # a later need is told, and served by writing the same again
-    priors = prior_maps(run, manifest, Train(2, 0))
+    priors = find_prior_maps(run, manifest, Train(2, 0))
     assert priors is not None
-    source = map_source(run, manifest, WriteMaps(1, 0))
-    table = shards.read(LocalStore(run.data_uri), manifest.shards[0])
+    source = find_map_source(run, manifest, WriteMaps(1, 0))
+    table = shards.read_shard(LocalStore(run.data_uri), manifest.shards[0])
     with pytest.raises(MapError, match="is missing; it must be written again"):
         priors.join(table, manifest.shards[0])
     name = source.name(manifest.shards[0])
@@ -241,23 +247,23 @@ def test_a_tidied_run_works_as_before(
 
 def test_a_run_that_goes_on_meanwhile_is_left_alone(circle_run: CircleRun) -> None:
     run = circle_run(num_rounds=3, until=Train(2, 1))
-    finding = retention.find(run)
+    finding = retention.find_superseded_files(run)
     assert finding.num_files > 0
     begin(run)
     before = files(run)
     with pytest.raises(
         DataError, match=r"Cannot clean up .*: the run has continued since the search"
     ):
-        retention.delete(run, finding)
+        retention.delete_superseded_files(run, finding)
     assert files(run) == before
 
 
 def test_what_is_gone_already_is_no_error(circle_run: CircleRun) -> None:
     run = circle_run()
-    finding = retention.find(run)
-    retention.delete(run, finding)
-    retention.delete(run, finding)
-    assert retention.find(run).superseded == ()
+    finding = retention.find_superseded_files(run)
+    retention.delete_superseded_files(run, finding)
+    retention.delete_superseded_files(run, finding)
+    assert retention.find_superseded_files(run).superseded == ()
 
 
 # What is not the run's, or in doubt
@@ -434,7 +440,7 @@ def test_a_run_with_a_coordinator_at_work_is_refused(
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 60.0)  # a busy machine is not silent
     run = circle_run(num_rounds=2)
     run.store.write("coordinator.json", json.dumps({"session": "one", "count": -1}).encode())
-    with heartbeat.Heart(run.store, "one"):
+    with heartbeat.HeartbeatThread(run.store, "one"):
         before = set(run.store.names("maps"))
         assert main(["gc", "--run", run.uri, *words]) == 2
     assert capsys.readouterr().err == (
@@ -460,7 +466,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )  # fmt: skip
 def test_sizes_are_told_in_the_unit_that_fits(number: int, text: str) -> None:
-    assert size(number) == text
+    assert format_size(number) == text
 
 
 def test_a_store_tells_sizes_with_what_interrupted_writes_left(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mtil import __version__
 from mtil.cli import main
-from mtil.config import documented
+from mtil.config import describe_config_keys
 from tests.unit.commands import Fails, process
 
 pytestmark = pytest.mark.usefixtures("signals")
@@ -75,7 +75,7 @@ _NETWORK = ("torch", "kornia", "scipy", "sklearn")
         ("mtil.distributed.circle.actions", ("ray", "pandas")),
         ("mtil.distributed.prediction.scoring", ("ray.train",)),
         ("mtil.distributed.prediction.map_writing", ("ray.train",)),
-        ("mtil.distributed.data.holding", ("ray.data", "ray.train", "pandas")),
+        ("mtil.distributed.data.resident", ("ray.data", "ray.train", "pandas")),
         ("mtil.distributed.training.trainer", ()),
         ("tune.search", ()),
     ],
@@ -105,7 +105,7 @@ def test_the_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--keys"])
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [name for name, _, _ in documented()]
+    assert [line.split()[0] for line in lines] == [name for name, _, _ in describe_config_keys()]
 
 
 # What is not understood

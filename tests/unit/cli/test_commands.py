@@ -18,11 +18,11 @@ from PIL import Image
 
 import mtil
 from mtil.cli import console, main
-from mtil.config import Config, to_dict
+from mtil.config import Config, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
-from mtil.run.checkpoint import Model
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
@@ -48,7 +48,7 @@ def test_data_are_prepared(
     to = tmp_path / "data"
     command = ["prepare", phantoms, "--layout", "busi", "--to", to, "--image-size", "32"]
     told = outcome(capsys, *command, "--num-folds", 4)
-    made = manifests.load(LocalStore(str(to)))
+    made = manifests.load_manifest(LocalStore(str(to)))
     assert told == {
         "uri": str(to),
         "version": 1,
@@ -126,13 +126,13 @@ def test_two_sources_make_one_data_set(
         "--image-size", "32",
     )  # fmt: skip
     assert told["read"] == 100
-    made = manifests.load(LocalStore(str(tmp_path / "data")))
+    made = manifests.load_manifest(LocalStore(str(tmp_path / "data")))
     assert [(source.prefix, source.read) for source in made.sources] == [
         ("busi", 60),
         ("table", 40),
     ]
     rows = pa.concat_tables(
-        [shards.read(LocalStore(str(tmp_path / "data")), shard) for shard in made.shards]
+        [shards.read_shard(LocalStore(str(tmp_path / "data")), shard) for shard in made.shards]
     ).to_pylist()
     assert {row["sample_id"].split("/")[0] for row in rows} == {"busi", "table"}
     assert all(row["sample_id"].startswith(f"{row['source']}/") for row in rows)
@@ -211,7 +211,7 @@ def run(
     data_uri: str,
     manifest: Manifest,
     make_config: Callable[..., Config],
-    make_model: Callable[..., Model],
+    make_model: Callable[..., TrainedModel],
 ) -> Run:
     """A run of which fold 1 is trained."""
     run = Run.create(str(tmp_path / "run"), make_config(), data_uri, manifest.fingerprint)
@@ -229,7 +229,7 @@ def test_images_are_predicted(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_model_that_is_not_the_runs_is_refused(
-    run: Run, tmp_path: Path, fails: Fails, make_model: Callable[..., Model]
+    run: Run, tmp_path: Path, fails: Fails, make_model: Callable[..., TrainedModel]
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (name,) = (name for name in run.store.names("rounds") if name.endswith(".pt"))
@@ -285,7 +285,7 @@ def test_evaluation_of_all_is_of_what_is_trained_by_its_own_configuration(
 ) -> None:
     _without_ray(monkeypatch)
     file = tmp_path / "own.yaml"
-    file.write_text(yaml.safe_dump(to_dict(run.config)))
+    file.write_text(yaml.safe_dump(config_to_dict(run.config)))
     assert "needs `ray`" in fails("evaluate", "--run", run.uri, "--config", file, *words)
 
 
@@ -342,9 +342,9 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with console.Output(as_json=False).progress() as bar:
+    with console.CommandOutput(as_json=False).progress() as bar:
         bar.show("scoring", 1, 3)  # too soon
-        monkeypatch.setattr(console, "LINE_S", 0.0)
+        monkeypatch.setattr(console, "PROGRESS_LINE_S", 0.0)
         bar.show("scoring", 2, 3)
         bar.show("scoring", 2, 3)
     assert capsys.readouterr().out == "scoring 2/3\n"

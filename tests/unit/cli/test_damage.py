@@ -75,8 +75,8 @@ def whole(
     def start(**_: object) -> None:
         raise ReachedRayError("Ray would start now.")
 
-    monkeypatch.setattr(cluster, "connected", start)
-    monkeypatch.setattr(heartbeat, "is_beating", lambda store: False)
+    monkeypatch.setattr(cluster, "connect_ray", start)
+    monkeypatch.setattr(heartbeat, "is_coordinator_alive", lambda store: False)
     folder, ids = places
     run = circle_run([0, 1], num_rounds=2)
     values = json.loads(run.store.read("run.json"))

@@ -13,12 +13,12 @@ import pytest
 
 from mtil.circle import heartbeat
 from mtil.circle.ledger import Ledger
-from mtil.circle.state import Done, Failed, Started
+from mtil.circle.state import ActionDone, ActionFailed, ActionStarted
 from mtil.cli import main
 from mtil.cli.commands import circle
-from mtil.cli.console import Output
+from mtil.cli.console import CommandOutput
 from mtil.cli.views import circles
-from mtil.config import Config, to_dict
+from mtil.config import Config, config_to_dict
 from mtil.distributed.circle import driver as distributed
 from mtil.distributed.runtime import cluster
 from mtil.errors import StorageError
@@ -85,7 +85,7 @@ def begin(run: Run, *started: Train) -> Ledger:
     ledger = Ledger.open(run.store, session="later")
     ledger.boot()
     for action in started:
-        ledger.append(Started(action=action, attempt=1))
+        ledger.append(ActionStarted(action=action, attempt=1))
     return ledger
 
 
@@ -156,9 +156,9 @@ def test_a_figure_that_is_undefined_is_not_a_number(
         "f1": {"value": 1.0, "low": None, "high": None},
         "auc": {"value": 0.5, "low": 0.25, "high": 1.0},
     }
-    ledger.append(Started(action=action, attempt=1))
+    ledger.append(ActionStarted(action=action, attempt=1))
     result: dict[str, Any] = {"folds": [0], "by_pass": [{"pass": 0, "metrics": metrics}]}
-    ledger.append(Done(action=action, attempt=1, result=result))
+    ledger.append(ActionDone(action=action, attempt=1, result=result))
     (line,) = [line for line in lines("status", "--run", run.uri) if "n/a" in line]
     assert line.split() == ["0", "0", "1", "n/a", "1.000", "0.500", "0.250-1.000"]
 
@@ -177,7 +177,7 @@ def test_a_failed_fold_is_told_with_its_cause(
 ) -> None:
     run = circle_run(until=Train(0, 0), max_attempts=1)
     ledger = begin(run, Train(0, 1))
-    ledger.append(Failed(action=Train(0, 1), attempt=1, cause="No memory."))
+    ledger.append(ActionFailed(action=Train(0, 1), attempt=1, cause="No memory."))
     code, values, seen = told("status", "--run", run.uri)
     assert code == 0
     cause = "training of round 0, fold 1: No memory."
@@ -188,8 +188,8 @@ def test_a_failed_fold_is_told_with_its_cause(
 
 def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[..., Told]) -> None:
     run = circle_run(until=Train(0, 0))
-    with heartbeat.Heart(run.store, "later"):
-        until(lambda: heartbeat.read(run.store))
+    with heartbeat.HeartbeatThread(run.store, "later"):
+        until(lambda: heartbeat.read_heartbeat(run.store))
         _, values, seen = told("status", "--run", run.uri)
         assert (values["condition"], values["host"]) == ("running", socket.gethostname())
         assert f"A coordinator on {socket.gethostname()} runs the circle." in seen
@@ -320,12 +320,12 @@ def test_watching_ends_with_the_run(
         if how == "stopped":
             ledger.stop()
             return
-        ledger.append(Started(action=Summarise(0), attempt=1))
+        ledger.append(ActionStarted(action=Summarise(0), attempt=1))
         metrics = {
             name: {"value": 0.5, "low": 0.25, "high": 0.75} for name in ("dice", "f1", "auc")
         }
         result: dict[str, Any] = {"folds": [0], "by_pass": [{"pass": 0, "metrics": metrics}]}
-        ledger.append(Done(action=Summarise(0), attempt=1, result=result))
+        ledger.append(ActionDone(action=Summarise(0), attempt=1, result=result))
 
     meanwhile(end)
     code, values, seen = told("status", "--run", run.uri, "--watch")
@@ -337,7 +337,7 @@ def test_watching_ends_with_the_run(
 def test_a_coordinator_that_died_with_everything_is_not_at_work(
     circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.3)
     run = circle_run(until=Train(0, 0))
     run.store.write("coordinator.json", b'{"session": "dead", "count": 7}')
@@ -348,12 +348,12 @@ def test_a_coordinator_that_died_with_everything_is_not_at_work(
 def test_what_a_coordinator_waits_for_is_told(
     circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.03)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     run = circle_run(until=Train(0, 0))
-    heart = heartbeat.Heart(run.store, "later")
+    heart = heartbeat.HeartbeatThread(run.store, "later")
     heart.waits = "The coordinator waits for machines: none are left."
     with heart:
-        until(lambda: heartbeat.read(run.store))
+        until(lambda: heartbeat.read_heartbeat(run.store))
         _, values, seen = told("status", "--run", run.uri)
     assert values["waits"] == heart.waits
     assert f"{heart.waits}\n" in seen
@@ -414,11 +414,11 @@ def test_being_detached_is_told_as_json_too(
         raise KeyboardInterrupt
 
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    monkeypatch.setattr(cluster, "connected", lambda **_: nullcontext())
-    monkeypatch.setattr(distributed, "begin", lambda *_, **__: run)
-    monkeypatch.setattr(distributed, "follow", follow)
+    monkeypatch.setattr(cluster, "connect_ray", lambda **_: nullcontext())
+    monkeypatch.setattr(distributed, "begin_circle", lambda *_, **__: run)
+    monkeypatch.setattr(distributed, "follow_circle", follow)
     config = Path(f"{run.uri}.json")
-    config.write_text(json.dumps(to_dict(run.config)))
+    config.write_text(json.dumps(config_to_dict(run.config)))
     words = ("circle", "--data", data_uri, "--run", run.uri, "--config", str(config))
     code, values, seen = told(*words, "--fold", "0")
     assert (code, values) == (0, {"run": run.uri, "detached": True})
@@ -449,9 +449,9 @@ def test_what_a_circle_is_at_is_told_line_by_line(
         {"kind": "failed", "action": Train(0, 0), "cause": "Out of memory."},
         *({"kind": "committed", "action": of, "result": result} for of, result in results),
     ]
-    output = Output(as_json=False)
+    output = CommandOutput(as_json=False)
     with output.progress() as bar:
-        tell = circle.Teller(run, bar, output)
+        tell = circle.CircleEventPrinter(run, bar, output)
         for line in lines:
             tell(line)
     assert capsys.readouterr().out.splitlines() == [

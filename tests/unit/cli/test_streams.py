@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mtil.cli.console import Output
-from mtil.cli.streams import as_json, shown
+from mtil.cli.console import CommandOutput
+from mtil.cli.streams import escape_controls, format_json
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
 Result = subprocess.CompletedProcess[bytes]
@@ -129,7 +129,7 @@ NAMES = ["[/foo]", "[red]x[/red]", ":cat:", "[link=file]", "a\x1b[31mb", "\udcff
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_names_are_printed_as_they_are(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    output = Output(as_json=as_json)
+    output = CommandOutput(as_json=as_json)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with output.progress() as bar:
@@ -147,12 +147,12 @@ def test_names_are_printed_as_they_are(as_json: bool, capsys: pytest.CaptureFixt
 
 
 def test_control_characters_are_escaped() -> None:
-    assert shown("a\nb\tc\x00\x1b[0m\x9b\u2028") == "a\\nb\tc\\x00\\x1b[0m\\x9b\\u2028"
-    assert shown("a\nb", in_line=False) == "a\nb"
+    assert escape_controls("a\nb\tc\x00\x1b[0m\x9b\u2028") == "a\\nb\tc\\x00\\x1b[0m\\x9b\\u2028"
+    assert escape_controls("a\nb", in_line=False) == "a\nb"
 
 
 def test_numbers_that_json_has_not_are_null() -> None:
-    line = as_json({"auc": float("nan"), "name": "ä", "all": [float("inf"), 1]}, "utf-8")
+    line = format_json({"auc": float("nan"), "name": "ä", "all": [float("inf"), 1]}, "utf-8")
     assert line == '{"auc": null, "name": "ä", "all": [null, 1]}'
 
 
@@ -170,5 +170,5 @@ def refused_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(inspection, "inspect", refuse)
+    monkeypatch.setattr(inspection, "inspect_dataset", refuse)
     return lambda: main(["inspect", "nowhere"])

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.__main__ import main
-from cluster.check import account_problems, check, open_file
+from cluster.__main__ import run_cluster_cli
+from cluster.check import check_aws_account, check_cluster_file, open_cluster_file
 from cluster.errors import UsageError
-from cluster.files import ROOT, load, parse
+from cluster.files import ROOT, load_cluster_file, parse_cluster_file
 from tests.unit.documents import FILES, Document, Plain, node_type, read
 
 Mistake = Callable[[Document], object]
@@ -30,17 +30,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _problems(document: Document, tmp_path: Path) -> tuple[str, ...]:
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document, Dumper=Plain))
-    return check(path).problems
+    return check_cluster_file(path).problems
 
 
 def test_there_is_a_template_for_each_kind() -> None:
-    kinds = [load(path)[0] for path in FILES]
+    kinds = [load_cluster_file(path)[0] for path in FILES]
     assert kinds == ["aws", "gcp", "kuberay", "kuberay", "local", "skypilot"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_that_comes_along_passes(path: Path) -> None:
-    report = check(path)
+    report = check_cluster_file(path)
     assert report.problems == ()
     assert bool(report.blanks) == (path.name != "cluster.yaml")
 
@@ -642,7 +642,7 @@ def test_an_endpoint_in_the_same_network_that_is_not_encrypted_is_a_warning(
     document["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333")
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document))
-    assert main(["check", str(path)]) == 0
+    assert run_cluster_cli(["check", str(path)]) == 0
     assert "!!  http://10.0.0.9:8333 sends images and maps in the clear" in capsys.readouterr().out
 
 
@@ -691,7 +691,7 @@ def test_what_is_no_cluster_file_is_refused(
     path = tmp_path / "file.yaml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert main(["check", str(path)]) == 2
+    assert run_cluster_cli(["check", str(path)]) == 2
     err = capsys.readouterr().err
     assert told in err
     assert err.startswith("cluster: ")
@@ -701,14 +701,14 @@ def test_what_is_no_cluster_file_is_refused(
 def test_check_prints_what_to_fill_in_and_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(ROOT / "cluster" / "templates" / "on-prem.yaml")]) == 0
+    assert run_cluster_cli(["check", str(ROOT / "cluster" / "templates" / "on-prem.yaml")]) == 0
     out = capsys.readouterr().out
     assert "to fill in: `provider.head_ip` is 192.0.2.11\n" in out
     assert "cost: none to a cloud\n" in out
 
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(read("on-prem") | {"max_workers": 3}))
-    assert main(["check", str(path)]) == 2
+    assert run_cluster_cli(["check", str(path)]) == 2
     told = capsys.readouterr()
     assert told.out.startswith("NO  `max_workers` must be 1")
     assert "must pass every rule, but has 1 problem(s)" in told.err
@@ -716,19 +716,19 @@ def test_check_prints_what_to_fill_in_and_what_is_wrong(
 
 def test_only_whole_files_are_launched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must be filled in first, but `provider\.head_ip`"):
-        open_file(ROOT / "cluster" / "templates" / "on-prem.yaml")
+        open_cluster_file(ROOT / "cluster" / "templates" / "on-prem.yaml")
     with pytest.raises(UsageError, match="use `sky launch "):
-        open_file(ROOT / "cluster" / "templates" / "skypilot.yaml")
+        open_cluster_file(ROOT / "cluster" / "templates" / "skypilot.yaml")
     document = read("on-prem")
     document["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document))
-    assert open_file(path).head.start[0] == "~/venv/bin/ray stop"
+    assert open_cluster_file(path).head.start[0] == "~/venv/bin/ray stop"
 
 
 @pytest.mark.parametrize("bucket", ["mine", "s3://", "s3://My_Bucket!!", "https://mine", "gs://a"])
 def test_a_bucket_must_be_named_as_one(bucket: str) -> None:
-    (problem,) = check(ROOT / "cluster.yaml", bucket=bucket).problems
+    (problem,) = check_cluster_file(ROOT / "cluster.yaml", bucket=bucket).problems
     assert problem == f"A bucket must be named as s3://BUCKET or gs://BUCKET, but got {bucket}."
 
 
@@ -736,13 +736,13 @@ def test_an_unreachable_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    (problem,) = check(ROOT / "cluster.yaml", bucket="s3://mine/data").problems
+    (problem,) = check_cluster_file(ROOT / "cluster.yaml", bucket="s3://mine/data").problems
     assert problem.startswith("The bucket must be reachable from here, but s3://mine is not (")
 
 
 def test_only_aws_has_an_account_to_ask() -> None:
-    kind, document = load(ROOT / "cluster" / "templates" / "on-prem.yaml")
-    assert account_problems(parse(ROOT, kind, document)) == []
+    kind, document = load_cluster_file(ROOT / "cluster" / "templates" / "on-prem.yaml")
+    assert check_aws_account(parse_cluster_file(ROOT, kind, document)) == []
 
 
 @pytest.mark.parametrize("by_id", [False, True])
@@ -766,8 +766,8 @@ def test_security_groups_of_the_account_are_looked_at(
             del document["provider"]["security_group"]
             for node_type in document["available_node_types"].values():
                 node_type["node_config"]["SecurityGroupIds"] = [group]
-        file = parse(tmp_path, "aws", document)
-        (empty,) = account_problems(file)
+        file = parse_cluster_file(tmp_path, "aws", document)
+        (empty,) = check_aws_account(file)
         assert "must exist in us-east-1 and have a rule" in empty
         for addresses, wide in (
             ("10.0.0.0/8", False),
@@ -777,4 +777,4 @@ def test_security_groups_of_the_account_are_looked_at(
             ec2.authorize_security_group_ingress(
                 GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=addresses
             )
-            assert bool(account_problems(file)) == wide
+            assert bool(check_aws_account(file)) == wide

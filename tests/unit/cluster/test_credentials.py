@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.credentials import found, is_secret_name, values
+from cluster.credentials import find_secrets, is_secret_name, list_secret_values
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_other_names(name: str) -> None:
     ],
 )
 def test_texts_with_a_secret(text: str) -> None:
-    assert list(found(text))
+    assert list(find_secrets(text))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_texts_with_a_secret(text: str) -> None:
     ],
 )
 def test_texts_without_one(text: str) -> None:
-    assert list(found(text)) == []
+    assert list(find_secrets(text)) == []
 
 
 def test_short_values_are_no_evidence() -> None:
@@ -104,4 +104,4 @@ def test_short_values_are_no_evidence() -> None:
         "RUN": "s3://bucket",
         "PWD": "/home/me/x",
     }
-    assert dict(values(given)) == {"HF_TOKEN": "abcdefgh"}
+    assert dict(list_secret_values(given)) == {"HF_TOKEN": "abcdefgh"}

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.__main__ import main
-from cluster.check import check
-from cluster.files import load, parse
+from cluster.__main__ import run_cluster_cli
+from cluster.check import check_cluster_file
+from cluster.files import load_cluster_file, parse_cluster_file
 from tests.unit.documents import Document, Plain, read
 
 CONFIG: Document = {
@@ -25,7 +25,7 @@ def _write(path: Path, *documents: Any) -> Path:
 
 
 def _problems(tmp_path: Path, *documents: Any) -> tuple[str, ...]:
-    return check(_write(tmp_path / "file.yaml", *documents)).problems
+    return check_cluster_file(_write(tmp_path / "file.yaml", *documents)).problems
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])
@@ -45,7 +45,7 @@ def test_what_the_definition_has_a_default_for_may_be_left_out(tmp_path: Path) -
         del group["minReplicas"]
         group.pop("replicas", None)
     assert _problems(tmp_path, document) == ()
-    groups = parse(*[tmp_path, *load(tmp_path / "file.yaml")]).workers
+    groups = parse_cluster_file(*[tmp_path, *load_cluster_file(tmp_path / "file.yaml")]).workers
     assert {group.smallest for group in groups} == {0}
     group["maxReplicas"] = None  # Kubernetes treats a null field as missing
     (problem,) = [one for one in _problems(tmp_path, document) if "MTIL_MACHINES" not in one]
@@ -114,7 +114,7 @@ def test_what_cannot_be_checked_is_one_sentence(
     documents: list[Document], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _write(tmp_path / "file.yaml", *documents)
-    assert main(["check", str(path)]) == 2
+    assert run_cluster_cli(["check", str(path)]) == 2
     err = capsys.readouterr().err
     assert told.format(path=path) in err
     assert err.count("\n") == 1

@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from mtil.distributed.runtime.failures import cause, is_loss, unwrapped
+from mtil.distributed.runtime.failures import find_mtil_error, is_loss, unwrap_errors
 from mtil.errors import DataError, LostError, NotFoundError, RunError, StorageError
 
 
@@ -71,7 +71,7 @@ def test_a_mistake_is_no_loss(error: Exception) -> None:
 
 def test_an_error_of_ours_decides_even_where_a_process_died_with_it() -> None:
     error = WorkerGroupError("two failed", {0: DataError("no rows"), 1: ActorDiedError()})
-    found = cause(error)
+    found = find_mtil_error(error)
     assert isinstance(found, DataError)
     assert not is_loss(error)
 
@@ -85,5 +85,5 @@ def test_a_training_whose_worker_was_killed_too_often_is_lost_and_not_failed() -
 
 
 def _raise(error: Exception) -> None:
-    with unwrapped():
+    with unwrap_errors():
         raise error

@@ -8,7 +8,13 @@ import pytest
 import yaml
 
 from cluster import machine_types, prices
-from cluster.files import ROOT, load, machines, parse, ray_cluster_spec
+from cluster.files import (
+    ROOT,
+    describe_workers,
+    find_ray_cluster_spec,
+    load_cluster_file,
+    parse_cluster_file,
+)
 from tests.unit.documents import Document, node_type, read
 
 
@@ -17,7 +23,9 @@ def test_types_of_machines_have_what_aws_says_of_them() -> None:
     from moto.ec2.models.instance_types import INSTANCE_TYPES
 
     ours = {
-        name: found for (cloud, name), found in machine_types.machines().items() if cloud == "aws"
+        name: found
+        for (cloud, name), found in machine_types.load_machine_types().items()
+        if cloud == "aws"
     }
     assert len(ours) > 200
     for name, found in ours.items():
@@ -29,12 +37,12 @@ def test_types_of_machines_have_what_aws_says_of_them() -> None:
 
 
 def test_every_machine_with_a_price_is_known() -> None:
-    assert prices.known().keys() <= machine_types.machines().keys()
+    assert prices.load_prices().keys() <= machine_types.load_machine_types().keys()
 
 
 def test_the_cost_of_the_aws_file_is_that_of_its_machines() -> None:
-    kind, document = load(ROOT / "cluster.yaml")
-    found = prices.estimate(parse(ROOT / "cluster.yaml", kind, document))
+    kind, document = load_cluster_file(ROOT / "cluster.yaml")
+    found = prices.estimate_cost(parse_cluster_file(ROOT / "cluster.yaml", kind, document))
     # m6i.large at 0.096; max_workers lets four g6.xlarge at 0.8048 in.
     assert found.idle == pytest.approx(0.096)
     assert found.most == pytest.approx(0.096 + 4 * 0.8048)
@@ -45,7 +53,7 @@ def test_the_dearest_workers_count_first(tmp_path: Path) -> None:
     document = read("cluster")
     document["max_workers"] = 3
     node_type(document, "gpu")["node_config"]["InstanceType"] = "g6.4xlarge"
-    found = prices.estimate(parse(tmp_path, "aws", document))
+    found = prices.estimate_cost(parse_cluster_file(tmp_path, "aws", document))
     assert found.most == pytest.approx(0.096 + 2 * 1.3232 + 1 * 0.8048)
 
 
@@ -64,7 +72,7 @@ def test_a_price_that_is_not_known_is_not_guessed(
 ) -> None:
     document = read("cluster")
     change(document)
-    found = prices.estimate(parse(tmp_path, "aws", document))
+    found = prices.estimate_cost(parse_cluster_file(tmp_path, "aws", document))
     assert (found.idle, found.most, found.unknown) == (None, None, unknown)
 
 
@@ -73,23 +81,23 @@ def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
     for source in table["sources"].values():
         assert "https://" in source["page"]
         assert source["date"].year >= 2026
-    assert {row["source"] for row in table["machines"]} == set(table["sources"])
-    assert all(price > 0 for row in table["machines"] for price in row["prices"].values())
+    assert {row["source"] for row in table["describe_workers"]} == set(table["sources"])
+    assert all(price > 0 for row in table["describe_workers"] for price in row["prices"].values())
 
 
 def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
     gpu = {"cpus": 4, "gpus": 1, "most": 2}
-    told = machines(ROOT / "cluster.yaml")
+    told = describe_workers(ROOT / "cluster.yaml")
     assert told is not None
     assert json.loads(told) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
     assert (
-        machines(ROOT / "cluster" / "templates" / "on-prem.yaml") is None
+        describe_workers(ROOT / "cluster" / "templates" / "on-prem.yaml") is None
     )  # all machines already exist
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster", "kuberay-job"])
 def test_pods_are_told_what_their_groups_may_grow_to(name: str) -> None:
-    spec = ray_cluster_spec(read(name))
+    spec = find_ray_cluster_spec(read(name))
     (variable,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     assert variable["name"] == "MTIL_MACHINES"
-    assert variable["value"] == machines(ROOT / "cluster" / "templates" / f"{name}.yaml")
+    assert variable["value"] == describe_workers(ROOT / "cluster" / "templates" / f"{name}.yaml")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import reading
-from cluster.__main__ import main
+from cluster.__main__ import run_cluster_cli
 from cluster.errors import UsageError
 from cluster.files import ROOT
 
@@ -62,7 +62,7 @@ def test_a_text_beyond_reason_is_one_sentence(
     path = tmp_path / "file.yaml"
     path.write_text(text)
     for command in ("check", "up", "down", "status"):
-        assert main([command, str(path)]) == 2
+        assert run_cluster_cli([command, str(path)]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith(f"cluster: A cluster file must be YAML, but {path} is not: ")
@@ -74,7 +74,7 @@ def test_a_text_beyond_reason_is_one_sentence(
 def test_a_job_s_environment_is_read_with_the_same_bounds() -> None:
     for name in ("bomb", "brackets", "digits"):
         with pytest.raises(UsageError, match="`x` must be YAML, but is not: "):
-            reading.documents(TEXTS[name][0], "`x` must be YAML, but is not")
+            reading.parse_yaml_documents(TEXTS[name][0], "`x` must be YAML, but is not")
 
 
 def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_is_no_regular_file_is_not_opened(
     os.mkfifo(path)
     assert stat.S_ISFIFO(path.stat().st_mode)
     for other in (path, Path("/dev/zero"), tmp_path):
-        assert main(["check", str(other)]) == 2
+        assert run_cluster_cli(["check", str(other)]) == 2
         assert capsys.readouterr().err == (
             f"cluster: A cluster file must be a regular file, but {other} is not.\n"
         )
@@ -116,12 +116,12 @@ def test_a_file_of_more_than_a_mebibyte_is_refused(
     path = tmp_path / "file.yaml"
     with path.open("wb") as file:
         file.truncate(1 << 34)
-    assert main(["check", str(path)]) == 2
+    assert run_cluster_cli(["check", str(path)]) == 2
     assert "must have at most 1 MiB, but" in capsys.readouterr().err
 
 
 def test_documents_that_are_in_order_are_read() -> None:
     text = "\ufeff--- {a: &x [1, 2.5, true, null, 2026-01-02], b: *x}\n---\n--- y\n"
-    one, two = reading.documents(text.removeprefix("\ufeff"), "")
+    one, two = reading.parse_yaml_documents(text.removeprefix("\ufeff"), "")
     assert one["a"] == one["b"]
     assert (one["a"][:4], two) == ([1, 2.5, True, None], "y")

@@ -83,7 +83,10 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) -> None:
     watching = threading.Thread(
-        target=spot_notice.watch, args=(metadata.url,), kwargs={"poll_s": 0.05}, daemon=True
+        target=spot_notice.watch_spot_notice,
+        args=(metadata.url,),
+        kwargs={"poll_s": 0.05},
+        daemon=True,
     )
     watching.start()
     until(lambda: metadata.asked >= 6)  # three looks without a notice
@@ -106,7 +109,7 @@ def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) 
 def test_a_machine_on_demand_is_not_watched(metadata: Metadata, told: Path) -> None:
     metadata.life_cycle = "on-demand"
     metadata.goes_in(120)
-    spot_notice.watch(metadata.url)
+    spot_notice.watch_spot_notice(metadata.url)
     assert not told.exists()
 
 
@@ -137,5 +140,5 @@ def test_a_service_that_does_not_answer_is_asked_again(
 
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(Enough):
-        spot_notice.watch("http://127.0.0.1:9")
+        spot_notice.watch_spot_notice("http://127.0.0.1:9")
     assert "the metadata service does not answer" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import submit
-from cluster.__main__ import main
+from cluster.__main__ import run_cluster_cli
 from cluster.errors import ClusterError, UsageError
 from cluster.files import ROOT
 
@@ -22,7 +22,7 @@ GIVEN = {
 
 
 def test_variables_go_along_by_name() -> None:
-    assert submit.environment(["RUN"], GIVEN) == {"RUN": "s3://bucket/run"}
+    assert submit.select_environment(["RUN"], GIVEN) == {"RUN": "s3://bucket/run"}
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,35 @@ def test_variables_go_along_by_name() -> None:
 )
 def test_other_variables_do_not(name: str, told: str) -> None:
     with pytest.raises(UsageError) as raised:
-        submit.environment([name], GIVEN)
+        submit.select_environment([name], GIVEN)
     assert str(raised.value).startswith(told)
 
 
 def test_a_command_reaches_the_shell_word_by_word() -> None:
-    line = submit.entrypoint(["mtil", "predict", "my images", "$HOME"], GIVEN)
+    line = submit.build_entrypoint(["mtil", "predict", "my images", "$HOME"], GIVEN)
     assert line == "mtil predict 'my images' '$HOME'"
-    assert submit.entrypoint(["run"], GIVEN) == "run"  # too short to distinguish from a word
+    assert submit.build_entrypoint(["run"], GIVEN) == "run"  # too short to distinguish from a word
 
 
 def test_a_command_holds_no_secret() -> None:
     with pytest.raises(UsageError, match="the value of AWS_SECRET_ACCESS_KEY"):
-        submit.entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
+        submit.build_entrypoint(["env", "KEY=wJalrXUtnFEMI", "mtil"], GIVEN)
     with pytest.raises(UsageError, match=r"an apparent secret \(AWS_SECRET_ACCESS_KEY\)"):
-        submit.entrypoint(["env", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENG", "mtil"], {})
+        submit.build_entrypoint(["env", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENG", "mtil"], {})
 
 
 def test_a_job_that_a_signal_ended_has_the_code_that_a_shell_gives() -> None:
-    assert [submit.exit_code(code) for code in (0, 3, 255, -9, -15)] == [0, 3, 255, 137, 143]
+    assert [submit.to_shell_exit_code(code) for code in (0, 3, 255, -9, -15)] == [
+        0,
+        3,
+        255,
+        137,
+        143,
+    ]
 
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--address", "http://127.0.0.1:9"]) == 2
+    assert run_cluster_cli(["submit", "--address", "http://127.0.0.1:9"]) == 2
     assert "must be given a command after `--`" in capsys.readouterr().err
 
 
@@ -76,7 +82,7 @@ def test_ignored_files_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "data" / "b.png").write_bytes(b"x" * 5000)
     (tmp_path / "out.log").write_bytes(b"x" * 70)
     monkeypatch.chdir(tmp_path)
-    sizes = submit.upload_size(Path())
+    sizes = submit.measure_upload(Path())
     assert sizes == {".gitignore": 6, ".rayignore": 6, "mtil": 100}
 
 
@@ -87,13 +93,13 @@ def test_a_folder_that_is_too_large_is_told_what_is(
     for name, size in (("small.py", 10), ("data.bin", 3 << 20)):
         (tmp_path / name).write_bytes(b"x" * size)
     with pytest.raises(UsageError, match=r"at most 1 MiB, but has 3 \(MiB: data\.bin 3, small"):
-        submit.upload_size(tmp_path)
+        submit.measure_upload(tmp_path)
     with pytest.raises(UsageError, match="must be a folder"):
-        submit.upload_size(tmp_path / "small.py")
+        submit.measure_upload(tmp_path / "small.py")
 
 
 def test_this_checkout_fits_by_far() -> None:
-    sizes = submit.upload_size(ROOT)
+    sizes = submit.measure_upload(ROOT)
     assert sum(sizes.values()) < submit.MAX_UPLOAD_BYTES / 10
     assert not {".git", ".venv", "tests", "docs"} & set(sizes)
     assert {"mtil", "tune", "pyproject.toml"} <= set(sizes)
@@ -112,10 +118,10 @@ def test_files_with_secrets_by_their_names_stay_here(name: str, tmp_path: Path) 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x")
     with pytest.raises(UsageError) as raised:
-        submit.upload_size(tmp_path)
+        submit.measure_upload(tmp_path)
     assert f"but has {name} (by its name); name in .rayignore" in str(raised.value)
     (tmp_path / ".rayignore").write_text(f"/{name}\n")
-    assert submit.upload_size(tmp_path).keys() == {".rayignore"}
+    assert submit.measure_upload(tmp_path).keys() == {".rayignore"}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_files_with_secrets_in_them_stay_here(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", GIVEN["AWS_SECRET_ACCESS_KEY"])
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=rf"{name} \(.* in it\); name in \.rayignore"):
-        submit.upload_size(tmp_path)
+        submit.measure_upload(tmp_path)
 
 
 def test_a_link_to_a_key_stays_here(tmp_path: Path) -> None:
@@ -144,21 +150,21 @@ def test_a_link_to_a_key_stays_here(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "plain.txt").symlink_to(tmp_path / ".ssh" / "mtil")
     with pytest.raises(UsageError, match=r"plain\.txt \(by its name\)"):
-        submit.upload_size(tmp_path / "code")
+        submit.measure_upload(tmp_path / "code")
 
 
 def test_what_is_only_about_secrets_goes_along(tmp_path: Path) -> None:
     names = (".env.example", "id_rsa.pub", "credentials.py", "keys.py", "cert.pem", "tokens.json")
     for name in names:
         (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
-    assert submit.upload_size(tmp_path).keys() == set(names)
+    assert submit.measure_upload(tmp_path).keys() == set(names)
 
 
 def test_many_files_with_secrets_are_named_in_one_sentence(tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"{number}.key").write_text("x")
     with pytest.raises(UsageError) as raised:
-        submit.upload_size(tmp_path)
+        submit.measure_upload(tmp_path)
     assert str(raised.value).count("(by its name)") == 3
     assert " and more; name in .rayignore" in str(raised.value)
 

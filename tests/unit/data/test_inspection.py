@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from mtil import phantom
-from mtil.data.dataset.manifest import load
-from mtil.data.inspection import inspect, leakage, to_dict
+from mtil.data.dataset.manifest import load_manifest
+from mtil.data.inspection import estimate_leakage, inspect_dataset, inspection_to_dict
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 
@@ -25,7 +25,7 @@ SIZE = 96
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection with a near-copy, an exact copy and a near-copy of a different class."""
     out = tmp_path_factory.mktemp("audit") / "busi"
-    phantom.write(out, num_images=40, seed=5, image_size=SIZE)
+    phantom.write_phantoms(out, num_images=40, seed=5, image_size=SIZE)
     _copy(out, "benign (1)", "benign (21)", brighter=True)
     _copy(out, "malignant (2)", "malignant (13)")
     _copy(out, "benign (3)", "malignant (14)", brighter=True)
@@ -45,7 +45,7 @@ def _copy(folder: Path, old: str, new: str, *, brighter: bool = False) -> None:
 def prepared(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audit") / "data"
     prepare(
-        [Source(uri=str(collection), layout="busi")],
+        [CollectionSource(uri=str(collection), layout="busi")],
         str(out),
         Settings(image_size=SIZE, allow_drops=0.1),
     )
@@ -73,7 +73,7 @@ def test_near_copies_share_a_group_and_exact_ones_are_kept_once(prepared: Path) 
 
 
 def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
-    found = inspect(LocalStore(str(prepared)))
+    found = inspect_dataset(LocalStore(str(prepared)))
     assert found.manifest.num_rows == 40
     assert found.manifest.num_groups == 39
     assert found.cross_class == (("benign (3)", "malignant (14)"),)
@@ -81,7 +81,7 @@ def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
     # six of 35 tumour images have a near-copy, with five even folds in 4 of 5 cases elsewhere
     assert 6 / 35 * 0.7 < found.leak.twins == found.leak.family < 6 / 35 * 0.9
-    assert to_dict(found)["cross_class_pairs"] == [["benign (3)", "malignant (14)"]]
+    assert inspection_to_dict(found)["cross_class_pairs"] == [["benign (3)", "malignant (14)"]]
 
 
 def test_masks_that_look_unusual_are_counted(collection: Path, prepared: Path) -> None:
@@ -97,13 +97,15 @@ def test_a_published_file_adds_to_what_the_audit_finds(collection: Path, tmp_pat
     names = [p.stem for p in collection.rglob("*.png") if "_mask" not in p.stem]
     lines = [f"{name},{'x' if name in ('benign (5)', 'benign (6)') else name}" for name in names]
     (tmp_path / "groups.csv").write_text("\n".join(["image_id,group", *lines]) + "\n")
-    source = Source(uri=str(collection), layout="busi", groups=str(tmp_path / "groups.csv"))
+    source = CollectionSource(
+        uri=str(collection), layout="busi", groups=str(tmp_path / "groups.csv")
+    )
     made = prepare([source], str(tmp_path / "out"), Settings(image_size=SIZE, allow_drops=0.1))
     assert (made.num_rows, made.num_groups) == (40, 38)
     assert [item.sample_id for item in made.dropped] == [
         "benign (3)", "malignant (14)", "malignant (2)",
     ]  # fmt: skip
-    found = inspect(LocalStore(str(tmp_path / "out")))
+    found = inspect_dataset(LocalStore(str(tmp_path / "out")))
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
     assert (found.duplicate_groups, found.duplicate_images) == (4, 8)
     assert found.parted == ()
@@ -123,12 +125,12 @@ def test_given_folds_decide_and_what_they_part_is_said(collection: Path, tmp_pat
     table = collection / "table.csv"
     table.write_text("\n".join(lines) + "\n")
     try:
-        made = prepare([Source(uri=str(table), layout="table")], str(tmp_path / "out"),
+        made = prepare([CollectionSource(uri=str(table), layout="table")], str(tmp_path / "out"),
                        Settings(image_size=SIZE, allow_drops=0.1))  # fmt: skip
     finally:
         table.unlink()
     assert (made.fold_rule, made.num_rows, made.num_groups) == ("given", 43, 43)
-    found = inspect(LocalStore(str(tmp_path / "out")))
+    found = inspect_dataset(LocalStore(str(tmp_path / "out")))
     assert found.pairs == {"left to the given folds": 3}
     assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
     assert ("benign/benign (1).png", "benign/benign (21).png") in found.parted
@@ -139,19 +141,19 @@ def test_given_folds_decide_and_what_they_part_is_said(collection: Path, tmp_pat
 def test_the_paper_protocol_takes_tumour_images_one_by_one(
     collection: Path, tmp_path: Path
 ) -> None:
-    source = Source(uri=str(collection), layout="busi")
+    source = CollectionSource(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, allow_drops=0.1, protocol="paper")
     made = prepare([source], str(tmp_path / "out"), settings)
     assert made.kept == {"benign": 21, "malignant": 14, "normal": 0}
     assert (made.protocol, made.fold_rule) == ("paper", "image-level stratified by class and size")
     assert len(made.dropped) == 8
-    assert inspect(LocalStore(str(tmp_path / "out"))).leak.twins > 0.1
+    assert inspect_dataset(LocalStore(str(tmp_path / "out"))).leak.twins > 0.1
 
 
 def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
     collection: Path, tmp_path: Path
 ) -> None:
-    source = Source(uri=str(collection), layout="busi")
+    source = CollectionSource(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, allow_drops=0.1, num_folds=3, stratify="class")
     by_class = prepare([source], str(tmp_path / "a"), settings)
     by_size = prepare(
@@ -172,7 +174,7 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
 
 
 def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
-    source = Source(uri=str(collection), layout="busi")
+    source = CollectionSource(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, allow_drops=0.1, holdout="0.25", num_folds=2)
     made = prepare([source], str(tmp_path / "out"), settings)
     held, folds = made.holdout, made.folds
@@ -187,12 +189,12 @@ def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
 def test_the_splits_of_one_data_set_make_another(
     collection: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    source = Source(uri=str(collection), layout="busi")
+    source = CollectionSource(uri=str(collection), layout="busi")
     settings = Settings(
         image_size=SIZE, allow_drops=0.1, splits=str(prepared / "splits.json"), seed=99
     )
     made = prepare([source], str(tmp_path / "out"), settings)
-    before = inspect(LocalStore(str(prepared))).manifest
+    before = inspect_dataset(LocalStore(str(prepared))).manifest
     assert made.fold_rule == "splits file"
     assert made.fingerprint == before.fingerprint
     assert made.folds == before.folds
@@ -205,11 +207,11 @@ def test_a_splits_file_may_part_near_copies_which_is_said(
     moved = values["images"]["benign (21)"]
     moved["fold"] = (moved["fold"] + 1) % 5
     (tmp_path / "splits.json").write_text(json.dumps(values))
-    source = Source(uri=str(collection), layout="busi")
+    source = CollectionSource(uri=str(collection), layout="busi")
     settings = Settings(image_size=SIZE, allow_drops=0.1, splits=str(tmp_path / "splits.json"))
     made = prepare([source], str(tmp_path / "out"), settings)
     assert (made.num_rows, made.num_groups) == (40, 40)
-    found = inspect(LocalStore(str(tmp_path / "out")))
+    found = inspect_dataset(LocalStore(str(tmp_path / "out")))
     assert found.parted == (("benign (1)", "benign (21)"),)
     assert found.pairs["left to the given folds"] == 1
     assert len(made.dropped) == 3  # the other pairs are not in the file
@@ -219,7 +221,7 @@ def test_an_audit_that_is_lost_is_said(prepared: Path, tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     store.write("dataset.json", (prepared / "dataset.json").read_bytes())
     with pytest.raises(DataError, match=r"has lost audit/.*/duplicates\.parquet"):
-        inspect(store)
+        inspect_dataset(store)
 
 
 @pytest.mark.parametrize("name", ["duplicates.parquet", "images.parquet", "splits.json"])
@@ -234,7 +236,7 @@ def test_files_that_are_not_those_of_the_manifest_are_noticed(
     changed = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     path.write_bytes({"a byte": changed, "cut": data[:-3], "longer": data + b"x"}[how])
     with pytest.raises(DataError, match=r"is not the file written|bytes differ"):
-        inspect(LocalStore(str(out)))
+        inspect_dataset(LocalStore(str(out)))
 
 
 def test_an_audit_of_an_earlier_version_is_read(prepared: Path, tmp_path: Path) -> None:
@@ -244,11 +246,11 @@ def test_an_audit_of_an_earlier_version_is_read(prepared: Path, tmp_path: Path) 
     del values["files"]
     (out / "dataset.json").write_text(json.dumps(values))
     pq.write_table(pq.read_table(path).drop_columns(["patient"]), path)
-    assert to_dict(inspect(LocalStore(str(out))))["patients_of_two_classes"] == 0
+    assert inspection_to_dict(inspect_dataset(LocalStore(str(out))))["patients_of_two_classes"] == 0
 
 
 def _audit(folder: Path) -> Path:
-    return folder / load(LocalStore(str(folder))).audit
+    return folder / load_manifest(LocalStore(str(folder))).audit
 
 
 def test_leakage_worked_out_by_hand() -> None:
@@ -260,9 +262,9 @@ def test_leakage_worked_out_by_hand() -> None:
     group, label = np.array([7, 7, 8, 9]), np.zeros(4, np.int8)
     parted = sum(len({0, 1} & set(fold)) == 1 for fold in itertools.combinations(range(4), 2))
     assert parted == 4
-    assert leakage(group, label, 2) == pytest.approx(0.5 * parted / 6, abs=0.05)
+    assert estimate_leakage(group, label, 2) == pytest.approx(0.5 * parted / 6, abs=0.05)
 
 
 def test_nothing_leaks_where_images_stand_alone() -> None:
-    assert leakage(np.arange(20), np.zeros(20, np.int8), 5) == 0
-    assert leakage(np.zeros(0, np.int64), np.zeros(0, np.int8), 5) == 0
+    assert estimate_leakage(np.arange(20), np.zeros(20, np.int8), 5) == 0
+    assert estimate_leakage(np.zeros(0, np.int64), np.zeros(0, np.int8), 5) == 0

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtil.data.parallel import threads
+from mtil.data.parallel import map_in_threads
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
-    assert list(threads(lambda item: item * item, range(100))) == [n * n for n in range(100)]
+    assert list(map_in_threads(lambda item: item * item, range(100))) == [n * n for n in range(100)]
 
 
 def test_only_a_few_items_are_taken_ahead_of_the_results() -> None:
@@ -19,7 +19,7 @@ def test_only_a_few_items_are_taken_ahead_of_the_results() -> None:
             taken.append(item)
             yield item
 
-    results = iter(threads(lambda item: item, items()))
+    results = iter(map_in_threads(lambda item: item, items()))
     assert [next(results) for _ in range(10)] == list(range(10))
     assert 10 <= len(taken) <= 20  # at most eight threads, and one item more
 
@@ -28,7 +28,7 @@ def test_an_error_is_raised_where_its_result_would_come() -> None:
     def inverse(item: int) -> float:
         return 1 / item
 
-    results = threads(inverse, [2, 4, 0, 8])
+    results = map_in_threads(inverse, [2, 4, 0, 8])
     assert [next(results), next(results)] == [0.5, 0.25]
     with pytest.raises(ZeroDivisionError):
         next(results)

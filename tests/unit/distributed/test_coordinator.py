@@ -8,8 +8,8 @@ import pytest
 from ray.experimental import internal_kv
 
 from mtil.distributed.circle import coordinator, driver
-from mtil.distributed.circle.coordinator import _MAX_LOSSES, Coordinator, Session, _Task
-from mtil.distributed.circle.restarts import MAX_DEATHS, Restarts
+from mtil.distributed.circle.coordinator import _MAX_LOSSES, Coordinator, CoordinatorSession, _Task
+from mtil.distributed.circle.restarts import MAX_COORDINATOR_DEATHS, RestartCounter
 from mtil.distributed.runtime import cluster
 from mtil.errors import DataError, LedgerError, RunError
 from mtil.run.plan import Train
@@ -83,7 +83,9 @@ def process(
     monkeypatch.setattr(os, "_exit", exit_)
 
     def make(error: Exception) -> Coordinator:
-        monkeypatch.setattr(coordinator, "Session", lambda run_uri, restarts: Fails(error))
+        monkeypatch.setattr(
+            coordinator, "CoordinatorSession", lambda run_uri, restarts: Fails(error)
+        )
         return Coordinator.__new__(Coordinator)
 
     return make
@@ -120,7 +122,7 @@ def test_errors_are_in_a_row_until_an_action_ends(
     for _ in range(2):
         with pytest.raises(Exited):
             process(ValueError("a mistake"))._work_until_end("run")
-    Restarts(coordinator._actor_name("run")).forget()  # as after each action
+    RestartCounter(coordinator._actor_name("run")).reset()  # as after each action
     for _ in range(2):
         with pytest.raises(Exited):
             process(ValueError("a mistake"))._work_until_end("run")
@@ -130,13 +132,13 @@ def test_processes_that_die_before_they_work_are_counted(
     process: Callable[[Exception], Coordinator],
 ) -> None:
     name = coordinator._actor_name("run")
-    for _ in range(MAX_DEATHS):
-        Restarts(name).begin()  # and no more
+    for _ in range(MAX_COORDINATOR_DEATHS):
+        RestartCounter(name).begin()  # and no more
     one = process(ValueError("not reached"))
     with pytest.raises(RunError, match=r"process died 8 times in a row before any work"):
         one._work_until_end("run")
-    for _ in range(3 * MAX_DEATHS):
-        restarts = Restarts(name)
+    for _ in range(3 * MAX_COORDINATOR_DEATHS):
+        restarts = RestartCounter(name)
         assert restarts.verdict() == ""
         restarts.begin()
         restarts.work()  # and it dies afterwards
@@ -148,7 +150,7 @@ def answer(**values: Any) -> dict[str, Any]:
 
 def test_a_client_hears_each_error_once() -> None:
     lines: list[dict[str, Any]] = []
-    troubles = driver.Troubles(lines.append)
+    troubles = driver.TroubleReporter(lines.append)
     for errors, deaths in ([], 0), (["one"], 0), (["one"], 0), (["one", "two"], 1), ([], 0):
         troubles.hear(answer(answered=True, errors=errors, deaths=deaths))
     troubles.hear(answer(silent=True))
@@ -173,7 +175,7 @@ def test_a_coordinator_that_cannot_be_made_ends_the_command(
     error: Exception, kind: type[Exception], message: str
 ) -> None:
     lines: list[dict[str, Any]] = []
-    troubles = driver.Troubles(lines.append)
+    troubles = driver.TroubleReporter(lines.append)
     for _ in range(2):
         troubles.hear(answer(over=True, cannot_start=error))
     with pytest.raises(kind, match=message):
@@ -187,6 +189,6 @@ def test_what_cannot_be_freed_does_not_end_the_run(
     def failing() -> None:
         raise AttributeError("no such thing in this version of Ray")
 
-    monkeypatch.setattr(cluster, "free_orphans", failing)
-    Session.__new__(Session)._free_orphans()
+    monkeypatch.setattr(cluster, "free_orphaned_groups", failing)
+    CoordinatorSession.__new__(CoordinatorSession)._free_orphans()
     assert "could not be freed" in caplog.text

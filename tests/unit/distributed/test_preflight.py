@@ -9,24 +9,24 @@ from hypothesis import strategies as st
 
 from mtil.distributed.runtime.preflight import (
     DATA_TASK_CPUS,
-    Node,
-    cpus_per_worker,
-    elastic_cpus_per_worker,
-    room,
-    threads_per_worker,
-    to_come,
+    NodeResources,
+    count_parallel_trainings,
+    list_startable_nodes,
+    plan_cpus_per_worker,
+    plan_elastic_cpus_per_worker,
+    plan_threads_per_worker,
 )
 from mtil.errors import ResourceError
 
-Nodes = list[Node]
+Nodes = list[NodeResources]
 
 
 def _nodes(*cpus: float, gpus: float = 0) -> Nodes:
-    return [Node(cpus=number, gpus=gpus) for number in cpus]
+    return [NodeResources(cpus=number, gpus=gpus) for number in cpus]
 
 
 def _plan(nodes: Nodes, num_workers: int, cpus: float | None = None, gpus: float = 0) -> float:
-    return cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
+    return plan_cpus_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus)
 
 
 def test_it_needs_no_ray() -> None:
@@ -113,7 +113,7 @@ def test_workers_may_fill_all_but_what_ray_data_needs() -> None:
             "`train.cpus_per_worker`.",
         ),
         (
-            [Node(cpus=1, gpus=4), Node(cpus=20, gpus=0)], 4, 1, 1,
+            [NodeResources(cpus=1, gpus=4), NodeResources(cpus=20, gpus=0)], 4, 1, 1,
             "4 workers with 1 CPUs and 1 GPUs each do not fit: the nodes have room for 1.",
         ),
         (
@@ -131,7 +131,7 @@ def test_a_plan_that_would_hang_is_refused_with_its_numbers(
 
 
 NODES = st.lists(
-    st.builds(Node, cpus=st.integers(1, 16).map(float), gpus=st.integers(0, 4).map(float)),
+    st.builds(NodeResources, cpus=st.integers(1, 16).map(float), gpus=st.integers(0, 4).map(float)),
     min_size=1,
     max_size=4,
 )
@@ -167,7 +167,7 @@ def test_the_default_fits_whenever_there_are_as_many_cpus_as_workers(
 def _elastic(
     nodes: Nodes, fewest: int, most: int, cpus: float | None = None, gpus: float = 0
 ) -> float:
-    return elastic_cpus_per_worker(
+    return plan_elastic_cpus_per_worker(
         nodes, min_workers=fewest, num_workers=most, cpus=cpus, gpus=gpus
     )
 
@@ -215,7 +215,11 @@ def test_cpus_that_could_fill_a_node_are_refused() -> None:
 
 MACHINES = """{"most": 3, "kinds": [{"cpus": 4, "gpus": 1, "most": 2},
                                      {"cpus": 8, "gpus": 0, "most": 4}]}"""
-GPU, CPU, HEAD = Node(cpus=4, gpus=1), Node(cpus=8, gpus=0), Node(cpus=0, gpus=0)
+GPU, CPU, HEAD = (
+    NodeResources(cpus=4, gpus=1),
+    NodeResources(cpus=8, gpus=0),
+    NodeResources(cpus=0, gpus=0),
+)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +233,11 @@ GPU, CPU, HEAD = Node(cpus=4, gpus=1), Node(cpus=8, gpus=0), Node(cpus=0, gpus=0
     ],
 )
 def test_machines_that_a_cluster_can_still_start(live: Nodes, expected: Nodes) -> None:
-    assert to_come(live, MACHINES) == expected
+    assert list_startable_nodes(live, MACHINES) == expected
 
 
 def test_a_cluster_of_nothing_but_its_head_can_train() -> None:
-    nodes = [HEAD, *to_come([HEAD], MACHINES)]
+    nodes = [HEAD, *list_startable_nodes([HEAD], MACHINES)]
     assert _plan(nodes, 2, gpus=1) == 1
     with pytest.raises(ResourceError, match="4 workers with 1 GPUs each need 4 GPUs, but the "):
         _plan(nodes, 4, gpus=1)
@@ -255,7 +259,7 @@ def test_a_cluster_of_nothing_but_its_head_can_train() -> None:
 )
 def test_machines_must_be_described(text: str) -> None:
     with pytest.raises(ResourceError, match=r"^MTIL_MACHINES .*; write it like \{"):
-        to_come([HEAD], text)
+        list_startable_nodes([HEAD], text)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
     nodes: Nodes, num_workers: int, expected: int
 ) -> None:
     cpus = _plan(nodes, num_workers)
-    assert threads_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=0) == expected
+    assert plan_threads_per_worker(nodes, num_workers=num_workers, cpus=cpus, gpus=0) == expected
 
 
 @pytest.mark.parametrize(
@@ -298,4 +302,6 @@ def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
 def test_as_many_trainings_run_side_by_side_as_find_places_on_nodes(
     nodes: Nodes, num_workers: int, cpus: float, gpus: float, expected: int
 ) -> None:
-    assert room(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus) == expected
+    assert (
+        count_parallel_trainings(nodes, num_workers=num_workers, cpus=cpus, gpus=gpus) == expected
+    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from mtil.distributed.training.processes import interface_of
+from mtil.distributed.training.process_group import find_interface
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ HERE = {
     [("10.0.0.5", "eth0"), ("127.0.0.1", "lo"), ("::1", "lo"), ("10.0.0.55", None)],
 )
 def test_the_network_that_has_an_address(address: str, expected: str | None) -> None:
-    assert interface_of(address, HERE) == expected
+    assert find_interface(address, HERE) == expected
 
 
 def test_this_machine_s_loopback_is_found() -> None:
-    name = interface_of("127.0.0.1", psutil.net_if_addrs())
+    name = find_interface("127.0.0.1", psutil.net_if_addrs())
     assert name in [name for _, name in socket.if_nameindex()]

@@ -84,13 +84,13 @@ def test_rankings_equal_plain_ones_on_repeated_cases(name, n, ties):
 def test_decisions_equal_plain_ones_on_repeated_cases(name, n):
     probability, label, weights = sample(n, n, ties=False)
     called = probability >= 0.5
-    many = getattr(weighted.confusion(called, label, weights), name)()
+    many = getattr(weighted.count_weighted_confusion(called, label, weights), name)()
     assert_equals_repetition(many, DECISIONS[name], called, label, weights)
 
 
 def test_means_equal_the_plain_ones_on_repeated_cases():
     probability, label, weights = sample(31, 1, ties=False)
-    many = weighted.mean((probability - label) ** 2, weights)
+    many = weighted.weighted_mean((probability - label) ** 2, weights)
     assert_equals_repetition(
         many, lambda value, of: sk.brier_score_loss(of, value), probability, label, weights
     )
@@ -102,7 +102,7 @@ def test_a_resample_without_cases_is_undefined():
     ranking = weighted.Ranking.of(values, flags, nothing)
     for name in ("auc", "average_precision", "sensitivity_at_90_specificity", "ece"):
         assert np.isnan(getattr(ranking, name)()).all()
-    assert np.isnan(weighted.mean(values, nothing)).all()
+    assert np.isnan(weighted.weighted_mean(values, nothing)).all()
     empty = weighted.Ranking.of(values[:0], flags[:0], np.zeros((2, 0)))
     for name in ("auc", "average_precision", "sensitivity_at_90_specificity", "ece"):
         assert np.isnan(getattr(empty, name)()).all()
@@ -129,7 +129,7 @@ def test_the_seed_decides_the_resamples():
 
 def test_the_interval_of_a_mean_is_that_of_theory():
     values = np.random.default_rng(0).normal(size=400)
-    found = bootstrap(np.arange(400), lambda w: {"mean": weighted.mean(values, w)})["mean"]
+    found = bootstrap(np.arange(400), lambda w: {"mean": weighted.weighted_mean(values, w)})["mean"]
     error = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - error, abs=0.1 * error)
@@ -140,10 +140,10 @@ def test_images_of_a_group_count_once():
     # 400 images that are 40 patients' 10 equal ones: the interval is that of 40.
     patient = np.random.default_rng(0).normal(size=40)
     values, groups = np.repeat(patient, 10), np.repeat(np.arange(40), 10)
-    grouped = bootstrap(groups, lambda w: {"mean": weighted.mean(values, w)})["mean"]
-    alone = bootstrap(np.arange(40), lambda w: {"mean": weighted.mean(patient, w)})["mean"]
+    grouped = bootstrap(groups, lambda w: {"mean": weighted.weighted_mean(values, w)})["mean"]
+    alone = bootstrap(np.arange(40), lambda w: {"mean": weighted.weighted_mean(patient, w)})["mean"]
     assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high))
-    naive = bootstrap(np.arange(400), lambda w: {"mean": weighted.mean(values, w)})["mean"]
+    naive = bootstrap(np.arange(400), lambda w: {"mean": weighted.weighted_mean(values, w)})["mean"]
     assert grouped.high - grouped.low > 2.5 * (naive.high - naive.low)
 
 
@@ -151,14 +151,16 @@ def test_undefined_resamples_are_left_out():
     malignant = np.array([True, False, False])
 
     def share(weights):  # undefined without the only malignant case, else 1
-        return {"share": weighted.mean(np.ones(1), weights[:, malignant])}
+        return {"share": weighted.weighted_mean(np.ones(1), weights[:, malignant])}
 
     found = bootstrap(np.arange(3), share, resamples=100)["share"]
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_one_group_has_no_interval():
-    found = bootstrap(["a", "a"], lambda w: {"mean": weighted.mean(np.array([1.0, 2.0]), w)})
+    found = bootstrap(
+        ["a", "a"], lambda w: {"mean": weighted.weighted_mean(np.array([1.0, 2.0]), w)}
+    )
     assert found["mean"].as_json() == {"value": 1.5, "low": None, "high": None}
 
 
@@ -166,10 +168,10 @@ def test_a_difference_is_paired():
     values = np.random.default_rng(0).normal(size=100)
 
     def better(w):
-        return {"mean": weighted.mean(values + 0.1, w)}
+        return {"mean": weighted.weighted_mean(values + 0.1, w)}
 
     def worse(w):
-        return {"mean": weighted.mean(values, w)}
+        return {"mean": weighted.weighted_mean(values, w)}
 
     found = bootstrap(np.arange(100), difference(better, worse))["mean"]
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))

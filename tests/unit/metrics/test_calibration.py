@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from mtil.errors import DataError
-from mtil.metrics import best_threshold, fit_temperature, steady_threshold
+from mtil.metrics import find_best_threshold, find_steady_threshold, fit_temperature
 from mtil.metrics.calibration import MAX_TEMPERATURE
 
 
@@ -59,39 +59,39 @@ def test_huge_and_misleading_logits_stay_finite():
 
 
 def test_the_threshold_lies_midway_between_neighbours():
-    assert best_threshold([0.1, 0.3, 0.7, 0.8], [0, 0, 1, 1]) == 0.5
-    assert best_threshold([0.1, 0.2, 0.3, 0.9], [0, 0, 1, 1]) == 0.25
-    assert best_threshold([0.5, 0.8], [1, 0]) == 0.25  # all called malignant is best
+    assert find_best_threshold([0.1, 0.3, 0.7, 0.8], [0, 0, 1, 1]) == 0.5
+    assert find_best_threshold([0.1, 0.2, 0.3, 0.9], [0, 0, 1, 1]) == 0.25
+    assert find_best_threshold([0.5, 0.8], [1, 0]) == 0.25  # all called malignant is best
 
 
 def test_of_equally_good_thresholds_the_nearest_to_a_half_wins():
     # From 0.1 on: tp 2, fp 2, fn 0. From 0.7 on: tp 1, fp 0, fn 1. Both have F1 2 / 3.
     probability, labels = [0.1, 0.2, 0.4, 0.7], [1, 0, 0, 1]
     assert f1_score(labels, [1, 1, 1, 1]) == f1_score(labels, [0, 0, 0, 1])
-    assert best_threshold(probability, labels) == pytest.approx(0.55)
+    assert find_best_threshold(probability, labels) == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize(
     ("probability", "labels"), [([], []), ([0.9, 0.8], [1, 1]), ([0.9, 0.8], [0, 0])]
 )
 def test_the_threshold_is_a_half_where_there_is_nothing_to_choose(probability, labels):
-    assert best_threshold(probability, labels) == 0.5
-    assert best_threshold([0.9, 0.9], [1, 0]) == 0.5
+    assert find_best_threshold(probability, labels) == 0.5
+    assert find_best_threshold([0.9, 0.9], [1, 0]) == 0.5
 
 
 def test_a_threshold_between_adjacent_numbers_still_separates_them():
     low = 0.7
     high = np.nextafter(low, 1)
-    threshold = best_threshold([low, high], [0, 1])
+    threshold = find_best_threshold([low, high], [0, 1])
     assert low < threshold <= high
-    assert best_threshold([0.0, 1e-320, 0.5], [0, 1, 1]) > 0
+    assert find_best_threshold([0.0, 1e-320, 0.5], [0, 1, 1]) > 0
 
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=25))
 def test_no_threshold_has_a_higher_f1(cases):
     probability, labels = np.array(cases).T
-    threshold = best_threshold(probability, labels)
+    threshold = find_best_threshold(probability, labels)
     assert 0 <= threshold <= 1
     if len(set(labels)) == 2 and len(set(probability)) > 1:
         reached = f1_score(labels, probability >= threshold, zero_division=0)
@@ -102,27 +102,30 @@ def test_few_cases_do_not_move_the_steady_threshold_far():
     # One benign case at 0.9 is all that speaks for a threshold above it.
     probability = [0.1, 0.2, 0.3, 0.9, 0.6, 0.95, 0.96, 0.97]
     labels = [0, 0, 0, 0, 1, 1, 1, 1]
-    assert best_threshold(probability, labels) == pytest.approx(0.45)
+    assert find_best_threshold(probability, labels) == pytest.approx(0.45)
     probability[4] = 0.3  # now the best is above the benign case, by one case
-    assert best_threshold(probability, labels) == pytest.approx(0.925)
-    assert steady_threshold(probability, labels) == pytest.approx(0.6)
+    assert find_best_threshold(probability, labels) == pytest.approx(0.925)
+    assert find_steady_threshold(probability, labels) == pytest.approx(0.6)
 
 
 def test_many_cases_move_the_steady_threshold():
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 4000)
     probability = np.where(label == 1, rng.uniform(0.7, 1, 4000), rng.uniform(0, 0.75, 4000))
-    best, steady = best_threshold(probability, label), steady_threshold(probability, label)
+    best, steady = (
+        find_best_threshold(probability, label),
+        find_steady_threshold(probability, label),
+    )
     assert 0.69 < steady <= best
     assert f1_score(label, probability >= steady) > f1_score(label, probability >= best) - 0.01
 
 
 def test_the_steady_threshold_is_a_half_where_there_is_nothing_to_choose():
-    assert steady_threshold([], []) == 0.5
-    assert steady_threshold([0.9, 0.8], [1, 1]) == 0.5
+    assert find_steady_threshold([], []) == 0.5
+    assert find_steady_threshold([0.9, 0.8], [1, 1]) == 0.5
 
 
-@pytest.mark.parametrize("function", [fit_temperature, best_threshold, steady_threshold])
+@pytest.mark.parametrize("function", [fit_temperature, find_best_threshold, find_steady_threshold])
 def test_bad_input_is_refused(function):
     with pytest.raises(DataError, match="finite"):
         function([0.1, np.inf], [1, 0])

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 
 from mtil.errors import DataError
-from mtil.metrics.segmentation import outline, score_mask
+from mtil.metrics.segmentation import find_outline, score_mask
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -139,7 +139,7 @@ def test_a_normal_image_scores_only_its_false_positive_area():
 @pytest.mark.parametrize(("prediction", "target"), CASES)
 def test_the_outline_is_the_mask_minus_its_erosion(prediction, target):
     for image in (prediction, target):
-        np.testing.assert_array_equal(outline(image), image & ~ndimage.binary_erosion(image))
+        np.testing.assert_array_equal(find_outline(image), image & ~ndimage.binary_erosion(image))
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.3, 1.7)])

@@ -11,12 +11,12 @@ from mtil.errors import DataError
 from mtil.metrics import (
     METRICS,
     Results,
-    by_class,
-    by_size,
     classification,
     paired_difference,
     score_mask,
     summarise,
+    summarise_by_class,
+    summarise_by_size,
 )
 
 COLUMNS = [field.name for field in dataclasses.fields(Results)]
@@ -111,8 +111,8 @@ def test_figures_do_not_depend_on_how_rows_were_split_and_shuffled(order, cuts):
     parts = np.split(np.array(order), sorted(cuts))
     shuffled = Results.concatenate([TABLE.select(part) for part in parts])
     assert summarise(shuffled, resamples=30) == SUMMARY
-    assert by_class(shuffled) == by_class(TABLE)
-    assert by_size(shuffled) == by_size(TABLE)
+    assert summarise_by_class(shuffled) == summarise_by_class(TABLE)
+    assert summarise_by_size(shuffled) == summarise_by_size(TABLE)
 
 
 def test_undefined_figures_are_none_and_json_accepts_all():
@@ -122,12 +122,18 @@ def test_undefined_figures_are_none_and_json_accepts_all():
     assert benign["specificity"]["value"] is not None
     empty = summarise(Results.concatenate([]), resamples=5)
     assert all(figure["value"] is None for figure in empty.values())
-    everything = [benign, empty, SUMMARY, by_class(TABLE), by_class(Results.concatenate([]))]
+    everything = [
+        benign,
+        empty,
+        SUMMARY,
+        summarise_by_class(TABLE),
+        summarise_by_class(Results.concatenate([])),
+    ]
     assert json.loads(json.dumps(everything, allow_nan=False)) == everything
 
 
 def test_figures_of_each_class():
-    figures = by_class(TABLE)
+    figures = summarise_by_class(TABLE)
     benign = TABLE.select(TABLE.label == 0)
     assert figures["benign"] == pytest.approx(
         {
@@ -157,7 +163,7 @@ def test_figures_of_each_class():
 
 
 def test_thirds_by_size_of_lesion():
-    figures = by_size(TABLE)
+    figures = summarise_by_size(TABLE)
     assert [figures[name]["count"] for name in ("small", "medium", "large")] == [14, 13, 13]
     rows = TABLE.sorted()
     rows = rows.select(rows.label != 2)
@@ -169,7 +175,7 @@ def test_thirds_by_size_of_lesion():
     assert bounds == [
         (ordered[0], ordered[13]), (ordered[14], ordered[26]), (ordered[27], ordered[39]),
     ]  # fmt: skip
-    none = by_size(TABLE.select(TABLE.label == 2))["small"]
+    none = summarise_by_size(TABLE.select(TABLE.label == 2))["small"]
     assert (none["count"], none["smallest"], none["largest"]) == (0, None, None)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
@@ -208,7 +214,7 @@ def test_only_like_tables_are_compared():
 
 def test_an_image_that_is_there_twice_is_refused():
     twice = Results.concatenate([TABLE, TABLE.select(np.array([7]))])
-    for function in (Results.sorted, summarise, by_class, by_size):
+    for function in (Results.sorted, summarise, summarise_by_class, summarise_by_size):
         with pytest.raises(DataError, match=f"`{TABLE.sample_id[7]}` is there more than once"):
             function(twice)
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mtil.config import AggregationConfig
-from mtil.models.aggregation import Aggregation, ChannelGate, pool_under, weigh
+from mtil.models.aggregation import Aggregation, ChannelGate, pool_under, scale_sources
 
 KINDS = ["fab", "se", "eca", "concat"]
 
@@ -41,7 +41,7 @@ def test_the_gate_starts_by_changing_nothing_whatever_the_prior(kind):
     logits = gate(encoder, decoder, torch.rand(2, 1, 16, 16))
     assert logits.shape == (2, 2, 8)
     assert not logits.any()
-    same_encoder, same_decoder = weigh(kind, logits, encoder, decoder)
+    same_encoder, same_decoder = scale_sources(kind, logits, encoder, decoder)
     assert torch.equal(same_encoder, encoder)
     assert torch.equal(same_decoder, decoder)
 
@@ -58,7 +58,7 @@ def test_fab_starts_as_the_sum_of_its_sources():
 def test_fab_shares_two_between_the_sources_of_a_channel():
     logits = torch.tensor([[[100.0, 0.0], [-100.0, 0.0]]])
     encoder, decoder = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 1, 1)
-    first, second = weigh("fab", logits, encoder, decoder)
+    first, second = scale_sources("fab", logits, encoder, decoder)
     assert first[0, :, 0, 0].tolist() == [2.0, 1.0]
     assert second[0, :, 0, 0].tolist() == [0.0, 1.0]
 
@@ -66,7 +66,7 @@ def test_fab_shares_two_between_the_sources_of_a_channel():
 def test_se_scales_each_channel_on_its_own():
     logits = torch.tensor([[[100.0], [100.0]]])
     ones = torch.ones(1, 1, 2, 2)
-    assert [x.mean().item() for x in weigh("se", logits, ones, ones)] == [2.0, 2.0]
+    assert [x.mean().item() for x in scale_sources("se", logits, ones, ones)] == [2.0, 2.0]
 
 
 def test_a_zero_prior_leaves_the_logits_alone_even_when_trained():

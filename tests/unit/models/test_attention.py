@@ -11,7 +11,7 @@ from mtil.models.attention import (
     semantic_attention,
     split_heads,
 )
-from mtil.models.interaction import Fusion, TaskInteraction
+from mtil.models.interaction import MessageFusion, TaskInteraction
 
 SEG, CLS = 12, 8  # channels of the two streams
 
@@ -168,7 +168,7 @@ def test_where_cells_would_not_be_coarser_positions_look_at_all(stride, cell_str
 
 
 def test_the_gate_starts_half_open_and_is_predicted_per_sample():
-    fusion = Fusion("gate", 2, 3)
+    fusion = MessageFusion("gate", 2, 3)
     own, other = torch.ones(2, 2, 1, 1), torch.zeros(2, 2, 1, 1)
     pooled = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
     assert fusion(own, other, pooled).flatten().tolist() == [0.5] * 4

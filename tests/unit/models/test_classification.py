@@ -7,7 +7,7 @@ from mtil.models.classification import (
     ClassificationHead,
     StreamStage,
     pool_regions,
-    regions,
+    region_shares,
 )
 
 
@@ -22,7 +22,7 @@ def levels():
 
 
 def test_regions_are_a_partition():
-    weights = regions(torch.rand(2, 1, 32, 32), 4)
+    weights = region_shares(torch.rand(2, 1, 32, 32), 4)
     assert weights.shape == (2, 3, 4, 4)
     assert weights.min() >= 0
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 4, 4))
@@ -32,7 +32,7 @@ def test_a_ring_surrounds_the_lesion():
     """A lesion of one pixel at stride 4 has a ring of 7 x 7 - 1 pixels."""
     prob = torch.zeros(1, 1, 64, 64)
     prob[..., 32:34, 32:34] = 1
-    lesion, ring, background = regions(prob, 32)[0].sum(dim=(1, 2)).tolist()
+    lesion, ring, background = region_shares(prob, 32)[0].sum(dim=(1, 2)).tolist()
     assert (lesion, ring, background) == (1, 48, 32 * 32 - 49)
 
 

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtil.circle.inputs import map_source
+from mtil.circle.inputs import find_map_source
 from mtil.config import Config, TrainConfig
 from mtil.distributed.circle import actions
 from mtil.distributed.prediction import scoring
 from mtil.distributed.prediction.map_writing import MapWriter
-from mtil.distributed.prediction.scoring import Scorer
+from mtil.distributed.prediction.scoring import ScoringActor
 from mtil.errors import DataError
-from mtil.models.devices import own_device, wants_bf16
+from mtil.models.devices import prepare_device, should_use_bf16
 from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.run.threads import settle_num_threads
@@ -34,16 +34,16 @@ def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_an_actor_computes_on_a_gpu_only_if_it_has_reserved_one(foreign_gpu: None) -> None:
-    assert own_device(0.0) == CPU
+    assert prepare_device(0.0) == CPU
     assert torch.get_num_threads() == 1
-    assert own_device(0.5) == torch.device("cuda")
+    assert prepare_device(0.5) == torch.device("cuda")
 
 
 def test_only_the_wanted_processor_computes_in_bf16() -> None:
-    assert not wants_bf16(TrainConfig(precision="auto"), CPU)
-    assert not wants_bf16(TrainConfig(precision="fp32"), CPU)
-    assert wants_bf16(TrainConfig(precision="bf16"), CPU)
-    assert not wants_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
+    assert not should_use_bf16(TrainConfig(precision="auto"), CPU)
+    assert not should_use_bf16(TrainConfig(precision="fp32"), CPU)
+    assert should_use_bf16(TrainConfig(precision="bf16"), CPU)
+    assert not should_use_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
 
 
 def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
@@ -51,9 +51,9 @@ def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
 ) -> None:
     run = circle_run([0], until=WriteMaps(0, 0), whole=True)
     of = WriteMaps(0, 0)
-    writer = MapWriter(run.uri, of, map_source(run, run.manifest(), of), priors=None)
+    writer = MapWriter(run.uri, of, find_map_source(run, run.manifest(), of), priors=None)
     assert writer._predictor.device == CPU
-    scorer = Scorer(run.uri, run.data_uri, 0, 0.0)
+    scorer = ScoringActor(run.uri, run.data_uri, 0, 0.0)
     scorer(pa.table({"fold": [0], "shard": [0], "start": [0]}))
     assert scorer._chains[0][0][0].device == CPU
 

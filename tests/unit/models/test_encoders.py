@@ -17,7 +17,7 @@ from mtil.models.encoders.efficientnet import (
     InvertedResidual,
     SameConv,
     load_verified,
-    translate,
+    translate_weights,
 )
 from mtil.models.encoders.resnet import BasicBlock
 
@@ -189,7 +189,7 @@ def test_the_pretrained_weights_recognise_photographs():
 def test_every_packaged_weight_below_the_head_is_used():
     state = load_verified(WEIGHTS)
     head = {key for key in state if key.startswith(("_conv_head", "_bn1.", "_fc"))}
-    renamed = translate(state)
+    renamed = translate_weights(state)
     assert len(renamed) == len(state) - len(head)
     assert set(renamed) == set(EfficientNetLite0(pretrained=False).state_dict())
 

@@ -11,7 +11,7 @@ from mtil.config import (
     ModelConfig,
     PriorConfig,
 )
-from mtil.models import Output, TwoTaskNetwork
+from mtil.models import NetworkOutput, TwoTaskNetwork
 
 ENCODER = EncoderConfig(pretrained=False)
 SMALL = ModelConfig(
@@ -84,7 +84,7 @@ def assert_equal(got, expected, *, exactly=True):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96)])
 def test_output_has_the_promised_shapes(height, width):
     output = network().eval()(*batch(height, width))
-    assert isinstance(output, Output)
+    assert isinstance(output, NetworkOutput)
     assert output.mask.shape == (2, 1, height, width)
     assert [tuple(side.shape) for side in output.side] == [
         (2, 1, height // stride, width // stride) for stride in (16, 8, 4)

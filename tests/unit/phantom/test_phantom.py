@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 
 from mtil import phantom
 from mtil.cli import main
-from mtil.data.audit.duplicates import describe, find_pairs
+from mtil.data.audit.duplicates import describe_image, find_near_copies
 from mtil.data.dataset import manifest, shards
-from mtil.data.layouts import scan
+from mtil.data.layouts import scan_collection
 from mtil.errors import DataError, RunError, StorageError
 from mtil.phantom import folder
-from mtil.phantom.scanner import speckle
+from mtil.phantom.scanner import simulate_speckle
 from mtil.storage import LocalStore
 from tests.waiting import PATIENCE_S, until, until_gone
 
@@ -51,7 +51,7 @@ def _contents(root: Path) -> dict[str, bytes]:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with near-duplicates of every kind, drawn by two processes."""
     out = tmp_path_factory.mktemp("planted") / "busi"
-    phantom.write(
+    phantom.write_phantoms(
         out, num_images=NUM_ORIGINALS, seed=3, image_size=64, num_duplicates=NUM_DUPLICATES,
         workers=2,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def viewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with several views of most patients and near-duplicates of some."""
     out = tmp_path_factory.mktemp("viewed") / "busi"
-    phantom.write(
+    phantom.write_phantoms(
         out, num_images=NUM_VIEWS, seed=4, image_size=65, num_duplicates=NUM_COPIES,
         max_views=MAX_VIEWS, workers=2,
     )  # fmt: skip
@@ -102,9 +102,9 @@ def _similarity(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float
 
 
 def test_same_seed_same_bytes_and_more_images_only_add(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "a", num_images=10, seed=3, image_size=64)
-    phantom.write(tmp_path / "b", num_images=12, seed=3, image_size=64)
-    phantom.write(tmp_path / "c", num_images=10, seed=4, image_size=64)
+    phantom.write_phantoms(tmp_path / "a", num_images=10, seed=3, image_size=64)
+    phantom.write_phantoms(tmp_path / "b", num_images=12, seed=3, image_size=64)
+    phantom.write_phantoms(tmp_path / "c", num_images=10, seed=4, image_size=64)
     a, b, c = (_contents(tmp_path / name) for name in "abc")
     assert b.pop("patients.csv").startswith(a.pop("patients.csv"))
     assert a == {name: b[name] for name in a}
@@ -113,7 +113,7 @@ def test_same_seed_same_bytes_and_more_images_only_add(tmp_path: Path) -> None:
 
 
 def test_the_number_of_workers_does_not_change_a_byte(planted: Path, tmp_path: Path) -> None:
-    phantom.write(
+    phantom.write_phantoms(
         tmp_path / "out", num_images=NUM_ORIGINALS, seed=3, image_size=64,
         num_duplicates=NUM_DUPLICATES,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_the_number_of_workers_does_not_change_a_byte(planted: Path, tmp_path: P
 
 
 def test_near_duplicates_leave_the_originals_as_they_are(planted: Path, tmp_path: Path) -> None:
-    phantom.write(tmp_path / "out", num_images=NUM_ORIGINALS, seed=3, image_size=64)
+    phantom.write_phantoms(tmp_path / "out", num_images=NUM_ORIGINALS, seed=3, image_size=64)
     originals, with_twins = _contents(tmp_path / "out"), _contents(planted)
     assert with_twins["patients.csv"].startswith(originals.pop("patients.csv"))
     assert originals == {name: with_twins[name] for name in originals}
@@ -130,8 +130,8 @@ def test_near_duplicates_leave_the_originals_as_they_are(planted: Path, tmp_path
 
 def test_layout_is_busi_with_five_three_and_two_in_ten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # empty: allowed
-    phantom.write(tmp_path / "out", num_images=20, seed=0, image_size=64)
-    records = scan(str(tmp_path / "out"), "busi").records
+    phantom.write_phantoms(tmp_path / "out", num_images=20, seed=0, image_size=64)
+    records = scan_collection(str(tmp_path / "out"), "busi").records
     labels = [record.label for record in records]
     assert [labels.count(label) for label in range(3)] == [10, 6, 4]
     assert all(record.masks for record in records)
@@ -139,7 +139,7 @@ def test_layout_is_busi_with_five_three_and_two_in_ten(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_are_ordinary_images_of_the_layout(planted: Path) -> None:
-    records = scan(str(planted), "busi").records
+    records = scan_collection(str(planted), "busi").records
     assert len(records) == NUM_ORIGINALS + NUM_DUPLICATES
     ids = {record.sample_id for record in records}
     assert {row["sample_id"] for row in _rows(planted)} <= ids
@@ -153,8 +153,8 @@ def test_near_duplicates_are_ordinary_images_of_the_layout(planted: Path) -> Non
 
 def test_the_list_names_every_kind_in_turn_and_originals_only(planted: Path) -> None:
     rows = _rows(planted)
-    assert [row["kind"] for row in rows] == list(phantom.KINDS) * 4
-    assert set(phantom.KINDS) == {
+    assert [row["kind"] for row in rows] == list(phantom.NEAR_COPY_KINDS) * 4
+    assert set(phantom.NEAR_COPY_KINDS) == {
         "exact", "jpeg", "resize", "crop", "brightness", "contrast", "gamma", "flip", "calipers",
     }  # fmt: skip
     originals = {"benign": 20, "malignant": 12, "normal": 8}  # five, three and two in ten
@@ -231,7 +231,7 @@ def test_masks_go_with_their_near_duplicates(planted: Path) -> None:
 
 
 def test_without_views_every_image_is_of_another_patient(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "out", num_images=3, seed=0, image_size=64, num_duplicates=1)
+    phantom.write_phantoms(tmp_path / "out", num_images=3, seed=0, image_size=64, num_duplicates=1)
     (row,) = _rows(tmp_path / "out")
     index = ["benign (1)", "malignant (1)", "benign (2)"].index(row["original"])
     assert (tmp_path / "out" / "patients.csv").read_bytes() == (
@@ -241,7 +241,7 @@ def test_without_views_every_image_is_of_another_patient(tmp_path: Path) -> None
 
 
 def test_patients_have_one_to_so_many_views_of_one_class(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "out", num_images=200, seed=7, image_size=64, max_views=3)
+    phantom.write_phantoms(tmp_path / "out", num_images=200, seed=7, image_size=64, max_views=3)
     patients = _patients(tmp_path / "out")
     assert len(patients) == 200
     views = [(of, list(ids)) for of, ids in itertools.groupby(patients, key=patients.__getitem__)]
@@ -255,17 +255,19 @@ def test_patients_have_one_to_so_many_views_of_one_class(tmp_path: Path) -> None
     for number, (_, ids) in enumerate(views[:5]):
         assert {sample_id.split()[0] for sample_id in ids} == {classes[number]}
     assert set(patients) == {
-        record.sample_id for record in scan(str(tmp_path / "out"), "busi").records
+        record.sample_id for record in scan_collection(str(tmp_path / "out"), "busi").records
     }
 
 
 def test_more_views_only_add_and_the_last_patient_may_be_cut_short(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "more", num_images=12, seed=3, image_size=64, max_views=9)
+    phantom.write_phantoms(tmp_path / "more", num_images=12, seed=3, image_size=64, max_views=9)
     more = _contents(tmp_path / "more")
     counts = list(_patients(tmp_path / "more").values())
     assert counts.count("patient 1") > 1
     num_images = counts.count("patient 1") - 1
-    phantom.write(tmp_path / "few", num_images=num_images, seed=3, image_size=64, max_views=9)
+    phantom.write_phantoms(
+        tmp_path / "few", num_images=num_images, seed=3, image_size=64, max_views=9
+    )
     few = _contents(tmp_path / "few")
     assert more.pop("patients.csv").startswith(few.pop("patients.csv"))
     assert few == {name: more[name] for name in few}
@@ -275,7 +277,7 @@ def test_more_views_only_add_and_the_last_patient_may_be_cut_short(tmp_path: Pat
 def test_views_and_their_near_duplicates_are_the_same_bytes_from_one_process(
     viewed: Path, tmp_path: Path
 ) -> None:
-    phantom.write(
+    phantom.write_phantoms(
         tmp_path / "out", num_images=NUM_VIEWS, seed=4, image_size=65, num_duplicates=NUM_COPIES,
         max_views=MAX_VIEWS,
     )  # fmt: skip
@@ -295,7 +297,9 @@ def test_a_near_duplicate_of_a_view_is_its_patients_and_like_that_view(viewed: P
 
 def test_views_are_of_one_lesion_but_no_near_copies() -> None:
     """Of 60 patients, two views each: their lesions agree, and the audit joins no two images."""
-    views = [[phantom.draw(5, patient, 96, view) for view in range(2)] for patient in range(60)]
+    views = [
+        [phantom.draw_phantom(5, patient, 96, view) for view in range(2)] for patient in range(60)
+    ]
     tumours = [pair for pair in views if pair[0].label != phantom.NORMAL]
     assert all(len(one.masks) == len(other.masks) for one, other in tumours)
     sizes = np.array(
@@ -313,9 +317,11 @@ def test_views_are_of_one_lesion_but_no_near_copies() -> None:
     )
     assert np.corrcoef(rows.T)[0, 1] > 0.8
     assert all(abs(one.gray.mean() - other.gray.mean()) > 0.01 for one, other in views)
-    found = [describe(view.gray) for pair in views for view in pair]
+    found = [describe_image(view.gray) for pair in views for view in pair]
     assert (
-        find_pairs(np.stack([of.hashes for of in found]), np.stack([of.thumb for of in found]))
+        find_near_copies(
+            np.stack([of.hashes for of in found]), np.stack([of.thumb for of in found])
+        )
         == []
     )
 
@@ -327,13 +333,13 @@ def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path
     command += ["--to", to, "--image-size", "64", "--num-folds", "3", "--allow-drops", "0.1"]
     assert main([*map(str, command)]) == 0
     store = LocalStore(str(to))
-    made = manifest.load(store)
+    made = manifest.load_manifest(store)
     assert made.read == NUM_VIEWS + NUM_COPIES
     patients = _patients(viewed)
     folds: dict[str, set[int]] = {}
     kept = set()
     for shard in made.shards:
-        table = shards.read(store, shard, ["sample_id", "fold"])
+        table = shards.read_shard(store, shard, ["sample_id", "fold"])
         for row in table.to_pylist():
             kept.add(row["sample_id"])
             folds.setdefault(patients[row["sample_id"]], set()).add(row["fold"])
@@ -354,7 +360,7 @@ def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path
 
 
 def test_masks_are_black_only_for_normals_and_lie_on_darker_pixels() -> None:
-    drawn = [phantom.draw(0, index, 128) for index in range(40)]
+    drawn = [phantom.draw_phantom(0, index, 128) for index in range(40)]
     sizes = {drawing.gray.shape for drawing in drawn}
     assert len(sizes) > 30
     for drawing in drawn:
@@ -373,7 +379,9 @@ def test_masks_are_black_only_for_normals_and_lie_on_darker_pixels() -> None:
 
 @pytest.mark.parametrize(("image_size", "view"), [(64, None), (256, None), (64, 1)])
 def test_a_mask_is_one_piece_without_holes(image_size: int, view: int | None) -> None:
-    masks = [mask for of in range(100) for mask in phantom.draw(9, of, image_size, view).masks]
+    masks = [
+        mask for of in range(100) for mask in phantom.draw_phantom(9, of, image_size, view).masks
+    ]
     for mask in masks:
         _, num_pieces = ndimage.label(mask)
         _, num_outside = ndimage.label(np.pad(~mask, 1, constant_values=True), np.ones((3, 3)))
@@ -384,7 +392,7 @@ def test_a_mask_is_one_piece_without_holes(image_size: int, view: int | None) ->
 @pytest.mark.parametrize("image_size", [64, 65, 200, 512])
 def test_any_size_is_drawn(image_size: int) -> None:
     for index in range(4):
-        drawing = phantom.draw(8, index, image_size)
+        drawing = phantom.draw_phantom(8, index, image_size)
         height, width = drawing.gray.shape
         assert 0.74 * image_size <= height <= image_size
         assert 0.84 * image_size <= width <= 1.25 * image_size
@@ -400,7 +408,7 @@ def test_speckle_has_the_contrast_of_averaged_looks() -> None:
     """
     flat = np.zeros((200, 200), np.float32)
     for looks, expected in ((1, 5.57), (2, 3.49), (3, 2.73)):
-        power = speckle(np.random.default_rng(0), flat, (1.0, 1.5), looks)
+        power = simulate_speckle(np.random.default_rng(0), flat, (1.0, 1.5), looks)
         level = 10 * np.log10(power)
         assert level.std() == pytest.approx(expected, rel=0.06)
         assert power.mean() == pytest.approx(1, abs=0.08)
@@ -411,7 +419,7 @@ def test_speckle_has_the_contrast_of_averaged_looks() -> None:
 
 
 def test_there_are_shadows_and_enhancements_several_lesions_and_marks() -> None:
-    drawn = [phantom.draw(6, index, 64) for index in range(600)]
+    drawn = [phantom.draw_phantom(6, index, 64) for index in range(600)]
     tumours = [drawing for drawing in drawn if drawing.label != phantom.NORMAL]
     assert {len(drawing.masks) for drawing in tumours} == {1, 2, 3}
     for drawing in tumours:
@@ -467,7 +475,9 @@ def _numbers(drawing: phantom.Phantom) -> dict[str, float]:
 
 @pytest.mark.parametrize(("image_size", "view"), [(64, None), (128, None), (64, 0)])
 def test_no_single_number_tells_the_class(image_size: int, view: int | None) -> None:
-    drawn = [phantom.draw(1, index, image_size, view) for index in range(380)]  # 304 tumours
+    drawn = [
+        phantom.draw_phantom(1, index, image_size, view) for index in range(380)
+    ]  # 304 tumours
     tumours = [drawing for drawing in drawn if drawing.label != phantom.NORMAL]
     malignant = [drawing.label == phantom.MALIGNANT for drawing in tumours]
     numbers = [_numbers(drawing) for drawing in tumours]
@@ -480,7 +490,7 @@ def test_outline_tells_the_class_but_not_always() -> None:
     """The shape is what a network can learn: irregular outlines are long for their area."""
     roughness, malignant = [], []
     for index in range(300):
-        drawing = phantom.draw(2, index, 128)
+        drawing = phantom.draw_phantom(2, index, 128)
         if drawing.label == phantom.NORMAL:
             continue
         mask = drawing.masks[0]
@@ -496,16 +506,16 @@ def test_outline_tells_the_class_but_not_always() -> None:
 def test_a_filled_target_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(DataError, match="must be an empty or new folder"):
-        phantom.write(tmp_path, num_images=3, seed=0, image_size=64)
+        phantom.write_phantoms(tmp_path, num_images=3, seed=0, image_size=64)
     with pytest.raises(DataError, match="must be an empty or new folder"):
-        phantom.write(tmp_path / "note.txt", num_images=3, seed=0, image_size=64)
+        phantom.write_phantoms(tmp_path / "note.txt", num_images=3, seed=0, image_size=64)
     assert _contents(tmp_path) == {"note.txt": b"mine"}
 
 
 def test_a_target_below_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"cannot be written: Not a directory\.$"):
-        phantom.write(tmp_path / "note.txt" / "out", num_images=3, seed=0, image_size=64)
+        phantom.write_phantoms(tmp_path / "note.txt" / "out", num_images=3, seed=0, image_size=64)
 
 
 @pytest.mark.parametrize(
@@ -528,23 +538,23 @@ def test_senseless_numbers_are_refused(
 ) -> None:
     options = {"num_images": 3, "seed": 0, "image_size": 64} | changed
     with pytest.raises(DataError, match=message):
-        phantom.write(tmp_path / "out", **options)
+        phantom.write_phantoms(tmp_path / "out", **options)
     assert not any(tmp_path.iterdir())
 
 
 def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = folder.draw
+    whole = folder.draw_phantom
 
     def interrupted(seed: int, patient: int, image_size: int, view: int | None) -> phantom.Phantom:
         if patient == 3:
             raise KeyboardInterrupt
         return whole(seed, patient, image_size, view)
 
-    monkeypatch.setattr(folder, "draw", interrupted)
+    monkeypatch.setattr(folder, "draw_phantom", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        phantom.write(tmp_path / "out", num_images=5, seed=0, image_size=64)
+        phantom.write_phantoms(tmp_path / "out", num_images=5, seed=0, image_size=64)
     assert not any(tmp_path.iterdir())
 
 
@@ -625,7 +635,7 @@ def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_list_has_three_columns_and_unix_line_ends(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "out", num_images=1, seed=0, image_size=64, num_duplicates=1)
+    phantom.write_phantoms(tmp_path / "out", num_images=1, seed=0, image_size=64, num_duplicates=1)
     assert (tmp_path / "out" / "duplicates.csv").read_bytes() == (
         b"sample_id,original,kind\nbenign (2),benign (1),exact\n"
     )

@@ -14,23 +14,23 @@ import torch
 from PIL import Image
 
 from mtil import __version__
-from mtil.config import Config, digest
+from mtil.config import Config, compute_config_digest
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.shards import read_shard
 from mtil.errors import CheckpointError, DataError
-from mtil.metrics import calibrated
+from mtil.metrics import calibrate_logits
 from mtil.prediction.evaluation import (
-    check_complete,
-    evaluate,
-    to_results,
-    with_named_sources,
+    check_predictions_complete,
+    evaluate_predictions,
+    fill_sources,
+    to_metric_results,
 )
-from mtil.prediction.predictor import Predictor, at_size, views
-from mtil.prediction.scoring import EVALUATION_COLUMNS, PREDICTIONS, lineage, score
-from mtil.run.checkpoint import Model, model_from_bytes, model_to_bytes
+from mtil.prediction.predictor import Predictor, list_views, resize_map
+from mtil.prediction.scoring import EVALUATION_COLUMNS, PREDICTIONS_SCHEMA, describe_origin, score
+from mtil.run.checkpoint import TrainedModel, model_from_bytes, model_to_bytes
 from mtil.storage import LocalStore
 
-MakeModel = Callable[..., Model]
+MakeModel = Callable[..., TrainedModel]
 CPU = torch.device("cpu")
 
 METRICS = {
@@ -41,7 +41,7 @@ METRICS = {
 
 
 @pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> Model:
+def model(make_model: MakeModel) -> TrainedModel:
     """Return a model as read from a file, with a digest and a threshold between the images."""
     return model_from_bytes(model_to_bytes(make_model()), "model.pt")
 
@@ -50,12 +50,12 @@ def model(make_model: MakeModel) -> Model:
 def rows(data_uri: str, manifest: Manifest) -> pa.Table:
     """All 60 rows of the data set."""
     store = LocalStore(data_uri)
-    tables = [read(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
+    tables = [read_shard(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
     return pa.concat_tables(tables)
 
 
 @pytest.fixture(scope="module")
-def predictions(model: Model, rows: pa.Table) -> pa.Table:
+def predictions(model: TrainedModel, rows: pa.Table) -> pa.Table:
     return score(rows, Predictor(model, CPU))
 
 
@@ -126,11 +126,13 @@ def test_a_predictor_averages_its_views(
 def test_the_larger_view_is_about_a_fifth_larger(
     make_config: Callable[..., Config], size: int, larger: int
 ) -> None:
-    looks = views(make_config(data={"image_size": size}))
+    looks = list_views(make_config(data={"image_size": size}))
     assert {view.size for view in looks} == {size, larger}
 
 
-def test_a_predictor_neither_keeps_nor_changes_what_it_sees(model: Model, rows: pa.Table) -> None:
+def test_a_predictor_neither_keeps_nor_changes_what_it_sees(
+    model: TrainedModel, rows: pa.Table
+) -> None:
     images = _images(rows)[:3]
     images.flags.writeable = False
     before = images.copy()
@@ -164,27 +166,27 @@ def test_a_model_whose_weights_do_not_fit_is_refused(make_model: MakeModel) -> N
 def test_calibration_divides_the_logit() -> None:
     logits = np.array([0.0, 2.0, -3.0, 30.0], np.float32)
     expected = [0.5, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-15))]
-    np.testing.assert_allclose(calibrated(logits, 2.0), expected, rtol=1e-12)
-    assert calibrated(logits, 2.0).dtype == np.float64
-    assert calibrated(np.array([-1e4, 1e4]), 0.1).tolist() == [0, 1]  # and no overflow
+    np.testing.assert_allclose(calibrate_logits(logits, 2.0), expected, rtol=1e-12)
+    assert calibrate_logits(logits, 2.0).dtype == np.float64
+    assert calibrate_logits(np.array([-1e4, 1e4]), 0.1).tolist() == [0, 1]  # and no overflow
 
 
 def test_a_map_is_resized_about_the_centres_of_its_pixels() -> None:
     lesion = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
-    np.testing.assert_allclose(at_size(lesion, 3, 4), [[0, 0.25, 0.75, 1]] * 3)
-    np.testing.assert_array_equal(at_size(lesion, 2, 2), lesion)
-    np.testing.assert_allclose(at_size(np.full((8, 8), 0.3, np.float32), 5, 19), 0.3, rtol=1e-6)
-    grown = at_size(np.eye(32, dtype=np.float32), 70, 110)
+    np.testing.assert_allclose(resize_map(lesion, 3, 4), [[0, 0.25, 0.75, 1]] * 3)
+    np.testing.assert_array_equal(resize_map(lesion, 2, 2), lesion)
+    np.testing.assert_allclose(resize_map(np.full((8, 8), 0.3, np.float32), 5, 19), 0.3, rtol=1e-6)
+    grown = resize_map(np.eye(32, dtype=np.float32), 70, 110)
     assert grown.shape == (70, 110)
     assert grown.min() >= 0
     assert grown.max() <= 1
 
 
 def test_every_row_is_scored_at_its_original_size(
-    model: Model, rows: pa.Table, predictions: pa.Table
+    model: TrainedModel, rows: pa.Table, predictions: pa.Table
 ) -> None:
     """Compare with a plain computation on masks decoded by Pillow."""
-    assert predictions.schema == PREDICTIONS
+    assert predictions.schema == PREDICTIONS_SCHEMA
     assert predictions.num_rows == rows.num_rows == 60
     said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
     for index, (row, told) in enumerate(
@@ -194,7 +196,7 @@ def test_every_row_is_scored_at_its_original_size(
             assert told[name] == row[name]
         mask = np.array(Image.open(io.BytesIO(row["mask_png"]))).astype(bool)
         assert mask.shape == (row["height"], row["width"])
-        found = at_size(said.lesion[index], *mask.shape) >= 0.5
+        found = resize_map(said.lesion[index], *mask.shape) >= 0.5
         tp, fp, fn = (int(part.sum()) for part in (found & mask, found & ~mask, mask & ~found))
         assert (told["tp"], told["fp"], told["fn"]) == (tp, fp, fn)
         assert told["false_positive_area"] == fp / mask.size
@@ -208,18 +210,20 @@ def test_every_row_is_scored_at_its_original_size(
         assert told["predicted"] == (told["probability"] >= model.threshold)
 
 
-def test_the_threshold_decides_what_is_called_malignant(model: Model, rows: pa.Table) -> None:
+def test_the_threshold_decides_what_is_called_malignant(
+    model: TrainedModel, rows: pa.Table
+) -> None:
     some = rows.slice(0, 6)
     probabilities = score(some, Predictor(model, CPU))["probability"].to_pylist()
     at = sorted(probabilities)[2]
-    moved = Model(**vars(model) | {"threshold": at})
+    moved = TrainedModel(**vars(model) | {"threshold": at})
     called = score(some, Predictor(moved, CPU))["predicted"].to_pylist()
     assert called == [probability >= at for probability in probabilities]
     assert sum(called) == 4  # the one that is at the threshold as well
 
 
 def test_the_same_rows_give_the_same_figures_whoever_has_them(
-    model: Model, rows: pa.Table, predictions: pa.Table
+    model: TrainedModel, rows: pa.Table, predictions: pa.Table
 ) -> None:
     """Workers get shards in any order; a slice of a larger table equals a copy."""
     starts = [0, 32]  # as units of a shard are cut
@@ -239,7 +243,7 @@ def _same(one: pa.Table, other: pa.Table) -> bool:
 
 
 def test_neighbours_change_nothing_that_matters(
-    model: Model, rows: pa.Table, predictions: pa.Table
+    model: TrainedModel, rows: pa.Table, predictions: pa.Table
 ) -> None:
     alone = score(rows.slice(17, 1), Predictor(model, CPU)).to_pylist()[0]
     among = predictions.to_pylist()[17]
@@ -247,27 +251,29 @@ def test_neighbours_change_nothing_that_matters(
     assert alone["sample_id"] == among["sample_id"]
 
 
-def test_no_rows_give_no_predictions(model: Model, rows: pa.Table) -> None:
+def test_no_rows_give_no_predictions(model: TrainedModel, rows: pa.Table) -> None:
     nothing = score(rows.slice(0, 0), Predictor(model, CPU))
-    assert nothing.schema == PREDICTIONS
+    assert nothing.schema == PREDICTIONS_SCHEMA
     assert nothing.num_rows == 0
 
 
-def test_predictions_name_model_data_and_configuration(model: Model, predictions: pa.Table) -> None:
-    assert lineage([model]) == {
+def test_predictions_name_model_data_and_configuration(
+    model: TrainedModel, predictions: pa.Table
+) -> None:
+    assert describe_origin([model]) == {
         "model_sha256": model.digest,
         "fingerprint": "f" * 64,
-        "config_digest": digest(model.config),
+        "config_digest": compute_config_digest(model.config),
         "version": __version__,
     }
     assert len(model.digest) == 64
-    for name, value in lineage([model]).items():
+    for name, value in describe_origin([model]).items():
         assert set(predictions[name].to_pylist()) == {value}
 
 
 def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
     shuffled = predictions.take(pa.array(np.random.default_rng(0).permutation(60)))
-    results = to_results(shuffled)
+    results = to_metric_results(shuffled)
     expected = sorted(predictions.to_pylist(), key=lambda row: row["sample_id"])
     assert results.sample_id.tolist() == [row["sample_id"] for row in expected]
     assert results.group.tolist() == [row["group"] for row in expected]
@@ -276,7 +282,7 @@ def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
 
 
 def test_models_that_judge_together_are_averaged(
-    make_model: Callable[..., Model], rows: pa.Table
+    make_model: Callable[..., TrainedModel], rows: pa.Table
 ) -> None:
     models = [make_model(), make_model(temperature=4.0, threshold=0.9)]
     alone = [score(rows, Predictor(model)).to_pylist() for model in models]
@@ -293,7 +299,7 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
     names = [("one", "two")[index % 3 == 0] for index in range(predictions.num_rows)]
     at = predictions.schema.get_field_index("source")
     table = predictions.set_column(at, "source", pa.array(names))
-    found = evaluate(table, run_uri="s3://bucket/run", folds=(0, 2))["by_source"]
+    found = evaluate_predictions(table, run_uri="s3://bucket/run", folds=(0, 2))["by_source"]
     assert set(found) == {"one", "two"}
     for name, part in found.items():
         rows = [row for row in table.to_pylist() if row["source"] == name]
@@ -310,15 +316,20 @@ def test_the_first_collection_has_its_name(predictions: pa.Table, manifest: Mani
     (first,) = manifest.sources
     assert (first.prefix, first.name) == ("", "BUSI")
     appended = replace(first, prefix="udiat", name="UDIAT")
-    named = with_named_sources(table, replace(manifest, sources=(first, appended)))
+    named = fill_sources(table, replace(manifest, sources=(first, appended)))
     assert named["source"].to_pylist() == [name or "BUSI" for name in names]
     assert named.schema == predictions.schema
-    assert set(evaluate(named, run_uri="r", folds=(0,))["by_source"]) == {"BUSI", "udiat"}
+    assert set(evaluate_predictions(named, run_uri="r", folds=(0,))["by_source"]) == {
+        "BUSI",
+        "udiat",
+    }
     both = replace(manifest, sources=(replace(first, prefix="busi"), appended))
-    assert with_named_sources(table, both) is table
+    assert fill_sources(table, both) is table
 
 
-def test_distances_are_in_millimetres_where_pixels_are_known(model: Model, rows: pa.Table) -> None:
+def test_distances_are_in_millimetres_where_pixels_are_known(
+    model: TrainedModel, rows: pa.Table
+) -> None:
     at = rows.schema.get_field_index("pixel_size")
     sizes = pa.array([0.5 if index % 2 else None for index in range(rows.num_rows)], pa.float32())
     scored = score(rows.set_column(at, "pixel_size", sizes), Predictor(model))
@@ -329,13 +340,13 @@ def test_distances_are_in_millimetres_where_pixels_are_known(model: Model, rows:
             elif row["label"] < 2:
                 assert row[f"{name}_mm"] == row[name] / 2
     known = [row for row in scored.to_pylist()[1::2] if row["label"] < 2]
-    figures = evaluate(scored, run_uri="r", folds=(0,))["millimetres"]
+    figures = evaluate_predictions(scored, run_uri="r", folds=(0,))["millimetres"]
     assert figures["count"] == len(known)
     assert figures["hd95"] == pytest.approx(np.mean([row["hd95_mm"] for row in known]))
 
 
 def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
-    figures = evaluate(predictions, run_uri="s3://bucket/run", folds=(0, 2))
+    figures = evaluate_predictions(predictions, run_uri="s3://bucket/run", folds=(0, 2))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures.keys() == {
         "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "millimetres",
@@ -371,7 +382,9 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
 
 def test_figures_do_not_depend_on_the_order_of_rows(predictions: pa.Table) -> None:
     shuffled = predictions.take(pa.array(np.random.default_rng(1).permutation(60)))
-    told = [evaluate(table, run_uri="r", folds=[0]) for table in (predictions, shuffled)]
+    told = [
+        evaluate_predictions(table, run_uri="r", folds=[0]) for table in (predictions, shuffled)
+    ]
     assert told[0] == told[1]
 
 
@@ -389,10 +402,10 @@ def test_passes_are_told_apart_and_the_last_one_counts(predictions: pa.Table) ->
     """Add a second pass with perfect outlines of every tumour."""
     dice = [1.0 if label < 2 else math.nan for label in predictions["label"].to_pylist()]
     second = _with(predictions, **{"pass": [1] * 60, "dice": dice})
-    figures = evaluate(pa.concat_tables([second, predictions]), run_uri="r", folds=[0])
+    figures = evaluate_predictions(pa.concat_tables([second, predictions]), run_uri="r", folds=[0])
     assert [entry["pass"] for entry in figures["by_pass"]] == [0, 1]
     first, last = (entry["metrics"] for entry in figures["by_pass"])
-    assert first == evaluate(predictions, run_uri="r", folds=[0])["metrics"]
+    assert first == evaluate_predictions(predictions, run_uri="r", folds=[0])["metrics"]
     assert first["dice"]["value"] < 1
     assert last["dice"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert figures["metrics"] == last
@@ -403,18 +416,18 @@ def test_passes_are_told_apart_and_the_last_one_counts(predictions: pa.Table) ->
 def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> None:
     twice = pa.concat_tables([predictions, predictions.slice(4, 1)])
     with pytest.raises(DataError, match="must be scored once"):
-        evaluate(twice, run_uri="r", folds=[0])
+        evaluate_predictions(twice, run_uri="r", folds=[0])
 
 
 def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
-    check_complete(predictions, 60, 1)
+    check_predictions_complete(predictions, 60, 1)
     with pytest.raises(
         DataError, match=r"fold 1 .* has 60 rows .* each of the 61 test images once"
     ):
-        check_complete(predictions, 61, 1)
+        check_predictions_complete(predictions, 61, 1)
     twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
     with pytest.raises(DataError, match=r"has 61 rows of 60 images, .* each of the 60 "):
-        check_complete(twice, 60, 0)
+        check_predictions_complete(twice, 60, 0)
     swapped = pa.concat_tables([predictions.slice(1), predictions.slice(1, 1)])
     with pytest.raises(DataError, match=r"has 60 rows of 59 images, .* each of the 60 "):
-        check_complete(swapped, 60, 0)
+        check_predictions_complete(swapped, 60, 0)

@@ -20,23 +20,23 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from mtil import __version__
-from mtil.config import Config, digest, from_dict
+from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
 from mtil.models import TwoTaskNetwork
 from mtil.prediction import overlay
-from mtil.prediction.image_files import output_names, select, shown
+from mtil.prediction.image_files import escape_name, name_outputs, select_images
 from mtil.prediction.images import (
-    COLUMNS,
+    PREDICTION_COLUMNS,
     Ensemble,
-    cell,
-    describe,
+    describe_lesion,
+    escape_cell,
     load_chains,
-    predict,
     predict_images,
+    predict_location,
 )
-from mtil.prediction.predictor import Predictor, at_size, in_passes
-from mtil.run.checkpoint import Model, model_to_bytes
+from mtil.prediction.predictor import Predictor, predict_passes, resize_map
+from mtil.run.checkpoint import TrainedModel, model_to_bytes
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
@@ -53,10 +53,10 @@ CONFIG = {
 
 
 @cache
-def tiny_model(fold: int = 0) -> Model:
+def tiny_model(fold: int = 0) -> TrainedModel:
     """Return an untrained model with partial masks and distinct probabilities."""
     torch.manual_seed(fold)
-    config: Config = from_dict(CONFIG)
+    config: Config = config_from_dict(CONFIG)
     network = TwoTaskNetwork(config.model).eval()
     with torch.no_grad():
         for parameter in network.head.parameters():
@@ -68,7 +68,7 @@ def tiny_model(fold: int = 0) -> Model:
         bias -= network(image).malignant.median()
         network.logits["2"].weight *= 2 / network(image).mask.std()
         network.logits["2"].bias -= network(image).mask.median()
-    return Model(
+    return TrainedModel(
         config=config,
         weights=network.state_dict(),
         fingerprint="f" * 64,
@@ -103,7 +103,7 @@ def checkpoint(tmp_path: Path) -> str:
 def run(tmp_path: Path) -> str:
     """A run with trained folds 0 and 2."""
     uri = str(tmp_path / "run")
-    record = Run.create(uri, from_dict(CONFIG), "data", "f" * 64)
+    record = Run.create(uri, config_from_dict(CONFIG), "data", "f" * 64)
     for fold in (0, 2):
         record.commit(
             Train(0, fold), tiny_model(fold), num_epochs=4, seconds=1.0, metrics={"dice": 0.5}
@@ -136,14 +136,16 @@ class Heard(list[dict[str, Any]]):
 def go(model: str, source: Path | str, out: Path | str, **options: Any) -> tuple[Any, Heard]:
     heard = Heard()
     device = torch.device("cpu")
-    return predict(model, str(source), str(out), device=device, listen=heard, **options), heard
+    return predict_location(
+        model, str(source), str(out), device=device, listen=heard, **options
+    ), heard
 
 
 def table(out: Path | str) -> dict[str, dict[str, str]]:
     with (Path(out) / "predictions.csv").open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    assert tuple(reader.fieldnames or ()) == COLUMNS
+    assert tuple(reader.fieldnames or ()) == PREDICTION_COLUMNS
     assert len({row["image"] for row in rows}) == len(rows)
     return {row["image"]: row for row in rows}
 
@@ -173,7 +175,7 @@ def test_each_image_gets_a_mask_an_overlay_and_a_row(
         assert mask.shape == gray.shape == (int(row["height"]), int(row["width"]))
         assert row["mask"].removeprefix("masks/") == row["overlay"].removeprefix("overlays/")
         assert picture.shape == (*gray.shape, 3)
-        edge = overlay.outline(mask)
+        edge = overlay.extract_outline(mask)
         assert (picture[edge] == overlay.COLOUR).all()
         assert (picture[~edge] == gray[~edge][:, None]).all()
         assert int(row["lesion_area_px"]) == mask.sum()
@@ -190,7 +192,7 @@ def test_each_image_gets_a_mask_an_overlay_and_a_row(
     lineage = {
         "model_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
         "fingerprint": "f" * 64,
-        "config_digest": digest(from_dict(CONFIG)),
+        "config_digest": compute_config_digest(config_from_dict(CONFIG)),
         "mtil_version": __version__,
     }
     assert all(lineage.items() <= row.items() for row in rows.values())
@@ -212,7 +214,7 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
         assert float(row["malignant_probability"]) == pytest.approx(said.malignant[0], abs=1e-6)
         assert row["malignant"] == str(int(said.malignant[0] >= 0.56))
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
-            assert (np.array(mask) == (at_size(said.lesion[0], *gray.shape) >= 0.5)).all()
+            assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
 
 
 def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_path: Path) -> None:
@@ -269,10 +271,10 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
     assert both.threshold == pytest.approx(0.54)
 
 
-def heeding_model(seed: int, num_passes: int) -> Model:
+def heeding_model(seed: int, num_passes: int) -> TrainedModel:
     """A model sensitive to the map of the previous pass."""
     values = CONFIG | {"model": CONFIG["model"] | {"baseline": False}}
-    config = from_dict(values)
+    config = config_from_dict(values)
     torch.manual_seed(seed)
     network = TwoTaskNetwork(config.model).eval()
     with torch.no_grad():
@@ -289,7 +291,7 @@ def test_a_model_file_says_how_often_it_looks(tmp_path: Path) -> None:
     assert len(chain) == 3
     cpu, gray = torch.device("cpu"), speckle(1)
     lesion, malignant = Ensemble([chain], cpu)([gray], at_once=4)
-    passes = in_passes([Predictor(chain[0], cpu)] * 3, gray[None])
+    passes = predict_passes([Predictor(chain[0], cpu)] * 3, gray[None])
     assert not np.array_equal(passes[0].lesion, passes[2].lesion)
     np.testing.assert_array_equal(lesion, passes[2].lesion)
     np.testing.assert_array_equal(malignant, passes[2].malignant)
@@ -300,7 +302,7 @@ def test_a_circle_predicts_with_its_last_round(
     tmp_path: Path, test: str, rounds: list[int]
 ) -> None:
     uri = str(tmp_path / "run")
-    config = from_dict(CONFIG | {"circle": {"test": test, "num_passes": 2}})
+    config = config_from_dict(CONFIG | {"circle": {"test": test, "num_passes": 2}})
     record = Run.create(uri, config, "data", "f" * 64)
     for number in (0, 1):
         figures = {"num_epochs": 4, "seconds": 1.0, "metrics": {"dice": 0.5}}
@@ -373,7 +375,9 @@ def test_other_files_and_masks_are_left_out(checkpoint: str, tmp_path: Path) -> 
 
 
 def test_a_mask_of_another_folder_is_an_image() -> None:
-    chosen = select(["a/x.png", "b/x_mask.png", "b/y.JPG", "b/y_mask_12.png", "b/y_mask_a.png"])
+    chosen = select_images(
+        ["a/x.png", "b/x_mask.png", "b/y.JPG", "b/y_mask_12.png", "b/y_mask_a.png"]
+    )
     assert chosen.names == ["a/x.png", "b/x_mask.png", "b/y.JPG", "b/y_mask_a.png"]
     assert (chosen.num_masks, chosen.num_ignored) == (1, 0)
 
@@ -396,18 +400,18 @@ def test_a_mask_of_another_folder_is_an_image() -> None:
     ],
 )
 def test_output_names(names: list[str], expected: list[str]) -> None:
-    assert list(output_names(names).values()) == expected
+    assert list(name_outputs(names).values()) == expected
 
 
 def test_output_names_that_are_too_long_are_cut_and_differ(tmp_path: Path) -> None:
     long = ["ä" * 125 + "a.png", "ä" * 125 + "a.jpg", "a" * 255, "b" * 300 + "/x.png"]
-    found = output_names(long)
+    found = name_outputs(long)
     assert len(set(found.values())) == len(long)
     assert all(name.endswith(".png") for name in found.values())
     for target in found.values():
         (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / target).write_bytes(b"")  # a file system takes them
-    assert output_names(long) == found
+    assert name_outputs(long) == found
 
 
 def test_images_whose_results_would_collide_keep_apart(checkpoint: str, tmp_path: Path) -> None:
@@ -449,7 +453,7 @@ def test_images_whose_results_would_collide_keep_apart(checkpoint: str, tmp_path
     ],
 )
 def test_masks_of_published_layouts_are_no_images(images: list[str], masks: list[str]) -> None:
-    chosen = select(sorted([*images, *masks, "notes.txt", ".x/y.png"]))
+    chosen = select_images(sorted([*images, *masks, "notes.txt", ".x/y.png"]))
     assert chosen.names == sorted(images)
     assert sorted(chosen.masks) == sorted(masks)
     assert (chosen.hidden, chosen.others) == ((".x/y.png",), ("notes.txt",))
@@ -621,7 +625,7 @@ def test_names_that_leave_the_folder_are_not_read_or_written(tmp_path: Path) -> 
     good = save(tmp_path / "x.png", 1).read_bytes()
     hostile = ["../a.png", "/b.png", "c//d.png", "./e.png", "f/../../g.png"]
     source = Bucket(**dict.fromkeys([*hostile, "x.png"], good))
-    chosen = select(source.names())
+    chosen = select_images(source.names())
     assert sorted(chosen.names) == sorted([*hostile, "x.png"])
     out = tmp_path / "deep" / "out"
     heard = Heard()
@@ -681,18 +685,18 @@ def test_no_cell_is_a_formula(checkpoint: str, tmp_path: Path) -> None:
     assert "\t" not in text
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert sorted(row[0] for row in rows[1:]) == sorted(
-        f"'{shown(name)}" for name in [*hostile, "=broken.png"]
+        f"'{escape_name(name)}" for name in [*hostile, "=broken.png"]
     )
     assert not any(value.startswith(("=", "+", "-", "@")) for row in rows for value in row)
 
 
 def test_cells_and_names_for_people() -> None:
-    assert cell("=1+1") == "'=1+1"
-    assert cell("\tx") == "'\\tx"
-    assert cell("a\nb") == "a\\nb"
-    assert cell("0.5") == "0.5"
-    assert cell("") == ""
-    assert shown("ä b\n\x1b[31m\udcff.png") == "ä b\\n\\x1b[31m\\udcff.png"
+    assert escape_cell("=1+1") == "'=1+1"
+    assert escape_cell("\tx") == "'\\tx"
+    assert escape_cell("a\nb") == "a\\nb"
+    assert escape_cell("0.5") == "0.5"
+    assert escape_cell("") == ""
+    assert escape_name("ä b\n\x1b[31m\udcff.png") == "ä b\\n\\x1b[31m\\udcff.png"
 
 
 def test_a_name_that_is_no_text(checkpoint: str, tmp_path: Path) -> None:
@@ -781,12 +785,12 @@ def test_what_is_neither_run_nor_model(run: str, images: Path, tmp_path: Path) -
 
 def test_a_lesion_is_described() -> None:
     lesion = np.zeros((4, 10), np.bool_)
-    assert describe(lesion) == {
+    assert describe_lesion(lesion) == {
         "lesion_area_px": "0", "lesion_area_share": "0.000000", "height": "4", "width": "10",
     }  # fmt: skip
     lesion[1:3, 5:8] = True
     lesion[3, 6] = True
-    assert describe(lesion) == {
+    assert describe_lesion(lesion) == {
         "lesion_area_px": "7", "lesion_area_share": "0.175000", "height": "4", "width": "10",
         "box_x0": "5", "box_y0": "1", "box_x1": "8", "box_y1": "4",
     }  # fmt: skip
@@ -794,14 +798,14 @@ def test_a_lesion_is_described() -> None:
 
 def test_an_outline_is_the_edge_of_the_mask() -> None:
     mask = np.zeros((6, 7), np.bool_)
-    assert not overlay.outline(mask).any()
+    assert not overlay.extract_outline(mask).any()
     mask[1:5, 0:4] = True  # reaches the border, where its edge is drawn too
     expected = mask.copy()
     expected[2:4, 1:3] = False
-    assert (overlay.outline(mask) == expected).all()
+    assert (overlay.extract_outline(mask) == expected).all()
     mask[0, 6] = True  # a second lesion
     expected[0, 6] = True
-    assert (overlay.outline(mask) == expected).all()
+    assert (overlay.extract_outline(mask) == expected).all()
     thick = np.zeros((768, 800), np.bool_)
     thick[100:200, 100:200] = True
-    assert overlay.outline(thick).sum() == 100 * 100 - 94 * 94
+    assert overlay.extract_outline(thick).sum() == 100 * 100 - 94 * 94

@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtil.config import Config
-from mtil.data.dataset.batches import squares
+from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.shards import pixels, read
+from mtil.data.dataset.shards import pixels, read_shard
 from mtil.errors import DataError
-from mtil.prediction.evaluation import check_complete, evaluate
-from mtil.prediction.predictor import Prediction, Predictor, in_passes, map_shard
+from mtil.prediction.evaluation import check_predictions_complete, evaluate_predictions
+from mtil.prediction.predictor import Prediction, Predictor, map_shard, predict_passes
 from mtil.prediction.scoring import EVALUATION_COLUMNS, score, score_chains
-from mtil.run.checkpoint import Model, model_from_bytes, model_to_bytes
-from mtil.run.maps import Origin, decode, join, quantised
+from mtil.run.checkpoint import TrainedModel, model_from_bytes, model_to_bytes
+from mtil.run.maps import MapOrigin, decode_maps, join_maps, quantise_probabilities
 from mtil.storage import LocalStore
 
-MakeModel = Callable[..., Model]
+MakeModel = Callable[..., TrainedModel]
 CPU = torch.device("cpu")
 
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def make_heeding(make_model: MakeModel) -> MakeModel:
     """Return models sensitive to prior maps, as read from a file."""
 
-    def make(seed: int = 0, **values: object) -> Model:
+    def make(seed: int = 0, **values: object) -> TrainedModel:
         model = make_model(seed, **values)
         drawn = torch.Generator().manual_seed(seed)
         for name, weight in model.weights.items():
@@ -44,13 +44,13 @@ def make_heeding(make_model: MakeModel) -> MakeModel:
 @pytest.fixture(scope="module")
 def rows(data_uri: str, manifest: Manifest) -> pa.Table:
     store = LocalStore(data_uri)
-    tables = [read(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
+    tables = [read_shard(store, shard, EVALUATION_COLUMNS) for shard in manifest.shards]
     return pa.concat_tables(tables)
 
 
 @pytest.fixture(scope="module")
 def images(rows: pa.Table) -> np.ndarray:
-    return squares(pixels(rows["image"]))[:6]
+    return to_squares(pixels(rows["image"]))[:6]
 
 
 def _shown(images: np.ndarray, size: int) -> Tensor:
@@ -70,7 +70,7 @@ def test_the_first_pass_is_what_a_predictor_says_without_passes(
 ) -> None:
     predictor = Predictor(make_heeding(), CPU)
     for num_passes in (1, 3):
-        passes = in_passes([predictor] * num_passes, images)
+        passes = predict_passes([predictor] * num_passes, images)
         assert len(passes) == num_passes
         assert _same(passes[0], predictor(images))
         assert all(not _same(passes[0], later) for later in passes[1:])
@@ -79,7 +79,7 @@ def test_the_first_pass_is_what_a_predictor_says_without_passes(
 def test_a_network_that_has_learned_no_map_says_the_same_in_every_pass(
     make_model: MakeModel, images: np.ndarray
 ) -> None:
-    first, second = in_passes([Predictor(make_model(), CPU)] * 2, images)
+    first, second = predict_passes([Predictor(make_model(), CPU)] * 2, images)
     assert _same(first, second)
 
 
@@ -111,7 +111,7 @@ def test_a_view_is_given_its_own_map_of_the_pass_before(
             lesion = torch.flip(prior, [3]) if mirrored else prior
             lesions[number].append(F.interpolate(lesion, (32, 32), mode="bilinear", antialias=True))
             logits[number].append(said.malignant)
-    told = in_passes([Predictor(model, CPU) for model in chain], images)
+    told = predict_passes([Predictor(model, CPU) for model in chain], images)
     for number, (prediction, temperature) in enumerate(zip(told, (1.5, 3.0), strict=True)):
         lesion = torch.stack(lesions[number]).mean(dim=0)[:, 0]
         logit = torch.stack(logits[number]).mean(dim=0).double().numpy()
@@ -130,7 +130,9 @@ def test_the_map_is_the_view_s_own_and_not_the_average(
     predictor = Predictor(make_heeding(config=config), CPU)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])
     for one, other in zip(
-        in_passes([predictor] * 3, images), in_passes([predictor] * 3, mirrored), strict=True
+        predict_passes([predictor] * 3, images),
+        predict_passes([predictor] * 3, mirrored),
+        strict=True,
     ):
         np.testing.assert_allclose(one.lesion, other.lesion[:, :, ::-1], atol=1e-3)
         np.testing.assert_allclose(one.logit, other.logit, atol=1e-3)
@@ -143,15 +145,15 @@ def test_every_image_has_a_row_for_each_pass(
     some = rows.slice(0, 40)
     scored = score(some, predictor, num_passes=3)
     assert scored.num_rows == 120
-    check_complete(scored, 40, 0)
+    check_predictions_complete(scored, 40, 0)
     for number in range(3):
         of_pass = scored.filter(pa.compute.equal(scored["pass"], number))
         assert of_pass["sample_id"].to_pylist() == some["sample_id"].to_pylist()
         expected = [
             logit
             for start in (0, 32)
-            for logit in in_passes(
-                [predictor] * 3, squares(pixels(some.slice(start, 32)["image"]))
+            for logit in predict_passes(
+                [predictor] * 3, to_squares(pixels(some.slice(start, 32)["image"]))
             )[number].logit.tolist()
         ]
         assert of_pass["logit"].to_pylist() == expected
@@ -184,11 +186,11 @@ def test_a_chain_s_passes_name_the_model_of_their_round(
 
 def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa.Table) -> None:
     scored = score(rows.slice(0, 4), Predictor(make_heeding(), CPU), num_passes=2)
-    check_complete(scored, 4, 2)
+    check_predictions_complete(scored, 4, 2)
     with pytest.raises(DataError, match=r"of fold 2 .* pass 1 has 3 rows of 3 images"):
-        check_complete(scored.slice(0, 7), 4, 2)
+        check_predictions_complete(scored.slice(0, 7), 4, 2)
     with pytest.raises(DataError, match=r"has 0 rows .* each of the 4 test images once"):
-        check_complete(scored.slice(0, 0), 4, 2)
+        check_predictions_complete(scored.slice(0, 0), 4, 2)
 
 
 def test_figures_beside_the_passes_are_those_of_the_last(
@@ -200,8 +202,8 @@ def test_figures_beside_the_passes_are_those_of_the_last(
     known = known.set_column(known.schema.get_field_index("source"), "source", names)
     scored = score(known, Predictor(make_heeding(), CPU), num_passes=2)
     last = scored.filter(pa.compute.equal(scored["pass"], 1))
-    figures = evaluate(scored, run_uri="r", folds=[0])
-    alone = evaluate(last, run_uri="r", folds=[0])
+    figures = evaluate_predictions(scored, run_uri="r", folds=[0])
+    alone = evaluate_predictions(last, run_uri="r", folds=[0])
     assert [entry["pass"] for entry in figures["by_pass"]] == [0, 1]
     assert figures["by_pass"][0]["metrics"] != figures["by_pass"][1]["metrics"]
     for name in ("num_images", "metrics", "by_class", "by_source", "millimetres"):
@@ -209,8 +211,8 @@ def test_figures_beside_the_passes_are_those_of_the_last(
     assert figures["millimetres"]["count"] <= 48
 
 
-def _origin(model: Model, size: int = 16) -> Origin:
-    return Origin(
+def _origin(model: TrainedModel, size: int = 16) -> MapOrigin:
+    return MapOrigin(
         fingerprint="f" * 64, shard="shards/part-00000.parquet", model_sha256=model.digest,
         config_digest="c" * 64, round=0, fold=0, size=size,
     )  # fmt: skip
@@ -230,8 +232,8 @@ def test_a_map_is_what_the_network_says_of_the_plain_view(
         expected = said.reshape(6, 16, 2, 16, 2).mean(axis=(2, 4))
         maps = Predictor(model, CPU).maps(images, stored, 16)
         assert maps.dtype == np.uint8
-        assert np.abs(maps.astype(int) - quantised(expected)).max() <= 3  # a level
-        assert np.mean(maps != quantised(expected)) < 0.01
+        assert np.abs(maps.astype(int) - quantise_probabilities(expected)).max() <= 3  # a level
+        assert np.mean(maps != quantise_probabilities(expected)) < 0.01
         assert 0.05 < np.mean(maps > 127) < 0.95
 
 
@@ -239,14 +241,14 @@ def test_a_map_shard_has_the_map_of_every_row(make_heeding: MakeModel, rows: pa.
     model = make_heeding()
     predictor = Predictor(model, CPU)
     some = rows.slice(7, 40)
-    origin, table = decode(map_shard(some, predictor, _origin(model)))
+    origin, table = decode_maps(map_shard(some, predictor, _origin(model)))
     assert origin == _origin(model)
     assert table["sample_id"].to_pylist() == some["sample_id"].to_pylist()
-    held = squares(pixels(table["map"]))
+    held = to_squares(pixels(table["map"]))
     for start in (0, 32):
-        expected = predictor.maps(squares(pixels(some["image"]))[start : start + 32], None, 16)
+        expected = predictor.maps(to_squares(pixels(some["image"]))[start : start + 32], None, 16)
         np.testing.assert_array_equal(held[start : start + 32], expected)
-    _, nothing = decode(map_shard(some.slice(0, 0), predictor, _origin(model)))
+    _, nothing = decode_maps(map_shard(some.slice(0, 0), predictor, _origin(model)))
     assert nothing.num_rows == 0
 
 
@@ -274,14 +276,14 @@ def test_a_later_round_maps_given_the_maps_of_the_round_before(
     config = make_config(predict={"views": "plain"})
     first, second = make_heeding(0, config=config), make_heeding(1, config=config)
     some = rows.slice(0, 30)
-    _, before = decode(map_shard(some, Predictor(first, CPU), _origin(first)))
-    joined = join(some, [before], np.arange(30))
-    _, table = decode(map_shard(joined, Predictor(second, CPU), _origin(second)))
-    chain = in_passes(
-        [Predictor(first, CPU), Predictor(second, CPU)], squares(pixels(some["image"]))
+    _, before = decode_maps(map_shard(some, Predictor(first, CPU), _origin(first)))
+    joined = join_maps(some, [before], np.arange(30))
+    _, table = decode_maps(map_shard(joined, Predictor(second, CPU), _origin(second)))
+    chain = predict_passes(
+        [Predictor(first, CPU), Predictor(second, CPU)], to_squares(pixels(some["image"]))
     )
-    held = squares(pixels(table["map"])) / 255
+    held = to_squares(pixels(table["map"])) / 255
     halved = chain[1].lesion.reshape(30, 16, 2, 16, 2).mean(axis=(2, 4))
-    _, blind = decode(map_shard(some, Predictor(second, CPU), _origin(second)))
-    without = squares(pixels(blind["map"])) / 255
+    _, blind = decode_maps(map_shard(some, Predictor(second, CPU), _origin(second)))
+    without = to_squares(pixels(blind["map"])) / 255
     assert np.abs(held - halved).mean() < 0.25 * np.abs(without - halved).mean()

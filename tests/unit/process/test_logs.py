@@ -20,7 +20,7 @@ def as_before() -> Iterator[None]:
 
 
 def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.to_stderr(run="s3://bucket/run", round=1, fold=0, part=None, rank=2)
+    logs.log_json_to_stderr(run="s3://bucket/run", round=1, fold=0, part=None, rank=2)
     logger = logging.getLogger("mtil.distributed.training.worker")
     logger.info("epoch done", extra={"fields": {"epoch": 3, "loss": 0.25}})
     logger.debug("nobody reads this")
@@ -35,7 +35,7 @@ def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever a message or an error holds."""
-    logs.to_stderr(run="a\nb")
+    logs.log_json_to_stderr(run="a\nb")
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -47,7 +47,7 @@ def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.to_stderr(run="r")
+    logs.log_json_to_stderr(run="r")
     fields = {
         "auc": float("nan"),
         "loss": {"seg": float("inf"), "cls": 0.5},
@@ -66,8 +66,8 @@ def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) 
 def test_a_second_training_in_a_process_replaces_the_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logs.to_stderr(fold=0)
-    logs.to_stderr(fold=1)
+    logs.log_json_to_stderr(fold=0)
+    logs.log_json_to_stderr(fold=1)
     logging.getLogger("mtil").warning("here")
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["fold"] == 1

@@ -35,7 +35,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 def test_the_longest_socket_fits() -> None:
     """Ray 2.60 names `session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store` below its folder."""
-    base = "/" + "b" * (machine.PATH_BYTES - 1)
+    base = "/" + "b" * (machine.MAX_FOLDER_PATH_BYTES - 1)
     path = f"{base}/mtil-abcdefgh/r/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
     assert len(path) == 107
     sock = socket.socket(socket.AF_UNIX)
@@ -48,7 +48,7 @@ def test_the_longest_socket_fits() -> None:
 
 def test_a_short_folder_holds_all(short: Path, temporary: Callable[[Path], None]) -> None:
     temporary(short)
-    assert machine.place() == machine.Place(short, short)
+    assert machine.choose_ray_folders() == machine.RayFolders(short, short)
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "ü" * 12, "a b/é/" + "x" * 40])
@@ -58,7 +58,7 @@ def test_sockets_leave_a_long_folder(
     long = tmp_path / name
     long.mkdir(parents=True)
     temporary(long)
-    assert machine.place() == machine.Place(short, long)
+    assert machine.choose_ray_folders() == machine.RayFolders(short, long)
     found = machine.find_temporary_folder()
     assert found.ok
     assert f"Ray's sockets go to {short}" in found.detail
@@ -72,7 +72,7 @@ def test_no_short_folder_is_one_sentence(
     long.mkdir()
     temporary(long)
     with pytest.raises(ResourceError, match=r"but /.* has \d+; set TMPDIR to a shorter path\.$"):
-        machine.place()
+        machine.choose_ray_folders()
     assert not machine.find_temporary_folder().ok
 
 
@@ -80,7 +80,7 @@ def test_a_folder_that_is_not_there_is_replaced(
     short: Path, tmp_path: Path, temporary: Callable[[Path], None]
 ) -> None:
     temporary(tmp_path / "nowhere")
-    assert machine.place().objects == Path(tempfile.gettempdir())
+    assert machine.choose_ray_folders().objects == Path(tempfile.gettempdir())
     found = machine.find_temporary_folder()
     assert found.ok
     assert f"since TMPDIR={tmp_path / 'nowhere'} cannot be written (no such file" in found.detail
@@ -91,7 +91,7 @@ def test_a_folder_that_is_asked_for_must_be_writable(
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "nowhere"))
     with pytest.raises(ResourceError, match=r"RAY_TMPDIR=.*nowhere is not .no such file"):
-        machine.place()
+        machine.choose_ray_folders()
 
 
 def test_no_temporary_folder_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_no_temporary_folder_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "gettempdir", fail)
     with pytest.raises(ResourceError, match=f"TMPDIR={tmp_path} and /tmp cannot be written; set"):
-        machine.place()
+        machine.choose_ray_folders()
 
 
 def test_a_home_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert machine.find_home() == machine.Finding("home folder", True, str(tmp_path))
+    assert machine.find_home() == machine.MachineFinding("home folder", True, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     found = machine.find_home()
     assert found.ok
@@ -117,10 +117,10 @@ def test_a_home_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_shared_memory_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.find_shared_memory().ok
     monkeypatch.setattr(
-        machine, "find_shared_memory", lambda: machine.Finding("x", False, "d", "h")
+        machine, "find_shared_memory", lambda: machine.MachineFinding("x", False, "d", "h")
     )
     with pytest.raises(ResourceError, match=r"^Ray cannot start here: d; h\.$"):
-        machine.require()
+        machine.require_machine()
     monkeypatch.undo()
     assert not machine.find_shared_memory(tmp_path / "nowhere").ok
 
@@ -135,7 +135,11 @@ def test_a_name_without_an_address_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("hard", "ok"),
-    [(machine.NUM_FILES, True), (machine.NUM_FILES - 1, False), (resource.RLIM_INFINITY, True)],
+    [
+        (machine.MIN_OPEN_FILES, True),
+        (machine.MIN_OPEN_FILES - 1, False),
+        (resource.RLIM_INFINITY, True),
+    ],
 )
 def test_open_files(hard: int, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, hard))
@@ -143,7 +147,7 @@ def test_open_files(hard: int, ok: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.ok is ok
     if not ok:
         with pytest.raises(ResourceError, match=f"`ulimit -n` is {hard}, but a cluster needs"):
-            machine.require()
+            machine.require_machine()
 
 
 def test_processes_are_limited_for_all_but_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_a_folder_is_its_owners_alone_and_goes_with_the_block(tmp_path: Path) ->
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").touch()
-    with scratch.folder(tmp_path) as path:
+    with scratch.create_scratch_folder(tmp_path) as path:
         assert path.stat().st_mode & 0o777 == 0o700
         assert len(path.name) == scratch.NAME_BYTES
         (path / "link").symlink_to(outside)
@@ -41,7 +41,7 @@ def test_a_folder_is_its_owners_alone_and_goes_with_the_block(tmp_path: Path) ->
 
 
 def test_a_folder_can_be_kept_for_good(tmp_path: Path) -> None:
-    with scratch.folder(tmp_path, keep=True) as path:
+    with scratch.create_scratch_folder(tmp_path, keep=True) as path:
         (path / "log").touch()
     scratch.remove_abandoned(tmp_path)
     assert [entry.name for entry in path.iterdir()] == ["log"]
@@ -50,7 +50,7 @@ def test_a_folder_can_be_kept_for_good(tmp_path: Path) -> None:
 def test_what_a_killed_process_leaves_is_removed_later(tmp_path: Path) -> None:
     path = abandon(tmp_path)
     assert (path / "file").exists()
-    with scratch.folder(tmp_path) as mine:
+    with scratch.create_scratch_folder(tmp_path) as mine:
         scratch.remove_abandoned(tmp_path)
         assert list(tmp_path.iterdir()) == [mine]
 

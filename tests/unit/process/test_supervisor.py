@@ -13,7 +13,7 @@ import pytest
 from mtil.process import supervisor
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TOLD = f"mtil: {supervisor.SENTENCE}\n"
+TOLD = f"mtil: {supervisor.INTERRUPTED_MESSAGE}\n"
 
 BEGIN = """
 import os, signal, subprocess, sys, time

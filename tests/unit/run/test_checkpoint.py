@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from mtil import __version__
-from mtil.config import Config, from_dict, to_dict
+from mtil.config import Config, config_from_dict, config_to_dict
 from mtil.errors import CheckpointError, StorageError
 from mtil.models import TwoTaskNetwork
 from mtil.run.checkpoint import (
-    Model,
+    TrainedModel,
     TrainingCheckpoints,
     model_from_bytes,
     model_to_bytes,
@@ -32,7 +32,7 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def model(make_config: MakeConfig) -> Model:
+def model(make_config: MakeConfig) -> TrainedModel:
     """A network with weights and statistics that all differ from a new network."""
     config = make_config()
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def model(make_config: MakeConfig) -> Model:
                 value.add_(0.02 * torch.randn_like(value).abs())
             else:
                 value.fill_(7)
-    return Model(
+    return TrainedModel(
         config=config,
         weights=network.state_dict(),
         fingerprint="a" * 64,
@@ -56,7 +56,7 @@ def model(make_config: MakeConfig) -> Model:
 
 
 @pytest.fixture(scope="module")
-def data(model: Model) -> bytes:
+def data(model: TrainedModel) -> bytes:
     return model_to_bytes(model)
 
 
@@ -71,11 +71,11 @@ def _changed(data: bytes, **changes: object) -> bytes:
     return _saved(values | changes)
 
 
-def test_a_model_comes_back_whole(model: Model, data: bytes) -> None:
+def test_a_model_comes_back_whole(model: TrainedModel, data: bytes) -> None:
     again = model_from_bytes(data, "x.pt")
     assert again.digest == hashlib.sha256(data).hexdigest()
     assert again.version == __version__
-    for field in dataclasses.fields(Model):
+    for field in dataclasses.fields(TrainedModel):
         if field.name not in ("weights", "digest"):
             assert getattr(again, field.name) == getattr(model, field.name)
     assert again.weights.keys() == model.weights.keys()
@@ -84,7 +84,7 @@ def test_a_model_comes_back_whole(model: Model, data: bytes) -> None:
         assert torch.equal(again.weights[name], value)
 
 
-def test_its_network_says_the_same_to_the_bit(model: Model, data: bytes) -> None:
+def test_its_network_says_the_same_to_the_bit(model: TrainedModel, data: bytes) -> None:
     image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(3))
     direct = TwoTaskNetwork(model.config.model)
     direct.load_state_dict(model.weights)
@@ -97,11 +97,13 @@ def test_its_network_says_the_same_to_the_bit(model: Model, data: bytes) -> None
     assert expected.mask.std() > 0
 
 
-def test_a_network_needs_no_pretrained_weights(model: Model, make_config: MakeConfig) -> None:
+def test_a_network_needs_no_pretrained_weights(
+    model: TrainedModel, make_config: MakeConfig
+) -> None:
     """Pretrained weights would only be overwritten, and ResNet has no pretrained weights."""
     resnet = make_config(model={"baseline": True, "encoder": {"name": "resnet18"}})
     weights = TwoTaskNetwork(resnet.model).state_dict()
-    pretrained = from_dict({"model": {"encoder": {"pretrained": True}}}, resnet)
+    pretrained = config_from_dict({"model": {"encoder": {"pretrained": True}}}, resnet)
     made = dataclasses.replace(model, config=pretrained, weights=weights)
     assert torch.equal(made.network().encoder.conv.weight, weights["encoder.conv.weight"])
 
@@ -186,8 +188,8 @@ def test_another_kind_of_file_is_refused() -> None:
             model_from_bytes(other, "x.pt")
 
 
-def test_a_configuration_of_another_version_is_refused(model: Model, data: bytes) -> None:
-    values = to_dict(model.config)
+def test_a_configuration_of_another_version_is_refused(model: TrainedModel, data: bytes) -> None:
+    values = config_to_dict(model.config)
     values["model"]["novelty"] = 3
     with pytest.raises(CheckpointError) as caught:
         model_from_bytes(_changed(data, config=values, version="9.9"), "x.pt")
@@ -210,7 +212,7 @@ def test_a_model_file_that_holds_something_unknown_is_refused(data: bytes) -> No
 
 
 def test_weights_of_another_architecture_are_one_sentence(
-    model: Model, make_config: MakeConfig
+    model: TrainedModel, make_config: MakeConfig
 ) -> None:
     for changes in ({"baseline": True}, {"decoder_channels": [8, 8, 8, 16]}):
         made = dataclasses.replace(model, config=make_config(model=changes))
@@ -444,16 +446,18 @@ def test_metadata_out_of_range_are_refused(
     ],
 )
 def test_a_configuration_out_of_range_is_refused(
-    model: Model, data: bytes, change: dict[str, object], problem: str
+    model: TrainedModel, data: bytes, change: dict[str, object], problem: str
 ) -> None:
-    config = to_dict(model.config)
+    config = config_to_dict(model.config)
     config["data"] |= change
     with pytest.raises(CheckpointError, match=rf"does not know: `data\.{problem}` is wrong"):
         model_from_bytes(_changed(data, config=config), "x.pt")
 
 
-def test_a_configuration_that_another_digest_names_is_refused(model: Model, data: bytes) -> None:
-    config = to_dict(model.config) | {"seed": 5}
+def test_a_configuration_that_another_digest_names_is_refused(
+    model: TrainedModel, data: bytes
+) -> None:
+    config = config_to_dict(model.config) | {"seed": 5}
     with pytest.raises(CheckpointError, match="must hold the configuration that its digest names"):
         model_from_bytes(_changed(data, config=config), "x.pt")
 
@@ -468,7 +472,7 @@ def test_a_configuration_that_holds_itself_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_refused(model: Model, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(model: TrainedModel, value: float) -> None:
     name = "logits.2.bias"
     weights = model.weights | {name: torch.full_like(model.weights[name], value)}
     made = model_to_bytes(dataclasses.replace(model, weights=weights))
@@ -502,7 +506,7 @@ def test_compressed_members_are_refused_before_they_unfold(data: bytes) -> None:
         model_from_bytes(packed.getvalue(), "x.pt")
 
 
-def test_weights_of_another_type_are_one_sentence(model: Model) -> None:
+def test_weights_of_another_type_are_one_sentence(model: TrainedModel) -> None:
     weights = {name: value.double() for name, value in model.weights.items()}
     with pytest.raises(CheckpointError, match=r"is torch\.float64 instead of torch\.\w+…\); train"):
         dataclasses.replace(model, weights=weights).network()

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from mtil import __version__
-from mtil.config import Config, digest, from_dict, to_dict
+from mtil.config import Config, compute_config_digest, config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import ConfigError, DataError, OtherModelError, StorageError, UserError
 from mtil.run import names
-from mtil.run.checkpoint import Model, TrainingCheckpoints, model_to_bytes
-from mtil.run.folder import News, Run
+from mtil.run.checkpoint import TrainedModel, TrainingCheckpoints, model_to_bytes
+from mtil.run.folder import Run, TrainingProgressReader
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
 
-MakeModel = Callable[..., Model]
+MakeModel = Callable[..., TrainedModel]
 FINGERPRINT = "f" * 64
 FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75, "score": 0.75}}
 
@@ -43,8 +43,8 @@ def test_a_run_says_what_it_was_asked_to_do(run: Run, uri: str, config: Config) 
     values = json.loads((Path(uri) / "run.json").read_text())
     assert values == {
         "version": __version__,
-        "config": to_dict(config),
-        "config_digest": digest(config),
+        "config": config_to_dict(config),
+        "config_digest": compute_config_digest(config),
         "data": "s3://bucket/data",
         "fingerprint": FINGERPRINT,
     }
@@ -56,7 +56,9 @@ def test_a_run_says_what_it_was_asked_to_do(run: Run, uri: str, config: Config) 
 
 def test_the_same_again_takes_the_run_up(run: Run, uri: str, config: Config) -> None:
     before = (Path(uri) / names.RUN).read_bytes()
-    again = Run.create(uri, from_dict(to_dict(config)), "s3://bucket/data", FINGERPRINT)
+    again = Run.create(
+        uri, config_from_dict(config_to_dict(config)), "s3://bucket/data", FINGERPRINT
+    )
     assert again.config == run.config
     assert (Path(uri) / names.RUN).read_bytes() == before
     moved = Run.create(uri, config, "/elsewhere/data", FINGERPRINT)  # the same data, copied
@@ -79,7 +81,7 @@ def test_another_configuration_is_refused_with_key_and_values(
     run: Run, uri: str, config: Config, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        Run.create(uri, from_dict(changes, config), "s3://bucket/data", FINGERPRINT)
+        Run.create(uri, config_from_dict(changes, config), "s3://bucket/data", FINGERPRINT)
     assert message in str(caught.value)
     assert str(caught.value).endswith("name another --run.")
     assert Run.open(uri).config == config
@@ -116,7 +118,7 @@ def test_a_place_that_cannot_be_read_is_called_that(tmp_path: Path) -> None:
     uri = str(tmp_path / ("x" * 300))
     for read in (
         lambda: Run.open(uri),
-        lambda: manifests.load(LocalStore(uri)),
+        lambda: manifests.load_manifest(LocalStore(uri)),
         lambda: TrainingCheckpoints(LocalStore(uri), "checkpoints").load(),
     ):
         with pytest.raises(StorageError, match=r"cannot be read: File name too long"):
@@ -130,7 +132,7 @@ def test_a_committed_fold_names_its_model(run: Run, uri: str, make_model: MakeMo
     assert result == run.result(Train(0, 1)) == Run.open(uri).result(Train(0, 1))
     assert (result.fold, result.best_epoch, result.version) == (1, model.epoch, __version__)
     assert result.metrics == {"dice": 0.75, "score": 0.75}
-    assert result.config_digest == digest(run.config)
+    assert result.config_digest == compute_config_digest(run.config)
     assert result.fingerprint == FINGERPRINT
     data = (Path(uri) / run.model_name(Train(0, 1), result)).read_bytes()
     assert result.model_sha256 == hashlib.sha256(data).hexdigest()
@@ -153,15 +155,15 @@ def test_a_commit_ends_the_checkpoints_of_its_fold_only(run: Run, make_model: Ma
 
 
 def test_trained_folds_are_those_with_a_result(run: Run, make_model: MakeModel) -> None:
-    assert run.trained() == {}
+    assert run.find_trained_folds() == {}
     run.commit(Train(0, 2), make_model(fold=2), **FIGURES)
     run.commit(Train(0, 0), make_model(fold=0), **FIGURES)
     run.store.write("rounds/0/fold-1/model-0123.pt", b"no result names this yet")
-    assert run.trained() == {0: [0, 2]}
+    assert run.find_trained_folds() == {0: [0, 2]}
     assert run.last_round() == 0
     run.commit(Train(1, 0), make_model(fold=0), **FIGURES)
     run.commit(Train(1, 2, 3), make_model(fold=2), **FIGURES)  # an inner model
-    assert run.trained() == {0: [0, 2], 1: [0]}
+    assert run.find_trained_folds() == {0: [0, 2], 1: [0]}
     assert run.last_round() == 0
     run.commit(Train(1, 2), make_model(fold=2), **FIGURES)
     assert run.last_round() == 1
@@ -255,7 +257,7 @@ def test_history_and_step_are_read_as_they_were_written(run: Run, uri: str) -> N
 
 def test_news_is_what_was_not_told_before(run: Run) -> None:
     run.write_history(Train(0, 0), [epoch(0)])
-    news = News(run, Train(0, 0))
+    news = TrainingProgressReader(run, Train(0, 0))
     assert news.lines() == []
     run.write_step(Train(0, 0), {"epoch": 1, "step": 4, "steps": 9})
     assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9, "hosts": []}]
@@ -265,7 +267,7 @@ def test_news_is_what_was_not_told_before(run: Run) -> None:
 
 
 def test_news_does_not_tell_the_step_of_an_epoch_that_is_over(run: Run) -> None:
-    news = News(run, Train(0, 0))
+    news = TrainingProgressReader(run, Train(0, 0))
     run.write_history(Train(0, 0), [epoch(0)])
     run.write_step(Train(0, 0), {"epoch": 0, "step": 4, "steps": 9})
     assert news.lines() == [{"kind": "epoch", **epoch(0)}]

@@ -13,25 +13,25 @@ import pytest
 
 from mtil import __version__, errors
 from mtil.data.dataset import shards
-from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, Rows, cut
+from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, TableRows, cut_batches
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import select
+from mtil.data.dataset.selection import select_rows
 from mtil.errors import MapError, RunError, StorageError
 from mtil.run.maps import (
     NUM_LEVELS,
-    Origin,
-    decode,
-    default_size,
-    encode,
-    join,
-    quantised,
-    read,
+    MapOrigin,
+    decode_maps,
+    default_map_size,
+    encode_maps,
+    join_maps,
+    quantise_probabilities,
+    read_maps,
 )
 from mtil.storage import LocalStore
 
 SIZE = 8
 PATH = "maps/0/fold-1/part-00000.parquet"
-ORIGIN = Origin(
+ORIGIN = MapOrigin(
     fingerprint="f" * 64,
     shard="shards/part-00000.parquet",
     model_sha256="a" * 64,
@@ -44,7 +44,7 @@ ORIGIN = Origin(
 
 
 def _maps(num_rows: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    return quantised(np.random.default_rng(seed).random((num_rows, size, size)))
+    return quantise_probabilities(np.random.default_rng(seed).random((num_rows, size, size)))
 
 
 def _ids(num_rows: int) -> list[str]:
@@ -53,19 +53,19 @@ def _ids(num_rows: int) -> list[str]:
 
 def _written(folder: Path, num_rows: int = 20) -> LocalStore:
     store = LocalStore(str(folder))
-    store.write(PATH, encode(_ids(num_rows), _maps(num_rows), ORIGIN))
+    store.write(PATH, encode_maps(_ids(num_rows), _maps(num_rows), ORIGIN))
     return store
 
 
 def _read(store: LocalStore, num_rows: int = 20, **changes: Any) -> pa.Table:
-    return read(store, PATH, dataclasses.replace(ORIGIN, **changes), pa.array(_ids(num_rows)))
+    return read_maps(store, PATH, dataclasses.replace(ORIGIN, **changes), pa.array(_ids(num_rows)))
 
 
 def test_probabilities_are_rounded_to_the_nearest_level() -> None:
     given = np.array([0, 1, 1 / 127, 0.25, 0.0039, 0.0040, 0.999])
     # 127 steps: 0.25 is 31.75 of them, so 32, which is 64.25 of 255
-    assert quantised(given).tolist() == [0, 255, 2, 64, 0, 2, 255]
-    every = quantised(np.linspace(0, 1, 5001))
+    assert quantise_probabilities(given).tolist() == [0, 255, 2, 64, 0, 2, 255]
+    every = quantise_probabilities(np.linspace(0, 1, 5001))
     assert len(np.unique(every)) == NUM_LEVELS
     assert (np.diff(every.astype(int)) >= 0).all()
     off = np.abs(every / 255 - np.linspace(0, 1, 5001))
@@ -73,7 +73,7 @@ def test_probabilities_are_rounded_to_the_nearest_level() -> None:
 
 
 def test_maps_are_kept_at_the_stride_of_the_finest_logits() -> None:
-    assert default_size(256) == 128
+    assert default_map_size(256) == 128
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 700])
@@ -85,16 +85,16 @@ def test_what_was_written_is_read(tmp_path: Path, num_rows: int) -> None:
     np.testing.assert_array_equal(
         shards.pixels(table["map"]).reshape(-1, SIZE, SIZE), _maps(num_rows)
     )
-    origin, _ = decode(store.read(PATH))
+    origin, _ = decode_maps(store.read(PATH))
     assert origin == ORIGIN
     assert origin.version == __version__
 
 
 def test_the_same_maps_give_the_same_bytes() -> None:
-    one = encode(_ids(9), _maps(9), ORIGIN)
-    assert one == encode(_ids(9), _maps(9).copy(order="F"), ORIGIN)
-    assert one != encode(_ids(9), _maps(9, seed=1), ORIGIN)
-    assert one != encode(_ids(9), _maps(9), dataclasses.replace(ORIGIN, round=1))
+    one = encode_maps(_ids(9), _maps(9), ORIGIN)
+    assert one == encode_maps(_ids(9), _maps(9).copy(order="F"), ORIGIN)
+    assert one != encode_maps(_ids(9), _maps(9, seed=1), ORIGIN)
+    assert one != encode_maps(_ids(9), _maps(9), dataclasses.replace(ORIGIN, round=1))
 
 
 def test_a_lesion_s_map_of_an_image_of_256_pixels_takes_less_than_four_kibibytes() -> None:
@@ -108,7 +108,7 @@ def test_a_lesion_s_map_of_an_image_of_256_pixels_takes_less_than_four_kibibytes
         uneven = np.kron(rng.normal(0, 0.5, (16, 16)), np.ones((8, 8)))
         maps.append(1 / (1 + np.exp(-(np.clip(8 * inside, -4, 6) + uneven))))
     origin = dataclasses.replace(ORIGIN, size=128)
-    assert len(encode(_ids(64), quantised(np.array(maps)), origin)) / 64 < 4096
+    assert len(encode_maps(_ids(64), quantise_probabilities(np.array(maps)), origin)) / 64 < 4096
 
 
 def test_a_missing_map_shard_is_named(tmp_path: Path) -> None:
@@ -129,14 +129,14 @@ def test_a_truncated_map_shard_is_named(tmp_path: Path) -> None:
 
 def test_no_flipped_bit_changes_what_is_read() -> None:
     """A bit without meaning, such as in the name of the writing library, may flip unnoticed."""
-    data = encode(_ids(20), _maps(20), ORIGIN)
-    origin, whole = decode(data)
+    data = encode_maps(_ids(20), _maps(20), ORIGIN)
+    origin, whole = decode_maps(data)
     noticed = 0
     for position in range(len(data)):
         damaged = bytearray(data)
         damaged[position] ^= 1 << (position % 8)
         with suppress(ValueError):
-            found, table = decode(bytes(damaged))
+            found, table = decode_maps(bytes(damaged))
             assert (found, table) == (origin, whole)
             continue
         noticed += 1
@@ -173,14 +173,14 @@ def test_maps_of_another_version_of_this_tool_are_read(tmp_path: Path) -> None:
 )
 def test_maps_of_other_images_are_refused(tmp_path: Path, wanted: list[str], odd: str) -> None:
     with pytest.raises(MapError, match=rf"of {len(wanted)} images, but holds 20 \({odd}"):
-        read(_written(tmp_path), PATH, ORIGIN, pa.array(wanted))
+        read_maps(_written(tmp_path), PATH, ORIGIN, pa.array(wanted))
 
 
 def test_a_map_shard_that_holds_an_image_twice_is_refused(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
-    store.write(PATH, encode([*_ids(19), "benign (0)"], _maps(20), ORIGIN))
+    store.write(PATH, encode_maps([*_ids(19), "benign (0)"], _maps(20), ORIGIN))
     with pytest.raises(MapError, match="one twice"):
-        read(store, PATH, ORIGIN, pa.array(_ids(19)))
+        read_maps(store, PATH, ORIGIN, pa.array(_ids(19)))
 
 
 def test_other_files_are_not_map_shards(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def _map_of(sample_id: str) -> np.ndarray:
 
 def _mapped(ids: list[str]) -> pa.Table:
     maps = np.array([_map_of(name) for name in ids]).reshape(-1, SIZE, SIZE)
-    return decode(encode(ids, maps, ORIGIN))[1]
+    return decode_maps(encode_maps(ids, maps, ORIGIN))[1]
 
 
 @pytest.mark.parametrize("num_shards", [1, 7, 100])
@@ -243,7 +243,7 @@ def test_joining_neither_moves_nor_drops_a_row(num_shards: int, num_parts: int) 
         needed = np.flatnonzero(np.arange(table.num_rows) % 4)
         ids = table["sample_id"].take(pa.array(needed)).to_pylist()
         maps = [_mapped(ids[part::num_parts][::-1]) for part in range(num_parts)]
-        joined = join(table, maps, needed)
+        joined = join_maps(table, maps, needed)
         assert joined.drop_columns("prior").equals(table)
         assert joined.schema.field("prior").type == pa.binary(SIZE**2)
         for position, row in enumerate(joined.to_pylist()):
@@ -255,9 +255,9 @@ def test_joining_neither_moves_nor_drops_a_row(num_shards: int, num_parts: int) 
 
 def test_a_shard_without_needed_rows_and_maps_gets_zeros() -> None:
     (table,) = _shards(1)
-    joined = join(table, [_mapped([]), _mapped([])], np.array([], np.int64))
+    joined = join_maps(table, [_mapped([]), _mapped([])], np.array([], np.int64))
     assert joined["prior"].to_pylist() == [bytes(SIZE**2)] * 12
-    empty = join(table.slice(0, 0), [_mapped([])], np.array([], np.int64))
+    empty = join_maps(table.slice(0, 0), [_mapped([])], np.array([], np.int64))
     assert empty.num_rows == 0
     assert empty.schema == joined.schema
 
@@ -266,25 +266,25 @@ def test_a_row_that_is_trained_on_must_have_a_map() -> None:
     (table,) = _shards(1)
     ids = table["sample_id"].to_pylist()
     with pytest.raises(RunError, match=rf"but 2 of 12 have none \(the first is {ids[3]}\)"):
-        join(table, [_mapped(ids[:3] + ids[4:11])], np.arange(12))
-    assert join(table, [_mapped(ids[:3])], np.arange(3)).num_rows == 12
+        join_maps(table, [_mapped(ids[:3] + ids[4:11])], np.arange(12))
+    assert join_maps(table, [_mapped(ids[:3])], np.arange(3)).num_rows == 12
 
 
 def test_every_map_must_have_one_row_and_no_row_two_maps() -> None:
     (table,) = _shards(1)
     ids = table["sample_id"].to_pylist()
     with pytest.raises(RunError, match="of 13 maps 12 found theirs"):
-        join(table, [_mapped([*ids, "99999"])], np.arange(12))
+        join_maps(table, [_mapped([*ids, "99999"])], np.arange(12))
     with pytest.raises(RunError, match="of 13 maps 12 found theirs"):
-        join(table, [_mapped(ids), _mapped(ids[5:6])], np.arange(12))
+        join_maps(table, [_mapped(ids), _mapped(ids[5:6])], np.arange(12))
     with pytest.raises(RunError, match="must belong to one row"):
-        join(pa.concat_tables([table, table.slice(2, 1)]), [_mapped(ids)], np.arange(12))
+        join_maps(pa.concat_tables([table, table.slice(2, 1)]), [_mapped(ids)], np.arange(12))
 
 
 def test_a_batch_s_prior_maps_are_those_of_its_images(data_uri: str, manifest: Manifest) -> None:
-    store, selection = LocalStore(data_uri), select(manifest, 1, "train")
+    store, selection = LocalStore(data_uri), select_rows(manifest, 1, "train")
     columns = (*TRAINING_COLUMNS, *ROLE_COLUMNS)
-    tables = [shards.read(store, shard, columns) for shard in manifest.shards]
+    tables = [shards.read_shard(store, shard, columns) for shard in manifest.shards]
     numbers = {
         name: n for n, name in enumerate(n for t in tables for n in t["sample_id"].to_pylist())
     }
@@ -293,10 +293,10 @@ def test_a_batch_s_prior_maps_are_those_of_its_images(data_uri: str, manifest: M
         needed = selection.rows(table)
         ids = table["sample_id"].take(pa.array(needed)).to_pylist()
         maps = np.array([np.full((SIZE, SIZE), numbers[name]) for name in ids], np.uint8)
-        part = decode(encode(ids, maps.reshape(-1, SIZE, SIZE), ORIGIN))[1]
-        joined.append(join(table, [part], needed))
-    rows, plain = Rows(joined, selection), Rows(tables, selection)
-    order = np.random.default_rng(0).permutation(rows.everything())
+        part = decode_maps(encode_maps(ids, maps.reshape(-1, SIZE, SIZE), ORIGIN))[1]
+        joined.append(join_maps(table, [part], needed))
+    rows, plain = TableRows(joined, selection), TableRows(tables, selection)
+    order = np.random.default_rng(0).permutation(rows.all_row_numbers())
     batch, without = rows.gather(order), plain.gather(order)
     assert without.prior is None
     assert batch.sample_id == without.sample_id
@@ -314,18 +314,18 @@ def _with_pixels(table: pa.Table) -> pa.Table:
 
 def test_rows_with_and_without_maps_do_not_mix() -> None:
     table = _with_pixels(*_shards(1))
-    with_maps = join(table, [_mapped(table["sample_id"].to_pylist())], np.arange(12))
+    with_maps = join_maps(table, [_mapped(table["sample_id"].to_pylist())], np.arange(12))
     with pytest.raises(AssertionError):
-        Rows([with_maps, table])
+        TableRows([with_maps, table])
 
 
 def test_maps_survive_batches_that_are_cut_across_shards() -> None:
     tables = [
-        join(table, [_mapped(table["sample_id"].to_pylist())], np.arange(12))
+        join_maps(table, [_mapped(table["sample_id"].to_pylist())], np.arange(12))
         for table in map(_with_pixels, _shards(3))
     ]
-    parts = [(rows, rows.everything()) for rows in (Rows([table]) for table in tables)]
-    batches = list(cut(parts, 5, whole=False))
+    parts = [(rows, rows.all_row_numbers()) for rows in (TableRows([table]) for table in tables)]
+    batches = list(cut_batches(parts, 5, whole=False))
     assert [len(batch) for batch in batches] == [5] * 7 + [1]
     for batch in batches:
         expected = [_map_of(name) for name in batch.sample_id]

@@ -3,21 +3,21 @@
 import pytest
 from hypothesis import given
 
-from mtil.config import CircleConfig, from_dict, keys
+from mtil.config import CircleConfig, config_from_dict, list_config_keys
 from mtil.errors import ConfigError
 from mtil.run.plan import (
     Action,
+    CirclePlan,
     Evaluate,
-    Plan,
     Summarise,
     Train,
     WriteMaps,
-    actions,
-    models_of,
-    needs,
-    reads_maps_of,
-    starts_from,
-    trained_on,
+    find_map_writers,
+    find_models_used,
+    find_prerequisites,
+    find_seen_parts,
+    find_warm_start,
+    list_actions,
 )
 from tests.unit.plans import CROSS_FIT, IN_SAMPLE, RECYCLE, a_plan, plans
 
@@ -25,7 +25,7 @@ from tests.unit.plans import CROSS_FIT, IN_SAMPLE, RECYCLE, a_plan, plans
 
 
 def test_in_sample_every_model_maps_its_own_rows() -> None:
-    assert actions(a_plan(4, num_rounds=2)) == (
+    assert list_actions(a_plan(4, num_rounds=2)) == (
         Train(0, 4),
         WriteMaps(0, 4),
         Evaluate(0, 4),
@@ -37,7 +37,7 @@ def test_in_sample_every_model_maps_its_own_rows() -> None:
 
 
 def test_cross_fit_has_inner_models_in_all_rounds_but_the_last() -> None:
-    assert actions(a_plan(0, num_rounds=2, maps="cross_fit", num_parts=2)) == (
+    assert list_actions(a_plan(0, num_rounds=2, maps="cross_fit", num_parts=2)) == (
         Train(0, 0),
         Train(0, 0, 0),
         Train(0, 0, 1),
@@ -52,7 +52,7 @@ def test_cross_fit_has_inner_models_in_all_rounds_but_the_last() -> None:
 
 
 def test_recycle_writes_no_maps() -> None:
-    assert actions(a_plan(0, 2, num_rounds=1, maps="recycle")) == (
+    assert list_actions(a_plan(0, 2, num_rounds=1, maps="recycle")) == (
         Train(0, 0),
         Evaluate(0, 0),
         Train(0, 2),
@@ -102,79 +102,83 @@ def test_recycle_writes_no_maps() -> None:
     ],
 )
 def test_an_action_needs_exactly_what_it_reads(
-    plan: Plan, action: Action, expected: set[Action]
+    plan: CirclePlan, action: Action, expected: set[Action]
 ) -> None:
-    found = needs(plan, action)
+    found = find_prerequisites(plan, action)
     assert set(found) == expected
     assert len(found) == len(expected)
 
 
 def test_weights_maps_and_models_come_from_where_the_plan_says() -> None:
-    assert starts_from(CROSS_FIT, Train(0, 0)) is None
-    assert starts_from(CROSS_FIT, Train(2, 0, 1)) == Train(1, 0, 1)
-    assert starts_from(a_plan(0, warm_start=False), Train(2, 0)) is None
-    assert reads_maps_of(CROSS_FIT, Train(2, 1, 0)) == (WriteMaps(1, 1, 1), WriteMaps(1, 1, 2))
-    assert reads_maps_of(CROSS_FIT, WriteMaps(1, 1, 2)) == (WriteMaps(0, 1, 2),)
-    assert reads_maps_of(CROSS_FIT, Evaluate(1, 1)) == ()
-    assert reads_maps_of(RECYCLE, Train(1, 1)) == ()
-    assert models_of(CROSS_FIT, WriteMaps(1, 1, 2)) == (Train(1, 1, 2),)
-    assert models_of(CROSS_FIT, Evaluate(2, 1)) == (Train(2, 1),)
-    assert models_of(a_plan(0, test="chain"), Evaluate(1, 0)) == (Train(0, 0), Train(1, 0))
-    assert models_of(CROSS_FIT, Summarise(1)) == models_of(CROSS_FIT, Train(1, 1)) == ()
+    assert find_warm_start(CROSS_FIT, Train(0, 0)) is None
+    assert find_warm_start(CROSS_FIT, Train(2, 0, 1)) == Train(1, 0, 1)
+    assert find_warm_start(a_plan(0, warm_start=False), Train(2, 0)) is None
+    assert find_map_writers(CROSS_FIT, Train(2, 1, 0)) == (WriteMaps(1, 1, 1), WriteMaps(1, 1, 2))
+    assert find_map_writers(CROSS_FIT, WriteMaps(1, 1, 2)) == (WriteMaps(0, 1, 2),)
+    assert find_map_writers(CROSS_FIT, Evaluate(1, 1)) == ()
+    assert find_map_writers(RECYCLE, Train(1, 1)) == ()
+    assert find_models_used(CROSS_FIT, WriteMaps(1, 1, 2)) == (Train(1, 1, 2),)
+    assert find_models_used(CROSS_FIT, Evaluate(2, 1)) == (Train(2, 1),)
+    assert find_models_used(a_plan(0, test="chain"), Evaluate(1, 0)) == (Train(0, 0), Train(1, 0))
+    assert (
+        find_models_used(CROSS_FIT, Summarise(1)) == find_models_used(CROSS_FIT, Train(1, 1)) == ()
+    )
 
 
 @given(plans)
-def test_actions_are_listed_after_what_they_need_and_each_once(plan: Plan) -> None:
-    listed = actions(plan)
+def test_actions_are_listed_after_what_they_need_and_each_once(plan: CirclePlan) -> None:
+    listed = list_actions(plan)
     place = {action: number for number, action in enumerate(listed)}
     assert len(place) == len(listed)
     for action in listed:
-        assert all(place[other] < place[action] for other in needs(plan, action))
+        assert all(place[other] < place[action] for other in find_prerequisites(plan, action))
 
 
 # Who may map whom
 
 
-def rows_seen(plan: Plan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
+def rows_seen(plan: CirclePlan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
     """Simulate training and mapping three images a part; return images seen and mapped."""
     num_parts = plan.circle.num_parts if plan.circle.maps == "cross_fit" else 1
     rows = set(range(3 * num_parts))
     seen: dict[Train, set[int]] = {}
     mapped: dict[WriteMaps, set[int]] = {}
-    for action in actions(plan):
+    for action in list_actions(plan):
         if isinstance(action, Train):
             own = {row for row in rows if action.part is None or row // 3 != action.part}
-            ancestor = starts_from(plan, action)
+            ancestor = find_warm_start(plan, action)
             seen[action] = own | (seen[ancestor] if ancestor else set())
             if action.round > 0 and plan.circle.maps != "recycle":
-                maps = [row for read in reads_maps_of(plan, action) for row in mapped[read]]
+                maps = [row for read in find_map_writers(plan, action) for row in mapped[read]]
                 assert sorted(maps) == sorted(own)  # each row has one map, and no other has
         elif isinstance(action, WriteMaps):
             mapped[action] = {row for row in rows if action.part is None or row // 3 == action.part}
-            for prior in reads_maps_of(plan, action):
+            for prior in find_map_writers(plan, action):
                 assert mapped[prior] == mapped[action]
     return seen, mapped
 
 
 @given(plans)
-def test_in_cross_fit_no_map_comes_from_a_model_that_has_ever_seen_the_image(plan: Plan) -> None:
+def test_in_cross_fit_no_map_comes_from_a_model_that_has_ever_seen_the_image(
+    plan: CirclePlan,
+) -> None:
     seen, mapped = rows_seen(plan)
     for action, rows in mapped.items():
-        (model,) = models_of(plan, action)
+        (model,) = find_models_used(plan, action)
         if plan.circle.maps == "cross_fit":
             assert not rows & seen[model]
-            assert action.part not in trained_on(plan, action)
+            assert action.part not in find_seen_parts(plan, action)
         else:
             assert rows <= seen[model]  # in_sample: that is its point
-            assert trained_on(plan, action) == {None}
+            assert find_seen_parts(plan, action) == {None}
 
 
 @given(plans)
-def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: Plan) -> None:
+def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: CirclePlan) -> None:
     seen, _ = rows_seen(plan)
     for model, rows in seen.items():
         parts = {row // 3 for row in rows} if plan.circle.maps == "cross_fit" else {None}
-        assert trained_on(plan, model) == parts
+        assert find_seen_parts(plan, model) == parts
 
 
 # Plans and their configuration
@@ -182,7 +186,7 @@ def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: Plan
 
 def test_the_settings_of_the_circle_are_configuration_keys() -> None:
     names = "num_rounds maps num_parts num_passes test warm_start max_attempts"
-    assert {f"circle.{name}" for name in names.split()} <= set(keys())
+    assert {f"circle.{name}" for name in names.split()} <= set(list_config_keys())
 
 
 @pytest.mark.parametrize(
@@ -198,14 +202,14 @@ def test_the_settings_of_the_circle_are_configuration_keys() -> None:
 )
 def test_a_wrong_setting_is_named(key: str, value: object, rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"`circle\.{key}` is wrong: .*{rule}"):
-        from_dict({"circle": {key: value}})
+        config_from_dict({"circle": {key: value}})
 
 
 def test_a_plan_does_not_depend_on_the_order_in_which_folds_are_named() -> None:
     circle = CircleConfig()
-    assert Plan.of(circle, [3, 0, 3, 1]) == Plan(circle=circle, folds=(0, 1, 3))
+    assert CirclePlan.of(circle, [3, 0, 3, 1]) == CirclePlan(circle=circle, folds=(0, 1, 3))
     with pytest.raises(ConfigError, match="must have a fold, but got none"):
-        Plan.of(circle, [])
+        CirclePlan.of(circle, [])
     for folds in ((), (1, 0), (0, 0)):
         with pytest.raises(ValueError, match="must be ascending"):
-            Plan(circle=circle, folds=folds)
+            CirclePlan(circle=circle, folds=folds)

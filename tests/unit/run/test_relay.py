@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from mtil.distributed.runtime import gauges
-from mtil.distributed.runtime.gauges import Gauges, tag
+from mtil.distributed.runtime.gauges import Gauges, encode_tag
 from mtil.run.folder import Run
 from mtil.run.plan import Train
-from mtil.run.relay import Guarded, Relay
+from mtil.run.relay import GuardedListener, ProgressRelay
 
 CircleRun = Callable[..., Run]
 
@@ -25,7 +25,7 @@ def test_a_listener_whose_reader_has_left_is_told_no_more(
         if line["number"] == 2:
             raise BrokenPipeError(32, "Broken pipe")
 
-    guarded = Guarded(listen)
+    guarded = GuardedListener(listen)
     for number in range(5):
         guarded({"number": number})
     assert heard == [0, 1, 2]
@@ -39,7 +39,7 @@ def test_ctrl_c_while_a_line_is_shown_is_ctrl_c() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Guarded(listen)({})
+        GuardedListener(listen)({})
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_ctrl_c_while_a_line_is_shown_is_ctrl_c() -> None:
 def test_a_damaged_step_says_nothing(circle_run: CircleRun, damaged: bytes) -> None:
     run, of = circle_run(until=Train(0, 0)), Train(0, 0)
     lines: list[dict[str, Any]] = []
-    relay = Relay(run, of, lines.append)
+    relay = ProgressRelay(run, of, lines.append)
     run.store.write("rounds/0/fold-0/step.json", damaged)
-    relay.pass_on()
+    relay.send_news()
     assert run.step(of) is None
     run.write_step(of, {"epoch": 1, "step": 2, "steps": 3, "hosts": ["node"]})
-    relay.pass_on()
+    relay.send_news()
     assert lines == [{"kind": "step", "epoch": 1, "step": 2, "steps": 3, "hosts": ["node"]}]
 
 
@@ -63,14 +63,14 @@ def test_a_damaged_history_is_logged_once_and_read_again(
     run, of = circle_run(until=Train(0, 0)), Train(0, 0)
     lines: list[dict[str, Any]] = []
     run.store.write("rounds/0/fold-0/history.jsonl", b"not JSON")
-    relay = Relay(run, of, lines.append)
-    relay.pass_on()
+    relay = ProgressRelay(run, of, lines.append)
+    relay.send_news()
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("The progress of the training of round 0, fold 0 cannot ")
     run.write_history(of, [{"epoch": 0}])
-    relay.pass_on()
+    relay.send_news()
     run.write_history(of, [{"epoch": 0}, {"epoch": 1}])
-    relay.pass_on()
+    relay.send_news()
     assert lines == [{"kind": "epoch", "epoch": 1}]
     assert len(caplog.messages) == 1
 
@@ -85,7 +85,7 @@ def test_a_damaged_history_is_logged_once_and_read_again(
     ],
 )
 def test_the_value_of_a_tag_is_printable_ascii(text: str, expected: str) -> None:
-    assert tag(text) == expected
+    assert encode_tag(text) == expected
 
 
 def test_a_gauge_that_fails_is_logged_once(

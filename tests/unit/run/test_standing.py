@@ -11,7 +11,7 @@ import pytest
 from mtil.cli import main
 from mtil.cli.views import trainings
 from mtil.config import Config
-from mtil.run.checkpoint import Model
+from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 
@@ -26,7 +26,7 @@ def run(make_config: Callable[..., Config], tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def commit(run: Run, make_model: Callable[..., Model]) -> Callable[[Train], None]:
+def commit(run: Run, make_model: Callable[..., TrainedModel]) -> Callable[[Train], None]:
     def of(train: Train) -> None:
         metrics = {"dice": 0.625, "auc": 0.875, "f1": 0.5, "score": 0.75}
         model = make_model(config=run.config, fold=train.fold, epoch=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtil.config import AugmentConfig, PriorConfig
-from mtil.training.augment import Augment, blur, dilate
+from mtil.training.augment import BatchAugmentation, blur, dilate
 
 STILL = AugmentConfig(
     horizontal_flip=0, vertical_flip=0, rotation=0, scale=0, translation=0,
@@ -23,27 +23,27 @@ def batch(size=4, height=32, width=48):
 
 
 def augment(prior=KEEP, **changes):
-    return Augment(dataclasses.replace(STILL, **changes), prior)
+    return BatchAugmentation(dataclasses.replace(STILL, **changes), prior)
 
 
 def test_switched_off_it_returns_its_input():
     image, mask, prior = batch()
-    changed = Augment(AugmentConfig(enabled=False), KEEP)(image, mask, None)
+    changed = BatchAugmentation(AugmentConfig(enabled=False), KEEP)(image, mask, None)
     assert changed[2] is None
-    changed = Augment(AugmentConfig(enabled=False), KEEP)(image, mask, prior)
+    changed = BatchAugmentation(AugmentConfig(enabled=False), KEEP)(image, mask, prior)
     assert all(torch.equal(a, b) for a, b in zip(changed, (image, mask, prior), strict=True))
 
 
 def test_a_map_is_dropped_and_roughened_even_if_images_are_not_changed():
     image, mask, prior = batch(size=64)
     off = AugmentConfig(enabled=False)
-    dropped = Augment(off, PriorConfig(dropout=1, roughen=0))(image, mask, prior)
+    dropped = BatchAugmentation(off, PriorConfig(dropout=1, roughen=0))(image, mask, prior)
     assert dropped[0] is image
     assert dropped[1] is mask
     assert not dropped[2].any()
-    half = Augment(off, PriorConfig(dropout=0.5, roughen=0))(image, mask, prior)[2]
+    half = BatchAugmentation(off, PriorConfig(dropout=0.5, roughen=0))(image, mask, prior)[2]
     assert 16 < int(half.flatten(1).any(dim=1).sum()) < 48
-    rough = Augment(off, PriorConfig(dropout=0, roughen=1))(image, mask, prior)[2]
+    rough = BatchAugmentation(off, PriorConfig(dropout=0, roughen=1))(image, mask, prior)[2]
     assert not torch.equal(rough, prior)
 
 
@@ -91,9 +91,9 @@ def test_one_transform_serves_image_mask_and_prior():
 
 
 def test_masks_stay_binary_and_values_stay_in_range():
-    image, mask, prior = Augment(AugmentConfig(speckle=1.0, brightness=0.8), PriorConfig())(
-        *batch()
-    )
+    image, mask, prior = BatchAugmentation(
+        AugmentConfig(speckle=1.0, brightness=0.8), PriorConfig()
+    )(*batch())
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     for values in (image, prior):
         assert 0 <= values.min() <= values.max() <= 1 + 1e-6
@@ -101,7 +101,7 @@ def test_masks_stay_binary_and_values_stay_in_range():
 
 def test_every_image_draws_its_own():
     image, mask, prior = (x[:1].expand(4, -1, -1, -1) for x in batch())
-    image, mask, _ = Augment(AugmentConfig(), KEEP)(image, mask, prior)
+    image, mask, _ = BatchAugmentation(AugmentConfig(), KEEP)(image, mask, prior)
     for i in range(4):
         for j in range(i):
             assert not torch.equal(image[i], image[j])
@@ -112,7 +112,7 @@ def test_the_seed_decides():
     def run(seed):
         args = batch()
         torch.manual_seed(seed)
-        return Augment(AugmentConfig(), PriorConfig())(*args)
+        return BatchAugmentation(AugmentConfig(), PriorConfig())(*args)
 
     assert all(torch.equal(a, b) for a, b in zip(run(3), run(3), strict=True))
     assert not torch.equal(run(3)[0], run(4)[0])
@@ -200,7 +200,7 @@ def test_what_degrades_priors_can_be_drawn_apart():
     def run(given, seed):
         torch.manual_seed(1)
         drawn = torch.Generator().manual_seed(seed)
-        changed = Augment(AugmentConfig(), harsh)(image, mask, given, drawn)
+        changed = BatchAugmentation(AugmentConfig(), harsh)(image, mask, given, drawn)
         return *changed, torch.rand(3)
 
     without, first, again, other = (

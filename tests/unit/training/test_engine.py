@@ -22,16 +22,16 @@ from mtil.config import Config
 from mtil.data.dataset.batches import Batch
 from mtil.models import TwoTaskNetwork
 from mtil.training.engine import (
-    Engine,
-    Scored,
-    Step,
+    StepResult,
+    TrainingEngine,
     TrainingStep,
+    ValidationScore,
     dice_per_image,
+    learning_rate_factor,
     make_optimizer,
-    rate_factor,
-    validation_metrics,
+    summarise_validation,
 )
-from mtil.training.losses import Objective
+from mtil.training.losses import TrainingObjective
 
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]
@@ -39,13 +39,13 @@ CPU = torch.device("cpu")
 STEPS = 2
 
 
-def _engine(config: Config, steps: int = STEPS) -> Engine:
-    return Engine(config, steps_per_epoch=steps, malignant_share=0.5, device=CPU)
+def _engine(config: Config, steps: int = STEPS) -> TrainingEngine:
+    return TrainingEngine(config, steps_per_epoch=steps, malignant_share=0.5, device=CPU)
 
 
-def _train(engine: Engine, batches: list[Batch], epochs: range) -> list[Step]:
+def _train(engine: TrainingEngine, batches: list[Batch], epochs: range) -> list[StepResult]:
     """Take different batches every epoch, as from a data set."""
-    steps: list[Step] = []
+    steps: list[StepResult] = []
     for epoch in epochs:
         mine = batches[STEPS * epoch : STEPS * (epoch + 1)]
         steps += list(engine.train_epoch(mine, epoch=epoch))
@@ -66,13 +66,13 @@ def test_training_learns_a_simple_task(make_config: MakeConfig, toy_batches: Toy
     )
     batches = toy_batches(STEPS, size=8)
     engine = _engine(config)
-    before = validation_metrics(engine.validate(batches), 0.5)
+    before = summarise_validation(engine.validate(batches), 0.5)
     losses = [
         float(sum(step.terms.values()))
         for epoch in range(14)
         for step in engine.train_epoch(batches, epoch=epoch)
     ]
-    after = validation_metrics(engine.validate(batches), 0.5)
+    after = summarise_validation(engine.validate(batches), 0.5)
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
     assert before["dice"] < 0.2
     assert after["dice"] > 0.6
@@ -124,8 +124,10 @@ def test_an_epoch_goes_on_where_it_was_interrupted(
     """Restores the random numbers: losses and weights are equal bit for bit."""
     config, batches = make_config(circle={"maps": maps}), toy_batches(4)
 
-    def engine() -> Engine:
-        return Engine(config, steps_per_epoch=4, malignant_share=0.5, device=CPU, num_passes=2)
+    def engine() -> TrainingEngine:
+        return TrainingEngine(
+            config, steps_per_epoch=4, malignant_share=0.5, device=CPU, num_passes=2
+        )
 
     whole = engine()
     steps = list(whole.train_epoch(batches, epoch=1, rank=1))
@@ -164,7 +166,9 @@ def test_a_process_with_more_images_weighs_more(
     config, (batch,) = make_config(), toy_batches(1)
 
     def norm(share: float) -> float:
-        engine = Engine(config, steps_per_epoch=1, malignant_share=0.5, device=CPU, share=share)
+        engine = TrainingEngine(
+            config, steps_per_epoch=1, malignant_share=0.5, device=CPU, share=share
+        )
         (step,) = engine.train_epoch([batch], epoch=0)
         return float(step.gradient_norm)
 
@@ -272,11 +276,11 @@ def test_the_averaged_weights_follow_the_network_s(
 def test_rates_rise_linearly_and_fall_along_a_cosine(
     epochs: float, warmup: float, total: int, expected: float
 ) -> None:
-    assert rate_factor(epochs, warmup, total) == pytest.approx(expected)
+    assert learning_rate_factor(epochs, warmup, total) == pytest.approx(expected)
 
 
 def test_rates_never_jump() -> None:
-    factors = [rate_factor(step / 50, 1.5, 10) for step in range(500)]
+    factors = [learning_rate_factor(step / 50, 1.5, 10) for step in range(500)]
     assert max(abs(np.diff(factors))) < 0.02
     assert max(factors) == 1
     assert min(factors) > 0
@@ -299,7 +303,7 @@ def test_the_schedule_moves_with_every_step(
         list(engine.train_epoch([batch], epoch=0))
         seen.append(engine.rates())
     for step, rates in enumerate(seen):
-        factor = rate_factor(step / STEPS, 1.0, 2)
+        factor = learning_rate_factor(step / STEPS, 1.0, 2)
         assert rates == pytest.approx({"rest": 0.01 * factor, "encoder": 0.002 * factor})
     assert seen[STEPS] == pytest.approx({"rest": 0.01, "encoder": 0.002})
 
@@ -317,7 +321,7 @@ def test_every_parameter_is_in_the_group_of_its_kind(
         train={"learning_rate": 0.5, "encoder_learning_rate": 0.25, "weight_decay": 0.125},
         loss={"weighting": weighting},
     )
-    network, objective = _network(config), Objective(config.loss, 0.5)
+    network, objective = _network(config), TrainingObjective(config.loss, 0.5)
     optimizer = make_optimizer(network, objective, config.train)
     group_of = {
         id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
@@ -338,7 +342,7 @@ def test_the_optimiser_computes_what_pytorch_s_does(make_config: MakeConfig) -> 
     config = make_config(train={"learning_rate": 0.5, "encoder_learning_rate": 0.25})
     ours, theirs = _network(config), _network(config)
     theirs.load_state_dict(ours.state_dict())
-    objective = Objective(config.loss, 0.5)
+    objective = TrainingObjective(config.loss, 0.5)
     optimizer = make_optimizer(ours, objective, config.train)
     twin = make_optimizer(theirs, objective, config.train)
     groups = [
@@ -365,7 +369,9 @@ def test_rates_follow_the_square_root_of_the_batch_size(make_config: MakeConfig)
     rates = {"learning_rate": 0.5, "encoder_learning_rate": 0.25, "rates_for_batch_size": 4}
     for batch_size, factor in ((4, 1.0), (16, 2.0), (1, 0.5)):
         config = make_config(train=rates | {"batch_size": batch_size})
-        optimizer = make_optimizer(_network(config), Objective(config.loss, 0.5), config.train)
+        optimizer = make_optimizer(
+            _network(config), TrainingObjective(config.loss, 0.5), config.train
+        )
         found = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert found["encoder"] == 0.25 * factor
         assert found["rest"] == 0.5 * factor
@@ -375,7 +381,7 @@ def test_frozen_parameters_are_not_optimised(make_config: MakeConfig) -> None:
     config = make_config()
     network = _network(config)
     network.encoder.requires_grad_(requires_grad=False)
-    optimizer = make_optimizer(network, Objective(config.loss, 0.5), config.train)
+    optimizer = make_optimizer(network, TrainingObjective(config.loss, 0.5), config.train)
     assert [group["name"] for group in optimizer.param_groups] == ["rest", "rest_vectors"]
 
 
@@ -393,7 +399,7 @@ def test_learned_weights_of_the_tasks_move(
 class _Seen:
     """Record the gradient norm at every optimiser step."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TrainingEngine) -> None:
         self.norms: list[float] = []
         self._parameters = [*engine.network.parameters()]
         optimizer = engine._optimizer  # the one place where clipped gradients can be seen
@@ -432,7 +438,7 @@ def test_a_wrapper_gets_network_and_losses_as_one(
         return module
 
     config = make_config(loss={"weighting": "uncertainty"})
-    engine = Engine(config, steps_per_epoch=1, malignant_share=0.5, device=CPU, wrap=wrap)
+    engine = TrainingEngine(config, steps_per_epoch=1, malignant_share=0.5, device=CPU, wrap=wrap)
     (step,) = wrapped
     assert isinstance(step, TrainingStep)
     optimised = {id(p) for group in engine._optimizer.param_groups for p in group["params"]}
@@ -526,8 +532,8 @@ def test_dice_is_monai_s() -> None:
     assert expected.isnan().sum() == 1
 
 
-def _row(label: int, dice: float, logit: float) -> Scored:
-    return Scored(sample_id="x", label=label, dice=dice, logit=logit)
+def _row(label: int, dice: float, logit: float) -> ValidationScore:
+    return ValidationScore(sample_id="x", label=label, dice=dice, logit=logit)
 
 
 def test_validation_figures_worked_by_hand() -> None:
@@ -538,23 +544,23 @@ def test_validation_figures_worked_by_hand() -> None:
         _row(1, 0.9, 3.0),
         _row(2, math.nan, 9.0),  # a normal image counts for neither figure
     ]
-    figures = validation_metrics(rows, 0.75)
+    figures = summarise_validation(rows, 0.75)
     assert figures == pytest.approx(
         {"dice": 0.6, "auc": 0.75, "f1": 4 / 5, "score": 0.75 * 0.6 + 0.25 * 0.75}
     )
-    assert validation_metrics(iter(rows), 1.0)["score"] == pytest.approx(0.6)
-    assert validation_metrics(rows, 0.0)["score"] == pytest.approx(0.75)
+    assert summarise_validation(iter(rows), 1.0)["score"] == pytest.approx(0.6)
+    assert summarise_validation(rows, 0.0)["score"] == pytest.approx(0.75)
 
 
 def test_with_one_class_the_score_is_dice_alone() -> None:
     rows = [_row(1, 0.5, 0.0), _row(1, 0.7, 1.0), _row(2, math.nan, 1.0)]
-    assert validation_metrics(rows, 0.5) == pytest.approx({"dice": 0.6, "score": 0.6})
-    assert validation_metrics(rows, 0.0) == pytest.approx({"dice": 0.6, "score": 0.0})
+    assert summarise_validation(rows, 0.5) == pytest.approx({"dice": 0.6, "score": 0.6})
+    assert summarise_validation(rows, 0.0) == pytest.approx({"dice": 0.6, "score": 0.0})
 
 
 @pytest.mark.parametrize("rows", [[], [_row(2, math.nan, 1.0)]])
-def test_without_tumours_there_is_no_figure_but_a_score(rows: list[Scored]) -> None:
-    assert validation_metrics(rows, 0.5) == {"score": 0.0}
+def test_without_tumours_there_is_no_figure_but_a_score(rows: list[ValidationScore]) -> None:
+    assert summarise_validation(rows, 0.5) == {"score": 0.0}
 
 
 def test_a_training_loads_no_library_that_it_does_not_need() -> None:

@@ -9,15 +9,15 @@ with warnings.catch_warnings():
     from monai.losses import DiceLoss, FocalLoss
 
 from mtil.config import LossConfig
-from mtil.models import Output
+from mtil.models import NetworkOutput
 from mtil.training.losses import (
-    Objective,
+    TrainingObjective,
     binary_loss,
     boundary_loss,
     class_weights,
     dice_loss,
+    extract_soft_outline,
     mean_over,
-    outline,
     supervision_weights,
 )
 
@@ -27,7 +27,7 @@ SURE = 50.0  # a logit whose sigmoid is one
 def output_of(mask, malignant):
     """Return an output with side logits from the mask at coarser strides."""
     side = tuple(torch.nn.functional.avg_pool2d(mask, stride) for stride in (16, 8, 4))
-    return Output(mask, side, malignant)
+    return NetworkOutput(mask, side, malignant)
 
 
 def batch():
@@ -76,7 +76,7 @@ def test_an_outline_is_the_inner_edge():
     mask[..., 1:4, 1:4] = 1
     expected = mask.clone()
     expected[..., 2, 2] = 0
-    assert torch.equal(outline(mask), expected)
+    assert torch.equal(extract_soft_outline(mask), expected)
 
 
 def test_the_boundary_term_knows_right_from_wrong_by_its_tolerance():
@@ -114,8 +114,8 @@ def test_the_mean_of_nothing_is_zero():
 
 def test_terms_are_weighed_once():
     args = batch()
-    plain = Objective(LossConfig(segmentation=1.0, classification=1.0))(*args)
-    weighed = Objective(LossConfig(segmentation=0.3, classification=2.0))(*args)
+    plain = TrainingObjective(LossConfig(segmentation=1.0, classification=1.0))(*args)
+    weighed = TrainingObjective(LossConfig(segmentation=0.3, classification=2.0))(*args)
     assert list(weighed) == ["segmentation", "classification"]
     torch.testing.assert_close(weighed["segmentation"], 0.3 * plain["segmentation"])
     torch.testing.assert_close(weighed["classification"], 2.0 * plain["classification"])
@@ -126,15 +126,15 @@ def test_classification_worked_by_hand():
     output, mask, label = batch()
     output = output._replace(malignant=torch.zeros(3))
     config = LossConfig(classification=1.0, label_smoothing=0.0)
-    term = Objective(config, malignant_share=0.25)(output, mask, label)["classification"]
+    term = TrainingObjective(config, malignant_share=0.25)(output, mask, label)["classification"]
     assert term.item() == pytest.approx(math.log(2) * (2 / 3 + 2 + 2 / 3) / 3)
 
 
 def test_a_normal_image_counts_as_not_malignant():
     output, mask, _ = batch()
     config = LossConfig()
-    normal = Objective(config)(output, mask, torch.tensor([2, 2, 2]))["classification"]
-    benign = Objective(config)(output, mask, torch.tensor([0, 0, 0]))["classification"]
+    normal = TrainingObjective(config)(output, mask, torch.tensor([2, 2, 2]))["classification"]
+    benign = TrainingObjective(config)(output, mask, torch.tensor([0, 0, 0]))["classification"]
     assert torch.equal(normal, benign)
 
 
@@ -143,7 +143,10 @@ def test_a_normal_image_adds_no_dice_but_cross_entropy():
     other = output.mask.clone()
     other[2] += 1
     changed = output_of(other, output.malignant)
-    dice, cross_entropy = Objective(LossConfig(dice=1.0)), Objective(LossConfig(dice=0.0))
+    dice, cross_entropy = (
+        TrainingObjective(LossConfig(dice=1.0)),
+        TrainingObjective(LossConfig(dice=0.0)),
+    )
     name = "segmentation"
     assert torch.equal(dice(output, mask, label)[name], dice(changed, mask, label)[name])
     assert cross_entropy(output, mask, label)[name] < cross_entropy(changed, mask, label)[name]
@@ -152,7 +155,7 @@ def test_a_normal_image_adds_no_dice_but_cross_entropy():
 def test_segmentation_mixes_the_outputs_by_their_weights():
     """Only the finest output differs, so only the weight of the finest output counts."""
     output, mask, label = batch()
-    objective = Objective(LossConfig(dice=0.0, deep_supervision=0.4))
+    objective = TrainingObjective(LossConfig(dice=0.0, deep_supervision=0.4))
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
     other = torch.zeros_like(output.mask)
     got = (
@@ -165,8 +168,8 @@ def test_segmentation_mixes_the_outputs_by_their_weights():
 
 def test_the_boundary_term_is_added_inside_the_segmentation_task():
     output, mask, label = batch()
-    plain = Objective(LossConfig(segmentation=0.5))(output, mask, label)["segmentation"]
-    full = Objective(LossConfig(segmentation=0.5, boundary=0.3))(output, mask, label)
+    plain = TrainingObjective(LossConfig(segmentation=0.5))(output, mask, label)["segmentation"]
+    full = TrainingObjective(LossConfig(segmentation=0.5, boundary=0.3))(output, mask, label)
     extra = 0.5 * 0.3 * boundary_loss(output.mask, mask)[:2].mean()
     torch.testing.assert_close(full["segmentation"], plain + extra)
 
@@ -174,7 +177,7 @@ def test_the_boundary_term_is_added_inside_the_segmentation_task():
 def test_a_batch_of_normals_has_finite_gradients():
     output, mask, _ = batch()
     logits = output.mask.requires_grad_()
-    objective = Objective(LossConfig(boundary=1.0))
+    objective = TrainingObjective(LossConfig(boundary=1.0))
     sum(
         objective(output_of(logits, output.malignant), 0 * mask, torch.full((3,), 2)).values()
     ).backward()
@@ -183,14 +186,14 @@ def test_a_batch_of_normals_has_finite_gradients():
 
 
 def test_fixed_weights_have_no_parameters():
-    assert list(Objective(LossConfig()).parameters()) == []
+    assert list(TrainingObjective(LossConfig()).parameters()) == []
 
 
 def test_uncertainty_starts_at_the_fixed_weights_and_is_learned():
     """s = 0: weight * loss, and d/ds (exp(-s) loss + s / 2) = 1/2 - loss, times the weight."""
     args = batch()
-    fixed = Objective(LossConfig())(*args)
-    objective = Objective(LossConfig(weighting="uncertainty"))
+    fixed = TrainingObjective(LossConfig())(*args)
+    objective = TrainingObjective(LossConfig(weighting="uncertainty"))
     terms = objective(*args)
     for name, weight in (("segmentation", 1.0), ("classification", 0.5)):
         torch.testing.assert_close(terms[name], fixed[name])
@@ -200,18 +203,18 @@ def test_uncertainty_starts_at_the_fixed_weights_and_is_learned():
 
 
 def test_uncertainty_worked_by_hand():
-    objective = Objective(LossConfig(weighting="uncertainty"))
+    objective = TrainingObjective(LossConfig(weighting="uncertainty"))
     with torch.no_grad():
         objective.log_variance["segmentation"].fill_(math.log(4))
-    got = objective.tempered("segmentation", torch.tensor(3.0)).item()
+    got = objective.weigh_by_uncertainty("segmentation", torch.tensor(3.0)).item()
     assert got == pytest.approx(3 / 4 + math.log(2))
 
 
 def test_half_precision_logits_are_scored_in_full():
     output, mask, label = batch()
-    half = Output(*(
+    half = NetworkOutput(*(
         tuple(x.bfloat16() for x in part) if isinstance(part, tuple) else part.bfloat16()
         for part in output
     ))  # fmt: skip
-    for term in Objective(LossConfig(boundary=0.1))(half, mask, label).values():
+    for term in TrainingObjective(LossConfig(boundary=0.1))(half, mask, label).values():
         assert term.dtype == torch.float32

@@ -18,15 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.order import epoch_windows
-from mtil.models import Output
+from mtil.models import NetworkOutput
 from mtil.training.engine import (
-    Engine,
-    Scored,
+    TrainingEngine,
     TrainingStep,
+    ValidationScore,
     dice_per_image,
-    validation_metrics,
+    summarise_validation,
 )
-from mtil.training.randomness import of_round
+from mtil.training.randomness import derive_round_seed
 
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]
@@ -39,8 +39,8 @@ STILL = {
 KEPT = {"prior": {"dropout": 0.0, "roughen": 0.0}}
 
 
-def _engine(config: Config, **arguments: Any) -> Engine:
-    return Engine(config, steps_per_epoch=2, malignant_share=0.5, device=CPU, **arguments)
+def _engine(config: Config, **arguments: Any) -> TrainingEngine:
+    return TrainingEngine(config, steps_per_epoch=2, malignant_share=0.5, device=CPU, **arguments)
 
 
 def _with_prior(batches: list[Batch], value: int | None = None, side: int = 16) -> list[Batch]:
@@ -57,7 +57,9 @@ def _with_prior(batches: list[Batch], value: int | None = None, side: int = 16) 
     ]
 
 
-def _train(engine: Engine, batches: list[Batch], epochs: range = range(2), rank: int = 0) -> None:
+def _train(
+    engine: TrainingEngine, batches: list[Batch], epochs: range = range(2), rank: int = 0
+) -> None:
     for epoch in epochs:
         list(engine.train_epoch(batches, epoch=epoch, rank=rank))
 
@@ -66,7 +68,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _priors_given(engine: Engine) -> list[Tensor | None]:
+def _priors_given(engine: TrainingEngine) -> list[Tensor | None]:
     """Keep the prior map of every call of the network."""
     given: list[Tensor | None] = []
     engine.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
@@ -180,15 +182,15 @@ class _Weighted(nn.Module):
         super().__init__()
         self.image, self.prior = (nn.Parameter(torch.tensor(value)) for value in (0.0, 4.0))
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> Output:
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> NetworkOutput:
         mask = self.image * image
         if prior is not None:
             mask = mask + self.prior * prior
-        return Output(mask, (), mask.mean(dim=(1, 2, 3)))
+        return NetworkOutput(mask, (), mask.mean(dim=(1, 2, 3)))
 
 
 class _MeanLogit(nn.Module):
-    def forward(self, output: Output, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: NetworkOutput, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
         return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
 
 
@@ -231,13 +233,15 @@ def test_each_pass_is_given_the_map_of_the_one_before() -> None:
 
 def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
     mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
-    prior = Output(mask, (), torch.zeros(1)).as_prior()
+    prior = NetworkOutput(mask, (), torch.zeros(1)).as_prior()
     assert prior.dtype == torch.float32
     assert not prior.requires_grad
     assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
 
 
-def _passes_per_step(engine: Engine, batches: list[Batch], epoch: int, rank: int = 0) -> list[int]:
+def _passes_per_step(
+    engine: TrainingEngine, batches: list[Batch], epoch: int, rank: int = 0
+) -> list[int]:
     given = _priors_given(engine)
     list(engine.train_epoch(batches, epoch=epoch, rank=rank))
     starts = [index for index, prior in enumerate(given) if prior is None]
@@ -356,21 +360,23 @@ def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
 
 def test_the_last_pass_picks_the_epoch_and_the_others_are_told() -> None:
     rows = [
-        Scored("a", 0, dice=0.5, logit=-1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
-        Scored("b", 1, dice=0.7, logit=2.0, earlier=((0.2, -5.0), (0.5, 9.0))),
-        Scored("c", 2, dice=math.nan, logit=9.0, earlier=((math.nan, 9.0), (math.nan, 9.0))),
+        ValidationScore("a", 0, dice=0.5, logit=-1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
+        ValidationScore("b", 1, dice=0.7, logit=2.0, earlier=((0.2, -5.0), (0.5, 9.0))),
+        ValidationScore(
+            "c", 2, dice=math.nan, logit=9.0, earlier=((math.nan, 9.0), (math.nan, 9.0))
+        ),
     ]
-    assert validation_metrics(rows, 0.25) == pytest.approx(
+    assert summarise_validation(rows, 0.25) == pytest.approx(
         {
             "dice": 0.6, "auc": 1.0, "f1": 1.0, "score": 0.25 * 0.6 + 0.75,
             "dice_pass_0": 0.15, "auc_pass_0": 0.0, "dice_pass_1": 0.4, "auc_pass_1": 1.0,
         }
     )  # fmt: skip
     one_class = [rows[1]]
-    assert validation_metrics(one_class, 0.25) == pytest.approx(
+    assert summarise_validation(one_class, 0.25) == pytest.approx(
         {"dice": 0.7, "score": 0.7, "dice_pass_0": 0.2, "dice_pass_1": 0.5}
     )
-    assert validation_metrics(rows[2:], 0.25) == {"score": 0.0}
+    assert summarise_validation(rows[2:], 0.25) == {"score": 0.0}
 
 
 def test_a_round_starts_from_the_weights_that_it_is_given(
@@ -409,10 +415,10 @@ def test_a_later_round_changes_images_in_other_ways_and_the_first_as_ever(
 
 
 def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() -> None:
-    seeds = [of_round(7, number) for number in range(10)]
+    seeds = [derive_round_seed(7, number) for number in range(10)]
     assert seeds[0] == 7
     assert len(set(seeds)) == 10
-    assert of_round(8, 1) != of_round(7, 1)
+    assert derive_round_seed(8, 1) != derive_round_seed(7, 1)
     orders = [
         epoch_windows([20], seed=seed, epoch=0, rank=0, num_workers=1, shuffle_shards=1)[
             0

@@ -10,26 +10,26 @@ import torch
 
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
-from mtil.metrics import kept_epoch
+from mtil.metrics import select_epoch
 from mtil.run.checkpoint import TrainingCheckpoints
 from mtil.storage import LocalStore
-from mtil.training.engine import Engine
-from mtil.training.progress import Begun, TrainingProgress
+from mtil.training.engine import TrainingEngine
+from mtil.training.progress import PartialEpoch, TrainingProgress
 
 ToyBatches = Callable[..., list[Batch]]
-MakeEngine = Callable[[], Engine]
+MakeEngine = Callable[[], TrainingEngine]
 
 
 @pytest.fixture(scope="module")
 def make_engine(make_config: Callable[..., Config]) -> MakeEngine:
     config = make_config(model={"baseline": True})
-    return lambda: Engine(
+    return lambda: TrainingEngine(
         config, steps_per_epoch=1, malignant_share=0.5, device=torch.device("cpu")
     )
 
 
 @pytest.fixture(scope="module")
-def engine(make_engine: MakeEngine) -> Engine:
+def engine(make_engine: MakeEngine) -> TrainingEngine:
     """Return an engine with arbitrary weights."""
     return make_engine()
 
@@ -39,7 +39,7 @@ def checkpoints(tmp_path: Path) -> TrainingCheckpoints:
     return TrainingCheckpoints(LocalStore(str(tmp_path)), "checkpoints")
 
 
-def _add(progress: TrainingProgress, engine: Engine, *scores: float) -> None:
+def _add(progress: TrainingProgress, engine: TrainingEngine, *scores: float) -> None:
     for score in scores:
         epoch = progress.next_epoch
         record = {"epoch": epoch, "loss_segmentation": 1.5}
@@ -47,7 +47,7 @@ def _add(progress: TrainingProgress, engine: Engine, *scores: float) -> None:
         progress.add(record, figures, engine)
 
 
-def _mark(engine: Engine, number: float) -> None:
+def _mark(engine: TrainingEngine, number: float) -> None:
     """Set an engine's weights to a known value."""
     with torch.no_grad():
         engine.network.logits["2"].bias.fill_(number)
@@ -61,7 +61,7 @@ def test_at_first_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress.seconds == 0.0
 
 
-def test_every_epoch_is_a_record_with_its_validation(engine: Engine) -> None:
+def test_every_epoch_is_a_record_with_its_validation(engine: TrainingEngine) -> None:
     progress = TrainingProgress()
     _add(progress, engine, 0.5, 0.25)
     assert progress.next_epoch == 2
@@ -83,19 +83,19 @@ def test_every_epoch_is_a_record_with_its_validation(engine: Engine) -> None:
     ],
 )
 def test_the_last_epoch_that_is_as_good_as_the_best_keeps_its_own_weights(
-    engine: Engine, scores: list[float], kept: int
+    engine: TrainingEngine, scores: list[float], kept: int
 ) -> None:
     progress = TrainingProgress()
     for epoch, score in enumerate(scores):
         _mark(engine, epoch)
         _add(progress, engine, score)
     assert progress.best is not None
-    assert progress.best.epoch == kept == kept_epoch(scores, 0.02)
+    assert progress.best.epoch == kept == select_epoch(scores, 0.02)
     assert progress.best.metrics == {"dice": scores[kept] / 2, "score": scores[kept]}
     assert progress.best.weights["logits.2.bias"].item() == kept
 
 
-def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: Engine) -> None:
+def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: TrainingEngine) -> None:
     progress = TrainingProgress()
     _add(progress, engine, 0.0)
     assert progress.best is not None
@@ -116,7 +116,7 @@ def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: Engine) -> None:
     ],
 )
 def test_a_stall_is_so_many_epochs_without_a_better_score(
-    engine: Engine, scores: list[float], patience: int, stalled: bool
+    engine: TrainingEngine, scores: list[float], patience: int, stalled: bool
 ) -> None:
     progress = TrainingProgress()
     _add(progress, engine, *scores)
@@ -124,7 +124,7 @@ def test_a_stall_is_so_many_epochs_without_a_better_score(
 
 
 def test_without_a_checkpoint_it_starts_afresh(
-    checkpoints: TrainingCheckpoints, engine: Engine
+    checkpoints: TrainingCheckpoints, engine: TrainingEngine
 ) -> None:
     before = engine.weights()
     progress = TrainingProgress.load(checkpoints, engine)
@@ -159,11 +159,13 @@ def test_a_checkpoint_brings_everything_back(
 
 
 def test_a_checkpoint_within_an_epoch(
-    checkpoints: TrainingCheckpoints, make_engine: MakeEngine, engine: Engine
+    checkpoints: TrainingCheckpoints, make_engine: MakeEngine, engine: TrainingEngine
 ) -> None:
     """Also within the first epoch, before a best epoch exists. The next epoch starts at step 0."""
     progress = TrainingProgress()
-    begun = Begun(3, {"loss_segmentation": [2.0, 1.5, 1.25]}, [{"cpu": torch.get_rng_state()}])
+    begun = PartialEpoch(
+        3, {"loss_segmentation": [2.0, 1.5, 1.25]}, [{"cpu": torch.get_rng_state()}]
+    )
     progress.save(checkpoints, engine, begun)
     taken = TrainingProgress.load(checkpoints, make_engine())
     assert (taken.next_epoch, taken.best, taken.history) == (0, None, [])
@@ -171,14 +173,14 @@ def test_a_checkpoint_within_an_epoch(
     (randomness,) = taken.begun.randomness
     assert torch.equal(randomness["cpu"], begun.randomness[0]["cpu"])
     _add(taken, engine, 0.5)
-    assert taken.begun == Begun()
+    assert taken.begun == PartialEpoch()
     taken.save(checkpoints, engine)
     again = TrainingProgress.load(checkpoints, make_engine())
-    assert (again.next_epoch, again.begun) == (1, Begun())
+    assert (again.next_epoch, again.begun) == (1, PartialEpoch())
 
 
 def test_time_adds_up_over_processes(
-    checkpoints: TrainingCheckpoints, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    checkpoints: TrainingCheckpoints, engine: TrainingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -193,7 +195,7 @@ def test_time_adds_up_over_processes(
 
 
 def test_nothing_is_saved_before_the_first_epoch(
-    checkpoints: TrainingCheckpoints, engine: Engine
+    checkpoints: TrainingCheckpoints, engine: TrainingEngine
 ) -> None:
     with pytest.raises(AssertionError):
         TrainingProgress().save(checkpoints, engine)

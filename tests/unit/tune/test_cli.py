@@ -9,11 +9,11 @@ import optuna
 import pytest
 
 from mtil import presets
-from mtil.config import to_dict
+from mtil.config import config_to_dict
 from tune import space as spaces
 from tune import study as studies
-from tune.cli import main
-from tune.record import Asked, Budget, Rule, Search
+from tune.cli import run_tune_cli
+from tune.record import Search, SearchRequest, StoppingRule, TrialBudget
 
 COMMANDS = ("run", "status", "show", "export", "report", "confirm")
 
@@ -21,7 +21,7 @@ COMMANDS = ("run", "status", "show", "export", "report", "confirm")
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        run_tune_cli(arguments)
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: mtil-tune")
 
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     run = tmp_path / "search"
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     command = ["run", "--data", data_uri, "--run", str(run), "--config", "demo", *given]
-    assert main(command) == 2
+    assert run_tune_cli(command) == 2
     told = capsys.readouterr()
     assert says in told.err
     assert (told.out, told.err.count("\n")) == ("", 1)
@@ -93,22 +93,22 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 def test_a_search_that_is_not_there_is_one_sentence(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, "--run", str(tmp_path / "none")]) == 2
+    assert run_tune_cli([command, "--run", str(tmp_path / "none")]) == 2
     assert "search.json is missing. Start a search with `mtil-tune run`" in capsys.readouterr().err
 
 
 def _search(folder: Path, objective: str) -> Search:
-    asked = Asked(
+    asked = SearchRequest(
         data="/data",
         fingerprint="f" * 64,
-        config=to_dict(presets.cpu()),
-        budget=vars(Budget(num_epochs=6)),
+        config=config_to_dict(presets.cpu()),
+        budget=vars(TrialBudget(num_epochs=6)),
         space=["loss"],
         narrowing={},
         objective=objective,
         sampler="random",
         seed=0,
-        rule=vars(Rule()),
+        rule=vars(StoppingRule()),
         storage=None,
         study="of-a-test",
     )
@@ -124,23 +124,23 @@ def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
         storage=studies.open_storage(search.storage),
         directions=["maximize"] * len(search.objective.goals),
     )
-    space = spaces.make(search.space.base, ["loss"])
+    space = spaces.make_space(search.space.base, ["loss"])
     for number in range(13):
         study.sampler = studies.make_sampler("random", 0, number)
         trial = study.ask()
         point = space.suggest(trial)
         if number == 12:
-            trial.set_user_attr(studies.CAUSE, "It does not fit in <memory>: 9 GiB")
+            trial.set_user_attr(studies.CAUSE_ATTRIBUTE, "It does not fit in <memory>: 9 GiB")
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             dice = float(point["loss.dice"])
-            trial.set_user_attr(studies.FIGURES, [{"dice": dice, "auc": 1 - dice**2}])
+            trial.set_user_attr(studies.FIGURES_ATTRIBUTE, [{"dice": dice, "auc": 1 - dice**2}])
             study.tell(trial, [dice, 1 - dice**2][: len(study.directions)])
     return search
 
 
 def _told(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -> Any:
-    assert main([*arguments, "--run", search.uri, "--json"]) == 0
+    assert run_tune_cli([*arguments, "--run", search.uri, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -149,7 +149,7 @@ def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[s
     assert (told["counts"]["completed"], told["counts"]["failed"]) == (12, 1)
     assert told["ended"] == 12
     assert told["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
-    main(["status", "--run", search.uri])
+    run_tune_cli(["status", "--run", search.uri])
     assert "trial 12 failed: It does not fit in <memory>: 9 GiB" in capsys.readouterr().out
 
 
@@ -173,13 +173,13 @@ def test_an_exported_configuration_is_taken_by_config(
     to = tmp_path / "out" / "best.yaml"
     told = _told(capsys, search, "export", "--to", str(to))
     config = presets.load_config(str(to))
-    assert config == search.whole_config_of(told["overrides"])
+    assert config == search.full_config(told["overrides"])
     assert config.loss.dice == told["overrides"]["loss.dice"]
     assert config.train.num_epochs == presets.cpu().train.num_epochs
     other = _told(capsys, search, "export", "--to", str(to), "--trial", "3")
     assert other["trial"] == 3
     assert presets.load_config(str(to)).loss.dice == other["overrides"]["loss.dice"]
-    assert main(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
+    assert run_tune_cli(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
     assert "trial 12 is failed" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mtil.metrics import Results
-from tune.comparison import compared, pooled, verdict
+from tune.comparison import compare_with_default, describe_verdict, pool_seeds
 
 
 def _results(dice: list[float], probability: list[float]) -> Results:
@@ -33,7 +33,7 @@ DEFAULT = [0.5, 0.6, 0.7, 0.8, 0.5, 0.6, 0.7, 0.8]
 
 
 def test_seeds_are_pooled_with_their_images_groups() -> None:
-    both = pooled([_results(DEFAULT, PROBABILITY), _results(DEFAULT, PROBABILITY)])
+    both = pool_seeds([_results(DEFAULT, PROBABILITY), _results(DEFAULT, PROBABILITY)])
     assert len(both) == 16
     assert len(set(both.sample_id)) == 16
     assert set(both.group) == {f"group {index}" for index in range(4)}
@@ -47,22 +47,22 @@ def test_what_is_better_in_every_image_is_better() -> None:
         _results([one + 0.1 for one in DEFAULT], PROBABILITY),
         _results([one + 0.05 for one in DEFAULT], PROBABILITY),
     ]
-    found = compared("trial 3", winner, default)
+    found = compare_with_default("trial 3", winner, default)
     assert found["difference"]["dice"]["value"] == pytest.approx(0.075)
     assert found["difference"]["dice"]["low"] > 0
     assert found["difference_by_seed"]["dice"] == pytest.approx([0.1, 0.05])
     assert found["difference_by_seed"]["auc"] == [0.0, 0.0]
     assert found["metrics"]["dice"]["value"] == pytest.approx(0.725)
-    assert found["verdict"] == "trial 3 is better in dice than the default."
+    assert found["describe_verdict"] == "trial 3 is better in dice than the default."
 
 
 def test_a_lucky_trial_is_seen_as_one() -> None:
     default = [_results(DEFAULT, PROBABILITY)]
     mixed = [0.9, 0.9, 0.4, 0.5, 0.9, 0.9, 0.4, 0.5]  # better in half of the groups
-    found = compared("trial 3", [_results(mixed, PROBABILITY)], default)
+    found = compare_with_default("trial 3", [_results(mixed, PROBABILITY)], default)
     assert found["difference"]["dice"]["value"] == pytest.approx(0.025)
     assert found["difference"]["dice"]["low"] < 0 < found["difference"]["dice"]["high"]
-    assert "shows no difference from the default" in found["verdict"]
+    assert "shows no difference from the default" in found["describe_verdict"]
 
 
 def _interval(low: float | None, high: float | None) -> dict[str, float | None]:
@@ -88,4 +88,4 @@ def test_the_verdict_is_what_the_intervals_allow(
         "f1": _interval(-0.1, 0.1),
         "hd95": _interval(*hd95),
     }
-    assert says in verdict("trial 1", difference)
+    assert says in describe_verdict("trial 1", difference)

@@ -7,36 +7,36 @@ from typing import Any
 import pytest
 
 from mtil import presets
-from mtil.config import from_dict, to_dict
+from mtil.config import config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.shards import read_shard
 from mtil.errors import ConfigError, DataError
 from mtil.storage import open_store
-from tune.record import Asked, Budget, Rule, Search, study_name
+from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 
 
-def _asked(**changes: Any) -> Asked:
+def _asked(**changes: Any) -> SearchRequest:
     values: dict[str, Any] = {
         "data": "/data",
         "fingerprint": "f" * 64,
-        "config": to_dict(presets.cpu()),
-        "budget": vars(Budget(num_epochs=6, image_size=96, num_workers=1)),
+        "config": config_to_dict(presets.cpu()),
+        "budget": vars(TrialBudget(num_epochs=6, image_size=96, num_workers=1)),
         "space": ["attention", "loss"],
         "narrowing": {"loss.boundary": 0.5},
         "objective": "dice",
         "sampler": "tpe",
         "seed": 0,
-        "rule": vars(Rule()),
+        "rule": vars(StoppingRule()),
         "storage": None,
         "study": "s",
     }
-    return Asked(**values | changes)
+    return SearchRequest(**values | changes)
 
 
 def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path) -> None:
     search = Search.create(str(tmp_path / "s"), _asked())
     point = {"loss.dice": 0.3, "model.attention.kind": "none"}
-    trial, whole = search.config_of(point), search.whole_config_of(point)
+    trial, whole = search.trial_config(point), search.full_config(point)
     assert (trial.train.num_epochs, whole.train.num_epochs) == (6, 24)
     assert (trial.data.image_size, whole.data.image_size) == (96, 160)
     assert (trial.train.num_workers, whole.train.num_workers) == (1, 2)
@@ -50,8 +50,8 @@ def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path
 
 def test_a_winner_can_be_laid_over_another_configuration(tmp_path: Path) -> None:
     search = Search.create(str(tmp_path / "s"), _asked())
-    laid = search.whole_config_of({"loss.dice": 0.3}, presets.base())
-    expected = from_dict({"loss": {"dice": 0.3, "boundary": 0.5}}, presets.base())
+    laid = search.full_config({"loss.dice": 0.3}, presets.base())
+    expected = config_from_dict({"loss": {"dice": 0.3, "boundary": 0.5}}, presets.base())
     assert laid == expected
 
 
@@ -63,9 +63,9 @@ def test_the_same_search_is_taken_up_and_another_refused(tmp_path: Path) -> None
     for changes, named in (
         ({"objective": "auc"}, "`--objective` 'dice', but 'auc' is requested"),
         ({"seed": 1}, "`--search-seed` 0, but 1"),
-        ({"config": to_dict(presets.demo())}, "`--config` data.image_size = 160, but 96"),
-        ({"budget": vars(Budget(num_epochs=7))}, "`budget` num_epochs = 6, but 7"),
-        ({"rule": vars(Rule(kind="median"))}, "`--stop-early` kind = 'none', but 'median'"),
+        ({"config": config_to_dict(presets.demo())}, "`--config` data.image_size = 160, but 96"),
+        ({"budget": vars(TrialBudget(num_epochs=7))}, "`budget` num_epochs = 6, but 7"),
+        ({"rule": vars(StoppingRule(kind="median"))}, "`--stop-early` kind = 'none', but 'median'"),
         ({"space": ["loss"]}, "`--space`"),
     ):
         with pytest.raises(ConfigError, match=named):
@@ -73,7 +73,7 @@ def test_the_same_search_is_taken_up_and_another_refused(tmp_path: Path) -> None
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    median = vars(Rule(kind="median"))
+    median = vars(StoppingRule(kind="median"))
     for changes, message in (
         ({"objective": "dice,auc", "rule": median}, "Early stopping needs a single goal"),
         (
@@ -81,10 +81,13 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Pat
             r"`prior` has an effect only in a whole circle\. Add --circle",
         ),
         ({"space": ["circle", "loss"]}, "Add --circle"),
-        ({"rule": vars(Rule(kind="median", first=0))}, "`--first-check` must be at least 1"),
-        ({"rule": vars(Rule(kind="halving", factor=1))}, "`--check-factor` at least 2"),
+        (
+            {"rule": vars(StoppingRule(kind="median", first=0))},
+            "`--first-check` must be at least 1",
+        ),
+        ({"rule": vars(StoppingRule(kind="halving", factor=1))}, "`--check-factor` at least 2"),
         ({"space": ["loss"], "narrowing": {"loss.dise": 1}}, "`loss.dise` is not in the space"),
-        ({"budget": vars(Budget(image_size=100))}, "data.image_size"),
+        ({"budget": vars(TrialBudget(image_size=100))}, "data.image_size"),
     ):
         with pytest.raises(ConfigError, match=message):
             Search.create(str(tmp_path / "s"), _asked(**changes))
@@ -119,19 +122,19 @@ def test_rows_that_a_searched_fold_has_validated_on_are_left_out(
     tmp_path: Path,
 ) -> None:
     store = open_store(data_uri)
-    manifest = manifests.load(store)
+    manifest = manifests.load_manifest(store)
     asked = _asked(
         data=data_uri,
         fingerprint=manifest.fingerprint,
-        budget=vars(Budget(folds=searched)),
-        config=to_dict(presets.demo()),
+        budget=vars(TrialBudget(folds=searched)),
+        config=config_to_dict(presets.demo()),
     )
     columns = ("sample_id", "fold", "part")
-    tables = [read(store, shard, columns) for shard in manifest.shards]
+    tables = [read_shard(store, shard, columns) for shard in manifest.shards]
     rows = [row for table in tables for row in table.to_pylist()]
     tested = [row for row in rows if row["fold"] in compared]
     expected = {row["sample_id"] for row in tested if unseen(row["fold"], row["part"])}
-    found, left_out = Search.plan(str(tmp_path / "s"), asked).fresh_rows(compared)
+    found, left_out = Search.plan(str(tmp_path / "s"), asked).find_fresh_rows(compared)
     assert found == expected
     assert left_out == len(tested) - len(expected)
     assert (left_out > 0) == (searched != compared or len(searched) > 1)
@@ -170,14 +173,19 @@ def test_a_search_is_what_its_file_says(tmp_path: Path) -> None:
 
 
 def test_studies_of_different_searches_have_different_names() -> None:
-    assert study_name("/a/busi").startswith("busi-")
-    assert len({study_name("/a/busi"), study_name("/b/busi"), study_name("s3://a/busi")}) == 3
-    assert study_name("/a/busi") == study_name("/a/busi")
+    assert make_study_name("/a/busi").startswith("busi-")
+    assert (
+        len(
+            {make_study_name("/a/busi"), make_study_name("/b/busi"), make_study_name("s3://a/busi")}
+        )
+        == 3
+    )
+    assert make_study_name("/a/busi") == make_study_name("/a/busi")
 
 
 def test_a_rule_asks_at_its_declared_epochs() -> None:
-    doubled = Rule(kind="median", first=2, factor=2)
-    assert [epoch for epoch in range(20) if doubled.asks_after(epoch)] == [2, 4, 8, 16]
-    tripled = Rule(kind="halving", first=1, factor=3)
-    assert [epoch for epoch in range(30) if tripled.asks_after(epoch)] == [1, 3, 9, 27]
-    assert not any(Rule().asks_after(epoch) for epoch in range(20))
+    doubled = StoppingRule(kind="median", first=2, factor=2)
+    assert [epoch for epoch in range(20) if doubled.is_checked_after(epoch)] == [2, 4, 8, 16]
+    tripled = StoppingRule(kind="halving", first=1, factor=3)
+    assert [epoch for epoch in range(30) if tripled.is_checked_after(epoch)] == [1, 3, 9, 27]
+    assert not any(StoppingRule().is_checked_after(epoch) for epoch in range(20))

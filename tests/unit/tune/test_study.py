@@ -7,12 +7,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mtil.config import Config, to_dict
+from mtil.config import Config, config_to_dict
 from mtil.errors import ConfigError, DataError, StorageError
 from tune import space as spaces
 from tune import study as studies
-from tune.record import Asked, Budget, Rule, Search
-from tune.study import Judge
+from tune.record import Search, SearchRequest, StoppingRule, TrialBudget
+from tune.study import EarlyStopper
 
 POINT = {"loss.weighting": "uncertainty", "loss.dice": 0.5}
 SPREAD: dict[str, Any] = {
@@ -25,17 +25,17 @@ SPREAD: dict[str, Any] = {
 def search(tmp_path: Path) -> Search:
     return Search.create(
         str(tmp_path / "search"),
-        Asked(
+        SearchRequest(
             data="/data",
             fingerprint="f" * 64,
-            config=to_dict(Config()),
-            budget=vars(Budget()),
+            config=config_to_dict(Config()),
+            budget=vars(TrialBudget()),
             space=["loss"],
             narrowing={},
             objective="dice",
             sampler="tpe",
             seed=0,
-            rule=vars(Rule()),
+            rule=vars(StoppingRule()),
             storage=None,
             study="s",
         ),
@@ -71,7 +71,7 @@ def _add(study: optuna.Study, *values: float, dice: float = 0.5, **attributes: A
 def _ask(study: optuna.Study, kind: Any = "tpe", seed: int = 0) -> optuna.Trial:
     number = len(study.get_trials(deepcopy=False))
     study.sampler = studies.make_sampler(kind, seed, number)
-    with studies.quiet():
+    with studies.suppress_library_warnings():
         return study.ask()
 
 
@@ -84,7 +84,7 @@ def test_a_line_that_was_cut_off_is_forgotten(journal: Path) -> None:
     read = optuna.load_study(study_name="s", storage=studies.open_storage(str(journal)))
     assert [trial.value for trial in read.trials] == [0.5]
     assert journal.read_bytes() == whole + piece  # who only reads it changes nothing
-    studies.mend(str(journal))
+    studies.repair_journal(str(journal))
     assert journal.read_bytes() == whole
     _add(_study(journal), 0.6)
     assert [trial.value for trial in _study(journal).trials] == [0.5, 0.6]
@@ -94,7 +94,7 @@ def test_a_journal_is_mended_when_no_other_writes_to_it(journal: Path) -> None:
     _add(_study(journal), 0.5)
     lock = Path(f"{journal}.lock")
     lock.symlink_to(journal)
-    mending = threading.Thread(target=studies.mend, args=(str(journal),))
+    mending = threading.Thread(target=studies.repair_journal, args=(str(journal),))
     mending.start()
     journal.write_bytes(journal.read_bytes() + b'{"a line that is')
     mending.join(0.3)
@@ -108,7 +108,7 @@ def test_a_journal_is_mended_when_no_other_writes_to_it(journal: Path) -> None:
 def test_a_journal_of_nothing_but_a_piece_is_empty(journal: Path) -> None:
     journal.parent.mkdir()
     journal.write_bytes(b'{"op_co')
-    studies.mend(str(journal))
+    studies.repair_journal(str(journal))
     assert journal.read_bytes() == b""
 
 
@@ -116,10 +116,10 @@ def test_a_storage_means_the_same_in_every_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert studies.storage_of("x.journal") == f"{tmp_path}/x.journal"
-    assert studies.storage_of("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert studies.resolve_storage("x.journal") == f"{tmp_path}/x.journal"
+    assert studies.resolve_storage("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
     for same in ("sqlite:////a/x.db", "postgresql://me@host:5432/optuna"):
-        assert studies.storage_of(same) == same
+        assert studies.resolve_storage(same) == same
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_storage_means_the_same_in_every_folder(
 )
 def test_a_storage_that_cannot_serve_is_refused(where: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as raised:
-        studies.storage_of(where)
+        studies.resolve_storage(where)
     assert "secret" not in str(raised.value)
 
 
@@ -161,7 +161,7 @@ def test_a_database_keeps_a_study_too(tmp_path: Path) -> None:
 def test_an_interrupted_search_asks_as_an_uninterrupted_one(
     kind: str, make_study: Callable[[], optuna.Study]
 ) -> None:
-    space = spaces.make(Config(), ["loss"])
+    space = spaces.make_space(Config(), ["loss"])
 
     def go(study: optuna.Study, until: int) -> None:
         while len(study.trials) < until:
@@ -185,22 +185,24 @@ def make_study() -> Callable[[], optuna.Study]:
 
 
 def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.Study]) -> None:
-    space = spaces.make(Config(), ["optimiser"])
+    space = spaces.make_space(Config(), ["optimiser"])
     study = make_study()
     points = [space.suggest(_ask(study)) for _ in range(4)]
     points.append(space.suggest(_ask(make_study(), seed=1)))
     assert len({point["train.learning_rate"] for point in points}) == 5
 
 
-def _told(study: optuna.Study, journal: Path, rule: Rule, values: list[float]) -> list[bool]:
+def _told(
+    study: optuna.Study, journal: Path, rule: StoppingRule, values: list[float]
+) -> list[bool]:
     """Report epochs of a new trial to the judge; return the answers."""
     trial = study.ask()
-    judge = Judge(str(journal), "s", rule)
+    judge = EarlyStopper(str(journal), "s", rule)
     return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
 
 
 def _finish(study: optuna.Study, journal: Path, values: list[float]) -> None:
-    assert all(_told(study, journal, Rule(), values))
+    assert all(_told(study, journal, StoppingRule(), values))
     study.tell(len(study.trials) - 1, values[-1])
 
 
@@ -208,12 +210,12 @@ def test_the_median_stops_at_declared_epochs_only(journal: Path) -> None:
     study = _study(journal)
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         _finish(study, journal, [value] * 4)
-    rule = Rule(kind="median", first=2, factor=2)
+    rule = StoppingRule(kind="median", first=2, factor=2)
     assert _told(study, journal, rule, [0.0, 0.31, 0.31, 0.31]) == [True, True, True, True]
     assert _told(study, journal, rule, [0.0, 0.29]) == [True, False]
     assert _told(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4  # its best counts
     stopped = study.trials[6]
-    assert stopped.user_attrs == {studies.STOPPED: 2}
+    assert stopped.user_attrs == {studies.STOPPED_ATTRIBUTE: 2}
     assert stopped.intermediate_values == {1: 0.0, 2: 0.29}
 
 
@@ -221,12 +223,12 @@ def test_the_first_five_trials_are_not_stopped_by_the_median(journal: Path) -> N
     study = _study(journal)
     for value in (0.5, 0.5, 0.5, 0.5):
         _finish(study, journal, [value] * 2)
-    assert _told(study, journal, Rule(kind="median", first=1), [0.0, 0.0]) == [True, True]
+    assert _told(study, journal, StoppingRule(kind="median", first=1), [0.0, 0.0]) == [True, True]
 
 
 def test_halving_lets_the_best_share_go_on(journal: Path) -> None:
     study = _study(journal)
-    rule = Rule(kind="halving", first=1, factor=2)
+    rule = StoppingRule(kind="halving", first=1, factor=2)
     answers = [_told(study, journal, rule, [value])[0] for value in (0.5, 0.4, 0.6, 0.55, 0.3)]
     # of 1: the best; of 2 and 3: the best one; of 4 and 5: the best two
     assert answers == [True, False, True, True, False]
@@ -236,12 +238,12 @@ def test_the_judge_gives_the_same_answer_again(journal: Path) -> None:
     study = _study(journal)
     for value in (0.5,) * 5:
         _finish(study, journal, [value])
-    rule = Rule(kind="median", first=1)
+    rule = StoppingRule(kind="median", first=1)
     number = study.ask().number
-    judge = Judge(str(journal), "s", rule)
+    judge = EarlyStopper(str(journal), "s", rule)
     assert not judge.has_stopped(number)
     assert [judge.hear(number, 1, 0.1), judge.hear(number, 1, 0.9)] == [False, False]
-    another = Judge(str(journal), "s", rule)  # after its process died
+    another = EarlyStopper(str(journal), "s", rule)  # after its process died
     assert not another.hear(number, 1, 0.1)
     assert not another.hear(number, 2, 0.9)
     assert another.has_stopped(number)
@@ -250,7 +252,7 @@ def test_the_judge_gives_the_same_answer_again(journal: Path) -> None:
 def test_a_trial_that_is_over_is_told_to_end(journal: Path) -> None:
     study = _study(journal)
     _add(study, 0.5)
-    assert not Judge(str(journal), "s", Rule()).hear(0, 1, 0.9)
+    assert not EarlyStopper(str(journal), "s", StoppingRule()).hear(0, 1, 0.9)
 
 
 def test_the_best_come_first_and_each_point_once(journal: Path) -> None:
@@ -258,37 +260,41 @@ def test_the_best_come_first_and_each_point_once(journal: Path) -> None:
     for value, dice in ((0.1, 0.3), (0.7, 0.4), (0.5, 0.5), (0.7, 0.6), (0.6, 0.4)):
         _add(study, value, dice=dice)
     _add(study, cause="why not")
-    assert [trial.number for trial in studies.best(study)] == [1, 3, 2, 0]
-    assert [trial.number for trial in studies.best(study, 2)] == [1, 3]
+    assert [trial.number for trial in studies.select_best(study)] == [1, 3, 2, 0]
+    assert [trial.number for trial in studies.select_best(study, 2)] == [1, 3]
 
 
 def test_with_two_goals_the_front_is_what_nothing_beats(journal: Path) -> None:
     study = _study(journal, 2)
     for number, values in enumerate([(0.1, 0.9), (0.5, 0.5), (0.4, 0.4), (0.9, 0.1), (0.5, 0.3)]):
         _add(study, *values, dice=0.3 + number / 10)
-    assert [trial.values for trial in studies.best(study)] == [[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]
+    assert [trial.values for trial in studies.select_best(study)] == [
+        [0.9, 0.1],
+        [0.5, 0.5],
+        [0.1, 0.9],
+    ]
 
 
 def test_without_a_completed_trial_there_is_no_best(journal: Path) -> None:
     study = _study(journal)
     _add(study, cause="It does not fit in memory: 3 GiB")
     with pytest.raises(DataError, match="has no completed trial"):
-        studies.best(study)
-    assert studies.importances(study, ["dice"]) == {}
-    (trial,) = studies.trials(study)
+        studies.select_best(study)
+    assert studies.compute_importances(study, ["dice"]) == {}
+    (trial,) = studies.list_trials(study)
     assert (trial.state, trial.cause, trial.values) == (
         "failed", "It does not fit in memory: 3 GiB", None,
     )  # fmt: skip
-    assert studies.counts(study)["failed"] == 1
+    assert studies.count_trials(study)["failed"] == 1
 
 
 def test_what_matters_is_found_to_matter(journal: Path) -> None:
-    space = spaces.make(Config(), ["loss"])
+    space = spaces.make_space(Config(), ["loss"])
     study = _study(journal)
     for _ in range(40):
         trial = _ask(study, "random")
         study.tell(trial, -abs(float(space.suggest(trial)["loss.dice"]) - 0.5))
-    shares = studies.importances(study, ["dice"])["dice"]
+    shares = studies.compute_importances(study, ["dice"])["dice"]
     assert max(shares, key=lambda key: shares[key]) == "loss.dice"
     assert sum(shares.values()) == pytest.approx(1)
 
@@ -343,11 +349,11 @@ def test_a_study_that_this_program_has_not_written_is_one_sentence(
         direction="maximize",
     )
     _add(study, 0.5, figures=[], seconds=1.5)
-    assert [trial.values for trial in studies.trials(studies.load(search))] == [[0.5]]
+    assert [trial.values for trial in studies.list_trials(studies.load_study(search))] == [[0.5]]
     path = Path(search.storage)
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
     with pytest.raises(StorageError, match="or start a new search") as caught:
-        studies.load(search)
+        studies.load_study(search)
     assert "\n" not in str(caught.value)

@@ -14,25 +14,25 @@ import numpy.typing as npt
 
 from mtil.data.audit.duplicates import alignment, candidates
 from mtil.data.audit.duplicates.description import (
+    DESCRIPTION_VERSION,
     NUM_HASHES,
-    SIDE,
-    VERSION,
+    THUMB_SIDE,
     Description,
-    describe,
-    flatten,
+    describe_image,
+    flatten_contrast,
 )
-from mtil.data.audit.duplicates.ondisk import OnDisk, Rows
-from mtil.data.parallel import threads
+from mtil.data.audit.duplicates.disk_array import DiskArray, RowArray
+from mtil.data.parallel import map_in_threads
 
 __all__ = [
+    "DESCRIPTION_VERSION",
     "NUM_HASHES",
-    "SIDE",
-    "VERSION",
+    "THUMB_SIDE",
     "Description",
-    "OnDisk",
-    "Pair",
-    "describe",
-    "find_pairs",
+    "DiskArray",
+    "IndexPair",
+    "describe_image",
+    "find_near_copies",
 ]
 
 MIN_CORRELATION = 0.75
@@ -54,7 +54,7 @@ _Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Pair:
+class IndexPair:
     """A pair of near-copies, by index."""
 
     i: int
@@ -68,9 +68,9 @@ class Pair:
     """`equal` descriptions, an `edited` copy, or a copy `mirrored` left to right."""
 
 
-def find_pairs(
-    hashes: Rows, thumbs: Rows, num_known: int = 0, contents: Rows | None = None
-) -> list[Pair]:
+def find_near_copies(
+    hashes: RowArray, thumbs: RowArray, num_known: int = 0, contents: RowArray | None = None
+) -> list[IndexPair]:
     """Find the pairs of near-copies.
 
     Images with equal descriptions are each paired with the first such image, and only the first is
@@ -96,16 +96,18 @@ def find_pairs(
         hashes, thumbs, thumbs if contents is None else contents
     )
     copies = num_known + np.flatnonzero((first != np.arange(len(first)))[num_known:])
-    pairs = [Pair(int(first[j]), int(j), 0, 1.0, "equal") for j in copies]
+    pairs = [IndexPair(int(first[j]), int(j), 0, 1.0, "equal") for j in copies]
     # Sorted by content instead of by index, so that the limits on neighbours and partners pick the
     # same pairs in any order of images.
     order = order[(first[order] == order) & has_hashes[order]]
-    edited = _confirm_candidates(candidates.find(hashes[order], order >= num_known), thumbs, order)
+    edited = _confirm_candidates(
+        candidates.find_candidates(hashes[order], order >= num_known), thumbs, order
+    )
     return sorted(pairs + edited)
 
 
 def _find_equal_images(
-    hashes: Rows, thumbs: Rows, contents: Rows
+    hashes: RowArray, thumbs: RowArray, contents: RowArray
 ) -> tuple[_Index, _Index, npt.NDArray[np.bool_]]:
     """Find equal images among n, by description, or by contents for images without hashes.
 
@@ -132,7 +134,9 @@ def _find_equal_images(
     return order, first, has_hashes
 
 
-def _confirm_candidates(proposed: candidates.Candidates, thumbs: Rows, order: _Index) -> list[Pair]:
+def _confirm_candidates(
+    proposed: candidates.Candidates, thumbs: RowArray, order: _Index
+) -> list[IndexPair]:
     """Return the candidates with similar thumbs, as pairs.
 
     Args:
@@ -143,12 +147,12 @@ def _confirm_candidates(proposed: candidates.Candidates, thumbs: Rows, order: _I
     used = np.unique(np.concatenate([proposed.i, proposed.j]))
     coarse = _reduce_thumbs(thumbs, order[used])
 
-    def check_batch(start: int) -> list[Pair]:
+    def check_batch(start: int) -> list[IndexPair]:
         rows = np.arange(start, min(start + _BATCH * 16, len(proposed.i)))
         i, j = np.searchsorted(used, proposed.i[rows]), np.searchsorted(used, proposed.j[rows])
         right = _mirror_where(coarse[j], proposed.mirrored[rows])
         # The correlation at the guessed motion costs little and rules out most candidates.
-        guess = alignment.correlation(coarse[i], right, proposed.motion[rows])
+        guess = alignment.correlate_aligned(coarse[i], right, proposed.motion[rows])
         rows = rows[guess >= _MIN_COARSE]
         batches = np.split(rows, range(_BATCH, len(rows), _BATCH))
         return [
@@ -156,32 +160,37 @@ def _confirm_candidates(proposed: candidates.Candidates, thumbs: Rows, order: _I
         ]
 
     starts = range(0, len(proposed.i), _BATCH * 16)
-    return [pair for pairs in threads(check_batch, starts) for pair in pairs]
+    return [pair for pairs in map_in_threads(check_batch, starts) for pair in pairs]
 
 
-def _reduce_thumbs(thumbs: Rows, order: _Index) -> npt.NDArray[np.float32]:
-    side = SIDE // _COARSE
+def _reduce_thumbs(thumbs: RowArray, order: _Index) -> npt.NDArray[np.float32]:
+    side = THUMB_SIDE // _COARSE
     reduced_thumbs = np.zeros((len(order), side, side), np.float32)
     for start in range(0, len(order), _BATCH):
         batch = slice(start, start + _BATCH)
-        reduced_thumbs[batch] = alignment.reduced(flatten(thumbs[order[batch]]), _COARSE)
+        reduced_thumbs[batch] = alignment.average_squares(
+            flatten_contrast(thumbs[order[batch]]), _COARSE
+        )
     return reduced_thumbs
 
 
 def _align_candidates(
-    proposed: candidates.Candidates, rows: _Index, thumbs: Rows, order: _Index
-) -> list[Pair]:
+    proposed: candidates.Candidates, rows: _Index, thumbs: RowArray, order: _Index
+) -> list[IndexPair]:
     """Align some candidates, first at half size, and return the pairs with similar thumbs."""
     i, j, is_mirrored = order[proposed.i[rows]], order[proposed.j[rows]], proposed.mirrored[rows]
-    left, right = flatten(thumbs[i]), _mirror_where(flatten(thumbs[j]), is_mirrored)
-    small = alignment.reduced(left, _MIDDLE), alignment.reduced(right, _MIDDLE)
-    motion = alignment.fit(*small, proposed.motion[rows], _STEPS)
-    similar = alignment.correlation(*small, motion) >= _MIN_MIDDLE
+    left, right = (
+        flatten_contrast(thumbs[i]),
+        _mirror_where(flatten_contrast(thumbs[j]), is_mirrored),
+    )
+    small = alignment.average_squares(left, _MIDDLE), alignment.average_squares(right, _MIDDLE)
+    motion = alignment.fit_motion(*small, proposed.motion[rows], _STEPS)
+    similar = alignment.correlate_aligned(*small, motion) >= _MIN_MIDDLE
     left, right, rows, i, j = left[similar], right[similar], rows[similar], i[similar], j[similar]
-    motion = alignment.fit(left, right, motion[similar], _STEPS)
-    correlation = alignment.correlation(left, right, motion)
+    motion = alignment.fit_motion(left, right, motion[similar], _STEPS)
+    correlation = alignment.correlate_aligned(left, right, motion)
     return [
-        Pair(
+        IndexPair(
             int(min(i[k], j[k])),
             int(max(i[k], j[k])),
             int(proposed.distance[rows[k]]),

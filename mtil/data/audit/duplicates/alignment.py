@@ -19,7 +19,7 @@ _MAX_CHANGE = 0.06
 _Float = npt.NDArray[np.float32]
 
 
-def fit(fixed: _Float, moving: _Float, motion: _Float, num_steps: int) -> _Float:
+def fit_motion(fixed: _Float, moving: _Float, motion: _Float, num_steps: int) -> _Float:
     """Refine motions by Gauss-Newton steps.
 
     Args:
@@ -36,7 +36,7 @@ def fit(fixed: _Float, moving: _Float, motion: _Float, num_steps: int) -> _Float
     return motion
 
 
-def correlation(fixed: _Float, moving: _Float, motion: _Float) -> _Float:
+def correlate_aligned(fixed: _Float, moving: _Float, motion: _Float) -> _Float:
     """Return the correlation of fixed and moving images (p, side, side) under motions (p, 4).
 
     Returns:
@@ -53,7 +53,7 @@ def correlation(fixed: _Float, moving: _Float, motion: _Float) -> _Float:
     return np.where(share >= MIN_OVERLAP, value, 0).astype(np.float32)
 
 
-def reduced(images: _Float, factor: int) -> _Float:
+def average_squares(images: _Float, factor: int) -> _Float:
     """Average images (p, side, side) over squares of `factor` pixels a side."""
     count, side, _ = images.shape
     shape = (count, side // factor, factor, side // factor, factor)

@@ -22,11 +22,11 @@ from mtil.data.audit.duplicates.description import (
     MIRRORED_WINDOWS,
     NUM_COEFFICIENTS,
     NUM_HASHES,
-    OFFSETS,
-    SPANS,
-    mirrored,
+    WINDOW_OFFSETS,
+    WINDOW_SPANS,
+    mirror_hashes,
 )
-from mtil.data.parallel import threads
+from mtil.data.parallel import map_in_threads
 
 BAND_STEPS = (1, 2, 4, 5, 8, 10, 11, 13)
 """Step of each band: band k takes every n-th bit. The steps are coprime to 63, and no two bands are
@@ -37,13 +37,13 @@ BITS_PER_BAND = 22
 cost more."""
 MAX_NEIGHBOURS = 32
 """Largest number of entries met by an entry under a key."""
-MAX_MET_DISTANCE = 13
+MAX_KEY_WINDOW_DISTANCE = 13
 """Largest number of differing bits, of 63, in the windows met: a first, cheap filter. Windows may
 be half a step off."""
-MAX_DISTANCE = 10
+MAX_BEST_WINDOW_DISTANCE = 10
 """Largest number of differing bits, of 63, in the best windows. Of 2,655 edits of real images two
 changed more; of pairs of unrelated images one in a thousand changes less."""
-MAX_MET = 256
+MAX_COMPARED_IMAGES = 256
 """Largest number of later images (by content) compared with an image in all windows: the images
 with the nearest hashes when met. Many of 100,000 phantoms meet more."""
 MAX_PARTNERS = 8
@@ -78,7 +78,7 @@ class Candidates:
     """(p, 4) motion from i to j implied by the best windows, as in `alignment`."""
 
 
-def find(hashes: _Bits, new: npt.NDArray[np.bool_] | None = None) -> Candidates:
+def find_candidates(hashes: _Bits, new: npt.NDArray[np.bool_] | None = None) -> Candidates:
     """Find candidate pairs among images.
 
     Args:
@@ -88,16 +88,16 @@ def find(hashes: _Bits, new: npt.NDArray[np.bool_] | None = None) -> Candidates:
     """
     met = _MetPairs(len(hashes))
     new = np.ones(len(hashes), np.bool_) if new is None else new
-    for band, share in itertools.product(bands(), range(_SHARES)):
+    for band, share in itertools.product(make_band_masks(), range(_SHARES)):
         for pairs in _find_meetings(hashes, new, band, share, met.fields):
             met.add(pairs)
     parts = met.all()
     return _concatenate(
-        list(threads(lambda part: _keep_nearest(hashes, *met.fields.read(part)), parts))
+        list(map_in_threads(lambda part: _keep_nearest(hashes, *met.fields.read(part)), parts))
     )
 
 
-def bands() -> list[np.uint64]:
+def make_band_masks() -> list[np.uint64]:
     """Return the bit mask of each band."""
     # Bit 0, of the mean, is always 0 and belongs to no band.
     num_bits = NUM_COEFFICIENTS**2 - 1
@@ -198,7 +198,7 @@ class _MetPairs:
         keep = np.ones(len(pairs), np.bool_)
         # Pairs are sorted by image and distance: a pair is kept unless the pair MAX_MET places
         # earlier has the same image.
-        keep[MAX_MET:] = image[MAX_MET:] != image[:-MAX_MET]
+        keep[MAX_COMPARED_IMAGES:] = image[MAX_COMPARED_IMAGES:] != image[:-MAX_COMPARED_IMAGES]
         return pairs[keep]
 
 
@@ -225,7 +225,7 @@ def _find_meetings(
     """
     keys, entry_bits = _sort_keys(hashes, band, share)
     meetings_from = partial(_find_meetings_from, hashes, new, keys, entry_bits, fields)
-    yield from threads(meetings_from, range(0, len(keys), _BATCH))
+    yield from map_in_threads(meetings_from, range(0, len(keys), _BATCH))
 
 
 def _find_meetings_from(
@@ -266,7 +266,7 @@ def _find_meetings_from(
         left = active[wanted]
         right = left + step
         distance = np.bitwise_count(bits[left] ^ bits[right])
-        is_near = distance <= MAX_MET_DISTANCE
+        is_near = distance <= MAX_KEY_WINDOW_DISTANCE
         packed_pairs.append(
             fields.write(owner[left[is_near]], owner[right[is_near]], distance[is_near])
         )
@@ -299,7 +299,7 @@ def _sort_keys(hashes: _Bits, band: np.uint64, share: int) -> tuple[_Bits, np.ui
         # The upper bits of the product depend on all bits of the key. Equal keys fall into one
         # share. Different keys with equal upper bits are told apart later by the distance of the
         # hashes.
-        products = ((mirrored(part) if mirror else part) & band).ravel() * _HASH_MULTIPLIER
+        products = ((mirror_hashes(part) if mirror else part) & band).ravel() * _HASH_MULTIPLIER
         in_share = np.flatnonzero(products >> np.uint64(64 - _SHARE_BITS) == share)
         packed = products[in_share] >> entry_bits << entry_bits
         packed |= (in_share + (mirror * len(hashes) + start) * NUM_HASHES).astype(np.uint64)
@@ -318,13 +318,13 @@ def _keep_nearest(hashes: _Bits, i: _Index, j: _Index, mirror: npt.NDArray[np.bo
     for start in range(0, len(i), _COMPARE_BATCH):
         batch = slice(start, start + _COMPARE_BATCH)
         left, right, is_mirrored = hashes[i[batch]], hashes[j[batch]], mirror[batch]
-        right[is_mirrored] = mirrored(right[is_mirrored])
+        right[is_mirrored] = mirror_hashes(right[is_mirrored])
         bits = np.bitwise_count(left[:, windows_i] ^ right[:, windows_j])
         best[batch] = bits.argmin(axis=1)
         distance[batch] = bits[np.arange(len(bits)), best[batch]]
     # Ties are broken by j and mirror, so the result does not depend on the order of the pairs.
     order = np.lexsort((mirror, j, distance, i))
-    order = order[distance[order] <= MAX_DISTANCE]
+    order = order[distance[order] <= MAX_BEST_WINDOW_DISTANCE]
     order = order[_rank(i[order]) < MAX_PARTNERS]
     return Candidates(i[order], j[order], mirror[order], distance[order], motion[best[order]])
 
@@ -352,7 +352,7 @@ def _window_pairs() -> tuple[_Index, _Index, npt.NDArray[np.float32]]:
         Window indices in the first image, window indices in the second image, and (w, 4) motions.
     """
     edges: dict[float, tuple[float, float]] = {}
-    for pair in itertools.product(OFFSETS, OFFSETS):
+    for pair in itertools.product(WINDOW_OFFSETS, WINDOW_OFFSETS):
         # Only the difference of two offsets matters; one pair of offsets for each difference is
         # enough.
         edges.setdefault(round(pair[0] - pair[1], 6), pair)
@@ -362,7 +362,9 @@ def _window_pairs() -> tuple[_Index, _Index, npt.NDArray[np.float32]]:
     for top, bottom, start, end in itertools.product(edges.values(), repeat=4):
         for k, windows in enumerate((left, right)):
             vertical, horizontal = (top[k], bottom[k]), (start[k], end[k])
-            windows.append(SPANS.index(vertical) * len(SPANS) + SPANS.index(horizontal))
+            windows.append(
+                WINDOW_SPANS.index(vertical) * len(WINDOW_SPANS) + WINDOW_SPANS.index(horizontal)
+            )
         motions.append([*_axis_motion(start, end), *_axis_motion(top, bottom)])
     return np.array(left), np.array(right), np.array(motions, np.float32)
 

@@ -16,29 +16,31 @@ from scipy import ndimage
 
 from mtil.data.audit.duplicates import tissue
 
-VERSION = 2
+DESCRIPTION_VERSION = 2
 """Version of descriptions: 1 described the whole image, 2 describes the tissue. Applied to a thumb
 of version 1, `describe` makes a description of version 2, less precise than from the image. Where
 tissue fills the image, both are the same."""
-SIDE = 64
+THUMB_SIDE = 64
 """Side of a thumb, in pixels. Averages speckle away, but keeps a lesion's outline."""
-OFFSETS = (0.0, 0.025, 0.075)
+WINDOW_OFFSETS = (0.0, 0.025, 0.075)
 """Offsets of a window's edges, as shares of the side. The differences are all multiples of 0.025 up
 to 0.075, so crops up to 8 per cent a side match within half a step."""
-SPANS = tuple(itertools.product(OFFSETS, OFFSETS))
+WINDOW_SPANS = tuple(itertools.product(WINDOW_OFFSETS, WINDOW_OFFSETS))
 """Windows along an axis: shares left off at the start and at the end."""
-NUM_HASHES = len(SPANS) ** 2
+NUM_HASHES = len(WINDOW_SPANS) ** 2
 NUM_COEFFICIENTS = 8
 """Cosines along an axis. A shift of half a step destroys finer cosines."""
 MIRRORED_WINDOWS = (
     np.arange(NUM_HASHES)
-    .reshape(len(SPANS), len(SPANS))[:, [SPANS.index((end, start)) for start, end in SPANS]]
+    .reshape(len(WINDOW_SPANS), len(WINDOW_SPANS))[
+        :, [WINDOW_SPANS.index((end, start)) for start, end in WINDOW_SPANS]
+    ]
     .ravel()
 )
 """(NUM_HASHES,) index, in an image, of each window of the image mirrored left to right."""
 MIRRORED_BITS = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
 """Bits flipped by mirroring: every second cosine across changes its sign."""
-NOISE = 2.0
+NOISE_CONTRAST = 2.0
 """Gray levels of local contrast taken for noise, not to be amplified."""
 MIN_STRUCTURE = 0.25
 """Smallest standard deviation of a flattened thumb with hashes: two thirds of a gray level. A
@@ -60,7 +62,7 @@ class Description:
     """(SIDE, SIDE) gray levels."""
 
 
-def describe(gray: npt.NDArray[np.uint8]) -> Description:
+def describe_image(gray: npt.NDArray[np.uint8]) -> Description:
     """Describe the tissue of a gray image (h, w) of any size.
 
     `tissue.find_box` cuts off the rest of a screen. An image without tissue has no hashes, and a
@@ -69,20 +71,22 @@ def describe(gray: npt.NDArray[np.uint8]) -> Description:
     The result depends only on the pixels. A phantom of 128 pixels takes about 0.6 ms, an image of
     BUSI 2 ms.
     """
-    box = tissue.find_box(gray)
+    box = tissue.find_tissue_box(gray)
     if box is None:
         return Description(np.zeros(NUM_HASHES, np.uint64), _make_thumb(gray))
     top, left, bottom, right = box
-    thumb = tissue.without_blank(_make_thumb(gray[top:bottom, left:right]))
+    thumb = tissue.fill_blank_areas(_make_thumb(gray[top:bottom, left:right]))
     return Description(_hash_windows(thumb), thumb)
 
 
 def _make_thumb(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    small = Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3)
+    small = Image.fromarray(gray).resize(
+        (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=3
+    )
     return np.asarray(small, dtype=np.uint8)
 
 
-def flatten(thumbs: npt.NDArray[np.uint8]) -> _Float:
+def flatten_contrast(thumbs: npt.NDArray[np.uint8]) -> _Float:
     """Remove local brightness and contrast from thumbs (n, SIDE, SIDE); invariant to gain.
 
     Outlines and textures remain, which differ between images of different tissue. The decay with
@@ -93,10 +97,10 @@ def flatten(thumbs: npt.NDArray[np.uint8]) -> _Float:
     image -= blur @ image @ blur.T
     contrast = np.sqrt(blur @ image**2 @ blur.T)
     # Adding the noise level keeps areas without contrast from being amplified.
-    return np.asarray(image / (contrast + NOISE), dtype=np.float32)
+    return np.asarray(image / (contrast + NOISE_CONTRAST), dtype=np.float32)
 
 
-def mirrored(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mirror_hashes(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return the hashes (n, NUM_HASHES) of the images mirrored left to right."""
     flipped = hashes[:, MIRRORED_WINDOWS]
     # All zero means no hashes, and must stay all zero.
@@ -107,16 +111,16 @@ def mirrored(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 @cache
 def _blur_matrix() -> _Float:
     """Return the matrix (SIDE, SIDE) that blurs along an axis."""
-    kernel = ndimage.gaussian_filter1d(np.eye(SIDE), _LOCAL_RADIUS, axis=0, truncate=2.0)
+    kernel = ndimage.gaussian_filter1d(np.eye(THUMB_SIDE), _LOCAL_RADIUS, axis=0, truncate=2.0)
     return np.asarray(kernel, dtype=np.float32)
 
 
 def _hash_windows(thumb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    flat = flatten(thumb[None])[0]
+    flat = flatten_contrast(thumb[None])[0]
     if flat.std() < MIN_STRUCTURE:
         return np.zeros(NUM_HASHES, np.uint64)
     basis = _cosine_basis()
-    spans, size = len(SPANS), NUM_COEFFICIENTS
+    spans, size = len(WINDOW_SPANS), NUM_COEFFICIENTS
     coefficients = (basis @ flat @ basis.T).reshape(spans, size, spans, size)
     return _pack_bits(coefficients.swapaxes(1, 2).reshape(NUM_HASHES, size, size) > 0)
 
@@ -137,9 +141,9 @@ def _cosine_basis() -> _Float:
     All cosines but the constant sum to 0.
     """
     rows = []
-    pixel = np.arange(SIDE)
-    for start, end in SPANS:
-        low, high = SIDE * start, SIDE * (1 - end)
+    pixel = np.arange(THUMB_SIDE)
+    for start, end in WINDOW_SPANS:
+        low, high = THUMB_SIDE * start, THUMB_SIDE * (1 - end)
         # Edges of a span may lie within a pixel; `cover` is the covered share of each pixel.
         cover = (np.minimum(pixel + 1, high) - np.maximum(pixel, low)).clip(0, 1)
         position = (pixel + 0.5 - low) / (high - low)

@@ -16,7 +16,7 @@ Levels = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]
 """First row, first column, and the row and column behind the last."""
 
-VARIATION = 6
+MAX_CONSTANT_RANGE = 6
 """Range of gray levels above which a line of pixels is not constant. Noise and JPEG artifacts of a
 margin stay below, as lines come from a reduced image. In BUSI 98 of 100 images have no constant
 line except for a dark lower edge."""
@@ -65,7 +65,7 @@ _BLUR_RADIUS = 3.0
 """Radius of the blur that continues tissue over blank surroundings, in thumb pixels."""
 
 
-def find_box(gray: Gray) -> Box | None:
+def find_tissue_box(gray: Gray) -> Box | None:
     """Return the box of the tissue in a gray image (h, w).
 
     Returns:
@@ -85,13 +85,13 @@ def find_box(gray: Gray) -> Box | None:
         return None if _share_of_top_level(gray) > _MAX_BLANK_SCREEN else (0, 0, height, width)
     fine, scale = _reduce(gray, _FINE)
     low, high = np.percentile(middle, (5, 95))
-    variation = min(max(_VARIATION_SHARE * (high - low), _MIN_VARIATION), VARIATION)
+    variation = min(max(_VARIATION_SHARE * (high - low), _MIN_VARIATION), MAX_CONSTANT_RANGE)
     top, left, bottom, right = _fit_to_constant_lines(fine, core, factor / scale, variation)
     # Dark tissue may have constant lines everywhere.
     if min(bottom - top, right - left) < _MIN_TISSUE_WIDTH:
         return 0, 0, height, width
     last_lines = fine[max(bottom - _NUM_LAST_LINES, 0) : bottom, left:right]
-    is_abrupt = _varies(last_lines, _ENDS, _MIN_ABRUPT_RANGE * VARIATION).all()
+    is_abrupt = _varies(last_lines, _ENDS, _MIN_ABRUPT_RANGE * MAX_CONSTANT_RANGE).all()
     top, left, bottom, right = (scale * edge for edge in (top, left, bottom, right))
     top, bottom = _range_or_whole_side(top, min(bottom, height), height)
     left, right = _range_or_whole_side(left, min(right, width), width)
@@ -101,7 +101,7 @@ def find_box(gray: Gray) -> Box | None:
     return top, left, bottom, right
 
 
-def without_blank(thumb: Gray) -> Gray:
+def fill_blank_areas(thumb: Gray) -> Gray:
     """Fill blank surroundings of a thumb (side, side) smoothly from the tissue.
 
     Blank areas have a single gray level, found in the first row, and reach the edge: the corners
@@ -136,7 +136,7 @@ def without_blank(thumb: Gray) -> Gray:
 
 
 def _all_vary(lines: Levels) -> bool:
-    return bool(_varies(lines, _INNER_ENDS, VARIATION).all())
+    return bool(_varies(lines, _INNER_ENDS, MAX_CONSTANT_RANGE).all())
 
 
 def _reduce(gray: Gray, side: int) -> tuple[Levels, int]:

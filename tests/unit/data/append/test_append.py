@@ -17,17 +17,17 @@ from PIL import Image
 from mtil import phantom
 from mtil.cli.main import main
 from mtil.config import Config
-from mtil.data.append.pipeline import Appended, AppendSettings, append
+from mtil.data.append.pipeline import AppendResult, AppendSettings, append_images
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import select
+from mtil.data.dataset.selection import select_rows
 from mtil.data.dataset.shards import HOLDOUT
-from mtil.data.inspection import inspect
+from mtil.data.inspection import inspect_dataset
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError
-from mtil.run.folder import Run, manifest_for
+from mtil.run.folder import Run, choose_manifest
 from mtil.storage import LocalStore
 
 SIZE = 96
@@ -69,7 +69,7 @@ NEW = [
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unrelated phantoms: 30 benign, 18 malignant, 12 normal."""
     out = tmp_path_factory.mktemp("pool") / "busi"
-    phantom.write(out, num_images=60, seed=5, image_size=SIZE)
+    phantom.write_phantoms(out, num_images=60, seed=5, image_size=SIZE)
     return out
 
 
@@ -106,7 +106,7 @@ def base(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("base")
     table = _table(pool, out / "images", BASE)
     settings = Settings(image_size=STORED, max_shard_bytes=SHARD_BYTES)
-    prepare([Source(uri=table, layout="table")], str(out / "set"), settings)
+    prepare([CollectionSource(uri=table, layout="table")], str(out / "set"), settings)
     return out / "set"
 
 
@@ -116,7 +116,7 @@ def to(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "set"))
 
 
-Add = Callable[..., Appended]
+Add = Callable[..., AppendResult]
 
 
 @pytest.fixture
@@ -126,19 +126,19 @@ def add(pool: Path, to: Path, tmp_path: Path) -> Add:
 
     def do(
         *lines: Line, groups: str | None = None, name: str = "tumours", **how: object
-    ) -> Appended:
+    ) -> AppendResult:
         nonlocal count
         count += 1
         table = _table(pool, tmp_path / f"more-{count}", lines, name)
-        return _append(Source(uri=table, layout="table", groups=groups), to, **how)
+        return _append(CollectionSource(uri=table, layout="table", groups=groups), to, **how)
 
     return do
 
 
-def _append(source: Source, to: Path, **how: object) -> Appended:
+def _append(source: CollectionSource, to: Path, **how: object) -> AppendResult:
     progress = how.pop("progress", None)
     settings = AppendSettings(**{"max_shard_bytes": SHARD_BYTES} | how)  # type: ignore[arg-type]
-    return append([source], str(to), settings, progress=progress)  # type: ignore[arg-type]
+    return append_images([source], str(to), settings, progress=progress)  # type: ignore[arg-type]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -151,8 +151,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def _rows(to: Path, made: Manifest | None = None) -> dict[str, dict[str, object]]:
     store = LocalStore(str(to))
-    made = made or manifests.load(store)
-    table = pa.concat_tables([shards.read(store, shard) for shard in made.shards])
+    made = made or manifests.load_manifest(store)
+    table = pa.concat_tables([shards.read_shard(store, shard) for shard in made.shards])
     return {row["sample_id"]: row for row in table.to_pylist()}
 
 
@@ -177,7 +177,7 @@ def test_near_copies_and_new_views_join_what_they_show(base: Path, to: Path, add
     rows = _rows(to)
     assert _place(rows, "z1") == _place(rows, "z3") == _place(rows, "b03")
     assert _place(rows, "z2") == _place(rows, "b07")
-    assert made.manifest.num_groups == manifests.load(LocalStore(str(base))).num_groups
+    assert made.manifest.num_groups == manifests.load_manifest(LocalStore(str(base))).num_groups
     assert made.manifest.kept == {"benign": 23, "malignant": 12, "normal": 8}
 
 
@@ -193,7 +193,7 @@ def test_new_groups_spread_over_folds_and_parts(to: Path, add: Add) -> None:
 
 
 def test_what_was_there_stays_byte_for_byte(base: Path, to: Path, add: Add) -> None:
-    old, before = manifests.load(LocalStore(str(base))), _files(base)
+    old, before = manifests.load_manifest(LocalStore(str(base))), _files(base)
     made = add(*NEW).manifest
     after = _files(to)
     assert after["versions/000001.json"] == before["dataset.json"]
@@ -209,7 +209,7 @@ def test_what_was_there_stays_byte_for_byte(base: Path, to: Path, add: Add) -> N
     assert made.fingerprint != old.fingerprint
     assert (old.version, made.version) == (1, 2)
     assert (made.read, made.num_rows) == (NUM_BASE + len(NEW),) * 2
-    assert made == manifests.load(LocalStore(str(to)))
+    assert made == manifests.load_manifest(LocalStore(str(to)))
     images = json.loads(after["splits.json"])["images"]
     assert {name: (at["group"], at["fold"], at["part"]) for name, at in images.items()} == {
         name: _place(rows, name[:-4]) for rows in [_rows(to)] for name in rows
@@ -217,33 +217,35 @@ def test_what_was_there_stays_byte_for_byte(base: Path, to: Path, add: Add) -> N
 
 
 def test_the_old_version_is_read_by_its_fingerprint(base: Path, to: Path, add: Add) -> None:
-    old = manifests.load(LocalStore(str(base)))
+    old = manifests.load_manifest(LocalStore(str(base)))
     made = add(*NEW).manifest
     store = LocalStore(str(to))
-    assert manifests.load(store, old.fingerprint) == old
-    assert manifests.load(store, made.fingerprint) == manifests.load(store) == made
+    assert manifests.load_manifest(store, old.fingerprint) == old
+    assert (
+        manifests.load_manifest(store, made.fingerprint) == manifests.load_manifest(store) == made
+    )
     with pytest.raises(DataError, match=r"No version of .* has the fingerprint 0{12}…, .* newest"):
-        manifests.load(store, "0" * 64)
-    rows, selected = _rows(to, old), select(old, 0, "test")
+        manifests.load_manifest(store, "0" * 64)
+    rows, selected = _rows(to, old), select_rows(old, 0, "test")
     assert rows == _rows(base)
-    tables = [shards.read(store, shard) for shard in old.shards]
+    tables = [shards.read_shard(store, shard) for shard in old.shards]
     assert sum(len(selected.rows(table)) for table in tables) == sum(old.folds["0"].values())
-    assert inspect(store, old.fingerprint) == inspect(LocalStore(str(base)))
-    assert inspect(store).manifest == made
+    assert inspect_dataset(store, old.fingerprint) == inspect_dataset(LocalStore(str(base)))
+    assert inspect_dataset(store).manifest == made
 
 
 def test_a_run_goes_on_with_the_version_that_it_was_made_with(
     base: Path, to: Path, add: Add, tmp_path: Path, make_config: Callable[..., Config]
 ) -> None:
-    old = manifests.load(LocalStore(str(to)))
+    old = manifests.load_manifest(LocalStore(str(to)))
     uri = str(tmp_path / "run")
     run = Run.create(uri, make_config(), str(to), old.fingerprint)
     new = add(*NEW).manifest
     assert run.manifest() == Run.open(uri).manifest(str(to)) == old
-    assert manifest_for(uri, LocalStore(str(to))) == old
-    assert manifest_for(str(tmp_path / "another"), LocalStore(str(to))) == new
-    assert manifest_for(str(tmp_path / "another"), LocalStore(str(to)), 1) == old
-    asked = manifest_for(uri, LocalStore(str(to)), 2)
+    assert choose_manifest(uri, LocalStore(str(to))) == old
+    assert choose_manifest(str(tmp_path / "another"), LocalStore(str(to))) == new
+    assert choose_manifest(str(tmp_path / "another"), LocalStore(str(to)), 1) == old
+    asked = choose_manifest(uri, LocalStore(str(to)), 2)
     with pytest.raises(DataError, match="A run must stay with its data set"):
         Run.create(uri, make_config(), str(to), asked.fingerprint)
     later = Run.create(str(tmp_path / "later"), make_config(), str(to), new.fingerprint)
@@ -286,7 +288,7 @@ def test_images_of_another_class_than_their_group_are_dropped(
     assert [item.sample_id for item in made.dropped] == ["z1.png"]
     assert "two classes, benign and malignant: b03.png, z1.png" in made.dropped[0].why
     assert _rows(to)["b03.png"] == _rows(base)["b03.png"]
-    assert inspect(LocalStore(str(to))).pairs == {"new images dropped: two classes": 1}
+    assert inspect_dataset(LocalStore(str(to))).pairs == {"new images dropped: two classes": 1}
 
 
 def test_a_patients_images_of_another_class_join_its_fold(base: Path, to: Path, add: Add) -> None:
@@ -295,7 +297,7 @@ def test_a_patients_images_of_another_class_join_its_fold(base: Path, to: Path, 
     rows = _rows(to)
     assert _place(rows, "z1") == _place(rows, "z2") == _place(rows, "b03")
     assert rows["z1.png"]["label"] == 1
-    assert inspect(LocalStore(str(to))).mixed_patients == 1
+    assert inspect_dataset(LocalStore(str(to))).mixed_patients == 1
 
 
 def test_a_patient_whose_image_was_dropped_for_its_class_may_have_others(
@@ -331,7 +333,7 @@ def test_a_folder_that_has_grown_adds_what_is_new(
     assert [source.read for source in grown.manifest.sources] == [NUM_BASE + 3]
     alone = Path(shutil.copytree(base, tmp_path / "alone"))
     table = _table(pool, tmp_path / "only-new", NEW[:3])
-    made = _append(Source(uri=table, layout="table"), alone)
+    made = _append(CollectionSource(uri=table, layout="table"), alone)
     assert made.manifest.fingerprint == grown.manifest.fingerprint
 
 
@@ -356,13 +358,13 @@ def test_a_mask_that_has_changed_is_refused(pool: Path, to: Path, tmp_path: Path
     Image.fromarray(~np.array(Image.open(path))).save(path)
     before = _files(to)
     with pytest.raises(DataError, match=r"'b03\.png' of .* has another mask"):
-        _append(Source(uri=table, layout="table"), to)
+        _append(CollectionSource(uri=table, layout="table"), to)
     assert _files(to) == before
 
 
 def test_where_nothing_is_new_nothing_is_written(to: Path, add: Add) -> None:
-    before, old = _files(to), manifests.load(LocalStore(str(to)))
-    assert add(*BASE) == Appended(old, num_added=0, num_known=NUM_BASE)
+    before, old = _files(to), manifests.load_manifest(LocalStore(str(to)))
+    assert add(*BASE) == AppendResult(old, num_added=0, num_known=NUM_BASE)
     copy = add(Line("z1", "benign (4)"))
     assert (copy.manifest, copy.num_added) == (old, 0)
     assert copy.dropped[0].why == "its pixels are those of b04.png"
@@ -396,7 +398,7 @@ def test_the_same_settings_may_be_said_again(add: Add) -> None:
 def test_a_kill_before_the_manifest_is_replaced_rolls_forward(
     pool: Path, base: Path, to: Path, tmp_path: Path
 ) -> None:
-    source = Source(uri=_table(pool, tmp_path / "more", NEW), layout="table")
+    source = CollectionSource(uri=_table(pool, tmp_path / "more", NEW), layout="table")
     made = _append(source, to).manifest
     whole = _files(to)
     for name in ("dataset.json", "splits.json"):
@@ -411,15 +413,15 @@ def test_a_kill_before_the_manifest_is_replaced_rolls_forward(
 
 
 def test_versions_follow_one_another(base: Path, to: Path, add: Add) -> None:
-    first = manifests.load(LocalStore(str(base)))
+    first = manifests.load_manifest(LocalStore(str(base)))
     second, third = add(*NEW[:2]).manifest, add(*NEW[2:]).manifest
     near = add(Line("z1", "benign (21)", edit=_brighter)).manifest  # of an image of version 2
     store = LocalStore(str(to))
     for made, version in ((first, 1), (second, 2), (third, 3), (near, 4)):
         assert made.version == version
-        assert manifests.load(store, made.fingerprint) == made
+        assert manifests.load_manifest(store, made.fingerprint) == made
         assert len(_rows(to, made)) == made.num_rows
-    assert manifests.load(store) == near
+    assert manifests.load_manifest(store) == near
     assert [manifests.load_version(store, n) for n in (1, 2, 4)] == [first, second, near]
     for missing in (0, 5):
         with pytest.raises(DataError, match=rf"one of 1 to 4 of .*, but got {missing}"):
@@ -430,10 +432,10 @@ def test_versions_follow_one_another(base: Path, to: Path, add: Add) -> None:
 
 
 def test_the_first_command_again_finds_its_version(base: Path, to: Path, add: Add) -> None:
-    first = manifests.load(LocalStore(str(base)))
+    first = manifests.load_manifest(LocalStore(str(base)))
     add(*NEW)
     before = _files(to)
-    source = Source(uri=str(base.parent / "images" / "tumours.csv"), layout="table")
+    source = CollectionSource(uri=str(base.parent / "images" / "tumours.csv"), layout="table")
     settings = Settings(image_size=STORED, max_shard_bytes=SHARD_BYTES)
     assert prepare([source], str(to), settings) == first
     assert _files(to) == before
@@ -448,11 +450,11 @@ def test_an_append_that_is_overtaken_says_so_and_goes_on_when_asked_again(
         if (what, done) == ("writing", of) and not overtaken:
             overtaken.append(add(*NEW[:3]).manifest)
 
-    source = Source(uri=_table(pool, tmp_path / "mine", NEW[3:]), layout="table")
+    source = CollectionSource(uri=_table(pool, tmp_path / "mine", NEW[3:]), layout="table")
     with pytest.raises(DataError, match=r"appended to .* meanwhile; run the same command again"):
         _append(source, to, progress=overtake)
     store = LocalStore(str(to))
-    assert manifests.load(store) == overtaken[0]
+    assert manifests.load_manifest(store) == overtaken[0]
     assert len(_rows(to)) == NUM_BASE + 3
     made = _append(source, to).manifest
     assert (made.version, made.num_rows) == (3, NUM_BASE + len(NEW))
@@ -468,7 +470,9 @@ def test_an_append_that_is_overtaken_says_so_and_goes_on_when_asked_again(
 def test_an_append_that_is_interrupted_goes_on(
     pool: Path, base: Path, to: Path, tmp_path: Path, what: str
 ) -> None:
-    source = Source(uri=_table(pool, tmp_path / "more", [*BASE[:4], *NEW]), layout="table")
+    source = CollectionSource(
+        uri=_table(pool, tmp_path / "more", [*BASE[:4], *NEW]), layout="table"
+    )
     one_a_shard = {"max_shard_bytes": 1}
 
     def interrupt(now: str, done: int, of: int) -> None:
@@ -477,8 +481,8 @@ def test_an_append_that_is_interrupted_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         _append(source, to, progress=interrupt, **one_a_shard)
-    old = manifests.load(LocalStore(str(base)))
-    assert manifests.load(LocalStore(str(to))) == old
+    old = manifests.load_manifest(LocalStore(str(base)))
+    assert manifests.load_manifest(LocalStore(str(to))) == old
     assert _rows(to) == _rows(base)
     staged = {path: path.stat().st_mtime_ns for path in to.rglob("staging/*/new/facts-*")}
     assert bool(staged) == (what != "comparing")
@@ -517,9 +521,9 @@ def test_collections_that_names_do_not_tell_apart_are_refused(
     pool: Path, to: Path, tmp_path: Path
 ) -> None:
     tables = [_table(pool, tmp_path / name, [line]) for name, line in zip("ab", NEW, strict=False)]
-    sources = [Source(uri=table, layout="table") for table in tables]
+    sources = [CollectionSource(uri=table, layout="table") for table in tables]
     with pytest.raises(DataError, match="several are called tumours; append one after the other"):
-        append(sources, str(to))
+        append_images(sources, str(to))
 
 
 def test_images_that_cannot_be_used_are_refused_or_skipped(
@@ -528,7 +532,7 @@ def test_images_that_cannot_be_used_are_refused_or_skipped(
     table = _table(pool, tmp_path / "more", NEW)
     spoilt, whole = tmp_path / "more" / "x22.png", (tmp_path / "more" / "x22.png").read_bytes()
     spoilt.write_bytes(b"no image")
-    source, before = Source(uri=table, layout="table"), _files(to)
+    source, before = CollectionSource(uri=table, layout="table"), _files(to)
     with pytest.raises(DataError, match=r"x22\.png cannot be read"):
         _append(source, to)
     assert _files(to) == before
@@ -573,18 +577,21 @@ def test_published_groups_join_what_they_name(to: Path, add: Add, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def table(base: Path) -> Source:
-    return Source(uri=str(base.parent / "images" / "tumours.csv"), layout="table")
+def table(base: Path) -> CollectionSource:
+    return CollectionSource(uri=str(base.parent / "images" / "tumours.csv"), layout="table")
 
 
-def test_a_near_copy_of_the_holdout_is_held_out(pool: Path, table: Source, tmp_path: Path) -> None:
+def test_a_near_copy_of_the_holdout_is_held_out(
+    pool: Path, table: CollectionSource, tmp_path: Path
+) -> None:
     settings = Settings(image_size=STORED, num_folds=3, holdout="0.3", stratify="class-and-size")
     prepare([table], str(tmp_path / "set"), settings)
     held = next(n for n, row in _rows(tmp_path / "set").items() if row["fold"] == HOLDOUT)
     of = next(line.of for line in BASE if f"{line.name}.png" == held)
     lines = [Line("z1", of, edit=_brighter), *NEW]
     made = _append(
-        Source(uri=_table(pool, tmp_path / "more", lines), layout="table"), tmp_path / "set"
+        CollectionSource(uri=_table(pool, tmp_path / "more", lines), layout="table"),
+        tmp_path / "set",
     ).manifest
     rows = _rows(tmp_path / "set")
     assert _place(rows, "z1") == _place(rows, held[:-4])
@@ -595,14 +602,16 @@ def test_a_near_copy_of_the_holdout_is_held_out(pool: Path, table: Source, tmp_p
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_paper_protocol_deals_image_by_image(pool: Path, table: Source, tmp_path: Path) -> None:
+def test_the_paper_protocol_deals_image_by_image(
+    pool: Path, table: CollectionSource, tmp_path: Path
+) -> None:
     settings = Settings(image_size=STORED, protocol="paper")
     prepare([table], str(tmp_path / "set"), settings)
     lines = [
         *(Line(f"z{n}", "benign (3)", edit=_brighter) for n in range(5)),
         Line("normal", "normal (10)"),
     ]
-    source = Source(uri=_table(pool, tmp_path / "more", lines), layout="table")
+    source = CollectionSource(uri=_table(pool, tmp_path / "more", lines), layout="table")
     made = _append(source, tmp_path / "set")
     assert [item.why for item in made.dropped] == ["the paper protocol is about tumour images"]
     rows = _rows(tmp_path / "set")
@@ -616,7 +625,7 @@ def test_what_was_prepared_without_facts_is_to_be_prepared_again(to: Path, add: 
     for name in ("facts", "audit", "version"):
         del values[name]
     (to / "dataset.json").write_text(json.dumps(values))
-    assert manifests.load(LocalStore(str(to))).version == 1
+    assert manifests.load_manifest(LocalStore(str(to))).version == 1
     with pytest.raises(DataError, match=r"without facts\. Prepare all images again"):
         add(*NEW)
 
@@ -650,7 +659,7 @@ def test_a_byte_of_the_audit_that_has_changed_is_noticed(to: Path, add: Add, nam
 
 
 def _audit(folder: Path) -> str:
-    return manifests.load(LocalStore(str(folder))).audit
+    return manifests.load_manifest(LocalStore(str(folder))).audit
 
 
 def _forget_files(folder: Path) -> None:

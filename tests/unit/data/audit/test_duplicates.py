@@ -14,15 +14,15 @@ from scipy.fft import dctn
 
 from mtil.data.audit.duplicates import (
     NUM_HASHES,
-    SIDE,
-    OnDisk,
-    Pair,
+    THUMB_SIDE,
+    DiskArray,
+    IndexPair,
     alignment,
     candidates,
-    describe,
-    find_pairs,
+    describe_image,
+    find_near_copies,
 )
-from mtil.data.audit.duplicates.description import flatten, mirrored
+from mtil.data.audit.duplicates.description import flatten_contrast, mirror_hashes
 from mtil.errors import StorageError
 
 Gray = npt.NDArray[np.uint8]
@@ -109,12 +109,12 @@ EDITS: tuple[Edit, ...] = (
 
 
 def _stacked(images: list[Gray]) -> tuple[npt.NDArray[np.uint64], Gray]:
-    found = [describe(gray) for gray in images]
+    found = [describe_image(gray) for gray in images]
     return np.stack([one.hashes for one in found]), np.stack([one.thumb for one in found])
 
 
-def _pairs(images: list[Gray]) -> list[Pair]:
-    return find_pairs(*_stacked(images))
+def _pairs(images: list[Gray]) -> list[IndexPair]:
+    return find_near_copies(*_stacked(images))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_crops_of_either_image_on_any_side_are_found(
 
 def test_equal_images_are_paired_with_the_first_of_them(images: list[Gray]) -> None:
     pairs = _pairs([images[0], images[1], images[0], images[0]])
-    assert pairs == [Pair(0, 2, 0, 1.0, "equal"), Pair(0, 3, 0, 1.0, "equal")]
+    assert pairs == [IndexPair(0, 2, 0, 1.0, "equal"), IndexPair(0, 3, 0, 1.0, "equal")]
 
 
 def test_twins_are_joined_to_an_edit_through_the_first(images: list[Gray]) -> None:
@@ -161,11 +161,11 @@ def test_twins_are_joined_to_an_edit_through_the_first(images: list[Gray]) -> No
 def test_the_order_of_the_images_changes_only_the_indices(images: list[Gray]) -> None:
     rng = np.random.default_rng(5)
     hashes, thumbs = _stacked(images[:20] + [_several(gray, rng) for gray in images[:20]])
-    pairs = find_pairs(hashes, thumbs)
+    pairs = find_near_copies(hashes, thumbs)
     order = rng.permutation(40)
     back = {
         (*sorted((int(order[pair.i]), int(order[pair.j]))), pair.distance, pair.kind): pair
-        for pair in find_pairs(hashes[order], thumbs[order])
+        for pair in find_near_copies(hashes[order], thumbs[order])
     }
     assert len(pairs) == 20
     assert {(pair.i, pair.j, pair.distance, pair.kind) for pair in pairs} == set(back)
@@ -179,26 +179,29 @@ def test_known_images_are_not_compared_with_one_another_again(images: list[Gray]
     known = [*images[:6], _jpeg(images[0], rng), images[1]]
     new = [_flip(images[2], rng), images[3], *images[6:9], _crop(images[7], rng)]
     hashes, thumbs = _stacked(known + new)
-    everything = [(pair.i, pair.j) for pair in find_pairs(hashes, thumbs)]
+    everything = [(pair.i, pair.j) for pair in find_near_copies(hashes, thumbs)]
     assert everything == [(0, 6), (1, 7), (2, 8), (3, 9), (11, 13)]
-    pairs = find_pairs(hashes, thumbs, num_known=8)
+    pairs = find_near_copies(hashes, thumbs, num_known=8)
     assert [(pair.i, pair.j) for pair in pairs] == [(2, 8), (3, 9), (11, 13)]
 
 
 def test_descriptions_may_wait_on_the_disk(images: list[Gray]) -> None:
     hashes, thumbs = _stacked([*images[:5], _several(images[2], np.random.default_rng(1))])
-    with OnDisk((NUM_HASHES,), np.uint64) as bits, OnDisk((SIDE, SIDE), np.uint8) as pictures:
+    with (
+        DiskArray((NUM_HASHES,), np.uint64) as bits,
+        DiskArray((THUMB_SIDE, THUMB_SIDE), np.uint8) as pictures,
+    ):
         for part in (slice(4), slice(4, 4), slice(4, 6)):
             bits.append(hashes[part])
             pictures.append(thumbs[part])
-        pairs = find_pairs(bits, pictures)
+        pairs = find_near_copies(bits, pictures)
     assert [(pair.i, pair.j) for pair in pairs] == [(2, 5)]
-    assert pairs == find_pairs(hashes, thumbs)
+    assert pairs == find_near_copies(hashes, thumbs)
 
 
 def test_rows_on_the_disk_are_read_by_slice_and_by_index() -> None:
     rows = np.arange(24, dtype=np.int32).reshape(4, 2, 3)
-    with OnDisk((2, 3), np.int32) as held:
+    with DiskArray((2, 3), np.int32) as held:
         held.append(rows[:3])
         held.append(rows[3:])
         assert len(held) == 4
@@ -208,7 +211,7 @@ def test_rows_on_the_disk_are_read_by_slice_and_by_index() -> None:
 
 def test_a_full_disk_is_said() -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with OnDisk((1000,), np.uint8) as held:
+    with DiskArray((1000,), np.uint8) as held:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
         try:
             with pytest.raises(StorageError, match=r"cannot be written: .*\. Free some space"):
@@ -227,15 +230,20 @@ def test_images_with_nothing_to_see_are_paired_only_if_equal() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_images_make_no_pair(count: int) -> None:
-    assert find_pairs(np.ones((count, NUM_HASHES), np.uint64), np.zeros((count, SIDE, SIDE))) == []
+    assert (
+        find_near_copies(
+            np.ones((count, NUM_HASHES), np.uint64), np.zeros((count, THUMB_SIDE, THUMB_SIDE))
+        )
+        == []
+    )
 
 
 def test_in_a_crowd_with_one_hash_each_meets_its_nearest_neighbours_only(
     images: list[Gray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "MAX_NEIGHBOURS", 3)
-    hashes = np.repeat(describe(images[0]).hashes[None], 50, axis=0)
-    found = candidates.find(hashes)
+    hashes = np.repeat(describe_image(images[0]).hashes[None], 50, axis=0)
+    found = candidates.find_candidates(hashes)
     expected = [(i, j) for i in range(50) for j in range(i + 1, min(i + 4, 50))]
     assert sorted(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
     assert not found.mirrored.any()
@@ -243,8 +251,8 @@ def test_in_a_crowd_with_one_hash_each_meets_its_nearest_neighbours_only(
 
 
 def test_an_image_is_handed_on_with_a_few_others_only(images: list[Gray]) -> None:
-    hashes = np.repeat(describe(images[0]).hashes[None], 30, axis=0)
-    found = candidates.find(hashes)
+    hashes = np.repeat(describe_image(images[0]).hashes[None], 30, axis=0)
+    found = candidates.find_candidates(hashes)
     expected = [(i, j) for i in range(30) for j in range(i + 1, min(i + 9, 30))]
     assert sorted(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
 
@@ -252,9 +260,9 @@ def test_an_image_is_handed_on_with_a_few_others_only(images: list[Gray]) -> Non
 def test_an_image_is_compared_with_so_many_others_only(
     images: list[Gray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "MAX_MET", 5)
-    hashes = np.repeat(describe(images[0]).hashes[None], 30, axis=0)
-    found = candidates.find(hashes)
+    monkeypatch.setattr(candidates, "MAX_COMPARED_IMAGES", 5)
+    hashes = np.repeat(describe_image(images[0]).hashes[None], 30, axis=0)
+    found = candidates.find_candidates(hashes)
     expected = [(i, j) for i in range(30) for j in range(i + 1, min(i + 6, 30))]
     assert sorted(zip(found.i.tolist(), found.j.tolist(), strict=True)) == expected
 
@@ -262,11 +270,11 @@ def test_an_image_is_compared_with_so_many_others_only(
 def test_of_too_many_others_the_nearest_are_compared(
     images: list[Gray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "MAX_MET", 1)
-    hashes = np.repeat(describe(images[0]).hashes[None], 7, axis=0)
+    monkeypatch.setattr(candidates, "MAX_COMPARED_IMAGES", 1)
+    hashes = np.repeat(describe_image(images[0]).hashes[None], 7, axis=0)
     hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first, equal otherwise
     hashes[6] ^= np.uint64(1 << 50)  # one bit from the first, six from the rest
-    found = candidates.find(hashes)
+    found = candidates.find_candidates(hashes)
     pairs = dict(zip(found.i.tolist(), found.j.tolist(), strict=True))
     assert pairs == {0: 6, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
     assert found.distance.tolist() == [1, 0, 0, 0, 0, 6]
@@ -279,13 +287,13 @@ def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     rng = np.random.default_rng(11)
     crowd = [_jpeg(images[0], rng) for _ in range(6)]
     hashes, _ = _stacked(crowd + images[1:5] + [_several(gray, rng) for gray in images[1:5]])
-    whole = candidates.find(hashes)
+    whole = candidates.find_candidates(hashes)
     monkeypatch.setattr(candidates, "_BATCH", batch)
     monkeypatch.setattr(candidates, "_IMAGES_PER_ARRAY", 3)
     monkeypatch.setattr(
         candidates, "MAX_NEIGHBOURS", 14
     )  # the whole crowd, so batches repeat little work
-    parts = candidates.find(hashes)
+    parts = candidates.find_candidates(hashes)
     assert len(whole.i) >= 19
     for field in fields(candidates.Candidates):
         expected = getattr(whole, field.name)
@@ -306,48 +314,50 @@ def test_a_crowd_of_near_duplicates_is_one_group(
 
 
 def test_a_hash_is_the_signs_of_the_lowest_cosine_coefficients(images: list[Gray]) -> None:
-    described = describe(images[0])
-    expected = dctn(flatten(described.thumb[None])[0])[:8, :8] > 0
+    described = describe_image(images[0])
+    expected = dctn(flatten_contrast(described.thumb[None])[0])[:8, :8] > 0
     bits = [bool(int(described.hashes[0]) >> bit & 1) for bit in range(64)]
     assert bits[1:] == expected.ravel().tolist()[1:]
     assert not bits[0]  # the place of the mean is always 0
 
 
 def test_mirrored_hashes_are_those_of_the_mirrored_image(images: list[Gray]) -> None:
-    small = [np.asarray(Image.fromarray(gray).resize((SIDE, SIDE))) for gray in images[:10]]
+    small = [
+        np.asarray(Image.fromarray(gray).resize((THUMB_SIDE, THUMB_SIDE))) for gray in images[:10]
+    ]
     plain, _ = _stacked(small)
     turned, _ = _stacked([np.ascontiguousarray(gray[:, ::-1]) for gray in small])
-    assert np.bitwise_count(mirrored(plain) ^ turned).mean() < 0.1  # rounding at zero
+    assert np.bitwise_count(mirror_hashes(plain) ^ turned).mean() < 0.1  # rounding at zero
     assert np.bitwise_count(plain ^ turned).mean() > 15
 
 
 def test_evened_out_thumbs_do_not_depend_on_gain(images: list[Gray]) -> None:
-    thumb = (describe(images[0]).thumb // 2)[None]
-    assert np.abs(flatten(thumb + 40) - flatten(thumb)).max() < 1e-4
-    ratio = np.corrcoef(flatten(thumb * 2).ravel(), flatten(thumb).ravel())
+    thumb = (describe_image(images[0]).thumb // 2)[None]
+    assert np.abs(flatten_contrast(thumb + 40) - flatten_contrast(thumb)).max() < 1e-4
+    ratio = np.corrcoef(flatten_contrast(thumb * 2).ravel(), flatten_contrast(thumb).ravel())
     assert ratio[0, 1] > 0.99
 
 
 def test_fit_finds_the_map_of_a_crop() -> None:
     # The second image shows the first from a tenth on: u = 0.1 + 0.9 v. With x = 2u - 1 and
     # x' = 2v - 1, x' = (x - 0.1) / 0.9.
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    y, x = np.mgrid[:THUMB_SIDE, :THUMB_SIDE] / THUMB_SIDE
     wavy = [np.sin(9 * a) * np.cos(11 * y) + np.cos(17 * a + 5 * y) for a in (x, 0.1 + 0.9 * x)]
     fixed, moving = (np.asarray(image[None], np.float32) for image in wavy)
     start = np.array([[0, 1, 0, 1]], np.float32)
-    motion = alignment.fit(fixed, moving, start, 8)
+    motion = alignment.fit_motion(fixed, moving, start, 8)
     assert motion[0] == pytest.approx([-1 / 9, 10 / 9, 0, 1], abs=0.01)
-    assert alignment.correlation(fixed, moving, start)[0] < 0.9
-    assert alignment.correlation(fixed, moving, motion)[0] > 0.99
+    assert alignment.correlate_aligned(fixed, moving, start)[0] < 0.9
+    assert alignment.correlate_aligned(fixed, moving, motion)[0] > 0.99
 
 
 def test_correlation_is_that_of_the_overlap_and_nothing_if_that_is_small() -> None:
-    image = np.random.default_rng(0).standard_normal((1, SIDE, SIDE)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((1, THUMB_SIDE, THUMB_SIDE)).astype(np.float32)
     same = np.array([[0, 1, 0, 1]], np.float32)
-    assert alignment.correlation(image, image, same)[0] == pytest.approx(1, abs=1e-4)
-    assert alignment.correlation(image, -image, same)[0] == pytest.approx(-1, abs=1e-4)
+    assert alignment.correlate_aligned(image, image, same)[0] == pytest.approx(1, abs=1e-4)
+    assert alignment.correlate_aligned(image, -image, same)[0] == pytest.approx(-1, abs=1e-4)
     right = np.roll(image, 8, axis=2)  # by an eighth of the side: x' = x + 16 / 64
     moved = np.array([[0.25, 1, 0, 1]], np.float32)
-    assert alignment.correlation(image, right, moved)[0] == pytest.approx(1, abs=1e-3)
+    assert alignment.correlate_aligned(image, right, moved)[0] == pytest.approx(1, abs=1e-3)
     far = np.array([[1.0, 1, 0, 1]], np.float32)  # half of the image is outside
-    assert alignment.correlation(image, np.roll(image, 32, axis=2), far)[0] == 0
+    assert alignment.correlate_aligned(image, np.roll(image, 32, axis=2), far)[0] == 0

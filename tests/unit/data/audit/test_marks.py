@@ -12,7 +12,7 @@ from mtil.data.audit.marks import (
     MAX_AREA_SHARE,
     MIN_AREA_SHARE,
     Marks,
-    flag_image,
+    flag_marks,
     flag_mask,
 )
 from mtil.data.images.read import read_gray
@@ -51,7 +51,7 @@ def drawn(gray: Gray, *marks: tuple[str, tuple[int, int], int], width: int = 1) 
 
 @pytest.mark.parametrize("level", [40, 90, 160])
 def test_speckle_alone_is_not_flagged(level: float) -> None:
-    flagged = [flag_image(speckle(seed, level=level)) for seed in range(10)]
+    flagged = [flag_marks(speckle(seed, level=level)) for seed in range(10)]
     assert flagged == [NONE] * 10
 
 
@@ -59,45 +59,45 @@ def test_bright_layers_and_bars_are_neither_text_nor_calipers() -> None:
     gray = speckle()
     gray[60:63] = 240  # a layer of tissue
     gray[200:280, 380:390] = 255  # a gray scale
-    assert flag_image(gray) == NONE
+    assert flag_marks(gray) == NONE
 
 
 def test_flat_and_tiny_images_are_not_flagged() -> None:
     for shape in [(1, 1), (3, 200), (200, 3), (64, 64)]:
-        assert flag_image(np.full(shape, 255, np.uint8)) == NONE
-        assert flag_image(np.zeros(shape, np.uint8)) == NONE
+        assert flag_marks(np.full(shape, 255, np.uint8)) == NONE
+        assert flag_marks(np.zeros(shape, np.uint8)) == NONE
 
 
 @pytest.mark.parametrize("size", [11, 14, 20])
 @pytest.mark.parametrize("text", ["LEFT BREAST", "RT AXILLA", "lt12 above nipple"])
 def test_text_is_flagged(text: str, size: int) -> None:
-    marks = flag_image(drawn(speckle(), (text, (60, 230), size)))
+    marks = flag_marks(drawn(speckle(), (text, (60, 230), size)))
     assert marks == Marks(text=True, calipers=False)
 
 
 def test_the_remnant_of_a_logo_in_a_corner_is_no_text() -> None:
-    assert flag_image(drawn(speckle(), ("LOGIQ", (0, -2), 14))) == NONE
-    assert flag_image(drawn(speckle(), ("LOGIQ", (30, 30), 14))).text
+    assert flag_marks(drawn(speckle(), ("LOGIQ", (0, -2), 14))) == NONE
+    assert flag_marks(drawn(speckle(), ("LOGIQ", (30, 30), 14))).text
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("kind", ["+", "x"])
 def test_calipers_of_every_size_are_flagged(kind: str, length: int) -> None:
     gray = drawn(speckle(), (kind, (180, 150), length), (kind, (220, 160), length))
-    assert flag_image(gray) == Marks(text=False, calipers=True)
+    assert flag_marks(gray) == Marks(text=False, calipers=True)
 
 
 def test_a_thick_cross_with_a_dotted_line_and_a_number_is_a_caliper() -> None:
     gray = drawn(speckle(), ("+", (150, 140), 6), ("1", (156, 144), 12), width=2)
     gray[141, 160:240:4] = 235
-    assert flag_image(gray).calipers
+    assert flag_marks(gray).calipers
 
 
 def test_crossing_lines_without_ends_are_no_caliper() -> None:
     gray = speckle()
     gray[:, 200] = 235
     gray[150] = 235
-    assert flag_image(gray) == NONE
+    assert flag_marks(gray) == NONE
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 0), (0, 255, 0), (0, 255, 255)])
@@ -108,15 +108,15 @@ def test_yellow_green_and_cyan_marks_are_seen_in_gray(colour: tuple[int, int, in
     pixels[marked] = colour
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, format="PNG")
-    assert flag_image(read_gray(sink.getvalue(), "image")) == Marks(text=True, calipers=True)
-    assert flag_image(gray) == NONE
+    assert flag_marks(read_gray(sink.getvalue(), "image")) == Marks(text=True, calipers=True)
+    assert flag_marks(gray) == NONE
 
 
 def test_an_image_is_not_changed() -> None:
     gray = drawn(speckle(), ("RT UOQ", (60, 230), 14))
     before = gray.copy()
     gray.flags.writeable = False
-    flag_image(gray)
+    flag_marks(gray)
     np.testing.assert_array_equal(gray, before)
 
 

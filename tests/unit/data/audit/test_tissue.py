@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mtil import phantom
-from mtil.data.audit.duplicates import Description, describe, find_pairs
-from mtil.data.audit.duplicates.tissue import Box, find_box
-from mtil.data.prepare.staging import FORMAT, read_kept_facts
+from mtil.data.audit.duplicates import Description, describe_image, find_near_copies
+from mtil.data.audit.duplicates.tissue import Box, find_tissue_box
+from mtil.data.prepare.staging import STAGING_VERSION, read_kept_facts
 from mtil.storage import LocalStore
 
 Gray = npt.NDArray[np.uint8]
@@ -25,7 +25,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def images() -> list[Gray]:
-    return [phantom.draw(5, patient, 256).gray for patient in range(COUNT)]
+    return [phantom.draw_phantom(5, patient, 256).gray for patient in range(COUNT)]
 
 
 def _placed(gray: Gray, share: float, background: int, place: tuple[int, int]) -> tuple[Gray, Box]:
@@ -91,11 +91,11 @@ def _brighter(gray: Gray) -> Gray:
 
 
 def _pairs(images: list[Gray], contents: Gray | None = None) -> list[tuple[int, int]]:
-    found = [describe(gray) for gray in images]
+    found = [describe_image(gray) for gray in images]
     hashes, thumbs = (
         np.stack([getattr(one, name) for one in found]) for name in ("hashes", "thumb")
     )
-    return [(pair.i, pair.j) for pair in find_pairs(hashes, thumbs, contents=contents)]
+    return [(pair.i, pair.j) for pair in find_near_copies(hashes, thumbs, contents=contents)]
 
 
 def _screen(gray: Gray, number: int, share: float = 0.5, background: int = 0) -> Gray:
@@ -105,9 +105,9 @@ def _screen(gray: Gray, number: int, share: float = 0.5, background: int = 0) ->
 
 def test_tissue_that_fills_an_image_is_described_as_it_is(images: list[Gray]) -> None:
     for gray in images:
-        assert find_box(gray) == (0, 0, *gray.shape)
+        assert find_tissue_box(gray) == (0, 0, *gray.shape)
         whole = Image.fromarray(gray).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=3)
-        np.testing.assert_array_equal(describe(gray).thumb, np.asarray(whole))
+        np.testing.assert_array_equal(describe_image(gray).thumb, np.asarray(whole))
 
 
 @pytest.mark.parametrize("background", [0, 30, 128, 250])
@@ -119,7 +119,7 @@ def test_the_box_is_that_of_the_tissue(
     for number, gray in enumerate(images[:3]):
         screen, box = _placed(gray, share, background, (-10 + 9 * number, 15 - 20 * number))
         for shown in (screen, _furnished(screen, box, number)):
-            found = find_box(change(shown))
+            found = find_tissue_box(change(shown))
             assert found is not None
             assert np.abs(np.subtract(found, box)).max() <= 8  # of a screen of 640 x 480
 
@@ -167,8 +167,8 @@ def test_screens_without_tissue_are_paired_only_if_they_are_equal() -> None:
     black = np.zeros((HEIGHT, WIDTH), np.uint8)
     box = (90, 150, 390, 490)
     screens = [_furnished(black, box, number) for number in (1, 2, 2, 3)]
-    assert all(find_box(screen) is None for screen in screens)
-    assert not any(describe(screen).hashes.any() for screen in screens)
+    assert all(find_tissue_box(screen) is None for screen in screens)
+    assert not any(describe_image(screen).hashes.any() for screen in screens)
     assert _pairs(screens) == [(1, 2)]
     dark = [np.full((HEIGHT, WIDTH), 3, np.uint8) for _ in range(3)]
     contents = np.array([[1], [2], [1]], np.uint8)
@@ -177,7 +177,7 @@ def test_screens_without_tissue_are_paired_only_if_they_are_equal() -> None:
 
 def test_very_dark_tissue_is_described(images: list[Gray]) -> None:
     dark = [(gray / 10).astype(np.uint8) for gray in images]
-    assert all(describe(gray).hashes.any() for gray in dark)
+    assert all(describe_image(gray).hashes.any() for gray in dark)
     assert _pairs(dark + images[:2]) == [(0, COUNT), (1, COUNT + 1)]
 
 
@@ -205,7 +205,8 @@ def test_facts_that_described_margins_are_brought_up_to_date(
     )
     store = LocalStore(str(tmp_path))
     pq.write_table(
-        table.replace_schema_metadata({b"format": str(FORMAT).encode()}), tmp_path / "facts.parquet"
+        table.replace_schema_metadata({b"format": str(STAGING_VERSION).encode()}),
+        tmp_path / "facts.parquet",
     )
     found = read_kept_facts(store, "facts.parquet", {}).to_pylist()
     before = [
@@ -215,10 +216,10 @@ def test_facts_that_described_margins_are_brought_up_to_date(
         )
         for row in found
     ]
-    np.testing.assert_array_equal(before[-1].thumb, describe(images[0]).thumb)
-    np.testing.assert_array_equal(before[-1].hashes, describe(images[0]).hashes)
-    everything = before[:-1] + [describe(gray) for gray in images]
-    pairs = find_pairs(
+    np.testing.assert_array_equal(before[-1].thumb, describe_image(images[0]).thumb)
+    np.testing.assert_array_equal(before[-1].hashes, describe_image(images[0]).hashes)
+    everything = before[:-1] + [describe_image(gray) for gray in images]
+    pairs = find_near_copies(
         np.stack([one.hashes for one in everything]), np.stack([one.thumb for one in everything])
     )
     assert [(p.i, p.j) for p in pairs] == [(number, number + COUNT) for number in range(COUNT)]

@@ -15,24 +15,24 @@ from mtil.data.dataset.batches import (
     ROLE_COLUMNS,
     TRAINING_COLUMNS,
     Batch,
-    Plan,
-    Rows,
-    cut,
+    EpochPlan,
+    TableRows,
+    cut_batches,
 )
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import Role, Selection, select, total
-from mtil.data.dataset.shards import read
+from mtil.data.dataset.selection import Role, RowSelection, count_rows, select_rows
+from mtil.data.dataset.shards import read_shard
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 
 COLUMNS = (*TRAINING_COLUMNS, *ROLE_COLUMNS)
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., EpochPlan]
 
 
 @pytest.fixture(scope="module")
 def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
     store = LocalStore(data_uri)
-    return [read(store, shard, COLUMNS) for shard in manifest.shards]
+    return [read_shard(store, shard, COLUMNS) for shard in manifest.shards]
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +51,41 @@ def make_plan(manifest: Manifest) -> MakePlan:
         role: Role = "train",
         normals: bool = True,
         seed: int = 5,
-    ) -> Plan:
-        selection = select(manifest, 1, role, normals=normals)
-        return Plan(manifest, selection, seed, rank, num_workers, shuffle_shards)
+    ) -> EpochPlan:
+        selection = select_rows(manifest, 1, role, normals=normals)
+        return EpochPlan(manifest, selection, seed, rank, num_workers, shuffle_shards)
 
     return make
 
 
-def _held(tables: list[pa.Table], plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
+def _held(tables: list[pa.Table], plan: EpochPlan, epoch: int, batch_size: int) -> Iterator[Batch]:
     """An epoch of a resident data set."""
-    rows = Rows(tables, plan.selection)
+    rows = TableRows(tables, plan.selection)
     parts = [
-        (rows, rows.picked(np.asarray(window.shards)[window.picks[:, 0]], window.picks[:, 1]))
+        (
+            rows,
+            rows.map_to_row_numbers(
+                np.asarray(window.shards)[window.picks[:, 0]], window.picks[:, 1]
+            ),
+        )
         for window in plan.windows(epoch)
     ]
-    return cut(parts, batch_size, whole=True)
+    return cut_batches(parts, batch_size, whole=True)
 
 
-def _streamed(data_uri: str, plan: Plan, epoch: int, batch_size: int) -> Iterator[Batch]:
+def _streamed(data_uri: str, plan: EpochPlan, epoch: int, batch_size: int) -> Iterator[Batch]:
     """An epoch of shards read window by window."""
     store = LocalStore(data_uri)
 
-    def parts() -> Iterator[tuple[Rows, np.ndarray]]:
+    def parts() -> Iterator[tuple[TableRows, np.ndarray]]:
         for window in plan.windows(epoch):
-            shards = [read(store, plan.manifest.shards[shard], COLUMNS) for shard in window.shards]
-            rows = Rows(shards, plan.selection)
-            yield rows, rows.picked(window.picks[:, 0], window.picks[:, 1])
+            shards = [
+                read_shard(store, plan.manifest.shards[shard], COLUMNS) for shard in window.shards
+            ]
+            rows = TableRows(shards, plan.selection)
+            yield rows, rows.map_to_row_numbers(window.picks[:, 0], window.picks[:, 1])
 
-    return cut(parts(), batch_size, whole=True)
+    return cut_batches(parts(), batch_size, whole=True)
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -109,7 +116,7 @@ def test_held_and_streamed_batches_are_the_same_to_the_bit(
             plan = make_plan(rank, num_workers, shuffle_shards)
             held = list(_held(tables, plan, epoch, batch_size))
             streamed = list(_streamed(data_uri, plan, epoch, batch_size))
-            rows = total(manifest, plan.selection) // num_workers
+            rows = count_rows(manifest, plan.selection) // num_workers
             assert len(held) == len(streamed) == rows // batch_size > 0
             assert all(_same(one, other) for one, other in zip(held, streamed, strict=True))
             assert all(len(batch) == batch_size for batch in held)
@@ -129,7 +136,7 @@ def test_batches_hold_what_is_stored_under_their_ids(
 ) -> None:
     plan = make_plan(role=role, normals=normals)
     batches = list(_held(tables, plan, 0, 1))
-    assert len(batches) == total(manifest, plan.selection)
+    assert len(batches) == count_rows(manifest, plan.selection)
     for batch in batches:
         (name,) = batch.sample_id
         row = stored[name]
@@ -157,22 +164,22 @@ def test_everything_is_every_selected_row_in_the_order_of_the_shards(
     tables: list[pa.Table], make_plan: MakePlan
 ) -> None:
     selection = make_plan(role="validation").selection
-    rows = Rows(tables, selection)
+    rows = TableRows(tables, selection)
     expected = [
         table.column("sample_id")[int(row)].as_py()
         for table in tables
         for row in selection.rows(table)
     ]
-    assert rows.gather(rows.everything()).sample_id == expected
-    whole = Rows(tables)
+    assert rows.gather(rows.all_row_numbers()).sample_id == expected
+    whole = TableRows(tables)
     names = [name for table in tables for name in table.column("sample_id").to_pylist()]
-    assert whole.gather(whole.everything()).sample_id == names
+    assert whole.gather(whole.all_row_numbers()).sample_id == names
 
 
 def test_rows_can_be_gathered_in_any_order_and_more_than_once(
     tables: list[pa.Table], stored: dict[str, dict[str, Any]]
 ) -> None:
-    rows = Rows(tables)
+    rows = TableRows(tables)
     numbers = np.random.default_rng(0).integers(0, 60, 90)
     names = rows.gather(np.arange(60)).sample_id
     batch = rows.gather(numbers)
@@ -185,7 +192,7 @@ def test_rows_can_be_gathered_in_any_order_and_more_than_once(
 
 def test_a_batch_is_the_reader_s_own(tables: list[pa.Table]) -> None:
     """Changing a batch does not change the source rows."""
-    rows, numbers = Rows(tables), np.arange(7)
+    rows, numbers = TableRows(tables), np.arange(7)
     batch, kept = rows.gather(numbers), rows.gather(numbers)
     for array in (batch.image, batch.mask, batch.label):
         assert array.flags.writeable
@@ -199,7 +206,7 @@ def test_a_batch_is_the_reader_s_own(tables: list[pa.Table]) -> None:
 
 
 def test_no_numbers_give_an_empty_batch(tables: list[pa.Table]) -> None:
-    batch = Rows(tables).gather(np.empty(0, np.int64))
+    batch = TableRows(tables).gather(np.empty(0, np.int64))
     assert len(batch) == 0
     assert (batch.image.shape, batch.mask.shape) == ((0, 64, 64), (0, 512))
 
@@ -215,11 +222,12 @@ def test_tables_may_come_in_pieces_and_may_be_empty(
     ]
     assert pieces[0].column("image").num_chunks > 1
     empty = tables[0].slice(0, 0)
-    plain, pieced = Rows(tables, selection), Rows([empty, *pieces, empty], selection)
-    assert _same(plain.gather(plain.everything()), pieced.gather(pieced.everything()))
+    plain, pieced = TableRows(tables, selection), TableRows([empty, *pieces, empty], selection)
+    assert _same(plain.gather(plain.all_row_numbers()), pieced.gather(pieced.all_row_numbers()))
     shards, picks = np.array([0, 1, 1]), np.array([1, 0, 2])
     assert _same(
-        plain.gather(plain.picked(shards, picks)), pieced.gather(pieced.picked(shards + 1, picks))
+        plain.gather(plain.map_to_row_numbers(shards, picks)),
+        pieced.gather(pieced.map_to_row_numbers(shards + 1, picks)),
     )
 
 
@@ -240,10 +248,10 @@ PARTS = st.lists(st.lists(st.integers(0, 59), max_size=12), max_size=6)
 
 @given(PARTS, st.integers(1, 15), st.booleans())
 def test_any_stream_is_cut_into_full_batches(
-    small: Rows, numbers: list[list[int]], batch_size: int, whole: bool
+    small: TableRows, numbers: list[list[int]], batch_size: int, whole: bool
 ) -> None:
     parts = [(small, np.array(part, np.int64)) for part in numbers]
-    batches = list(cut(parts, batch_size, whole=whole))
+    batches = list(cut_batches(parts, batch_size, whole=whole))
     flat = [number for part in numbers for number in part]
     expected = small.gather(np.array(flat, np.int64)).sample_id
     if whole:
@@ -259,7 +267,7 @@ def test_any_stream_is_cut_into_full_batches(
 
 
 @pytest.fixture(scope="module")
-def small() -> Rows:
+def small() -> TableRows:
     """Sixty rows whose id, first pixel and label are their number."""
     table = pa.table(
         {
@@ -269,20 +277,20 @@ def small() -> Rows:
             "label": pa.array([number % 3 for number in range(60)], pa.int8()),
         }
     )
-    return Rows([table.slice(0, 7), table.slice(7)])
+    return TableRows([table.slice(0, 7), table.slice(7)])
 
 
-def test_a_batch_is_cut_as_soon_as_its_rows_are_there(small: Rows) -> None:
+def test_a_batch_is_cut_as_soon_as_its_rows_are_there(small: TableRows) -> None:
     """Later windows are not read ahead: few windows are in memory at once."""
     read_so_far = 0
 
-    def parts() -> Iterator[tuple[Rows, np.ndarray]]:
+    def parts() -> Iterator[tuple[TableRows, np.ndarray]]:
         nonlocal read_so_far
         for start in range(0, 50, 5):
             read_so_far += 1
             yield small, np.arange(start, start + 5)
 
-    batches = cut(parts(), 8, whole=True)
+    batches = cut_batches(parts(), 8, whole=True)
     for expected in (2, 4, 5, 7):  # 8, 16, 24 and 32 rows in parts of 5
         next(batches)
         assert read_so_far == expected
@@ -290,10 +298,10 @@ def test_a_batch_is_cut_as_soon_as_its_rows_are_there(small: Rows) -> None:
 
 def test_shards_without_selected_rows_give_none(tables: list[pa.Table], manifest: Manifest) -> None:
     """Rows are sorted by id: the last shard holds normal images only."""
-    tumours = Selection(fold=0, role="train", num_parts=manifest.num_parts, normals=False)
+    tumours = RowSelection(fold=0, role="train", num_parts=manifest.num_parts, normals=False)
     counts = [tumours.count(shard) for shard in manifest.shards]
     assert counts[-1] == 0
-    batches = list(_held(tables, Plan(manifest, tumours, 0, 0, 1, 3), 0, 1))
+    batches = list(_held(tables, EpochPlan(manifest, tumours, 0, 0, 1, 3), 0, 1))
     assert len(batches) == sum(counts)
     assert {int(batch.label[0]) for batch in batches} == {0, 1}
 
@@ -304,7 +312,12 @@ def test_shards_without_selected_rows_give_none(tables: list[pa.Table], manifest
 def _spoiled(data: bytes, how: str) -> bytes:
     changed = bytearray(data)
     changed[len(data) // 2] ^= 1
-    return {"cut": data[:-1], "empty": b"", "longer": data + b"0", "altered": bytes(changed)}[how]
+    return {
+        "cut_batches": data[:-1],
+        "empty": b"",
+        "longer": data + b"0",
+        "altered": bytes(changed),
+    }[how]
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "longer", "altered"])
@@ -326,20 +339,20 @@ def test_a_table_keeps_its_values_when_other_shards_are_read(
     data_uri: str, manifest: Manifest
 ) -> None:
     store = LocalStore(data_uri)
-    first = read(store, manifest.shards[0])
-    rows = Rows([first])
-    values, batch = first.to_pylist(), rows.gather(rows.everything())
+    first = read_shard(store, manifest.shards[0])
+    rows = TableRows([first])
+    values, batch = first.to_pylist(), rows.gather(rows.all_row_numbers())
     for shard in manifest.shards[1:]:
-        read(store, shard)
+        read_shard(store, shard)
     assert first.to_pylist() == values
-    assert _same(rows.gather(rows.everything()), batch)
+    assert _same(rows.gather(rows.all_row_numbers()), batch)
 
 
 def test_shards_can_be_read_side_by_side(data_uri: str, manifest: Manifest) -> None:
     store = LocalStore(data_uri)
-    expected = [read(store, shard, COLUMNS) for shard in manifest.shards]
+    expected = [read_shard(store, shard, COLUMNS) for shard in manifest.shards]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda shard: read(store, shard, COLUMNS), manifest.shards * 5))
+        found = list(pool.map(lambda shard: read_shard(store, shard, COLUMNS), manifest.shards * 5))
     assert len(found) == 5 * len(expected)
     for index, table in enumerate(found):
         assert table.equals(expected[index % len(expected)])

@@ -29,14 +29,14 @@ def _put(key: str, value: object) -> Change:
 
 @pytest.fixture
 def values(manifest: Manifest) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(manifests.to_json(manifest))
+    values: dict[str, Any] = json.loads(manifests.manifest_to_json(manifest))
     return copy.deepcopy(values)
 
 
 def _read(folder: Path, values: dict[str, Any], name: str = "dataset.json") -> Manifest:
     store = LocalStore(str(folder))
     store.write(name, json.dumps(values).encode())
-    return manifests.read(store, name)
+    return manifests.read_manifest(store, name)
 
 
 def test_what_was_written_is_read(

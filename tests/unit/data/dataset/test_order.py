@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtil.data.dataset.order import Window, epoch_windows, local_batch
+from mtil.data.dataset.order import ShuffleWindow, epoch_windows, local_batch_size
 
 Row = tuple[int, int]
 """Shard index, and index among the selected rows of the shard."""
@@ -28,7 +28,7 @@ def _windows(
     epoch: int = 0,
     shuffle_shards: int = 2,
     batch_size: int | None = None,
-) -> list[Window]:
+) -> list[ShuffleWindow]:
     return epoch_windows(
         counts,
         seed=seed,
@@ -40,7 +40,7 @@ def _windows(
     )
 
 
-def _rows(windows: list[Window]) -> list[Row]:
+def _rows(windows: list[ShuffleWindow]) -> list[Row]:
     return [
         (int(window.shards[position]), int(row))
         for window in windows
@@ -163,7 +163,7 @@ def test_without_rows_there_is_no_window(counts: list[int]) -> None:
 def test_any_number_of_workers_makes_the_same_steps(
     counts: list[int], num_workers: int, batch_size: int
 ) -> None:
-    local = [local_batch(batch_size, rank, num_workers) for rank in range(num_workers)]
+    local = [local_batch_size(batch_size, rank, num_workers) for rank in range(num_workers)]
     assert sum(local) == batch_size
     assert max(local) - min(local) <= 1
     shares = _epoch(counts, num_workers, batch_size=batch_size)
@@ -175,7 +175,7 @@ def test_any_number_of_workers_makes_the_same_steps(
 
 
 def test_a_batch_that_cannot_be_shared_evenly() -> None:
-    assert [local_batch(16, rank, 3) for rank in range(3)] == [5, 5, 6]
+    assert [local_batch_size(16, rank, 3) for rank in range(3)] == [5, 5, 6]
     assert [len(share) for share in _epoch([40, 10], 3, batch_size=16)] == [15, 15, 18]
     assert _epoch([40, 10], 2, batch_size=16) == _epoch(
         [40, 10], 2

@@ -11,14 +11,14 @@ import pytest
 from mtil.data.dataset.manifest import Cell, Manifest, Shard
 from mtil.data.dataset.selection import (
     NORMAL,
-    Inner,
+    InnerDivision,
     Role,
-    Selection,
+    RowSelection,
+    count_rows,
     parse_folds,
-    select,
-    total,
+    select_rows,
 )
-from mtil.data.dataset.shards import HOLDOUT, read
+from mtil.data.dataset.shards import HOLDOUT, read_shard
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 
@@ -29,10 +29,10 @@ COLUMNS = ("sample_id", "group", "fold", "part", "label")
 @pytest.fixture(scope="module")
 def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
     store = LocalStore(data_uri)
-    return [read(store, shard, COLUMNS) for shard in manifest.shards]
+    return [read_shard(store, shard, COLUMNS) for shard in manifest.shards]
 
 
-def _chosen(tables: list[pa.Table], selection: Selection) -> pa.Table:
+def _chosen(tables: list[pa.Table], selection: RowSelection) -> pa.Table:
     return pa.concat_tables([table.take(selection.rows(table)) for table in tables])
 
 
@@ -46,7 +46,7 @@ def test_every_row_has_one_role_in_every_fold(tables: list[pa.Table], manifest: 
     assert manifest.num_folds == 3
     assert len(manifest.shards) > 4
     for fold in range(manifest.num_folds):
-        roles = {role: _chosen(tables, select(manifest, fold, role)) for role in ROLES}
+        roles = {role: _chosen(tables, select_rows(manifest, fold, role)) for role in ROLES}
         ids = [name for rows in roles.values() for name in _values(rows, "sample_id")]
         assert sorted(ids) == everything
         assert set(_values(roles["test"], "fold")) == {fold}
@@ -62,7 +62,7 @@ def test_every_row_is_tested_once_over_all_folds(
     tested = [
         name
         for fold in range(manifest.num_folds)
-        for name in _values(_chosen(tables, select(manifest, fold, "test")), "sample_id")
+        for name in _values(_chosen(tables, select_rows(manifest, fold, "test")), "sample_id")
     ]
     assert len(tested) == len(set(tested)) == manifest.num_rows
 
@@ -72,7 +72,8 @@ def test_no_group_has_two_roles(tables: list[pa.Table], manifest: Manifest) -> N
     assert set(sizes.values()) == {2}
     for fold in range(manifest.num_folds):
         groups = [
-            set(_values(_chosen(tables, select(manifest, fold, role)), "group")) for role in ROLES
+            set(_values(_chosen(tables, select_rows(manifest, fold, role)), "group"))
+            for role in ROLES
         ]
         assert sum(len(part) for part in groups) == len(set.union(*groups)) == len(sizes)
 
@@ -83,13 +84,13 @@ def test_the_manifest_counts_what_the_rows_hold(
     tables: list[pa.Table], manifest: Manifest, role: Role, normals: bool
 ) -> None:
     for fold in range(manifest.num_folds):
-        selection = select(manifest, fold, role, normals=normals)
+        selection = select_rows(manifest, fold, role, normals=normals)
         for shard, table in zip(manifest.shards, tables, strict=True):
             labels = _values(table.take(selection.rows(table)), "label")
             assert selection.count(shard) == len(labels)
             for label in (0, 1, 2):
                 assert selection.count(shard, label) == labels.count(label)
-        assert total(manifest, selection) == _chosen(tables, selection).num_rows
+        assert count_rows(manifest, selection) == _chosen(tables, selection).num_rows
 
 
 def test_normals_can_be_left_out_of_training_but_never_of_testing(
@@ -97,14 +98,15 @@ def test_normals_can_be_left_out_of_training_but_never_of_testing(
 ) -> None:
     for role in ("train", "validation"):
         whole, tumours = (
-            _chosen(tables, select(manifest, 1, role, normals=normals)) for normals in (True, False)
+            _chosen(tables, select_rows(manifest, 1, role, normals=normals))
+            for normals in (True, False)
         )
         expected = whole.filter(pa.compute.not_equal(whole["label"], NORMAL))
         assert 0 < tumours.num_rows < whole.num_rows
         assert tumours.equals(expected)
-    tested = [select(manifest, 1, "test", normals=normals) for normals in (True, False)]
+    tested = [select_rows(manifest, 1, "test", normals=normals) for normals in (True, False)]
     assert _chosen(tables, tested[0]).equals(_chosen(tables, tested[1]))
-    assert total(manifest, tested[1], NORMAL) > 0
+    assert count_rows(manifest, tested[1], NORMAL) > 0
 
 
 def test_rows_are_positions_in_the_shard() -> None:
@@ -117,7 +119,7 @@ def test_rows_are_positions_in_the_shard() -> None:
     )
 
     def rows(fold: int, role: Role, *, normals: bool = True) -> list[int]:
-        selection = Selection(fold=fold, role=role, num_parts=2, normals=normals)
+        selection = RowSelection(fold=fold, role=role, num_parts=2, normals=normals)
         numbers: list[int] = selection.rows(table).tolist()
         return numbers
 
@@ -132,7 +134,7 @@ def test_rows_are_positions_in_the_shard() -> None:
 
 def test_a_shard_without_cells_counts_nothing() -> None:
     shard = Shard(path="x", rows=1, bytes=1, sha256="0" * 64, cells=())
-    assert Selection(fold=0, role="train", num_parts=2).count(shard) == 0
+    assert RowSelection(fold=0, role="train", num_parts=2).count(shard) == 0
 
 
 def _manifest(manifest: Manifest, *cells: Cell) -> Manifest:
@@ -146,20 +148,20 @@ def _manifest(manifest: Manifest, *cells: Cell) -> Manifest:
 def test_a_role_must_have_rows(manifest: Manifest, fold: int, part: int, role: Role) -> None:
     made = _manifest(manifest, Cell(fold=1 - fold, part=part, label=0, rows=5))
     with pytest.raises(DataError, match=f"Fold {fold} must have {role} rows, but has none"):
-        select(made, fold, role)
+        select_rows(made, fold, role)
 
 
 def test_a_role_of_normals_only_is_empty_without_them(manifest: Manifest) -> None:
     made = _manifest(manifest, Cell(fold=1, part=1, label=NORMAL, rows=5))
-    assert total(made, select(made, 0, "train")) == 5
+    assert count_rows(made, select_rows(made, 0, "train")) == 5
     with pytest.raises(DataError, match="Fold 0 must have train rows"):
-        select(made, 0, "train", normals=False)
+        select_rows(made, 0, "train", normals=False)
 
 
 @pytest.mark.parametrize("fold", [-1, 3, 100])
 def test_a_fold_that_is_not_there_is_refused(manifest: Manifest, fold: int) -> None:
     with pytest.raises(DataError, match=f"one of 0 to 2 in this data set, but got {fold}"):
-        select(manifest, fold, "train")
+        select_rows(manifest, fold, "train")
 
 
 @pytest.mark.parametrize(
@@ -202,19 +204,19 @@ def test_a_holdout_is_tested_and_nothing_else(manifest: Manifest) -> None:
     held = replace(manifest, shards=tuple(shards))
     cells = [cell for shard in manifest.shards for cell in shard.cells]
     number = sum(cell.rows for cell in cells if held_out(cell))
-    assert total(held, select(held, HOLDOUT, "test")) == number > 0
+    assert count_rows(held, select_rows(held, HOLDOUT, "test")) == number > 0
     rest = sum(cell.rows for cell in cells if not held_out(cell))
     for fold in range(3):
-        counts = [total(held, Selection(fold=fold, role=role, num_parts=held.num_parts))
+        counts = [count_rows(held, RowSelection(fold=fold, role=role, num_parts=held.num_parts))
                   for role in ROLES]  # fmt: skip
         assert sum(counts) == rest
     with pytest.raises(DataError, match="A fold must be one of"):
-        select(held, HOLDOUT, "train")
+        select_rows(held, HOLDOUT, "train")
 
 
 def test_a_data_set_without_a_holdout_says_so(manifest: Manifest) -> None:
     with pytest.raises(DataError, match="has no holdout; prepare one"):
-        select(manifest, HOLDOUT, "test")
+        select_rows(manifest, HOLDOUT, "test")
     assert parse_folds("holdout", 3) == [HOLDOUT]
 
 
@@ -222,18 +224,18 @@ def test_divisions_share_out_the_training_rows_group_by_group(
     tables: list[pa.Table], manifest: Manifest
 ) -> None:
     for fold in range(manifest.num_folds):
-        whole = _chosen(tables, select(manifest, fold, "train"))
+        whole = _chosen(tables, select_rows(manifest, fold, "train"))
         group = dict(zip(_values(whole, "sample_id"), _values(whole, "group"), strict=True))
         seen: list[str] = []
         of_group: dict[str, int] = {}
         for number in range(3):
-            inner = Inner(number, 3)
-            only = select(manifest, fold, "train", only=inner)
+            inner = InnerDivision(number, 3)
+            only = select_rows(manifest, fold, "train", only=inner)
             ids = _values(_chosen(tables, only), "sample_id")
-            others = _chosen(tables, select(manifest, fold, "train", without=inner))
+            others = _chosen(tables, select_rows(manifest, fold, "train", without=inner))
             assert ids
             assert sorted([*ids, *_values(others, "sample_id")]) == sorted(group)
-            assert total(manifest, only) == len(ids)
+            assert count_rows(manifest, only) == len(ids)
             for name in ids:
                 assert of_group.setdefault(group[name], number) == number
             seen += ids
@@ -242,7 +244,7 @@ def test_divisions_share_out_the_training_rows_group_by_group(
 
 def test_divisions_follow_from_the_parts_by_hand() -> None:
     part = np.array([0, 1, 2, 3, 4, 5, 6, 7], np.int8)
-    held = [Inner(number, 3).holds(part, 2).tolist() for number in range(3)]
+    held = [InnerDivision(number, 3).holds(part, 2).tolist() for number in range(3)]
     # without part 2 the parts rank 0, 1, -, 2, 3, 4, 5, 6
     assert held[0] == [True, False, False, False, True, False, False, True]
     assert held[1] == [False, True, False, False, False, True, False, False]
@@ -251,6 +253,6 @@ def test_divisions_follow_from_the_parts_by_hand() -> None:
 
 def test_more_divisions_than_parts_are_refused(manifest: Manifest) -> None:
     most = manifest.num_parts - 1
-    select(manifest, 0, "train", only=Inner(0, most))
+    select_rows(manifest, 0, "train", only=InnerDivision(0, most))
     with pytest.raises(DataError, match=f"at most {most} parts in .* is {most + 1}"):
-        select(manifest, 0, "train", without=Inner(0, most + 1))
+        select_rows(manifest, 0, "train", without=InnerDivision(0, most + 1))

@@ -37,12 +37,12 @@ def _table(num_rows: int, seed: int = 0) -> pa.Table:
         }
         for index in range(num_rows)
     ]
-    return pa.Table.from_pylist(values, schema=shards.schema(SIZE))
+    return pa.Table.from_pylist(values, schema=shards.shard_schema(SIZE))
 
 
 def _stored(folder: Path, table: pa.Table) -> tuple[LocalStore, Shard]:
     store = LocalStore(str(folder))
-    data = shards.encode(table)
+    data = shards.encode_shard(table)
     store.write("shards/part-00000.parquet", data)
     shard = Shard(
         path="shards/part-00000.parquet",
@@ -57,31 +57,37 @@ def _stored(folder: Path, table: pa.Table) -> tuple[LocalStore, Shard]:
 @pytest.mark.parametrize("step", [1, 100, 256, 300])
 def test_rows_that_come_a_few_at_a_time_give_the_same_bytes(step: int) -> None:
     table = _table(600)
-    encoder = shards.Encoder(table.schema)
+    encoder = shards.ShardEncoder(table.schema)
     for start in range(0, 600, step):
         encoder.add(table.slice(start, step))
-    assert encoder.close() == shards.encode(table)
+    assert encoder.close() == shards.encode_shard(table)
 
 
 def test_rows_come_back_and_columns_can_be_chosen(tmp_path: Path) -> None:
     table = _table(600)  # three row groups
     store, shard = _stored(tmp_path, table)
-    assert shards.read(store, shard).equals(table)
-    assert shards.read(store, shard, ["label", "mask"]).equals(table.select(["label", "mask"]))
+    assert shards.read_shard(store, shard).equals(table)
+    assert shards.read_shard(store, shard, ["label", "mask"]).equals(
+        table.select(["label", "mask"])
+    )
 
 
 def test_same_rows_same_bytes() -> None:
     whole = _table(300)
     chunked = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])
-    assert shards.encode(whole) == shards.encode(_table(300)) == shards.encode(chunked)
-    assert shards.encode(whole) != shards.encode(_table(300, seed=1))
+    assert (
+        shards.encode_shard(whole)
+        == shards.encode_shard(_table(300))
+        == shards.encode_shard(chunked)
+    )
+    assert shards.encode_shard(whole) != shards.encode_shard(_table(300, seed=1))
 
 
 def test_masks_take_little_room_and_images_are_not_compressed() -> None:
     disc = np.hypot(*(np.mgrid[:64, :64] - 32)) < 20
     row = _table(1).to_pylist()[0] | {"image": bytes(64 * 64), "mask": np.packbits(disc).tobytes()}
-    table = pa.Table.from_pylist([row] * 256, schema=shards.schema(64))
-    columns = pq.ParquetFile(pa.BufferReader(shards.encode(table))).metadata.row_group(0)
+    table = pa.Table.from_pylist([row] * 256, schema=shards.shard_schema(64))
+    columns = pq.ParquetFile(pa.BufferReader(shards.encode_shard(table))).metadata.row_group(0)
     sizes = {
         column.path_in_schema: column.total_compressed_size
         for column in map(columns.column, range(columns.num_columns))
@@ -97,17 +103,17 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, position: int) -> None:
     data[position] ^= 1
     store.write(shard.path, bytes(data))
     with pytest.raises(DataError, match=r"part-00000\.parquet .* bytes differ"):
-        shards.read(store, shard)
+        shards.read_shard(store, shard)
 
 
 def test_a_truncated_or_missing_shard_is_noticed(tmp_path: Path) -> None:
     store, shard = _stored(tmp_path, _table(20))
     store.write(shard.path, store.read(shard.path)[:-100])
     with pytest.raises(DataError, match=r"part-00000\.parquet of .* bytes differ"):
-        shards.read(store, shard, ["label"])
+        shards.read_shard(store, shard, ["label"])
     store.delete(shard.path)
     with pytest.raises(DataError, match=r"part-00000\.parquet of .* is missing"):
-        shards.read(store, shard)
+        shards.read_shard(store, shard)
 
 
 def test_pixels_of_sliced_and_chunked_columns() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtil.data.dataset.manifest import Dropped
+from mtil.data.dataset.manifest import DroppedImage
 from mtil.data.folds import assign, groups
 from mtil.data.layouts import Record
 from mtil.errors import DataError
@@ -24,10 +24,12 @@ def _record(
     )
 
 
-def _assign(records: list[Record], group: dict[str, str], **options: object) -> assign.Assignment:
+def _assign(
+    records: list[Record], group: dict[str, str], **options: object
+) -> assign.FoldAssignment:
     """Assign folds without lesion sizes."""
     area = {record.sample_id: 0.1 for record in records}
-    return assign.assign(records, group, area, **options)  # type: ignore[arg-type]
+    return assign.assign_folds(records, group, area, **options)  # type: ignore[arg-type]
 
 
 def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[str, str]]:
@@ -45,7 +47,7 @@ def _collection(seed: int, num_groups: int = 120) -> tuple[list[Record], dict[st
 def test_images_join_through_patients_and_published_groups() -> None:
     records = [_record("a", patient="1"), _record("b", patient="1"), _record("c"), _record("d")]
     published = {"a": "x", "b": "y", "c": "y", "d": "1"}
-    found = groups.group(
+    found = groups.group_images(
         [replace(record, published=published[record.sample_id]) for record in records]
     )
     assert found.group == {"a": "a", "b": "a", "c": "a", "d": "d"}  # patient 1 is not group 1
@@ -54,13 +56,13 @@ def test_images_join_through_patients_and_published_groups() -> None:
 
 def test_images_join_through_pairs() -> None:
     records = [_record(name) for name in "dcbae"]
-    found = groups.group(records, [("d", "b"), ("e", "d")])
+    found = groups.group_images(records, [("d", "b"), ("e", "d")])
     assert found.group == {"a": "a", "b": "b", "c": "c", "d": "b", "e": "b"}
     assert found.family == found.group
 
 
 def test_without_patients_and_file_every_image_is_its_own_group() -> None:
-    found = groups.group([_record("b"), _record("a")])
+    found = groups.group_images([_record("b"), _record("a")])
     assert found.group == {"a": "a", "b": "b"}
 
 
@@ -68,7 +70,7 @@ def test_images_that_show_the_same_are_dropped_if_they_have_two_classes() -> Non
     records = [_record(name, int(name in "bd")) for name in "abcd"]
     published = {"a": "x", "b": "x"}
     records = [replace(r, published=published.get(r.sample_id, r.sample_id)) for r in records]
-    found = groups.group(records, [("c", "a")])
+    found = groups.group_images(records, [("c", "a")])
     assert found.group == {"d": "d"}
     assert [dropped.sample_id for dropped in found.dropped] == ["a", "b", "c"]
     assert found.family == {"a": "a", "b": "a", "c": "a", "d": "d"}
@@ -79,13 +81,13 @@ def test_images_that_show_the_same_are_dropped_if_they_have_two_classes() -> Non
 
 def test_a_patient_with_images_of_two_classes_keeps_them_in_one_group() -> None:
     records = [_record("a", 0, "1"), _record("b", 1, "1"), _record("c", 2, "1"), _record("d", 1)]
-    found = groups.group(records)
+    found = groups.group_images(records)
     assert (found.group, found.dropped) == ({"a": "a", "b": "a", "c": "a", "d": "d"}, ())
 
 
 def test_a_near_copy_of_another_class_costs_a_patient_those_images_alone() -> None:
     records = [_record("a", 0, "1"), _record("b", 1, "1"), _record("c", 0, "1")]
-    found = groups.group(records, [("a", "b")])
+    found = groups.group_images(records, [("a", "b")])
     assert found.group == {"c": "a"}
     assert [dropped.sample_id for dropped in found.dropped] == ["a", "b"]
     assert "group of 2 images holds two classes" in found.dropped[0].why
@@ -98,7 +100,7 @@ def _group_file(folder: Path, text: str) -> str:
 
 def test_a_group_file_may_say_more_than_is_needed(tmp_path: Path) -> None:
     path = _group_file(tmp_path, "image_id,class,group\na,benign,x\nz,benign,x\nb,benign,y\n")
-    assert groups.read_file(path, [_record("a"), _record("b")]) == {"a": "x", "b": "y"}
+    assert groups.read_group_file(path, [_record("a"), _record("b")]) == {"a": "x", "b": "y"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_a_group_file_may_say_more_than_is_needed(tmp_path: Path) -> None:
 )
 def test_wrong_group_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        groups.read_file(_group_file(tmp_path, text), [_record("a"), _record("b")])
+        groups.read_group_file(_group_file(tmp_path, text), [_record("a"), _record("b")])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -158,10 +160,10 @@ def test_groups_of_one_class_are_dealt_as_ever() -> None:
     """The assignment of data sets prepared earlier must not change."""
     records, group = _collection(7)
     area = {r.sample_id: (index * 37 % 101) / 101 for index, r in enumerate(records)}
-    made = assign.assign(records, group, area, num_folds=5, seed=3)
+    made = assign.assign_folds(records, group, area, num_folds=5, seed=3)
     text = json.dumps(sorted(made.place.items())).encode()
     assert hashlib.sha256(text).hexdigest()[:16] == "4f0d9ef3e9e462ad"
-    held = assign.hold_out(records, group, area, share=0.2, seed=3)
+    held = assign.choose_holdout(records, group, area, share=0.2, seed=3)
     assert hashlib.sha256(" ".join(sorted(held)).encode()).hexdigest()[:16] == "506ba3eb13bca673"
 
 
@@ -205,7 +207,7 @@ def test_too_few_groups_are_refused() -> None:
     group = {record.sample_id: record.sample_id for record in records}
     with pytest.raises(DataError, match=r"malignant images, but 4 groups .* 5 folds"):
         _assign(records, group, num_folds=5, seed=0)
-    dropped = [Dropped(sample_id="b7", why="its group holds two classes")]
+    dropped = [DroppedImage(sample_id="b7", why="its group holds two classes")]
     with pytest.raises(DataError, match="1 images were dropped, such as 'b7': its group holds two"):
         _assign(records, group, num_folds=5, seed=0, dropped=dropped)
     alone = records[2:6]
@@ -243,7 +245,7 @@ def _terciles(names: Iterable[str]) -> Counter[int]:
 
 def test_lesion_sizes_are_spread_evenly_over_folds() -> None:
     records, group, area = _sized(180)
-    made = assign.assign(records, group, area, num_folds=5, seed=3)
+    made = assign.assign_folds(records, group, area, num_folds=5, seed=3)
     for fold in range(5):
         sizes = _terciles(name for name, place in made.place.items() if place[0] == fold)
         assert sizes == {0: 12, 1: 12, 2: 12}
@@ -254,7 +256,7 @@ def test_terciles_are_those_of_both_classes_together() -> None:
     records, group, area = _sized(90)
     malignant = {*range(0, 30, 6), *range(30, 60, 2), *(i for i in range(60, 90) if i % 6)}
     records = [replace(r, label=int(i in malignant)) for i, r in enumerate(records)]
-    made = assign.assign(records, group, area, num_folds=5, seed=1)
+    made = assign.assign_folds(records, group, area, num_folds=5, seed=1)
     for fold in range(5):
         inside = [int(name) for name, place in made.place.items() if place[0] == fold]
         cells = Counter((i in malignant, i // 30) for i in inside)
@@ -265,29 +267,29 @@ def test_terciles_are_those_of_both_classes_together() -> None:
 
 def test_a_holdout_is_a_share_of_every_kind_and_no_fold_has_it() -> None:
     records, group, area = _sized(180)
-    held = assign.hold_out(records, group, area, share=0.2, seed=0)
+    held = assign.choose_holdout(records, group, area, share=0.2, seed=0)
     assert _terciles(held) == {0: 12, 1: 12, 2: 12}
     assert Counter(int(name) % 2 for name in held) == {0: 18, 1: 18}
-    made = assign.assign(records, group, area, num_folds=5, seed=0, holdout=held)
+    made = assign.assign_folds(records, group, area, num_folds=5, seed=0, holdout=held)
     assert {name for name, place in made.place.items() if place == (assign.HOLDOUT, 0)} == held
     assert {fold for fold, _ in made.place.values()} == {-1, 0, 1, 2, 3, 4}
 
 
 def test_a_share_that_holds_no_group_is_refused() -> None:
     with pytest.raises(DataError, match=r"share of 0.01 of 20 images in 20 groups holds none"):
-        assign.hold_out(*_sized(20), share=0.01, seed=0)
+        assign.choose_holdout(*_sized(20), share=0.01, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 20.0])
 def test_a_holdout_is_a_share(share: float) -> None:
     with pytest.raises(DataError, match="between 0 and 1"):
-        assign.hold_out(*_sized(20), share=share, seed=0)
+        assign.choose_holdout(*_sized(20), share=share, seed=0)
 
 
 def test_a_holdout_takes_whole_groups() -> None:
     records, group = _collection(1)
     area = {record.sample_id: 0.1 for record in records}
-    held = assign.hold_out(records, group, area, share=0.3, seed=0)
+    held = assign.choose_holdout(records, group, area, share=0.3, seed=0)
     images = sum(group[record.sample_id] in held for record in records)
     assert abs(images / len(records) - 0.3) < 0.05
     assert held <= set(group.values())
@@ -297,7 +299,7 @@ def test_folds_that_were_made_pass_the_check_and_those_nobody_can_train_do_not()
     records = [_record(f"{number:02}", number % 2) for number in range(16)]
     group = {record.sample_id: record.sample_id for record in records}
     made = _assign(records, group, num_folds=2, seed=0)
-    assign.check(records, group, made)
+    assign.check_assignment(records, group, made)
     wrong: list[tuple[dict[str, tuple[int, int]], int, str]] = [
         (dict(made.place), 3, "must hold benign images, but fold 2 has none"),
         (dict.fromkeys(group, (assign.HOLDOUT, 0)), 2, "benign images, but fold 0 has none"),
@@ -306,4 +308,4 @@ def test_folds_that_were_made_pass_the_check_and_those_nobody_can_train_do_not()
     ]
     for place, num_folds, message in wrong:
         with pytest.raises(DataError, match=message):
-            assign.check(records, group, replace(made, place=place, num_folds=num_folds))
+            assign.check_assignment(records, group, replace(made, place=place, num_folds=num_folds))

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from mtil.data.images import image_bytes
-from mtil.data.images.budget import Budget
-from mtil.data.images.image_bytes import read_image_bytes, room_for
+from mtil.data.images.budget import MemoryBudget
+from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.layouts.record import Record
-from mtil.data.prepare.samples import Refused, read_all
+from mtil.data.prepare.samples import RefusedImage, read_samples
 from mtil.errors import DataError, NotFoundError
 from mtil.storage import LocalStore
 
 
 def test_a_budget_never_lends_more_than_it_has_and_serves_in_order() -> None:
-    budget = Budget(10)
+    budget = MemoryBudget(10)
     held, most, order = 0, 0, []
     lock = threading.Lock()
     first_is_in, may_leave = threading.Event(), threading.Event()
@@ -57,7 +57,7 @@ def test_a_budget_never_lends_more_than_it_has_and_serves_in_order() -> None:
 
 
 def test_a_budget_is_given_back_where_the_block_fails() -> None:
-    budget = Budget(5)
+    budget = MemoryBudget(5)
     with pytest.raises(ZeroDivisionError), budget.hold(5):
         _ = 1 / 0
     with budget.hold(5):
@@ -77,11 +77,14 @@ def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
     else:
         path.mkdir()
     store = LocalStore(str(tmp_path))
-    with room_for(store, ["x.png"]), pytest.raises(DataError, match=f"but x.png is {kind}; "):
+    with (
+        reserve_file_bytes(store, ["x.png"]),
+        pytest.raises(DataError, match=f"but x.png is {kind}; "),
+    ):
         read_image_bytes(store, "x.png", "x.png")
     record = Record(sample_id="x", label=0, image="x.png", masks=("x.png",))
-    (found,) = read_all({"": store}, [record], 64)
-    assert isinstance(found, Refused)
+    (found,) = read_samples({"": store}, [record], 64)
+    assert isinstance(found, RefusedImage)
     assert "regular file" in found.why
 
 

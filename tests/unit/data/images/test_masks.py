@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mtil.data.images import read
-from mtil.data.images.masks import MAX_NUMBER, read_levels
+from mtil.data.images.masks import MAX_NUMBER, find_lesion
 from mtil.errors import DataError
 
 MASK = np.zeros((60, 80), np.bool_)
@@ -31,32 +31,32 @@ def kind_of(data: bytes) -> str:
 )
 def test_of_two_levels_the_brighter_is_lesion(low: int, high: int) -> None:
     levels = np.where(MASK, high, low).astype(np.uint8)
-    found = read_levels(levels)
+    found = find_lesion(levels)
     assert found.kind == "plain"
     np.testing.assert_array_equal(found.mask, MASK)
-    np.testing.assert_array_equal(read_levels(levels, inverted=True).mask, ~MASK)
+    np.testing.assert_array_equal(find_lesion(levels, inverted=True).mask, ~MASK)
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_a_mask_of_one_level_is_black_or_all_lesion(value: int) -> None:
-    found = read_levels(np.full((4, 6), value, np.uint8))
+    found = find_lesion(np.full((4, 6), value, np.uint8))
     assert (found.kind, found.mask.all(), found.mask.any()) == ("plain", value > 0, value > 0)
 
 
 @pytest.mark.parametrize("most", [255, 200, 30])
 def test_of_many_levels_lesion_is_from_half_of_the_brightest(most: int) -> None:
     levels = np.arange(most + 1, dtype=np.uint8)[None]
-    found = read_levels(levels)
+    found = find_lesion(levels)
     assert found.kind == "soft"
     assert np.flatnonzero(found.mask).tolist() == list(range((most + 1) // 2, most + 1))
 
 
 def test_sixteen_bits_and_fractions_are_halved_as_well() -> None:
-    assert read_levels(np.array([[0, 32767, 32768, 65535]], np.uint16)).mask.tolist() == [
+    assert find_lesion(np.array([[0, 32767, 32768, 65535]], np.uint16)).mask.tolist() == [
         [False, False, True, True]
     ]
     fractions = np.array([[0, 0.4, 0.5, 1.0]], np.float32)
-    assert read_levels(fractions).mask.tolist() == [[False, False, True, True]]
+    assert find_lesion(fractions).mask.tolist() == [[False, False, True, True]]
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])
@@ -90,7 +90,7 @@ def test_small_numbers_are_lesions_each(values: tuple[int, ...]) -> None:
     levels = np.zeros((20, 30), np.uint8)
     for number, value in enumerate(values):
         levels[2:9, 9 * number + 1 : 9 * number + 7] = value
-    found = read_levels(levels)
+    found = find_lesion(levels)
     assert found.kind == "numbered"
     np.testing.assert_array_equal(found.mask, levels > 0)
 
@@ -99,16 +99,16 @@ def test_a_darker_lesion_beside_a_bright_one_is_kept() -> None:
     levels = np.zeros((20, 40), np.uint8)
     levels[3:10, 3:10], levels[3:10, 20:30] = 255, 85
     assert kind_of(file(Image.fromarray(levels))) == "soft"
-    np.testing.assert_array_equal(read_levels(levels).mask, levels > 0)
+    np.testing.assert_array_equal(find_lesion(levels).mask, levels > 0)
     speck = levels.copy()
     speck[3:10, 20:30] = 0
     speck[15, 35] = 85  # without an even inside
-    np.testing.assert_array_equal(read_levels(speck).mask, speck == 255)
+    np.testing.assert_array_equal(find_lesion(speck).mask, speck == 255)
 
 
 def test_a_soft_mask_can_be_inverted() -> None:
     levels = np.array([[255, 200, 60, 0]], np.uint8)
-    assert read_levels(levels, inverted=True).mask.tolist() == [[False, False, True, True]]
+    assert find_lesion(levels, inverted=True).mask.tolist() == [[False, False, True, True]]
 
 
 def test_colours_and_palettes_count_by_their_brightest_band() -> None:

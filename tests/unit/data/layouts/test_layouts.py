@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtil.data.layouts import Record, scan
+from mtil.data.layouts import Record, scan_collection
 from mtil.errors import DataError
 
 
@@ -33,7 +33,7 @@ BUSI = (
 
 
 def _busi(source: str) -> list[Record]:
-    return list(scan(source, "busi").records)
+    return list(scan_collection(source, "busi").records)
 
 
 def test_busi_masks_belong_to_their_image(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_two_busi_images_whose_names_differ_by_case_only_are_refused(tmp_path: P
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must be one of busi, .*, table, but got 'coco'"):
-        scan(str(tmp_path), "coco")
+        scan_collection(str(tmp_path), "coco")
 
 
 def _table(folder: Path, text: str, encoding: str = "utf-8") -> list[Record]:
     (folder / "t.csv").write_text(text, encoding=encoding)
-    return list(scan(str(folder / "t.csv"), "table").records)
+    return list(scan_collection(str(folder / "t.csv"), "table").records)
 
 
 def test_a_table_is_read_with_its_oddities(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_table_may_be_parted_by_tabs_and_name_absolute_paths(tmp_path: Path) -
     (tmp_path / "t.tsv").write_text(
         f"image\tmasks\tlabel\n{tmp_path}/a, 1.png\t{tmp_path}/m.png|n.png\tbenign\n"
     )
-    (record,) = scan(str(tmp_path / "t.tsv"), "table").records
+    (record,) = scan_collection(str(tmp_path / "t.tsv"), "table").records
     assert (record.sample_id, record.image) == ("a, 1.png", "a, 1.png")
     assert record.masks == ("m.png", "n.png")
 
@@ -224,23 +224,23 @@ def test_a_parquet_table_damaged_in_its_values_is_refused(tmp_path: Path) -> Non
     data = (tmp_path / "t.parquet").read_bytes()
     (tmp_path / "t.parquet").write_bytes(data.replace(b"scan.png", b"sc\xffn.png"))
     with pytest.raises(DataError, match=r"t\.parquet cannot be read as a Parquet file: .*; write"):
-        scan(str(tmp_path / "t.parquet"), "table")
+        scan_collection(str(tmp_path / "t.parquet"), "table")
 
 
 def test_a_folder_or_nothing_is_no_table(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(DataError, match="is a folder or does not exist"):
-            scan(str(source), "table")
+            scan_collection(str(source), "table")
 
 
 def _scan_table(folder: Path, text: str, **options: Any) -> list[Record]:
     (folder / "t.csv").write_text(text)
-    return list(scan(str(folder / "t.csv"), "table", **options).records)
+    return list(scan_collection(str(folder / "t.csv"), "table", **options).records)
 
 
 def test_a_table_is_called_after_its_file_and_says_no_licence(tmp_path: Path) -> None:
     (tmp_path / "my images.csv").write_text("image,masks,label\na.png,,normal\n")
-    collection = scan(str(tmp_path / "my images.csv"), "table")
+    collection = scan_collection(str(tmp_path / "my images.csv"), "table")
     assert (collection.name, collection.licence) == ("my images", "not stated")
     assert collection.store.uri == str(tmp_path)
 
@@ -327,7 +327,7 @@ def test_a_parquet_table_reads_as_its_csv(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    assert scan(str(tmp_path / "t.parquet"), "table").records == [
+    assert scan_collection(str(tmp_path / "t.parquet"), "table").records == [
         Record(
             sample_id="b.png",
             label=0,
@@ -344,12 +344,12 @@ def test_wrong_parquet_tables_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "t.parquet"
     target.write_bytes(b"PAR1 no parquet PAR1")
     with pytest.raises(DataError, match="cannot be read as a Parquet file"):
-        scan(str(target), "table")
+        scan_collection(str(target), "table")
     pq.write_table(pa.table({"image": ["a"], "masks": ["m"], "label": ["cyst"]}), target)
     with pytest.raises(DataError, match=r"Row 1 of t\.parquet .*'cyst'"):
-        scan(str(target), "table")
+        scan_collection(str(target), "table")
     pq.write_table(pa.table({"image": pa.array([], pa.string())}), target)
     with pytest.raises(DataError, match="lacks masks, label"):
-        scan(str(target), "table")
+        scan_collection(str(target), "table")
     with pytest.raises(DataError, match=r"must be a Parquet file, but .* does not exist"):
-        scan(str(tmp_path / "none.parquet"), "table")
+        scan_collection(str(tmp_path / "none.parquet"), "table")

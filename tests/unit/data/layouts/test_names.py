@@ -9,9 +9,9 @@ import openpyxl
 import pytest
 
 from mtil.data.folds import groups, splits
-from mtil.data.layouts import Collection, Record, scan
-from mtil.data.layouts.files import ignored_by
-from mtil.data.names import canonical, plain, shown
+from mtil.data.layouts import Collection, Record, scan_collection
+from mtil.data.layouts.files import find_ignore_rule
+from mtil.data.names import escape_unprintable, normalise_identifier, normalise_path
 from mtil.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "l\u00e4sion") for form in ("NFC", "NFD"))
@@ -26,7 +26,7 @@ def _touch(root: Path, *names: str) -> None:
 def _table(folder: Path, *images: str, skip_invalid: bool = False) -> Collection:
     rows = "".join(f'"{image}","m.png",benign\n' for image in images)
     (folder / "t.csv").write_text("image,masks,label\n" + rows, encoding="utf-8")
-    return scan(str(folder / "t.csv"), "table", skip_invalid=skip_invalid)
+    return scan_collection(str(folder / "t.csv"), "table", skip_invalid=skip_invalid)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_wrong_row_of_an_image_takes_its_other_rows_with_it(tmp_path: Path) ->
     (tmp_path / "t.csv").write_text(
         "image,masks,label\na.png,m1.png,benign\na.png,,benign\na.png,m2.png,benign\n"
     )
-    (record,) = scan(str(tmp_path / "t.csv"), "table", skip_invalid=True).records
+    (record,) = scan_collection(str(tmp_path / "t.csv"), "table", skip_invalid=True).records
     assert "Line 3 of t.csv must name a mask" in str(record.refused)
 
 
@@ -106,7 +106,7 @@ def test_rows_of_one_image_must_agree_on_its_patient(
     (tmp_path / "t.csv").write_text(
         f"image,masks,label,patient\na.png,m1.png,benign,{one}\na.png,m2.png,benign,{other}\n"
     )
-    (record,) = scan(str(tmp_path / "t.csv"), "table", skip_invalid=True).records
+    (record,) = scan_collection(str(tmp_path / "t.csv"), "table", skip_invalid=True).records
     assert record.masks == ("m1.png", "m2.png")
     if what:
         assert what in str(record.refused)
@@ -168,7 +168,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 def _records(root: Path, layout: str, **options: bool) -> list[Record]:
-    return list(scan(str(root), layout, **options).records)  # type: ignore[arg-type]
+    return list(scan_collection(str(root), layout, **options).records)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("end", [".jpg", ".JPEG", ".bmp", ".tif", ".PNG", ".dcm"])
@@ -177,7 +177,7 @@ def test_images_of_every_format_are_found(tmp_path: Path, layout: str, end: str)
     MAKERS[layout](tmp_path / "png")
     MAKERS[layout](tmp_path / "other", end)
     expected = _records(tmp_path / "png", layout)
-    found = scan(str(tmp_path / "other"), layout)
+    found = scan_collection(str(tmp_path / "other"), layout)
     assert [(r.sample_id, r.label, r.patient) for r in found.records] == [
         (r.sample_id, r.label, r.patient) for r in expected
     ]
@@ -205,7 +205,7 @@ def test_a_mask_that_no_row_names_is_in_the_account(tmp_path: Path, layout: str)
     MAKERS[layout](tmp_path)
     folder = {"bus_bra": "Masks", "bus_uclm": "masks", "udiat": "GT"}[layout]
     _touch(tmp_path, f"{folder}/stray.png", "plots/a.png")
-    files = scan(str(tmp_path), layout).files
+    files = scan_collection(str(tmp_path), layout).files
     assert files is not None
     assert {part.why.partition(" the ")[0]: part.examples for part in files.skipped} == {
         "no row names": (f"{folder}/stray.png",),
@@ -224,7 +224,7 @@ def test_a_stray_table_does_not_hide_a_complete_collection(tmp_path: Path, layou
     else:
         stray.write_bytes(table.read_bytes())
     _touch(tmp_path, f"~${table.name}", f"download/{table.name}.partial", f"._{table.name}")
-    found = scan(str(tmp_path), layout)
+    found = scan_collection(str(tmp_path), layout)
     assert [r.image for r in found.records] == [
         f"download/set/{r.image}" for r in _records(inner, layout)
     ]
@@ -249,7 +249,7 @@ def test_two_complete_collections_are_refused_by_name(
 def test_a_stray_class_folder_does_not_hide_busi(tmp_path: Path) -> None:
     _busi(tmp_path / "Dataset")
     _touch(tmp_path, "normal/plot.png")
-    found = scan(str(tmp_path), "busi")
+    found = scan_collection(str(tmp_path), "busi")
     assert {r.image.split("/")[0] for r in found.records} == {"Dataset"}
     assert found.files is not None
     (skipped,) = found.files.skipped
@@ -285,7 +285,7 @@ def test_names_that_are_no_text_are_refused_by_their_bytes(tmp_path: Path, layou
     with open(stray, "wb"):  # noqa: PTH123
         pass
     if layout == "breast":  # no image of the collection by its name
-        files = scan(str(tmp_path), layout).files
+        files = scan_collection(str(tmp_path), layout).files
         assert files is not None
         assert files.skipped[0].examples == ("case003_\\xc1\\xbc.png",)
         return
@@ -322,7 +322,7 @@ def test_control_characters_of_names_are_escaped_in_errors(tmp_path: Path) -> No
     ],
 )
 def test_rules_that_leave_files_out(name: str, rule: str | None) -> None:
-    assert ignored_by(name) == rule
+    assert find_ignore_rule(name) == rule
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_rules_that_leave_files_out(name: str, rule: str | None) -> None:
     ],
 )
 def test_identifiers_that_count_as_one(one: str, other: str, same: bool) -> None:
-    assert (canonical(one) == canonical(other)) is same
+    assert (normalise_identifier(one) == normalise_identifier(other)) is same
 
 
 def test_patients_and_groups_join_however_they_are_written() -> None:
@@ -358,7 +358,7 @@ def test_patients_and_groups_join_however_they_are_written() -> None:
         Record(sample_id=f"{at}.png", label=0, image=f"{at}.png", masks=(), patient=name)
         for at, name in enumerate(names)
     ]
-    grouping = groups.group(records)
+    grouping = groups.group_images(records)
     assert dict(grouping.group) == {
         "0.png": "0.png", "1.png": "0.png", "2.png": "2.png", "3.png": "2.png", "4.png": "4.png",
     }  # fmt: skip
@@ -371,11 +371,11 @@ def test_group_and_holdout_files_name_images_in_any_form(tmp_path: Path) -> None
     (tmp_path / "g.csv").write_text(
         f"sep=;\nimage_id;group\n./{NFD}.png;007\nb.png;7\n", encoding="utf-8"
     )
-    found = groups.read_file(str(tmp_path / "g.csv"), records)
+    found = groups.read_group_file(str(tmp_path / "g.csv"), records)
     assert found == {f"{NFC}.png": "007", "./b.png": "7"}
     group = {record.sample_id: record.sample_id for record in records}
     (tmp_path / "h.csv").write_text(f"image_id\n{NFD}.png\n", encoding="utf-8")
-    chosen = splits.read_holdout(str(tmp_path / "h.csv"), records, records, group)
+    chosen = splits.read_holdout_file(str(tmp_path / "h.csv"), records, records, group)
     assert chosen == {f"{NFC}.png"}
 
 
@@ -385,13 +385,13 @@ def test_merged_cells_of_a_group_file_are_filled(tmp_path: Path) -> None:
     book.worksheets[0].merge_cells("B2:B3")
     book.save(tmp_path / "g.xlsx")
     records = [Record(sample_id=name, label=0, image=name, masks=()) for name in "abc"]
-    found = groups.read_file(str(tmp_path / "g.xlsx"), records)
+    found = groups.read_group_file(str(tmp_path / "g.xlsx"), records)
     assert found == {"a": "g1", "b": "g1", "c": "g2"}
     (tmp_path / "g.csv").write_text("image_id,group\na,g1\nb,\nc,g2\n")
     with pytest.raises(DataError, match=r"Line 3 of g\.csv must give an image_id and a group"):
-        groups.read_file(str(tmp_path / "g.csv"), records)
+        groups.read_group_file(str(tmp_path / "g.csv"), records)
 
 
 def test_plain_paths_and_shown_names() -> None:
-    assert plain("./img//a.png") == "img/a.png"
-    assert shown("a\udcc1\n\u00e9") == "a\\xc1\\n\u00e9"
+    assert normalise_path("./img//a.png") == "img/a.png"
+    assert escape_unprintable("a\udcc1\n\u00e9") == "a\\xc1\\n\u00e9"

@@ -7,7 +7,7 @@ from typing import Any
 import openpyxl
 import pytest
 
-from mtil.data.layouts import Collection, Record, bus_bra, scan, udiat
+from mtil.data.layouts import Collection, Record, bus_bra, scan_collection, udiat
 from mtil.errors import DataError
 from mtil.storage import LocalStore
 
@@ -134,7 +134,7 @@ MAKERS: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
 
 
 def _scan(root: Path, layout: str, **options: Any) -> list[Record]:
-    return list(scan(str(root), layout, **options).records)
+    return list(scan_collection(str(root), layout, **options).records)
 
 
 def test_udiat_takes_types_and_diagnoses_and_ignores_the_legend(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_collection_is_found_below_its_parent_among_clutter(tmp_path: Path, la
 @pytest.mark.parametrize("layout", MAKERS)
 def test_a_collection_says_who_made_it(tmp_path: Path, layout: str) -> None:
     MAKERS[layout][0](tmp_path)
-    collection: Collection = scan(str(tmp_path), layout)
+    collection: Collection = scan_collection(str(tmp_path), layout)
     assert "doi:10." in collection.citation
     assert collection.name
     assert collection.licence
@@ -395,16 +395,16 @@ def test_a_table_without_a_needed_column_is_refused(tmp_path: Path, layout: str)
         name = "bus_data.csv" if layout == "bus_bra" else "INFO.csv"
         (tmp_path / name).write_text("Name\nx\n")
     with pytest.raises(DataError, match=r"must have the columns .* but lacks .*'name'"):
-        scan(str(tmp_path), layout)
+        scan_collection(str(tmp_path), layout)
 
 
 @pytest.mark.parametrize("layout", MAKERS)
 def test_a_wrong_folder_is_refused_with_what_should_be_there(tmp_path: Path, layout: str) -> None:
     with pytest.raises(DataError, match="is empty or missing"):
-        scan(str(tmp_path), layout)
+        scan_collection(str(tmp_path), layout)
     _touch(tmp_path, "benign/a.png", "x.txt")
     with pytest.raises(DataError, match=r"must have .* and .* has benign, x\.txt"):
-        scan(str(tmp_path), layout)
+        scan_collection(str(tmp_path), layout)
 
 
 @pytest.mark.parametrize("layout", MAKERS)
@@ -412,19 +412,19 @@ def test_two_collections_below_one_folder_are_refused(tmp_path: Path, layout: st
     for name in ("one", "two"):
         MAKERS[layout][0](tmp_path / name)
     with pytest.raises(DataError, match=r"has 2 tables: one/.*, two/"):
-        scan(str(tmp_path), layout)
+        scan_collection(str(tmp_path), layout)
 
 
 @pytest.mark.parametrize("layout", MAKERS)
 def test_options_of_tables_are_refused_elsewhere(tmp_path: Path, layout: str) -> None:
     MAKERS[layout][0](tmp_path)
     with pytest.raises(DataError, match=f"Columns are .* table only, but the layout is {layout}"):
-        scan(str(tmp_path), layout, columns={"image": "path"})
+        scan_collection(str(tmp_path), layout, columns={"image": "path"})
     with pytest.raises(DataError, match=f"Classes are .* table only, but the layout is {layout}"):
-        scan(str(tmp_path), layout, classes={"b": "benign"})
+        scan_collection(str(tmp_path), layout, classes={"b": "benign"})
     if layout != "bus_bra":
         with pytest.raises(DataError, match=f"but {layout} has none"):
-            scan(str(tmp_path), layout, official_folds=5)
+            scan_collection(str(tmp_path), layout, official_folds=5)
 
 
 @pytest.mark.parametrize(
@@ -609,8 +609,8 @@ def test_a_collection_is_listed_once_and_only_its_tables_are_read(tmp_path: Path
 
     _udiat(tmp_path / "u")
     _bus_bra(tmp_path / "b")
-    udiat.scan(Watched(str(tmp_path / "u")))
-    bus_bra.scan(Watched(str(tmp_path / "b")), 5)
+    udiat.scan_udiat(Watched(str(tmp_path / "u")))
+    bus_bra.scan_bus_bra(Watched(str(tmp_path / "b")), 5)
     assert calls == ["names", "DatasetB.xlsx", "names", "5-fold-cv.csv", "bus_data.csv"]
 
 

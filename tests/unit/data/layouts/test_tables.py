@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtil.data.layouts import Collection, scan
+from mtil.data.layouts import Collection, scan_collection
 from mtil.data.layouts.tables import read_rows
 from mtil.errors import DataError
 from mtil.storage import LocalStore
@@ -63,7 +63,7 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sequence[object]]], Path]] = {
 
 
 def _table(path: Path) -> Collection:
-    return scan(str(path), "table")
+    return scan_collection(str(path), "table")
 
 
 def _patients(found: Collection) -> list[str | None]:
@@ -121,7 +121,7 @@ def test_a_column_of_patients_that_was_asked_for_must_not_be_empty(tmp_path: Pat
     with pytest.raises(
         DataError, match=r"The column `patient` of t\.csv must name patients, but is"
     ):
-        scan(str(path), "table", columns={"patient": "patient"})
+        scan_collection(str(path), "table", columns={"patient": "patient"})
 
 
 def test_spellings_of_a_patient_are_named(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_spellings_of_a_patient_are_named(tmp_path: Path) -> None:
 
 def test_a_formula_without_a_result_and_an_error_are_refused(tmp_path: Path) -> None:
     rows = [HEADER, ['="P"&1', *ROWS[0][1:]], ["#N/A", *ROWS[1][1:]], ["P2", *ROWS[2][1:]]]
-    found = scan(str(_workbook(tmp_path / "t.xlsx", rows)), "table", skip_invalid=True)
+    found = scan_collection(str(_workbook(tmp_path / "t.xlsx", rows)), "table", skip_invalid=True)
     first, second, third = (record.refused for record in found.records)
     assert first is not None
     assert first.startswith("Row 2 of t.xlsx must have a value, but its `patient` is a formula wi")

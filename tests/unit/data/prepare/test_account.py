@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from mtil.cli import main
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, Part, reason
-from mtil.data.layouts import scan
+from mtil.data.dataset.account import Account, FilesSeen, ImagesRead, ReasonCount, generalise_reason
+from mtil.data.layouts import scan_collection
 from mtil.storage import LocalStore
 from tests.real import REAL
 
@@ -102,7 +102,7 @@ def test_a_second_run_that_finds_the_data_set_accounts_for_the_source(
     _touch(busi, "more.txt")
     command = ["prepare", str(busi), "--layout", "busi", "--to", str(busi / "set")]
     assert main(command) == 0
-    kept = manifests.load(LocalStore(str(busi / "set"))).account
+    kept = manifests.load_manifest(LocalStore(str(busi / "set"))).account
     assert kept is not None
     assert kept.files.seen == first["account"]["files"]["seen"]
 
@@ -182,7 +182,7 @@ def test_a_person_reads_the_account_and_the_last_lines_add_up(
 
 
 def test_an_account_that_does_not_add_up_cannot_be_made() -> None:
-    one = Part(why="hidden", number=1)
+    one = ReasonCount(why="hidden", number=1)
     with pytest.raises(ValidationError, match="files seen are 3, its parts 4"):
         FilesSeen(seen=3, images=2, masks=1, tables=0, ignored=(one,))
     with pytest.raises(ValidationError, match="images read are 3, its parts 2"):
@@ -198,7 +198,7 @@ def test_a_data_set_of_an_earlier_version_has_no_account_and_is_read(
     values = json.loads((folder / "dataset.json").read_text())
     assert values.pop("account")["sources"]
     (folder / "dataset.json").write_text(json.dumps(values))
-    assert manifests.load(LocalStore(str(folder))).account is None
+    assert manifests.load_manifest(LocalStore(str(folder))).account is None
     assert main(["inspect", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["account"] is None
     assert Account().files.seen == 0
@@ -223,14 +223,16 @@ def test_a_data_set_of_an_earlier_version_has_no_account_and_is_read(
     ],
 )  # fmt: skip
 def test_a_reason_leaves_names_and_lines_out(why: str, short: str) -> None:
-    assert reason(why, "a.png") == short
+    assert generalise_reason(why, "a.png") == short
 
 
 def test_the_files_of_the_real_busi_add_up() -> None:
     source = REAL / "busi"
     if not source.is_dir():
         pytest.skip("BUSI is not there")
-    files = scan(str(source), "busi", beside=[str(source / "pawlowska_groups.csv")]).files
+    files = scan_collection(
+        str(source), "busi", beside=[str(source / "pawlowska_groups.csv")]
+    ).files
     assert files is not None
     assert (files.images, files.masks, files.tables, files.skipped) == (780, 798, 1, ())
     assert files.seen == 1579 + sum(part.number for part in files.ignored)
@@ -240,7 +242,7 @@ def test_the_files_of_the_real_bus_bra_add_up() -> None:
     source = REAL / "bus-bra-256"
     if not source.is_dir():
         pytest.skip("BUS-BRA is not there")
-    files = scan(str(source), "bus_bra").files
+    files = scan_collection(str(source), "bus_bra").files
     assert files is not None
     assert (files.images, files.masks, files.skipped) == (1875, 1875, ())
     assert files.tables >= 1

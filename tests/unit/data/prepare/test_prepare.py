@@ -16,9 +16,9 @@ from mtil import phantom
 from mtil.data.dataset import manifest, shards
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.images import read
-from mtil.data.inspection import inspect
+from mtil.data.inspection import inspect_dataset
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError, UserError
 from mtil.storage import LocalStore
 from tests.real import REAL
@@ -32,7 +32,7 @@ _OF_SOURCE = ("layout", "groups", "official_folds", "columns", "classes")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a BUSI collection that tests must not change."""
     out = tmp_path_factory.mktemp("phantoms") / "busi"
-    phantom.write(out, num_images=NUM_IMAGES, seed=0, image_size=SIZE)
+    phantom.write_phantoms(out, num_images=NUM_IMAGES, seed=0, image_size=SIZE)
     return out
 
 
@@ -45,15 +45,15 @@ def mine(collection: Path, tmp_path: Path) -> Path:
 def _prepare(source: Path, to: Path, **options: object) -> Manifest:
     about_source = {name: options.pop(name) for name in _OF_SOURCE if name in options}
     progress = options.pop("progress", None)
-    collection = Source(**{"uri": str(source), "layout": "busi"} | about_source)  # type: ignore[arg-type]
+    collection = CollectionSource(**{"uri": str(source), "layout": "busi"} | about_source)  # type: ignore[arg-type]
     settings = Settings(**{"image_size": SIZE} | options)  # type: ignore[arg-type]
     return prepare([collection], str(to), settings, progress=progress)  # type: ignore[arg-type]
 
 
 def _rows(to: Path) -> pa.Table:
     store = LocalStore(str(to))
-    made = manifest.load(store)
-    return pa.concat_tables([shards.read(store, shard) for shard in made.shards])
+    made = manifest.load_manifest(store)
+    return pa.concat_tables([shards.read_shard(store, shard) for shard in made.shards])
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -84,7 +84,7 @@ def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Pa
         max_shard_bytes=8 * shards.row_bytes(SIZE),
         progress=lambda *said: seen.append(said),
     )
-    assert made == manifest.load(LocalStore(str(tmp_path / "out")))
+    assert made == manifest.load_manifest(LocalStore(str(tmp_path / "out")))
     assert (made.read, made.num_rows, made.num_groups) == (NUM_IMAGES,) * 3
     assert made.kept == {"benign": 20, "malignant": 12, "normal": 8}
     assert made.name == "BUSI"
@@ -107,7 +107,7 @@ def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Pa
     store = LocalStore(str(tmp_path / "out"))
     counted = {str(fold): dict.fromkeys(shards.LABELS, 0) for fold in range(5)}
     for shard in made.shards:
-        rows = shards.read(store, shard).to_pylist()
+        rows = shards.read_shard(store, shard).to_pylist()
         assert (shard.rows, shard.bytes) == (len(rows), len(store.read(shard.path)))
         for cell in shard.cells:
             counted[str(cell.fold)][shards.LABELS[cell.label]] += cell.rows
@@ -381,7 +381,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_p
     assert len(staged) == 29
     before = {path: path.stat().st_mtime_ns for path in staged}
     with pytest.raises(DataError, match="must have a dataset"):
-        manifest.load(LocalStore(str(out)))  # what is half-written is no data set
+        manifest.load_manifest(LocalStore(str(out)))  # what is half-written is no data set
     at_the_end: dict[Path, int] = {}
 
     def look(what: str, done: int, of: int) -> None:
@@ -528,7 +528,7 @@ def test_a_patient_with_two_classes_is_kept_in_one_fold(mine: Path, tmp_path: Pa
     rows = _rows(tmp_path / "out").to_pylist()
     assert len({(rows[at]["group"], rows[at]["fold"], rows[at]["part"]) for at in (0, 1, 25)}) == 1
     assert {rows[at]["label"] for at in (0, 1, 25)} == {0, 1}
-    assert inspect(LocalStore(str(tmp_path / "out"))).mixed_patients == 1
+    assert inspect_dataset(LocalStore(str(tmp_path / "out"))).mixed_patients == 1
 
 
 def test_a_table_with_wrong_files_is_refused(mine: Path, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from mtil import phantom
 from mtil.data import parallel
-from mtil.data.append.pipeline import append
+from mtil.data.append.pipeline import append_images
 from mtil.data.dataset import manifest, shards
-from mtil.data.inspection import inspect, to_dict
+from mtil.data.inspection import inspect_dataset, inspection_to_dict
 from mtil.data.prepare.pipeline import Settings, prepare
-from mtil.data.prepare.sources import Source
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError, MtilError
 from mtil.storage import LocalStore
 
@@ -32,14 +32,17 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     made = []
     for seed in (0, 1):
         out = tmp_path_factory.mktemp("phantoms") / f"busi-{seed}"
-        phantom.write(out, num_images=20, seed=seed, image_size=64)
+        phantom.write_phantoms(out, num_images=20, seed=seed, image_size=64)
         made.append(out)
     return made[0], made[1]
 
 
 def _prepare(source: Path, to: Path, settings: Settings = SETTINGS) -> manifest.Manifest:
     return prepare(
-        [Source(uri=str(source), layout="busi")], str(to), settings, runner=parallel.here
+        [CollectionSource(uri=str(source), layout="busi")],
+        str(to),
+        settings,
+        runner=parallel.run_in_process,
     )
 
 
@@ -118,9 +121,9 @@ def _check_whole(to: Path, expected: dict[str, bytes]) -> None:
     """Make sure that a target holds exactly the files of one data set, and that they agree."""
     assert _files(to) == expected
     store = LocalStore(str(to))
-    made = inspect(store).manifest
+    made = inspect_dataset(store).manifest
     for shard in made.shards:
-        shards.read(store, shard)
+        shards.read_shard(store, shard)
 
 
 def _every_change(
@@ -242,15 +245,19 @@ def test_an_append_meanwhile_is_kept(
 
     def meanwhile(to: Path) -> None:
         if (to / "dataset.json").exists():
-            append([Source(uri=str(renamed), layout="busi")], str(to), runner=parallel.here)
+            append_images(
+                [CollectionSource(uri=str(renamed), layout="busi")],
+                str(to),
+                runner=parallel.run_in_process,
+            )
 
     versions = set()
     for to, ended in _every_change(tmp_path, paused, lambda to: _prepare(source, to), meanwhile):
         assert ended[0] == "done"
         store = LocalStore(str(to))
-        newest = manifest.load(store)
+        newest = manifest.load_manifest(store)
         versions.add(newest.version)
-        assert to_dict(inspect(store))["version"] == newest.version
+        assert inspection_to_dict(inspect_dataset(store))["version"] == newest.version
         images = json.loads((to / "splits.json").read_text())["images"]
         assert len(images) == newest.num_rows
         assert not (to / "staging").exists()

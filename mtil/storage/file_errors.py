@@ -51,7 +51,7 @@ _KINDS = {
 }
 
 
-def failed(where: object, what: str, error: OSError) -> StorageError:
+def path_error(where: object, what: str, error: OSError) -> StorageError:
     """Return the error for a failed operation on a path.
 
     Args:
@@ -64,13 +64,13 @@ def failed(where: object, what: str, error: OSError) -> StorageError:
     return StorageError(f"{where} cannot be {what}: {reason}{f'; {remedy}' if remedy else ''}.")
 
 
-def irregular(where: object, mode: int) -> StorageError:
+def irregular_file_error(where: object, mode: int) -> StorageError:
     """Return the error for a path that is not a regular file."""
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     return StorageError(f"{where} must be a regular file, but is {kind}; remove or rename it.")
 
 
-def linked(root: object, folder: str) -> StorageError:
+def link_error(root: object, folder: str) -> StorageError:
     """Return the error for a link in place of a folder below a store's root."""
     return StorageError(
         f"{root}/{folder} is a link, and mtil neither writes nor deletes through links inside "

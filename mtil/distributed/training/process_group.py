@@ -21,7 +21,7 @@ _COLLECTIVE_TIMEOUT_S = 1800
 _LEAVE_TIMEOUT_S = 30
 
 
-class Processes(BackendConfig):
+class ProcessGroupConfig(BackendConfig):
     """Ray Train backend: a process group in which Gloo finds the other machines.
 
     Gloo listens on the address of the machine's host name. On many machines the name resolves to
@@ -46,7 +46,7 @@ class _Group(Backend):
     def on_start(
         self,
         worker_group: BaseWorkerGroup,
-        backend_config: Processes,  # type: ignore[override]  # as Ray's own
+        backend_config: ProcessGroupConfig,  # type: ignore[override]  # as Ray's own
     ) -> None:
         """Set the network interface of every worker, then form the group."""
         size = len(worker_group)
@@ -98,12 +98,12 @@ def _leave_group() -> None:
 def _set_gloo_interface() -> None:
     """Point Gloo to the network interface of Ray, unless set by the user."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    interface = interface_of(address, psutil.net_if_addrs())
+    interface = find_interface(address, psutil.net_if_addrs())
     if interface is not None:
         os.environ.setdefault(_INTERFACE_VARIABLE, interface)
 
 
-def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]]) -> str | None:
+def find_interface(address: str, interfaces: Mapping[str, Sequence[Any]]) -> str | None:
     """Return the name of the network interface with an address. None if no interface has it.
 
     Args:

@@ -18,7 +18,7 @@ from cluster.files import ClusterFile
 _PARAMETER = re.compile(r"resolve:ssm:(/?[\w./-]+)(?::[\w-]+)?")
 
 
-def settled(file: ClusterFile) -> dict[str, Any] | None:
+def fix_image_ids(file: ClusterFile) -> dict[str, Any] | None:
     """Return the file's content with the image's name replaced by its id.
 
     The image is the running head's, or else the newest image with the name. Returns None if the
@@ -46,7 +46,7 @@ def settled(file: ClusterFile) -> dict[str, Any] | None:
 
 
 def _find_head_image(file: ClusterFile) -> str | None:
-    client = boto3.client("ec2", region_name=file.region, config=buckets.QUICKLY)
+    client = boto3.client("ec2", region_name=file.region, config=buckets.QUICK_CONFIG)
     filters: Any = [
         {"Name": "tag:ray-cluster-name", "Values": [file.document["cluster_name"]]},
         {"Name": "tag:ray-node-type", "Values": ["head"]},
@@ -58,6 +58,6 @@ def _find_head_image(file: ClusterFile) -> str | None:
 
 
 def _find_newest_image(file: ClusterFile, name: str) -> str:
-    client = boto3.client("ssm", region_name=file.region, config=buckets.QUICKLY)
+    client = boto3.client("ssm", region_name=file.region, config=buckets.QUICK_CONFIG)
     answer = client.get_parameter(Name=name.removeprefix("resolve:ssm:"))
     return str(answer["Parameter"]["Value"])

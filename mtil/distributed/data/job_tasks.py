@@ -8,8 +8,8 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-from mtil.data.parallel import Function, Listener
-from mtil.distributed.runtime.failures import unwrapped
+from mtil.data.parallel import ImagesListener, JobFunction
+from mtil.distributed.runtime.failures import unwrap_errors
 
 _MAX_IMAGES = 2**20
 """Approximate number of images per execution of Ray Data; more images take further executions.
@@ -19,10 +19,10 @@ _MAX_RETRIES = 3
 ever."""
 
 
-class DoJob:
+class JobTask:
     """Ray Data task: takes an index and a job, returns the index and the result."""
 
-    def __init__(self, function: Function[Any, Any]) -> None:
+    def __init__(self, function: JobFunction[Any, Any]) -> None:
         self.function = function
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -32,10 +32,13 @@ class DoJob:
         return pa.table({"index": [row["index"]], "result": [pickle.dumps(result)]})
 
 
-def tasks(
-    function: Function[Any, Any], jobs: Sequence[Any], sizes: Sequence[int], listen: Listener
+def run_ray_tasks(
+    function: JobFunction[Any, Any],
+    jobs: Sequence[Any],
+    sizes: Sequence[int],
+    listen: ImagesListener,
 ) -> list[Any]:
-    """Run jobs as Ray Data tasks with 1 CPU per task. See `mtil.data.parallel.Runner`.
+    """Run jobs as Ray Data tasks with 1 CPU per task. See `mtil.data.parallel.JobRunner`.
 
     Ray Data runs as many tasks as the cluster has CPUs. Results are collected in order of
     completion. Jobs of a lost node run again elsewhere. If a job fails, all running jobs are ended
@@ -45,11 +48,11 @@ def tasks(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    with unwrapped("Preparing"):
+    with unwrap_errors("Preparing"):
         for part in _split_by_images(sizes):
             units = [{"index": index, "job": pickle.dumps(jobs[index])} for index in part]
             done = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
-                DoJob(function),
+                JobTask(function),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=1,

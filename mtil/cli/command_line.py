@@ -15,7 +15,7 @@ _EXTRAS = {"ray": "ray", "psutil": "ray", "optuna": "tune", "plotly": "tune", "t
 """Optional libraries and the extra of mtil that installs each."""
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Argument parser that raises `UserError` instead of exiting the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -23,31 +23,32 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`.")
 
 
-@streams.written
-def answer(parser: Parser, arguments: Sequence[str] | None) -> int:
+@streams.guard_output
+def run_command_line(parser: CommandParser, arguments: Sequence[str] | None) -> int:
     """Parse the arguments, run the selected command and return the exit code.
 
     The parsed options hold `handler`, a function `(options, output)` that runs the command, and
     `configurable`: whether the command accepts overrides of configuration keys.
     """
-    with interrupts.heeded():
+    with interrupts.handle_signals():
         try:
             code, sentence = _run_command(parser, arguments)
         except BaseException:
             # A signal can surface inside a library as any error: only errors without a signal
             # are bugs.
-            if not interrupts.has_arrived():
+            if not interrupts.has_pending_signal():
                 raise
-        if interrupts.has_arrived():
+        if interrupts.has_pending_signal():
             # In a watched process this call does not return: the watcher prints the sentence.
-            supervisor.leave()
-            code, sentence = supervisor.INTERRUPTED, supervisor.SENTENCE
+            supervisor.exit_interrupted()
+            code, sentence = supervisor.INTERRUPTED_EXIT_CODE, supervisor.INTERRUPTED_MESSAGE
         if sentence:
-            print(f"{parser.prog}: {streams.shown(sentence, in_line=False)}", file=sys.stderr)  # noqa: T201
+            line = streams.escape_controls(sentence, in_line=False)
+            print(f"{parser.prog}: {line}", file=sys.stderr)  # noqa: T201
         return code
 
 
-def _run_command(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, str]:
+def _run_command(parser: CommandParser, arguments: Sequence[str] | None) -> tuple[int, str]:
     """Run the command. Return the exit code and the message for stderr, empty on success."""
     try:
         options, rest = parser.parse_known_args(arguments)
@@ -56,9 +57,9 @@ def _run_command(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, 
             _parse_overrides(rest) if options.configurable else _refuse_rest(command, rest)
         )
         # The console imports rich, which a help text does not need.
-        from mtil.cli.console import Output
+        from mtil.cli.console import CommandOutput
 
-        options.handler(options, Output(as_json=options.json))
+        options.handler(options, CommandOutput(as_json=options.json))
     except UserError as error:
         return 2, str(error)
     except MtilError as error:
@@ -76,7 +77,7 @@ def _run_command(parser: Parser, arguments: Sequence[str] | None) -> tuple[int, 
             raise
         return 1, ""
     except KeyboardInterrupt:
-        return supervisor.INTERRUPTED, supervisor.SENTENCE
+        return supervisor.INTERRUPTED_EXIT_CODE, supervisor.INTERRUPTED_MESSAGE
     return 0, ""
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mtil.errors import StorageError
 
 
-class Rows(Protocol):
+class RowArray(Protocol):
     """Rows of an array, in memory or on disk."""
 
     def __len__(self) -> int:
@@ -20,7 +20,7 @@ class Rows(Protocol):
         """Return the rows of a slice or of an array of indices."""
 
 
-class OnDisk:
+class DiskArray:
     """Rows in an unnamed temporary file, read on access. Reads are thread-safe."""
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:

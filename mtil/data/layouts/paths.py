@@ -5,11 +5,11 @@ from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
-from mtil.data.layouts.files import without_suffix
-from mtil.data.names import composed, plain
+from mtil.data.layouts.files import strip_image_suffix
+from mtil.data.names import compose_unicode, normalise_path
 
 
-class Tree:
+class FileTree:
     """The files below a table's folder, searchable by path."""
 
     def __init__(self, root: str, names: Sequence[str] | None) -> None:
@@ -51,7 +51,7 @@ class Tree:
         """Return a clause about a file the path may mean, or an empty text. Used in errors."""
         if self._names is None:
             return ""
-        path = plain(text.replace("\\", "/"))
+        path = normalise_path(text.replace("\\", "/"))
         name = self._by_lower_case.get(_normal_form(path).lower())
         if name is not None:
             return f"there is {name}, whose name differs by case"
@@ -61,7 +61,7 @@ class Tree:
             tail = self.find("/".join(parts[start:]))
             if tail is not None:
                 return f"there is {tail}, whose path is relative to the table"
-        stem = _normal_form(without_suffix(path)).lower()
+        stem = _normal_form(strip_image_suffix(path)).lower()
         match = next((name for name in self._by_stem.get(stem, ())), None)
         return f"there is {match}" if match is not None else ""
 
@@ -98,10 +98,10 @@ class Tree:
     def _by_stem(self) -> dict[str, list[str]]:
         by_stem: dict[str, list[str]] = {}
         for name in sorted(self._names or ()):
-            by_stem.setdefault(_normal_form(without_suffix(name)).lower(), []).append(name)
+            by_stem.setdefault(_normal_form(strip_image_suffix(name)).lower(), []).append(name)
         return by_stem
 
 
 def _normal_form(path: str) -> str:
     """Return a path in Unicode's composed form, without blanks around the parts."""
-    return "/".join(part.strip() for part in composed(path).split("/"))
+    return "/".join(part.strip() for part in compose_unicode(path).split("/"))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mtil.data.dataset.shards import HOLDOUT, LABELS
-from mtil.data.folds.assign import Place
+from mtil.data.folds.assign import SamplePlace
 from mtil.data.layouts.record import Record
 from mtil.data.prepare import staging
 
 
 @dataclass(frozen=True)
-class Tally:
+class ImageCounts:
     """Numbers of groups and of images, by class; see the fields of `Manifest`."""
 
     num_groups: int
@@ -21,9 +21,9 @@ class Tally:
     holdout: dict[str, int]
 
 
-def count(
-    kept: Iterable[Record], places: Mapping[str, Place], num_folds: int, *, whole_groups: bool
-) -> Tally:
+def count_kept_images(
+    kept: Iterable[Record], places: Mapping[str, SamplePlace], num_folds: int, *, whole_groups: bool
+) -> ImageCounts:
     """Count the kept images by fold and class.
 
     Args:
@@ -44,7 +44,7 @@ def count(
         counts[LABELS[record.label]] += 1
         group_fold = fold_of.setdefault(place.group, place.fold)
         assert group_fold == place.fold or not whole_groups, "a group in two folds"
-    return Tally(
+    return ImageCounts(
         num_groups=len(fold_of),
         kept={name: holdout[name] + sum(fold[name] for fold in folds.values()) for name in LABELS},
         folds=folds,
@@ -52,7 +52,7 @@ def count(
     )
 
 
-def fingerprint(facts: pa.Table, places: Mapping[str, Place], image_size: int) -> str:
+def compute_fingerprint(facts: pa.Table, places: Mapping[str, SamplePlace], image_size: int) -> str:
     """Return the fingerprint of all placed images.
 
     Args:
@@ -61,8 +61,8 @@ def fingerprint(facts: pa.Table, places: Mapping[str, Place], image_size: int) -
         image_size: side of the stored images in pixels.
     """
     table = facts.select(["sample_id", "sha256", "mask_sha256", "label"])
-    return staging.fingerprint(
-        staging.digest(row, places[row["sample_id"]], image_size)
+    return staging.combine_row_digests(
+        staging.digest_row(row, places[row["sample_id"]], image_size)
         for batch in table.to_batches()
         for row in batch.to_pylist()
         if row["sample_id"] in places

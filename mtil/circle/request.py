@@ -10,13 +10,13 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.run.folder import Run, manifest_for, take_up
-from mtil.run.plan import Plan, Train
+from mtil.run.folder import Run, choose_manifest, open_existing_run
+from mtil.run.plan import CirclePlan, Train
 from mtil.storage import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TrainingRequest:
     """Checked request to train folds in an existing or new run."""
 
     run_uri: str
@@ -27,9 +27,9 @@ class Request:
     folds: tuple[int, ...]
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> CirclePlan:
         """Plan of a circle over the folds."""
-        return Plan.of(self.config.circle, self.folds)
+        return CirclePlan.of(self.config.circle, self.folds)
 
     def create(self) -> Run:
         """Create the run, or open the existing run."""
@@ -43,7 +43,7 @@ def request_trainings(
     folds: Sequence[int] | str,
     *,
     data_version: int | None = None,
-) -> Request:
+) -> TrainingRequest:
     """Check that every fold can be trained.
 
     Args:
@@ -58,7 +58,7 @@ def request_trainings(
     """
     request = _check_request(data_uri, run_uri, config, folds, data_version)
     check_folds(request.folds, config, request.manifest)
-    run = take_up(run_uri, config, request.data_uri, request.manifest.fingerprint)
+    run = open_existing_run(run_uri, config, request.data_uri, request.manifest.fingerprint)
     if run is not None:
         # A damaged result is refused here, before Ray starts.
         for fold in request.folds:
@@ -73,11 +73,11 @@ def request_circle(
     folds: Sequence[int] | str,
     *,
     data_version: int | None = None,
-) -> Request:
+) -> TrainingRequest:
     """Check that all rounds of a circle can be trained. See `request_trainings`."""
     request = _check_request(data_uri, run_uri, config, folds, data_version)
     check_plan(request.plan, config, request.manifest)
-    run = take_up(run_uri, config, request.data_uri, request.manifest.fingerprint)
+    run = open_existing_run(run_uri, config, request.data_uri, request.manifest.fingerprint)
     if run is not None:
         # A damaged ledger is refused here, before Ray starts.
         Ledger.open(run.store)
@@ -90,15 +90,15 @@ def _check_request(
     config: Config,
     folds: Sequence[int] | str,
     data_version: int | None,
-) -> Request:
+) -> TrainingRequest:
     store = open_store(data_uri)
-    manifest = manifest_for(run_uri, store, data_version)
+    manifest = choose_manifest(run_uri, store, data_version)
     fold_numbers = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
     if HOLDOUT in fold_numbers:
         raise DataError(
             "Cannot train on the holdout: its images are for the final test. Name a fold."
         )
-    return Request(
+    return TrainingRequest(
         run_uri=run_uri,
         data_uri=store.uri,
         config=config,

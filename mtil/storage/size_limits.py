@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from mtil.errors import TooLargeError
 
 
-def join(chunks: Iterable[bytes], where: str, max_bytes: int | None) -> bytes:
+def join_chunks(chunks: Iterable[bytes], where: str, max_bytes: int | None) -> bytes:
     """Join an object's chunks, up to a maximum size.
 
     Args:
@@ -23,12 +23,12 @@ def join(chunks: Iterable[bytes], where: str, max_bytes: int | None) -> bytes:
     for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
-            raise too_large(where, max_bytes)
+            raise too_large_error(where, max_bytes)
         pieces.append(chunk)
     return b"".join(pieces)
 
 
-def too_large(where: str, max_bytes: int) -> TooLargeError:
+def too_large_error(where: str, max_bytes: int) -> TooLargeError:
     """Return the error for an object larger than the reader's limit."""
     return TooLargeError(
         f"{where} must have at most {max_bytes} bytes, but has more; the file is damaged or "

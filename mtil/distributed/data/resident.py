@@ -8,13 +8,13 @@ import ray
 
 from mtil.data.dataset.manifest import Manifest, Shard
 from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
-from mtil.run.priors import PriorMaps, read_with_priors
+from mtil.run.priors import PriorMaps, read_training_table
 
 _PORTION_BYTES = 64 * 2**20
 """Stored bytes of the shards read by a task."""
 
 
-def hold(
+def load_resident_tables(
     data_uri: str, manifest: Manifest, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]]:
     """Read every shard into the object store. Return references to the tables, in manifest order.
@@ -58,5 +58,5 @@ def _split_into_portions(shards: Sequence[Shard]) -> list[list[Shard]]:
 def _read_portion(
     data_uri: str, shards: Sequence[Shard], priors: PriorMaps | None
 ) -> tuple[pa.Table | int, ...]:
-    tables = [read_with_priors(data_uri, shard, priors) for shard in shards]
+    tables = [read_training_table(data_uri, shard, priors) for shard in shards]
     return (*tables, sum(table.num_rows for table in tables))

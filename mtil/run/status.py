@@ -12,7 +12,7 @@ Stage = Literal["done", "training"]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStatus:
     """The progress of a training according to its files."""
 
     of: Train
@@ -31,40 +31,42 @@ class Training:
 
 
 @dataclass
-class Watcher:
+class ProgressWatcher:
     """Reads the trainings of a run repeatedly and detects progress.
 
     A training writes `step.json` every two seconds, but nothing during start and validation.
     """
 
     run: Run
-    _previous: Sequence[Training] | None = field(default=None, init=False)
+    _previous: Sequence[TrainingStatus] | None = field(default=None, init=False)
     has_moved: bool = field(default=False, init=False)
     """Whether the last two calls of `look` returned different values."""
 
-    def look(self) -> list[Training]:
+    def look(self) -> list[TrainingStatus]:
         """Return the started trainings, ordered by round, fold and part."""
-        trainings = [_read_training(self.run, training) for training in begun(self.run)]
-        self.has_moved = self._previous is not None and trainings != self._previous
+        trainings = [
+            _read_training(self.run, training) for training in find_started_trainings(self.run)
+        ]
+        self.has_progressed = self._previous is not None and trainings != self._previous
         self._previous = trainings
         return trainings
 
-    def wait_for_a_move(self, sleep: Callable[[float], None], looks: int) -> bool:
+    def wait_for_progress(self, sleep: Callable[[float], None], looks: int) -> bool:
         """Look up to `looks` times, a second apart; return True once a training progresses."""
         for _ in range(looks):
             sleep(1.0)
             self.look()
-            if self.has_moved:
+            if self.has_progressed:
                 return True
         return False
 
 
-def begun(run: Run) -> list[Train]:
+def find_started_trainings(run: Run) -> list[Train]:
     """Return the trainings with files, ordered by round, fold and part; main models first."""
     started = {
         training
         for name in run.store.names(names.TRAININGS)
-        if (training := names.training_of(name)) is not None
+        if (training := names.parse_training(name)) is not None
     }
     return sorted(
         started,
@@ -76,10 +78,10 @@ def begun(run: Run) -> list[Train]:
     )
 
 
-def _read_training(run: Run, training: Train) -> Training:
+def _read_training(run: Run, training: Train) -> TrainingStatus:
     result = run.result(training)
     if result is not None:
-        return Training(training, result.num_epochs, None, dict(result.metrics), result)
+        return TrainingStatus(training, result.num_epochs, None, dict(result.metrics), result)
     history, step = run.history(training), run.step(training)
     latest = history[-1] if history else {}
     figures = {
@@ -89,4 +91,4 @@ def _read_training(run: Run, training: Train) -> Training:
     }
     # `step.json` may be of an epoch that the history already contains.
     is_within = step is not None and step["epoch"] >= len(history)
-    return Training(training, len(history), step if is_within else None, figures, None)
+    return TrainingStatus(training, len(history), step if is_within else None, figures, None)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def kept_epoch(scores: Sequence[float], tolerance: float) -> int:
+def select_epoch(scores: Sequence[float], tolerance: float) -> int:
     """Return the last epoch with a score within `tolerance` of the highest score.
 
     Args:

@@ -7,11 +7,11 @@ from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
 from mtil.distributed.runtime import preflight
-from mtil.distributed.runtime.preflight import Node
+from mtil.distributed.runtime.preflight import NodeResources
 from mtil.errors import ResourceError
 
 
-def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float]:
+def room(nodes: Sequence[NodeResources], config: Config, wanted: int) -> tuple[int, float]:
     """Return the number of concurrent trials, and the CPUs of each worker.
 
     Args:
@@ -37,7 +37,7 @@ def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float
     # Slots are only an upper bound: CPUs may allow fewer trials.
     for concurrent in range(max_trials, 1, -1):
         try:
-            return concurrent, preflight.cpus_per_worker(
+            return concurrent, preflight.plan_cpus_per_worker(
                 nodes,
                 num_workers=concurrent * train.num_workers,
                 cpus=train.cpus_per_worker,
@@ -45,7 +45,7 @@ def room(nodes: Sequence[Node], config: Config, wanted: int) -> tuple[int, float
             )
         except ResourceError:
             continue
-    cpus = preflight.cpus_per_worker(
+    cpus = preflight.plan_cpus_per_worker(
         nodes, num_workers=train.num_workers, cpus=train.cpus_per_worker, gpus=gpus
     )
     return 1, cpus
@@ -62,7 +62,7 @@ def copies(store_bytes: float, manifest: Manifest) -> int:
     return max(1, math.floor(store_bytes / copy_bytes) - 1)
 
 
-def threads(nodes: Sequence[Node], config: Config, concurrent: int) -> int:
+def threads(nodes: Sequence[NodeResources], config: Config, concurrent: int) -> int:
     """Return the CPU threads per worker with `concurrent` trials."""
     cpus = sum(node.cpus for node in nodes)
     return max(1, int(cpus / (concurrent * config.train.num_workers)))
