@@ -23,10 +23,10 @@ ONE_A_SHARD = AppendSettings(max_shard_bytes=1)
 NUM_BEFORE = 60
 _SCRIPT = (
     f"{STOP_AT}\n"
-    "from mtil.data.append.pipeline import AppendSettings, append\n"
-    "from mtil.data.prepare.sources import Source\n"
-    "source = Source(uri=sys.argv[1], layout='table')\n"
-    "append([source], sys.argv[2], AppendSettings(max_shard_bytes=1))\n"
+    "from mtil.data.append.pipeline import AppendSettings, append_images\n"
+    "from mtil.data.prepare.sources import CollectionSource\n"
+    "source = CollectionSource(uri=sys.argv[1], layout='table')\n"
+    "append_images([source], sys.argv[2], AppendSettings(max_shard_bytes=1))\n"
 )
 
 

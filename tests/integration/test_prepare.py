@@ -120,11 +120,11 @@ def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path
 _SCRIPT = (
     f"{STOP_AT}\n"
     "from mtil.data.prepare.pipeline import Settings, prepare\n"
-    "from mtil.data.prepare.sources import Source\n"
+    "from mtil.data.prepare.sources import CollectionSource\n"
     "from mtil.errors import StorageError\n"
     "settings = Settings(image_size=64, max_shard_bytes=1)\n"
     "try:\n"
-    "    prepare([Source(uri=sys.argv[1], layout='busi')], sys.argv[2], settings)\n"
+    "    prepare([CollectionSource(uri=sys.argv[1], layout='busi')], sys.argv[2], settings)\n"
     "except StorageError as error:\n"
     "    sys.exit(f'{error}')\n"
 )

@@ -298,7 +298,7 @@ class TestOnRay:
                 {
                     actor["State"]
                     for actor in ray._private.state.actors().values()
-                    if actor["ActorClassName"] == "Judge"
+                    if actor["ActorClassName"] == "EarlyStopper"
                 }
                 <= {"DEAD"}
             )

@@ -121,9 +121,9 @@ def test_large_images_are_decoded_one_after_the_other(tmp_path: Path) -> None:
     _png(tmp_path / "large.png", side)
     code = (
         "import sys\nfrom mtil.data.layouts.record import Record\n"
-        "from mtil.data.images.budget import PIXELS\n"
-        "from mtil.data.prepare.samples import read_all\n"
-        "from mtil.storage import LocalStore\nPIXELS.__init__(2**22)\n"
+        "from mtil.data.images.budget import PIXEL_BUDGET\n"
+        "from mtil.data.prepare.samples import read_samples\n"
+        "from mtil.storage import LocalStore\nPIXEL_BUDGET.__init__(2**22)\n"
         "def peak():\n"
         "    text = open('/proc/self/status').read()\n"
         "    return int(text.partition('VmHWM:')[2].split()[0]) * 1024\n"
@@ -131,7 +131,7 @@ def test_large_images_are_decoded_one_after_the_other(tmp_path: Path) -> None:
         "names = ['large.png'] * int(sys.argv[2])\n"
         "records = [Record(sample_id=str(i), label=2, image=n, masks=()) "
         "for i, n in enumerate(names)]\n"
-        "found = list(read_all({'': LocalStore(sys.argv[1])}, records, 64))\n"
+        "found = list(read_samples({'': LocalStore(sys.argv[1])}, records, 64))\n"
         "assert [sample.height for sample in found] == [3000] * len(names), found\n"
         "print(peak() - start)\n"
     )
