@@ -19,7 +19,7 @@ _BUCKET_HELP = "s3://BUCKET or gs://BUCKET that must be reachable from here"
 
 
 @streams.with_safe_output
-def run_cluster_cli(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
@@ -204,4 +204,4 @@ def _object_store(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cluster_cli())
+    sys.exit(main())

@@ -97,7 +97,7 @@ def watch_spot_notice(endpoint: str, *, poll_s: float = _POLL_S) -> None:
         time.sleep(poll_s)
 
 
-def run_spot_notice() -> int:
+def main() -> int:
     """Watch for a notice, unless another process on this machine already watches."""
     # Every `ray up` starts this program again.
     lock = Path(tempfile.gettempdir()) / f"mtil-spot-notice-{os.getuid()}.lock"
@@ -111,4 +111,4 @@ def run_spot_notice() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_spot_notice())
+    sys.exit(main())

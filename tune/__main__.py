@@ -8,6 +8,6 @@ if __name__ == "__main__":
     # Before the import below, which takes longer: the supervisor must already watch by then.
     supervisor.supervise_command("mtil-tune")
 
-    from tune.cli import run_tune_cli
+    from tune.cli import main
 
-    sys.exit(run_tune_cli())
+    sys.exit(main())

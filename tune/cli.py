@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtil.cli.console import CommandOutput
 
 
-def run_tune_cli(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Return the exit code: 0 done, 2 wrong input, 130 interrupted, else 1."""
     if arguments is None:
         supervisor.supervise_command("mtil-tune")

@@ -24,7 +24,7 @@ from mtil.storage import open_store
 from tests.waiting import until
 from tune import search as searches
 from tune import study as studies
-from tune.cli import run_tune_cli
+from tune.cli import main
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 from tune.search import StudySearch
 from tune.search.concurrency import copies
@@ -313,7 +313,7 @@ class TestOnRay:
         self, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def told(*arguments: str) -> dict[str, Any]:
-            assert run_tune_cli([*arguments, "--run", search.uri, "--json"]) == 0
+            assert main([*arguments, "--run", search.uri, "--json"]) == 0
             answer: dict[str, Any] = json.loads(capsys.readouterr().out)
             return answer
 

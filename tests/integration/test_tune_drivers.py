@@ -57,8 +57,8 @@ def work(uri, number, point, means):
     dice = 1 - (float(point["loss.dice"]) - 0.5) ** 2
     return {"figures": [{"dice": dice}], "seconds": 1.0}
 
-with cluster.connected():
-    searches.run(Search.open(sys.argv[2]), 9, lambda line: None, does=work)
+with cluster.connect_ray():
+    searches.run_search(Search.open(sys.argv[2]), 9, lambda line: None, does=work)
 """
 
 

@@ -17,7 +17,7 @@ import os, pathlib, sys
 from mtil import parquet
 data = pathlib.Path(sys.argv[1]).read_bytes()
 threads = set(os.listdir("/proc/self/task"))
-parquet.read(data)
+parquet.read_parquet(data)
 print(len(set(os.listdir("/proc/self/task")) - threads))
 """
 
@@ -46,7 +46,7 @@ def test_a_table_does_not_look_at_the_bytes_that_it_was_read_from() -> None:
     pq.write_table(pixels, sink, compression="none", use_dictionary=False)
     data = bytearray(sink.getvalue())
     table = parquet.read_parquet(memoryview(data))
-    data[:] = bytes(len(data))  # as `shards.read` does with the next shard
+    data[:] = bytes(len(data))  # as `read_shard` does with the next shard
     assert table.equals(pixels)
 
 

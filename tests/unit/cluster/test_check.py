@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.__main__ import run_cluster_cli
+from cluster.__main__ import main
 from cluster.check import check_aws_account, check_cluster_file, open_cluster_file
 from cluster.errors import UsageError
 from cluster.files import ROOT, load_cluster_file, parse_cluster_file
@@ -642,7 +642,7 @@ def test_an_endpoint_in_the_same_network_that_is_not_encrypted_is_a_warning(
     document["setup_commands"].append("export AWS_ENDPOINT_URL=http://10.0.0.9:8333")
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(document))
-    assert run_cluster_cli(["check", str(path)]) == 0
+    assert main(["check", str(path)]) == 0
     assert "!!  http://10.0.0.9:8333 sends images and maps in the clear" in capsys.readouterr().out
 
 
@@ -691,7 +691,7 @@ def test_what_is_no_cluster_file_is_refused(
     path = tmp_path / "file.yaml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert run_cluster_cli(["check", str(path)]) == 2
+    assert main(["check", str(path)]) == 2
     err = capsys.readouterr().err
     assert told in err
     assert err.startswith("cluster: ")
@@ -701,14 +701,14 @@ def test_what_is_no_cluster_file_is_refused(
 def test_check_prints_what_to_fill_in_and_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cluster_cli(["check", str(ROOT / "cluster" / "templates" / "on-prem.yaml")]) == 0
+    assert main(["check", str(ROOT / "cluster" / "templates" / "on-prem.yaml")]) == 0
     out = capsys.readouterr().out
     assert "to fill in: `provider.head_ip` is 192.0.2.11\n" in out
     assert "cost: none to a cloud\n" in out
 
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(read("on-prem") | {"max_workers": 3}))
-    assert run_cluster_cli(["check", str(path)]) == 2
+    assert main(["check", str(path)]) == 2
     told = capsys.readouterr()
     assert told.out.startswith("NO  `max_workers` must be 1")
     assert "must pass every rule, but has 1 problem(s)" in told.err

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.__main__ import run_cluster_cli
+from cluster.__main__ import main
 from cluster.check import check_cluster_file
 from cluster.files import load_cluster_file, parse_cluster_file
 from tests.unit.documents import Document, Plain, read
@@ -114,7 +114,7 @@ def test_what_cannot_be_checked_is_one_sentence(
     documents: list[Document], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _write(tmp_path / "file.yaml", *documents)
-    assert run_cluster_cli(["check", str(path)]) == 2
+    assert main(["check", str(path)]) == 2
     err = capsys.readouterr().err
     assert told.format(path=path) in err
     assert err.count("\n") == 1

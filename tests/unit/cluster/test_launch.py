@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cluster import launch
-from cluster.__main__ import run_cluster_cli
+from cluster.__main__ import main
 from cluster.check import open_file_for_down
 from cluster.files import ROOT
 from tests.waiting import until
@@ -41,7 +41,7 @@ def test_hosts_are_left_alone_unless_that_is_confirmed(
     answer: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-    assert run_cluster_cli(["down", str(file)]) == 2
+    assert main(["down", str(file)]) == 2
     told = capsys.readouterr()
     assert "End Ray on 10.0.0.1, 10.0.0.2?" in told.out
     assert "must be confirmed, but was not" in told.err
@@ -52,7 +52,7 @@ def test_a_file_with_a_mistake_is_acted_on_by_no_command(
     command: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(file.read_text().replace("RAY_AUTH_MODE=token", ""))
-    assert run_cluster_cli([command, str(file)]) == 2
+    assert main([command, str(file)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2  # the head's and the workers' start
     assert all(line.startswith("cluster: `ray start` must have RAY_AUTH_MODE") for line in lines)
@@ -62,7 +62,7 @@ def test_a_file_for_another_program_is_told_its_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = ROOT / "cluster" / "templates" / "kuberay-job.yaml"
-    assert run_cluster_cli(["up", str(path)]) == 2
+    assert main(["up", str(path)]) == 2
     assert f"use `kubectl apply -f {path}`" in capsys.readouterr().err
 
 
@@ -77,7 +77,7 @@ def test_down_needs_no_more_than_the_hosts(file: Path, monkeypatch: pytest.Monke
     document["file_mounts"]["/home/mtil/x"] = "gone"
     document["head_start_ray_commands"] = ["ray start --head"]
     file.write_text(yaml.dump(document))
-    assert run_cluster_cli(["down", str(file), "--yes"]) == 0
+    assert main(["down", str(file), "--yes"]) == 0
     assert ended == ["10.0.0.1", "10.0.0.2", "down"]
 
 
@@ -87,7 +87,7 @@ def test_down_of_a_file_without_a_head_is_one_sentence(
     document = yaml.safe_load(file.read_text())
     del document["provider"]["head_ip"]
     file.write_text(yaml.dump(document))
-    assert run_cluster_cli(["down", str(file), "--yes"]) == 2
+    assert main(["down", str(file), "--yes"]) == 2
     assert capsys.readouterr().err == (
         "cluster: `provider.head_ip` must name the head, but is missing.\n"
     )
@@ -100,7 +100,7 @@ def test_a_user_that_is_an_option_reaches_no_ssh(
     document["auth"]["ssh_user"] = "-oProxyCommand=touch x"
     file.write_text(yaml.dump(document))
     for command in (["up"], ["down", "--yes"], ["status"]):
-        assert run_cluster_cli([command[0], str(file), *command[1:]]) == 2
+        assert main([command[0], str(file), *command[1:]]) == 2
         assert capsys.readouterr().err == (
             "cluster: `auth.ssh_user` must be the name of a user, but is "
             "'-oProxyCommand=touch x'.\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import reading
-from cluster.__main__ import run_cluster_cli
+from cluster.__main__ import main
 from cluster.errors import UsageError
 from cluster.files import ROOT
 
@@ -62,7 +62,7 @@ def test_a_text_beyond_reason_is_one_sentence(
     path = tmp_path / "file.yaml"
     path.write_text(text)
     for command in ("check", "up", "down", "status"):
-        assert run_cluster_cli([command, str(path)]) == 2
+        assert main([command, str(path)]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith(f"cluster: A cluster file must be YAML, but {path} is not: ")
@@ -104,7 +104,7 @@ def test_what_is_no_regular_file_is_not_opened(
     os.mkfifo(path)
     assert stat.S_ISFIFO(path.stat().st_mode)
     for other in (path, Path("/dev/zero"), tmp_path):
-        assert run_cluster_cli(["check", str(other)]) == 2
+        assert main(["check", str(other)]) == 2
         assert capsys.readouterr().err == (
             f"cluster: A cluster file must be a regular file, but {other} is not.\n"
         )
@@ -116,7 +116,7 @@ def test_a_file_of_more_than_a_mebibyte_is_refused(
     path = tmp_path / "file.yaml"
     with path.open("wb") as file:
         file.truncate(1 << 34)
-    assert run_cluster_cli(["check", str(path)]) == 2
+    assert main(["check", str(path)]) == 2
     assert "must have at most 1 MiB, but" in capsys.readouterr().err
 
 

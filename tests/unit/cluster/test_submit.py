@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import submit
-from cluster.__main__ import run_cluster_cli
+from cluster.__main__ import main
 from cluster.errors import ClusterError, UsageError
 from cluster.files import ROOT
 
@@ -69,7 +69,7 @@ def test_a_job_that_a_signal_ended_has_the_code_that_a_shell_gives() -> None:
 
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cluster_cli(["submit", "--address", "http://127.0.0.1:9"]) == 2
+    assert main(["submit", "--address", "http://127.0.0.1:9"]) == 2
     assert "must be given a command after `--`" in capsys.readouterr().err
 
 

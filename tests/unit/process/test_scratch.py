@@ -13,7 +13,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mtil.process import scratch
-with scratch.folder(Path(sys.argv[1])) as path:
+with scratch.create_scratch_folder(Path(sys.argv[1])) as path:
     (path / "file").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 """

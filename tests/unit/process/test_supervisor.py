@@ -19,7 +19,7 @@ BEGIN = """
 import os, signal, subprocess, sys, time
 from mtil.process import interrupts, supervisor
 {settings}
-supervisor.watch("mtil")
+supervisor.supervise_command("mtil")
 def ready():
     sys.stdout.write("ready\\n")
     sys.stdout.flush()

@@ -12,7 +12,7 @@ from mtil import presets
 from mtil.config import config_to_dict
 from tune import space as spaces
 from tune import study as studies
-from tune.cli import run_tune_cli
+from tune.cli import main
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget
 
 COMMANDS = ("run", "status", "show", "export", "report", "confirm")
@@ -21,7 +21,7 @@ COMMANDS = ("run", "status", "show", "export", "report", "confirm")
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_is_no_failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run_tune_cli(arguments)
+        main(arguments)
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: mtil-tune")
 
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     run = tmp_path / "search"
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     command = ["run", "--data", data_uri, "--run", str(run), "--config", "demo", *given]
-    assert run_tune_cli(command) == 2
+    assert main(command) == 2
     told = capsys.readouterr()
     assert says in told.err
     assert (told.out, told.err.count("\n")) == ("", 1)
@@ -93,7 +93,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 def test_a_search_that_is_not_there_is_one_sentence(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_tune_cli([command, "--run", str(tmp_path / "none")]) == 2
+    assert main([command, "--run", str(tmp_path / "none")]) == 2
     assert "search.json is missing. Start a search with `mtil-tune run`" in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
 
 
 def _told(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -> Any:
-    assert run_tune_cli([*arguments, "--run", search.uri, "--json"]) == 0
+    assert main([*arguments, "--run", search.uri, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -149,7 +149,7 @@ def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[s
     assert (told["counts"]["completed"], told["counts"]["failed"]) == (12, 1)
     assert told["ended"] == 12
     assert told["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
-    run_tune_cli(["status", "--run", search.uri])
+    main(["status", "--run", search.uri])
     assert "trial 12 failed: It does not fit in <memory>: 9 GiB" in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_an_exported_configuration_is_taken_by_config(
     other = _told(capsys, search, "export", "--to", str(to), "--trial", "3")
     assert other["trial"] == 3
     assert presets.load_config(str(to)).loss.dice == other["overrides"]["loss.dice"]
-    assert run_tune_cli(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
+    assert main(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
     assert "trial 12 is failed" in capsys.readouterr().err
 
 
