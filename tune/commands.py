@@ -28,12 +28,12 @@ from tune.study import TrialRecord
 def run_tune_command(options: argparse.Namespace, output: CommandOutput) -> None:
     """Run the command named in the options."""
     {
-        "run_tune_command": _run,
+        "run": _run,
         "status": _status,
         "show": _show,
         "export": _export,
         "report": _report,
-        "confirm_winners": _confirm,
+        "confirm": _confirm,
     }[options.command](options, output)
 
 

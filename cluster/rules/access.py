@@ -29,7 +29,7 @@ def check_security_group(file: ClusterFile) -> Iterator[str]:
 
 def get_node_config(file: ClusterFile, name: str) -> dict[str, Any]:
     """Return the `node_config` of a node type."""
-    config: dict[str, Any] = file.document["available_node_types"][name]["get_node_config"]
+    config: dict[str, Any] = file.document["available_node_types"][name]["node_config"]
     return config
 
 

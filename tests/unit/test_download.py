@@ -670,8 +670,8 @@ def test_the_list_names_all_collections(
     assert all(f"{name}: {how}" in told for name, how in MANUAL_DOWNLOADS.items())
     command(list=True, json=True)
     listed = json.loads(capsys.readouterr().out)
-    assert [offer["name"] for offer in listed["download_collection"]] == ["bus_bra", "breast"]
-    assert listed["download_collection"][0]["num_bytes"] == 133_917_740
+    assert [offer["name"] for offer in listed["download"]] == ["bus_bra", "breast"]
+    assert listed["download"][0]["num_bytes"] == 133_917_740
     assert set(listed["by_hand"]) == set(MANUAL_DOWNLOADS)
 
 

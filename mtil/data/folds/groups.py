@@ -45,7 +45,7 @@ def read_group_file(
     # Keys are plain paths: the file may spell an id differently, like `./img//a.png`.
     group_of: dict[str, str] = {}
     for row in read_table_rows(uri, ("image_id", "group")):
-        sample_id, group = row.values["image_id"], row.values["group_images"]
+        sample_id, group = row.values["image_id"], row.values["group"]
         if not sample_id or not group:
             raise DataError(
                 f"{row.where} must give an image_id and a group, but lacks a value; fill the row "

@@ -138,7 +138,7 @@ def _record(
             f"{where} must name an image, but its `{column_of['image']}` is empty; fill the "
             "cell in or remove the row."
         )
-    index = parse_label(text_of["parse_label"], where, class_of_word)
+    index = parse_label(text_of["label"], where, class_of_word)
     masks = _mask_names(text_of["masks"])
     if not masks and LABELS[index] != "normal":
         raise DataError(

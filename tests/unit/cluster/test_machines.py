@@ -81,8 +81,8 @@ def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
     for source in table["sources"].values():
         assert "https://" in source["page"]
         assert source["date"].year >= 2026
-    assert {row["source"] for row in table["describe_workers"]} == set(table["sources"])
-    assert all(price > 0 for row in table["describe_workers"] for price in row["prices"].values())
+    assert {row["source"] for row in table["machines"]} == set(table["sources"])
+    assert all(price > 0 for row in table["machines"] for price in row["prices"].values())
 
 
 def test_what_a_file_can_start_is_told_to_its_jobs() -> None:

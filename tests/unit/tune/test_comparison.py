@@ -53,7 +53,7 @@ def test_what_is_better_in_every_image_is_better() -> None:
     assert found["difference_by_seed"]["dice"] == pytest.approx([0.1, 0.05])
     assert found["difference_by_seed"]["auc"] == [0.0, 0.0]
     assert found["metrics"]["dice"]["value"] == pytest.approx(0.725)
-    assert found["describe_verdict"] == "trial 3 is better in dice than the default."
+    assert found["verdict"] == "trial 3 is better in dice than the default."
 
 
 def test_a_lucky_trial_is_seen_as_one() -> None:
@@ -62,7 +62,7 @@ def test_a_lucky_trial_is_seen_as_one() -> None:
     found = compare_with_default("trial 3", [_results(mixed, PROBABILITY)], default)
     assert found["difference"]["dice"]["value"] == pytest.approx(0.025)
     assert found["difference"]["dice"]["low"] < 0 < found["difference"]["dice"]["high"]
-    assert "shows no difference from the default" in found["describe_verdict"]
+    assert "shows no difference from the default" in found["verdict"]
 
 
 def _interval(low: float | None, high: float | None) -> dict[str, float | None]:

@@ -313,7 +313,7 @@ def _spoiled(data: bytes, how: str) -> bytes:
     changed = bytearray(data)
     changed[len(data) // 2] ^= 1
     return {
-        "cut_batches": data[:-1],
+        "cut": data[:-1],
         "empty": b"",
         "longer": data + b"0",
         "altered": bytes(changed),
