@@ -25,7 +25,7 @@ from mtil.data.dataset.shards import read_shard
 from mtil.documents import Document, Sha256, format_value
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run.folder import Run
-from mtil.storage import LocalStore, Store, open_store, split_uri
+from mtil.storage import Store, open_store, split_uri
 from tune import space as spaces
 from tune.objective import SearchObjective, parse_objective
 from tune.space import CIRCLE_SUBSPACES, KeyValue, SearchSpace
@@ -153,12 +153,12 @@ class Search:
         if self.asked.storage is not None:
             return self.asked.storage
         # Optuna appends to a journal, and a bucket has no append.
-        if not isinstance(self.store, LocalStore):
+        if self.store.local_folder is None:
             raise ConfigError(
                 f"The search {self.uri} is in a bucket, which cannot hold the study. Name a local "
                 "file or the URL of a database with --storage."
             )
-        return str(self.store.root / _JOURNAL)
+        return str(self.store.local_folder / _JOURNAL)
 
     def trial_config(self, point: Mapping[str, KeyValue]) -> Config:
         """Return the configuration of a trial at a point, within the budget."""

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from mtil.data.images.mask_names import find_masks
 from mtil.data.images.read import SUFFIXES
 from mtil.errors import DataError
-from mtil.storage import BUCKETS, LocalStore, Store, open_store, split_uri
+from mtil.storage import Store, locate_file, open_store, path_within
 
 _MAX_NAME_BYTES = 255
 """Maximum length of a file or folder name on nearly every file system."""
@@ -54,16 +54,17 @@ def find_images(uri: str, out: Store) -> tuple[Store, ImageSelection]:
     Raises:
         DataError: if the location has no image, does not exist or is `out` itself.
     """
-    file = find_file(uri)
+    file = locate_file(uri)
     if file is not None:
         return file[0], ImageSelection([file[1]])
     store = open_store(uri)
-    if isinstance(store, LocalStore) and not store.root.is_dir():
-        problem = "is not a regular file" if store.root.exists() else "does not exist"
+    folder = store.local_folder
+    if folder is not None and not folder.is_dir():
+        problem = "is not a regular file" if folder.exists() else "does not exist"
         raise DataError(
             f"The input {escape_name(uri)} {problem}. Name an image or a folder of images."
         )
-    out_folder = _relative_path(out, store)
+    out_folder = path_within(out, store)
     if out_folder == ".":
         raise DataError(f"Input and output are the same place, {uri}. Name another OUT.")
     all_names = store.names()
@@ -135,35 +136,6 @@ def escape_name(name: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in name
     )
-
-
-def find_file(uri: str) -> tuple[Store, str] | None:
-    """Return folder and name if a location is a file, else None."""
-    store = open_store(uri)
-    if isinstance(store, LocalStore):
-        root = store.root
-        return (LocalStore(str(root.parent)), root.name) if root.is_file() else None
-    parent, name = split_uri(store.uri)
-    if not parent.startswith(BUCKETS):
-        return None  # the location is a bucket without a key
-    folder = open_store(parent)
-    return (folder, name) if folder.exists(name) else None
-
-
-def _relative_path(inner: Store, outer: Store) -> str:
-    """Return the path of a store within another: `.` if equal, empty if not inside."""
-    if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
-        # Resolved: links and `..` must not hide an output folder inside the input folder.
-        inner_path, outer_path = inner.root.resolve(), outer.root.resolve()
-        return (
-            inner_path.relative_to(outer_path).as_posix()
-            if inner_path.is_relative_to(outer_path)
-            else ""
-        )
-    if inner.uri == outer.uri:
-        return "."
-    prefix = f"{outer.uri}/"
-    return inner.uri.removeprefix(prefix) if inner.uri.startswith(prefix) else ""
 
 
 def _is_below(name: str, folder: str) -> bool:

@@ -30,7 +30,6 @@ from mtil.prediction import overlay
 from mtil.prediction.image_files import (
     describe_left_out,
     escape_name,
-    find_file,
     find_images,
     format_count,
     name_outputs,
@@ -45,7 +44,7 @@ from mtil.prediction.predictor import (
 from mtil.run import names
 from mtil.run.checkpoint import MAX_BYTES, TrainedModel, model_from_bytes
 from mtil.run.folder import Run
-from mtil.storage import LocalStore, Store, open_store
+from mtil.storage import Store, locate_file, open_store
 
 PredictionListener = Callable[[dict[str, Any]], None]
 
@@ -291,7 +290,7 @@ def load_chains(source: str) -> list[list[TrainedModel]]:
     Raises:
         UserError: if the location holds no run or model, or no fold is trained.
     """
-    file = find_file(source)
+    file = locate_file(source)
     if file is not None:
         folder, name = file
         model = model_from_bytes(folder.read(name, max_bytes=MAX_BYTES), source)
@@ -501,7 +500,7 @@ def _read_bytes(source: Store, name: str) -> bytes:
     except NotFoundError:
         raise DataError(f"{escape_name(name)} does not exist.") from None
     except StorageError as error:
-        if isinstance(source, LocalStore):
+        if source.local_folder is not None:
             raise DataError(escape_name(str(error))) from None
         raise  # a bucket without an answer concerns every image
 

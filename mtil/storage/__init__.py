@@ -1,7 +1,8 @@
 """Stores: local folders and buckets with one interface. Every write is atomic."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -21,7 +22,9 @@ __all__ = [
     "Store",
     "StoreListing",
     "is_partial",
+    "locate_file",
     "open_store",
+    "path_within",
     "split_uri",
 ]
 
@@ -36,6 +39,10 @@ class Store(Protocol):
     @property
     def uri(self) -> str:
         """The URI of the store's root, as a user writes it."""
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder on a disk of this machine, or None for a bucket."""
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Return an object's bytes.
@@ -70,6 +77,16 @@ class Store(Protocol):
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return sizes in bytes, by name, of all objects and partial files below a folder."""
+
+    def versions(self, folder: str = "") -> Callable[[str], str]:
+        """Return a function from an object's name to text that changes with the object's bytes.
+
+        The text of a missing object is `-`. A bucket is listed by this call, once. A local file is
+        examined by each call of the function, so that a large folder is not walked for a few files.
+
+        Args:
+            folder: the folder that holds the names.
+        """
 
     def delete(self, name: str) -> None:
         """Delete an object. A missing object is not an error."""
@@ -118,6 +135,31 @@ def split_uri(uri: str) -> tuple[str, str]:
     if uri.startswith("file://"):
         name, parent = unquote(name), "file:///" if parent == "file://" else parent
     return (parent or ("/" if uri.startswith("/") else "."), name)
+
+
+def path_within(inner: Store, outer: Store) -> str | None:
+    """Return the path of a store within another: `.` if equal, None if not inside."""
+    if inner.local_folder is not None and outer.local_folder is not None:
+        # Resolved: links and `..` may lead to one folder by different paths.
+        path, root = inner.local_folder.resolve(), outer.local_folder.resolve()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+    if inner.uri == outer.uri:
+        return "."
+    prefix = f"{outer.uri}/"
+    return inner.uri.removeprefix(prefix) if inner.uri.startswith(prefix) else None
+
+
+def locate_file(uri: str) -> tuple[Store, str] | None:
+    """Return folder and name if a location is a file or an object, else None."""
+    store = open_store(uri)
+    path = store.local_folder
+    if path is not None:
+        return (LocalStore(str(path.parent)), path.name) if path.is_file() else None
+    parent, name = split_uri(store.uri)
+    if not parent.startswith(BUCKETS):
+        return None  # the location is a bucket without a key
+    folder = open_store(parent)
+    return (folder, name) if folder.exists(name) else None
 
 
 def _file_path(uri: str, rest: str) -> str:

@@ -7,7 +7,7 @@ fork, as with S3.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cache
@@ -43,6 +43,11 @@ class GcsStore:
     def uri(self) -> str:
         """URI of the bucket and prefix."""
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def local_folder(self) -> None:
+        """See `Store.local_folder`."""
+        return None
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
@@ -92,11 +97,12 @@ class GcsStore:
         """See `Store.sizes`. Interrupted writes leave nothing in a bucket."""
         return {name: info.size for name, info in self._list_infos(prefix).items()}
 
-    def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return size and modification time by name; the value changes with every new write."""
-        return {
-            name: f"{info.size}:{info.mtime_ns}" for name, info in self._list_infos(prefix).items()
+    def versions(self, folder: str = "") -> Callable[[str], str]:
+        """See `Store.versions`: size and modification time."""
+        versions = {
+            name: f"{info.size}:{info.mtime_ns}" for name, info in self._list_infos(folder).items()
         }
+        return lambda name: versions.get(name, "-")
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""

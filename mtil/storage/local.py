@@ -62,6 +62,23 @@ class LocalStore:
         """The folder's absolute path."""
         return str(self.root)
 
+    @property
+    def local_folder(self) -> Path:
+        """See `Store.local_folder`."""
+        return self.root
+
+    def versions(self, folder: str = "") -> Callable[[str], str]:
+        """See `Store.versions`: size and modification time."""
+
+        def version(name: str) -> str:
+            try:
+                status = (self.root / name).stat()
+            except OSError:
+                return "-"
+            return f"{status.st_size}:{status.st_mtime_ns}"
+
+        return version
+
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
         pieces = self._pieces(name, None, max_bytes)

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
@@ -55,6 +55,11 @@ class S3Store:
     def uri(self) -> str:
         """URI of the bucket and prefix."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def local_folder(self) -> None:
+        """See `Store.local_folder`."""
+        return None
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """See `Store.read`."""
@@ -150,9 +155,10 @@ class S3Store:
         """See `Store.sizes`. Interrupted writes leave nothing in a bucket."""
         return {name: item["Size"] for name, item in self._list_items(prefix).items()}
 
-    def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return ETags by name. An ETag changes with the object's content."""
-        return {name: item["ETag"] for name, item in self._list_items(prefix).items()}
+    def versions(self, folder: str = "") -> Callable[[str], str]:
+        """See `Store.versions`: the ETag."""
+        versions = {name: item["ETag"] for name, item in self._list_items(folder).items()}
+        return lambda name: versions.get(name, "-")
 
     def deletable(self, prefix: str = "") -> StoreListing:
         """See `Store.deletable`. A bucket has no links."""

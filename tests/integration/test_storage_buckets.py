@@ -54,15 +54,15 @@ def test_names_are_sorted_and_below_the_folder(store: Store) -> None:
 
 
 @pytest.mark.parametrize("store", ["s3", "gs"], indirect=True)
-def test_another_object_of_the_same_size_has_another_mark(store: S3Store | GcsStore) -> None:
+def test_another_object_of_the_same_size_has_another_version(store: S3Store | GcsStore) -> None:
     store.write("a/1", b"one")
     store.write("a/2", b"two")
-    before = store.marks("a")
+    before = store.versions("a")
     store.write("a/2", b"TWO")
-    after = store.marks("a")
-    assert list(before) == list(after) == ["a/1", "a/2"]
-    assert before["a/1"] == after["a/1"]
-    assert before["a/2"] != after["a/2"]
+    after = store.versions("a")
+    assert before("a/1") == after("a/1") != "-"
+    assert before("a/2") != after("a/2")
+    assert after("a/3") == "-"
 
 
 def test_a_folder_is_cleared_and_what_is_beside_it_stays(store: Store) -> None:

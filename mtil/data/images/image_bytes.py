@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtil.data.images.budget import FILE_BYTE_BUDGET
 from mtil.errors import DataError
-from mtil.storage import GcsStore, LocalStore, S3Store, Store
+from mtil.storage import Store
 
 MAX_FILE_BYTES = 2**29
 """Most bytes of an image file; 89 megapixels in three bands of 16 bits fit."""
@@ -20,11 +20,11 @@ def reserve_file_bytes(store: Store, names: Sequence[str]) -> Iterator[None]:
     Files in a bucket reserve nothing.
     """
     num_bytes = 0
-    if isinstance(store, LocalStore):
+    if store.local_folder is not None:
         for name in names:
             # A missing or unreadable file is reported on reading.
             with suppress(OSError, ValueError):
-                num_bytes += min(MAX_FILE_BYTES, Path(store.root, name).stat().st_size)
+                num_bytes += min(MAX_FILE_BYTES, Path(store.local_folder, name).stat().st_size)
     with FILE_BYTE_BUDGET.hold(num_bytes):
         yield
 
@@ -41,11 +41,9 @@ def read_image_bytes(store: Store, name: str, shown: str) -> bytes:
         DataError: if the name is a folder, a pipe, a socket or a device, or the file is too large.
         NotFoundError: if no file has the name.
     """
-    if isinstance(store, LocalStore):
+    if store.local_folder is not None:
         # Checked before opening: reading a pipe or a device might never end.
-        _check_file(Path(store.root, name), shown)
-        return store.read(name)
-    if not isinstance(store, S3Store | GcsStore):
+        _check_file(Path(store.local_folder, name), shown)
         return store.read(name)
     # Count bytes on arrival: the length of an object is unknown before the download.
     parts, length = [], 0

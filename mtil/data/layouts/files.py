@@ -8,7 +8,7 @@ from mtil.data.dataset.account import FilesSeen, count_reasons
 from mtil.data.images.read import SUFFIXES
 from mtil.data.layouts.record import Record
 from mtil.data.names import escape_unprintable
-from mtil.storage import LocalStore, Store, open_store
+from mtil.storage import Store, open_store, path_within
 
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 _SYSTEM_FOLDERS = ("$recycle.bin", "system volume information", "lost+found", "@eadir")
@@ -158,12 +158,7 @@ def format_first_names(names: Sequence[str]) -> str:
 def relative_to_store(store: Store, uri: str) -> str | None:
     """Return the name of a file or folder relative to a store, or None if outside the store."""
     if "://" not in uri or uri.startswith("file://"):
-        target = open_store(uri)
-        if not (isinstance(store, LocalStore) and isinstance(target, LocalStore)):
-            return None
-        # Resolve links: two different local paths may lead to one folder.
-        root, path = store.root.resolve(), target.root.resolve()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+        return path_within(open_store(uri), store)
     start = store.uri.rstrip("/") + "/"
     return uri.rstrip("/").removeprefix(start) if uri.startswith(start) else None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os.path import commonpath
 
 from mtil.data.layouts.record import Record
-from mtil.storage import GcsStore, LocalStore, S3Store, Store, open_store
+from mtil.storage import Store, open_store
 
 FileState = Callable[[Record], str]
 
@@ -42,19 +42,6 @@ def _files(record: Record) -> tuple[str, ...]:
 
 
 def _state_of_files(store: Store, records: Sequence[Record]) -> Callable[[str], str]:
-    if isinstance(store, LocalStore):
-        return lambda name: _local_state(store, name)
-    assert isinstance(store, S3Store | GcsStore)
     folders = {name.rpartition("/")[0] for record in records for name in _files(record)}
     # Listing the deepest common folder avoids a request per object.
-    marks = store.marks(commonpath(folders) if folders else "")
-    return lambda name: marks.get(name, "-")
-
-
-def _local_state(store: LocalStore, name: str) -> str:
-    try:
-        status = (store.root / name).stat()
-    except OSError:
-        # A missing file is reported on reading.
-        return "-"
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return store.versions(commonpath(folders) if folders else "")
