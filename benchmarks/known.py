@@ -40,7 +40,9 @@ def make_search(folder: Path, **changes: Any) -> Search:
         "storage": None,
         "study": make_study_name(str(folder)),
     }
-    return Search.create(str(folder), SearchRequest(**values | changes))
+    search = Search.plan(str(folder), SearchRequest(**values | changes))
+    search.keep()
+    return search
 
 
 def drive(searcher: StudySearch, figures: Figures) -> None:

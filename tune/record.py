@@ -247,19 +247,8 @@ class Search:
             self.plan(self.uri, self.asked)
 
     @classmethod
-    def create(cls, uri: str, asked: SearchRequest) -> "Search":
-        """Create a search, or open an existing search with an equal request.
-
-        Raises:
-            ConfigError: if the request is invalid, or differs from the existing search.
-        """
-        search = cls.plan(uri, asked)
-        search.keep()
-        return search
-
-    @classmethod
     def plan(cls, uri: str, asked: SearchRequest) -> "Search":
-        """Return the search of `create` without writing anything.
+        """Return a search, or the existing search with an equal request. Writes nothing.
 
         Raises:
             ConfigError: if the request is invalid, or differs from the existing search.

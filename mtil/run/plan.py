@@ -184,24 +184,6 @@ def find_prerequisites(plan: CirclePlan, action: Action) -> tuple[Action, ...]:
     return (*prerequisites, *find_map_writers(plan, action))
 
 
-def find_seen_parts(plan: CirclePlan, action: Action) -> frozenset[int | None]:
-    """Return the parts of the fold's training rows seen by the weights of an action.
-
-    Includes the trained model, all models run by the action, and all ancestors by warm start. A
-    part of `None` stands for all rows.
-    """
-    seen: set[int | None] = set()
-    own = (action,) if isinstance(action, Train) else ()
-    for model in own + find_models_used(plan, action):
-        ancestor: Train | None = model
-        while ancestor is not None:
-            # An inner model is trained on all parts except `part`.
-            part = ancestor.part
-            seen.update(plan.parts if part is None else _other_parts(plan, part))
-            ancestor = find_warm_start(plan, ancestor)
-    return frozenset(seen)
-
-
 def list_actions(plan: CirclePlan) -> tuple[Action, ...]:
     """Return all actions of a plan in topological order: prerequisites first."""
     return tuple(build_action_graph(plan))

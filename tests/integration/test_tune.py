@@ -21,6 +21,7 @@ from mtil.errors import ConfigError, DataError, ResourceError, RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
+from tests.searches import create_search
 from tests.waiting import until
 from tune import search as searches
 from tune import study as studies
@@ -59,7 +60,7 @@ def _search(folder: Path, data: str = "/none", **changes: Any) -> Search:
         "storage": None,
         "study": make_study_name(str(folder)),
     }
-    return Search.create(str(folder), SearchRequest(**values | changes))
+    return create_search(str(folder), SearchRequest(**values | changes))
 
 
 def _figures(point: Mapping[str, Any]) -> dict[str, float]:

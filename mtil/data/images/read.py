@@ -90,24 +90,6 @@ def read_mask(data: bytes, name: str) -> Mask:
     return decode_mask(open_image(data, name), name).mask
 
 
-def read_coloured_mask(data: bytes, name: str, colour: str) -> Mask:
-    """Decode the lesion of one class from a mask file that marks classes in red and green.
-
-    Args:
-        data: bytes of the file.
-        name: name of the file for error messages.
-        colour: `red` or `green`, the colour of the class.
-
-    Returns:
-        The mask, (h, w).
-
-    Raises:
-        DataError: if the lesion has more pixels of the opposite colour, or the file cannot be
-            read; see `read_mask`.
-    """
-    return decode_mask(open_image(data, name), name, colour=colour).mask
-
-
 def decode_mask(
     image: ImageFile, name: str, *, colour: str | None = None, inverted: bool = False
 ) -> MaskReading:
@@ -174,9 +156,3 @@ def decode_mask_png(data: bytes) -> Mask:
 def pack_mask(mask: Mask) -> bytes:
     """Return a mask as bits, row by row, eight pixels per byte."""
     return np.packbits(mask).tobytes()
-
-
-def unpack_mask(data: bytes, size: int) -> Mask:
-    """Return the mask (size, size) from the bytes of `pack_mask`."""
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size * size)
-    return bits.reshape(size, size).astype(np.bool_)

@@ -15,13 +15,35 @@ from mtil.run.plan import (
     find_map_writers,
     find_models_used,
     find_prerequisites,
-    find_seen_parts,
     find_warm_start,
     list_actions,
 )
 from tests.unit.plans import CROSS_FIT, IN_SAMPLE, RECYCLE, a_plan, plans
 
 # What there is to do
+
+
+def _find_seen_parts(plan: CirclePlan, action: Action) -> frozenset[int | None]:
+    """Return the parts of the fold's training rows seen by the weights of an action.
+
+    Includes the trained model, all models run by the action, and all ancestors by warm start. A
+    part of `None` stands for all rows.
+    """
+    seen: set[int | None] = set()
+    own = (action,) if isinstance(action, Train) else ()
+    for model in own + find_models_used(plan, action):
+        ancestor: Train | None = model
+        while ancestor is not None:
+            # An inner model is trained on all parts except `part`.
+            part = ancestor.part
+            others = (other for other in plan.parts if other not in (None, part))
+            seen.update(plan.parts if part is None else others)
+                plan.parts
+                if part is None
+                else (other for other in plan.parts if other not in (None, part))
+            )
+            ancestor = find_warm_start(plan, ancestor)
+    return frozenset(seen)
 
 
 def test_in_sample_every_model_maps_its_own_rows() -> None:
@@ -167,10 +189,10 @@ def test_in_cross_fit_no_map_comes_from_a_model_that_has_ever_seen_the_image(
         (model,) = find_models_used(plan, action)
         if plan.circle.maps == "cross_fit":
             assert not rows & seen[model]
-            assert action.part not in find_seen_parts(plan, action)
+            assert action.part not in _find_seen_parts(plan, action)
         else:
             assert rows <= seen[model]  # in_sample: that is its point
-            assert find_seen_parts(plan, action) == {None}
+            assert _find_seen_parts(plan, action) == {None}
 
 
 @given(plans)
@@ -178,7 +200,7 @@ def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: Circ
     seen, _ = rows_seen(plan)
     for model, rows in seen.items():
         parts = {row // 3 for row in rows} if plan.circle.maps == "cross_fit" else {None}
-        assert find_seen_parts(plan, model) == parts
+        assert _find_seen_parts(plan, model) == parts
 
 
 # Plans and their configuration

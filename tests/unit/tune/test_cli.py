@@ -10,6 +10,7 @@ import pytest
 
 from mtil import presets
 from mtil.config import config_to_dict
+from tests.searches import create_search
 from tune import space as spaces
 from tune import study as studies
 from tune.cli import main
@@ -112,7 +113,7 @@ def _search(folder: Path, objective: str) -> Search:
         storage=None,
         study="of-a-test",
     )
-    return Search.create(str(folder), asked)
+    return create_search(str(folder), asked)
 
 
 @pytest.fixture(params=["dice", "dice,auc"])

@@ -12,6 +12,7 @@ from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.shards import read_shard
 from mtil.errors import ConfigError, DataError
 from mtil.storage import open_store
+from tests.searches import create_search
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 
 
@@ -34,7 +35,7 @@ def _asked(**changes: Any) -> SearchRequest:
 
 
 def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path) -> None:
-    search = Search.create(str(tmp_path / "s"), _asked())
+    search = create_search(str(tmp_path / "s"), _asked())
     point = {"loss.dice": 0.3, "model.attention.kind": "none"}
     trial, whole = search.trial_config(point), search.full_config(point)
     assert (trial.train.num_epochs, whole.train.num_epochs) == (6, 24)
@@ -49,7 +50,7 @@ def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path
 
 
 def test_a_winner_can_be_laid_over_another_configuration(tmp_path: Path) -> None:
-    search = Search.create(str(tmp_path / "s"), _asked())
+    search = create_search(str(tmp_path / "s"), _asked())
     laid = search.full_config({"loss.dice": 0.3}, presets.base())
     expected = config_from_dict({"loss": {"dice": 0.3, "boundary": 0.5}}, presets.base())
     assert laid == expected
@@ -57,8 +58,8 @@ def test_a_winner_can_be_laid_over_another_configuration(tmp_path: Path) -> None
 
 def test_the_same_search_is_taken_up_and_another_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "s")
-    first = Search.create(uri, _asked())
-    again = Search.create(uri, _asked(version="0.0.1", study="other"))
+    first = create_search(uri, _asked())
+    again = create_search(uri, _asked(version="0.0.1", study="other"))
     assert again.asked == first.asked
     for changes, named in (
         ({"objective": "auc"}, "`--objective` 'dice', but 'auc' is requested"),
@@ -69,7 +70,7 @@ def test_the_same_search_is_taken_up_and_another_refused(tmp_path: Path) -> None
         ({"space": ["loss"]}, "`--space`"),
     ):
         with pytest.raises(ConfigError, match=named):
-            Search.create(uri, _asked(**changes))
+            create_search(uri, _asked(**changes))
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Pat
         ({"budget": vars(TrialBudget(image_size=100))}, "data.image_size"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Search.create(str(tmp_path / "s"), _asked(**changes))
+            create_search(str(tmp_path / "s"), _asked(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +102,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`--objective`"):
         Search.plan(str(tmp_path / "s"), _asked(objective="auc"))
     other = Search.plan(str(tmp_path / "o"), _asked(objective="auc"))
-    Search.create(str(tmp_path / "o"), _asked())  # by another command meanwhile
+    create_search(str(tmp_path / "o"), _asked())  # by another command meanwhile
     with pytest.raises(ConfigError, match="`--objective`"):
         other.keep()
 
@@ -142,13 +143,13 @@ def test_rows_that_a_searched_fold_has_validated_on_are_left_out(
 
 def test_a_bucket_needs_a_storage_for_the_study() -> None:
     with pytest.raises(ConfigError, match="cannot hold the study"):
-        Search.create("s3://bucket/search", _asked())
+        create_search("s3://bucket/search", _asked())
 
 
 def test_the_journal_lies_in_the_run_unless_told_otherwise(tmp_path: Path) -> None:
     uri = str(tmp_path / "s")
-    assert Search.create(uri, _asked()).storage == f"{uri}/study.journal"
-    other = Search.create(str(tmp_path / "o"), _asked(storage="sqlite:///x.db"))
+    assert create_search(uri, _asked()).storage == f"{uri}/study.journal"
+    other = create_search(str(tmp_path / "o"), _asked(storage="sqlite:///x.db"))
     assert other.storage == "sqlite:///x.db"
 
 
@@ -166,7 +167,7 @@ def test_a_folder_without_a_search_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_search_is_what_its_file_says(tmp_path: Path) -> None:
-    search = Search.create(str(tmp_path / "s"), _asked())
+    search = create_search(str(tmp_path / "s"), _asked())
     stored = json.loads((tmp_path / "s" / "search.json").read_text())
     assert stored == dataclasses.asdict(search.asked)
     assert Search.open(str(tmp_path / "s")).asked == search.asked

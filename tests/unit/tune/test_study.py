@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from mtil.config import Config, config_to_dict
 from mtil.errors import ConfigError, DataError, StorageError
+from tests.searches import create_search
 from tune import space as spaces
 from tune import study as studies
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget
@@ -23,7 +24,7 @@ SPREAD: dict[str, Any] = {
 
 @pytest.fixture
 def search(tmp_path: Path) -> Search:
-    return Search.create(
+    return create_search(
         str(tmp_path / "search"),
         SearchRequest(
             data="/data",

@@ -10,6 +10,7 @@ from PIL import Image
 from mtil.data.images import read
 from mtil.data.images.masks import MAX_NUMBER, find_lesion
 from mtil.errors import DataError
+from tests.masks import read_coloured_mask
 
 MASK = np.zeros((60, 80), np.bool_)
 MASK[12:44, 20:60] = True
@@ -128,14 +129,14 @@ def test_the_colours_of_a_jpeg_are_told_apart_despite_their_noise(colour: str) -
     pixels = np.zeros((*MASK.shape, 3), np.uint8)
     pixels[MASK] = (0, 255, 0) if colour == "green" else (255, 0, 0)
     data = file(Image.fromarray(pixels), "JPEG", quality=80)
-    got = read.read_coloured_mask(data, "m", colour)
+    got = read_coloured_mask(data, "m", colour)
     assert abs(int(got.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
     white = file(Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB"), "JPEG")
     for either in ("green", "red"):
-        got = read.read_coloured_mask(white, "m", either)
+        got = read_coloured_mask(white, "m", either)
         assert abs(int(got.sum()) - int(MASK.sum())) <= 0.02 * MASK.sum()
     with pytest.raises(DataError, match="more of the other class's colour"):
-        read.read_coloured_mask(data, "m", "red" if colour == "green" else "green")
+        read_coloured_mask(data, "m", "red" if colour == "green" else "green")
 
 
 def test_pixels_that_are_no_numbers_are_refused() -> None:

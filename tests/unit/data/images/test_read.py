@@ -11,6 +11,7 @@ from PIL import Image
 
 from mtil.data.images import read
 from mtil.errors import DataError
+from tests.masks import read_coloured_mask, unpack_mask
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
@@ -29,12 +30,12 @@ def test_of_a_mask_of_two_colours_one_is_taken() -> None:
     pixels[1:4, 1:4] = (0, 255, 0)  # nine green
     pixels[4, 5:7] = (255, 0, 0)  # two red
     pixels[5, 0] = (255, 255, 255)
-    found = read.read_coloured_mask(_file(Image.fromarray(pixels)), "x", "green")
+    found = read_coloured_mask(_file(Image.fromarray(pixels)), "x", "green")
     assert (found.sum(), found[1:4, 1:4].all(), found[5, 0]) == (10, True, True)
     with pytest.raises(DataError, match="class must be red in its mask, but x has more of"):
-        read.read_coloured_mask(_file(Image.fromarray(pixels)), "x", "red")
+        read_coloured_mask(_file(Image.fromarray(pixels)), "x", "red")
     white = _file(Image.fromarray(MASK))
-    np.testing.assert_array_equal(read.read_coloured_mask(white, "x", "red"), MASK)
+    np.testing.assert_array_equal(read_coloured_mask(white, "x", "red"), MASK)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
@@ -240,5 +241,5 @@ def test_masks_survive_png_and_packing() -> None:
     square = RNG.random((32, 32)) < 0.5
     packed = read.pack_mask(square)
     assert len(packed) == 32 * 32 // 8
-    np.testing.assert_array_equal(read.unpack_mask(packed, 32), square)
+    np.testing.assert_array_equal(unpack_mask(packed, 32), square)
     assert packed[0] >> 7 == square[0, 0]  # the first pixel is the highest bit

@@ -21,6 +21,7 @@ from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError, UserError
 from mtil.storage import LocalStore
+from tests.masks import unpack_mask
 from tests.real import REAL
 
 SIZE = 64
@@ -136,9 +137,7 @@ def test_rows_are_sorted_and_hold_the_source(collection: Path, tmp_path: Path) -
         assert (row["height"], row["width"]) == gray.shape
         assert row["image"] == read.resize_image(gray, SIZE).tobytes()
         np.testing.assert_array_equal(read.decode_mask_png(row["mask_png"]), mask)
-        np.testing.assert_array_equal(
-            read.unpack_mask(row["mask"], SIZE), read.resize_mask(mask, SIZE)
-        )
+        np.testing.assert_array_equal(unpack_mask(row["mask"], SIZE), read.resize_mask(mask, SIZE))
 
 
 def test_several_masks_are_joined(mine: Path, tmp_path: Path) -> None:
