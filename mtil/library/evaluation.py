@@ -90,8 +90,8 @@ def evaluate(
     """Score the test folds of a run in this process, without Ray, and return the figures.
 
     The model of a fold scores the test images of the fold, so no image is scored by a model trained
-    on the image's group. The models of all folds score the holdout together. Writes a table of scores per fold and `evaluation.json` to the run, as
-    `mtil evaluate` does.
+    on the image's group. The models of all folds score the holdout together. Writes a table of
+    scores per fold and `evaluation.json` to the run, as `mtil evaluate` does.
 
     Args:
         run: path or URI of a trained run.

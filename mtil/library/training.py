@@ -35,8 +35,8 @@ def train_fold(
 ) -> FoldResult:
     """Train one fold in this process, without Ray, or resume an interrupted training.
 
-    A fold with a result is not trained again. The run gets the same files as with one Ray worker and,
-    for equal numbers of CPU threads, the same weights.
+    A fold with a result is not trained again. The files of the run equal the files of a training with
+    one Ray worker. With the same number of CPU threads, the weights are equal too.
 
     Args:
         config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or the path of a YAML

@@ -30,6 +30,6 @@ def memory_bytes() -> int:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_read_text()
+        return path.read_text()
     except OSError:
         return ""
