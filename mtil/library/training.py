@@ -35,8 +35,8 @@ def train_fold(
 ) -> FoldResult:
     """Train one fold in this process, without Ray, or resume an interrupted training.
 
-    A fold with a result is not trained again. The files of the run equal the files of a training with
-    one Ray worker. With the same number of CPU threads, the weights are equal too.
+    A fold with a result is not trained again. Training with one Ray worker writes equal files and,
+    with the same number of CPU threads, equal weights.
 
     Args:
         config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or the path of a YAML
