@@ -114,7 +114,7 @@ class FoldTraining:
         progress = TrainingProgress.load(self.checkpoints, engine)
         validation = self.samples.validation(self._make_plan("validation"), _VALIDATION_BATCH)
         is_continuing = self._decide_to_continue(progress.history)
-        position = {"epoch": progress.next_epoch, "step": progress.begun.steps}
+        position = {"epoch": progress.next_epoch, "step": progress.partial.steps}
         _log.info("training", extra={"fields": position | {"workers": self.group.num_workers}})
         epochs = range(progress.next_epoch, self.config.train.num_epochs)
         for epoch, batches in self.samples.epochs(self.plan, epochs, self.local_batch):
