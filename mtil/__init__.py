@@ -1,7 +1,7 @@
 """Distributed multi-task training for breast-ultrasound images on Ray.
 
-The functions here run in the calling process and need no Ray. `import mtil` loads none of their
-libraries; the first use of a function does.
+The functions here run in the calling process, without Ray. `import mtil` is fast: PyTorch and other
+libraries load on the first use of a function.
 
 Example:
     >>> import mtil
@@ -59,11 +59,11 @@ _MODULES = {
     "open_dataset": "mtil.library.dataset",
     "train_fold": "mtil.library.training",
 }
-"""The module of each public name."""
+"""Module by public name."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'mtil' has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)

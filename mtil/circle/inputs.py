@@ -1,4 +1,4 @@
-"""What ties a round to the one before: the rows, weights and maps that an action takes. No Ray."""
+"""Inputs of an action: the rows, and the weights and maps of earlier rounds. No Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,70 +23,75 @@ from mtil.run.plan import (
 )
 from mtil.run.priors import MapSource, PriorMaps
 
-if TYPE_CHECKING:  # torch takes two seconds, and what only schedules does not need it
+# The import of torch takes two seconds, and the coordinator only schedules.
+if TYPE_CHECKING:
     from torch import Tensor
 
     from mtil.run.checkpoint import TrainedModel
 
 
-def select_training_rows(config: Config, manifest: Manifest, of: Train) -> RowSelection:
-    """Return the rows that a training learns from.
+def select_training_rows(config: Config, manifest: Manifest, training: Train) -> RowSelection:
+    """Return the training rows of a training. An inner model skips the rows of one part.
 
     Raises:
-        DataError: if the data set has no such rows.
+        DataError: if the data set lacks the fold or the selection is empty.
     """
-    without = None if of.part is None else InnerDivision(of.part, config.circle.num_parts)
-    return select_rows(manifest, of.fold, "train", normals=config.data.normals, without=without)
+    part = training.part
+    without = None if part is None else InnerDivision(part, config.circle.num_parts)
+    normals = config.data.normals
+    return select_rows(manifest, training.fold, "train", normals=normals, without=without)
 
 
-def select_mapped_rows(config: Config, manifest: Manifest, of: WriteMaps) -> RowSelection:
-    """Return the rows whose maps an action writes.
+def select_mapped_rows(config: Config, manifest: Manifest, action: WriteMaps) -> RowSelection:
+    """Return the rows mapped by an action: the training rows of a fold, or of one part.
 
     Raises:
-        DataError: if the data set has no such rows.
+        DataError: if the data set lacks the fold or the selection is empty.
     """
-    only = None if of.part is None else InnerDivision(of.part, config.circle.num_parts)
-    return select_rows(manifest, of.fold, "train", normals=config.data.normals, only=only)
+    only = None if action.part is None else InnerDivision(action.part, config.circle.num_parts)
+    return select_rows(manifest, action.fold, "train", normals=config.data.normals, only=only)
 
 
-def count_steps_per_epoch(config: Config, manifest: Manifest, of: Train) -> int:
-    """Return the optimiser steps of a training's epoch: the same on every worker.
+def count_steps_per_epoch(config: Config, manifest: Manifest, training: Train) -> int:
+    """Return the optimiser steps of an epoch, equal on all workers.
 
     Raises:
-        DataError: if the rows do not fill one batch.
+        DataError: if the training rows do not fill one batch.
     """
-    num_rows = count_rows(manifest, select_training_rows(config, manifest, of))
+    num_rows = count_rows(manifest, select_training_rows(config, manifest, training))
+    # Rounded down: rows left over by the division fill no batch and are skipped.
     steps = num_rows // config.train.batch_size
     if not steps:
-        which = f"fold {of.fold}" + ("" if of.part is None else f" without part {of.part}")
+        part = "" if training.part is None else f" without part {training.part}"
         raise DataError(
-            f"An epoch must fill a batch of {config.train.batch_size} images, but {which} trains "
-            f"on {num_rows}; lower `train.batch_size`."
+            f"An epoch must fill a batch of {config.train.batch_size} images, but fold "
+            f"{training.fold}{part} has {num_rows} training images; lower `train.batch_size`."
         )
     return steps
 
 
 def check_plan(plan: CirclePlan, config: Config, manifest: Manifest) -> None:
-    """Make sure before anything starts that a circle can be trained: its network and all its rows.
+    """Check that a circle can be trained: the encoder exists and all actions have enough rows.
 
     Raises:
-        ConfigError: if there is no such network.
-        DataError: naming the training or the division that has too few rows.
+        ConfigError: if the encoder is unknown.
+        DataError: if a training, a part or a test fold has too few rows.
     """
     check_folds(plan.folds, config, manifest)
     for fold in plan.folds:
         for part in plan.parts:
+            # Only for errors: rows depend on fold and part, not on the round.
             select_mapped_rows(config, manifest, WriteMaps(0, fold, part))
             count_steps_per_epoch(config, manifest, Train(0, fold, part))
         select_rows(manifest, fold, "test")
 
 
 def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> None:
-    """Make sure before anything starts that folds can be trained and validated.
+    """Check that folds can be trained and validated.
 
     Raises:
-        ConfigError: if there is no such network.
-        DataError: naming what has too few rows.
+        ConfigError: if the encoder is unknown.
+        DataError: if a fold has too few training rows or no validation rows.
     """
     from mtil.models.encoders import build_encoder
 
@@ -96,17 +101,21 @@ def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> Non
         select_rows(manifest, fold, "validation")
 
 
-def load_initial_weights(run: Run, of: Train) -> "Mapping[str, Tensor] | None":
-    """Return the weights that a training starts from; none means from scratch."""
-    before = find_warm_start(run.plan([of.fold]), of)
-    return None if before is None else run.model(before).weights
+def load_initial_weights(run: Run, training: Train) -> "Mapping[str, Tensor] | None":
+    """Return the initial weights of a training by name; None without a warm start.
+
+    Raises:
+        DataError: if the training of the previous round has no result.
+    """
+    source = find_warm_start(run.plan([training.fold]), training)
+    return None if source is None else run.model(source).weights
 
 
 def find_prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> PriorMaps | None:
-    """Return the maps that an action's rows come with; none in the first round.
+    """Return the prior maps of an action's rows; None in round 0 and with `recycle`.
 
     Raises:
-        DataError: if the training whose model wrote them has not ended.
+        DataError: if the training behind a map has no result.
     """
     writers = find_map_writers(run.plan([action.fold]), action)
     if not writers:
@@ -119,74 +128,95 @@ def find_prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> 
     return PriorMaps(run.uri, sources, needed)
 
 
-def find_map_source(run: Run, manifest: Manifest, of: WriteMaps) -> MapSource:
-    """Return where an action's maps are, and what they must say of themselves.
+def find_map_source(run: Run, manifest: Manifest, action: WriteMaps) -> MapSource:
+    """Return the map folder of an action, with the expected origin and rows of the maps.
 
     Raises:
-        DataError: if the training whose model writes them has not ended.
+        DataError: if the training of the mapping model has no result.
     """
-    (writer,) = find_models_used(run.plan([of.fold]), of)
-    result = run.result(writer)
+    (training,) = find_models_used(run.plan([action.fold]), action)
+    result = run.result(training)
     if result is None:
-        raise DataError(f"The {writer} must have ended before its maps are read.")
+        raise DataError(
+            f"The {training} must have ended before its maps are read, but has no result; "
+            "continue the run with `mtil circle`."
+        )
     origin = MapOrigin(
         fingerprint=manifest.fingerprint,
+        # `MapSource.origin_of` fills in the shard.
         shard="",
         model_sha256=result.model_sha256,
         config_digest=compute_config_digest(run.config),
-        round=of.round,
-        fold=of.fold,
-        part=of.part,
+        round=action.round,
+        fold=action.fold,
+        part=action.part,
         size=maps.default_map_size(run.config.data.image_size),
     )
-    return MapSource(run.map_folder(of), origin, select_mapped_rows(run.config, manifest, of))
+    rows = select_mapped_rows(run.config, manifest, action)
+    return MapSource(run.map_folder(action), origin, rows)
 
 
-def list_test_models(run: Run, number: int, fold: int) -> Sequence[Train]:
-    """Return the trainings whose models look at a fold's test rows, one a pass.
-
-    In the first round there is one pass, since nothing has learnt to read a map, unless the
-    network was trained on its own output.
-    """
+def list_test_models(run: Run, round_index: int, fold: int) -> Sequence[Train]:
+    """Return the training behind the model of each pass over a fold's test rows, in pass order."""
     circle = run.config.circle
-    models = find_models_used(run.plan([fold]), Evaluate(number, fold))
+    models = find_models_used(run.plan([fold]), Evaluate(round_index, fold))
     if circle.test == "chain":
         return models
-    return models * circle.num_passes if number or circle.maps == "recycle" else models
+    # A model of round 0 has not learnt to read a map, so one pass is enough. The exception is
+    # `recycle`: there the network was trained on its own output.
+    if not round_index and circle.maps != "recycle":
+        return models
+    return models * circle.num_passes
 
 
-def list_own_test_models(run: Run, of: Train) -> Sequence[Train]:
-    """Return the trainings whose models look at a test image as a training's will, in turn."""
-    return [replace(one, part=of.part) for one in list_test_models(run, of.round, of.fold)]
+def list_own_test_models(run: Run, training: Train) -> Sequence[Train]:
+    """Return the training behind the model of each pass that tests a training's own model.
 
-
-def load_model_chains(run: Run, number: int, fold: int) -> "list[list[TrainedModel]]":
-    """Return the models that judge a fold's test rows: chains that vote together, a model a pass.
-
-    Raises:
-        DataError: if a training that is needed has no result.
+    For an inner model, the earlier passes use inner models without the same part.
     """
-    of_pass = _chains(run, number, fold)
-    found = {of: run.model(of) for of in dict.fromkeys(of for chain in of_pass for of in chain)}
-    return [[found[of] for of in chain] for chain in of_pass]
+    models = list_test_models(run, training.round, training.fold)
+    return [replace(model, part=training.part) for model in models]
 
 
-def check_test_models(run: Run, number: int, fold: int) -> None:
-    """Make sure before anything starts that the models of `chains` are there, and whole.
+def load_model_chains(run: Run, round_index: int, fold: int) -> "list[list[TrainedModel]]":
+    """Load the models for a fold's test rows, as chains with a model per pass.
+
+    A fold has one chain. The holdout has a chain per trained fold, to be averaged. A model that
+    serves several passes is loaded once.
 
     Raises:
-        DataError: if a training that is needed has no result.
-        OtherModelError: if a file is not the one that its result names.
+        DataError: if the round is not trained or a training has no result.
+        OtherModelError: if a model file differs from the digest in its result.
         CheckpointError: if a file holds no model that this version can use.
     """
-    for of in {of for chain in _chains(run, number, fold) for of in chain}:
-        run.model(of)
+    chains = _list_chains(run, round_index, fold)
+    trainings = dict.fromkeys(training for chain in chains for training in chain)
+    models = {training: run.model(training) for training in trainings}
+    return [[models[training] for training in chain] for chain in chains]
 
 
-def _chains(run: Run, number: int, fold: int) -> list[Sequence[Train]]:
-    """Return the trainings of `chains`."""
-    voters = run.find_trained_folds().get(number, []) if fold == HOLDOUT else [fold]
-    if not voters:
-        run.last_round()  # says it if no round at all is trained
-        raise DataError(f"A round must be trained first, but round {number} of {run.uri} is not.")
-    return [list_test_models(run, number, voter) for voter in voters]
+def check_test_models(run: Run, round_index: int, fold: int) -> None:
+    """Check that the models of `load_model_chains` exist undamaged.
+
+    Raises:
+        DataError: if the round is not trained or a training has no result.
+        OtherModelError: if a model file differs from the digest in its result.
+        CheckpointError: if a file holds no model that this version can use.
+    """
+    chains = _list_chains(run, round_index, fold)
+    for training in {training for chain in chains for training in chain}:
+        run.model(training)
+
+
+def _list_chains(run: Run, round_index: int, fold: int) -> list[Sequence[Train]]:
+    """Return the trainings behind the models of `load_model_chains`."""
+    # No model was trained on the holdout, so the models of all folds may predict it.
+    folds = run.find_trained_folds().get(round_index, []) if fold == HOLDOUT else [fold]
+    if not folds:
+        # Raises a clearer error if no round at all is trained.
+        run.last_round()
+        raise DataError(
+            f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
+            "round."
+        )
+    return [list_test_models(run, round_index, chain_fold) for chain_fold in folds]

@@ -1,1 +1,1 @@
-"""The steps of a run as functions of one process, without Ray: data set, training, figures."""
+"""Read data sets, train, evaluate and predict in the calling process, without Ray."""

@@ -1,4 +1,4 @@
-"""A prepared data set as arrays and as a PyTorch data set. No Ray."""
+"""Read a prepared data set as arrays or as a PyTorch data set. No Ray."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,26 +26,27 @@ _COLUMNS = (*TRAINING_COLUMNS, "group", "fold", "part")
 
 @dataclass(frozen=True)
 class SampleArrays:
-    """Rows of a data set as arrays, at the stored size s."""
+    """The n samples of a selection as arrays, with stored images of side s."""
 
     sample_id: tuple[str, ...]
+    """Ids of the samples, length n."""
     image: npt.NDArray[np.uint8]
-    """(n, s, s) gray."""
+    """(n, s, s), gray values from 0 to 255."""
     mask: npt.NDArray[np.bool_]
-    """(n, s, s) lesion; empty for normal images."""
+    """(n, s, s), True in the lesion; all False for normal images."""
     label: npt.NDArray[np.int64]
-    """(n,): 0 benign, 1 malignant, 2 normal."""
+    """(n,), index into `CLASSES`: 0 benign, 1 malignant, 2 normal."""
     group: tuple[str, ...]
-    """Images of one group are always in one fold."""
+    """Groups of the samples, length n. Samples of a group are in the same fold."""
     fold: npt.NDArray[np.int64]
-    """(n,): the fold that holds the image out; -1 for the holdout."""
+    """(n,), the fold that tests the sample; -1 for the holdout."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
 
 class PreparedDataset:
-    """A prepared data set: what it holds, and its rows by fold and role."""
+    """A prepared data set. Open with `open_dataset`; read samples with `rows` or `torch`."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
@@ -59,12 +60,12 @@ class PreparedDataset:
 
     @property
     def uri(self) -> str:
-        """Where the data set is."""
+        """URI of the data set."""
         return self._store.uri
 
     @property
     def num_folds(self) -> int:
-        """Number of folds; fold indices count from 0."""
+        """Number of folds; indices run from 0 to `num_folds - 1`."""
         return self.manifest.num_folds
 
     @property
@@ -74,22 +75,28 @@ class PreparedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels, masks, labels, groups and folds."""
+        """SHA-256 of pixels, masks, labels, groups and folds, as hexadecimal text."""
         return self.manifest.fingerprint
 
     def rows(self, fold: int | None = None, role: Role = "train") -> SampleArrays:
-        """Read rows into memory.
+        """Read samples into memory.
 
         Args:
-            fold: the fold that is held out for testing; by default all rows are read.
-            role: which of the fold's rows: `train`, `validation` (an inner division of the other
-                folds) or `test`. Ignored without a fold.
+            fold: the fold held out for testing. None reads all samples of the data set, the holdout
+                included.
+            role: which samples to read. `test` means the samples of the held-out fold. `validation`
+                means one inner part of the remaining folds, and `train` the rest. Ignored if `fold`
+                is None.
+
+        Returns:
+            the samples in the order of the shards.
 
         Raises:
-            DataError: if there is no such fold, or a shard is missing or damaged.
+            DataError: if the data set lacks the fold, or a shard is missing or damaged.
         """
         table = pa.concat_tables(self._tables(fold, role))
         size = self.image_size
+        # Masks are stored with 1 bit a pixel; `count` cuts the padding of the last byte.
         bits = np.unpackbits(pixels(table.column("mask")), axis=1, count=size * size)
         return SampleArrays(
             sample_id=tuple(table.column("sample_id").to_pylist()),
@@ -101,10 +108,14 @@ class PreparedDataset:
         )
 
     def torch(self, fold: int | None = None, role: Role = "train") -> "Dataset[dict[str, Any]]":
-        """Return rows as a PyTorch data set, for a `DataLoader`.
+        """Read samples into memory as a PyTorch data set, for a `DataLoader`.
 
-        Each item holds `sample_id`, `image` float32 (1, s, s) from 0 to 1, `mask` float32
-        (1, s, s) of 0 and 1, and `label` int64.
+        An item is a dictionary with these keys:
+
+        - `sample_id`: str.
+        - `image`: float32 tensor (1, s, s), from 0 to 1.
+        - `mask`: float32 tensor (1, s, s), 1 in the lesion and 0 elsewhere.
+        - `label`: int64 tensor (), 0 benign, 1 malignant, 2 normal.
 
         Args:
             fold: see `rows`.
@@ -113,6 +124,7 @@ class PreparedDataset:
         Raises:
             DataError: see `rows`.
         """
+        # Imported late: reading arrays needs no PyTorch.
         from mtil.library.torch_dataset import TorchDataset
 
         return TorchDataset(self.rows(fold, role))
@@ -122,20 +134,24 @@ class PreparedDataset:
         for shard in self.manifest.shards:
             if selection is None:
                 yield read_shard(self._store, shard, _COLUMNS)
+            # By the counts in the manifest, shards without a selected row stay unread.
             elif selection.count(shard):
                 table = read_shard(self._store, shard, _COLUMNS)
                 yield table.take(pa.array(selection.rows(table)))
 
 
 def open_dataset(uri: str, version: int | None = None) -> PreparedDataset:
-    """Open a data set that `mtil prepare` wrote.
+    """Open a data set written by `mtil prepare`. Reads the manifest, but no samples.
 
     Args:
-        uri: path or URI.
-        version: which version; by default the newest.
+        uri: path or URI of the data set.
+        version: version to open; by default the newest.
+
+    Returns:
+        the data set.
 
     Raises:
-        DataError: if there is no data set or no such version.
+        DataError: if `uri` has no data set, or the data set lacks the version.
 
     Example:
         >>> import mtil

@@ -1,4 +1,4 @@
-"""Figures of a run's test folds: what to score, and scoring in the calling process. No Ray."""
+"""Evaluate a run on its test folds: check the request, then score in this process. No Ray."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,23 +14,24 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import parse_folds, select_rows
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
-from mtil.prediction.evaluation import evaluate_predictions as figures_of
-from mtil.prediction.evaluation import store_predictions
+from mtil.prediction.evaluation import evaluate_predictions, store_predictions
 from mtil.prediction.units import ScoringUnit, UnitScorer, list_units
 from mtil.process.limits import num_cpus
 from mtil.run.folder import Run
 
 EvaluationListener = Callable[[dict[str, Any]], None]
+"""Called with `{"kind": "scored", "images": int, "of": int}` after each unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """Test folds to score with the models of one round."""
+    """A checked request to score test folds with the models of one round."""
 
     run: Run
     manifest: Manifest
     round_index: int
     folds: tuple[int, ...]
+    """Fold indices; `(HOLDOUT,)` for the holdout."""
 
 
 def request_evaluation(
@@ -40,17 +41,17 @@ def request_evaluation(
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
 ) -> EvaluationRequest:
-    """Check that test folds can be scored: the run, its data set and every model.
+    """Check that a run, its data set and all models can score test folds.
 
     Args:
-        run_uri: a trained run.
-        data: the data set, if it has moved since.
-        folds: fold indices, or text such as `0,2`, `all` or `holdout`; by default all that are
-            trained.
-        round_index: a round of a circle; by default the last round that all folds have reached.
+        run_uri: path or URI of a trained run.
+        data: path or URI of the data set, if the data set has moved since the training.
+        folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
+            all trained folds.
+        round_index: a round of a circle; by default the last round with all folds trained.
 
     Raises:
-        DataError: if the round or a fold is not trained, or the data set is not the run's.
+        DataError: if the round or a fold is not trained, or the run used a different data set.
         CheckpointError: if a model file is damaged.
     """
     run = Run.open(run_uri)
@@ -62,14 +63,14 @@ def request_evaluation(
     trained = run.find_trained_folds().get(round_index)
     if trained is None:
         raise DataError(
-            f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
-            "with `--round`."
+            f"Round {round_index} of {run.uri} is not trained. Train the round first, or choose "
+            "another with `--round`."
         )
     if folds is None or folds == "all":
         chosen: Sequence[int] = trained
     else:
         chosen = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
-    # Ray takes seconds to start, so data set and models are checked first.
+    # Ray takes seconds to start, so the caller gets errors of data set and models before.
     for fold in chosen:
         select_rows(manifest, fold, "test")
         check_test_models(run, round_index, fold)
@@ -88,24 +89,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test folds of a run in this process, without Ray, and return the figures.
 
-    Each image is scored by the model that has not seen its group. The tables of scores and
-    `evaluation.json` are written to the run, as by `mtil evaluate`.
+    The model of a fold scores the test images of the fold, so no image is scored by a model trained
+    on the image's group. The models of all folds score the holdout together. Writes a table of
+    scores per fold and `evaluation.json` to the run, as `mtil evaluate` does.
 
     Args:
         run: path or URI of a trained run.
-        data: path or URI of the data set, if it has moved since.
-        folds: fold indices, or text such as `0,2`, `all` or `holdout`; by default all that are
-            trained.
-        round_index: a round of a circle; by default the last round that all folds have reached.
-        listen: called with `{"kind": "scored", "images", "of"}` after each part of the images.
+        data: path or URI of the data set, if the data set has moved since the training.
+        folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
+            all trained folds.
+        round_index: a round of a circle; by default the last round with all folds trained.
+        listen: called with `{"kind": "scored", "images": int, "of": int}` after every few images.
+            `images` counts the scored images, `of` all images.
 
     Returns:
-        the figures of `mtil evaluate --json`: `metrics` holds `value`, `low` and `high` (95 %
-        interval) by name, such as `dice`, `auc` and `f1`.
+        the figures of `mtil evaluate --json`. `metrics` maps a name, such as `dice`, `auc` or `f1`,
+        to `value`, `low` and `high`; `low` and `high` bound the 95 % interval.
 
     Raises:
-        DataError: if nothing is trained, or the data set is not the run's.
-        ResourceError: if the run was trained on a GPU and PyTorch sees none.
+        DataError: if the round or a fold is not trained, the run used a different data set, or a
+            shard is missing or damaged.
+        CheckpointError: if a model file is damaged.
+        ResourceError: if the run was trained on a GPU, but PyTorch finds no GPU.
 
     Example:
         >>> import mtil
@@ -120,33 +125,36 @@ def evaluate(
 def score_folds(
     request: EvaluationRequest, listen: EvaluationListener, *, gpus: float | None = None
 ) -> pa.Table:
-    """Score the request's test rows in this process and write each fold's table to the run.
+    """Score test rows in this process. Write a table of scores per fold to the run.
 
     Args:
-        request: the folds, by `request_evaluation`.
-        listen: takes `{"kind": "scored", "images", "of"}` after each part of the images.
-        gpus: 0 for the CPU, more for a GPU; by default as the run was trained.
+        request: the folds, from `request_evaluation`.
+        listen: called with `{"kind": "scored", "images": int, "of": int}` after each unit.
+        gpus: 0 for the CPU, more for a GPU; by default the device type of the training.
 
     Returns:
-        the scores, one row for each image and pass, ordered by fold, id and pass.
+        the scores, with a row per image and pass, ordered by fold, sample id and pass.
 
     Raises:
         DataError: if a shard is missing or damaged.
-        ResourceError: if a GPU is asked for and PyTorch sees none.
+        ResourceError: if a GPU is requested, but PyTorch finds no GPU.
     """
+    # Imported late: PyTorch takes two seconds, and refused requests need no PyTorch.
     from mtil.library.training import choose_device
 
     run = request.run
     device = choose_device(run.config.train.gpus_per_worker if gpus is None else gpus)
     units = list_units(request.manifest, request.folds)
     num_images, done = sum(unit.rows for unit in units), 0
-    # One thread a scorer, as in Ray's actors: sums are added in the same order, so figures agree.
+    # One thread a scorer, as in Ray's actors: floating-point sums depend on the thread count, so
+    # figures agree with an evaluation on Ray.
     num_scorers = 1 if device.type == "cuda" else max(1, min(int(num_cpus()), len(units)))
     scorers = local()
 
-    def start() -> None:
+    def start_scorer() -> None:
         if device.type == "cpu":
             _compute_with_one_thread()
+        # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
         scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
 
     def score(unit: ScoringUnit) -> pa.Table:
@@ -154,7 +162,7 @@ def score_folds(
         return table
 
     tables: list[pa.Table] = []
-    with ThreadPoolExecutor(num_scorers, initializer=start) as pool:
+    with ThreadPoolExecutor(num_scorers, initializer=start_scorer) as pool:
         for unit, table in zip(units, pool.map(score, units), strict=True):
             tables.append(table)
             done += unit.rows
@@ -165,11 +173,19 @@ def score_folds(
 def store_figures(
     request: EvaluationRequest, predictions: pa.Table, run_uri: str
 ) -> dict[str, Any]:
-    """Write `evaluation.json`, or the holdout's file, from scored test rows; return the figures."""
+    """Compute the figures of scored test rows, write them to the run and return them.
+
+    The file is `evaluation.json`, or `evaluation-holdout.json` for the holdout.
+
+    Args:
+        request: the folds, from `request_evaluation`.
+        predictions: the scores, from `score_folds`.
+        run_uri: the name of the run in the figures.
+    """
     folds = list(request.folds)
     figures = {
         "round": request.round_index,
-        **figures_of(predictions, run_uri=run_uri, folds=folds),
+        **evaluate_predictions(predictions, run_uri=run_uri, folds=folds),
     }
     name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
     request.run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())

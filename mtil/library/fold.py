@@ -1,6 +1,6 @@
-"""One fold's training, epoch by epoch, from its latest checkpoint to its committed model. No Ray.
+"""The training loop of one fold, from the latest checkpoint to the committed model. No Ray.
 
-A Ray worker and `mtil train --local` run the same loop, so both write the same files.
+Ray workers and `mtil train --local` run the same loop, so both write the same files.
 """
 
 import logging
@@ -44,15 +44,15 @@ _log = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 16
 _STEP_INTERVAL_S = 2.0
-"""Seconds between two records of how far an epoch is."""
+"""Seconds between two writes of `step.json`."""
 _PREEMPTION_CHECK_STEPS = 16
-"""Steps after which the workers ask whether a machine of the group is about to be taken away."""
+"""Steps between two checks for a preemption warning."""
 _PREEMPTION_SAVE_CHECKS = 4
-"""After a first warning the workers write a checkpoint, and again after so many checks."""
+"""Checks between two checkpoints while a warning lasts; the first warning saves at once."""
 
 
 class FoldTraining:
-    """The training of one fold, or of one of its inner models, in this process."""
+    """Train the model of one fold, or an inner model, as one worker of a group."""
 
     def __init__(
         self,
@@ -66,18 +66,18 @@ class FoldTraining:
         should_continue: Callable[[History], bool] | None = None,
         set_gauges: Callable[..., None] | None = None,
     ) -> None:
-        """Select the rows and check that they fill a batch.
+        """Select the rows and check that the rows fill a batch.
 
         Args:
             run: holds configuration, checkpoints and results.
-            training: which round, fold and part.
-            manifest: the run's version of the data set.
-            samples: yields the batches.
-            device: where this process computes.
-            group: the workers that train together; by default this process alone.
+            training: round, fold and part.
+            manifest: manifest of the data-set version used by the run.
+            samples: source of the batches.
+            device: device of this process.
+            group: the workers of the training; by default this process alone.
             should_continue: called on rank 0 with the history after each epoch. False ends the
-                training, and the best epoch so far is committed.
-            set_gauges: called on rank 0 with figures of the running epoch, by name.
+                training and commits the best epoch so far.
+            set_gauges: called on rank 0 with figures of the current epoch as keyword arguments.
 
         Raises:
             DataError: if the training has no rows, or too few for one batch.
@@ -88,9 +88,9 @@ class FoldTraining:
         self.should_continue, self.set_gauges = should_continue, set_gauges
         self.config = run.config
         self.checkpoints = run.checkpoints(training)
-        self.judges = list_own_test_models(run, training)
-        self.has_failed_to_show = False
-        self.plan = self._plan("train")
+        self.pass_trainings = list_own_test_models(run, training)
+        self.has_write_failed = False
+        self.plan = self._make_plan("train")
         self.batch_size = self.config.train.batch_size
         self.local_batch = local_batch_size(
             self.batch_size, self.group.rank, self.group.num_workers
@@ -99,36 +99,37 @@ class FoldTraining:
         self.steps = count_steps_per_epoch(self.config, manifest, training)
 
     def finish(self) -> None:
-        """Train until the last epoch or until progress stalls, then commit the best model.
+        """Train to the last epoch, or until the score stalls, then commit the best model.
 
-        Does nothing if the training has a result.
+        Do nothing if the training has a result.
 
         Raises:
-            DataError: if the samples do not hold the rows of the plan.
+            DataError: if the samples differ from the rows of the plan.
             CheckpointError: if the latest checkpoint is damaged or of another training.
         """
+        # A worker may die after the result is written, and Ray then restarts the group.
         if self.run.result(self.training) is not None:
-            return  # a worker died after the result was written
-        engine = self._engine()
+            return
+        engine = self._make_engine()
         progress = TrainingProgress.load(self.checkpoints, engine)
-        validation = self.samples.validation(self._plan("validation"), _VALIDATION_BATCH)
-        continues = self._continues(progress.history)
-        position = {"epoch": progress.next_epoch, "step": progress.begun.steps}
+        validation = self.samples.validation(self._make_plan("validation"), _VALIDATION_BATCH)
+        is_continuing = self._decide_to_continue(progress.history)
+        position = {"epoch": progress.next_epoch, "step": progress.partial.steps}
         _log.info("training", extra={"fields": position | {"workers": self.group.num_workers}})
         epochs = range(progress.next_epoch, self.config.train.num_epochs)
         for epoch, batches in self.samples.epochs(self.plan, epochs, self.local_batch):
-            if not continues or progress.has_stalled(self.config.train.patience):
+            if not is_continuing or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
-            scored = self._gather(engine.validate(validation()))
+            scored = self._gather_scores(engine.validate(validation()))
             figures = summarise_validation(scored, self.config.train.dice_weight)
             progress.add(record, figures, engine)
             if self.group.is_first:
                 progress.save(self.checkpoints, engine)
-                self._show(self.run.write_history, progress.history)
+                self._write_progress(self.run.write_history, progress.history)
                 _log.info("epoch done", extra={"fields": progress.history[-1]})
             self.group.report({"epoch": epoch, **figures})
-            continues = self._continues(progress.history)
+            is_continuing = self._decide_to_continue(progress.history)
         assert progress.best is not None
         model = self._calibrated_model(progress.best, validation())
         if self.group.is_first:
@@ -144,14 +145,15 @@ class FoldTraining:
         # Every worker waits here: none may exit before the result is written.
         self.group.report({"epoch": progress.next_epoch})
 
-    def _continues(self, history: History) -> bool:
-        """Ask rank 0 whether to train another epoch."""
+    def _decide_to_continue(self, history: History) -> bool:
+        """Return rank 0's decision whether to train another epoch."""
         should_continue = self.should_continue
         if should_continue is None or not history:
             return True
+        # Rank 0 decides for all workers: workers in disagreement would wait forever.
         return bool(self.group.from_first(lambda: should_continue(history)))
 
-    def _engine(self) -> TrainingEngine:
+    def _make_engine(self) -> TrainingEngine:
         tumours = [count_rows(self.manifest, self.plan.selection, label) for label in (0, 1)]
         normals = count_rows(self.manifest, self.plan.selection, NORMAL)
         return TrainingEngine(
@@ -160,14 +162,15 @@ class FoldTraining:
             malignant_share=tumours[1] / (sum(tumours) + normals),
             device=self.device,
             wrap=lambda module: self.group.wrap(module, self.device),
-            num_passes=len(self.judges),
+            num_passes=len(self.pass_trainings),
             earlier=[model.network() for model in self._earlier_models()],
             initial=load_initial_weights(self.run, self.training),
+            # Workers may differ by one image a step; the scale keeps every image's weight equal.
             share=self.local_batch * self.group.num_workers / self.batch_size,
             number=self.training.round,
         )
 
-    def _plan(self, role: Role) -> EpochPlan:
+    def _make_plan(self, role: Role) -> EpochPlan:
         normals = self.config.data.normals
         return EpochPlan(
             manifest=self.manifest,
@@ -190,39 +193,44 @@ class FoldTraining:
         epoch: int,
         batches: Iterator[Batch],
     ) -> dict[str, Any]:
-        """Train one epoch, or the rest of an epoch that was begun; return its record."""
-        begun = progress.begun
-        clock = _Clock(islice(batches, begun.steps, self.steps))
+        """Train one epoch, or the rest of a partial epoch. Return the record for the history."""
+        partial = progress.partial
+        # A resumed group of the same size gets the same batches, so finished steps are skipped.
+        timed_batches = _TimedBatches(islice(batches, partial.steps, self.steps))
         steps: list[StepResult] = []
-        start = shown = time.monotonic()
+        start = last_write = time.monotonic()
         num_warnings = 0
         for step in engine.train_epoch(
-            clock,
+            timed_batches,
             epoch=epoch,
             rank=self.group.rank,
-            first=begun.steps,
-            randomness=self._own_randomness(begun),
+            first=partial.steps,
+            randomness=self._own_randomness(partial),
         ):
             steps.append(step)
-            done = begun.steps + len(steps)
-            if self.group.is_first and time.monotonic() - shown > _STEP_INTERVAL_S:
-                shown = time.monotonic()
+            done = partial.steps + len(steps)
+            if self.group.is_first and time.monotonic() - last_write > _STEP_INTERVAL_S:
+                last_write = time.monotonic()
                 position = {"epoch": epoch, "step": done, "steps": self.steps, "hosts": self.hosts}
-                self._show(self.run.write_step, position)
-                self._gauge(epoch + done / self.steps, steps, clock.waited_s, shown - start)
-            is_leaving = self.group.is_leaving
-            if is_leaving and done % _PREEMPTION_CHECK_STEPS == 0 and done < self.steps:
-                num_warnings = num_warnings + 1 if is_leaving() else 0
+                self._write_progress(self.run.write_step, position)
+                self._report_gauges(
+                    epoch + done / self.steps, steps, timed_batches.waited_s, last_write - start
+                )
+            is_preempted = self.group.is_leaving
+            # Not after the last step: the checkpoint after the epoch follows.
+            if is_preempted and done % _PREEMPTION_CHECK_STEPS == 0 and done < self.steps:
+                num_warnings = num_warnings + 1 if is_preempted() else 0
                 if num_warnings % _PREEMPTION_SAVE_CHECKS == 1:
-                    self._save_within_epoch(engine, progress, _terms(begun, steps))
-        if begun.steps + len(steps) != self.steps:
+                    self._save_within_epoch(engine, progress, _join_terms(partial, steps))
+        num_steps = partial.steps + len(steps)
+        if num_steps != self.steps:
             raise DataError(
-                f"An epoch must have {self.steps} steps, but the data gave "
-                f"{begun.steps + len(steps)}."
+                f"An epoch must have {self.steps} steps, but the data set yielded {num_steps}."
             )
-        terms = _terms(begun, steps)  # reads the losses, so it waits until a GPU has done the steps
+        # Reading the losses waits for the GPU, so the time below covers all steps.
+        terms = _join_terms(partial, steps)
         seconds = time.monotonic() - start
-        self._gauge(epoch + 1, steps, clock.waited_s, seconds)
+        self._report_gauges(epoch + 1, steps, timed_batches.waited_s, seconds)
         return {
             "epoch": epoch,
             "fold": self.training.fold,
@@ -233,21 +241,24 @@ class FoldTraining:
             "seconds": seconds,
             "images": self.steps * self.batch_size,
             "images_per_second": len(steps) * self.batch_size / seconds,
-            "data_wait_share": clock.waited_s / seconds,
+            "data_wait_share": timed_batches.waited_s / seconds,
         }
 
-    def _show(self, write: Callable[[Train, Any], None], values: Any) -> None:
-        """Write progress into the run. A failure is logged once and does not end the training."""
+    def _write_progress(self, write: Callable[[Train, Any], None], values: Any) -> None:
+        """Write progress into the run. A failure does not end the training.
+
+        Repeated failures are logged once.
+        """
         try:
             write(self.training, values)
         except Exception:  # noqa: BLE001
-            if not self.has_failed_to_show:
-                _log.exception("The progress cannot be written to the run; the training goes on")
-            self.has_failed_to_show = True
+            if not self.has_write_failed:
+                _log.exception("Cannot write the progress to the run. The training continues.")
+            self.has_write_failed = True
         else:
-            self.has_failed_to_show = False
+            self.has_write_failed = False
 
-    def _gauge(
+    def _report_gauges(
         self, epoch: float, steps: Sequence[StepResult], waited_s: float, seconds: float
     ) -> None:
         if self.set_gauges is None or not self.group.is_first:
@@ -261,37 +272,38 @@ class FoldTraining:
             workers=self.group.num_workers,
         )
 
-    def _own_randomness(self, begun: PartialEpoch) -> dict[str, Tensor] | None:
-        """Return this worker's random state within an epoch; None if the group has changed size."""
-        is_same_size = len(begun.randomness) == self.group.num_workers
-        return begun.randomness[self.group.rank] if is_same_size else None
+    def _own_randomness(self, partial: PartialEpoch) -> dict[str, Tensor] | None:
+        """Return this worker's random state in a partial epoch; None if the group size changed."""
+        is_same_size = len(partial.randomness) == self.group.num_workers
+        return partial.randomness[self.group.rank] if is_same_size else None
 
     def _save_within_epoch(
         self, engine: TrainingEngine, progress: TrainingProgress, terms: dict[str, list[float]]
     ) -> None:
-        """Commit a checkpoint between two steps. Every worker calls this after the same step."""
+        """Commit a checkpoint between two steps. All workers must call after the same step."""
         randomness = self.group.gather(engine.randomness())
         if self.group.is_first:
-            begun = PartialEpoch(len(terms["gradient_norm"]), terms, randomness)
-            progress.save(self.checkpoints, engine, begun)
-            _log.info("checkpoint before a machine goes", extra={"fields": {"step": begun.steps}})
+            partial = PartialEpoch(len(terms["gradient_norm"]), terms, randomness)
+            progress.save(self.checkpoints, engine, partial)
+            _log.info("checkpoint before a machine goes", extra={"fields": {"step": partial.steps}})
 
-    def _gather(self, scored: list[ValidationScore]) -> list[ValidationScore]:
-        """Return the validation rows of all workers, by id.
+    def _gather_scores(self, scored: list[ValidationScore]) -> list[ValidationScore]:
+        """Return the validation scores of all workers, sorted by sample id.
 
         Raises:
-            DataError: unless each row of the selection was scored once.
+            DataError: unless every validation row was scored exactly once.
         """
         rows = [row for part in self.group.gather(scored) for row in part]
-        expected = count_rows(self.manifest, self._plan("validation").selection)
+        expected = count_rows(self.manifest, self._make_plan("validation").selection)
         if len({row.sample_id for row in rows}) != expected or len(rows) != expected:
             raise DataError(
-                f"Validation must see each of {expected} images once, but saw {len(rows)}."
+                f"Validation must score each of {expected} images once, but scored {len(rows)}."
             )
+        # Sorted, so sums do not depend on which worker scored a row.
         return sorted(rows, key=lambda row: row.sample_id)
 
     def _calibrated_model(self, best: BestEpoch, batches: Iterator[Batch]) -> TrainedModel:
-        """Return the best epoch's model, calibrated on its own predictions of validation rows."""
+        """Return the model of the best epoch, calibrated on the validation rows."""
         model = TrainedModel(
             config=self.config,
             weights=best.weights,
@@ -301,7 +313,7 @@ class FoldTraining:
             epoch=best.epoch,
             temperature=1.0,
             threshold=0.5,
-            num_passes=sum(training == self.training for training in self.judges),
+            num_passes=sum(training == self.training for training in self.pass_trainings),
         )
         own = Predictor(model, self.device)
         chain = [Predictor(earlier, self.device) for earlier in self._earlier_models()]
@@ -311,7 +323,7 @@ class FoldTraining:
             logits = predict_passes(chain, batch.image)[-1].logit.tolist()
             rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
             scored += [ValidationScore(name, label, math.nan, logit) for name, label, logit in rows]
-        tumours = [row for row in self._gather(scored) if row.label != NORMAL]
+        tumours = [row for row in self._gather_scores(scored) if row.label != NORMAL]
         logit = np.array([row.logit for row in tumours])
         label = np.array([row.label for row in tumours])
         temperature = fit_temperature(logit, label)
@@ -319,19 +331,23 @@ class FoldTraining:
         return replace(model, temperature=temperature, threshold=threshold)
 
     def _earlier_models(self) -> list[TrainedModel]:
-        """Return the models of earlier rounds that look at a test image before this model."""
-        return [self.run.model(training) for training in self.judges if training != self.training]
+        """Return the models of earlier rounds, which do the first passes over an image."""
+        return [
+            self.run.model(training)
+            for training in self.pass_trainings
+            if training != self.training
+        ]
 
 
-def _terms(begun: PartialEpoch, steps: Sequence[StepResult]) -> dict[str, list[float]]:
-    """Return the loss terms and the gradient norm at each step of an epoch so far."""
+def _join_terms(partial: PartialEpoch, steps: Sequence[StepResult]) -> dict[str, list[float]]:
+    """Return loss terms and gradient norm by name, a value per step since the epoch began."""
     terms = {f"loss_{name}": [float(step.terms[name]) for step in steps] for name in steps[0].terms}
     terms["gradient_norm"] = [float(step.gradient_norm) for step in steps]
-    return {name: [*begun.terms.get(name, ()), *values] for name, values in terms.items()}
+    return {name: [*partial.terms.get(name, ()), *values] for name, values in terms.items()}
 
 
-class _Clock(Iterator[Batch]):
-    """Batches, and the seconds spent waiting for them."""
+class _TimedBatches(Iterator[Batch]):
+    """An iterator of batches that sums the seconds spent waiting for batches."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches, self.waited_s = batches, 0.0

@@ -1,4 +1,4 @@
-"""Trained models as a function from an image to its outline and class. No Ray."""
+"""Predict the lesion outline and class of an image with trained models. No Ray."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,56 +13,68 @@ from mtil.errors import DataError
 from mtil.prediction.images import Ensemble, load_chains
 from mtil.prediction.predictor import MASK_THRESHOLD, resize_map
 
-_KINDS = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
+_GRAY_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The prediction of one image of height h and width w."""
+    """The prediction for one image of height h and width w."""
 
     mask: npt.NDArray[np.bool_]
-    """(h, w): the outlined lesion, where the probability of lesion is at least 0.5."""
+    """(h, w), True where `lesion` is at least 0.5."""
     lesion: npt.NDArray[np.float32]
-    """(h, w): probability of lesion in the last pass, from 0 to 1."""
+    """(h, w), probability of lesion per pixel in the last pass, from 0 to 1."""
     malignancy: float
     """Calibrated probability of malignant, from 0 to 1."""
     is_malignant: bool
-    """Whether `malignancy` reaches the threshold chosen on the inner validation rows."""
+    """True if `malignancy` is at least `ImagePredictor.threshold`."""
     passes: tuple[npt.NDArray[np.float32], ...]
-    """(h, w) each: the probability of lesion in every pass, the first pass first."""
+    """Arrays (h, w), probability of lesion per pixel in every pass. The last equals `lesion`."""
 
 
 class ImagePredictor:
-    """A run's models, which vote together, or one model file."""
+    """Trained models that predict images of any size; several models are averaged.
+
+    Make with `load`.
+    """
 
     def __init__(self, ensemble: Ensemble) -> None:
         self._ensemble = ensemble
 
     @property
     def threshold(self) -> float:
-        """Probability from which an image is called malignant."""
+        """Lowest `malignancy` of an image classified as malignant, from 0 to 1.
+
+        Chosen on the inner validation rows; with several folds, the mean over the folds.
+        """
         return self._ensemble.threshold
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Digests of the models, their data set and configuration, and the version of mtil."""
+        """Origin of the predictions, as text by name.
+
+        `model_sha256` holds the digests of the model files, with `;` between folds and `>` between
+        the rounds of a fold. `fingerprint` is of the data set, `config_digest` of the
+        configuration, and `mtil_version` the version of mtil.
+        """
         return dict(self._ensemble.lineage)
 
     def __call__(self, image: npt.NDArray[Any]) -> ImagePrediction:
-        """Outline and classify one image of any size.
+        """Segment and classify one image of any size.
 
         Args:
-            image: gray (h, w), RGB (h, w, 3) or RGBA (h, w, 4), 8 bits; gray may have 16 bits.
+            image: gray (h, w), RGB (h, w, 3) or RGBA (h, w, 4) of dtype uint8. A gray image may
+                also be uint16 or bool.
 
         Raises:
-            DataError: if the array is no such image, or a model predicts no number.
+            DataError: if `image` has a different shape or dtype, or the prediction is not finite.
         """
         gray = _to_gray(image)
         by_pass = self._ensemble.passes([gray], at_once=1)
         passes = tuple(resize_map(lesion[0], *gray.shape) for lesion, _ in by_pass)
         malignancy = float(by_pass[-1][1][0])
         if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
-            raise DataError("The model's prediction is not a number; train the fold again.")
+            raise DataError("The model predicted a value that is not finite; train the fold again.")
         return ImagePrediction(
             mask=passes[-1] >= MASK_THRESHOLD,
             lesion=passes[-1],
@@ -73,15 +85,20 @@ class ImagePredictor:
 
 
 def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
-    """Load trained models for prediction.
+    """Load trained models for prediction, on a GPU if present.
 
     Args:
-        run_or_checkpoint: path or URI of a run, or of one of its model files,
+        run_or_checkpoint: path or URI of a run, or of a model file of a run,
             `rounds/*/fold-*/model-*.pt`.
-        fold: the fold whose model predicts; by default the models of all trained folds vote.
+        fold: the fold whose model predicts; by default the predictions of all trained folds are
+            averaged.
+
+    Returns:
+        a function from an image to an `ImagePrediction`.
 
     Raises:
-        DataError: if there is neither a run nor a model, or the fold is not trained.
+        DataError: if `run_or_checkpoint` is neither a run nor a model file, or the fold is not
+            trained.
         CheckpointError: if a model file is damaged.
 
     Example:
@@ -98,19 +115,19 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
         if not chains:
             raise DataError(
                 f"Fold {fold} of {run_or_checkpoint} is not trained, but folds "
-                f"{', '.join(map(str, folds))} are; name one of them."
+                f"{', '.join(map(str, folds))} are; choose a trained fold."
             )
     return ImagePredictor(Ensemble(chains))
 
 
 def _to_gray(image: npt.NDArray[Any]) -> Gray:
     pixels = np.asarray(image)
-    is_gray = pixels.ndim == 2 and pixels.dtype in _KINDS
+    is_gray = pixels.ndim == 2 and pixels.dtype in _GRAY_DTYPES
     is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4) and pixels.dtype == np.uint8
     if not (is_gray or is_colour) or not pixels.size:
         raise DataError(
             "An image must be an array (h, w), (h, w, 3) or (h, w, 4) of 8 bits, or (h, w) of 16 "
-            f"bits, but is {pixels.dtype} {pixels.shape}; convert it, such as by "
+            f"bits, but is {pixels.dtype} {pixels.shape}; make the array, for example, with "
             "`np.asarray(PIL.Image.open(path))`."
         )
     return Picture("the image", Image.fromarray(np.ascontiguousarray(pixels))).gray()

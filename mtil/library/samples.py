@@ -1,4 +1,4 @@
-"""Where a training's batches come from: a protocol, and two sources that need no Ray."""
+"""Sources of batches for training: a protocol, and two sources without Ray."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,26 +21,35 @@ from mtil.data.dataset.shards import row_bytes
 from mtil.run.priors import PriorMaps, read_training_table
 
 Epochs = Iterator[tuple[int, Iterator[Batch]]]
+"""Pairs of the index of an epoch and the batches of the epoch."""
 
 
 class Samples(Protocol):
-    """A source of batches. Every source yields the same batches for the same plan."""
+    """A source of batches. All sources yield equal batches for equal plans."""
 
     def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
-        """Yield each epoch's index and its batches.
+        """Yield the index and the batches of each epoch.
 
         Args:
-            plan: this worker's training rows and their order.
-            epochs: which epochs.
+            plan: training rows of this worker and row order.
+            epochs: indices of the epochs.
             batch_size: images of this worker in a batch.
         """
 
     def validation(self, plan: EpochPlan, batch_size: int) -> Callable[[], Iterator[Batch]]:
-        """Return a function whose calls yield this worker's validation rows, each time anew."""
+        """Return a function; every call iterates over this worker's validation rows from the start.
+
+        Args:
+            plan: validation rows of this worker.
+            batch_size: images in a batch; the last batch of a shard may have fewer.
+        """
 
 
 def fits_in_memory(manifest: Manifest, config: DataConfig) -> bool:
-    """Say whether training keeps the data set in memory, by `data.mode` and `data.resident_gib`."""
+    """Return whether training holds the data set in memory.
+
+    With `data.mode: auto`, a data set of up to `data.resident_gib` GiB is held in memory.
+    """
     size_gib = manifest.num_rows * row_bytes(manifest.image_size) / 2**30
     if config.mode == "auto":
         return size_gib <= config.resident_gib
@@ -48,10 +57,10 @@ def fits_in_memory(manifest: Manifest, config: DataConfig) -> bool:
 
 
 class ResidentSamples:
-    """Tables of all shards, in memory."""
+    """Batches from tables of all shards in memory."""
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
-        """Take the tables of the data set's shards, in the manifest's order."""
+        """Hold the tables of all shards, in manifest order."""
         self._tables = tables
 
     def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
@@ -67,7 +76,7 @@ class ResidentSamples:
 
 
 class StoredSamples:
-    """Shards read from storage again in each epoch, one ahead of the training."""
+    """Batches from shards in storage. Every epoch reads the shards anew, one shard ahead."""
 
     def __init__(self, data_uri: str, priors: PriorMaps | None = None) -> None:
         self._data_uri, self._priors = data_uri, priors
@@ -91,7 +100,7 @@ class StoredSamples:
         return batches
 
     def _tables(self, plan: EpochPlan, shards: Iterator[int]) -> Generator[pa.Table, None, None]:
-        # One thread reads the next shard while the training computes; more would take its cores.
+        # One thread reads the next shard during the training; more would take the training's cores.
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             for shard in shards:

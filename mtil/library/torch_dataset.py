@@ -1,4 +1,4 @@
-"""Rows of a data set as a PyTorch data set."""
+"""Samples in memory as a PyTorch data set."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TorchDataset(Dataset[dict[str, Any]]):
-    """SampleArrays in memory, one item an image."""
+    """One item per sample; see `PreparedDataset.torch` for the keys of an item."""
 
     def __init__(self, samples: "SampleArrays") -> None:
         self.samples = samples

@@ -1,4 +1,4 @@
-"""Training in the calling process, without Ray."""
+"""Train folds in the calling process, without Ray."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -33,26 +33,31 @@ def train_fold(
     data_version: int | None = None,
     listen: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> FoldResult:
-    """Train one fold in this process, without Ray, or continue a training that was interrupted.
+    """Train one fold in this process, without Ray, or resume an interrupted training.
 
-    The files and, for the same number of CPU threads, the weights are those of one Ray worker.
+    A fold with a result is not trained again. Training with one Ray worker writes equal files and,
+    with the same number of CPU threads, equal weights.
 
     Args:
-        config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or a YAML file.
-            `train.num_workers` is taken as 1.
+        config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or the path of a YAML
+            file. `train.num_workers` is set to 1.
         data: path or URI of a prepared data set.
-        run: path or URI of the run. It is made if there is none.
-        fold: the fold to hold out for testing.
-        data_version: version of the data set; by default the run's, or the newest for a new run.
-        listen: called with each `step`, `epoch` and `done` line of the progress, from a thread.
+        run: path or URI of the run; created if missing.
+        fold: the fold to hold out for testing, from 0.
+        data_version: version of the data set; by default the version used by the run, or the newest
+            version for a new run.
+        listen: called with a dictionary for each `step`, `epoch` and `done` line of the progress
+            (key `kind`), mostly from a background thread.
 
     Returns:
         the committed result: best epoch, figures on the inner validation rows, model digest.
 
     Raises:
-        ConfigError: if the configuration is wrong, or the run has another.
-        DataError: if the data set is missing or damaged, or has no such fold.
-        ResourceError: if the configuration asks for a GPU and PyTorch sees none.
+        ConfigError: if the configuration is invalid, or differs from the configuration of the run.
+        DataError: if the data set is missing or damaged, lacks the fold, or differs from the data
+            set of the run.
+        CheckpointError: if the latest checkpoint is damaged.
+        ResourceError: if the configuration requests a GPU, but PyTorch finds no GPU.
 
     Example:
         >>> import mtil
@@ -70,29 +75,35 @@ def train_fold(
 
 
 def with_one_worker(config: Config) -> Config:
-    """Return a configuration with one worker."""
+    """Return a copy of a configuration with one worker."""
     return replace(config, train=replace(config.train, num_workers=1, min_workers=None))
 
 
 def train_folds(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
-    """Train folds one after the other in this process; a fold that has a result is not trained.
+    """Train folds one after the other in this process. Folds with a result are skipped.
 
     Args:
-        request: the folds, by `request_trainings`, with one worker.
-        listen: takes progress: `step`, `epoch` and `done` lines.
+        request: the folds, from `request_trainings`, with a configuration for one worker.
+        listen: called with `step`, `epoch` and `done` lines of the progress.
+
+    Returns:
+        the results of all folds, in the order of the request.
 
     Raises:
         DataError: if a shard is missing or damaged.
-        ResourceError: if the configuration asks for a GPU and PyTorch sees none.
+        CheckpointError: if the latest checkpoint of a fold is damaged.
+        ResourceError: if the configuration requests a GPU, but PyTorch finds no GPU.
     """
+    # Before the run is created: a request without a GPU leaves no run behind.
     device = choose_device(request.config.train.gpus_per_worker)
     run = request.create()
     results = []
     samples: Samples | None = None
     for training in (Train(0, fold) for fold in request.folds):
         if run.result(training) is None:
-            samples = samples or _samples(request)
-            with _threads(run, device), relay_progress(run, training, listen):
+            # Loaded once for all folds, and only if a fold needs training.
+            samples = samples or _open_samples(request)
+            with _use_run_threads(run, device), relay_progress(run, training, listen):
                 FoldTraining(run, training, request.manifest, samples, device).finish()
             GuardedListener(listen)({"kind": "done", "fold": training.fold})
         result = run.result(training)
@@ -102,22 +113,22 @@ def train_folds(request: TrainingRequest, listen: ProgressListener) -> list[Fold
 
 
 def choose_device(gpus: float) -> torch.device:
-    """Return the CPU if `gpus` is 0, else the GPU.
+    """Return the CPU device if `gpus` is 0, otherwise the GPU.
 
     Raises:
-        ResourceError: if PyTorch sees no GPU.
+        ResourceError: if `gpus` is not 0, but PyTorch finds no GPU.
     """
     if not gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ResourceError(
-            f"`train.gpus_per_worker` is {gpus:g}, but PyTorch sees no GPU here; add "
+            f"`train.gpus_per_worker` is {gpus:g}, but PyTorch sees no GPU on this machine; add "
             "`--train.gpus-per-worker 0`, or train with the preset `cpu`."
         )
     return torch.device("cuda")
 
 
-def _samples(request: TrainingRequest) -> Samples:
+def _open_samples(request: TrainingRequest) -> Samples:
     manifest = request.manifest
     if not fits_in_memory(manifest, request.config.data):
         return StoredSamples(request.data_uri)
@@ -126,16 +137,16 @@ def _samples(request: TrainingRequest) -> Samples:
 
 
 @contextmanager
-def _threads(run: Run, device: torch.device) -> "Iterator[None]":
-    """Compute with the run's number of CPU threads, and restore the caller's number afterwards."""
+def _use_run_threads(run: Run, device: torch.device) -> "Iterator[None]":
+    """Set the CPU threads of the run during the block, then restore the caller's number."""
     if device.type != "cpu":
         yield
         return
-    asked = run.config.train.cpus_per_worker
-    proposed = max(1, round(asked) if asked is not None else int(num_cpus()))
-    before = torch.get_num_threads()
+    configured_cpus = run.config.train.cpus_per_worker
+    proposed = max(1, round(configured_cpus) if configured_cpus is not None else int(num_cpus()))
+    previous = torch.get_num_threads()
     torch.set_num_threads(settle_num_threads(run, proposed))
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

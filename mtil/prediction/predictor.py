@@ -1,4 +1,4 @@
-"""A trained model applied to images. No Ray."""
+"""Apply trained models to images. No Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,37 +21,45 @@ from mtil.run.maps import MapOrigin, encode_maps, quantise_probabilities
 from mtil.training.tensors import resize_images
 
 MASK_THRESHOLD = 0.5
-"""Probability from which a pixel belongs to the lesion."""
+"""Lowest lesion probability of a pixel in the mask."""
 VIEW_ENLARGEMENT = 0.2
+"""Enlargement of the larger view, as a fraction of the image size."""
 NETWORK_STRIDE = 32
+"""The larger view exceeds the image size by a multiple of this stride, in pixels."""
 
 _BATCH = 32
 
 
 class View(NamedTuple):
-    """One way to show an image to the network."""
+    """A version of an image for test-time augmentation."""
 
     size: int
+    """Side of the network's input in pixels."""
     mirrored: bool
+    """True to flip the image left to right."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a batch of images."""
+    """The predictions for a batch of b images."""
 
     lesion: npt.NDArray[np.float32]
-    """(b, n, n) probability that a pixel is lesion, at the network's input size."""
+    """(b, n, n) lesion probability per pixel, at the network's input size n."""
     logit: npt.NDArray[np.float32]
-    """(b,) uncalibrated logit of malignant."""
+    """(b,) uncalibrated malignancy logit."""
     malignant: npt.NDArray[np.float64]
     """(b,) calibrated probability of malignant."""
 
 
 class Predictor:
-    """A model on a device."""
+    """A trained model on a device."""
 
     def __init__(self, model: TrainedModel, device: torch.device | None = None) -> None:
         """Build the network.
+
+        Args:
+            model: weights, configuration and calibration.
+            device: device of the network; by default a GPU if present.
 
         Raises:
             CheckpointError: if the weights do not fit the architecture.
@@ -62,25 +70,26 @@ class Predictor:
         self._autocast = should_use_bf16(model.config.train, self.device)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Prediction:
-        """Predict gray images (b, s, s) of the size that data sets are prepared at, in one pass.
+        """Predict gray images (b, s, s) in one pass, without a prior.
 
-        Logits and maps are averaged over the views that the configuration asks for.
+        The images have the size of the data set's stored images. Logits and maps are averaged over
+        the views of `predict.views`.
         """
-        (said,) = predict_passes([self], images)
-        return said
+        (prediction,) = predict_passes([self], images)
+        return prediction
 
     def look(self, stored: Tensor, view: View, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what the network says of a view.
+        """Run the network on one view.
 
         Args:
             stored: gray bytes (b, 1, s, s) on the device.
-            view: how to show them.
-            prior: (b, 1, n, n) probability of lesion, of the view's size and mirrored with it; None
-                is the same as all zeros.
+            view: size and orientation of the network's input.
+            prior: (b, 1, n, n) lesion probability in the view's size and orientation; None equals
+                all zeros.
 
         Returns:
-            probability of lesion (b, 1, n, n), of the view's size and mirrored with it, and logits
-            of malignant (b,).
+            lesion probability (b, 1, n, n) in the view's size and orientation, and malignancy
+            logits (b,).
         """
         image = resize_images(stored, view.size)
         with (
@@ -93,51 +102,61 @@ class Predictor:
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
     ) -> npt.NDArray[np.uint8]:
-        """Return the maps (b, size, size) of images (b, s, s), given the former round's maps.
+        """Return quantised maps (b, size, size) of images (b, s, s).
 
-        They are read by training as the next round's prior maps, so they are made as those are at
-        test time: there, a pass is given what the pass before said of the same view, never an
-        average over views. Hence the image is seen plainly, once: averaged maps would be smoother
-        and better in training than any that the network meets afterwards.
+        Args:
+            images: gray images.
+            prior: maps of the previous round, with one map per image; None in round 0.
+            size: side of the returned maps in pixels.
         """
+        # The next round trains on the maps as priors, so maps are made as priors are at test time.
+        # There, a pass reads the previous pass's map of the same view, never an average over views.
+        # Averaged maps would be smoother and better in training than all priors met later.
         view = View(self.model.config.data.image_size, mirrored=False)
         stored = torch.from_numpy(np.array(images)).to(self.device)[:, None]
-        given = None
+        view_prior = None
         if prior is not None:
-            held = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
-            given = resize_images(held, view.size)
-        lesion, _ = self.look(stored, view, given)
+            stored_prior = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
+            view_prior = resize_images(stored_prior, view.size)
+        lesion, _ = self.look(stored, view, view_prior)
         return quantise_probabilities(
             F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy()
         )
 
 
 def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) -> list[Prediction]:
-    """Predict gray images (b, s, s) in passes, the first from a zero map, and return each pass.
+    """Predict gray images (b, s, s) in several passes. Return the prediction of every pass.
+
+    The first pass reads a zero map, each later pass the map of the previous pass for the same view.
 
     Args:
-        chain: the model of each pass, given what the former said of the same view: the same one
-            again and again, or those of the rounds in turn. All look at images in the same way.
-        images: of the size that data sets are prepared at.
+        chain: the model of each pass: one model several times, or the models of successive rounds.
+            All models must have equal image size and views.
+        images: gray images in the size of the data set's stored images.
     """
     config, device = chain[0].model.config, chain[0].device
     stored = torch.from_numpy(np.array(images)).to(device)[:, None]
     size = (config.data.image_size,) * 2
-    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
+    outputs_by_pass: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
     for view in list_views(config):
         prior = None
-        for predictor, of_pass in zip(chain, said, strict=True):
+        for predictor, outputs in zip(chain, outputs_by_pass, strict=True):
             prior, logit = predictor.look(stored, view, prior)
+            # Only the copy for the average is restored: the next pass reads the map of its view.
             lesion = prior.flip(-1) if view.mirrored else prior
             if lesion.shape[-2:] != size:
                 lesion = F.interpolate(lesion, size, mode="bilinear", antialias=True)
-            of_pass.append((lesion, logit))
-    return [_averaged(seen, one.model.temperature) for seen, one in zip(said, chain, strict=True)]
+            outputs.append((lesion, logit))
+    return [
+        _average_views(outputs, predictor.model.temperature)
+        for outputs, predictor in zip(outputs_by_pass, chain, strict=True)
+    ]
 
 
-def _averaged(seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Prediction:
-    lesion = torch.stack([lesion for lesion, _ in seen]).mean(dim=0)
-    logit = torch.stack([logit for _, logit in seen]).mean(dim=0).cpu().numpy()
+def _average_views(outputs: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Prediction:
+    """Average lesion probabilities and logits over views, then calibrate the mean logit."""
+    lesion = torch.stack([lesion for lesion, _ in outputs]).mean(dim=0)
+    logit = torch.stack([logit for _, logit in outputs]).mean(dim=0).cpu().numpy()
     return Prediction(
         lesion=lesion[:, 0].cpu().numpy(),
         logit=logit,
@@ -148,63 +167,61 @@ def _averaged(seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Pred
 def build_predictors(
     models: Sequence[TrainedModel], device: torch.device | None = None
 ) -> list[Predictor]:
-    """Build the networks of a chain; a model that comes several times is built once."""
-    different = {id(model): model for model in models}
-    built = {key: Predictor(model, device) for key, model in different.items()}
-    return [built[id(model)] for model in models]
+    """Build the networks of a chain. A model that serves several passes is built once."""
+    unique_models = {id(model): model for model in models}
+    predictors = {key: Predictor(model, device) for key, model in unique_models.items()}
+    return [predictors[id(model)] for model in models]
 
 
 def map_shard(rows: pa.Table, predictor: Predictor, origin: MapOrigin) -> bytes:
-    """Map a data shard's rows and return the map shard.
-
-    Batches are cut from the given rows alone, so that the same rows give the same bytes whoever
-    maps them, as long as each process computes with the same number of threads.
+    """Map rows of a data shard. Return the bytes of the map shard.
 
     Args:
-        rows: those of the data shard that are to have maps, in its order: `sample_id`, `image` and,
-            after the first round, `prior`.
-        predictor: the model that maps them.
-        origin: names that model, and the size of the maps.
+        rows: the rows to map, in the order of the data shard, with the columns `sample_id`, `image`
+            and, after round 0, `prior`.
+        predictor: the model.
+        origin: digest of the model, and size of the maps.
     """
     assert origin.model_sha256 == predictor.model.digest
-    found = [np.empty((0, origin.size, origin.size), np.uint8)]
+    # Batches are cut from the given rows alone. Equal rows then give equal bytes in every process
+    # with the same number of threads.
+    # Begins with an empty array, since a shard may have no row to map.
+    maps = [np.empty((0, origin.size, origin.size), np.uint8)]
     for start in range(0, rows.num_rows, _BATCH):
         batch = rows.slice(start, _BATCH)
         images, prior = to_squares(pixels(batch.column("image"))), None
         if "prior" in batch.column_names:
             prior = to_squares(pixels(batch.column("prior")))
-        found.append(predictor.maps(images, prior, origin.size))
-    return encode_maps(rows.column("sample_id").to_pylist(), np.concatenate(found), origin)
+        maps.append(predictor.maps(images, prior, origin.size))
+    return encode_maps(rows.column("sample_id").to_pylist(), np.concatenate(maps), origin)
 
 
-def average_predictions(said: Sequence[Prediction]) -> Prediction:
-    """Return what several models say together."""
+def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
+    """Average the predictions of several models for one batch."""
     return Prediction(
-        lesion=np.mean([one.lesion for one in said], axis=0, dtype=np.float32),
-        logit=np.mean([one.logit for one in said], axis=0, dtype=np.float32),
-        malignant=np.mean([one.malignant for one in said], axis=0),
+        lesion=np.mean([single.lesion for single in predictions], axis=0, dtype=np.float32),
+        logit=np.mean([single.logit for single in predictions], axis=0, dtype=np.float32),
+        malignant=np.mean([single.malignant for single in predictions], axis=0),
     )
 
 
 def list_views(config: Config) -> list[View]:
-    """Return how an image is looked at.
-
-    A network that was trained on randomly scaled images sees lesions larger than they are at test
-    time; a larger input makes up for it (Touvron et al. 2019).
-    """
+    """Return the views of an image by `predict.views`, the plain view first."""
     size = config.data.image_size
     sizes, mirrored = [size], [False]
     if config.predict.views != "plain":
         mirrored.append(True)
     if config.predict.views == "flip_and_scale":
+        # Training on randomly scaled images shows lesions larger than at test time. A larger test
+        # image makes up for the difference (Touvron et al. 2019).
         sizes.append(
             size + NETWORK_STRIDE * max(1, round(VIEW_ENLARGEMENT * size / NETWORK_STRIDE))
         )
-    return [View(at, flip) for at in sizes for flip in mirrored]
+    return [View(view_size, flip) for view_size in sizes for flip in mirrored]
 
 
 def resize_map(lesion: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Resize one map of probabilities (n, n) to an image's own size (height, width)."""
+    """Resize a probability map (n, n) to the original size (height, width) of an image."""
     resized: npt.NDArray[np.float32] = F.interpolate(
         torch.from_numpy(lesion)[None, None],
         (height, width),

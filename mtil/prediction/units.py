@@ -1,6 +1,6 @@
-"""The units of work of an evaluation: a few test rows of one shard each. No Ray.
+"""Units of work of an evaluation: a few test rows of one shard. No Ray.
 
-Neither a process that lists units nor this module loads PyTorch; a scorer does.
+Only `UnitScorer.score` loads PyTorch, so listing units stays cheap.
 """
 
 from collections.abc import Sequence
@@ -22,33 +22,36 @@ if TYPE_CHECKING:
     from mtil.prediction.predictor import Predictor
 
 _UNIT_ROWS = 64
-"""Test rows of a unit, at most: few enough to share a small data set out among workers."""
+"""Maximum test rows of a unit: few enough to spread a small data set over the workers."""
 
 
 @dataclass(frozen=True)
 class ScoringUnit:
-    """Test rows of a fold in one shard."""
+    """A range of a fold's test rows in one shard."""
 
     fold: int
     shard: int
     """Index of the shard in the manifest."""
     start: int
-    """The first row among the fold's test rows in the shard."""
+    """Index of the first row among the fold's test rows in the shard."""
     rows: int
+    """Number of rows."""
 
 
 class UnitScorer:
-    """Scores units with the models of a run's round; keeps models and the latest shard."""
+    """Score units with the models of one round. Caches models and the latest shard."""
 
-    def __init__(self, run_uri: str, data_uri: str, number: int, device: "torch.device") -> None:
-        self._run, self._round, self._device = Run.open(run_uri), number, device
+    def __init__(
+        self, run_uri: str, data_uri: str, round_index: int, device: "torch.device"
+    ) -> None:
+        self._run, self._round, self._device = Run.open(run_uri), round_index, device
         self._store = open_store(data_uri)
         self._manifest = self._run.manifest(data_uri)
         self._chains: dict[int, list[list[Predictor]]] = {}
         self._shard: tuple[int, pa.Table] | None = None
 
     def score(self, unit: ScoringUnit) -> pa.Table:
-        """Return the scores of a unit's rows, one row for each image and pass."""
+        """Return the scores of a unit, with a row per image and pass."""
         from mtil.prediction.predictor import build_predictors
         from mtil.prediction.scoring import EVALUATION_COLUMNS, score_chains
 
@@ -57,24 +60,25 @@ class UnitScorer:
                 build_predictors(models, self._device)
                 for models in load_model_chains(self._run, self._round, unit.fold)
             ]
+        # A shard's units come in sequence, so a cache of one shard is enough.
         if self._shard is None or self._shard[0] != unit.shard:
             shard = self._manifest.shards[unit.shard]
             self._shard = (unit.shard, read_shard(self._store, shard, EVALUATION_COLUMNS))
         table = self._shard[1]
-        rows = _test_rows(self._manifest, unit.fold).rows(table)[unit.start :][: unit.rows]
+        rows = _select_test_rows(self._manifest, unit.fold).rows(table)[unit.start :][: unit.rows]
         return score_chains(table.take(pa.array(rows)), self._chains[unit.fold])
 
 
 def list_units(manifest: Manifest, folds: Sequence[int]) -> list[ScoringUnit]:
-    """Return the units that hold each test row of the folds once."""
+    """Split the test rows of folds into units. No row is in two units."""
     return [
         ScoringUnit(fold, index, start, min(_UNIT_ROWS, count - start))
         for fold in folds
         for index, shard in enumerate(manifest.shards)
-        for count in [_test_rows(manifest, fold).count(shard)]
+        for count in [_select_test_rows(manifest, fold).count(shard)]
         for start in range(0, count, _UNIT_ROWS)
     ]
 
 
-def _test_rows(manifest: Manifest, fold: int) -> RowSelection:
+def _select_test_rows(manifest: Manifest, fold: int) -> RowSelection:
     return select_rows(manifest, fold, "test")

@@ -11,17 +11,16 @@ from mtil.run.folder import Run, TrainingProgressReader
 from mtil.run.plan import Train
 
 ProgressListener = Callable[[dict[str, Any]], None]
+"""Called with a line of progress; `kind` is `step`, `epoch` or `done`."""
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 2.0
+"""Seconds between two reads of the progress in the run."""
 
 
 class GuardedListener:
-    """A listener that is disabled and logged on its first error.
-
-    A reader of stdout may leave, or a disk may be full. The training continues.
-    """
+    """A listener that is disabled after the first error, with a warning in the log."""
 
     def __init__(self, listen: ProgressListener) -> None:
         self._listen: ProgressListener | None = listen
@@ -30,6 +29,7 @@ class GuardedListener:
         """Pass a line to the listener."""
         if self._listen is None:
             return
+        # The reader of stdout may have exited, or the disk may be full. The training continues.
         try:
             self._listen(line)
         except Exception as error:  # noqa: BLE001
@@ -38,11 +38,11 @@ class GuardedListener:
 
 
 class ProgressRelay:
-    """Relay progress lines that the workers of a training write into the run."""
+    """Relay progress, written into the run by the workers of a training, to a listener."""
 
     def __init__(self, run: Run, training: Train, listen: ProgressListener) -> None:
         self._run, self._training, self._listen = run, training, GuardedListener(listen)
-        self._news: TrainingProgressReader | None = None
+        self._reader: TrainingProgressReader | None = None
         self._last_error = ""
         self._read()
 
@@ -52,16 +52,16 @@ class ProgressRelay:
             self._listen(line)
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return new lines. Empty if unreadable; each new cause is logged once."""
+        """Return new lines; empty if the progress is unreadable. Log each new cause once."""
         try:
-            self._news = self._news or TrainingProgressReader(self._run, self._training)
-            lines = self._news.lines()
+            self._reader = self._reader or TrainingProgressReader(self._run, self._training)
+            lines = self._reader.lines()
         except StorageError:
-            # Not logged: the workers meet a storage outage, too, and report the error.
+            # Not logged: the workers also meet a storage outage and report the error.
             return []
         except Exception as error:  # noqa: BLE001
             if str(error) != self._last_error:
-                _log.warning("The progress of the %s cannot be read: %s", self._training, error)
+                _log.warning("Cannot read the progress of the %s: %s", self._training, error)
             self._last_error = str(error)
             return []
         self._last_error = ""
@@ -70,13 +70,13 @@ class ProgressRelay:
 
 @contextmanager
 def relay_progress(run: Run, training: Train, listen: ProgressListener) -> Iterator[None]:
-    """Pass the progress of a training on to a listener while the block runs."""
-    # Through the run's storage, since an actor in between would take its share of the workers' CPU.
+    """Relay the progress of a training to a listener during the block."""
+    # Progress goes through the storage: a relaying actor would take CPU time from the workers.
     relay = ProgressRelay(run, training, listen)
-    is_over = threading.Event()
+    has_ended = threading.Event()
 
     def poll() -> None:
-        while not is_over.wait(_POLL_S):
+        while not has_ended.wait(_POLL_S):
             relay.send_news()
 
     thread = threading.Thread(target=poll, name="mtil-progress", daemon=True)
@@ -84,6 +84,7 @@ def relay_progress(run: Run, training: Train, listen: ProgressListener) -> Itera
     try:
         yield
     finally:
-        is_over.set()
+        has_ended.set()
         thread.join()
+    # The last lines may have come after the last poll.
     relay.send_news()

@@ -1,4 +1,4 @@
-"""The number of CPU threads of a run's training processes."""
+"""The number of CPU threads of a run, equal in all training processes."""
 
 import json
 from typing import Annotated
@@ -10,30 +10,33 @@ from mtil.run import names
 from mtil.run.folder import Run
 
 _MAX_THREADS = 4096
-_NUMBERS: TypeAdapter[dict[str, int]] = TypeAdapter(
+_THREAD_COUNTS: TypeAdapter[dict[str, int]] = TypeAdapter(
     dict[str, Annotated[int, Field(ge=1, le=_MAX_THREADS)]]
 )
 
 
 def settle_num_threads(run: Run, proposed: int) -> int:
-    """Return the CPU threads of each training process of a run.
+    """Return the number of CPU threads of each training process of a run.
 
-    The first proposal is stored in the run and holds for every later process.
+    The first call stores the proposed number in the run. Later calls return the stored number.
 
     Args:
         run: the run.
-        proposed: threads that suit the present machine, at least 1.
+        proposed: number of threads for the current machine, at least 1.
 
     Raises:
-        DataError: if the run's file holds anything but one number.
+        DataError: if the file of the run is damaged.
     """
-    # Floating-point sums depend on the thread count, so every resumed process must use the same.
+    # Floating-point sums depend on the thread count, so every resumed process must use
+    # the stored number. `create` leaves an existing file unchanged.
     run.store.create(names.THREADS, json.dumps({"threads": proposed}).encode())
     document = Document(
         f"{run.uri}/{names.THREADS}",
-        'write {"threads": N} with the number that the run began with, or name another --run',
+        'write {"threads": N} with the original number of the run, or name another --run',
     )
-    values = document.validate(_NUMBERS, document.object(document.read(run.store, names.THREADS)))
+    values = document.validate(
+        _THREAD_COUNTS, document.object(document.read(run.store, names.THREADS))
+    )
     if values.keys() != {"threads"}:
-        document.refuse("must hold `threads` alone")
+        document.refuse("must hold only `threads`")
     return values["threads"]

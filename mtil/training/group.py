@@ -1,4 +1,4 @@
-"""The group of processes that train one fold together. No Ray."""
+"""The group of processes that trains one fold. No Ray."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among the workers of one training; by default a group of one.
+    """The workers of a training, seen from one worker; by default a group of one worker.
 
     With more than one worker, PyTorch's default process group must exist.
     """
@@ -22,17 +22,20 @@ class Group:
     rank: int = 0
     num_workers: int = 1
     report: Callable[[dict[str, Any]], None] = lambda figures: None
-    """Takes every worker's figures at the end of an epoch. Returns when all workers have called."""
+    """Called by every worker with figures at the end of an epoch. Blocks until all have called."""
     is_leaving: Callable[[], bool] | None = None
-    """Says whether a machine of the group is about to be taken away. None: nobody can know."""
+    """Returns True if the cluster is about to take away a machine of the group.
+
+    None if the cluster gives no warnings.
+    """
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the run's files."""
+        """True on rank 0, which writes the files of the run."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Return the value of each worker, in the order of ranks."""
+        """Return the values of all workers, by rank."""
         if self.num_workers == 1:
             return [value]
         values: list[Any] = [None] * self.num_workers
@@ -40,7 +43,7 @@ class Group:
         return values
 
     def from_first(self, decide: Callable[[], T]) -> T:
-        """Let rank 0 decide, and return the decision on every worker."""
+        """Call `decide` on rank 0, and return the decision on every worker."""
         if self.num_workers == 1:
             return decide()
         decision: list[Any] = [decide() if self.is_first else None]
@@ -49,14 +52,18 @@ class Group:
         return result
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return a module whose gradients are averaged over the workers."""
+        """Wrap a module in DDP, which averages gradients over the workers.
+
+        Return `module` itself if the group has one worker.
+        """
         if self.num_workers == 1:
             return module
         on_cpu = device.type == "cpu"
         return DistributedDataParallel(
             module,
             device_ids=None if on_cpu else [device.index],
-            # Looking for unused parameters keeps the gradient buckets as they are built. Without
-            # it the second step orders them anew, and a resumed run would add in another order.
+            # The search for unused parameters keeps the gradient buckets in their first order.
+            # Otherwise DDP reorders the buckets after the first step, and a resumed run would add
+            # gradients in a different order.
             find_unused_parameters=on_cpu,
         )

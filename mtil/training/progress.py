@@ -1,4 +1,4 @@
-"""How far a fold's training has come, and taking it up again. No Ray."""
+"""Progress of a fold's training: save to a checkpoint and resume. No Ray."""
 
 import json
 import time
@@ -26,7 +26,7 @@ _EPOCH: TypeAdapter[int] = TypeAdapter(NonNegativeInt)
 
 @dataclass(frozen=True)
 class BestEpoch:
-    """The epoch that is kept so far."""
+    """The epoch selected by `select_epoch` so far, with figures and weights."""
 
     epoch: int
     metrics: dict[str, float]
@@ -35,29 +35,35 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class PartialEpoch:
-    """An epoch of which some steps have been taken."""
+    """The finished steps of an unfinished epoch."""
 
     steps: int = 0
-    """How many, from the epoch's first on."""
+    """Number of finished steps."""
     terms: dict[str, list[float]] = field(default_factory=dict)
-    """The first process's loss terms and gradient norm at each of them."""
+    """Loss terms and gradient norm of rank 0 by name, a value per finished step."""
     randomness: Sequence[dict[str, Tensor]] = ()
-    """Where the random numbers of each process stand after them."""
+    """State of the random number generators after the last finished step, by rank."""
 
 
 class TrainingProgress:
-    """What a fold's training has come to: its history, its best epoch, the time it took."""
+    """History, best epoch, unfinished epoch and duration of a training."""
 
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
         self.best: BestEpoch | None = None
-        self.begun = PartialEpoch()
+        self.partial = PartialEpoch()
         self._seconds_before = 0.0
         self._start = time.monotonic()
 
     @classmethod
     def load(cls, checkpoints: TrainingCheckpoints, engine: TrainingEngine) -> "TrainingProgress":
-        """Take up the latest checkpoint, if there is one, and put the engine where it was."""
+        """Load the latest checkpoint, and restore the engine from it.
+
+        Without a checkpoint, return empty progress and leave the engine unchanged.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged, or of another training or version.
+        """
         progress = cls()
         state = checkpoints.load()
         if state is None:
@@ -70,21 +76,23 @@ class TrainingProgress:
             finite=False,
         )
         try:
-            history, best, begun = state["history"], state["best"], state["begun"]
+            history, best, partial = state["history"], state["best"], state["begun"]
             progress._seconds_before = document.validate(_SECONDS, state["seconds"])
             progress.history = document.validate(_HISTORY, document.json(history.encode()))
             progress.best = None if best is None else BestEpoch(**best)
-            progress.begun = PartialEpoch(**begun)
+            progress.partial = PartialEpoch(**partial)
             document.validate(_SCORES, progress._scores)
             if progress.best is not None:
                 document.validate(_EPOCH, progress.best.epoch)
-            document.validate(_EPOCH, progress.begun.steps)
+            document.validate(_EPOCH, progress.partial.steps)
             engine.restore(state["engine"])
+        # A checkpoint of another training fails in many ways: missing keys, wrong types, or weights
+        # of other shapes, which PyTorch reports as RuntimeError.
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             document.refuse(
-                "must be one of this training and of this version of mtil, but is another "
+                "must be of this training and this version of mtil, but cannot be restored "
                 f"({shorten_text(' '.join(str(error).split()))})"
             )
         return progress
@@ -93,43 +101,59 @@ class TrainingProgress:
         self,
         checkpoints: TrainingCheckpoints,
         engine: TrainingEngine,
-        begun: PartialEpoch | None = None,
+        partial: PartialEpoch | None = None,
     ) -> None:
-        """Commit a checkpoint, after an epoch or within the next: plain values and tensors only."""
-        assert self.best is not None or begun is not None
+        """Commit a checkpoint, after an epoch or within the next epoch.
+
+        Args:
+            checkpoints: where to commit.
+            engine: the engine whose state is stored.
+            partial: the finished steps of an unfinished epoch; None after an epoch.
+        """
+        assert self.best is not None or partial is not None
         checkpoints.save(
-            self.next_epoch - 1 if begun is None else self.next_epoch,
+            self.next_epoch - 1 if partial is None else self.next_epoch,
+            # Only plain values and tensors: `torch.load(weights_only=True)` accepts no others.
             {
                 "engine": engine.state(),
                 "history": json.dumps(self.history),
                 "best": None if self.best is None else vars(self.best),
-                "begun": vars(begun or PartialEpoch()),
+                "begun": vars(partial or PartialEpoch()),
                 "seconds": self.seconds,
             },
         )
 
     @property
     def next_epoch(self) -> int:
-        """The epoch that comes next, from 0."""
+        """Index of the next epoch, from 0."""
         return len(self.history)
 
     @property
     def seconds(self) -> float:
-        """Time spent in all processes that got as far as a checkpoint, one after the other."""
+        """Training time up to now, over all processes of an interrupted training.
+
+        Time after the last checkpoint of an interrupted process does not count.
+        """
         return self._seconds_before + time.monotonic() - self._start
 
     def has_stalled(self, patience: int) -> bool:
-        """Say whether the score has not risen for so many epochs; never if `patience` is 0."""
+        """Return whether the score has not risen for `patience` epochs; False for `patience` 0."""
         scores = self._scores
         return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
     def add(
         self, record: dict[str, Any], figures: dict[str, float], engine: TrainingEngine
     ) -> None:
-        """Add an epoch, and keep its weights if its score is as good as the highest."""
+        """Add a finished epoch, and keep the weights if `select_epoch` selects the epoch.
+
+        Args:
+            record: figures of the training steps.
+            figures: figures on the validation rows, with `score`.
+            engine: provides weights and configuration.
+        """
         validated = {f"validation_{name}": value for name, value in figures.items()}
         self.history.append(record | validated)
-        self.begun = PartialEpoch()
+        self.partial = PartialEpoch()
         epoch = self.next_epoch - 1
         if select_epoch(self._scores, engine.config.train.score_tolerance) == epoch:
             self.best = BestEpoch(epoch, figures, engine.weights())

@@ -1,4 +1,4 @@
-"""The batches of an epoch, from tables in memory or from a stream of them. No Ray."""
+"""The batches of an epoch, from tables in memory or from a stream of tables. No Ray."""
 
 from collections.abc import Generator, Iterator, Sequence
 
@@ -13,10 +13,11 @@ from mtil.errors import RunError
 def iterate_resident_epoch(
     rows: TableRows, plan: EpochPlan, epoch: int, batch_size: int
 ) -> Iterator[Batch]:
-    """Yield one epoch's batches from rows in memory."""
+    """Yield this worker's batches of an epoch from rows in memory."""
     windows = plan.windows(epoch)
     parts = (
-        (rows, rows.map_to_row_numbers(w.shards[w.picks[:, 0]], w.picks[:, 1])) for w in windows
+        (rows, rows.map_to_row_numbers(window.shards[window.picks[:, 0]], window.picks[:, 1]))
+        for window in windows
     )
     return cut_batches(parts, batch_size, whole=True)
 
@@ -24,8 +25,9 @@ def iterate_resident_epoch(
 def iterate_resident_rows(rows: TableRows, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
     """Yield this worker's batches of a selection from rows in memory.
 
-    The workers together see each row once.
+    The workers together get each row once. A batch holds rows of one shard.
     """
+    # Batches must equal the batches of `iterate_streamed_rows`: the source must not change figures.
     starts = [
         (index, start)
         for index, shard in enumerate(plan.manifest.shards)
@@ -47,47 +49,49 @@ def iterate_streamed_epochs(
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield the batches of each epoch from a stream of shard tables.
 
-    The caller must use up an epoch's batches before the caller asks for the next epoch.
+    The caller must exhaust the batches of an epoch before asking for the next epoch.
 
     Args:
-        tables: the shards of all epochs, each epoch's as `shards_of` lists them.
-        plan: the worker's rows and their order.
-        epochs: which epochs.
+        tables: the shards of all epochs in reading order, from `list_epoch_shards`.
+        plan: rows of this worker and row order.
+        epochs: indices of the epochs.
         batch_size: images of this worker in a batch.
 
     Raises:
         RunError: if the stream ends early.
     """
     for epoch in epochs:
-        parts = _parts(tables, plan, plan.windows(epoch))
+        parts = _take_windows(tables, plan, plan.windows(epoch))
         yield cut_batches(parts, batch_size, whole=True)
-        for _ in parts:  # the rows that fill no batch still have to leave the stream
+        # Rows that fill no batch must leave the stream before the next epoch reads.
+        for _ in parts:
             pass
 
 
 def iterate_streamed_rows(
     tables: Iterator[pa.Table], plan: EpochPlan, batch_size: int
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of `resident_rows` that lie in this worker's shards, from a stream.
+    """Yield the batches of a selection in this worker's shards from a stream.
 
-    A batch holds rows of one shard, so that neither the source nor the number of workers decides
-    which rows the network sees together.
+    Batches equal the batches of `iterate_resident_rows`, but workers divide whole shards.
 
     Args:
-        tables: the selected rows of each shard of `plan.shards()`, in that order.
-        plan: the worker's rows.
-        batch_size: images in a batch; a shard's last batch may have fewer.
+        tables: the selected rows of the shards in the order of `plan.shards()`.
+        plan: rows of this worker.
+        batch_size: images in a batch; the last batch of a shard may have fewer.
 
     Raises:
         RunError: if the stream ends early.
     """
+    # A batch holds rows of one shard. Neither the source nor the number of workers then changes the
+    # rows of a batch.
     for shard in plan.shards():
         rows = TableRows([take_shard(tables, plan.selection.count(plan.manifest.shards[shard]))])
         yield from cut_batches([(rows, rows.all_row_numbers())], batch_size, whole=False)
 
 
 def take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
-    """Take one shard's rows from a stream, which may deliver a shard in several tables.
+    """Take the rows of one shard from a stream that may split a shard into several tables.
 
     Raises:
         RunError: if the stream ends early.
@@ -102,12 +106,12 @@ def take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
         missing -= table.num_rows
     if missing:
         raise RunError(
-            f"A stream must deliver the {num_rows} rows of a shard, but gave {num_rows - missing}."
+            f"A stream must yield {num_rows} rows of a shard, but yielded {num_rows - missing}."
         )
     return pa.concat_tables(pieces)
 
 
-def _parts(
+def _take_windows(
     tables: Iterator[pa.Table], plan: EpochPlan, windows: Sequence[ShuffleWindow]
 ) -> Iterator[RowSlice]:
     for window in windows:

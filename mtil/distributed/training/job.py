@@ -1,4 +1,4 @@
-"""What a group of workers is asked to train."""
+"""The job of a worker group: one training and its inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from mtil.run.priors import PriorMaps
 
 @dataclass(frozen=True)
 class FoldJob:
-    """One training, and what all of its processes are given for it."""
+    """One training and the inputs shared by all its processes."""
 
     run_uri: str
     data_uri: str
     train: Train
-    held: list[ray.ObjectRef[Any]] | None
-    """The data set's tables in the object store, or None to stream the training rows."""
+    resident_tables: list[ray.ObjectRef[Any]] | None
+    """Tables of all shards in the object store; None to stream the rows from storage."""
     priors: PriorMaps | None = None
-    """The maps of the round before, which held tables have already."""
+    """Maps of the previous round. `resident_tables` already contain the maps."""
     should_continue: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None
-    """Asked by one process after each epoch with the history so far; False ends the training, whose
-    best epoch is committed."""
+    """Called on rank 0 with the history after each epoch. False ends the training and commits the
+    best epoch."""
     num_threads: int | None = None
-    """CPU threads of each process; by default as many as PyTorch takes."""
+    """CPU threads of each process. None: `run_training_job` settles the number for a training on
+    CPUs, and PyTorch's default holds otherwise."""

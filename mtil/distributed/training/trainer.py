@@ -1,4 +1,4 @@
-"""Folds through Ray Train: any number of workers, restarted from the latest checkpoint."""
+"""Train folds with Ray Train: any number of workers, restarted from the latest checkpoint."""
 
 import tempfile
 from contextlib import suppress
@@ -39,83 +39,102 @@ from mtil.run.relay import GuardedListener, ProgressListener, relay_progress
 from mtil.run.threads import settle_num_threads
 
 _ABORT_S = 10.0
+"""Longest wait for the controller to stop an interrupted training."""
 _RESIZE_S = 10.0
-"""How often a group of workers that may grow looks for room."""
+"""Seconds between two checks for room to add workers to an elastic group."""
 
 CPU_MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-"""Have glibc keep freed activations for the next step: fresh pages cost a tenth of a CPU's step."""
+"""Make glibc keep freed activations for the next step.
+
+Fresh pages from the kernel take a tenth of the time of a step on a CPU.
+"""
 
 
 def run_trainings(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
-    """Train folds one after the other; a fold that has a result is not trained again.
+    """Train folds one after the other. Folds with a result are skipped.
 
     Args:
-        request: the folds, by `request_trainings`.
-        listen: takes progress: `step`, `epoch` and `done` lines.
+        request: the folds, from `request_trainings`.
+        listen: called with `step`, `epoch` and `done` lines of the progress.
+
+    Returns:
+        the results of all folds, in the order of the request.
 
     Raises:
-        UserError: if the data set, the run or the resources are not as they must be.
-        RunError: if the workers failed more often than the configuration allows.
+        UserError: if the data set or run is unusable, or the cluster lacks the resources.
+        RunError: if the workers fail more than `train.max_failures` times.
     """
     config, data_uri = request.config, request.data_uri
-    cpus = resources.plan_reserved_cpus(config)  # refused here, a run is not begun
+    # Before the run is created: a request too large for the cluster leaves no run behind.
+    cpus = resources.plan_reserved_cpus(config)
     resources.report_missing_resources(config)
     run = request.create()
     trainings = [Train(0, fold) for fold in request.folds]
-    waiting = [of for of in trainings if run.result(of) is None]
-    held = load_if_resident(data_uri, request.manifest, config) if waiting else None
-    for of in waiting:
-        _train(run, FoldJob(run.uri, data_uri, of, held), cpus, listen)
-    results = [run.result(of) for of in trainings]
+    pending = [training for training in trainings if run.result(training) is None]
+    # All folds read the same rows, so the tables are loaded once.
+    tables = load_if_resident(data_uri, request.manifest, config) if pending else None
+    for training in pending:
+        _fit(run, FoldJob(run.uri, data_uri, training, tables), cpus, listen)
+    results = [run.result(training) for training in trainings]
     return [result for result in results if result is not None]
 
 
-def train_action(run: Run, of: Train, listen: ProgressListener) -> FoldResult:
-    """Do one training of a circle, unless it has a result.
+def train_action(run: Run, training: Train, listen: ProgressListener) -> FoldResult:
+    """Run one training of a circle with Ray Train, or return the existing result.
 
     Raises:
-        UserError: if the data set, the run or the resources are not as they must be.
-        MapError: if a map that it reads is missing or damaged.
-        RunError: if the workers failed more often than the configuration allows.
+        UserError: if the data set or run is unusable, or the cluster lacks the resources.
+        MapError: if an input map is missing or damaged.
+        RunError: if the workers fail more than `train.max_failures` times.
     """
     cpus = resources.plan_reserved_cpus(run.config)
-    result = run.result(of)
+    result = run.result(training)
     if result is not None:
         return result
     manifest = run.manifest()
-    priors = find_prior_maps(run, manifest, of)
-    held = load_if_resident(run.data_uri, manifest, run.config, priors)
-    return run_training_job(run, FoldJob(run.uri, run.data_uri, of, held, priors), cpus, listen)
+    priors = find_prior_maps(run, manifest, training)
+    tables = load_if_resident(run.data_uri, manifest, run.config, priors)
+    job = FoldJob(run.uri, run.data_uri, training, tables, priors)
+    return run_training_job(run, job, cpus, listen)
 
 
 def run_training_job(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> FoldResult:
-    """Do one training by Ray Train, unless it has a result, with as many CPUs a worker.
+    """Run one training with Ray Train, or return the existing result.
+
+    Args:
+        run: holds configuration, checkpoints and results.
+        job: the training and its inputs.
+        cpus: CPUs reserved by each worker.
+        listen: called with `step`, `epoch` and `done` lines of the progress.
 
     Raises:
-        UserError: if the data set, the run or the resources are not as they must be.
-        MapError: if a map that it reads is missing or damaged.
-        RunError: if the workers failed more often than the configuration allows.
+        UserError: if the data set or run is unusable, or the cluster lacks the resources.
+        MapError: if an input map is missing or damaged.
+        RunError: if the workers fail more than `train.max_failures` times.
     """
     if run.result(job.train) is None:
-        _train(run, job, cpus, listen)
+        _fit(run, job, cpus, listen)
     result = run.result(job.train)
     assert result is not None
     return result
 
 
 def train_in_process(run: Run, job: FoldJob) -> FoldResult:
-    """Do one training in this process, unless it has a result, on its GPU if it has one.
+    """Run one training in this process, or return the existing result.
+
+    Trains on a GPU unless `train.gpus_per_worker` is 0.
 
     Raises:
-        UserError: if the data set or the run are not as they must be.
-        MapError: if a map that it reads is missing or damaged.
+        UserError: if the data set or run is unusable.
+        MapError: if an input map is missing or damaged.
     """
     if run.result(job.train) is None:
-        from mtil.distributed.training import worker  # PyTorch, which what only waits does not need
+        # Imported late: processes that only wait for workers need no PyTorch.
+        from mtil.distributed.training import worker
 
         worker.train_single_process(job, run.config.train.gpus_per_worker)
     result = run.result(job.train)
@@ -126,11 +145,14 @@ def train_in_process(run: Run, job: FoldJob) -> FoldResult:
 def load_if_resident(
     data_uri: str, manifest: Manifest, config: Config, priors: PriorMaps | None = None
 ) -> list[ray.ObjectRef[Any]] | None:
-    """Put the data set, with its maps, into the object store if it is to be resident there.
+    """Load the data set, with prior maps, into the object store if `data.mode` says resident.
+
+    Returns:
+        references to the tables in manifest order; None if the rows are to be streamed.
 
     Raises:
-        DataError: if a shard is missing or not the one that the manifest names.
-        MapError: if a map shard is.
+        DataError: if a shard is missing or differs from the manifest.
+        MapError: if a map shard is missing or damaged.
     """
     if not fits_in_memory(manifest, config.data):
         return None
@@ -138,56 +160,59 @@ def load_if_resident(
         return load_resident_tables(data_uri, manifest, priors)
 
 
-class _Policy(DefaultFailurePolicy):
-    """Ray's, but for a user's mistake: the same again would fail in the same way."""
+class _FailurePolicy(DefaultFailurePolicy):
+    """Ray's failure policy, without restarts after user errors: a restart would fail again."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Say whether to start the workers again."""
+        """Return whether to restart the workers or to raise the error."""
         if find_user_error(training_failed_error) is not None:
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray's, without the actors that do nothing here and that each training would wait for.
-
-    One hands out the shards of data sets, of which this trainer is given none. One asks the
-    dashboard for the controller: without a dashboard it learns nothing and takes twelve seconds
-    to end.
-    """
+    """Ray's trainer, without callbacks and signal handlers that mtil does not need."""
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        policy = _Policy(self.run_config.failure_config)  # type: ignore[arg-type]  # as Ray's own
+        # Ray passes the same argument to its own policy, with the same type error.
+        policy = _FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
         return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        idle: list[type] = [DatasetsCallback]
+        # Starts an actor to hand out shards of Ray data sets, but this trainer gets no data set.
+        # Every training would wait for the actor.
+        unused: list[type] = [DatasetsCallback]
+        # Starts an actor to ask the dashboard about the controller. Without a dashboard, the actor
+        # learns nothing and takes twelve seconds to end.
         if not cluster.has_dashboard():
-            idle.append(PlacementGroupCleanerCallback)
-        return [one for one in callbacks if not isinstance(one, tuple(idle))]
+            unused.append(PlacementGroupCleanerCallback)
+        return [callback for callback in callbacks if not isinstance(callback, tuple(unused))]
 
     _controller: Any = None
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave signals to mtil: Ray's handler exits with 0, and stays after the training."""
+        """Keep the controller for `abort`, and leave signals to mtil."""
+        # Ray's handler exits with code 0 and stays installed after the training.
         self._controller = controller
 
     def abort(self) -> None:
-        """Stop the training on a cluster that lives on, and free what it holds there."""
+        """Stop the training and free its resources, on a cluster that outlives this process."""
         if self._controller is not None:
             with suppress(RayError):
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_S)
 
 
 def _train_in_group(job: FoldJob) -> None:
-    """Train a fold; every worker of a Ray Train group runs this."""
-    from mtil.distributed.training import worker  # PyTorch, which the controller does not need
+    """Train a fold as one worker of a Ray Train group."""
+    # Imported late: Ray Train's controller unpickles this function and needs no PyTorch.
+    from mtil.distributed.training import worker
 
     worker.train_in_group(job)
 
 
-def _train(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> None:
+def _fit(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> None:
+    """Run Ray Train until the training has a result, and relay progress to the listener."""
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
         proposed = resources.propose_num_threads(run.config, cpus)
@@ -199,7 +224,8 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> Non
     ):
         supervisor.remove_at_end(Path(scratch))
         trainer = _Trainer(
-            partial(_train_in_group, job),  # as a configuration its controller would unpack it too
+            # Bound to the function: Ray's controller would unpickle `train_loop_config` as well.
+            partial(_train_in_group, job),
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]
                 if workers.min_workers
@@ -211,7 +237,8 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> Non
             backend_config=ProcessGroupConfig("nccl" if workers.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=run.folder(job.train).replace("/", "-"),
-                storage_path=scratch,  # checkpoints go to the run's own storage
+                # Only for Ray's own files: checkpoints go to the storage of the run.
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 worker_runtime_env={  # type: ignore[call-arg]
@@ -223,6 +250,7 @@ def _train(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> Non
             with unwrap_errors():
                 trainer.fit()
         except KeyboardInterrupt:
+            # A cluster started by this command ends with it; a shared cluster would train on.
             if cluster.uses_shared_cluster():
                 trainer.abort()
             raise

@@ -1,4 +1,4 @@
-"""A training process on the cluster: runs one fold with Ray's data, GPUs and reports."""
+"""Train one fold in a Ray process: connect the loop to Ray's data, GPUs and reports."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -26,28 +26,33 @@ from mtil.run.priors import PriorMaps
 from mtil.training.group import Group
 
 PREEMPTION_WATCHER_VARIABLE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-"""Ray Train's switch, which Ray Train hands on to its workers."""
+"""Environment variable of Ray Train; '0' turns off preemption warnings. Workers inherit it."""
 
 
 def train_in_group(job: FoldJob) -> None:
-    """Train a fold; every worker of a Ray Train group runs this."""
+    """Train a fold as one worker of a Ray Train group."""
     context = ray.train.get_context()
     group = Group(
         context.get_world_rank(),
         context.get_world_size(),
         ray.train.report,
-        _is_leaving if os.environ.get(PREEMPTION_WATCHER_VARIABLE) != "0" else None,
+        _is_preempted if os.environ.get(PREEMPTION_WATCHER_VARIABLE) != "0" else None,
     )
-    _train(job, group, _reserved_device())
+    _run_training(job, group, _use_reserved_device())
 
 
 def train_single_process(job: FoldJob, gpus: float) -> None:
-    """Train a fold in the calling process, on its GPU if `gpus`, a share or a number, is not 0."""
-    _train(job, Group(), torch.device("cuda" if gpus else "cpu"))
+    """Train a fold in the calling process alone.
+
+    Args:
+        job: the training.
+        gpus: GPUs of the process, whole or a fraction; 0 for the CPU.
+    """
+    _run_training(job, Group(), torch.device("cuda" if gpus else "cpu"))
 
 
 class StreamedSamples:
-    """Shards that Ray Data reads again in each epoch."""
+    """Stream the shards from storage through Ray Data, anew in each epoch."""
 
     def __init__(self, data_uri: str, priors: PriorMaps | None) -> None:
         self._data_uri, self._priors = data_uri, priors
@@ -63,7 +68,7 @@ class StreamedSamples:
         return lambda: iterate_streaming_batches(self._data_uri, plan, batch_size)
 
 
-def _train(job: FoldJob, group: Group, device: torch.device) -> None:
+def _run_training(job: FoldJob, group: Group, device: torch.device) -> None:
     set_normal_scheduling()
     run = Run.open(job.run_uri)
     if device.type == "cpu" and job.num_threads is not None:
@@ -72,10 +77,10 @@ def _train(job: FoldJob, group: Group, device: torch.device) -> None:
     labels = {"run": job.run_uri, **asdict(job.train)}
     log_json_to_stderr(**labels, rank=group.rank)
     samples: Samples
-    if job.held is None:
+    if job.resident_tables is None:
         samples = StreamedSamples(job.data_uri, job.priors)
     else:
-        samples = ResidentSamples(get_resident_tables(job.held, manifest))
+        samples = ResidentSamples(get_resident_tables(job.resident_tables, manifest))
     FoldTraining(
         run,
         job.train,
@@ -88,11 +93,11 @@ def _train(job: FoldJob, group: Group, device: torch.device) -> None:
     ).finish()
 
 
-def _reserved_device() -> torch.device:
-    """Return the GPU that Ray has reserved for this process, made current, else the CPU."""
+def _use_reserved_device() -> torch.device:
+    """Return the GPU reserved by Ray for this process, or the CPU. Makes the GPU current."""
     if not ray.get_gpu_ids():
         return torch.device("cpu")
-    # Imported here: importing takes a second, and much memory.
+    # Imported late: the import takes a second and much memory, which CPU workers save.
     from ray.train.torch import get_device
 
     device = get_device()
@@ -100,5 +105,5 @@ def _reserved_device() -> torch.device:
     return device
 
 
-def _is_leaving() -> bool:
+def _is_preempted() -> bool:
     return ray.train.get_preemption_info() is not None

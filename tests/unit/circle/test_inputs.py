@@ -363,6 +363,6 @@ def test_a_round_that_nobody_has_trained_judges_nothing(circle_run: CircleRun) -
     with pytest.raises(DataError, match="must have a trained fold"):
         load_model_chains(run, 0, HOLDOUT)
     run = circle_run([0], name="other", num_rounds=2, until=Evaluate(0, 0))
-    for fold, why in ((0, "round 1 has no result"), (HOLDOUT, "round 1 of .* is not")):
+    for fold, why in ((0, "round 1 has no result"), (HOLDOUT, "Round 1 of .* is not")):
         with pytest.raises(DataError, match=why):
             load_model_chains(run, 1, fold)

@@ -66,7 +66,9 @@ def test_a_damaged_history_is_logged_once_and_read_again(
     relay = ProgressRelay(run, of, lines.append)
     relay.send_news()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("The progress of the training of round 0, fold 0 cannot ")
+    assert caplog.messages[0].startswith(
+        "Cannot read the progress of the training of round 0, fold 0: "
+    )
     run.write_history(of, [{"epoch": 0}])
     relay.send_news()
     run.write_history(of, [{"epoch": 0}, {"epoch": 1}])

@@ -169,14 +169,14 @@ def test_a_checkpoint_within_an_epoch(
     progress.save(checkpoints, engine, begun)
     taken = TrainingProgress.load(checkpoints, make_engine())
     assert (taken.next_epoch, taken.best, taken.history) == (0, None, [])
-    assert (taken.begun.steps, taken.begun.terms) == (3, begun.terms)
-    (randomness,) = taken.begun.randomness
+    assert (taken.partial.steps, taken.partial.terms) == (3, begun.terms)
+    (randomness,) = taken.partial.randomness
     assert torch.equal(randomness["cpu"], begun.randomness[0]["cpu"])
     _add(taken, engine, 0.5)
-    assert taken.begun == PartialEpoch()
+    assert taken.partial == PartialEpoch()
     taken.save(checkpoints, engine)
     again = TrainingProgress.load(checkpoints, make_engine())
-    assert (again.next_epoch, again.begun) == (1, PartialEpoch())
+    assert (again.next_epoch, again.partial) == (1, PartialEpoch())
 
 
 def test_time_adds_up_over_processes(
