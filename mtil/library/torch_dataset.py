@@ -21,7 +21,7 @@ class TorchDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
             "sample_id": self.samples.sample_id[index],
-            "image": torch.from_numpy(self.samples.image[index])[None].float() / 255,
-            "mask": torch.from_numpy(self.samples.mask[index])[None].float(),
+            "image": torch.tensor(self.samples.image[index])[None].float() / 255,
+            "mask": torch.tensor(self.samples.mask[index])[None].float(),
             "label": torch.tensor(self.samples.label[index]),
         }

@@ -33,7 +33,8 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def config(make_config: MakeConfig) -> Config:
-    return make_config(train={"num_epochs": 3})
+    # One thread, as the training below that the library does not begin itself.
+    return make_config(train={"num_epochs": 3, "cpus_per_worker": 1.0})
 
 
 @pytest.fixture(scope="module")

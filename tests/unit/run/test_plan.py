@@ -38,10 +38,6 @@ def _find_seen_parts(plan: CirclePlan, action: Action) -> frozenset[int | None]:
             part = ancestor.part
             others = (other for other in plan.parts if other not in (None, part))
             seen.update(plan.parts if part is None else others)
-                plan.parts
-                if part is None
-                else (other for other in plan.parts if other not in (None, part))
-            )
             ancestor = find_warm_start(plan, ancestor)
     return frozenset(seen)
 
