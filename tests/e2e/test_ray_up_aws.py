@@ -84,10 +84,10 @@ told["head"] = {
     "disk": [volume["Size"], volume["Encrypted"], volume["VolumeType"]],
 }
 # A newer image does not reach a cluster whose head has an older one.
-from cluster import files, images
+from cluster import files, machine_images
 ssm.put_parameter(Name="/mtil/latest", Value="ami-22222222222222222", Type="String", Overwrite=True)
-file = files.parse(Path(FILE), *files.load(Path(FILE)))
-types = images.settled(file)["available_node_types"].values()
+file = files.parse_cluster_file(Path(FILE), *files.load_cluster_file(Path(FILE)))
+types = machine_images.fix_image_ids(file)["available_node_types"].values()
 told["images_later"] = [kind["node_config"]["ImageId"] for kind in types]
 rules = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
 told["addresses"] = [found["CidrIp"] for rule in rules for found in rule["IpRanges"]]

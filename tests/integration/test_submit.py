@@ -162,14 +162,14 @@ def test_a_job_has_the_folder_and_the_named_variables_and_gives_its_exit_code(
 GAUGES = """
 import time
 import ray
-from mtil.distributed.runtime.gauges import COORDINATOR, TRAINING, Gauges
+from mtil.distributed.runtime.gauges import COORDINATOR_GAUGES, TRAINING_GAUGES, Gauges
 
 ray.init()
-training = Gauges(TRAINING, run="s3://bucket/run", round=1, fold=0, part=None)
-coordinator = Gauges(COORDINATOR, run="s3://bucket/run")
+training = Gauges(TRAINING_GAUGES, run="s3://bucket/run", round=1, fold=0, part=None)
+coordinator = Gauges(COORDINATOR_GAUGES, run="s3://bucket/run")
 while True:
-    training.set(**{name.removeprefix("mtil_"): 0.5 for name in TRAINING})
-    coordinator.set(**{name.removeprefix("mtil_"): 2 for name in COORDINATOR})
+    training.set(**{name.removeprefix("mtil_"): 0.5 for name in TRAINING_GAUGES})
+    coordinator.set(**{name.removeprefix("mtil_"): 2 for name in COORDINATOR_GAUGES})
     time.sleep(1)
 """
 

@@ -35,18 +35,18 @@ def _without_ray(code: str) -> "subprocess.CompletedProcess[str]":
 TRAINING_STEP = """
 import numpy as np
 import torch
-from mtil.config import from_dict
+from mtil.config import config_from_dict
 from mtil.data.dataset.batches import Batch
-from mtil.training.engine import Engine
+from mtil.training.engine import TrainingEngine
 
 torch.set_num_threads(1)
-config = from_dict(
+config = config_from_dict(
     {
         "data": {"image_size": 32},
         "model": {"encoder": {"pretrained": False}, "decoder_channels": [4, 4, 4, 4]},
     }
 )
-engine = Engine(config, steps_per_epoch=1, malignant_share=0.5, device=torch.device("cpu"))
+engine = TrainingEngine(config, steps_per_epoch=1, malignant_share=0.5, device=torch.device("cpu"))
 rng = np.random.default_rng(0)
 batch = Batch(
     sample_id=["a", "b"],

@@ -207,7 +207,7 @@ def test_without_ray_one_sentence_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     sentence = fails("train", "--config", "demo", "--data", data_uri, "--run", tmp_path / "run")
-    assert sentence == "This command needs `ray`; run `pip install 'mtil[ray]'`."
+    assert sentence == "This command needs `ray`; run `pip install 'mtil[ray]'`, or add `--local`."
     assert not (tmp_path / "run").exists()
 
 
@@ -271,7 +271,7 @@ def test_the_holdout_is_not_trained(
     fails: Fails, data_uri: str, tmp_path: Path, command: str
 ) -> None:
     words = ("--data", data_uri, "--run", tmp_path / "run", "--fold", "holdout")
-    assert "not to be trained; name a fold" in fails(command, *words)
+    assert "Cannot train on the holdout" in fails(command, *words)
     assert not (tmp_path / "run").exists()
 
 

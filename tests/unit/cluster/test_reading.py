@@ -82,7 +82,10 @@ def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(BILLION)
     assert path.stat().st_size < 1024
-    code = "import pathlib, sys; from cluster.reading import read; read(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import pathlib, sys\nfrom cluster.reading import read_yaml_file\n"
+        "read_yaml_file(pathlib.Path(sys.argv[1]))"
+    )
 
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))

@@ -228,9 +228,9 @@ def test_the_torch_data_set_holds_the_same_rows(data_uri: str) -> None:
     image = torch.cat([batch["image"] for batch in batches])
     mask = torch.cat([batch["mask"] for batch in batches])
     label = torch.cat([batch["label"] for batch in batches])
-    assert torch.equal((image[:, 0] * 255).round().to(torch.uint8), torch.from_numpy(rows.image))
-    assert torch.equal(mask[:, 0] == 1, torch.from_numpy(rows.mask))
-    assert torch.equal(label, torch.from_numpy(rows.label))
+    assert torch.equal((image[:, 0] * 255).round().to(torch.uint8), torch.tensor(rows.image))
+    assert torch.equal(mask[:, 0] == 1, torch.tensor(rows.mask))
+    assert torch.equal(label, torch.tensor(rows.label))
 
 
 def test_a_preset_is_named_by_its_name(data_uri: str, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
     writer = MapWriter(run.uri, of, find_map_source(run, run.manifest(), of), priors=None)
     assert writer._predictor.device == CPU
     scorer = ScoringActor(run.uri, run.data_uri, 0, 0.0)
-    scorer(pa.table({"fold": [0], "shard": [0], "start": [0]}))
-    assert scorer._chains[0][0][0].device == CPU
+    scorer(pa.table({"fold": [0], "shard": [0], "start": [0], "rows": [64]}))
+    assert scorer._scorer._chains[0][0][0].device == CPU
 
 
 def test_an_evaluation_reserves_the_gpus_that_a_training_worker_does(

@@ -521,8 +521,8 @@ def test_a_target_below_a_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_images": 0}, "1 to 10,000,000 images, but got 0"),
-        ({"num_images": 10**30}, "1 to 10,000,000 images"),
+        ({"num_images": 0}, "must be 1 to 10,000,000, but got 0"),
+        ({"num_images": 10**30}, "must be 1 to 10,000,000"),
         ({"seed": -1}, "must not be negative"),
         ({"image_size": 16}, "64 to 4096 pixels, but got 16"),
         ({"image_size": 4097}, "64 to 4096 pixels, but got 4097"),
@@ -563,7 +563,7 @@ import sys
 from pathlib import Path
 from mtil import phantom
 if __name__ == "__main__":
-    phantom.write(Path(sys.argv[1]), num_images=10**6, seed=0, image_size=64, workers=2)
+    phantom.write_phantoms(Path(sys.argv[1]), num_images=10**6, seed=0, image_size=64, workers=2)
 """
 
 

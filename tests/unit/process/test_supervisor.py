@@ -166,15 +166,15 @@ def test_a_signal_waits_for_the_end_of_a_deferred_block(tmp_path: Path) -> None:
     with start(
         f"""
 try:
-    with interrupts.deferred():
-        with interrupts.deferred():
+    with interrupts.defer_signals():
+        with interrupts.defer_signals():
             ready()
-            while not interrupts.has_arrived():
+            while not interrupts.has_pending_signal():
                 time.sleep(0.01)
         open({str(tmp_path / "whole")!r}, "w").close()
     open({str(tmp_path / "after")!r}, "w").close()
 finally:
-    supervisor.leave()
+    supervisor.exit_interrupted()
 """
     ) as process:
         process.send_signal(signal.SIGINT)
@@ -190,7 +190,7 @@ try:
     ready()
     time.sleep(600)
 except KeyboardInterrupt:
-    supervisor.answer()
+    supervisor.acknowledge_interrupt()
     sys.stderr.write("detached\\n")
 sys.exit(0)
 """

@@ -134,7 +134,7 @@ def test_watching_ends_when_no_fold_follows(
     values, seen = told("--watch")
     assert (values["condition"], values["trained"]) == ("over", [0, 1])
     assert seen.count("A training is running.") == 1  # while fold 1 was at work
-    assert seen.count("Nothing new was written") == 2
+    assert seen.count("No file changed for") == 2
     assert seen.splitlines()[-1].startswith("All started folds are trained")
 
 

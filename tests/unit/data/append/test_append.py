@@ -522,7 +522,9 @@ def test_collections_that_names_do_not_tell_apart_are_refused(
 ) -> None:
     tables = [_table(pool, tmp_path / name, [line]) for name, line in zip("ab", NEW, strict=False)]
     sources = [CollectionSource(uri=table, layout="table") for table in tables]
-    with pytest.raises(DataError, match="several are called tumours; append one after the other"):
+    with pytest.raises(
+        DataError, match="several are called tumours; append the collections in separate commands"
+    ):
         append_images(sources, str(to))
 
 

@@ -321,7 +321,7 @@ def _twice(folder: Path) -> None:
     [
         (_empty, "is empty or missing"),
         (shutil.rmtree, "is empty or missing"),
-        (_no_malignant, "malignant images, but there are 0 groups"),
+        (_no_malignant, "malignant images, but 0 groups"),
         (_no_mask, r"A malignant image must have a mask, .* no malignant \(2\)_mask\.png"),
         (_small_mask, r"benign \(5\)_mask\.png has 12 x 10 and benign/benign \(5\)\.png has \d+ x"),
         (_black_mask, r"must have a lesion, but benign/benign \(5\)_mask\.png is black"),
