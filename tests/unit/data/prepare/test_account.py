@@ -185,7 +185,7 @@ def test_an_account_that_does_not_add_up_cannot_be_made() -> None:
     one = ReasonCount(why="hidden", number=1)
     with pytest.raises(ValidationError, match="files seen are 3 and the parts 4"):
         FilesSeen(seen=3, images=2, masks=1, tables=0, ignored=(one,))
-    with pytest.raises(ValidationError, match="images read are 3, and the parts 2"):
+    with pytest.raises(ValidationError, match="images read are 3 and the parts 2"):
         ImagesRead(read=3, kept=1, dropped=(one,))
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         ImagesRead(read=-1, kept=-1)
