@@ -41,12 +41,13 @@ demo: $(MTIL)  ## phantoms → data set → training → figures → predictions
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run
 	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
+	$(BIN)/python docs/sheet.py $(DEMO)/predictions $(DEMO)/predictions.png
 	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 2 --train.cpus-per-worker 0.75
 	@echo
 	@echo "Metrics:      $(DEMO)/run/evaluation.json"
 	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"
 	@echo "Predictions:  $(DEMO)/predictions/predictions.csv"
-	@echo "Overlays:     $(DEMO)/predictions/overlays"
+	@echo "Overlays:     $(DEMO)/predictions/overlays, some together in $(DEMO)/predictions.png"
 	@echo "Circle:       $(BIN)/mtil status --run $(DEMO)/circle"
 
 check: install  ## style, types and the direction of imports
