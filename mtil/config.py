@@ -444,9 +444,9 @@ def compute_config_digest(config: Config) -> str:
 
 
 def compute_stored_config_digest(values: Mapping[str, Any]) -> str:
-    """Return the `digest` of a stored configuration.
+    """Return the digest of a stored configuration.
 
-    Unlike `digest`, this function accepts configurations of other versions of mtil.
+    Unlike `compute_config_digest`, this function accepts configurations of other versions of mtil.
     """
     # Sorted keys and fixed separators make the JSON canonical: equal values, equal digest.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -316,7 +316,7 @@ def suppress_library_warnings() -> Iterator[None]:
     """Suppress library warnings without use for the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # PED-ANOVA assumes low values to be good, which `worse` takes care of.
+        # PED-ANOVA assumes low values to be good, which `negate_goal` takes care of.
         warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes")
         # `mtil-tune show` prints a hint for shares with few trials.
         warnings.filterwarnings("ignore", "Some regimes for parameter")

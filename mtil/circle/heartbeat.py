@@ -78,7 +78,7 @@ class HeartbeatMonitor:
     def is_beating(self) -> bool:
         """Return True if the latest new beat is under 15 s old.
 
-        The first call blocks for up to 15 s, as `is_beating` does.
+        The first call blocks for up to 15 s, as `is_coordinator_alive` does.
         """
         latest = read_heartbeat(self._store)
         if latest is None or self.latest is None:

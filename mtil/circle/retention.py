@@ -117,7 +117,7 @@ def delete_superseded_files(run: Run, finding: RetentionFinding) -> None:
     """Delete the files of a finding.
 
     Raises:
-        DataError: if the ledger has new events since `find`.
+        DataError: if the ledger has new events since `find_superseded_files`.
     """
     state = Ledger.open(run.store).state
     if (0 if state is None else state.number) != finding.number:

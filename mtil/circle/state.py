@@ -245,7 +245,8 @@ def _open_actions(state: CircleState, lost: Set[Action]) -> dict[Action, tuple[A
     """Return the unfinished actions that a reachable summary needs, with their own needs."""
     wanted: set[Action] = set()
     open_actions = {}
-    # `graph` lists needs before their dependants: reversed, every wanted action is known in time.
+    # `build_action_graph` lists needs before their dependants: reversed, every wanted action is
+    # known in time.
     for action, needed in reversed(build_action_graph(state.plan).items()):
         wants = isinstance(action, Summarise) or action in wanted
         if wants and action not in lost and action not in state.done:

@@ -80,7 +80,7 @@ class _Console(Console):
 
 
 class ProgressBar:
-    """Progress bar on a terminal. Elsewhere prints a line at most every `LINE_S` seconds."""
+    """Progress bar on a terminal; elsewhere a line at most every `PROGRESS_LINE_S` seconds."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ def run_in_process(
     sizes: Sequence[int],
     listen: ImagesListener,
 ) -> list[Any]:
-    """Run jobs sequentially in the calling process. See `Runner`."""
+    """Run jobs sequentially in the calling process. See `JobRunner`."""
     return [function(job, listen) for job in jobs]
 
 
@@ -72,7 +72,7 @@ def run_in_processes(
 ) -> list[Any]:
     """Run jobs in a worker process per CPU core, or in the calling process for few images.
 
-    See `Runner`.
+    See `JobRunner`.
 
     Raises:
         RunError: if a worker process dies.

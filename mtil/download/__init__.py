@@ -1,8 +1,8 @@
 """Download published collections: resume, verify and unpack, all files or none.
 
 `OFFERS` has the collections with a public address, a licence for downloads by programs, and a
-known size and sha256 for every file. `BY_HAND` says how to get the rest. Proxies and certificates
-come from the environment, as in Python's `urllib`.
+known size and sha256 for every file. `MANUAL_DOWNLOADS` says how to get the rest. Proxies and
+certificates come from the environment, as in Python's `urllib`.
 """
 
 import fcntl

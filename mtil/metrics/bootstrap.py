@@ -46,7 +46,7 @@ def resample_weights(groups: npt.ArrayLike, *, resamples: int, seed: int) -> Ite
         seed: random seed; equal groups and seed give equal weights.
 
     Yields:
-        Weights (up to `CHUNK`, n), with `resamples` rows in total.
+        Weights (up to `RESAMPLES_PER_CHUNK`, n), with `resamples` rows in total.
     """
     names, group_index = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)

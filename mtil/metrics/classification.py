@@ -24,38 +24,38 @@ def count_confusion(
         threshold: least probability called malignant.
 
     Raises:
-        DataError: see `checked`; applies to all functions of the module.
+        DataError: see `check_scores`; applies to all functions of the module.
     """
     score, malignant = check_scores(probability, label)
     return weighted.count_weighted_confusion(score >= threshold, malignant, _unit_weights(score))
 
 
 def f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return the F1 of the malignant class. Arguments: see `confusion`."""
+    """Return the F1 of the malignant class. Arguments: see `count_confusion`."""
     return float(count_confusion(probability, label, threshold=threshold).f1()[0])
 
 
 def macro_f1(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return the mean F1 of both classes. Arguments: see `confusion`."""
+    """Return the mean F1 of both classes. Arguments: see `count_confusion`."""
     return float(count_confusion(probability, label, threshold=threshold).macro_f1()[0])
 
 
 def accuracy(probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5) -> float:
-    """Return the share of correct decisions. Arguments: see `confusion`."""
+    """Return the share of correct decisions. Arguments: see `count_confusion`."""
     return float(count_confusion(probability, label, threshold=threshold).accuracy()[0])
 
 
 def sensitivity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
-    """Return the share of malignant cases called malignant. Arguments: see `confusion`."""
+    """Return the share of malignant cases called malignant. Arguments: see `count_confusion`."""
     return float(count_confusion(probability, label, threshold=threshold).sensitivity()[0])
 
 
 def specificity(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, threshold: float = 0.5
 ) -> float:
-    """Return the share of benign cases called benign. Arguments: see `confusion`."""
+    """Return the share of benign cases called benign. Arguments: see `count_confusion`."""
     return float(count_confusion(probability, label, threshold=threshold).specificity()[0])
 
 

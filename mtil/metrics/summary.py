@@ -122,8 +122,8 @@ def summarise_by_size(results: Results) -> dict[str, dict[str, float | None]]:
     """Return the figures of the `small`, `medium` and `large` third of lesions, by pixel count.
 
     The figures of a third are `smallest` and `largest` (pixels of the smallest and largest lesion
-    in the original image), then the tumour figures of `by_class`. Lesions of equal size are
-    ordered by `sample_id`.
+    in the original image), then the tumour figures of `summarise_by_class`. Lesions of equal size
+    are ordered by `sample_id`.
 
     Raises:
         DataError: if an image occurs twice.

@@ -18,7 +18,7 @@ def make_near_copy(rng: np.random.Generator, original: Phantom, kind: str) -> Ph
     Args:
         rng: random numbers for the amount of change.
         original: image to copy; not modified.
-        kind: kind of change, an element of `KINDS`.
+        kind: kind of change, an element of `NEAR_COPY_KINDS`.
     """
     return _CHANGES[kind](rng, original)
 

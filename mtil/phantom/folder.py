@@ -87,7 +87,7 @@ def write_phantoms(
         max_views: largest number of images of a patient; the last patient has the remaining images.
             All views of a patient have one class.
         workers: number of drawing processes; no effect on the bytes. With more than one, a script
-            must call `write` below `if __name__ == "__main__"`.
+            must call `write_phantoms` below `if __name__ == "__main__"`.
 
     Raises:
         DataError: if the folder is not empty or a number is out of range.

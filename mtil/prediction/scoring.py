@@ -45,13 +45,13 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
 
     Args:
         rows: rows of a shard, with the columns `EVALUATION_COLUMNS`.
-        chains: chains of equal length, with a model per pass, see `in_passes`.
+        chains: chains of equal length, with a model per pass, see `predict_passes`.
             Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
             pass.
 
     Returns:
-        a row per image and pass, with the schema `PREDICTIONS`. Equal input rows give equal scores
-        in every process.
+        a row per image and pass, with the schema `PREDICTIONS_SCHEMA`. Equal input rows give equal
+        scores in every process.
     """
     scored: list[dict[str, Any]] = []
     # Batches are slices of the given rows only. The batch size influences floating-point results,

@@ -1,7 +1,8 @@
 """Turn SIGINT, SIGTERM and SIGHUP into a single `KeyboardInterrupt`.
 
-A signal interrupts the main thread at once, except inside `deferred()`, where the signal waits for
-the end of the block. Signals after the first are ignored, because the cleanup is already running.
+A signal interrupts the main thread at once, except inside `defer_signals()`, where the signal waits
+for the end of the block. Signals after the first are ignored, because the cleanup is already
+running.
 """
 
 import os
@@ -83,7 +84,7 @@ def is_watched() -> bool:
 
 
 def has_pending_signal() -> bool:
-    """Return whether a signal has arrived and `answer` was not called."""
+    """Return whether a signal has arrived and `acknowledge_signal` was not called."""
     return _state.arrived
 
 

@@ -85,7 +85,7 @@ def encode_maps(sample_ids: Sequence[str], maps: npt.NDArray[np.uint8], origin: 
 
     Args:
         sample_ids: ids of the images, in the order of the data shard.
-        maps: (rows, size, size), from `quantised`.
+        maps: (rows, size, size), from `quantise_probabilities`.
         origin: source of the maps.
     """
     assert maps.shape == (len(sample_ids), origin.size, origin.size)

@@ -179,7 +179,7 @@ def find_prerequisites(plan: CirclePlan, action: Action) -> tuple[Action, ...]:
     if isinstance(action, Train) and action.round > 0:
         previous = Train(action.round - 1, action.fold, action.part)
         needs_previous = plan.circle.maps == "recycle" or plan.circle.warm_start
-        # In a chain, `models_of` may hold the training of the previous round already.
+        # In a chain, `find_models_used` may hold the training of the previous round already.
         prerequisites += (previous,) * (needs_previous and previous not in prerequisites)
     return (*prerequisites, *find_map_writers(plan, action))
 

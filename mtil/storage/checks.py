@@ -22,7 +22,7 @@ PROBE_BYTES = 2**20
 """Size of the test object."""
 _PROBE_NAMES = ("probe", "claim", "parts", "some/0", "some/1", "link", "second-link")
 _LOW_SPACE_BYTES = 2**30
-"""Free space below which `notes` reports a disk as almost full."""
+"""Free space below which `find_missing_features` reports a disk as almost full."""
 
 
 def probe_storage(store: "Store", folder: str) -> dict[str, float]:
@@ -56,7 +56,7 @@ def find_missing_features(store: "Store", folder: str) -> list[str]:
     """Return a storage's optional features that are missing, each as half a sentence.
 
     Args:
-        store: a storage already tested by `round_trip`.
+        store: a storage already tested by `probe_storage`.
         folder: name of an unused folder for test files.
     """
     gaps = []

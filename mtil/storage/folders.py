@@ -1,7 +1,7 @@
 """Open nested folders below a store's root, never through a link.
 
-Every write and delete on a disk goes through `opened` and uses folder descriptors. Between the
-check and the use of a path, a process could replace a folder by a link.
+Every write and delete on a disk goes through `open_folders` and uses folder descriptors. Between
+the check and the use of a path, a process could replace a folder by a link.
 """
 
 import os

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 _DEGRADING, _PASSES, _LATER, _ROUND = 1, 2, 3, 4
-"""Keys of independent random streams. No key is 0: `mix` ignores trailing zeros."""
+"""Keys of independent random streams. No key is 0: `mix_seed` ignores trailing zeros."""
 
 
 class EpochRandomness:
@@ -27,7 +27,7 @@ class EpochRandomness:
         """Set the generators to their state before step `first` of an epoch.
 
         Args:
-            seed: the round's seed, see `of_round`.
+            seed: the round's seed, see `derive_round_seed`.
             epoch: index of the epoch, from 0.
             rank: rank of this worker.
             device: device on which prior maps are degraded.

@@ -2,8 +2,8 @@
 
 The study is the only source of truth. Tune's own records are discarded: after any death a new Tuner
 resumes the trials listed as running in the study. Only two processes write the study: the searcher
-in the driver, and the `Judge` actor on the driver's node, which adds epochs. Trials never open the
-study, so a journal file on the driver's disk serves a whole cluster.
+in the driver, and the `EarlyStopper` actor on the driver's node, which adds epochs. Trials never
+open the study, so a journal file on the driver's disk serves a whole cluster.
 """
 
 import json
@@ -252,7 +252,7 @@ class StudySearch(OptunaSearch):
         return point | {NUMBER_KEY: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Ignore the result: the `Judge` has already recorded every epoch."""
+        """Ignore the result: the `EarlyStopper` has already recorded every epoch."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -306,7 +306,7 @@ class _Tracer:
         except NotFoundError:
             return None, True
         except TooLargeError:
-            # `maps.read` below reads the file again and reports the size.
+            # `maps.read_maps` below reads the file again and reports the size.
             data = b""
         source = find_map_source(self._run, self._manifest, action)
         ids = self._table.column("sample_id").take(pa.array(source.rows.rows(self._table)))

@@ -251,7 +251,7 @@ def write_audit_tables(
 
 
 def read_audit_table(store: Store, made: Manifest, name: str) -> pa.Table:
-    """Read the `PAIRS` or `IMAGES` table of an audit, and verify the bytes.
+    """Read the `PAIRS_FILE` or `IMAGES_FILE` table of an audit, and verify the bytes.
 
     Raises:
         DataError: if the file is missing or damaged.

@@ -240,7 +240,7 @@ def version_name(version: int) -> str:
 
 
 def read_manifest(store: Store, name: str = FILE_NAME) -> Manifest:
-    """Read and validate a manifest file. See `load` for errors."""
+    """Read and validate a manifest file. See `load_manifest` for errors."""
     document = Document(f"{store.uri}/{name}", "prepare the data again", max_bytes=_MAX_BYTES)
     try:
         values = document.object(document.read(store, name))

@@ -57,7 +57,7 @@ def epoch_windows(
         num_workers: number of workers in the epoch.
         shuffle_shards: number of shards mixed in a window.
         batch_size: images a step over all workers. If not divisible by `num_workers`, the ranges
-            are proportional to `local_batch`. If None, all ranges are equal.
+            are proportional to `local_batch_size`. If None, all ranges are equal.
     """
     start, stop = _row_range(sum(counts), rank, num_workers, batch_size)
     pieces: list[tuple[int, npt.NDArray[np.int64]]] = []

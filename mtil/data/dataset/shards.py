@@ -24,20 +24,6 @@ _OTHER_BYTES = 1536
 
 _thread = threading.local()
 
-_TYPES = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("label", pa.int8(), nullable=False),
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("fold", pa.int8(), nullable=False),
-        pa.field("part", pa.int8(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("mask_png", pa.binary(), nullable=False),
-    ]
-)
-"""Types of the columns independent of the image size."""
-
 LABELS = ("benign", "malignant", "normal")
 """Class names by label: 0 benign, 1 malignant, 2 normal."""
 HOLDOUT = -1
@@ -66,6 +52,14 @@ def shard_schema(image_size: int) -> pa.Schema:
             pa.field("meta", pa.map_(pa.string(), pa.string()), nullable=False),
         ]
     )
+
+
+_TYPES = pa.schema(
+    field
+    for field in shard_schema(8)
+    if field.name in {"sample_id", "label", "group", "fold", "part", "height", "width", "mask_png"}
+)
+"""Types of the required columns that do not depend on the image size."""
 
 
 def row_bytes(image_size: int) -> int:

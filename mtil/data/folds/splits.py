@@ -36,7 +36,7 @@ def serialize_splits(assignment: FoldAssignment, group: Mapping[str, str]) -> by
 
 
 def read_splits_file(uri: str) -> FoldAssignment:
-    """Read a splits file into an assignment with the rule `RULE`.
+    """Read a splits file into an assignment with the rule `SPLITS_RULE`.
 
     Raises:
         DataError: if the file is missing or malformed, or a fold or part is out of range.

@@ -40,6 +40,6 @@ class MemoryBudget:
 # 12 GB. Eight images of 4 megapixels fit in 2**25 pixels and never wait.
 PIXEL_BUDGET = MemoryBudget(2**25)
 """Pixels decoded and examined at once in a process."""
-# Each thread reserves `FILES` before `PIXELS`; a fixed order prevents deadlock.
+# Each thread reserves `FILE_BYTE_BUDGET` before `PIXEL_BUDGET`; a fixed order prevents deadlock.
 FILE_BYTE_BUDGET = MemoryBudget(2**29)
 """Bytes of local image files in memory at once in a process."""

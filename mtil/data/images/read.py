@@ -96,7 +96,7 @@ def decode_mask(
     """Decode a mask (h, w), turned upright like an image.
 
     The brightness of a pixel is the maximum of its colour bands times its opacity;
-    `masks.read_levels` separates lesion from background.
+    `masks.find_lesion` separates lesion from background.
 
     Args:
         image: opened mask file.

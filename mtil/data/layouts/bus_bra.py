@@ -50,7 +50,7 @@ def scan_bus_bra(
     Args:
         store: the collection's folder or a folder above.
         official_folds: 5 or 10 to read the fold file for 5 or 10 folds; None reads no folds.
-        apart: see `files.look`.
+        apart: see `files.list_source_files`.
         tables: further tables of the collection, for the file account.
 
     Raises:

@@ -39,7 +39,7 @@ def scan_busi(store: Store, *, apart: str = "", tables: Collection[str] = ()) ->
 
     Args:
         store: the collection's folder or a folder above.
-        apart: see `files.look`.
+        apart: see `files.list_source_files`.
         tables: further tables of the collection, for the file account.
 
     Raises:

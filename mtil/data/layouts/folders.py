@@ -121,7 +121,7 @@ class CollectionFolder:
     def account(
         self, records: Sequence[Record], tables: Collection[str], folders: Sequence[str]
     ) -> FilesSeen:
-        """Count the files of the store by role. See `files.count`.
+        """Count the files of the store by role. See `files.count_source_files`.
 
         Args:
             records: all images, including refused records.
@@ -144,13 +144,13 @@ class CollectionFolder:
 def locate_collection(store: Store, expected: ExpectedLayout, apart: str = "") -> CollectionFolder:
     """Find a collection in a store or in a subfolder, by a single listing.
 
-    Skips files ignored by a rule (`files.ignored_by`). If several tables match by name, prefers
-    the table with the required folders beside it, then the table with the required columns.
+    Skips files ignored by a rule (`files.find_ignore_rule`). If several tables match by name,
+    prefers the table with the required folders beside it, then the table with the required columns.
 
     Args:
         store: the collection's folder or a folder above.
         expected: the required table, columns and folders.
-        apart: see `files.look`.
+        apart: see `files.list_source_files`.
 
     Raises:
         DataError: if the store holds no collection, an incomplete collection, or several.
@@ -201,7 +201,8 @@ def _choose_table(store: Store, listing: SourceListing, expected: ExpectedLayout
     ]
     if not tables:
         raise DataError(_missing_collection(store, expected, listing.names))
-    # A single match needs no check: `locate` and `read_rows` name a missing folder or column.
+    # A single match needs no check: `locate_collection` and `read_rows` name a missing folder or
+    # column.
     if len(tables) == 1:
         return tables[0]
     lower_names = [name.lower() for name in listing.names]

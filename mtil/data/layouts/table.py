@@ -51,7 +51,7 @@ def scan_table(
         name: name of the table; `.parquet` and `.xlsx` by suffix, otherwise CSV.
         columns: column by role, for roles with a different column name.
         classes: class by the table's word for the class, in any case.
-        apart: see `files.look`.
+        apart: see `files.list_source_files`.
         tables: further tables of the collection, for the file account.
 
     Raises:

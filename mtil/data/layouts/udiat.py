@@ -2,15 +2,14 @@
 
 from collections.abc import Collection
 
-from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout, locate_collection
+from mtil.data.layouts.folders import CollectionFolder, ExpectedLayout
+from mtil.data.layouts.listed import scan_listed_images
 from mtil.data.layouts.record import Record, ScanResult
 from mtil.data.layouts.tables import (
     TableRow,
     collect_meta,
     image_stem,
     parse_label,
-    read_records,
-    read_rows,
     require_value,
 )
 from mtil.storage import Store
@@ -38,27 +37,21 @@ def scan_udiat(store: Store, *, apart: str = "", tables: Collection[str] = ()) -
 
     Args:
         store: the collection's folder or a folder above.
-        apart: see `files.look`.
+        apart: see `files.list_source_files`.
         tables: further tables of the collection, for the file account.
 
     Raises:
         DataError: if the collection is missing, incomplete or ambiguous, or the workbook is
             unreadable.
     """
-    folder, notes = locate_collection(store, _EXPECTED, apart), list[str]()
-    rows = read_rows(store, folder.table, _EXPECTED.columns, notes)
-    records = read_records(
-        rows,
-        lambda row: _record(folder, row),
-        _sample_id,
-        lambda row: folder.files(*_names(row)),
-    )
-    records += folder.refuse_unlisted_images(folder.inside("original"), records)
-    read = (folder.table, *tables)
-    return ScanResult(
-        records=records,
-        files=lambda unique: folder.account(unique, read, _EXPECTED.folders),
-        notes=notes,
+    return scan_listed_images(
+        store,
+        _EXPECTED,
+        read_record=_record,
+        sample_id=_sample_id,
+        file_names=_names,
+        apart=apart,
+        tables=tables,
     )
 
 

@@ -232,7 +232,7 @@ class _RowParser(WorkSheetParser):
                 parents[-1].remove(element)
 
     def parse_cell(self, element: Element) -> dict[str, Any]:
-        """Return a cell, with the value `UNCOMPUTED` for a formula without a saved result."""
+        """Return a cell; `UNCOMPUTED_FORMULA` for a formula without a saved result."""
         cell: dict[str, Any] = super().parse_cell(element)
         if cell["value"] is None and element.find(FORMULA_TAG) is not None:
             cell["value"] = UNCOMPUTED_FORMULA

@@ -87,7 +87,7 @@ def scan_appended_sources(
         sources: the collections.
         held: sources of the data set.
         known: sample ids of the data set's images, which group files may omit.
-        apart: see `gather`.
+        apart: see `scan_sources`.
 
     Raises:
         DataError: if a collection does not match the layout, if names are ambiguous, or if only a

@@ -95,7 +95,7 @@ class _Task:
 
 
 class Coordinator:
-    """Actor that schedules the actions of a run. See `start`."""
+    """Actor that schedules the actions of a run. See `start_coordinator`."""
 
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         log_json_to_stderr(run=run_uri)
@@ -408,7 +408,7 @@ def start_coordinator(run: Run, grace_s: float = _GRACE_S) -> Any:
         run: the run.
         grace_s: idle time before the actor ends, so clients can poll the final status.
     """
-    # Ray restarts the actor without limit; `Restarts` ends repeated failures.
+    # Ray restarts the actor without limit; `RestartCounter` ends repeated failures.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     # The variable may be set only on the head: pass the value to the machine of the actor.
     machines = os.environ.get(cluster.MACHINES_VARIABLE)

@@ -127,7 +127,7 @@ class TroubleReporter:
         """Report news in a coordinator's status.
 
         Raises:
-            MtilError: the cause, after `MAX_ERRORS` failed starts in a row.
+            MtilError: the cause, after `MAX_COORDINATOR_ERRORS` failed starts in a row.
         """
         if answer["answered"]:
             self._starts, self._is_silent = 0, False

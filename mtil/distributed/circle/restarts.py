@@ -8,7 +8,7 @@ MAX_COORDINATOR_ERRORS = 3
 """Consecutive errors after which a coordinator ends for good."""
 MAX_COORDINATOR_DEATHS = 8
 """Consecutive deaths before any work after which a coordinator ends for good. Higher than
-`MAX_ERRORS`, because machines may be preempted."""
+`MAX_COORDINATOR_ERRORS`, because machines may be preempted."""
 
 _NAMESPACE = "mtil"
 

@@ -89,7 +89,7 @@ def iterate_streaming_epochs(
 
 
 def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
-    """Yield the batches of `streamed_rows` as they arrive from storage."""
+    """Yield the batches of `iterate_streamed_rows` as they arrive from storage."""
     shards = plan.shards()
     if not shards:
         return

@@ -155,7 +155,7 @@ def plan_elastic_cpus_per_worker(
     Args:
         nodes: the cluster's nodes.
         min_workers: the lowest number of workers.
-        num_workers: the highest number. Equal numbers give the result of `cpus_per_worker`.
+        num_workers: the highest number. Equal numbers give the result of `plan_cpus_per_worker`.
         cpus: requested CPUs per worker. By default an equal share of the CPUs not left to Ray Data.
         gpus: GPUs per worker.
 

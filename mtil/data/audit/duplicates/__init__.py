@@ -1,8 +1,8 @@
 """Find near-copies: recompressed, resized, cropped, mirrored, brightened or marked images.
 
-The threads that decode images call `describe`, which keeps 5 kB an image. `find_pairs` compares the
-descriptions, in memory or on disk: `candidates` finds images that share hash bits, and `alignment`
-compares the aligned thumbs.
+The threads that decode images call `describe_image`, which keeps 5 kB an image. `find_near_copies`
+compares the descriptions, in memory or on disk: `candidates` finds images that share hash bits, and
+`alignment` compares the aligned thumbs.
 """
 
 import hashlib

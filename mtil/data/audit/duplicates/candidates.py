@@ -4,9 +4,9 @@ A band selects some bits of a hash as a key. Entries are sorted by key, and imag
 an equal key in some band are compared by whole hashes.
 
 The work grows as n log n. Under a key, an entry meets at most `MAX_NEIGHBOURS` entries. An image is
-compared with the `MAX_MET` nearest images met, and `MAX_PARTNERS` of these become candidates. Among
-very many similar images (say, thousands of near-black images) most pairs are left out, but the
-remaining pairs usually still connect the images.
+compared with the `MAX_COMPARED_IMAGES` nearest images met, and `MAX_PARTNERS` of these become
+candidates. Among very many similar images (say, thousands of near-black images) most pairs are left
+out, but the remaining pairs usually still connect the images.
 """
 
 import itertools
@@ -155,7 +155,7 @@ class _PairPacking:
 
 
 class _MetPairs:
-    """Collect pairs without repeats; keep the `MAX_MET` nearest pairs of each image."""
+    """Collect pairs without repeats; keep the `MAX_COMPARED_IMAGES` nearest pairs of each image."""
 
     def __init__(self, count: int) -> None:
         self.fields = _PairPacking(count)

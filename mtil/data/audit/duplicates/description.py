@@ -18,8 +18,8 @@ from mtil.data.audit.duplicates import tissue
 
 DESCRIPTION_VERSION = 2
 """Version of descriptions: 1 described the whole image, 2 describes the tissue. Applied to a thumb
-of version 1, `describe` makes a description of version 2, less precise than from the image. Where
-tissue fills the image, both are the same."""
+of version 1, `describe_image` makes a description of version 2, less precise than from the image.
+Where tissue fills the image, both are the same."""
 THUMB_SIDE = 64
 """Side of a thumb, in pixels. Averages speckle away, but keeps a lesion's outline."""
 WINDOW_OFFSETS = (0.0, 0.025, 0.075)
@@ -65,8 +65,8 @@ class Description:
 def describe_image(gray: npt.NDArray[np.uint8]) -> Description:
     """Describe the tissue of a gray image (h, w) of any size.
 
-    `tissue.find_box` cuts off the rest of a screen. An image without tissue has no hashes, and a
-    thumb of the whole image.
+    `tissue.find_tissue_box` cuts off the rest of a screen. An image without tissue has no hashes,
+    and a thumb of the whole image.
 
     The result depends only on the pixels. A phantom of 128 pixels takes about 0.6 ms, an image of
     BUSI 2 ms.

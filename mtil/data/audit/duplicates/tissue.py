@@ -45,7 +45,8 @@ _RIM = 0.15
 """Share of the tissue's side, at both ends, where a constant line separates furniture from
 tissue."""
 _MIN_ABRUPT_RANGE = 4
-"""Smallest range of gray levels, in multiples of `VARIATION`, in the lines above a lower margin.
+"""Smallest range of gray levels, in multiples of `MAX_CONSTANT_RANGE`, in the lines above a lower
+margin.
 Deep tissue that fades out has no margin below: copies of different brightness fade out at different
 depths."""
 _NUM_LAST_LINES = 2
@@ -220,7 +221,7 @@ def _fit_to_constant_lines(fine: Levels, core: Box, scale: float, variation: flo
         fine: a reduced image.
         core: the box in a coarser image.
         scale: pixels of `fine` for one of the coarser image.
-        variation: as `VARIATION`.
+        variation: as `MAX_CONSTANT_RANGE`.
     """
     top, left, bottom, right = (round(scale * edge) for edge in core)
     # Repeat once: furniture cut off in the first turn no longer makes lines vary in the second.
@@ -242,7 +243,7 @@ def _varies(lines: Levels, ends: float, variation: float) -> Mask:
     Args:
         lines: gray levels.
         ends: share of a line's pixels to leave off at both ends of the sorted line.
-        variation: as `VARIATION`.
+        variation: as `MAX_CONSTANT_RANGE`.
     """
     last = lines.shape[1] - 1
     cut = int(ends * (last + 1))
