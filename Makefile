@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraint
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib mtil tune cluster || true
 # One more than there are cores: some tests wait for processes that they have started.
 UNIT := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8) + 1)')
+UNIT_TESTS := not integration and not e2e and not slow
 # Begun first, so that neither process is left alone with one of them.
 LONGEST := $(addprefix tests/integration/test_,circle.py train.py tune_drivers.py)
 
@@ -60,11 +61,11 @@ fix: install  ## format the code and apply safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-unit: install  ## the tests without Ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(UNIT) --dist worksteal --durations=5
+unit: install  ## the fast loop: tests without Ray, but for slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(UNIT) --dist worksteal --durations=5 -m "$(UNIT_TESTS)"
 
 test: install  ## what CI runs
-	$(MAKE) --jobs 2 check unit
+	$(MAKE) --jobs 2 check unit UNIT_TESTS="not integration and not e2e"
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 \
 		-m "(integration or e2e) and not long" tests/e2e $(LONGEST) tests/integration
 

@@ -11,7 +11,7 @@ from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
 from mtil.process import interrupts, supervisor
 
-_EXTRAS = {"ray": "ray", "psutil": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
+_EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
 """Optional libraries and the extra of mtil that installs each."""
 
 
@@ -66,6 +66,7 @@ def _run_command(parser: CommandParser, arguments: Sequence[str] | None) -> tupl
         return 1, str(error)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
+        library = "ray" if library == "psutil" else library  # mtil needs psutil beside Ray only
         extra = _EXTRAS.get(library)
         if extra is None:
             raise

@@ -62,6 +62,7 @@ print("compiler:", *compiler)
 """
 
 
+@pytest.mark.slow
 def test_the_core_imports_and_trains_without_ray() -> None:
     """And without loading PyTorch's compiler, which takes longer than PyTorch itself."""
     names = [

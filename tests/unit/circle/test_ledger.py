@@ -333,6 +333,7 @@ class Writer:
             self.ledger.refresh()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32).map(random.Random), st.integers(2, 4))
 def test_writers_at_random_leave_one_chain_and_commit_everything_once(
     rng: random.Random, num_writers: int
@@ -511,6 +512,7 @@ def test_a_changed_event_is_refused(damaged: LocalStore) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 5])
 def test_any_byte_that_changed_in_the_first_or_last_event_is_refused(
     damaged: LocalStore, number: int

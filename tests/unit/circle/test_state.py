@@ -310,6 +310,7 @@ def test_an_attempt_may_end_after_a_stop() -> None:
 # Any course of events
 
 
+@pytest.mark.slow
 @given(plans, randoms, st.integers(0, 6))
 def test_any_course_with_failures_and_restarts_commits_the_same(
     plan: CirclePlan, rng: random.Random, num_restarts: int

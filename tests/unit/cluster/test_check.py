@@ -745,6 +745,7 @@ def test_only_aws_has_an_account_to_ask() -> None:
     assert check_aws_account(parse_cluster_file(ROOT, kind, document)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_id", [False, True])
 def test_security_groups_of_the_account_are_looked_at(
     by_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_a_threshold_between_adjacent_numbers_still_separates_them():
     assert find_best_threshold([0.0, 1e-320, 0.5], [0, 1, 1]) > 0
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=25))
 def test_no_threshold_has_a_higher_f1(cases):

@@ -215,6 +215,7 @@ def test_images_do_not_influence_each_other_in_evaluation():
     torch.testing.assert_close(both.malignant[:1], alone.malignant, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_a_bright_square():
     torch.manual_seed(0)
     model = TwoTaskNetwork(SMALL)

@@ -418,6 +418,7 @@ def test_speckle_has_the_contrast_of_averaged_looks() -> None:
         assert abs(apart) < 0.1
 
 
+@pytest.mark.slow
 def test_there_are_shadows_and_enhancements_several_lesions_and_marks() -> None:
     drawn = [phantom.draw_phantom(6, index, 64) for index in range(600)]
     tumours = [drawing for drawing in drawn if drawing.label != phantom.NORMAL]
@@ -473,6 +474,7 @@ def _numbers(drawing: phantom.Phantom) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "view"), [(64, None), (128, None), (64, 0)])
 def test_no_single_number_tells_the_class(image_size: int, view: int | None) -> None:
     drawn = [
@@ -486,6 +488,7 @@ def test_no_single_number_tells_the_class(image_size: int, view: int | None) -> 
         assert max(auc, 1 - auc) < 0.7, name
 
 
+@pytest.mark.slow
 def test_outline_tells_the_class_but_not_always() -> None:
     """The shape is what a network can learn: irregular outlines are long for their area."""
     roughness, malignant = [], []

@@ -74,6 +74,7 @@ FAILURES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "says"), [*REFUSALS, *FAILURES])
 def test_a_refusal_is_one_sentence_with_cause_and_way_out(
     server: Server, store: S3Store, answer: Answer, says: str

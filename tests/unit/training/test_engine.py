@@ -56,6 +56,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_training_learns_a_simple_task(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
     config = make_config(
         seed=2,
@@ -176,6 +177,7 @@ def test_a_process_with_more_images_weighs_more(
     assert norm(0.5) == pytest.approx(0.5 * norm(1.0), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "changes"),
     [

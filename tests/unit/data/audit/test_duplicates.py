@@ -280,6 +280,7 @@ def test_of_too_many_others_the_nearest_are_compared(
     assert found.distance.tolist() == [1, 0, 0, 0, 0, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 7, 100])
 def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     images: list[Gray], monkeypatch: pytest.MonkeyPatch, batch: int

@@ -116,6 +116,7 @@ def _png(path: Path, side: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_large_images_are_decoded_one_after_the_other(tmp_path: Path) -> None:
     side = 3000  # 9 megapixels, more than the budget below
     _png(tmp_path / "large.png", side)

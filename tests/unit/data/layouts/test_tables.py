@@ -293,6 +293,7 @@ def _merges(path: Path) -> None:
     _rewrite(path, SHEET, b"</sheetData>", b"</sheetData><mergeCells>" + ranges + b"</mergeCells>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
