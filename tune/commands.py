@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace, output: CommandOutput) -> None:
     with cluster.connect_ray(verbose=options.verbose), output.progress() as bar:
         # Raises if the cluster is too small. Only then is anything written: a wrong command leaves
         # no folder.
-        searches.room(cluster.list_nodes(), search.space.base, 1)
+        searches.plan_concurrency(cluster.list_nodes(), search.space.base, 1)
         search.keep()
         searches.run_search(
             search,

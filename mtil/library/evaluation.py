@@ -141,6 +141,7 @@ def score_folds(
     """
     # Imported late: PyTorch takes two seconds, and refused requests need no PyTorch.
     from mtil.library.training import choose_device
+    from mtil.models.devices import prepare_device
 
     run = request.run
     device = choose_device(run.config.train.gpus_per_worker if gpus is None else gpus)
@@ -153,7 +154,7 @@ def score_folds(
 
     def start_scorer() -> None:
         if device.type == "cpu":
-            _compute_with_one_thread()
+            prepare_device(0)  # one thread
         # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
         scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
 
@@ -190,9 +191,3 @@ def store_figures(
     name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
     request.run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     return figures
-
-
-def _compute_with_one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)

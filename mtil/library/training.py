@@ -18,7 +18,7 @@ from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import read_training_table
 from mtil.run.relay import GuardedListener, ProgressListener, relay_progress
-from mtil.run.threads import settle_num_threads
+from mtil.run.threads import choose_num_threads, settle_num_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,8 +142,7 @@ def _use_run_threads(run: Run, device: torch.device) -> "Iterator[None]":
     if device.type != "cpu":
         yield
         return
-    configured_cpus = run.config.train.cpus_per_worker
-    proposed = max(1, round(configured_cpus) if configured_cpus is not None else int(num_cpus()))
+    proposed = choose_num_threads(run.config, num_cpus)
     previous = torch.get_num_threads()
     torch.set_num_threads(settle_num_threads(run, proposed))
     try:

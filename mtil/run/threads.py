@@ -1,10 +1,12 @@
 """The number of CPU threads of a run, equal in all training processes."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from mtil.config import Config
 from mtil.documents import Document
 from mtil.run import names
 from mtil.run.folder import Run
@@ -13,6 +15,17 @@ _MAX_THREADS = 4096
 _THREAD_COUNTS: TypeAdapter[dict[str, int]] = TypeAdapter(
     dict[str, Annotated[int, Field(ge=1, le=_MAX_THREADS)]]
 )
+
+
+def choose_num_threads(config: Config, available: Callable[[], float]) -> int:
+    """Return the number of CPU threads for a training process on the current machines.
+
+    Args:
+        config: the run's configuration; `train.cpus_per_worker` decides if given.
+        available: called otherwise; returns the CPUs of each process.
+    """
+    configured = config.train.cpus_per_worker
+    return max(1, int(available()) if configured is None else round(configured))
 
 
 def settle_num_threads(run: Run, proposed: int) -> int:

@@ -28,7 +28,7 @@ from tune import study as studies
 from tune.cli import main
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
 from tune.search import StudySearch
-from tune.search.concurrency import copies
+from tune.search.concurrency import count_dataset_copies
 from tune.search.driver import UserErrorStopper
 from tune.search.trial import OUTCOME_KEY, TrialContext, TrialFunction, describe_cause
 
@@ -230,12 +230,12 @@ def test_as_many_trials_as_there_is_room_for(
     nodes: list[NodeResources], train: dict[str, Any], wanted: int, expected: tuple[int, float]
 ) -> None:
     config = config_from_dict({"train": {"batch_size": 16, **train}})
-    assert searches.room(nodes, config, wanted) == expected
+    assert searches.plan_concurrency(nodes, config, wanted) == expected
 
 
 def test_a_trial_that_has_no_room_is_refused() -> None:
     with pytest.raises(ResourceError, match="need 1 GPUs, but the cluster has 0"):
-        searches.room([NodeResources(2, 0)], presets.base(), 24)
+        searches.plan_concurrency([NodeResources(2, 0)], presets.base(), 24)
 
 
 def test_want_of_memory_is_named() -> None:
@@ -253,7 +253,7 @@ def test_want_of_memory_is_named() -> None:
 def test_circles_leave_room_for_their_copies_of_the_data(dataset: str) -> None:
     manifest = manifests.load_manifest(open_store(dataset))
     one = manifest.num_rows * (row_bytes(64) + 64 * 64)
-    found = [copies(share * one, manifest) for share in (0.5, 1.5, 2.5, 4.0)]
+    found = [count_dataset_copies(share * one, manifest) for share in (0.5, 1.5, 2.5, 4.0)]
     assert found == [1, 1, 1, 3]
 
 

@@ -11,7 +11,9 @@ from mtil.distributed.runtime.preflight import NodeResources
 from mtil.errors import ResourceError
 
 
-def room(nodes: Sequence[NodeResources], config: Config, wanted: int) -> tuple[int, float]:
+def plan_concurrency(
+    nodes: Sequence[NodeResources], config: Config, wanted: int
+) -> tuple[int, float]:
     """Return the number of concurrent trials, and the CPUs of each worker.
 
     Args:
@@ -51,7 +53,7 @@ def room(nodes: Sequence[NodeResources], config: Config, wanted: int) -> tuple[i
     return 1, cpus
 
 
-def copies(store_bytes: float, manifest: Manifest) -> int:
+def count_dataset_copies(store_bytes: float, manifest: Manifest) -> int:
     """Return how many trials can hold a separate copy of the data set.
 
     From the second round on, a circle's training holds a copy of the data set with the maps of the
@@ -62,7 +64,7 @@ def copies(store_bytes: float, manifest: Manifest) -> int:
     return max(1, math.floor(store_bytes / copy_bytes) - 1)
 
 
-def threads(nodes: Sequence[NodeResources], config: Config, concurrent: int) -> int:
+def count_worker_threads(nodes: Sequence[NodeResources], config: Config, concurrent: int) -> int:
     """Return the CPU threads per worker with `concurrent` trials."""
     cpus = sum(node.cpus for node in nodes)
     return max(1, int(cpus / (concurrent * config.train.num_workers)))

@@ -37,7 +37,7 @@ from mtil.run.relay import GuardedListener
 from tune import study as studies
 from tune.record import Search
 from tune.search import driver_lock
-from tune.search.concurrency import copies, room, threads
+from tune.search.concurrency import count_dataset_copies, count_worker_threads, plan_concurrency
 from tune.search.trial import (
     NUMBER_KEY,
     OUTCOME_KEY,
@@ -113,14 +113,14 @@ def _run_missing(
     if search.budget.circle:
         resources: Any = ray.cluster_resources  # untyped
         store_bytes = resources()["object_store_memory"]
-        wanted = min(wanted, copies(store_bytes, search.manifest()))
-    concurrent, cpus = room(nodes, config, wanted)
+        wanted = min(wanted, count_dataset_copies(store_bytes, search.manifest()))
+    concurrent, cpus = plan_concurrency(nodes, config, wanted)
     searcher.begin(concurrent)
     means = TrialContext(
         held=_hold_dataset(search) if does is run_trial else None,
         judge=_start_judge(search) if len(search.objective.goals) == 1 else None,
         cpus=cpus,
-        num_threads=threads(nodes, config, concurrent),
+        num_threads=count_worker_threads(nodes, config, concurrent),
         keep_models=keep_models,
     )
     try:

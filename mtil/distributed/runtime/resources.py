@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mtil.config import Config
 from mtil.distributed.runtime import cluster, preflight
 from mtil.errors import ResourceError
+from mtil.run.threads import choose_num_threads
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def propose_num_threads(config: Config, cpus: float) -> int:
         config: the run's configuration.
         cpus: CPUs reserved by each worker.
     """
-    configured_cpus = config.train.cpus_per_worker
-    if configured_cpus is not None:
-        return max(1, round(configured_cpus))
     num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
-    return preflight.plan_threads_per_worker(
-        cluster.list_nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+    return choose_num_threads(
+        config,
+        lambda: preflight.plan_threads_per_worker(
+            cluster.list_nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+        ),
     )
