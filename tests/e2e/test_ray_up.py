@@ -355,4 +355,4 @@ def test_a_host_that_cannot_be_reached_is_named(file: Path, operate: Operate) ->
     finally:
         _ip("-n", NAMES[2], "link", "set", "eth0", "up")
     assert down.returncode == 1
-    assert f"but was not on {WORKER} (ssh says why" in down.stderr
+    assert f"but was not on {WORKER} (see ssh" in down.stderr

@@ -76,7 +76,7 @@ def test_very_many_images_are_done_part_by_part(
         return -job
 
     monkeypatch.setattr(on_ray, "_MAX_IMAGES", 5)
-    assert list(on_ray._parts([3, 3, 9, 1])) == [range(2), range(2, 3), range(3, 4)]
+    assert list(on_ray._split_by_images([3, 3, 9, 1])) == [range(2), range(2, 3), range(3, 4)]
     heard: list[int] = []
     assert run_ray_tasks(negative, range(4), [3, 3, 9, 1], heard.append) == [0, -1, -2, -3]
     assert sorted(heard) == [1, 3, 3, 9]

@@ -336,7 +336,7 @@ def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder
 @pytest.mark.parametrize(
     ("words", "variables", "code", "told"),
     [
-        (("--", "true"), {"RAY_AUTH_TOKEN": "another-token-0123456789"}, 2, "given its token"),
+        (("--", "true"), {"RAY_AUTH_TOKEN": "another-token-0123456789"}, 2, "requires a token"),
         (("--address", "http://127.0.0.1:9", "--", "true"), {}, 1, "A cluster must answer at"),
         (("--attach", "raysubmit_none"), {}, 2, "--attach must name a job of the cluster"),
         (("--stop", "raysubmit_none"), {}, 2, "--stop must name a job of the cluster"),
