@@ -250,7 +250,7 @@ def on_disk(phantoms: Path, tmp_path: Path) -> str:
     [
         (
             "replaces",
-            r"only if the name is free .* but s3://b/run replaces the object\. Choose a new --run\.",
+            r"only if the name is free .* but s3://b/run replaces the object\. .* new --run\.",
             2,
         ),
         (
