@@ -154,7 +154,7 @@ def score_folds(
 
     def start_scorer() -> None:
         if device.type == "cpu":
-            prepare_device(0)  # one thread
+            prepare_device(0.0)  # one thread
         # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
         scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
 

@@ -124,7 +124,7 @@ def test_of_two_drivers_that_begin_together_one_is_refused(tmp_path: Path) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes)[0].startswith("Another `mtil-tune run` is at")
+    assert sorted(outcomes)[0].startswith("Another `mtil-tune run` is running")
     assert sorted(outcomes)[1:] == ["went"]
     assert store.names("drivers") == []
 
