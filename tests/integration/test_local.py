@@ -38,4 +38,5 @@ def test_a_fold_is_the_same_on_ray_and_in_this_process(
         scoring.predict_folds(Run.open(on_ray), [1], num_workers=2, listen=lambda line: None),
         score_folds(request_evaluation(local), lambda line: None),
     ]
-    assert scored[0].equals(scored[1])
+    # As text: a normal image has no Dice, and NaN equals nothing.
+    assert repr(scored[0].to_pylist()) == repr(scored[1].to_pylist())
