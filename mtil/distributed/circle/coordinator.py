@@ -100,18 +100,20 @@ class Coordinator:
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         log_json_to_stderr(run=run_uri)
         self._last_poll = time.monotonic()
-        self._errors: list[str] = []
-        self._deaths = 0
-        self._worker = ThreadPoolExecutor(1, "mtil-circle").submit(self._work_until_end, run_uri)
+        # Read before the first poll: a client counts the errors it has heard, and must not hear of
+        # fewer errors after a restart.
+        restarts = RestartCounter(_actor_name(run_uri))
+        self._errors, self._deaths = list(restarts.errors), restarts.deaths
+        self._worker = ThreadPoolExecutor(1, "mtil-circle").submit(
+            self._work_until_end, run_uri, restarts
+        )
         threading.Thread(target=self._end_when_idle, args=(grace_s,), daemon=True).start()
 
-    def _work_until_end(self, run_uri: str) -> None:
+    def _work_until_end(self, run_uri: str, restarts: RestartCounter) -> None:
         """Work until the run ends.
 
         Exit the process after an unexpected error, so Ray restarts the actor, up to a limit.
         """
-        restarts = RestartCounter(_actor_name(run_uri))
-        self._errors, self._deaths = list(restarts.errors), restarts.deaths
         # Counted as a death until the session works: a killed process cannot count itself.
         restarts.begin()
         self._raise_if_exhausted(restarts)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -91,6 +92,27 @@ def process(
     return make
 
 
+def read_restarts(run_uri: str) -> RestartCounter:
+    return RestartCounter(coordinator._actor_name(run_uri))
+
+
+def test_a_restarted_process_answers_its_first_poll_with_the_errors_before(
+    cluster_memory: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a client would hear the errors a second time."""
+
+    class Idle(ThreadPoolExecutor):
+        """A worker that has not begun yet."""
+
+        def submit(self, *_: Any, **__: Any) -> "Future[Any]":
+            return Future()
+
+    read_restarts("run").fail("ValueError: mistake 1")
+    monkeypatch.setattr(coordinator, "ThreadPoolExecutor", Idle)
+    answer = Coordinator("run").poll()
+    assert (answer["over"], answer["errors"]) == (False, ["ValueError: mistake 1"])
+
+
 def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
@@ -98,11 +120,11 @@ def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
     for number in (1, 2):
         one = process(ValueError(f"mistake {number}"))
         with pytest.raises(Exited):
-            one._work_until_end("läufe/проба")
+            one._work_until_end("läufe/проба", read_restarts("läufe/проба"))
         assert one._errors == [f"ValueError: mistake {n}" for n in range(1, number + 1)]
     last = process(ValueError("mistake 3"))
     with pytest.raises(RunError) as caught:
-        last._work_until_end("läufe/проба")
+        last._work_until_end("läufe/проба", read_restarts("läufe/проба"))
     assert str(caught.value) == "The coordinator failed 3 times in a row: ValueError: mistake 3"
     assert len(last._errors) == 3
     assert cluster_memory == {}  # the next command counts anew
@@ -112,7 +134,7 @@ def test_an_error_of_the_run_is_told_at_once(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
     with pytest.raises(LedgerError, match="a gap"):
-        process(LedgerError("a gap"))._work_until_end("run")
+        process(LedgerError("a gap"))._work_until_end("run", read_restarts("run"))
     assert cluster_memory == {}
 
 
@@ -121,11 +143,11 @@ def test_errors_are_in_a_row_until_an_action_ends(
 ) -> None:
     for _ in range(2):
         with pytest.raises(Exited):
-            process(ValueError("a mistake"))._work_until_end("run")
+            process(ValueError("a mistake"))._work_until_end("run", read_restarts("run"))
     RestartCounter(coordinator._actor_name("run")).reset()  # as after each action
     for _ in range(2):
         with pytest.raises(Exited):
-            process(ValueError("a mistake"))._work_until_end("run")
+            process(ValueError("a mistake"))._work_until_end("run", read_restarts("run"))
 
 
 def test_processes_that_die_before_they_work_are_counted(
@@ -136,7 +158,7 @@ def test_processes_that_die_before_they_work_are_counted(
         RestartCounter(name).begin()  # and no more
     one = process(ValueError("not reached"))
     with pytest.raises(RunError, match=r"process died 8 times in a row before any work"):
-        one._work_until_end("run")
+        one._work_until_end("run", read_restarts("run"))
     for _ in range(3 * MAX_COORDINATOR_DEATHS):
         restarts = RestartCounter(name)
         assert restarts.verdict() == ""
