@@ -88,7 +88,10 @@ def _walk(top: int, prefix: str, depth: int) -> Iterator[tuple[str, os.stat_resu
 
 def _open(root: Path, folders: Sequence[str], descriptors: list[int], *, make: bool) -> None:
     if make:
-        root.mkdir(parents=True, exist_ok=True)
+        # `mkdir` raises this error too if another process deletes the folder at the same time. The
+        # next line tells a missing folder from a file.
+        with suppress(FileExistsError):
+            root.mkdir(parents=True, exist_ok=True)
     descriptors.append(os.open(root, _ROOT_FLAGS))
     for depth, name in enumerate(folders):
         if make:

@@ -266,6 +266,7 @@ def test_plain_values_make_the_same_configuration_again() -> None:
         assert config_from_yaml(json.dumps(plain), source="x") == config
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {

@@ -31,6 +31,8 @@ from mtil.run.folder import Run
 from mtil.run.plan import Evaluate, Train, WriteMaps
 from mtil.storage import LocalStore
 
+pytestmark = pytest.mark.slow
+
 CircleRun = Callable[..., Run]
 Pick = Callable[..., dict[str, Any]]
 FIGURES = {"num_epochs": 5, "seconds": 1.5, "metrics": {"dice": 0.75}}

@@ -329,6 +329,7 @@ def test_any_course_with_failures_and_restarts_commits_the_same(
     }
 
 
+@pytest.mark.slow
 @given(plans, randoms, st.integers(0, 6), st.floats(0, 0.3))
 def test_what_always_fails_takes_only_what_needs_it_along(
     plan: CirclePlan, rng: random.Random, num_restarts: int, share: float

@@ -66,6 +66,7 @@ sys.exit(f"imported: {{found}}" if found else 0)
 _NETWORK = ("torch", "kornia", "scipy", "sklearn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "others"),
     [

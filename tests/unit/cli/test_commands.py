@@ -29,7 +29,7 @@ from mtil.storage import LocalStore
 from tests.unit.commands import Fails, outcome
 from tests.waiting import PATIENCE_S, until
 
-pytestmark = pytest.mark.usefixtures("signals")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signals")]
 
 
 def test_phantoms_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,8 @@ from mtil.distributed.runtime import cluster
 from mtil.errors import RunError
 from mtil.run.folder import Run
 
+pytestmark = pytest.mark.slow
+
 RESULT = "rounds/1/fold-0/result.json"
 FILES = ("data/dataset.json", "run/run.json", f"run/{RESULT}", "run/ledger/000001.json", "last")
 _DELETED = object()

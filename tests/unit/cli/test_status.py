@@ -186,6 +186,7 @@ def test_a_failed_fold_is_told_with_its_cause(
     assert f"Fold 1 has failed: {cause}" in seen
 
 
+@pytest.mark.slow
 def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[..., Told]) -> None:
     run = circle_run(until=Train(0, 0))
     with heartbeat.HeartbeatThread(run.store, "later"):

@@ -14,6 +14,8 @@ import pytest
 from mtil.cli.console import CommandOutput
 from mtil.cli.streams import escape_controls, format_json
 
+pytestmark = pytest.mark.slow
+
 ASCII = {"PYTHONIOENCODING": "ascii"}
 Result = subprocess.CompletedProcess[bytes]
 

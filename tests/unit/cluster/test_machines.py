@@ -18,6 +18,7 @@ from cluster.files import (
 from tests.unit.documents import Document, node_type, read
 
 
+@pytest.mark.slow
 def test_types_of_machines_have_what_aws_says_of_them() -> None:
     """Compared with what moto has of EC2's own answers."""
     from moto.ec2.models.instance_types import INSTANCE_TYPES

@@ -28,6 +28,8 @@ from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.training.group import Group
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., Config]
 
 

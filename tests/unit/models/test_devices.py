@@ -46,6 +46,7 @@ def test_only_the_wanted_processor_computes_in_bf16() -> None:
     assert not should_use_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_scoring_and_mapping_leave_the_gpus_of_others_alone(
     circle_run: CircleRun, foreign_gpu: None
 ) -> None:

@@ -240,6 +240,7 @@ def test_without_views_every_image_is_of_another_patient(tmp_path: Path) -> None
     ).encode()
 
 
+@pytest.mark.slow
 def test_patients_have_one_to_so_many_views_of_one_class(tmp_path: Path) -> None:
     phantom.write_phantoms(tmp_path / "out", num_images=200, seed=7, image_size=64, max_views=3)
     patients = _patients(tmp_path / "out")
@@ -377,6 +378,7 @@ def test_masks_are_black_only_for_normals_and_lie_on_darker_pixels() -> None:
             assert drawing.gray[mask].mean() < around.mean() - 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "view"), [(64, None), (256, None), (64, 1)])
 def test_a_mask_is_one_piece_without_holes(image_size: int, view: int | None) -> None:
     masks = [
@@ -589,6 +591,7 @@ def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_process_that_asked(tmp_path: Path, number: signal.Signals) -> None:
     process, workers = _start(tmp_path)
@@ -603,6 +606,7 @@ def test_workers_end_with_the_process_that_asked(tmp_path: Path, number: signal.
         assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
     process, workers = _start(tmp_path)
     with process:
@@ -619,6 +623,7 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
+@pytest.mark.slow
 def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million jobs must not be queued at once: at most three tasks a worker are under way."""
     made, most = 0, 0

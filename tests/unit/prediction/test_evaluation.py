@@ -281,6 +281,7 @@ def test_results_are_ordered_and_keep_their_rows(predictions: pa.Table) -> None:
     assert results.tp.tolist() == [row["tp"] for row in expected]
 
 
+@pytest.mark.slow
 def test_models_that_judge_together_are_averaged(
     make_model: Callable[..., TrainedModel], rows: pa.Table
 ) -> None:

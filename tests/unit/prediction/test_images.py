@@ -41,6 +41,8 @@ from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
 
+pytestmark = pytest.mark.slow
+
 SIDE = 96
 CONFIG = {
     "data": {"image_size": 64},
@@ -217,7 +219,6 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
             assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
 
 
-@pytest.mark.slow
 def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_path: Path) -> None:
     outs = []
     for batch_size in (1, 3, 16):
@@ -231,7 +232,6 @@ def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_p
     assert outs[0] == outs[1] == outs[2]
 
 
-@pytest.mark.slow
 def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) -> None:
     summary, _ = go(run, images, tmp_path / "both")
     assert summary["folds"] == [0, 2]
@@ -751,7 +751,6 @@ def test_a_former_result_is_replaced(checkpoint: str, images: Path, tmp_path: Pa
     assert set(table(out)) == set(first) - {"z.png"}
 
 
-@pytest.mark.slow
 def test_a_run_that_died_is_no_result_and_can_be_repeated(
     checkpoint: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

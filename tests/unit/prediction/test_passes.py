@@ -22,6 +22,8 @@ from mtil.run.checkpoint import TrainedModel, model_from_bytes, model_to_bytes
 from mtil.run.maps import MapOrigin, decode_maps, join_maps, quantise_probabilities
 from mtil.storage import LocalStore
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[..., TrainedModel]
 CPU = torch.device("cpu")
 

@@ -12,6 +12,8 @@ import pytest
 
 from mtil.process import supervisor
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOLD = f"mtil: {supervisor.INTERRUPTED_MESSAGE}\n"
 

@@ -494,6 +494,7 @@ def test_a_tensor_larger_than_the_file_is_refused(data: bytes) -> None:
         model_from_bytes(_changed(data, weights={"a": wide}), "x.pt")
 
 
+@pytest.mark.slow
 def test_compressed_members_are_refused_before_they_unfold(data: bytes) -> None:
     packed = io.BytesIO()
     with (

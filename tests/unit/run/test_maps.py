@@ -127,6 +127,7 @@ def test_a_truncated_map_shard_is_named(tmp_path: Path) -> None:
         assert caught.value.path == PATH
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_changes_what_is_read() -> None:
     """A bit without meaning, such as in the name of the writing library, may flip unnoticed."""
     data = encode_maps(_ids(20), _maps(20), ORIGIN)

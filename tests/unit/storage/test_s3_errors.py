@@ -181,6 +181,7 @@ def test_a_clock_that_is_wrong_is_named_even_where_the_server_says_no_more_than_
         store.exists("x")
 
 
+@pytest.mark.slow
 def test_what_keeps_a_request_from_a_server_is_named(
     server: Server, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,19 @@
 """The local store: atomic writes, and names that stay inside the root."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +105,26 @@ def test_clearing_a_folder_takes_what_interrupted_writes_left(store: LocalStore)
     store.delete("a/three")
     store.clear("a/b", ANY)
     assert not store.root.exists()
+
+
+def test_a_root_that_is_deleted_while_it_is_made_is_made_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mkdir` sees the old folder, then no folder: FileExistsError despite `exist_ok`."""
+    make = Path.mkdir
+    raised = []
+
+    def lose(path: Path, *args: Any, **kwargs: Any) -> None:
+        if not raised:
+            raised.append(path)
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, *args, **kwargs)
+
+    shutil.rmtree(store.root, ignore_errors=True)
+    monkeypatch.setattr(Path, "mkdir", lose)
+    store.write("a/b", b"x")
+    assert raised == [store.root]
+    assert store.read("a/b") == b"x"
 
 
 def test_deleting_and_writing_in_one_folder_do_not_disturb_each_other(store: LocalStore) -> None:

@@ -118,6 +118,7 @@ def test_ranks_and_epochs_draw_other_augmentations(
     assert len(set(losses.values())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maps", ["in_sample", "recycle"])
 def test_an_epoch_goes_on_where_it_was_interrupted(
     make_config: MakeConfig, toy_batches: ToyBatches, maps: str
@@ -565,6 +566,7 @@ def test_without_tumours_there_is_no_figure_but_a_score(rows: list[ValidationSco
     assert summarise_validation(rows, 0.5) == {"score": 0.0}
 
 
+@pytest.mark.slow
 def test_a_training_loads_no_library_that_it_does_not_need() -> None:
     """Extra libraries would delay the start of every worker by seconds."""
     code = """

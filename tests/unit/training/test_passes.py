@@ -28,6 +28,8 @@ from mtil.training.engine import (
 )
 from mtil.training.randomness import derive_round_seed
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., Config]
 ToyBatches = Callable[..., list[Batch]]
 CPU = torch.device("cpu")
@@ -248,7 +250,6 @@ def _passes_per_step(
     return np.diff([*starts, len(given)]).tolist()
 
 
-@pytest.mark.slow
 def test_recycling_makes_a_random_number_of_passes_the_same_on_every_rank(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
@@ -285,7 +286,6 @@ def test_only_recycling_makes_several_passes_in_a_step(
     assert len(circle.validate(batches)[0].earlier) == 2
 
 
-@pytest.mark.slow
 def test_recycling_gives_a_wrapped_step_the_same_gradients(
     make_config: MakeConfig, toy_batches: ToyBatches, tmp_path: Path
 ) -> None:
@@ -399,7 +399,6 @@ def test_a_round_starts_from_the_weights_that_it_is_given(
     assert _equal(initial, kept)  # what was given is not trained itself
 
 
-@pytest.mark.slow
 def test_a_later_round_changes_images_in_other_ways_and_the_first_as_ever(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_journal_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
         studies.open_storage(str(tmp_path / "file" / "study.journal"))
 
 
+@pytest.mark.slow
 def test_a_database_keeps_a_study_too(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     _add(_study(url), 0.25)

@@ -30,6 +30,8 @@ from mtil.errors import DataError
 from mtil.run.folder import Run, choose_manifest
 from mtil.storage import LocalStore
 
+pytestmark = pytest.mark.slow
+
 SIZE = 96
 STORED = 64
 SHARD_BYTES = 8 * shards.row_bytes(STORED)

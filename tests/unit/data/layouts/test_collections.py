@@ -19,6 +19,8 @@ from PIL import Image
 from mtil.cli.main import main
 from mtil.data.dataset.shards import LABELS
 
+pytestmark = pytest.mark.slow
+
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 

@@ -351,6 +351,7 @@ def test_long_values_of_parquet_are_refused_before_they_are_unfolded(tmp_path: P
         _table(tmp_path / "t.parquet")
 
 
+@pytest.mark.slow
 def test_many_columns_are_read_quickly_and_too_many_refused(tmp_path: Path) -> None:
     start = time.monotonic()
     for number, fits in ((16_000, True), (60_000, False)):

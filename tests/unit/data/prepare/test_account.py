@@ -16,6 +16,8 @@ from mtil.data.layouts import scan_collection
 from mtil.storage import LocalStore
 from tests.real import REAL
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., dict[str, Any]]
 
 
@@ -152,7 +154,6 @@ def test_a_table_accounts_for_files_that_no_row_names(
     assert "neither image nor table" in _numbers(files["ignored"])
 
 
-@pytest.mark.slow
 def test_several_sources_and_an_append_add_up(busi: Path, tmp_path: Path, prepared: Run) -> None:
     second = Path(shutil.copytree(busi, tmp_path / "second"))
     for path in (second / "malignant").glob("malignant (1)*.png"):

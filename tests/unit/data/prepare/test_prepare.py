@@ -24,6 +24,8 @@ from mtil.storage import LocalStore
 from tests.masks import unpack_mask
 from tests.real import REAL
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 NUM_IMAGES = 40
 _OF_SOURCE = ("layout", "groups", "official_folds", "columns", "classes")
@@ -368,7 +370,6 @@ def test_a_collection_of_nothing_but_wrong_images_is_refused(mine: Path, tmp_pat
     _refused(mine, tmp_path / "out", "No image can be used; the first says", skip_invalid=True)
 
 
-@pytest.mark.slow
 def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_path: Path) -> None:
     def interrupt(what: str, done: int, of: int) -> None:
         if (what, done) == ("reading", 30):

@@ -21,6 +21,8 @@ from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError, MtilError
 from mtil.storage import LocalStore
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 SETTINGS = Settings(image_size=SIZE, num_folds=2)
 _CHANGES = ("write", "create", "delete")
@@ -144,7 +146,6 @@ def _every_change(
     raise AssertionError
 
 
-@pytest.mark.slow
 def test_of_two_preparations_of_other_images_one_counts(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
@@ -174,7 +175,6 @@ def test_of_two_preparations_of_other_images_one_counts(
     assert outcomes == {"done", "DataError"}
 
 
-@pytest.mark.slow
 def test_a_preparation_between_staging_and_its_manifest_is_overtaken_without_harm(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
@@ -200,7 +200,6 @@ def test_a_preparation_between_staging_and_its_manifest_is_overtaken_without_har
     assert set(ended) == {"done", "DataError"}
 
 
-@pytest.mark.slow
 def test_two_equal_preparations_are_both_told_of_the_one_data_set(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
@@ -216,7 +215,6 @@ def test_two_equal_preparations_are_both_told_of_the_one_data_set(
         _check_whole(to, alone)
 
 
-@pytest.mark.slow
 def test_other_settings_for_the_same_images_are_refused_by_the_first_data_set(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
@@ -235,7 +233,6 @@ def test_other_settings_for_the_same_images_are_refused_by_the_first_data_set(
     assert set(kinds) == {"done", "DataError"}
 
 
-@pytest.mark.slow
 def test_an_append_meanwhile_is_kept(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
