@@ -20,7 +20,7 @@ from openpyxl.reader.excel import ExcelReader
 from openpyxl.styles.stylesheet import apply_stylesheet
 from openpyxl.utils import range_boundaries
 from openpyxl.utils.exceptions import InvalidFileException
-from openpyxl.worksheet._reader import COL_TAG, FORMULA_TAG, ROW_TAG, WorkSheetParser
+from openpyxl.worksheet._reader import FORMULA_TAG, ROW_TAG, WorkSheetParser
 from openpyxl.xml.constants import SHEET_MAIN_NS
 from openpyxl.xml.functions import iterparse
 
@@ -90,7 +90,6 @@ class _Sheet:
     """Text by column by row, without empty cells."""
     merged: list[str] = field(default_factory=list)
     hidden_rows: list[int] = field(default_factory=list)
-    hidden_columns: set[int] = field(default_factory=set)
 
 
 def read_xlsx_lines(
@@ -202,10 +201,10 @@ def _parse_rows(reader: Any, sheet: _Sheet, name: str, *, only_header: bool = Fa
 
 
 class _RowParser(WorkSheetParser):
-    """Parser for rows, merged ranges and hidden rows and columns of a sheet."""
+    """Parser for rows, merged ranges and hidden rows of a sheet."""
 
     def read(self, name: str, sheet: _Sheet) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Yield number and cells of every row; add merged and hidden parts to `sheet`."""
+        """Yield number and cells of every row; add merged ranges and hidden rows to `sheet`."""
         parents: list[Element] = []
         num_open_rows = 0
         for event, element in iterparse(self.source, events=("start", "end")):
@@ -224,9 +223,6 @@ class _RowParser(WorkSheetParser):
                 yield line, cells
             elif element.tag == _MERGE_TAG:
                 sheet.merged.append(element.get("ref", ""))
-            elif element.tag == COL_TAG and element.get("hidden") in ("1", "true"):
-                first, last = int(element.get("min", "1")), int(element.get("max", "1"))
-                sheet.hidden_columns.update(range(first, min(last, MAX_COLUMNS) + 1))
             # Keep elements only until their row is parsed: a whole sheet would fill the memory.
             if not num_open_rows and parents:
                 parents[-1].remove(element)
