@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from types import UnionType
@@ -225,6 +226,13 @@ class TrainConfig:
     """Number of epochs."""
     batch_size: BatchSize = 16
     """Images per optimiser step, summed over all workers."""
+    micro_batch_size: BatchSize | None = None
+    """Images per forward pass, summed over all workers. A smaller value than `batch_size` saves
+    memory: gradients of several forward passes add up to one optimiser step. Batch normalisation
+    then uses the statistics of a forward pass. None (the default): all images of a step."""
+    sync_batch_norm: bool = True
+    """Normalise by the statistics of all workers' images, so that the model does not depend on the
+    number of workers. Without effect for a single worker."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of all weights except the encoder's."""
     encoder_learning_rate: Rate = 3e-4
@@ -240,8 +248,9 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the averaged weights; 0 evaluates the plain weights."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on GPUs with bf16 support, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """`auto` is bf16 autocast on GPUs with bf16 support, else fp32. `fp64` is slow, and serves
+    comparisons of runs."""
     channels_last: bool = True
     """Store activations in channels-last memory layout."""
     compile: bool = False
@@ -272,11 +281,19 @@ class TrainConfig:
     max_failures: Retries = 3
     """Number of restarts of the workers after failures; -1 means no limit."""
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward passes per optimiser step."""
+        return math.ceil(self.batch_size / (self.micro_batch_size or self.batch_size))
+
     def __post_init__(self) -> None:
-        if self.batch_size % self.num_workers:
+        images, key = self.batch_size, "train.batch_size"
+        if self.micro_batch_size is not None and self.micro_batch_size < self.batch_size:
+            images, key = self.batch_size // self.num_micro_batches, "train.micro_batch_size"
+        if images < self.num_workers:
             raise ConfigError(
-                f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
-                f"{self.batch_size} for {self.num_workers} workers."
+                f"Every worker needs an image in each forward pass, but `{key}` gives {images} for "
+                f"{self.num_workers} workers; choose a larger `{key}` or fewer `train.num_workers`."
             )
         gpus = self.gpus_per_worker
         if 0 < gpus < 0.01 or (gpus > 1 and gpus % 1):

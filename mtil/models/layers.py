@@ -1,5 +1,6 @@
 """Layers and resampling functions shared by several modules of the network."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,3 +31,8 @@ def average_to_height(x: Float[Tensor, "b c h w"], height: int) -> Float[Tensor,
     """Average a map over square cells, down to `height` rows."""
     factor = x.shape[-2] // height
     return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return bf16 values as float32; values in float32 or float64 stay unchanged."""
+    return values.float() if values.dtype == torch.bfloat16 else values

@@ -13,7 +13,7 @@ from mtil.models.aggregation import Aggregation
 from mtil.models.classification import ClassificationHead, StreamStage
 from mtil.models.encoders import STRIDES, build_encoder
 from mtil.models.interaction import TaskInteraction
-from mtil.models.layers import upsample_double
+from mtil.models.layers import upsample_double, widen
 
 STREAM_CHANNELS = 128
 LESION_SHARE = 0.1
@@ -32,7 +32,7 @@ class NetworkOutput(NamedTuple):
 
     def as_prior(self) -> Float[Tensor, "b 1 h w"]:
         """Return the predicted mask as the prior map of the next pass."""
-        return self.mask.detach().float().sigmoid()
+        return widen(self.mask.detach()).sigmoid()
 
 
 class TwoTaskNetwork(nn.Module):

@@ -6,7 +6,7 @@ reports.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,9 @@ from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
-from mtil.training.losses import TrainingObjective
+from mtil.training.batch_norm import synchronize_batch_norm
+from mtil.training.group import Group
+from mtil.training.losses import StepCounts, TrainingObjective
 from mtil.training.randomness import EpochRandomness, derive_round_seed
 from mtil.training.tensors import TensorBatch, to_tensors
 
@@ -43,17 +45,20 @@ class TrainingStep(nn.Module):
         label: Tensor,
         prior: Tensor | None = None,
         num_passes: int = 1,
+        counts: StepCounts | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
+
+        The terms of the parts of a step add up to the terms of the whole step with `counts`.
 
         The first pass reads the prior map, each later pass the map of the previous pass. Gradients
         do not flow between passes: every pass learns to make the best of a given map.
         """
         output = self.network(image, prior)
-        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
+        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label, counts)]
         for _ in range(num_passes - 1):
             output = self.network(image, output.as_prior())
-            passes.append(self.objective(output, mask, label))
+            passes.append(self.objective(output, mask, label, counts))
         if num_passes == 1:
             return passes[0]
         return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}
@@ -61,7 +66,7 @@ class TrainingStep(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss terms and gradient norm of a training step.
+    """Loss terms and gradient norm of a training step, over the images of all workers.
 
     The values stay on the device until read, and the next step does not wait for the GPU.
     """
@@ -93,11 +98,10 @@ class TrainingEngine:
         steps_per_epoch: int,
         malignant_share: float,
         device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        group: Group | None = None,
         num_passes: int = 1,
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
-        share: float = 1.0,
         number: int = 0,
     ) -> None:
         """Build network, losses, optimiser and schedule.
@@ -107,13 +111,11 @@ class TrainingEngine:
             steps_per_epoch: optimiser steps of each epoch.
             malignant_share: share of malignant images among the training rows.
             device: device on which to train.
-            wrap: function that wraps the training step for several processes (DDP).
+            group: the workers of the training; by default this process alone.
             num_passes: passes over a validation image, each with the map of the previous pass.
                 With `circle.maps: recycle` also the maximum number of passes in a training step.
             earlier: networks of previous rounds for the first passes, with a network per pass.
             initial: weights to start from, for example of a previous round's model.
-            share: local batch size divided by the mean local batch size; scales the loss of this
-                worker.
             number: index of the round; changes the random numbers of all epochs.
         """
         torch.manual_seed(config.seed)
@@ -122,15 +124,19 @@ class TrainingEngine:
         self._layout = (
             torch.channels_last if config.train.channels_last else torch.contiguous_format
         )
-        self._num_passes, self._earlier = num_passes, [net.to(device).eval() for net in earlier]
+        self._num_passes, self._earlier = (
+            num_passes,
+            [net.to(device, self._dtype).eval() for net in earlier],
+        )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
-        self._share, self._seed = share, derive_round_seed(config.seed, number)
+        self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
+        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self._random: EpochRandomness | None = None
-        self.network = TwoTaskNetwork(config.model).to(device)
+        self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
             self.network.load_state_dict(initial)
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._objective = TrainingObjective(config.loss, malignant_share).to(device)
+        self._objective = TrainingObjective(config.loss, malignant_share).to(device, self._dtype)
         self._augment = BatchAugmentation(config.augment, config.model.prior)
         self._average = MovingAverage(self.network, config.train.ema_decay)
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
@@ -140,10 +146,13 @@ class TrainingEngine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
+        # After the copy for the average, which only evaluates and exchanges nothing.
+        if config.train.sync_batch_norm and self._group.num_workers > 1:
+            synchronize_batch_norm(self.network, device)
         # The compiled network shares parameters with `self.network`. The state dict of
         # `self.network` keeps the plain names.
-        self._step = wrap(
-            TrainingStep(compile_network(self.network, config.train), self._objective)
+        self._step = self._group.wrap(
+            TrainingStep(compile_network(self.network, config.train), self._objective), device
         )
         self._autocast = should_use_bf16(config.train, device)
 
@@ -184,20 +193,59 @@ class TrainingEngine:
             # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes()
             self._optimizer.zero_grad(set_to_none=True)
-            if self.config.train.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                terms = self._step(self._in_layout(image), mask, label, prior, num_passes)
-            # DDP averages gradients over workers; `share` makes up for unequal batch sizes.
-            loss = torch.stack(list(terms.values())).sum() * self._share
-            loss.backward()  # type: ignore[no-untyped-call]
+            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
             self._average.update(self.network)
-            yield StepResult(
-                index, {name: term.detach() for name, term in terms.items()}, norm.detach()
-            )
+            yield StepResult(index, terms, norm.detach())
+
+    def _add_gradients(self, batch: TensorBatch, num_passes: int) -> dict[str, Tensor]:
+        """Add the gradients of a step's loss over all workers, one micro-batch after the other.
+
+        Args:
+            batch: this worker's images of the step.
+            num_passes: passes over each image.
+
+        Returns:
+            The loss terms of the whole step.
+        """
+        own = StepCounts.of(batch.label, self._dtype)
+        counts = StepCounts(*self._group.sum(torch.stack(own)))
+        sums: dict[str, Tensor] = {}
+        parts = list(self._micro_batches(batch))
+        for part in parts:
+            if self.config.train.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            # DDP exchanges the gradients once, during the last backward pass.
+            with (
+                self._group.without_exchange(self._step, part is not parts[-1]),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
+            ):
+                image, mask, label, prior = part
+                terms = self._step(self._in_layout(image), mask, label, prior, num_passes, counts)
+            # DDP averages gradients over workers, but the terms of the workers add up.
+            loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
+        totals = self._group.sum(torch.stack(list(sums.values())))
+        return dict(zip(sums, totals, strict=True))
+
+    def _micro_batches(self, batch: TensorBatch) -> Iterator[TensorBatch]:
+        """Cut this worker's images of a step into its parts of the micro-batches."""
+        train = self.config.train
+        if train.num_micro_batches == 1:
+            yield batch
+            return
+        positions = worker_positions(
+            train.batch_size, train.num_micro_batches, self._group.rank, self._group.num_workers
+        )
+        sizes = [len(part) for part in positions]
+        pieces = [
+            [None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in batch
+        ]
+        for image, mask, label, prior in zip(*pieces, strict=True):
+            yield TensorBatch(image, mask, label, prior)
 
     def validate(self, batches: Iterable[Batch]) -> list[ValidationScore]:
         """Score images with the averaged weights, at the network's input size.
@@ -242,7 +290,7 @@ class TrainingEngine:
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the averaged weights on the CPU."""
         return {
-            name: value.detach().cpu().clone()
+            name: value.detach().to("cpu", _storage_dtype(value), copy=True)
             for name, value in self.averaged().state_dict().items()
         }
 
@@ -272,10 +320,14 @@ class TrainingEngine:
         torch.set_rng_state(state["rng"]["state"])
 
     def _to_device(self, batch: Batch) -> TensorBatch:
-        return to_tensors(batch, self.config.data.image_size, self.device)
+        return to_tensors(batch, self.config.data.image_size, self.device, self._dtype)
 
     def _in_layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=self._layout)
+
+
+def _storage_dtype(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.is_floating_point() else value.dtype
 
 
 def compile_network(network: nn.Module, config: TrainConfig) -> nn.Module:

@@ -1,12 +1,13 @@
 """The group of processes that trains one fold. No Ray."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -51,6 +52,24 @@ class Group:
         result: T = decision[0]
         return result
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the workers. Gradients do not flow through the sum."""
+        total = values.detach().clone()
+        if self.num_workers > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def without_exchange(self, module: nn.Module, apply: bool) -> AbstractContextManager[None]:
+        """Return a context in which a wrapped module's gradients stay on this worker.
+
+        Args:
+            module: result of `wrap`.
+            apply: False for a context without effect.
+        """
+        if apply and isinstance(module, DistributedDataParallel):
+            return cast(AbstractContextManager[None], module.no_sync())
+        return nullcontext()
+
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Wrap a module in DDP, which averages gradients over the workers.
 
@@ -62,6 +81,8 @@ class Group:
         return DistributedDataParallel(
             module,
             device_ids=None if on_cpu else [device.index],
+            # Synchronised normalisation has the same statistics on every worker.
+            broadcast_buffers=False,
             # The search for unused parameters keeps the gradient buckets in their first order.
             # Otherwise DDP reorders the buckets after the first step, and a resumed run would add
             # gradients in a different order.
