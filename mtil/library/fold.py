@@ -161,12 +161,10 @@ class FoldTraining:
             steps_per_epoch=self.steps,
             malignant_share=tumours[1] / (sum(tumours) + normals),
             device=self.device,
-            wrap=lambda module: self.group.wrap(module, self.device),
+            group=self.group,
             num_passes=len(self.pass_trainings),
             earlier=[model.network() for model in self._earlier_models()],
             initial=load_initial_weights(self.run, self.training),
-            # Workers may differ by one image a step; the scale keeps every image's weight equal.
-            share=self.local_batch * self.group.num_workers / self.batch_size,
             number=self.training.round,
         )
 

@@ -113,7 +113,7 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
         device: the network's device.
     """
     if device.type != "cpu":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return
     # A group of its own: otherwise the small sums would queue behind DDP's gradient buckets.
     group = torch.distributed.new_group()

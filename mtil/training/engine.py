@@ -119,6 +119,7 @@ class TrainingEngine:
             number: index of the round; changes the random numbers of all epochs.
         """
         torch.manual_seed(config.seed)
+        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.config, self.device = config, device
         self._steps_per_epoch = steps_per_epoch
         self._layout = (
@@ -130,7 +131,6 @@ class TrainingEngine:
         )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
-        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
@@ -152,7 +152,10 @@ class TrainingEngine:
         # The compiled network shares parameters with `self.network`. The state dict of
         # `self.network` keeps the plain names.
         self._step = self._group.wrap(
-            TrainingStep(compile_network(self.network, config.train), self._objective), device
+            TrainingStep(compile_network(self.network, config.train), self._objective),
+            device,
+            # Synchronised normalisation has equal running statistics on every worker anyway.
+            sync_buffers=not config.train.sync_batch_norm,
         )
         self._autocast = should_use_bf16(config.train, device)
 
@@ -240,12 +243,14 @@ class TrainingEngine:
         positions = worker_positions(
             train.batch_size, train.num_micro_batches, self._group.rank, self._group.num_workers
         )
-        sizes = [len(part) for part in positions]
-        pieces = [
-            [None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in batch
-        ]
-        for image, mask, label, prior in zip(*pieces, strict=True):
-            yield TensorBatch(image, mask, label, prior)
+        start = 0
+        for part in positions:
+            rows = slice(start, start + len(part))
+            image, mask, label, prior = batch
+            yield TensorBatch(
+                image[rows], mask[rows], label[rows], None if prior is None else prior[rows]
+            )
+            start += len(part)
 
     def validate(self, batches: Iterable[Batch]) -> list[ValidationScore]:
         """Score images with the averaged weights, at the network's input size.

@@ -70,10 +70,15 @@ class Group:
             return cast(AbstractContextManager[None], module.no_sync())
         return nullcontext()
 
-    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+    def wrap(self, module: nn.Module, device: torch.device, *, sync_buffers: bool) -> nn.Module:
         """Wrap a module in DDP, which averages gradients over the workers.
 
         Return `module` itself if the group has one worker.
+
+        Args:
+            module: the module.
+            device: the module's device.
+            sync_buffers: whether every forward pass first copies the buffers of rank 0.
         """
         if self.num_workers == 1:
             return module
@@ -81,8 +86,7 @@ class Group:
         return DistributedDataParallel(
             module,
             device_ids=None if on_cpu else [device.index],
-            # Synchronised normalisation has the same statistics on every worker.
-            broadcast_buffers=False,
+            forward_sync_buffers=sync_buffers,
             # The search for unused parameters keeps the gradient buckets in their first order.
             # Otherwise DDP reorders the buckets after the first step, and a resumed run would add
             # gradients in a different order.

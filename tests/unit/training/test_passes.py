@@ -5,7 +5,6 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
@@ -284,30 +282,6 @@ def test_only_recycling_makes_several_passes_in_a_step(
     assert not _equal(plain.weights(), circle.weights())
     assert plain.validate(batches)[0].earlier == ()
     assert len(circle.validate(batches)[0].earlier) == 2
-
-
-def test_recycling_gives_a_wrapped_step_the_same_gradients(
-    make_config: MakeConfig, toy_batches: ToyBatches, tmp_path: Path
-) -> None:
-    """DDP in one process, with parameters used several times in a step."""
-    config = make_config(circle={"maps": "recycle", "num_passes": 3}, train={"clip_norm": 1e6})
-    batches = toy_batches(3, size=2)
-    plain = _engine(config, num_passes=3)
-    _train(plain, batches, range(1))
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
-    )
-    try:
-        wrapped = _engine(
-            config,
-            num_passes=3,
-            wrap=lambda module: DistributedDataParallel(module, find_unused_parameters=True),
-        )
-        _train(wrapped, batches, range(1))
-    finally:
-        torch.distributed.destroy_process_group()
-    for name, value in plain.weights().items():
-        torch.testing.assert_close(wrapped.weights()[name], value)
 
 
 def test_a_restored_recycling_training_ends_with_the_same_bits(
