@@ -57,8 +57,13 @@ class DataConfig:
     """Keep the training rows in memory, stream them from storage, or decide by size."""
     resident_gib: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0
     """With `auto`: maximum memory of a worker's training rows in GiB; larger sets are streamed."""
-    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 4
-    """Number of shards shuffled together."""
+    streams: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Number of places in the data set from which a batch takes images; at most
+    `train.batch_size` places are used. Part of the order of the images. A streaming worker holds
+    the open shards of the worker's streams in memory. Workers that share a stream read the same
+    shards, so set at least as many streams as workers."""
+    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Number of shards shuffled together in each stream."""
     normals: bool = True
     """Train on images without a lesion, too."""
 
@@ -273,9 +278,9 @@ class TrainConfig:
     """Number of restarts of the workers after failures; -1 means no limit."""
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.num_workers:
+        if self.batch_size < self.num_workers:
             raise ConfigError(
-                f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
+                f"`train.batch_size` must be at least `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
             )
         gpus = self.gpus_per_worker
