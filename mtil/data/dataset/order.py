@@ -116,15 +116,15 @@ def list_shard_reads(order: npt.NDArray[np.int32]) -> ShardReads:
         order: (steps, positions, 2), from `epoch_order`; a slice for a resumed epoch.
     """
     flat = order[:, :, 0].ravel()
-    width = max(order.shape[1], 1)
-    shards, first = np.unique(flat, return_index=True)
-    _, last = np.unique(flat[::-1], return_index=True)
-    by_need = np.argsort(first)
-    return ShardReads(
-        shards=shards[by_need].astype(np.int64),
-        first_steps=first[by_need] // width,
-        last_steps=(len(flat) - 1 - last[by_need]) // width,
-    )
+    places = np.arange(len(flat))
+    first, last = np.full((2, flat.max(initial=-1) + 1), -1)
+    # Of several values for an index, NumPy keeps the last. Much faster than `np.unique`.
+    first[flat[::-1]] = places[::-1]
+    last[flat] = places
+    shards = np.flatnonzero(first >= 0)
+    shards = shards[np.argsort(first[shards])]
+    width = order.shape[1]
+    return ShardReads(shards, first[shards] // width, last[shards] // width)
 
 
 class _ShardSequence:
