@@ -1,9 +1,9 @@
 """The order of training rows: index arithmetic on (seed, epoch), independent of the data source.
 
 An epoch visits the shards in random order, and the rows of a shard in random order. The sequence of
-rows is cut into streams: equal ranges, up to one row per step. Every step takes the same number of
-rows from each stream, and the rows of a stream have fixed positions in the step. Rows left over by
-the division are skipped in the epoch; every epoch skips different rows.
+rows is cut into ranges called streams. Within a stream, the rows of a few consecutive shards (a
+window) are mixed. A stream fills fixed positions of every step with the next rows of the stream.
+Rows left over by the division are skipped in the epoch; every epoch skips different rows.
 
 Workers divide the positions of a step. The number of workers is no part of the order, so a step
 holds the same rows in the same order for any number of workers. A worker reads only the shards of
