@@ -58,8 +58,13 @@ class DataConfig:
     """Keep the training rows in memory, stream them from storage, or decide by size."""
     resident_gib: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0
     """With `auto`: maximum memory of a worker's training rows in GiB; larger sets are streamed."""
-    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 4
-    """Number of shards shuffled together."""
+    streams: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Number of places in the data set from which a batch takes images; at most
+    `train.batch_size` places are used. Part of the order of the images. A streaming worker holds
+    the open shards of the worker's streams in memory. Workers that share a stream read the same
+    shards, so set at least as many streams as workers."""
+    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Number of shards shuffled together in each stream."""
     normals: bool = True
     """Train on images without a lesion, too."""
 
@@ -287,13 +292,17 @@ class TrainConfig:
         return math.ceil(self.batch_size / (self.micro_batch_size or self.batch_size))
 
     def __post_init__(self) -> None:
-        images, key = self.batch_size, "train.batch_size"
-        if self.micro_batch_size is not None and self.micro_batch_size < self.batch_size:
-            images, key = self.batch_size // self.num_micro_batches, "train.micro_batch_size"
-        if images < self.num_workers:
+        if self.batch_size < self.num_workers:
             raise ConfigError(
-                f"Every worker needs an image in each forward pass, but `{key}` gives {images} for "
-                f"{self.num_workers} workers; choose a larger `{key}` or fewer `train.num_workers`."
+                f"`train.batch_size` must be at least `train.num_workers`, but got "
+                f"{self.batch_size} for {self.num_workers} workers."
+            )
+        fewest = self.batch_size // self.num_micro_batches
+        if fewest < self.num_workers:
+            raise ConfigError(
+                "`train.micro_batch_size` must give every worker an image in each forward pass, "
+                f"but gives {fewest} images for {self.num_workers} workers; choose at least "
+                f"{min(2 * self.num_workers, self.batch_size)}."
             )
         gpus = self.gpus_per_worker
         if 0 < gpus < 0.01 or (gpus > 1 and gpus % 1):

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from mtil.circle.inputs import (
 )
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.order import local_batch_size
 from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
 from mtil.errors import DataError
 from mtil.library.samples import Samples
@@ -92,9 +90,6 @@ class FoldTraining:
         self.has_write_failed = False
         self.plan = self._make_plan("train")
         self.batch_size = self.config.train.batch_size
-        self.local_batch = local_batch_size(
-            self.batch_size, self.group.rank, self.group.num_workers
-        )
         self.hosts = sorted(set(self.group.gather(socket.gethostname())))
         self.steps = count_steps_per_epoch(self.config, manifest, training)
 
@@ -117,7 +112,8 @@ class FoldTraining:
         position = {"epoch": progress.next_epoch, "step": progress.partial.steps}
         _log.info("training", extra={"fields": position | {"workers": self.group.num_workers}})
         epochs = range(progress.next_epoch, self.config.train.num_epochs)
-        for epoch, batches in self.samples.epochs(self.plan, epochs, self.local_batch):
+        first = progress.partial.steps
+        for epoch, batches in self.samples.epochs(self.plan, epochs, first):
             if not is_continuing or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
@@ -180,8 +176,10 @@ class FoldTraining:
             seed=derive_round_seed(self.config.seed, self.training.round),
             rank=self.group.rank,
             num_workers=self.group.num_workers,
-            shuffle_shards=self.config.data.shuffle_shards,
             batch_size=self.config.train.batch_size,
+            num_micro_batches=self.config.train.num_micro_batches,
+            streams=self.config.data.streams,
+            shuffle_shards=self.config.data.shuffle_shards,
         )
 
     def _train_epoch(
@@ -193,8 +191,7 @@ class FoldTraining:
     ) -> dict[str, Any]:
         """Train one epoch, or the rest of a partial epoch. Return the record for the history."""
         partial = progress.partial
-        # A resumed group of the same size gets the same batches, so finished steps are skipped.
-        timed_batches = _TimedBatches(islice(batches, partial.steps, self.steps))
+        timed_batches = _TimedBatches(batches)
         steps: list[StepResult] = []
         start = last_write = time.monotonic()
         num_warnings = 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
+from mtil.data.dataset.order import worker_positions
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16

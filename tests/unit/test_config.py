@@ -156,8 +156,8 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
             r"`model\.attention\.levels` must not repeat, but got \[32, 16, 32\]",
         ),
         (
-            {"train": {"batch_size": 10, "num_workers": 4}},
-            r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
+            {"train": {"batch_size": 3, "num_workers": 4}},
+            r"`train\.batch_size` must be at least `train\.num_workers`, but got 3 for 4 workers",
         ),
         (
             {"train": {"cuda_graphs": True}},

@@ -15,9 +15,9 @@ from ray.data import DataContext, Dataset
 
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.epochs import (
+    iterate_epoch_shards,
     iterate_streamed_epochs,
     iterate_streamed_rows,
-    list_epoch_shards,
 )
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import RowSelection
@@ -76,16 +76,23 @@ def get_resident_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) 
 
 
 def iterate_streaming_epochs(
-    data_uri: str, plan: EpochPlan, epochs: range, batch_size: int, priors: PriorMaps | None = None
+    data_uri: str,
+    plan: EpochPlan,
+    epochs: range,
+    *,
+    first: int = 0,
+    priors: PriorMaps | None = None,
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield an iterator of batches for every epoch, as the rows arrive from storage.
+
+    The first epoch begins at step `first`.
 
     All epochs share a stream, so shards of the next epoch are prefetched while the current epoch
     trains. Exhaust an epoch before requesting the next.
     """
     task = ShardReadTask(data_uri, plan.manifest, priors=priors)
-    with closing(_shard_tables(task, plan, epochs)) as tables:
-        yield from iterate_streamed_epochs(tables, plan, epochs, batch_size)
+    with closing(_shard_tables(task, plan, epochs, first)) as tables:
+        yield from iterate_streamed_epochs(tables, plan, epochs, first)
 
 
 def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
@@ -99,15 +106,17 @@ def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -
 
 
 def _shard_tables(
-    task: ShardReadTask, plan: EpochPlan, epochs: range
+    task: ShardReadTask, plan: EpochPlan, epochs: range, first: int
 ) -> Generator[pa.Table, None, None]:
-    """Yield the tables of all shards of all windows of the epochs as one stream."""
+    """Yield the tables of all shards that the epochs read as one stream."""
     pending: list[int] = []
-    for epoch in epochs:
-        pending += list_epoch_shards(plan, epoch)
-        if len(pending) >= _MAX_TASKS or epoch == epochs[-1]:
+    for shards in iterate_epoch_shards(plan, epochs, first):
+        pending += shards
+        if len(pending) >= _MAX_TASKS:
             yield from _iterate_blocks(_read_shards(pending, task))
             pending = []
+    if pending:
+        yield from _iterate_blocks(_read_shards(pending, task))
 
 
 def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:

@@ -57,9 +57,11 @@ class StreamedSamples:
     def __init__(self, data_uri: str, priors: PriorMaps | None) -> None:
         self._data_uri, self._priors = data_uri, priors
 
-    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
         """See `Samples.epochs`."""
-        stream = iterate_streaming_epochs(self._data_uri, plan, epochs, batch_size, self._priors)
+        stream = iterate_streaming_epochs(
+            self._data_uri, plan, epochs, first=first, priors=self._priors
+        )
         with closing(stream):
             yield from zip(epochs, stream, strict=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
-from mtil.data.dataset.order import epoch_windows
+from mtil.data.dataset.order import epoch_order
 from mtil.models import NetworkOutput
 from mtil.training.engine import (
     TrainingEngine,
@@ -396,9 +396,15 @@ def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() ->
     assert len(set(seeds)) == 10
     assert derive_round_seed(8, 1) != derive_round_seed(7, 1)
     orders = [
-        epoch_windows([20], seed=seed, epoch=0, rank=0, num_workers=1, shuffle_shards=1)[
-            0
-        ].picks.tolist()
+        epoch_order(
+            [20],
+            seed=seed,
+            epoch=0,
+            batch_size=4,
+            streams=1,
+            shuffle_shards=1,
+            positions=[range(4)],
+        ).tolist()
         for seed in seeds
     ]
     assert len({str(order) for order in orders}) == 10
