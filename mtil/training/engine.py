@@ -22,8 +22,13 @@ from mtil.models.devices import should_use_bf16
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
 from mtil.training.losses import TrainingObjective
-from mtil.training.randomness import EpochRandomness, derive_round_seed
-from mtil.training.tensors import TensorBatch, to_tensors
+from mtil.training.randomness import (
+    EpochRandomness,
+    ImageRandomness,
+    Purpose,
+    derive_round_seed,
+)
+from mtil.training.tensors import TensorBatch, move_to_device, to_tensors
 
 
 class TrainingStep(nn.Module):
@@ -43,16 +48,27 @@ class TrainingStep(nn.Module):
         label: Tensor,
         prior: Tensor | None = None,
         num_passes: int = 1,
+        draws: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
         The first pass reads the prior map, each later pass the map of the previous pass. Gradients
         do not flow between passes: every pass learns to make the best of a given map.
+
+        Args:
+            image: gray values (b, 1, h, w) in [0, 1].
+            mask: 1 in the lesion, 0 elsewhere (b, 1, h, w).
+            label: 0 benign, 1 malignant, 2 normal (b,).
+            prior: prior map (b, 1, h, w) of the first pass; None equals all zeros.
+            num_passes: number of passes, from 1.
+            draws: uniform numbers (num_passes, b, num_draws) for the network's random layers; None
+                leaves the choice to torch's global generator.
         """
-        output = self.network(image, prior)
-        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
-        for _ in range(num_passes - 1):
-            output = self.network(image, output.as_prior())
+        passes: list[dict[str, Tensor]] = []
+        for index in range(num_passes):
+            if index > 0:
+                prior = output.as_prior()
+            output = self.network(image, prior, draws=None if draws is None else draws[index])
             passes.append(self.objective(output, mask, label))
         if num_passes == 1:
             return passes[0]
@@ -125,7 +141,6 @@ class TrainingEngine:
         self._num_passes, self._earlier = num_passes, [net.to(device).eval() for net in earlier]
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
         self._share, self._seed = share, derive_round_seed(config.seed, number)
-        self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device)
         if initial is not None:
             self.network.load_state_dict(initial)
@@ -154,40 +169,34 @@ class TrainingEngine:
         epoch: int,
         rank: int = 0,
         first: int = 0,
-        randomness: Mapping[str, Tensor] | None = None,
     ) -> Iterator[StepResult]:
         """Take one optimiser step a batch and yield each step.
 
-        All randomness of the epoch comes from (seed, round, epoch, rank). An epoch repeated after a
-        restart is therefore identical.
+        The random numbers of an image come from (seed, round, epoch, sample id). An epoch repeated
+        or resumed after a restart is therefore identical. Dropout within an `hf:` encoder also
+        depends on step and rank, see `EpochRandomness.seed_step`.
 
         Args:
             batches: batches of this worker, from step `first` on.
             epoch: index of the epoch, from 0.
             rank: rank of this worker.
             first: index of the first step to take; larger than 0 to resume within an epoch.
-            randomness: result of `randomness` after step `first - 1` on this rank.
         """
-        self._random = random = EpochRandomness(
-            self._seed,
-            epoch,
-            rank,
-            self.device,
-            first=first,
-            most_passes=self._most_passes,
-            state=randomness,
-        )
+        random = EpochRandomness(self._seed, epoch, self.device, most_passes=self._most_passes)
         self._step.train()
         for index, batch in enumerate(batches, start=first):
             image, mask, label, prior = self._to_device(batch)
-            image, mask, prior = self._augment(image, mask, prior, random.degrading)
+            random.seed_step(index, rank)
+            images = random.for_images(batch.sample_id)
+            image, mask, prior = self._augment(image, mask, prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
-            num_passes = random.num_passes()
+            num_passes = random.num_passes(index)
+            draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
             if self.config.train.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                terms = self._step(self._in_layout(image), mask, label, prior, num_passes)
+                terms = self._step(self._in_layout(image), mask, label, prior, num_passes, draws)
             # DDP averages gradients over workers; `share` makes up for unequal batch sizes.
             loss = torch.stack(list(terms.values())).sum() * self._share
             loss.backward()  # type: ignore[no-untyped-call]
@@ -229,11 +238,6 @@ class TrainingEngine:
                 scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
 
-    def randomness(self) -> dict[str, Tensor]:
-        """Return the generator states of this worker between two steps of an epoch."""
-        assert self._random is not None
-        return self._random.state()
-
     def averaged(self) -> nn.Module:
         """Return the network with averaged weights, or the trained network without an average."""
         averaged = bool(self.config.train.ema_decay) and int(self._average.n_averaged) > 0
@@ -270,6 +274,15 @@ class TrainingEngine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
         torch.set_rng_state(state["rng"]["state"])
+
+    def _draw_layers(self, images: ImageRandomness, num_passes: int) -> Tensor | None:
+        """Return uniform numbers (num_passes, b, num_draws); None without random layers."""
+        num_draws = self.network.num_draws
+        if num_draws == 0:
+            return None
+        draws = images.uniforms(Purpose.LAYERS, num_passes * num_draws)
+        by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
+        return move_to_device(by_pass, self.device)
 
     def _to_device(self, batch: Batch) -> TensorBatch:
         return to_tensors(batch, self.config.data.image_size, self.device)
