@@ -73,7 +73,7 @@ def draw_affine(
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
     scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.double())
     angle = config.rotation * signed[3]
-    sides = torch.tensor([width, height])
+    sides = torch.tensor([width, height], dtype=draw.dtype)
     shift = config.translation * signed[4:].T * sides
     centre = ((sides - 1) / 2).expand(len(shift), 2)
     matrix: Tensor = get_affine_matrix2d(shift, centre, scale, angle)
