@@ -62,8 +62,10 @@ class FlexibleUNet(nn.Module):
         self.encoder = self.network.encoder
         self.classifier = nn.Linear(512, 1)
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> NetworkOutput:
-        """Predict as mtil's networks do, without side outputs or a use for a prior map."""
+    def forward(
+        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+    ) -> NetworkOutput:
+        """Predict as mtil's networks do, without side outputs, use for a prior map or dropout."""
         features = self.encoder(image.expand(-1, 3, -1, -1))
         decoded = self.network.decoder(features, self.network.skip_connect)
         malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]

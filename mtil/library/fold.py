@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mtil.circle.inputs import (
     count_steps_per_epoch,
@@ -198,9 +197,7 @@ class FoldTraining:
         for step in engine.train_epoch(
             timed_batches,
             epoch=epoch,
-            rank=self.group.rank,
             first=partial.steps,
-            randomness=self._own_randomness(partial),
         ):
             steps.append(step)
             done = partial.steps + len(steps)
@@ -267,18 +264,12 @@ class FoldTraining:
             workers=self.group.num_workers,
         )
 
-    def _own_randomness(self, partial: PartialEpoch) -> dict[str, Tensor] | None:
-        """Return this worker's random state in a partial epoch; None if the group size changed."""
-        is_same_size = len(partial.randomness) == self.group.num_workers
-        return partial.randomness[self.group.rank] if is_same_size else None
-
     def _save_within_epoch(
         self, engine: TrainingEngine, progress: TrainingProgress, terms: dict[str, list[float]]
     ) -> None:
-        """Commit a checkpoint between two steps. All workers must call after the same step."""
-        randomness = self.group.gather(engine.randomness())
+        """Commit a checkpoint between two steps, on rank 0."""
         if self.group.is_first:
-            partial = PartialEpoch(len(terms["gradient_norm"]), terms, randomness)
+            partial = PartialEpoch(len(terms["gradient_norm"]), terms)
             progress.save(self.checkpoints, engine, partial)
             _log.info("checkpoint before a machine goes", extra={"fields": {"step": partial.steps}})
 

@@ -22,6 +22,16 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if activation else []))
 
 
+def keep_factors(draws: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
+    """Return the factors of dropout: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Args:
+        draws: uniform numbers in [0, 1).
+        rate: from 0 to below 1.
+    """
+    return (draws >= rate).to(draws.dtype) / (1 - rate)
+
+
 def upsample_double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
     """Double height and width by bilinear interpolation."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

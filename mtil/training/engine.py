@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +26,13 @@ from mtil.training.averaging import MovingAverage
 from mtil.training.batch_norm import synchronize_batch_norm
 from mtil.training.group import Group
 from mtil.training.losses import StepCounts, TrainingObjective
-from mtil.training.randomness import EpochRandomness, derive_round_seed
-from mtil.training.tensors import TensorBatch, to_tensors
+from mtil.training.randomness import (
+    EpochRandomness,
+    ImageRandomness,
+    Purpose,
+    derive_round_seed,
+)
+from mtil.training.tensors import TensorBatch, move_to_device, to_tensors
 
 
 class TrainingStep(nn.Module):
@@ -46,6 +52,7 @@ class TrainingStep(nn.Module):
         label: Tensor,
         prior: Tensor | None = None,
         num_passes: int = 1,
+        draws: Tensor | None = None,
         counts: StepCounts | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
@@ -54,11 +61,21 @@ class TrainingStep(nn.Module):
 
         The first pass reads the prior map, each later pass the map of the previous pass. Gradients
         do not flow between passes: every pass learns to make the best of a given map.
+
+        Args:
+            image: gray values (b, 1, h, w) in [0, 1].
+            mask: 1 in the lesion, 0 elsewhere (b, 1, h, w).
+            label: 0 benign, 1 malignant, 2 normal (b,).
+            prior: prior map (b, 1, h, w) of the first pass; None equals all zeros.
+            num_passes: number of passes, from 1.
+            draws: uniform numbers (num_passes, b, num_draws) for the network's random layers; None
+                leaves the choice to torch's global generator.
+            counts: counts over the whole step; by default the counts of this batch.
         """
-        output = self.network(image, prior)
-        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label, counts)]
-        for _ in range(num_passes - 1):
-            output = self.network(image, output.as_prior())
+        passes: list[dict[str, Tensor]] = []
+        for index in range(num_passes):
+            output = self.network(image, prior, draws=None if draws is None else draws[index])
+            prior = output.as_prior()
             passes.append(self.objective(output, mask, label, counts))
         if num_passes == 1:
             return passes[0]
@@ -132,7 +149,6 @@ class TrainingEngine:
         )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
-        self._random: EpochRandomness | None = None
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
             self.network.load_state_dict(initial)
@@ -165,93 +181,89 @@ class TrainingEngine:
         batches: Iterable[Batch],
         *,
         epoch: int,
-        rank: int = 0,
         first: int = 0,
-        randomness: Mapping[str, Tensor] | None = None,
     ) -> Iterator[StepResult]:
         """Take one optimiser step a batch and yield each step.
 
-        All randomness of the epoch comes from (seed, round, epoch, rank). An epoch repeated after a
-        restart is therefore identical.
+        The random numbers of an image come from (seed, round, epoch, sample id). An epoch repeated
+        or resumed after a restart is therefore identical. Dropout within an `hf:` encoder also
+        depends on step and rank, see `EpochRandomness.seed_step`.
 
         Args:
             batches: batches of this worker, from step `first` on.
             epoch: index of the epoch, from 0.
-            rank: rank of this worker.
             first: index of the first step to take; larger than 0 to resume within an epoch.
-            randomness: result of `randomness` after step `first - 1` on this rank.
         """
-        self._random = random = EpochRandomness(
-            self._seed,
-            epoch,
-            rank,
-            self.device,
-            first=first,
-            most_passes=self._most_passes,
-            state=randomness,
-        )
+        random = EpochRandomness(self._seed, epoch, self.device, most_passes=self._most_passes)
         self._step.train()
         for index, batch in enumerate(batches, start=first):
             image, mask, label, prior = self._to_device(batch)
-            image, mask, prior = self._augment(image, mask, prior, random.degrading)
+            random.seed_step(index, self._group.rank)
+            images = random.for_images(batch.sample_id)
+            image, mask, prior = self._augment(image, mask, prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
-            num_passes = random.num_passes()
+            num_passes = random.num_passes(index)
+            draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes)
+            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes, draws)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
             self._average.update(self.network)
             yield StepResult(index, terms, norm.detach())
 
-    def _add_gradients(self, batch: TensorBatch, num_passes: int) -> dict[str, Tensor]:
+    def _add_gradients(
+        self, batch: TensorBatch, num_passes: int, draws: Tensor | None
+    ) -> dict[str, Tensor]:
         """Add the gradients of a step's loss over all workers, one micro-batch after the other.
 
         Args:
             batch: this worker's images of the step.
             num_passes: passes over each image.
+            draws: uniform numbers (num_passes, b, num_draws) for the network's random layers.
 
         Returns:
             The loss terms of the whole step.
         """
         own = StepCounts.of(batch.label, self._dtype)
         counts = StepCounts(*self._group.sum(torch.stack(own)))
-        sums: dict[str, Tensor] = {}
-        parts = list(self._micro_batches(batch))
-        for part in parts:
+        slices = self._micro_batches(len(batch.label))
+        parts: list[dict[str, Tensor]] = []
+        for rows in slices:
             if self.config.train.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             # DDP exchanges the gradients once, during the last backward pass.
             with (
-                self._group.without_exchange(self._step, part is not parts[-1]),
+                self._group.without_exchange(self._step, rows is not slices[-1]),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
             ):
-                image, mask, label, prior = part
-                terms = self._step(self._in_layout(image), mask, label, prior, num_passes, counts)
+                terms = self._step(
+                    self._in_layout(batch.image[rows]),
+                    batch.mask[rows],
+                    batch.label[rows],
+                    None if batch.prior is None else batch.prior[rows],
+                    num_passes,
+                    None if draws is None else draws[:, rows],
+                    counts,
+                )
             # DDP averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
             loss.backward()  # type: ignore[no-untyped-call]
-            sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-        totals = self._group.sum(torch.stack(list(sums.values())))
-        return dict(zip(sums, totals, strict=True))
+            parts.append({name: term.detach() for name, term in terms.items()})
+        names = list(parts[0])
+        sums = torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names])
+        return dict(zip(names, self._group.sum(sums), strict=True))
 
-    def _micro_batches(self, batch: TensorBatch) -> Iterator[TensorBatch]:
-        """Cut this worker's images of a step into its parts of the micro-batches."""
+    def _micro_batches(self, num_images: int) -> list[slice]:
+        """Return the micro-batches among this worker's images of a step."""
         train = self.config.train
         if train.num_micro_batches == 1:
-            yield batch
-            return
+            return [slice(0, num_images)]
         positions = worker_positions(
             train.batch_size, train.num_micro_batches, self._group.rank, self._group.num_workers
         )
-        start = 0
-        for part in positions:
-            rows = slice(start, start + len(part))
-            image, mask, label, prior = batch
-            yield TensorBatch(
-                image[rows], mask[rows], label[rows], None if prior is None else prior[rows]
-            )
-            start += len(part)
+        stops = list(accumulate(len(part) for part in positions))
+        return [slice(start, stop) for start, stop in pairwise([0, *stops])]
 
     def validate(self, batches: Iterable[Batch]) -> list[ValidationScore]:
         """Score images with the averaged weights, at the network's input size.
@@ -282,11 +294,6 @@ class TrainingEngine:
                 label = int(batch.label[index])
                 scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
-
-    def randomness(self) -> dict[str, Tensor]:
-        """Return the generator states of this worker between two steps of an epoch."""
-        assert self._random is not None
-        return self._random.state()
 
     def averaged(self) -> nn.Module:
         """Return the network with averaged weights, or the trained network without an average."""
@@ -324,6 +331,15 @@ class TrainingEngine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
         torch.set_rng_state(state["rng"]["state"])
+
+    def _draw_layers(self, images: ImageRandomness, num_passes: int) -> Tensor | None:
+        """Return uniform numbers (num_passes, b, num_draws); None without random layers."""
+        num_draws = self.network.num_draws
+        if num_draws == 0:
+            return None
+        draws = images.uniforms(Purpose.LAYERS, num_passes * num_draws)
+        by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
+        return move_to_device(by_pass, self.device)
 
     def _to_device(self, batch: Batch) -> TensorBatch:
         return to_tensors(batch, self.config.data.image_size, self.device, self._dtype)

@@ -30,7 +30,7 @@ class StepCounts(NamedTuple):
     @classmethod
     def of(cls, label: Int[Tensor, "b"], dtype: torch.dtype = torch.float32) -> "StepCounts":
         """Count the images of one batch."""
-        images = torch.tensor(len(label), dtype=dtype, device=label.device)
+        images = torch.full((), len(label), dtype=dtype, device=label.device)
         return cls(images, (label != NORMAL).sum().to(dtype))
 
 

@@ -78,7 +78,7 @@ def _step(config: Config, batch: Batch, group: Group, num_passes: int) -> dict[s
     rows = range(
         IMAGES * group.rank // group.num_workers, IMAGES * (group.rank + 1) // group.num_workers
     )
-    (step,) = engine.train_epoch([_slice(batch, rows)], epoch=0, rank=group.rank)
+    (step,) = engine.train_epoch([_slice(batch, rows)], epoch=0)
     gradients: dict[str, Tensor | None] = {
         name: parameter.grad
         for module in (engine.network, engine._objective)
