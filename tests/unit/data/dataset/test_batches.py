@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtil.data.dataset import epochs
 from mtil.data.dataset.batches import (
@@ -25,9 +27,9 @@ from mtil.data.dataset.epochs import (
     iterate_resident_epoch,
     iterate_streamed_epochs,
 )
-from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.manifest import Cell, Manifest
 from mtil.data.dataset.order import list_shard_reads
-from mtil.data.dataset.selection import Role, count_rows, select_rows
+from mtil.data.dataset.selection import Role, RowSelection, count_rows, select_rows
 from mtil.data.dataset.shards import read_shard
 from mtil.errors import DataError
 from mtil.storage import LocalStore
@@ -140,6 +142,84 @@ def test_held_and_streamed_batches_are_the_same_to_the_bit(
     assert [len(steps[epoch]) for epoch in epoch_range] == [num_steps - first, num_steps]
     assert {len(ids) for epoch in epoch_range for ids in steps[epoch]} == {batch_size}
     assert len(set.union(*steps[1])) == num_steps * batch_size
+
+
+def _numbered(counts: list[int]) -> list[pa.Table]:
+    """Make a table per shard; every second row is of the test fold and has the next number."""
+    tables, number = [], 0
+    for shard, count in enumerate(counts):
+        numbers = np.arange(number, number + count).repeat(2)
+        number += count
+        tables.append(
+            pa.table(
+                {
+                    "sample_id": [f"{shard}-{place}" for place in range(2 * count)],
+                    "image": pa.array([bytes([i]) * 64 for i in numbers], pa.binary(64)),
+                    "mask": pa.array([bytes([i]) * 8 for i in numbers], pa.binary(8)),
+                    "label": pa.array(numbers % 3, pa.int8()),
+                    "fold": pa.array(np.tile([1, 0], count), pa.int8()),
+                    "part": pa.array(np.zeros(2 * count), pa.int8()),
+                }
+            )
+        )
+    return tables
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    st.integers(1, 5),
+    st.integers(0, 9),
+    st.integers(1, 3),
+    st.integers(1, 15),
+    st.integers(1, 3),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_any_worker_streams_the_rows_that_a_resident_worker_takes(
+    manifest: Manifest,
+    counts: list[int],
+    num_workers: int,
+    more: int,
+    num_micro_batches: int,
+    streams: int,
+    shuffle_shards: int,
+    first: int,
+    data: st.DataObject,
+) -> None:
+    tables = _numbered(counts)
+    shards = tuple(
+        replace(
+            manifest.shards[0],
+            rows=2 * count,
+            cells=tuple(Cell(fold=fold, part=0, label=0, rows=count) for fold in (0, 1)),
+        )
+        for count in counts
+    )
+    plan = EpochPlan(
+        manifest=replace(manifest, shards=shards),
+        selection=RowSelection(fold=1, role="test", num_parts=2),
+        seed=3,
+        rank=data.draw(st.integers(0, num_workers - 1)),
+        num_workers=num_workers,
+        batch_size=num_micro_batches * num_workers + more,
+        streams=streams,
+        shuffle_shards=shuffle_shards,
+        num_micro_batches=num_micro_batches,
+    )
+    arriving = (
+        tables[shard] for shard in chain.from_iterable(iterate_epoch_shards(plan, range(3), first))
+    )
+    stream = iterate_streamed_epochs(arriving, plan, range(3), first)
+    for epoch, streamed in enumerate(stream):
+        order = plan.order(epoch)[0 if epoch else first :]
+        held = _held(tables, plan, epoch, 0 if epoch else first)
+        for picks, one, other in zip(order.tolist(), held, streamed, strict=True):
+            # Selected row i of a shard is row 2 i.
+            assert one.sample_id == [f"{shard}-{2 * pick}" for shard, pick in picks]
+            assert _same(one, other)
+            numbers = [sum(counts[:shard]) + pick for shard, pick in picks]
+            assert one.image[:, 0, 0].tolist() == numbers
+    assert next(arriving, None) is None
 
 
 @pytest.mark.parametrize("streams", [1, 4, 64])
