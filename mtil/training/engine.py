@@ -66,10 +66,10 @@ class TrainingStep(nn.Module):
         """
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
-            if index > 0:
-                prior = output.as_prior()
             output = self.network(image, prior, draws=None if draws is None else draws[index])
             passes.append(self.objective(output, mask, label))
+            if index + 1 < num_passes:
+                prior = output.as_prior()
         if num_passes == 1:
             return passes[0]
         return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}
