@@ -200,10 +200,7 @@ class FoldTraining:
         start = last_write = time.monotonic()
         num_warnings = 0
         for step in engine.train_epoch(
-            timed_batches,
-            epoch=epoch,
-            rank=self.group.rank,
-            first=partial.steps,
+            timed_batches, epoch=epoch, rank=self.group.rank, first=partial.steps
         ):
             steps.append(step)
             done = partial.steps + len(steps)
