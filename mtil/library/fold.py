@@ -194,11 +194,7 @@ class FoldTraining:
         steps: list[StepResult] = []
         start = last_write = time.monotonic()
         num_warnings = 0
-        for step in engine.train_epoch(
-            timed_batches,
-            epoch=epoch,
-            first=partial.steps,
-        ):
+        for step in engine.train_epoch(timed_batches, epoch=epoch, first=partial.steps):
             steps.append(step)
             done = partial.steps + len(steps)
             if self.group.is_first and time.monotonic() - last_write > _STEP_INTERVAL_S:

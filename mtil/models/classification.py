@@ -70,7 +70,7 @@ class ClassificationHead(nn.Module):
             pools.append(pool_regions(levels[-1], weights).flatten(1))
         hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
         if draws is not None and self.num_draws:
-            hidden = hidden * keep_factors(draws, self.dropout).to(hidden.dtype)
+            hidden = hidden * keep_factors(draws, self.dropout, hidden.dtype)
         malignant: Tensor = self.output(hidden)
         return malignant[:, 0]
 

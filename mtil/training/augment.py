@@ -67,7 +67,7 @@ def draw_affine(
 ) -> Float[Tensor, "b 2 3"]:
     """Draw one matrix an image, from source to target pixels: flips, scale, rotation, shift."""
     # On the CPU: launching these many small kernels on a GPU takes longer than computing here.
-    # Batched products may round by the size of the batch; in float64 the float32 result is equal.
+    # In float64: images in float64 get a matrix without rounding to float32.
     draw = random.uniforms(Purpose.AFFINE, 6).T.double()
     signed = 2 * draw - 1
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)

@@ -75,8 +75,9 @@ class TrainingStep(nn.Module):
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
             output = self.network(image, prior, draws=None if draws is None else draws[index])
-            prior = output.as_prior()
             passes.append(self.objective(output, mask, label, counts))
+            if index + 1 < num_passes:
+                prior = output.as_prior()
         if num_passes == 1:
             return passes[0]
         return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}

@@ -116,7 +116,7 @@ class InvertedResidual(nn.Module):
         if not self.shortcut:
             return y
         if draw is not None:
-            y = y * keep_factors(draw, self.drop_path).to(y.dtype)[:, None, None, None]
+            y = y * keep_factors(draw, self.drop_path, y.dtype)[:, None, None, None]
         return x + y
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -56,6 +57,17 @@ def test_broadcast_counters_give_the_words_of_single_counters() -> None:
             assert words[row, column].tolist() == _philox((column, 3, number, 0), (1, 2))
     assert (index.tolist(), stream.item()) == ([[0, 1, 2, 3, 4]], 3)
     assert (name.flatten().tolist(), zero.item()) == ([7, 2**32 - 1], 0)
+
+
+def test_numpy_gives_the_words_of_pytorch() -> None:
+    rng = np.random.default_rng(0)
+    counter = [rng.integers(0, 2**32, shape) for shape in ((1, 6), (1, 1), (5, 1), (5, 1))]
+    first, second, third, fourth = counter
+    one = philox4x32((first, second, third, fourth), (3, 4))
+    first, second, third, fourth = (torch.from_numpy(words) for words in counter)
+    other = philox4x32((first, second, third, fourth), (3, 4))
+    assert all(words.shape == (5, 6) for words in one)
+    assert all(np.array_equal(*words) for words in zip(one, other, strict=True))
 
 
 def test_uniforms_at_the_ends_and_in_between_by_hand() -> None:
