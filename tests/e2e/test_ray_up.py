@@ -264,7 +264,16 @@ def _programs(host: psutil.Process) -> set[str]:
     return {process.name() for process in host.children(recursive=True)}
 
 
-def _has_cpus(file: Path, operate: Operate, count: int) -> "subprocess.CompletedProcess[str]":
+def _monitor_log(head: psutil.Process) -> str:
+    """Return the last lines that the autoscaler has logged, from the head's own /tmp."""
+    inner = head.children(recursive=True)[-1].pid
+    (log,) = Path(f"/proc/{inner}/root/tmp/ray").glob("session_2*/logs/monitor.log")
+    return "\n".join(log.read_text().splitlines()[-60:])
+
+
+def _has_cpus(
+    file: Path, operate: Operate, hosts: list[psutil.Process], count: int
+) -> "subprocess.CompletedProcess[str]":
     """Wait until the cluster has so many CPUs; return what `status` says then."""
     said: list[subprocess.CompletedProcess[str]] = []
 
@@ -275,7 +284,9 @@ def _has_cpus(file: Path, operate: Operate, count: int) -> "subprocess.Completed
     try:
         until(is_so)
     except AssertionError as error:
-        raise AssertionError(f"{count} CPUs did not come: {said[0].stdout}") from error
+        raise AssertionError(
+            f"{count} CPUs did not come: {said[0].stdout}\n{_monitor_log(hosts[0])}"
+        ) from error
     return said[0]
 
 
@@ -285,7 +296,7 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     """They train together, one process each, from and to an S3 server that neither of them is."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
-    status = _has_cpus(file, operate, 4)
+    status = _has_cpus(file, operate, hosts, 4)
     assert status.returncode == 0, status.stdout + status.stderr
     assert "Active:" in status.stdout
 
@@ -314,7 +325,7 @@ def test_a_host_that_is_cut_off_costs_nothing_but_time(
     """While it trains, its link goes down and its raylet dies; it comes back and is used again."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
-    _has_cpus(file, operate, 4)
+    _has_cpus(file, operate, hosts, 4)
 
     def circle(name: str, *words: str) -> "subprocess.CompletedProcess[str]":
         submit = ("submit", "--cluster", file, "--", *CIRCLE, *words)
@@ -336,12 +347,12 @@ def test_a_host_that_is_cut_off_costs_nothing_but_time(
         for process in hosts[1].children(recursive=True):
             if process.name() == "raylet":
                 process.kill()
-        _has_cpus(file, operate, 2)  # the head has noticed
+        _has_cpus(file, operate, hosts, 2)  # the head has noticed
         _ip("-n", NAMES[2], "link", "set", "eth0", "up")
         job = cut.result()
     assert job.returncode == 0, job.stdout + job.stderr
     assert rounds("cut") == rounds("quiet")
-    _has_cpus(file, operate, 4)
+    _has_cpus(file, operate, hosts, 4)
     wide = circle("wide", *SHORT, *TOGETHER)  # which needs both hosts
     assert wide.returncode == 0, wide.stdout + wide.stderr
     down = operate("down", file, "--yes")
