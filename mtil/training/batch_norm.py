@@ -4,12 +4,13 @@ Plain batch normalisation uses the statistics of one worker's images, so the mod
 the number of workers.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mtil.training.exchange import LOOPBACK, SmallSums, connect_workers
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -19,8 +20,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     buffers are those of `nn.BatchNorm2d`. Every worker must have at least one image in each step.
     """
 
-    process_group: torch.distributed.ProcessGroup | None = None
-    """The workers; by default PyTorch's default group."""
+    sums: SmallSums
+    """The workers."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Normalise (b, c, h, w); in evaluation mode by the running statistics."""
@@ -31,7 +32,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         output, mean, unbiased_variance = _GlobalNormalization.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, self.eps, self.process_group
+            input, self.weight, self.bias, self.eps, self.sums
         )
         with torch.no_grad():
             self.num_batches_tracked += 1
@@ -51,7 +52,7 @@ class _GlobalNormalization(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        group: torch.distributed.ProcessGroup | None,
+        workers: SmallSums,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and the mean and unbiased variance of each channel."""
         # PyTorch's kernel has the fastest robust variance. The output of the kernel is not used.
@@ -62,7 +63,7 @@ class _GlobalNormalization(torch.autograd.Function):
         sums = torch.cat(
             [mean * count, (variance + mean**2) * count, mean.new_tensor([float(count)])]
         )
-        torch.distributed.all_reduce(sums, group=group)
+        workers.add(sums)
         total = sums[-1]
         mean, square = (sums[:-1] / total).chunk(2)
         variance = (square - mean**2).clamp_min(0)
@@ -70,7 +71,7 @@ class _GlobalNormalization(torch.autograd.Function):
         ctx.save_for_backward(
             image, weight, mean.to(kind), (variance + eps).rsqrt().to(kind), total
         )
-        ctx.eps, ctx.group = eps, group
+        ctx.eps, ctx.workers = eps, workers
         unbiased = variance * total / (total - 1).clamp_min(1)
         mean, unbiased = mean.to(kind), unbiased.to(kind)
         ctx.mark_non_differentiable(mean, unbiased)
@@ -86,7 +87,7 @@ class _GlobalNormalization(torch.autograd.Function):
             grad, image, weight, None, None, mean, scale, True, ctx.eps, [False, True, True]
         )
         sums = torch.cat([grad_weight, grad_bias]).double()
-        torch.distributed.all_reduce(sums, group=ctx.group)
+        ctx.workers.add(sums)
         mean_product, mean_grad = (sums / total).to(scale.dtype).chunk(2)
         # weight * scale * (grad - mean_grad - normalised * mean_product), as two passes over memory
         factor = weight * scale
@@ -102,7 +103,9 @@ class _GlobalNormalization(torch.autograd.Function):
         return grad_image, grad_weight, grad_bias, None, None
 
 
-def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
+def synchronize_batch_norm(
+    network: nn.Module, device: torch.device, address: str = LOOPBACK
+) -> None:
     """Make a network's layers of batch normalisation use the images of all workers.
 
     The layers become `nn.SyncBatchNorm` on GPUs and `GlobalBatchNorm2d` on CPUs. Parameters and
@@ -111,13 +114,13 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
     Args:
         network: a network whose outermost module is no batch normalisation.
         device: the network's device.
+        address: IP address of rank 0's machine, as seen from the machines of the other workers.
     """
     if device.type != "cpu":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return
-    # A group of its own: otherwise the small sums would queue behind DDP's gradient buckets.
-    group = torch.distributed.new_group()
+    workers = connect_workers(address)
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
-            module.process_group = group
+            cast(GlobalBatchNorm2d, module).sums = workers

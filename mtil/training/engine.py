@@ -166,7 +166,7 @@ class TrainingEngine:
         )
         # After the copy for the average, which only evaluates and exchanges nothing.
         if config.train.sync_batch_norm and self._group.num_workers > 1:
-            synchronize_batch_norm(self.network, device)
+            synchronize_batch_norm(self.network, device, self._group.address)
         # The compiled network shares parameters with `self.network`. The state dict of
         # `self.network` keeps the plain names.
         self._step = self._group.wrap(

@@ -10,6 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mtil.training.exchange import LOOPBACK
+
 T = TypeVar("T")
 
 
@@ -22,6 +24,8 @@ class Group:
 
     rank: int = 0
     num_workers: int = 1
+    address: str = LOOPBACK
+    """IP address of this worker's machine, as seen from the machines of the other workers."""
     report: Callable[[dict[str, Any]], None] = lambda figures: None
     """Called by every worker with figures at the end of an epoch. Blocks until all have called."""
     is_leaving: Callable[[], bool] | None = None

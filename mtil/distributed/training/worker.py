@@ -35,6 +35,7 @@ def train_in_group(job: FoldJob) -> None:
     group = Group(
         context.get_world_rank(),
         context.get_world_size(),
+        ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
         ray.train.report,
         _is_preempted if os.environ.get(PREEMPTION_WATCHER_VARIABLE) != "0" else None,
     )
