@@ -91,6 +91,7 @@ class Group:
             module,
             device_ids=None if on_cpu else [device.index],
             forward_sync_buffers=sync_buffers,
+            gradient_as_bucket_view=True,
             # The search for unused parameters keeps the gradient buckets in their first order.
             # Otherwise DDP reorders the buckets after the first step, and a resumed run would add
             # gradients in a different order.
