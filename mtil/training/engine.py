@@ -172,8 +172,6 @@ class TrainingEngine:
         self._step = self._group.wrap(
             TrainingStep(compile_network(self.network, config.train), self._objective),
             device,
-            # Synchronised normalisation has equal running statistics on every worker anyway.
-            sync_buffers=not config.train.sync_batch_norm,
         )
         self._autocast = should_use_bf16(config.train, device)
 
@@ -210,6 +208,8 @@ class TrainingEngine:
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
+            if not self.config.train.sync_batch_norm:
+                self._group.copy_buffers(self.network)
             self._average.update(self.network)
             yield StepResult(index, terms, norm.detach())
 
@@ -247,10 +247,11 @@ class TrainingEngine:
                     None if draws is None else draws[:, rows],
                     counts,
                 )
-            # DDP averages gradients over workers, but the terms of the workers add up.
+            # The group averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
             loss.backward()  # type: ignore[no-untyped-call]
             parts.append({name: term.detach() for name, term in terms.items()})
+        self._group.average_gradients(self._step)
         names = list(parts[0])
         sums = torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names])
         return dict(zip(names, self._group.sum(sums), strict=True))
