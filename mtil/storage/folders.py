@@ -88,8 +88,8 @@ def _walk(top: int, prefix: str, depth: int) -> Iterator[tuple[str, os.stat_resu
 
 def _open(root: Path, folders: Sequence[str], descriptors: list[int], *, make: bool) -> None:
     if make:
-        # `mkdir` raises this error too if another process deletes the folder at the same time. The
-        # next line tells a missing folder from a file.
+        # `mkdir` also raises FileExistsError when another process deletes the folder meanwhile.
+        # Opening the folder then fails with FileNotFoundError, and the write is repeated.
         with suppress(FileExistsError):
             root.mkdir(parents=True, exist_ok=True)
     descriptors.append(os.open(root, _ROOT_FLAGS))

@@ -195,7 +195,12 @@ def file(state: Path) -> Path:
     template["file_mounts"]["/home/mtil/.aws"] = str(keys)
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         # Both hosts are this machine, whose memory each would take a third of.
-        template[key][-1] += " --num-cpus=2 --object-store-memory=200000000"
+        limits = "ray start --num-cpus=2 --object-store-memory=200000000 "
+        template[key][-1] = template[key][-1].replace("ray start ", limits)
+    # The first start of the worker fails, as on a busy machine.
+    start = "until test -e ~/tried || ! touch ~/tried && ray start "
+    assert "until ray start " in template[key][-1]
+    template[key][-1] = template[key][-1].replace("until ray start ", start)
     path = state / "on-prem.yaml"
     path.write_text(yaml.safe_dump(template))
     return path
