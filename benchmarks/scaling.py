@@ -33,6 +33,7 @@ from mtil.data.dataset.batches import Batch, EpochPlan, TableRows
 from mtil.data.dataset.epochs import iterate_resident_epoch
 from mtil.data.dataset.selection import select_rows
 from mtil.data.dataset.shards import read_shard
+from mtil.models.devices import CPU_MALLOC_SETTINGS
 from mtil.storage import open_store
 from mtil.training.engine import TrainingEngine
 from mtil.training.group import Group
@@ -173,6 +174,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each number of workers")
     parser.add_argument("--weak", action="store_true", help="weak scaling too")
     options = parser.parse_args()
+    if not ON_GPU:
+        os.environ.update(CPU_MALLOC_SETTINGS)
     places = torch.cuda.device_count() if ON_GPU else (os.cpu_count() or 1)
     counts = [number for number in (1, 2, 4, 8, 16, 32, 64) if number <= places]
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:

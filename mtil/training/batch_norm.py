@@ -12,6 +12,10 @@ from torch.nn import functional as F
 
 from mtil.training.exchange import LOOPBACK, SmallSums, connect_workers
 
+_CANCELLATION = 0.01
+"""Share of the squares that must remain after the squared mean is subtracted; else both are taken
+anew, by a slower sum without a difference."""
+
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` with the statistics of all workers, for processes on CPUs.
@@ -56,18 +60,8 @@ class _GlobalNormalization(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and the mean and unbiased variance of each channel."""
         count = image.numel() // image.shape[1]
-        mean = image.sum(dim=(0, 2, 3), dtype=weight.dtype) / count
-        # The sum of x * (x - mean) by the kernel that sums in the backward pass: several times as
-        # fast as any other sum of products, and robust for a mean far from 0.
-        _, deviation, _ = torch.ops.aten.native_batch_norm_backward(
-            image, image, weight, None, None, mean, torch.ones_like(mean), True, eps,
-            [False, True, True],
-        )  # fmt: skip
-        # In float64: the sum of squares minus the squared mean loses digits.
-        mean, deviation = mean.double(), deviation.double()
-        sums = torch.cat(
-            [mean * count, deviation + mean**2 * count, mean.new_tensor([float(count)])]
-        )
+        value_sum, square_sum = _sum_values_and_squares(image, weight)
+        sums = torch.cat([value_sum, square_sum, value_sum.new_tensor([float(count)])])
         workers.add(sums)
         total = sums[-1]
         mean, square = (sums[:-1] / total).chunk(2)
@@ -106,6 +100,23 @@ class _GlobalNormalization(torch.autograd.Function):
         )
         grad_image.addcmul_(grad, factor.to(grad.dtype)[:, None, None])
         return grad_image, grad_weight, grad_bias, None, None
+
+
+def _sum_values_and_squares(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums (c,) of the values and of the squares of each channel, in float64."""
+    # The kernel that sums in the backward pass: several times as fast as any other such sum.
+    zero, one = torch.zeros_like(weight), torch.ones_like(weight)
+    _, squares, values = torch.ops.aten.native_batch_norm_backward(
+        image, image, weight, None, None, zero, one, True, 0.0, [False, True, True]
+    )
+    values, squares = values.double(), squares.double()
+    count = image.numel() // image.shape[1]
+    if (squares - values**2 / count < _CANCELLATION * squares).any():
+        # The mean is far from 0, and the difference has lost digits.
+        variance, mean = torch.var_mean(image, dim=(0, 2, 3), correction=0)
+        values = mean.double() * count
+        squares = variance.double() * count + values**2 / count
+    return values, squares
 
 
 def synchronize_batch_norm(
