@@ -12,10 +12,6 @@ from torch.nn import functional as F
 
 from mtil.training.exchange import LOOPBACK, SmallSums, connect_workers
 
-_CANCELLATION = 0.01
-"""Share of the squares that must remain after the squared mean is subtracted; else both are taken
-anew, by a slower sum without a difference."""
-
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` with the statistics of all workers, for processes on CPUs.
@@ -60,8 +56,11 @@ class _GlobalNormalization(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, and the mean and unbiased variance of each channel."""
         count = image.numel() // image.shape[1]
-        value_sum, square_sum = _sum_values_and_squares(image, weight)
-        sums = torch.cat([value_sum, square_sum, value_sum.new_tensor([float(count)])])
+        # The sums that plain batch normalisation takes: of the values, and of squared deviations.
+        mean, variance = torch.ops.aten.batch_norm_update_stats(image, None, None, 0.0)
+        # In float64: the sum of squares minus the squared mean loses digits.
+        mean, variance = mean.double(), variance.double()
+        sums = count * torch.cat([mean, variance + mean**2, mean.new_ones(1)])
         workers.add(sums)
         total = sums[-1]
         mean, square = (sums[:-1] / total).chunk(2)
@@ -100,23 +99,6 @@ class _GlobalNormalization(torch.autograd.Function):
         )
         grad_image.addcmul_(grad, factor.to(grad.dtype)[:, None, None])
         return grad_image, grad_weight, grad_bias, None, None
-
-
-def _sum_values_and_squares(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums (c,) of the values and of the squares of each channel, in float64."""
-    # The kernel that sums in the backward pass: several times as fast as any other such sum.
-    zero, one = torch.zeros_like(weight), torch.ones_like(weight)
-    _, squares, values = torch.ops.aten.native_batch_norm_backward(
-        image, image, weight, None, None, zero, one, True, 0.0, [False, True, True]
-    )
-    values, squares = values.double(), squares.double()
-    count = image.numel() // image.shape[1]
-    if (squares - values**2 / count < _CANCELLATION * squares).any():
-        # The mean is far from 0, and the difference has lost digits.
-        variance, mean = torch.var_mean(image, dim=(0, 2, 3), correction=0)
-        values = mean.double() * count
-        squares = variance.double() * count + values**2 / count
-    return values, squares
 
 
 def synchronize_batch_norm(
