@@ -11,9 +11,16 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import count_rows, select_rows
+from mtil.data.dataset.selection import Role, count_rows, select_rows
 from mtil.errors import DataError
-from mtil.metrics import Results, summarise, summarise_by_class, summarise_by_size
+from mtil.metrics import (
+    MapResults,
+    Results,
+    budget_errors,
+    summarise,
+    summarise_by_class,
+    summarise_by_size,
+)
 from mtil.run.folder import Run
 
 
@@ -23,6 +30,14 @@ def to_metric_results(predictions: pa.Table) -> Results:
     columns["sample_id"] = np.array(predictions.column("sample_id").to_pylist())
     columns["group"] = np.array(predictions.column("group").to_pylist())
     return Results(**columns).sorted()
+
+
+def _to_map_results(predictions: pa.Table) -> MapResults:
+    """Convert the scores of probability maps of one pass, sorted by sample id."""
+    rows = predictions.sort_by("sample_id")
+    return MapResults(
+        **{field.name: rows.column(field.name).to_numpy() for field in fields(MapResults)}
+    )
 
 
 def evaluate_predictions(
@@ -37,7 +52,8 @@ def evaluate_predictions(
         folds: the predicted folds.
 
     Returns:
-        metrics of the last pass, also by class, size and collection, and metrics of every pass.
+        metrics of the last pass, also by class, size and collection; the error budget of the last
+        pass; and metrics of every pass.
     """
     by_pass = []
     for pass_index, rows in _split_passes(predictions):
@@ -52,6 +68,7 @@ def evaluate_predictions(
         "by_size": summarise_by_size(results),
         "by_source": summarise_by_source(rows),
         "millimetres": summarise_millimetres(rows),
+        "errors": budget_errors(results, _to_map_results(rows)),
         "by_pass": by_pass,
     }
 
@@ -107,9 +124,14 @@ def summarise_millimetres(predictions: pa.Table) -> dict[str, float | None]:
 
 
 def store_predictions(
-    run: Run, manifest: Manifest, tables: Sequence[pa.Table], number: int, folds: Sequence[int]
+    run: Run,
+    manifest: Manifest,
+    tables: Sequence[pa.Table],
+    number: int,
+    folds: Sequence[int],
+    role: Role = "test",
 ) -> pa.Table:
-    """Check a round's scored test rows, write each fold's table to the run and return all rows.
+    """Check a round's scored rows, write each fold's table to the run and return all rows.
 
     Args:
         run: where the tables go.
@@ -117,6 +139,7 @@ def store_predictions(
         tables: scored rows of the folds, in any order.
         number: the round whose models scored them.
         folds: which folds.
+        role: the role of the rows in the folds.
 
     Returns:
         the rows, ordered by fold, id and pass.
@@ -130,16 +153,16 @@ def store_predictions(
     for fold in folds:
         of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
         check_predictions_complete(
-            of_fold, count_rows(manifest, select_rows(manifest, fold, "test")), fold
+            of_fold, count_rows(manifest, select_rows(manifest, fold, role)), fold
         )
         sink = io.BytesIO()
         pq.write_table(of_fold, sink)
-        run.store.write(run.predictions_name(number, fold), sink.getvalue())
+        run.store.write(run.predictions_name(number, fold, role), sink.getvalue())
     return predictions
 
 
 def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) -> None:
-    """Check that every pass has all test images of a fold exactly once.
+    """Check that every pass has all images of a fold in a role exactly once.
 
     Raises:
         DataError: if a pass misses or repeats images.
@@ -150,5 +173,5 @@ def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) 
         if len(ids) != expected or len(set(ids)) != expected:
             raise DataError(
                 f"Predictions of fold {fold} are incomplete: pass {pass_index} has {len(ids)} rows "
-                f"of {len(set(ids))} images, but must have each of the {expected} test images once."
+                f"of {len(set(ids))} images, but must have each of the {expected} images once."
             )

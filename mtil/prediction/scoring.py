@@ -12,7 +12,7 @@ from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
-from mtil.metrics import score_mask
+from mtil.metrics import score_map, score_mask
 from mtil.prediction.predictor import (
     MASK_THRESHOLD,
     Prediction,
@@ -86,16 +86,16 @@ def _score_batch(
     scored = []
     for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
-        scores = score_mask(
-            resize_map(prediction.lesion[index], height, width) >= MASK_THRESHOLD, target
-        )
+        lesion = resize_map(prediction.lesion[index], height, width)
+        scores = score_mask(lesion >= MASK_THRESHOLD, target)
         row |= {
             "pass": pass_index,
             "logit": float(prediction.logit[index]),
             "probability": float(prediction.malignant[index]),
             "predicted": bool(prediction.malignant[index] >= threshold),
         }
-        row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
+        for fields_of in (scores, score_map(lesion, target)):
+            row |= {field.name: getattr(fields_of, field.name) for field in fields(fields_of)}
         pixel_size = rows.column("pixel_size")[index].as_py()
         for name in ("hd95", "assd"):
             row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size

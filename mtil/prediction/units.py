@@ -1,4 +1,4 @@
-"""Units of work of an evaluation: a few test rows of one shard. No Ray.
+"""Units of work of an evaluation: a few rows of one shard. No Ray.
 
 Only `UnitScorer.score` loads PyTorch, so listing units stays cheap.
 """
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mtil.circle.inputs import load_model_chains
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import RowSelection, select_rows
+from mtil.data.dataset.selection import Role, select_rows
 from mtil.data.dataset.shards import read_shard
 from mtil.run.folder import Run
 from mtil.storage import open_store
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from mtil.prediction.predictor import Predictor
 
 _UNIT_ROWS = 64
-"""Maximum test rows of a unit: few enough to spread a small data set over the workers."""
+"""Maximum rows of a unit: few enough to spread a small data set over the workers."""
 
 
 @dataclass(frozen=True)
 class ScoringUnit:
-    """A range of a fold's test rows in one shard."""
+    """A range of a fold's rows in one shard."""
 
     fold: int
     shard: int
     """Index of the shard in the manifest."""
     start: int
-    """Index of the first row among the fold's test rows in the shard."""
+    """Index of the first row among the fold's rows in the shard."""
     rows: int
     """Number of rows."""
+    role: Role = "test"
+    """The rows of the fold: `test`, or `validation` for its inner validation rows."""
 
 
 class UnitScorer:
@@ -65,20 +67,17 @@ class UnitScorer:
             shard = self._manifest.shards[unit.shard]
             self._shard = (unit.shard, read_shard(self._store, shard, EVALUATION_COLUMNS))
         table = self._shard[1]
-        rows = _select_test_rows(self._manifest, unit.fold).rows(table)[unit.start :][: unit.rows]
+        selection = select_rows(self._manifest, unit.fold, unit.role)
+        rows = selection.rows(table)[unit.start :][: unit.rows]
         return score_chains(table.take(pa.array(rows)), self._chains[unit.fold])
 
 
-def list_units(manifest: Manifest, folds: Sequence[int]) -> list[ScoringUnit]:
-    """Split the test rows of folds into units. No row is in two units."""
+def list_units(manifest: Manifest, folds: Sequence[int], role: Role = "test") -> list[ScoringUnit]:
+    """Split the rows of folds in a role into units. No row of a fold is in two units."""
     return [
-        ScoringUnit(fold, index, start, min(_UNIT_ROWS, count - start))
+        ScoringUnit(fold, index, start, min(_UNIT_ROWS, count - start), role)
         for fold in folds
         for index, shard in enumerate(manifest.shards)
-        for count in [_select_test_rows(manifest, fold).count(shard)]
+        for count in [select_rows(manifest, fold, role).count(shard)]
         for start in range(0, count, _UNIT_ROWS)
     ]
-
-
-def _select_test_rows(manifest: Manifest, fold: int) -> RowSelection:
-    return select_rows(manifest, fold, "test")

@@ -23,6 +23,7 @@ from mtil.config import (
 )
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Role
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.run import names
@@ -187,9 +188,9 @@ class Run:
         """Return the folder of a training."""
         return names.training_folder(training)
 
-    def predictions_name(self, round_index: int, fold: int) -> str:
-        """Return the name of a round's predictions for a fold's test rows or the holdout."""
-        return names.predictions_name(round_index, fold)
+    def predictions_name(self, round_index: int, fold: int, role: Role = "test") -> str:
+        """Return the name of a round's predictions for a fold's rows or the holdout."""
+        return names.predictions_name(round_index, fold, role)
 
     def evaluation_name(self, round_index: int) -> str:
         """Return the name of a round's figures over all folds."""

@@ -6,6 +6,7 @@ deletes the names defined here. All names are relative to the run's URI.
 
 import re
 
+from mtil.data.dataset.selection import Role
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.run.plan import Train, WriteMaps
 
@@ -26,6 +27,7 @@ CHECKPOINT = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
 _CHECKPOINTS = "checkpoints"
 _HISTORY, _STEP = "history.jsonl", "step.json"
 _PREDICTIONS, _EVALUATION = "predictions.parquet", "evaluation.json"
+_VALIDATION_PREDICTIONS = "validation.parquet"
 _INDEX = r"\d{1,9}"
 _PART = rf"(?:/part-({_INDEX}))?"
 _TRAINING = rf"{TRAININGS}/({_INDEX})/fold-({_INDEX}){_PART}"
@@ -33,7 +35,8 @@ _MODEL = r"model-[0-9a-f]{12}\.pt"
 _MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
 # Predictions lie beside the files of a training, but are written by an evaluation.
-_TRAINING_FILE = re.compile(rf"{_TRAINING}/((?!{re.escape(_PREDICTIONS)})[^/]+(?:/[^/]+)?)")
+_NO_PREDICTIONS = rf"(?!{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
+_TRAINING_FILE = re.compile(rf"{_TRAINING}/({_NO_PREDICTIONS}[^/]+(?:/[^/]+)?)")
 _DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
 )
@@ -79,10 +82,17 @@ def model_name(action: Train, sha256: str) -> str:
     return f"{training_folder(action)}/model-{sha256[:12]}.pt"
 
 
-def predictions_name(round_index: int, fold: int) -> str:
-    """Return the name of a round's predictions for the test rows of a fold or for the holdout."""
+def predictions_name(round_index: int, fold: int, role: Role = "test") -> str:
+    """Return the name of a round's predictions for the rows of a fold or for the holdout.
+
+    Args:
+        round_index: the round.
+        fold: the fold; `HOLDOUT` for the holdout.
+        role: `test` or `validation`.
+    """
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
-    return f"{TRAININGS}/{round_index}/{folder}/{_PREDICTIONS}"
+    file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
+    return f"{TRAININGS}/{round_index}/{folder}/{file}"
 
 
 def evaluation_name(round_index: int) -> str:

@@ -30,6 +30,11 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("assd", pa.float64()),
         ("missed", pa.bool_()),
         ("false_positive_area", pa.float64()),
+        ("peak", pa.float64()),
+        ("peak_inside", pa.bool_()),
+        ("best_threshold", pa.float64()),
+        ("best_dice", pa.float64()),
+        ("half_peak_dice", pa.float64()),
         ("hd95_mm", pa.float64()),
         ("assd_mm", pa.float64()),
         ("model_sha256", pa.string()),
@@ -38,7 +43,9 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("version", pa.string()),
     ]
 )
-"""A row per image and pass. Distances are in pixels of the original image.
+"""A row per image and pass, with the fields of `MaskScores` and `MapScores`.
+
+Distances are in pixels of the original image.
 
 `hd95_mm` and `assd_mm` are in millimetres, and null if the collection states no pixel size.
 """

@@ -11,6 +11,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from mtil.circle.inputs import check_test_models
+from mtil.data.dataset.selection import Role
 from mtil.distributed.runtime import cluster, preflight
 from mtil.distributed.runtime.failures import unwrap_errors
 from mtil.prediction.evaluation import store_predictions
@@ -22,7 +23,7 @@ _PIXELS_PER_ACTOR = 32 * 256**2
 
 
 class ScoringActor:
-    """Actor that scores test rows with the models of a round."""
+    """Actor that scores rows with the models of a round."""
 
     def __init__(self, run_uri: str, data_uri: str, round_index: int, gpus: float) -> None:
         # Imported here: the driver does not need PyTorch.
@@ -42,19 +43,21 @@ def predict_folds(
     folds: Sequence[int],
     *,
     number: int = 0,
+    role: Role = "test",
     num_workers: int | None = None,
     gpus_per_worker: float = 0.0,
     listen: Callable[[dict[str, Any]], None],
 ) -> pa.Table:
-    """Score the test rows of folds with models that have not seen the rows. Write the predictions.
+    """Score the rows of folds with models that have not seen the rows. Write the predictions.
 
     The rows of the holdout, fold `HOLDOUT`, are scored by the ensemble of all trained folds. The
     predictions of each fold are written to the run.
 
     Args:
         run: the run.
-        folds: folds whose test rows are scored.
+        folds: folds whose rows are scored.
         number: round of the models.
+        role: `test`, or `validation` for the inner validation rows.
         num_workers: number of actors. By default as many as there are CPUs.
         gpus_per_worker: GPUs reserved per actor.
         listen: receives `{"kind": "scored", "images", "of"}`.
@@ -70,7 +73,7 @@ def predict_folds(
     for fold in folds:
         # Fail here at once, rather than in an actor after seconds.
         check_test_models(run, number, fold)
-    units = list_units(manifest, folds)
+    units = list_units(manifest, folds, role)
     num_images = sum(unit.rows for unit in units)
     num_pixels = num_images * run.config.data.image_size**2
     pool, cpus = make_actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
@@ -89,7 +92,7 @@ def predict_folds(
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
             listen({"kind": "scored", "images": images, "of": num_images})
-    return store_predictions(run, manifest, tables, number, folds)
+    return store_predictions(run, manifest, tables, number, folds, role)
 
 
 def make_actor_pool(

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -193,6 +196,29 @@ def test_figures_are_those_that_the_command_writes(
     assert figures["folds"] == [0]
     test = mtil.open_dataset(Run.open(run_uri).data_uri).rows(0, "test")
     assert figures["num_images"] == len(test)
+
+
+def test_inner_validation_rows_are_scored_on_request(
+    run_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--run", run_uri, "--local", "--split", "validation", "--errors"]
+    assert main([*command, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["split"] == "validation"
+    rows = mtil.open_dataset(Run.open(run_uri).data_uri).rows(0, "validation")
+    assert figures["num_images"] == len(rows)
+    assert json.loads((Path(run_uri) / "evaluation-validation.json").read_text()) == figures
+    table = pq.read_table(Path(run_uri) / "rounds/0/fold-0/validation.parquet")
+    assert sorted(table.column("sample_id").to_pylist()) == sorted(rows.sample_id)
+    tumours = table.filter(pa.compute.not_equal(table["label"], 2))
+    lost = 1 - tumours.column("dice").to_numpy()
+    shares = [band["share_of_loss"] for band in figures["errors"]["bands"]]
+    assert shares[0] == pytest.approx(lost[lost > 0.99].sum() / lost.sum())
+    assert sum(shares) == pytest.approx(1)
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "inner validation images of folds 0" in printed
+    assert "half peak if empty" in printed
 
 
 def test_a_prediction_is_that_of_mtil_predict(

@@ -200,6 +200,9 @@ def test_every_row_is_scored_at_its_original_size(
         tp, fp, fn = (int(part.sum()) for part in (found & mask, found & ~mask, mask & ~found))
         assert (told["tp"], told["fp"], told["fn"]) == (tp, fp, fn)
         assert told["false_positive_area"] == fp / mask.size
+        lesion = resize_map(said.lesion[index], *mask.shape)
+        assert told["peak"] == float(lesion.max())
+        assert told["peak_inside"] == bool(mask.flat[lesion.argmax()])
         if row["label"] == 2:
             assert math.isnan(told["dice"])
         else:
@@ -351,7 +354,7 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures.keys() == {
         "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "millimetres",
-        "by_pass",
+        "errors", "by_pass",
     }  # fmt: skip
     assert [part["count"] for part in figures["by_size"].values()] == [16, 16, 16]
     assert figures["by_source"] == {}
@@ -367,6 +370,9 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
 
     tumours = [row for row in predictions.to_pylist() if row["label"] < 2]
     assert len(tumours) == 48
+    assert sum(band["images"] for band in figures["errors"]["bands"]) == 48
+    best = figures["errors"]["decisions"]["best_threshold"]["dice"]
+    assert best == pytest.approx(np.mean([row["best_dice"] for row in tumours]))
     metrics = {name: interval["value"] for name, interval in figures["metrics"].items()}
     assert metrics["dice"] == pytest.approx(np.mean([row["dice"] for row in tumours]))
     assert metrics["accuracy"] == np.mean([row["predicted"] == row["label"] for row in tumours])
@@ -423,7 +429,7 @@ def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> Non
 def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
     check_predictions_complete(predictions, 60, 1)
     with pytest.raises(
-        DataError, match=r"fold 1 .* has 60 rows .* each of the 61 test images once"
+        DataError, match=r"fold 1 .* has 60 rows .* each of the 61 images once"
     ):
         check_predictions_complete(predictions, 61, 1)
     twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
