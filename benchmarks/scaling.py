@@ -33,7 +33,7 @@ from mtil.data.dataset.batches import Batch, EpochPlan, TableRows
 from mtil.data.dataset.epochs import iterate_resident_epoch
 from mtil.data.dataset.selection import select_rows
 from mtil.data.dataset.shards import read_shard
-from mtil.models.devices import CPU_MALLOC_SETTINGS
+from mtil.process.memory import CPU_MALLOC_SETTINGS
 from mtil.storage import open_store
 from mtil.training.engine import TrainingEngine
 from mtil.training.group import Group

@@ -31,8 +31,8 @@ from mtil.distributed.runtime.failures import find_user_error, unwrap_errors
 from mtil.distributed.training.job import FoldJob
 from mtil.distributed.training.process_group import ProcessGroupConfig
 from mtil.library.samples import fits_in_memory
-from mtil.models import devices
 from mtil.process import supervisor
+from mtil.process.memory import CPU_MALLOC_SETTINGS
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps
@@ -233,7 +233,7 @@ def _fit(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> None:
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 worker_runtime_env={  # type: ignore[call-arg]
-                    "env_vars": {} if workers.gpus_per_worker else devices.CPU_MALLOC_SETTINGS
+                    "env_vars": {} if workers.gpus_per_worker else CPU_MALLOC_SETTINGS
                 },
             ),
         )
