@@ -35,7 +35,7 @@ class Results:
     label: npt.NDArray[np.int64]
     """0 benign, 1 malignant, 2 normal."""
     fold: npt.NDArray[np.int64]
-    """The fold with the image held out."""
+    """The fold whose model scored the image."""
     probability: npt.NDArray[np.float64]
     """Calibrated probability of malignant, in [0, 1]."""
     predicted: npt.NDArray[np.bool_]

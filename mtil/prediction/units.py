@@ -69,7 +69,11 @@ class UnitScorer:
         table = self._shard[1]
         selection = select_rows(self._manifest, unit.fold, unit.role)
         rows = selection.rows(table)[unit.start :][: unit.rows]
-        return score_chains(table.take(pa.array(rows)), self._chains[unit.fold])
+        chosen = table.take(pa.array(rows))
+        # The fold of the models: an inner validation row lies in another fold of the data set.
+        fold = pa.array([unit.fold] * len(rows), chosen.schema.field("fold").type)
+        chosen = chosen.set_column(chosen.schema.get_field_index("fold"), "fold", fold)
+        return score_chains(chosen, self._chains[unit.fold])
 
 
 def list_units(manifest: Manifest, folds: Sequence[int], role: Role = "test") -> list[ScoringUnit]:

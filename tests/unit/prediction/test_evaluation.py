@@ -428,9 +428,7 @@ def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> Non
 
 def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
     check_predictions_complete(predictions, 60, 1)
-    with pytest.raises(
-        DataError, match=r"fold 1 .* has 60 rows .* each of the 61 images once"
-    ):
+    with pytest.raises(DataError, match=r"fold 1 .* has 60 rows .* each of the 61 images once"):
         check_predictions_complete(predictions, 61, 1)
     twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
     with pytest.raises(DataError, match=r"has 61 rows of 60 images, .* each of the 60 "):
