@@ -1,0 +1,354 @@
+"""Figures of a declared table: configurations, folds and seeds, with paired differences.
+
+    python -m benchmarks.figures interaction --to FOLDER [--data URI] [--jobs 2]
+
+A table is a file in `benchmarks/figures/`. It declares rows (differences from a preset), folds,
+seeds, the split whose images are scored, the row against which others are compared, and a budget of
+hours. Every training is `mtil train --local`, every score `mtil evaluate --local`: the same command
+resumes, and the scores of single images stay in the runs in FOLDER. No training starts once the
+trainings have used up the budget.
+
+Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
+intervals over groups of images; differences are paired on the same images, folds and seeds.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as validated
+
+from benchmarks.common import images, prepared, show
+from mtil.config import STRICT, Config, apply_overrides
+from mtil.data.dataset import manifest as manifests
+from mtil.documents import Document
+from mtil.errors import UserError
+from mtil.metrics import (
+    Results,
+    bootstrap,
+    summarise_by_class,
+    summarise_by_size,
+)
+from mtil.metrics.bootstrap import Statistics, difference
+from mtil.metrics.summary import make_statistics
+from mtil.metrics.weighted import Array
+from mtil.prediction.evaluation import to_metric_results
+from mtil.presets import load_config
+from mtil.process.memory import CPU_MALLOC_SETTINGS
+from mtil.run.folder import Run
+from mtil.run.plan import Train
+from mtil.run.scores import read_scores
+from mtil.storage import open_store
+
+TABLES = Path(__file__).parent / "figures"
+SHOWN = ("dice", "dice_pooled", "miss_rate", "auc", "f1", "ece")
+COMPARED = ("dice", "miss_rate", "auc", "f1")
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Declaration:
+    """A table to fill."""
+
+    purpose: str
+    """The question that the table answers."""
+    preset: str
+    """The configuration from which rows differ."""
+    rows: dict[str, dict[str, Any]]
+    """Configuration keys and values of each row, by name of the row."""
+    against: str
+    """The row with which every other row is compared."""
+    folds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(ge=0)], ...]
+    split: Literal["validation", "test"]
+    """Choices are made on `validation`; `test` is for the one look at the end."""
+    budget_hours: Annotated[float, Field(gt=0)]
+    """Hours of all trainings together, each on its own share of the machine."""
+
+
+_DECLARATION: TypeAdapter[Declaration] = TypeAdapter(Declaration)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The run of a row with one seed."""
+
+    row: str
+    seed: int
+    uri: str
+    """The run's folder."""
+    arguments: tuple[str, ...]
+    """Arguments of `mtil train` that make the configuration."""
+
+
+@dataclass
+class Budget:
+    """Training time that has been used, of the time that was declared."""
+
+    hours: float
+    used_s: float = 0.0
+    refused: list[str] = field(default_factory=list)
+    """Trainings that were not started."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spend(self, seconds: float) -> None:
+        """Count the time of a training, in any thread."""
+        with self._lock:
+            self.used_s += seconds
+
+
+def read_declaration(path: Path) -> Declaration:
+    """Read and check a table file."""
+    document = Document(str(path), "correct the table")
+    declaration = document.validate(_DECLARATION, document.yaml(path.read_bytes()))
+    if declaration.against not in declaration.rows:
+        document.refuse(f"`against` must name a row, but is {declaration.against!r}")
+    for row in declaration.rows:
+        row_config(declaration, row)
+    return declaration
+
+
+def row_config(declaration: Declaration, row: str) -> Config:
+    """Return the configuration of a row, without its seed."""
+    return apply_overrides(
+        load_config(declaration.preset),
+        {key: _text(value) for key, value in declaration.rows[row].items()},
+    )
+
+
+def list_cells(declaration: Declaration, folder: Path, threads: int) -> list[Cell]:
+    """Return the runs of a table, all rows of a seed before the next seed."""
+    cells = []
+    for seed in declaration.seeds:
+        for row, values in declaration.rows.items():
+            flags = {**values, "seed": seed, "train.cpus_per_worker": threads}
+            arguments = ["--config", declaration.preset]
+            for key, value in flags.items():
+                arguments += [f"--{key}", _text(value)]
+            name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+            cells.append(Cell(row, seed, str(folder / name / f"seed-{seed}"), tuple(arguments)))
+    return cells
+
+
+def train_cells(
+    cells: Sequence[Cell], declaration: Declaration, data: str, jobs: int, budget: Budget
+) -> None:
+    """Train all folds of all runs, `jobs` at a time, as far as the budget goes."""
+
+    def train(task: tuple[Cell, int]) -> None:
+        cell, fold = task
+        seconds = trained_seconds(cell, fold)
+        if seconds is None:
+            if budget.used_s >= budget.hours * 3600:
+                budget.refused.append(f"{cell.row}, seed {cell.seed}, fold {fold}")
+                return
+            run_mtil(
+                "train", "--local", "--data", data, "--run", cell.uri, "--fold", str(fold),
+                *cell.arguments,
+            )  # fmt: skip
+            seconds = trained_seconds(cell, fold)
+            assert seconds is not None
+            _log(f"{cell.row}, seed {cell.seed}, fold {fold}: {seconds:.0f} s")
+        budget.spend(seconds)
+
+    # The first fold creates the run; then the others find it.
+    for some in (declaration.folds[:1], declaration.folds[1:]):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(train, [(cell, fold) for cell in cells for fold in some]))
+
+
+def trained_seconds(cell: Cell, fold: int) -> float | None:
+    """Return the training time of a fold; None if it is not trained."""
+    if not (Path(cell.uri) / "run.json").exists():
+        return None
+    result = Run.open(cell.uri).result(Train(0, fold))
+    return None if result is None else result.seconds
+
+
+def score_cell(cell: Cell, declaration: Declaration) -> Results | None:
+    """Score a run's folds and return a row per image; None if a fold is not trained."""
+    if any(trained_seconds(cell, fold) is None for fold in declaration.folds):
+        return None
+    run = Run.open(cell.uri)
+    names = [run.predictions_name(0, fold, declaration.split) for fold in declaration.folds]
+    if not all((Path(cell.uri) / name).exists() for name in names):
+        run_mtil(
+            "evaluate", "--local", "--run", cell.uri, "--split", declaration.split,
+            "--fold", ",".join(map(str, declaration.folds)),
+        )  # fmt: skip
+    scored = pa.concat_tables([read_scores(run.store, name) for name in names])
+    last_pass = pa.compute.max(scored["pass"])
+    return to_metric_results(scored.filter(pa.compute.equal(scored["pass"], last_pass)))
+
+
+def run_mtil(*arguments: str) -> None:
+    """Run a command of mtil."""
+    subprocess.run(
+        [sys.executable, "-m", "mtil", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | CPU_MALLOC_SETTINGS,
+    )
+
+
+def average(several: Sequence[Statistics]) -> Statistics:
+    """Return the mean of the figures of several tables of the same images, on equal resamples."""
+
+    def statistics(weights: Array) -> dict[str, Array]:
+        figures = [one(weights) for one in several]
+        return {name: np.mean([one[name] for one in figures], axis=0) for name in figures[0]}
+
+    return statistics
+
+
+def fill(declaration: Declaration, scored: dict[str, list[Results]]) -> dict[str, Any]:
+    """Return the figures of the rows with results, and their differences to `against`."""
+    statistics = {
+        row: average([make_statistics(table) for table in tables]) for row, tables in scored.items()
+    }
+    rows: dict[str, Any] = {}
+    for row, tables in scored.items():
+        groups = tables[0].group
+        figures = bootstrap(groups, statistics[row])
+        rows[row] = {
+            "seeds": len(tables),
+            "images": len(tables[0]),
+            "figures": {name: figures[name].as_json() for name in SHOWN},
+            "seed_dice": [float(np.nanmean(table.dice)) for table in tables],
+            "by_class": _average_strata([summarise_by_class(table) for table in tables]),
+            "by_size": _average_strata([summarise_by_size(table) for table in tables]),
+        }
+        if row != declaration.against and declaration.against in scored:
+            others = scored[declaration.against]
+            if len(others) == len(tables):
+                gains = bootstrap(
+                    groups, difference(statistics[row], statistics[declaration.against])
+                )
+                rows[row]["difference"] = {name: gains[name].as_json() for name in COMPARED}
+                rows[row]["worse_images"] = _share_worse(tables, others)
+    return rows
+
+
+def _average_strata(several: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean Dice and miss rate over seeds, by stratum with tumours."""
+    strata: dict[str, dict[str, float | None]] = {}
+    for name, first in several[0].items():
+        if "dice" not in first:
+            continue
+        strata[name] = {"count": first["count"]}
+        for figure in ("dice", "miss_rate"):
+            values = [one[name][figure] for one in several]
+            strata[name][figure] = None if None in values else float(np.mean(values))
+    return strata
+
+
+def _share_worse(tables: Sequence[Results], others: Sequence[Results]) -> float:
+    """Return the share of tumour images whose mean Dice is lower by more than 0.01."""
+    gain = np.mean([table.dice for table in tables], axis=0) - np.mean(
+        [table.dice for table in others], axis=0
+    )
+    return float(np.mean(gain[tables[0].tumour] < -0.01))
+
+
+def format_table(declaration: Declaration, rows: dict[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        f"| row | {' | '.join(SHOWN)} | Δ dice | Δ auc | Δ f1 |",
+        "|---|" + "---|" * (len(SHOWN) + 3),
+    ]
+    for row, values in rows.items():
+        cells = [_interval(values["figures"][name]) for name in SHOWN]
+        gains = values.get("difference")
+        cells += [
+            "" if gains is None else _interval(gains[name], signed=True)
+            for name in ("dice", "auc", "f1")
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(values: dict[str, float | None], *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    value, low, high = (math.nan if values[key] is None else values[key] for key in values)
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main(
+    arguments: Sequence[str] | None = None, show_result: Callable[[dict[str, Any]], None] = show
+) -> None:
+    """Fill a table and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", help="name of a file in benchmarks/figures, or a path")
+    parser.add_argument("--to", type=Path, required=True, help="folder of runs and results")
+    parser.add_argument("--data", help="a prepared data set (default: BUSI, else phantoms)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    options = parser.parse_args(arguments)
+    path = Path(options.table)
+    if path.suffix != ".yaml":
+        path = TABLES / f"{options.table}.yaml"
+    try:
+        declaration = read_declaration(path)
+        data = options.data
+        if data is None:
+            data = str(options.to / "data")
+            if not (options.to / "data" / manifests.FILE_NAME).exists():
+                size = load_config(declaration.preset).data.image_size
+                prepared(*images(options.to), data, max(size, 256))
+        threads = max(1, (os.cpu_count() or 1) // options.jobs)
+        cells = list_cells(declaration, options.to, threads)
+        budget = Budget(declaration.budget_hours)
+        train_cells(cells, declaration, data, options.jobs, budget)
+        scored: dict[str, list[Results]] = {}
+        for cell in cells:
+            table = score_cell(cell, declaration)
+            if table is not None:
+                scored.setdefault(cell.row, []).append(table)
+    except UserError as error:
+        sys.exit(f"{error}")
+    rows = fill(declaration, scored)
+    for row in rows:
+        own = [cell for cell in cells if cell.row == row]
+        seconds = [trained_seconds(cell, fold) or 0 for cell in own for fold in declaration.folds]
+        rows[row]["training_hours"] = sum(seconds) / 3600
+    result = {
+        "table": path.stem,
+        "purpose": declaration.purpose,
+        "split": declaration.split,
+        "folds": list(declaration.folds),
+        "against": declaration.against,
+        "fingerprint": manifests.load_manifest(open_store(data)).fingerprint,
+        "threads_per_training": threads,
+        "budget_hours": declaration.budget_hours,
+        "used_hours": budget.used_s / 3600,
+        "not_trained": budget.refused,
+        "rows": rows,
+    }
+    (options.to / f"{path.stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(format_table(declaration, rows), file=sys.stderr)
+    show_result(result)
+
+
+if __name__ == "__main__":
+    main()
