@@ -207,6 +207,9 @@ class LossConfig:
     """Weight of the segmentation task."""
     classification: Weight = 0.5
     """Weight of the classification task."""
+    presence: Weight = 0.1
+    """Weight of the presence of a lesion, which tells normal images from others. Part of the
+    classification task; 0 leaves presence untrained."""
     dice: Share = 0.5
     """Share of Dice in the segmentation term; the rest is binary cross-entropy."""
     boundary: Weight = 0.0

@@ -150,11 +150,10 @@ class FoldTraining:
 
     def _make_engine(self) -> TrainingEngine:
         tumours = [count_rows(self.manifest, self.plan.selection, label) for label in (0, 1)]
-        normals = count_rows(self.manifest, self.plan.selection, NORMAL)
         return TrainingEngine(
             self.config,
             steps_per_epoch=self.steps,
-            malignant_share=tumours[1] / (sum(tumours) + normals),
+            malignant_share=tumours[1] / (sum(tumours) + self._num_normals()),
             device=self.device,
             group=self.group,
             num_passes=len(self.pass_trainings),
@@ -302,15 +301,39 @@ class FoldTraining:
         chain += [own] * model.num_passes
         scored: list[ValidationScore] = []
         for batch in batches:
-            logits = predict_passes(chain, batch.image)[-1].logit.tolist()
-            rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
-            scored += [ValidationScore(name, label, math.nan, logit) for name, label, logit in rows]
-        tumours = [row for row in self._gather_scores(scored) if row.label != NORMAL]
+            prediction = predict_passes(chain, batch.image)[-1]
+            scored += [
+                ValidationScore(name, label, math.nan, logit, presence)
+                for name, label, logit, presence in zip(
+                    batch.sample_id,
+                    batch.label.tolist(),
+                    prediction.logit.tolist(),
+                    prediction.presence_logit.tolist(),
+                    strict=True,
+                )
+            ]
+        rows = self._gather_scores(scored)
+        tumours = [row for row in rows if row.label != NORMAL]
         logit = np.array([row.logit for row in tumours])
         label = np.array([row.label for row in tumours])
         temperature = fit_temperature(logit, label)
         threshold = find_steady_threshold(calibrate_logits(logit, temperature), label)
-        return replace(model, temperature=temperature, threshold=threshold)
+        presence_temperature = None
+        if self.config.loss.presence > 0 and self._num_normals() > 0:
+            presence_temperature = fit_temperature(
+                np.array([row.presence for row in rows]),
+                np.array([int(row.label != NORMAL) for row in rows]),
+            )
+        return replace(
+            model,
+            temperature=temperature,
+            threshold=threshold,
+            presence_temperature=presence_temperature,
+        )
+
+    def _num_normals(self) -> int:
+        """Return the number of training images without a lesion."""
+        return count_rows(self.manifest, self.plan.selection, NORMAL)
 
     def _earlier_models(self) -> list[TrainedModel]:
         """Return the models of earlier rounds, which do the first passes over an image."""

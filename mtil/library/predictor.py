@@ -25,9 +25,14 @@ class ImagePrediction:
     lesion: npt.NDArray[np.float32]
     """(h, w), probability of lesion per pixel in the last pass, from 0 to 1."""
     malignancy: float
-    """Calibrated probability of malignant, from 0 to 1."""
+    """Calibrated probability of malignant from 0 to 1, given that the image shows a lesion."""
     is_malignant: bool
     """True if `malignancy` is at least `ImagePredictor.threshold`."""
+    lesion_probability: float | None
+    """Calibrated probability from 0 to 1 of a lesion in the image; None if the models were trained
+    without normal images."""
+    class_name: str
+    """`normal` if a lesion is less likely than not, else `benign` or `malignant`."""
     passes: tuple[npt.NDArray[np.float32], ...]
     """Arrays (h, w), probability of lesion per pixel in every pass. The last equals `lesion`."""
 
@@ -71,8 +76,9 @@ class ImagePredictor:
         """
         gray = _to_gray(image)
         by_pass = self._ensemble.passes([gray], at_once=1)
-        passes = tuple(resize_map(lesion[0], *gray.shape) for lesion, _ in by_pass)
-        malignancy = float(by_pass[-1][1][0])
+        passes = tuple(resize_map(one.lesion[0], *gray.shape) for one in by_pass)
+        malignancy = float(by_pass[-1].malignant[0])
+        presence = float(by_pass[-1].presence[0])
         if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
             raise DataError("The model predicted a value that is not finite; train the fold again.")
         return ImagePrediction(
@@ -80,6 +86,8 @@ class ImagePredictor:
             lesion=passes[-1],
             malignancy=malignancy,
             is_malignant=malignancy >= self.threshold,
+            lesion_probability=None if np.isnan(presence) else presence,
+            class_name=self._ensemble.name_class(malignancy, presence),
             passes=passes,
         )
 

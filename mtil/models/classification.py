@@ -32,7 +32,7 @@ class StreamStage(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Pools the levels of the stream and predicts the logit of malignant."""
+    """Pools the levels of the stream and predicts the logits of malignant and of a lesion."""
 
     num_draws: int
     """Uniform numbers an image for dropout: one per hidden channel, 0 without dropout."""
@@ -45,7 +45,7 @@ class ClassificationHead(nn.Module):
         self.hidden = nn.Linear(num_pools * channels, channels)
         self.dropout = config.dropout
         self.num_draws = channels if config.dropout > 0 else 0
-        self.output = nn.Linear(channels, 1)
+        self.output = nn.Linear(channels, 2)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
 
@@ -54,8 +54,8 @@ class ClassificationHead(nn.Module):
         levels: Sequence[Tensor],
         mask: Float[Tensor, "b 1 h w"],
         draws: Float[Tensor, "b num_draws"] | None = None,
-    ) -> Float[Tensor, "b"]:
-        """Return the logit of malignant.
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Return the logit of malignant, and the logit of a lesion in the image.
 
         Args:
             levels: maps of the stream, coarsest first.
@@ -71,8 +71,8 @@ class ClassificationHead(nn.Module):
         hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
         if draws is not None and self.num_draws:
             hidden = hidden * keep_factors(draws, self.dropout, hidden.dtype)
-        malignant: Tensor = self.output(hidden)
-        return malignant[:, 0]
+        malignant, presence = self.output(hidden).unbind(dim=1)
+        return malignant, presence
 
 
 def region_shares(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:

@@ -29,6 +29,8 @@ class NetworkOutput(NamedTuple):
     """Lesion logits at strides 16, 8 and 4: (b, 1, h / stride, w / stride)."""
     malignant: Float[Tensor, "b"]
     """Logit of malignant."""
+    presence: Float[Tensor, "b"]
+    """Logit of a lesion in the image."""
 
     def as_prior(self) -> Float[Tensor, "b 1 h w"]:
         """Return the predicted mask as the prior map of the next pass."""
@@ -36,7 +38,7 @@ class NetworkOutput(NamedTuple):
 
 
 class TwoTaskNetwork(nn.Module):
-    """Predicts the mask of the lesion and the logit of malignant.
+    """Predicts the mask of the lesion, and whether it is malignant and whether there is one.
 
     From coarse to fine, both streams add the encoder map of a stride. At the strides in
     `attention.levels`, the streams interact. All blocks beyond the baseline, and all inputs of the
@@ -141,9 +143,8 @@ class TwoTaskNetwork(nn.Module):
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
         *side, mask = logits
-        return NetworkOutput(
-            upsample_double(mask), tuple(side), self.head(levels, mask, head_draws)
-        )
+        malignant, presence = self.head(levels, mask, head_draws)
+        return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:

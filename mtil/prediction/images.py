@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +52,20 @@ PREDICTIONS_TABLE = "predictions.csv"
 """The table of results, with mask and overlay per image. Written last."""
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTION_COLUMNS = (
-    "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
-    "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
-    "error", "model_sha256", "fingerprint", "config_digest", "mtil_version",
+    "image", "malignant_probability", "malignant", "lesion_probability", "class",
+    "lesion_area_px", "lesion_area_share", "box_x0", "box_y0", "box_x1", "box_y1", "height",
+    "width", "seconds", "mask", "overlay", "error", "model_sha256", "fingerprint",
+    "config_digest", "mtil_version",
 )  # fmt: skip
 """Columns of the table.
 
-The box is in pixels; the far corner lies 1 pixel past the lesion. The box is empty without a
-lesion. `seconds` is the time to read and write the image plus its share of the network's time.
-`model_sha256` lists the models of all chains, separated by `;`, and within a chain the models of
-all rounds, separated by `>`. `fingerprint` and `config_digest` are of the data set and
-configuration used in training.
+`malignant_probability` supposes that the image shows a lesion. `lesion_probability` is the
+probability of a lesion in the image, and empty if the models were trained without normal images.
+`class` is `normal` if a lesion is less likely than not, else `benign` or `malignant`. The box is in
+pixels; the far corner lies 1 pixel past the lesion. The box is empty without a lesion. `seconds` is
+the time to read and write the image plus its share of the network's time. `model_sha256` lists the
+models of all chains, separated by `;`, and within a chain the models of all rounds, separated by
+`>`. `fingerprint` and `config_digest` are of the data set and configuration used in training.
 """
 
 _UNFINISHED = ".mtil-predict"
@@ -71,6 +74,17 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
 _MAX_BATCH_PIXELS = 2**26
 """Pixels in a batch after which no image is added. Bounds memory with large images."""
+
+
+class EnsemblePass(NamedTuple):
+    """The predictions for b images in one pass, averaged over several chains of models."""
+
+    lesion: npt.NDArray[np.float32]
+    """(b, n, n) lesion probability per pixel, at the network's input size n."""
+    malignant: npt.NDArray[np.float64]
+    """(b,) calibrated probability of malignant, given that the image shows a lesion."""
+    presence: npt.NDArray[np.float64]
+    """(b,) calibrated probability of a lesion in the image; NaN if a model cannot tell."""
 
 
 class Ensemble:
@@ -101,32 +115,28 @@ class Ensemble:
         }
         """Table cells with the origin of the predictions."""
 
-    def __call__(
-        self, grays: Sequence[Gray], *, at_once: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Predict images of any size.
+    def __call__(self, grays: Sequence[Gray], *, at_once: int) -> EnsemblePass:
+        """Predict images of any size. Return the predictions of the last pass.
 
         Args:
             grays: b gray images.
             at_once: batch size on a GPU. On a CPU the network gets one image at a time.
-
-        Returns:
-            lesion maps (b, n, n) at the network's input size and probabilities of malignant (b,).
         """
         return self.passes(grays, at_once=at_once)[-1]
 
-    def passes(
-        self, grays: Sequence[Gray], *, at_once: int
-    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-        """Return lesion maps and probabilities of each pass, as `__call__` does of the last."""
+    def passes(self, grays: Sequence[Gray], *, at_once: int) -> list[EnsemblePass]:
+        """Return the predictions of each pass, as `__call__` does of the last."""
         by_chain = [_predict_chain(chain, grays, at_once) for chain in self._chains]
         return [
-            (
-                np.stack([lesion for lesion, _ in chains]).mean(axis=0),
-                np.stack([malignant for _, malignant in chains]).mean(axis=0),
-            )
+            EnsemblePass(*(np.stack(values).mean(axis=0) for values in zip(*chains, strict=True)))
             for chains in zip(*by_chain, strict=True)
         ]
+
+    def name_class(self, malignant: float, presence: float) -> str:
+        """Return the class of an image: `normal`, `benign` or `malignant`."""
+        if presence < 0.5:
+            return "normal"
+        return "malignant" if malignant >= self.threshold else "benign"
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class _Loaded:
 class _Predicted(_Loaded):
     lesion: npt.NDArray[np.float32] = field(kw_only=True)
     malignant: float = field(kw_only=True)
+    presence: float = field(kw_only=True)
 
 
 @dataclass
@@ -365,8 +376,8 @@ def _digests(chain: Sequence[TrainedModel]) -> list[str]:
 
 def _predict_chain(
     chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-    """Return lesion maps and probabilities of each pass of a chain."""
+) -> list[EnsemblePass]:
+    """Return the predictions of each pass of a chain."""
     side = chain[0].model.source_size
     # The size of a batch influences the last digits of a prediction. With a constant size, a
     # prediction does not depend on neighbouring images. Missing images are left blank.
@@ -378,9 +389,11 @@ def _predict_chain(
             images[index] = resize_image(gray, side)
         by_batch.append(predict_passes(chain, images))
     return [
-        (
-            np.concatenate([part.lesion for part in parts])[: len(grays)],
-            np.concatenate([part.malignant for part in parts])[: len(grays)],
+        EnsemblePass(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])[: len(grays)]
+                for name in EnsemblePass._fields
+            )
         )
         for parts in zip(*by_batch, strict=True)
     ]
@@ -424,7 +437,7 @@ def _predict_batch(
         if image.gray is None:
             results.append(image)
             continue
-        lesion, malignant = next(predictions)
+        lesion, malignant, presence = next(predictions)
         if np.isfinite(malignant) and np.isfinite(lesion).all():
             seconds = image.seconds + network_seconds
             results.append(
@@ -436,6 +449,7 @@ def _predict_batch(
                     image.stray_regions,
                     lesion=lesion,
                     malignant=float(malignant),
+                    presence=float(presence),
                 )
             )
         else:
@@ -462,6 +476,9 @@ def _write_result(
             row |= _write_pictures(image.gray, image.lesion, targets[image.name], out)
         row["malignant_probability"] = f"{image.malignant:.6f}"
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
+        if not np.isnan(image.presence):
+            row["lesion_probability"] = f"{image.presence:.6f}"
+        row["class"] = ensemble.name_class(image.malignant, image.presence)
         seconds += perf_counter() - start
     return row | {"seconds": f"{seconds:.4f}"}
 

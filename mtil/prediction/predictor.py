@@ -48,7 +48,22 @@ class Prediction:
     logit: npt.NDArray[np.float32]
     """(b,) uncalibrated malignancy logit."""
     malignant: npt.NDArray[np.float64]
-    """(b,) calibrated probability of malignant."""
+    """(b,) calibrated probability of malignant, given that the image shows a lesion."""
+    presence_logit: npt.NDArray[np.float32]
+    """(b,) uncalibrated logit of a lesion in the image."""
+    presence: npt.NDArray[np.float64]
+    """(b,) calibrated probability of a lesion in the image; NaN if the model cannot tell."""
+
+
+class Look(NamedTuple):
+    """The outputs of a network for one view of b images."""
+
+    lesion: Tensor
+    """(b, 1, n, n) lesion probability, in the size and orientation of the view."""
+    malignant: Tensor
+    """(b,) malignancy logits."""
+    presence: Tensor
+    """(b,) logits of a lesion in the image."""
 
 
 class Predictor:
@@ -78,7 +93,7 @@ class Predictor:
         (prediction,) = predict_passes([self], images)
         return prediction
 
-    def look(self, stored: Tensor, view: View, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    def look(self, stored: Tensor, view: View, prior: Tensor | None) -> Look:
         """Run the network on one view.
 
         Args:
@@ -86,10 +101,6 @@ class Predictor:
             view: size and orientation of the network's input.
             prior: (b, 1, n, n) lesion probability in the view's size and orientation; None equals
                 all zeros.
-
-        Returns:
-            lesion probability (b, 1, n, n) in the view's size and orientation, and malignancy
-            logits (b,).
         """
         image = resize_images(stored, view.size)
         with (
@@ -97,7 +108,7 @@ class Predictor:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
             output = self._network(image.flip(-1) if view.mirrored else image, prior)
-        return output.as_prior(), output.malignant.float()
+        return Look(output.as_prior(), output.malignant.float(), output.presence.float())
 
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
@@ -118,7 +129,7 @@ class Predictor:
         if prior is not None:
             stored_prior = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
             view_prior = resize_images(stored_prior, view.size)
-        lesion, _ = self.look(stored, view, view_prior)
+        lesion = self.look(stored, view, view_prior).lesion
         return quantise_probabilities(
             F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy()
         )
@@ -137,30 +148,37 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
     config, device = chain[0].model.config, chain[0].device
     stored = torch.from_numpy(np.array(images)).to(device)[:, None]
     size = (config.data.image_size,) * 2
-    outputs_by_pass: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
+    looks_by_pass: list[list[Look]] = [[] for _ in chain]
     for view in list_views(config):
         prior = None
-        for predictor, outputs in zip(chain, outputs_by_pass, strict=True):
-            prior, logit = predictor.look(stored, view, prior)
+        for predictor, looks in zip(chain, looks_by_pass, strict=True):
+            look = predictor.look(stored, view, prior)
+            prior = look.lesion
             # Only the copy for the average is restored: the next pass reads the map of its view.
             lesion = prior.flip(-1) if view.mirrored else prior
             if lesion.shape[-2:] != size:
                 lesion = F.interpolate(lesion, size, mode="bilinear", antialias=True)
-            outputs.append((lesion, logit))
+            looks.append(look._replace(lesion=lesion))
     return [
-        _average_views(outputs, predictor.model.temperature)
-        for outputs, predictor in zip(outputs_by_pass, chain, strict=True)
+        _average_views(looks, predictor.model)
+        for looks, predictor in zip(looks_by_pass, chain, strict=True)
     ]
 
 
-def _average_views(outputs: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Prediction:
-    """Average lesion probabilities and logits over views, then calibrate the mean logit."""
-    lesion = torch.stack([lesion for lesion, _ in outputs]).mean(dim=0)
-    logit = torch.stack([logit for _, logit in outputs]).mean(dim=0).cpu().numpy()
+def _average_views(looks: Sequence[Look], model: TrainedModel) -> Prediction:
+    """Average lesion probabilities and logits over views, then calibrate the mean logits."""
+    mean = Look(*(torch.stack(values).mean(dim=0).cpu() for values in zip(*looks, strict=True)))
+    logit, presence_logit = mean.malignant.numpy(), mean.presence.numpy()
     return Prediction(
-        lesion=lesion[:, 0].cpu().numpy(),
+        lesion=mean.lesion[:, 0].numpy(),
         logit=logit,
-        malignant=calibrate_logits(logit, temperature),
+        malignant=calibrate_logits(logit, model.temperature),
+        presence_logit=presence_logit,
+        presence=(
+            np.full(len(logit), np.nan)
+            if model.presence_temperature is None
+            else calibrate_logits(presence_logit, model.presence_temperature)
+        ),
     )
 
 
@@ -202,6 +220,10 @@ def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
         lesion=np.mean([single.lesion for single in predictions], axis=0, dtype=np.float32),
         logit=np.mean([single.logit for single in predictions], axis=0, dtype=np.float32),
         malignant=np.mean([single.malignant for single in predictions], axis=0),
+        presence_logit=np.mean(
+            [single.presence_logit for single in predictions], axis=0, dtype=np.float32
+        ),
+        presence=np.mean([single.presence for single in predictions], axis=0),
     )
 
 

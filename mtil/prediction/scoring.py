@@ -93,6 +93,8 @@ def _score_batch(
             "logit": float(prediction.logit[index]),
             "probability": float(prediction.malignant[index]),
             "predicted": bool(prediction.malignant[index] >= threshold),
+            "presence_logit": float(prediction.presence_logit[index]),
+            "lesion_probability": float(prediction.presence[index]),
         }
         for fields_of in (scores, score_map(lesion, target)):
             row |= {field.name: getattr(fields_of, field.name) for field in fields(fields_of)}
@@ -106,6 +108,7 @@ def _score_batch(
 def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[TrainedModel]) -> None:
     """Raise CheckpointError if a prediction is not finite: all metrics would be meaningless."""
     finite = np.isfinite(prediction.logit) & np.isfinite(prediction.malignant)
+    finite &= np.isfinite(prediction.presence_logit)
     finite &= np.isfinite(prediction.lesion).all(axis=(1, 2))
     if not finite.all():
         name = rows.column("sample_id")[int(np.flatnonzero(~finite)[0])].as_py()

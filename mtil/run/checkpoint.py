@@ -65,6 +65,9 @@ class TrainedModel:
     """Divisor of the malignancy logit; fitted on the inner validation rows."""
     threshold: float
     """Least calibrated probability called malignant; chosen on the inner validation rows."""
+    presence_temperature: float | None = None
+    """Divisor of the logit of a lesion in the image, fitted on the inner validation rows. None if
+    the network was not trained to tell images without a lesion."""
     num_passes: int = 1
     """Number of passes over an image; a later pass reads the map of the pass before."""
     version: str = __version__
@@ -127,6 +130,7 @@ def model_to_bytes(model: TrainedModel) -> bytes:
             "epoch": model.epoch,
             "temperature": model.temperature,
             "threshold": model.threshold,
+            "presence_temperature": model.presence_temperature,
             "num_passes": model.num_passes,
             "version": model.version,
         }
@@ -227,6 +231,7 @@ class _ModelMetadata:
     epoch: NonNegativeInt
     temperature: Annotated[float, Field(gt=0, le=1e6)]
     threshold: Share
+    presence_temperature: Annotated[float, Field(gt=0, le=1e6)] | None
     num_passes: Annotated[int, Field(ge=1, le=100)]
     version: str
 

@@ -21,6 +21,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("logit", pa.float64()),
         ("probability", pa.float64()),
         ("predicted", pa.bool_()),
+        ("presence_logit", pa.float64()),
+        ("lesion_probability", pa.float64()),
         ("tp", pa.int64()),
         ("fp", pa.int64()),
         ("fn", pa.int64()),

@@ -97,12 +97,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Scores of one validation image: Dice (NaN without a lesion) and malignancy logit."""
+    """Scores of one validation image."""
 
     sample_id: str
     label: int
     dice: float
+    """NaN without a lesion."""
     logit: float
+    """Logit of malignant."""
+    presence: float = 0.0
+    """Logit of a lesion in the image."""
     earlier: tuple[tuple[float, float], ...] = ()
     """Dice and logit of the passes before the last pass."""
 
@@ -289,12 +293,21 @@ class TrainingEngine:
                     prior = output.as_prior()
                 dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
                 passes.append((dice.tolist(), output.malignant.float().tolist()))
+            presence = output.presence.float().tolist()
             for index, sample_id in enumerate(batch.sample_id):
-                *earlier, (last_dice, logit) = [
+                *earlier, (dice, logit) = [
                     (dices[index], logits[index]) for dices, logits in passes
                 ]
-                label = int(batch.label[index])
-                scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
+                scored.append(
+                    ValidationScore(
+                        sample_id=sample_id,
+                        label=int(batch.label[index]),
+                        dice=dice,
+                        logit=logit,
+                        presence=presence[index],
+                        earlier=tuple(earlier),
+                    )
+                )
         return scored
 
     def averaged(self) -> nn.Module:
@@ -441,16 +454,19 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
 def summarise_validation(scored: Iterable[ValidationScore], dice_weight: float) -> dict[str, float]:
     """Return Dice, AUC and F1 over the tumour images, and the score that selects the epoch.
 
+    With normal images also `presence_auc`, of tumour images among all images.
+
     Metrics are of the last pass. Dice and AUC of earlier passes follow as `dice_pass_0`,
     `auc_pass_0`, `dice_pass_1`, … F1 predicts malignant where the logit is above 0, before any
     calibration. Undefined metrics are left out: Dice without a tumour image, AUC and F1 with a
     single class.
 
     Args:
-        scored: scores of validation images; normal images are skipped.
+        scored: scores of validation images. Normal images count for `presence_auc` only.
         dice_weight: weight of Dice in the score; AUC has the rest. A missing metric leaves the
             score to the other metric. Without both, the score is 0.
     """
+    scored = list(scored)
     rows = [row for row in scored if row.label < 2]
     labels = [row.label for row in rows]
     metrics = _dice_and_auc([(row.dice, row.logit) for row in rows], labels)
@@ -464,6 +480,9 @@ def summarise_validation(scored: Iterable[ValidationScore], dice_weight: float) 
     for pass_index, pass_scores in enumerate(zip(*(row.earlier for row in rows), strict=True)):
         for name, value in _dice_and_auc(pass_scores, labels).items():
             metrics[f"{name}_pass_{pass_index}"] = value
+    if rows and len(rows) < len(scored):
+        presence = np.array([row.presence for row in scored])
+        metrics["presence_auc"] = auc(presence, np.array([row.label < 2 for row in scored]))
     return metrics
 
 

@@ -70,7 +70,9 @@ class TrainingObjective(nn.Module):
         label: Int[Tensor, "b"],
         counts: StepCounts | None = None,
     ) -> dict[str, Tensor]:
-        """Return the weighted loss terms `segmentation` and `classification`.
+        """Return the weighted loss terms `segmentation`, `classification` and `presence`.
+
+        `presence` is missing if its weight is 0.
 
         The terms of the parts of a step add up to the terms of the whole step.
 
@@ -91,10 +93,16 @@ class TrainingObjective(nn.Module):
         }
         weights = {"segmentation": config.segmentation, "classification": config.classification}
         share = len(label) / counts.images
-        return {
+        weighted = {
             name: weights[name] * self.weigh_by_uncertainty(name, term, share)
             for name, term in terms.items()
         }
+        if config.presence > 0:
+            presence = binary_loss(
+                widen(output.presence), label != NORMAL, smoothing=0.0, gamma=0.0
+            )
+            weighted["presence"] = config.presence * presence.sum() / counts.images
+        return weighted
 
     def weigh_by_uncertainty(
         self, name: str, term: Float[Tensor, ""], share: Float[Tensor, ""]

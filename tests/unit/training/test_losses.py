@@ -28,7 +28,7 @@ SURE = 50.0  # a logit whose sigmoid is one
 def output_of(mask, malignant):
     """Return an output with side logits from the mask at coarser strides."""
     side = tuple(torch.nn.functional.avg_pool2d(mask, stride) for stride in (16, 8, 4))
-    return NetworkOutput(mask, side, malignant)
+    return NetworkOutput(mask, side, malignant, malignant.flip(0))
 
 
 def batch():
@@ -115,9 +115,13 @@ def test_the_mean_of_nothing_is_zero():
 
 def test_terms_are_weighed_once():
     args = batch()
-    plain = TrainingObjective(LossConfig(segmentation=1.0, classification=1.0))(*args)
-    weighed = TrainingObjective(LossConfig(segmentation=0.3, classification=2.0))(*args)
-    assert list(weighed) == ["segmentation", "classification"]
+    plain = TrainingObjective(LossConfig(segmentation=1.0, classification=1.0, presence=1.0))(*args)
+    weighed = TrainingObjective(LossConfig(segmentation=0.3, classification=2.0, presence=0.5))(
+        *args
+    )
+    assert list(weighed) == ["segmentation", "classification", "presence"]
+    assert "presence" not in TrainingObjective(LossConfig(presence=0.0))(*args)
+    torch.testing.assert_close(weighed["presence"], 0.5 * plain["presence"])
     torch.testing.assert_close(weighed["segmentation"], 0.3 * plain["segmentation"])
     torch.testing.assert_close(weighed["classification"], 2.0 * plain["classification"])
 
@@ -129,6 +133,15 @@ def test_classification_worked_by_hand():
     config = LossConfig(classification=1.0, label_smoothing=0.0)
     term = TrainingObjective(config, malignant_share=0.25)(output, mask, label)["classification"]
     assert term.item() == pytest.approx(math.log(2) * (2 / 3 + 2 + 2 / 3) / 3)
+
+
+def test_presence_worked_by_hand():
+    """A tumour with probability 3/4 of a lesion, another with 1/2, and a normal image with 1/4."""
+    output, mask, _ = batch()
+    output = output._replace(presence=torch.tensor([math.log(3), 0.0, -math.log(3)]))
+    term = TrainingObjective(LossConfig(presence=2.0))(output, mask, torch.tensor([0, 1, 2]))
+    expected = 2 * (2 * math.log(4 / 3) + math.log(2)) / 3
+    assert term["presence"].item() == pytest.approx(expected)
 
 
 def test_a_normal_image_counts_as_not_malignant():
@@ -224,7 +237,10 @@ def test_the_terms_of_the_parts_of_a_step_add_up(weighting):
     parts = [
         objective(
             NetworkOutput(
-                output.mask[rows], tuple(side[rows] for side in output.side), output.malignant[rows]
+                output.mask[rows],
+                tuple(side[rows] for side in output.side),
+                output.malignant[rows],
+                output.presence[rows],
             ),
             mask[rows],
             label[rows],

@@ -185,7 +185,7 @@ class _Weighted(nn.Module):
         mask = self.image * image
         if prior is not None:
             mask = mask + self.prior * prior
-        return NetworkOutput(mask, (), mask.mean(dim=(1, 2, 3)))
+        return NetworkOutput(mask, (), mask.mean(dim=(1, 2, 3)), mask.mean(dim=(1, 2, 3)))
 
 
 class _MeanLogit(nn.Module):
@@ -290,7 +290,7 @@ def test_the_random_numbers_of_a_pass_belong_to_the_image(
 
 def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
     mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
-    prior = NetworkOutput(mask, (), torch.zeros(1)).as_prior()
+    prior = NetworkOutput(mask, (), torch.zeros(1), torch.zeros(1)).as_prior()
     assert prior.dtype == torch.float32
     assert not prior.requires_grad
     assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
