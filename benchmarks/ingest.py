@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
+from mtil.config import DataConfig
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.batches import TRAINING_COLUMNS, EpochPlan, TableRows
@@ -147,7 +148,16 @@ def pyarrow_whole() -> Epochs:
 def _plan() -> EpochPlan:
     manifest = manifests.load_manifest(open_store(DATA))
     everything = RowSelection(fold=0, role="test", num_parts=1)
-    return EpochPlan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
+    return EpochPlan(
+        manifest=manifest,
+        selection=everything,
+        seed=0,
+        rank=0,
+        num_workers=1,
+        batch_size=BATCH,
+        streams=DataConfig().streams,
+        shuffle_shards=DataConfig().shuffle_shards,
+    )
 
 
 def streaming() -> Epochs:
@@ -155,7 +165,7 @@ def streaming() -> Epochs:
     from mtil.distributed.data import ingest
     from mtil.distributed.runtime import cluster
 
-    stream = ingest.iterate_streaming_epochs(DATA, _plan(), range(100), BATCH)
+    stream = ingest.iterate_streaming_epochs(DATA, _plan(), range(100))
     with cluster.connect_ray(), closing(stream):  # reading must end before Ray does
         for batches in stream:
             yield (len(batch) for batch in batches)
@@ -171,7 +181,7 @@ def resident() -> Epochs:
         held = resident.load_resident_tables(DATA, plan.manifest)
         rows = TableRows(ingest.get_resident_tables(held, plan.manifest), plan.selection)
         for epoch in itertools.count():
-            yield (len(batch) for batch in iterate_resident_epoch(rows, plan, epoch, BATCH))
+            yield (len(batch) for batch in iterate_resident_epoch(rows, plan, epoch))
 
 
 def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:

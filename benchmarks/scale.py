@@ -26,6 +26,7 @@ import psutil
 
 from benchmarks.common import images, multiplied, prepared, show, spread
 from cluster import object_store
+from mtil.config import DataConfig
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.batches import EpochPlan
 from mtil.data.dataset.selection import RowSelection
@@ -47,9 +48,18 @@ def stream(uri: str, num_images: int) -> dict[str, float]:
 
     manifest = manifests.load_manifest(open_store(uri))
     everything = RowSelection(fold=0, role="test", num_parts=1)
-    plan = EpochPlan(manifest, everything, seed=0, rank=0, num_workers=1, shuffle_shards=4)
+    plan = EpochPlan(
+        manifest=manifest,
+        selection=everything,
+        seed=0,
+        rank=0,
+        num_workers=1,
+        batch_size=BATCH,
+        streams=DataConfig().streams,
+        shuffle_shards=DataConfig().shuffle_shards,
+    )
     epochs = range(num_images // manifest.num_rows + 100)  # reading ahead must not end
-    batches = ingest.iterate_streaming_epochs(uri, plan, epochs, BATCH)
+    batches = ingest.iterate_streaming_epochs(uri, plan, epochs)
     worker, store = [], []
     over = threading.Event()
     with cluster.connect_ray():

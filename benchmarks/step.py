@@ -28,7 +28,8 @@ from cluster import object_store
 from mtil.circle.request import request_trainings
 from mtil.config import Config, config_from_dict
 from mtil.data.dataset import manifest as manifests
-from mtil.data.dataset.batches import Batch, EpochPlan, TableRows, cut_batches
+from mtil.data.dataset.batches import Batch, EpochPlan, TableRows
+from mtil.data.dataset.epochs import iterate_resident_epoch
 from mtil.data.dataset.selection import select_rows
 from mtil.data.dataset.shards import read_shard
 from mtil.models import TwoTaskNetwork
@@ -61,8 +62,10 @@ class FlexibleUNet(nn.Module):
         self.encoder = self.network.encoder
         self.classifier = nn.Linear(512, 1)
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> NetworkOutput:
-        """Predict as mtil's networks do, without side outputs or a use for a prior map."""
+    def forward(
+        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+    ) -> NetworkOutput:
+        """Predict as mtil's networks do, without side outputs, use for a prior map or dropout."""
         features = self.encoder(image.expand(-1, 3, -1, -1))
         decoded = self.network.decoder(features, self.network.skip_connect)
         malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]
@@ -166,11 +169,18 @@ def memory_batches(data_uri: str, config: Config, epoch: int) -> list[Batch]:
     """Return the batches of an epoch of fold 0, in memory."""
     store = open_store(data_uri)
     manifest = manifests.load_manifest(store)
-    plan = EpochPlan(manifest, select_rows(manifest, 0, "train"), config.seed, 0, 1, 4)
+    plan = EpochPlan(
+        manifest=manifest,
+        selection=select_rows(manifest, 0, "train"),
+        seed=config.seed,
+        rank=0,
+        num_workers=1,
+        batch_size=config.train.batch_size,
+        streams=config.data.streams,
+        shuffle_shards=config.data.shuffle_shards,
+    )
     rows = TableRows([read_shard(store, shard) for shard in manifest.shards], plan.selection)
-    parts = ((rows, rows.map_to_row_numbers(w.shards[w.picks[:, 0]], w.picks[:, 1]))
-             for w in plan.windows(epoch))  # fmt: skip
-    return list(cut_batches(parts, config.train.batch_size, whole=True))
+    return list(iterate_resident_epoch(rows, plan, epoch))
 
 
 def bare_epochs(config: Config) -> list[float]:

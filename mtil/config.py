@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from types import UnionType
@@ -57,8 +58,13 @@ class DataConfig:
     """Keep the training rows in memory, stream them from storage, or decide by size."""
     resident_gib: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0
     """With `auto`: maximum memory of a worker's training rows in GiB; larger sets are streamed."""
-    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 4
-    """Number of shards shuffled together."""
+    streams: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Number of places in the data set from which a batch takes images; at most
+    `train.batch_size` places are used. Part of the order of the images. A streaming worker holds
+    the open shards of the worker's streams in memory. Workers that share a stream read the same
+    shards, so set at least as many streams as workers."""
+    shuffle_shards: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Number of shards shuffled together in each stream."""
     normals: bool = True
     """Train on images without a lesion, too."""
 
@@ -225,6 +231,13 @@ class TrainConfig:
     """Number of epochs."""
     batch_size: BatchSize = 16
     """Images per optimiser step, summed over all workers."""
+    micro_batch_size: BatchSize | None = None
+    """Images per forward pass, summed over all workers. A smaller value than `batch_size` saves
+    memory: gradients of several forward passes add up to one optimiser step. Batch normalisation
+    then uses the statistics of a forward pass. None (the default): all images of a step."""
+    sync_batch_norm: bool = True
+    """Normalise by the statistics of all workers' images, so that the model does not depend on the
+    number of workers. Without effect for a single worker."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of all weights except the encoder's."""
     encoder_learning_rate: Rate = 3e-4
@@ -240,8 +253,9 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the averaged weights; 0 evaluates the plain weights."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on GPUs with bf16 support, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """`auto` is bf16 autocast on GPUs with bf16 support, else fp32. `fp64` is slow, and serves
+    comparisons of runs."""
     channels_last: bool = True
     """Store activations in channels-last memory layout."""
     compile: bool = False
@@ -272,11 +286,23 @@ class TrainConfig:
     max_failures: Retries = 3
     """Number of restarts of the workers after failures; -1 means no limit."""
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward passes per optimiser step."""
+        return math.ceil(self.batch_size / (self.micro_batch_size or self.batch_size))
+
     def __post_init__(self) -> None:
-        if self.batch_size % self.num_workers:
+        if self.batch_size < self.num_workers:
             raise ConfigError(
-                f"`train.batch_size` must be a multiple of `train.num_workers`, but got "
+                f"`train.batch_size` must be at least `train.num_workers`, but got "
                 f"{self.batch_size} for {self.num_workers} workers."
+            )
+        fewest = self.batch_size // self.num_micro_batches
+        if fewest < self.num_workers:
+            raise ConfigError(
+                "`train.micro_batch_size` must give every worker an image in each forward pass, "
+                f"but gives {fewest} images for {self.num_workers} workers; choose at least "
+                f"{min(2 * self.num_workers, self.batch_size)}."
             )
         gpus = self.gpus_per_worker
         if 0 < gpus < 0.01 or (gpus > 1 and gpus % 1):

@@ -9,12 +9,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mtil.circle.inputs import (
     count_steps_per_epoch,
@@ -24,7 +22,6 @@ from mtil.circle.inputs import (
 )
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.order import local_batch_size
 from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
 from mtil.errors import DataError
 from mtil.library.samples import Samples
@@ -92,9 +89,6 @@ class FoldTraining:
         self.has_write_failed = False
         self.plan = self._make_plan("train")
         self.batch_size = self.config.train.batch_size
-        self.local_batch = local_batch_size(
-            self.batch_size, self.group.rank, self.group.num_workers
-        )
         self.hosts = sorted(set(self.group.gather(socket.gethostname())))
         self.steps = count_steps_per_epoch(self.config, manifest, training)
 
@@ -117,7 +111,8 @@ class FoldTraining:
         position = {"epoch": progress.next_epoch, "step": progress.partial.steps}
         _log.info("training", extra={"fields": position | {"workers": self.group.num_workers}})
         epochs = range(progress.next_epoch, self.config.train.num_epochs)
-        for epoch, batches in self.samples.epochs(self.plan, epochs, self.local_batch):
+        first = progress.partial.steps
+        for epoch, batches in self.samples.epochs(self.plan, epochs, first):
             if not is_continuing or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
@@ -161,12 +156,10 @@ class FoldTraining:
             steps_per_epoch=self.steps,
             malignant_share=tumours[1] / (sum(tumours) + normals),
             device=self.device,
-            wrap=lambda module: self.group.wrap(module, self.device),
+            group=self.group,
             num_passes=len(self.pass_trainings),
             earlier=[model.network() for model in self._earlier_models()],
             initial=load_initial_weights(self.run, self.training),
-            # Workers may differ by one image a step; the scale keeps every image's weight equal.
-            share=self.local_batch * self.group.num_workers / self.batch_size,
             number=self.training.round,
         )
 
@@ -182,8 +175,10 @@ class FoldTraining:
             seed=derive_round_seed(self.config.seed, self.training.round),
             rank=self.group.rank,
             num_workers=self.group.num_workers,
-            shuffle_shards=self.config.data.shuffle_shards,
             batch_size=self.config.train.batch_size,
+            num_micro_batches=self.config.train.num_micro_batches,
+            streams=self.config.data.streams,
+            shuffle_shards=self.config.data.shuffle_shards,
         )
 
     def _train_epoch(
@@ -195,18 +190,11 @@ class FoldTraining:
     ) -> dict[str, Any]:
         """Train one epoch, or the rest of a partial epoch. Return the record for the history."""
         partial = progress.partial
-        # A resumed group of the same size gets the same batches, so finished steps are skipped.
-        timed_batches = _TimedBatches(islice(batches, partial.steps, self.steps))
+        timed_batches = _TimedBatches(batches)
         steps: list[StepResult] = []
         start = last_write = time.monotonic()
         num_warnings = 0
-        for step in engine.train_epoch(
-            timed_batches,
-            epoch=epoch,
-            rank=self.group.rank,
-            first=partial.steps,
-            randomness=self._own_randomness(partial),
-        ):
+        for step in engine.train_epoch(timed_batches, epoch=epoch, first=partial.steps):
             steps.append(step)
             done = partial.steps + len(steps)
             if self.group.is_first and time.monotonic() - last_write > _STEP_INTERVAL_S:
@@ -272,18 +260,12 @@ class FoldTraining:
             workers=self.group.num_workers,
         )
 
-    def _own_randomness(self, partial: PartialEpoch) -> dict[str, Tensor] | None:
-        """Return this worker's random state in a partial epoch; None if the group size changed."""
-        is_same_size = len(partial.randomness) == self.group.num_workers
-        return partial.randomness[self.group.rank] if is_same_size else None
-
     def _save_within_epoch(
         self, engine: TrainingEngine, progress: TrainingProgress, terms: dict[str, list[float]]
     ) -> None:
-        """Commit a checkpoint between two steps. All workers must call after the same step."""
-        randomness = self.group.gather(engine.randomness())
+        """Commit a checkpoint between two steps, on rank 0."""
         if self.group.is_first:
-            partial = PartialEpoch(len(terms["gradient_norm"]), terms, randomness)
+            partial = PartialEpoch(len(terms["gradient_norm"]), terms)
             progress.save(self.checkpoints, engine, partial)
             _log.info("checkpoint before a machine goes", extra={"fields": {"step": partial.steps}})
 

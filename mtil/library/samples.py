@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from typing import Protocol
 
 import pyarrow as pa
@@ -10,11 +11,11 @@ import pyarrow as pa
 from mtil.config import DataConfig
 from mtil.data.dataset.batches import Batch, EpochPlan, TableRows
 from mtil.data.dataset.epochs import (
+    iterate_epoch_shards,
     iterate_resident_epoch,
     iterate_resident_rows,
     iterate_streamed_epochs,
     iterate_streamed_rows,
-    list_epoch_shards,
 )
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import row_bytes
@@ -27,13 +28,13 @@ Epochs = Iterator[tuple[int, Iterator[Batch]]]
 class Samples(Protocol):
     """A source of batches. All sources yield equal batches for equal plans."""
 
-    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
         """Yield the index and the batches of each epoch.
 
         Args:
             plan: training rows of this worker and row order.
             epochs: indices of the epochs.
-            batch_size: images of this worker in a batch.
+            first: first step of the first epoch.
         """
 
     def validation(self, plan: EpochPlan, batch_size: int) -> Callable[[], Iterator[Batch]]:
@@ -63,11 +64,12 @@ class ResidentSamples:
         """Hold the tables of all shards, in manifest order."""
         self._tables = tables
 
-    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
         """See `Samples.epochs`."""
         rows = TableRows(self._tables, plan.selection)
         for epoch in epochs:
-            yield epoch, iterate_resident_epoch(rows, plan, epoch, batch_size)
+            yield epoch, iterate_resident_epoch(rows, plan, epoch, first)
+            first = 0
 
     def validation(self, plan: EpochPlan, batch_size: int) -> Callable[[], Iterator[Batch]]:
         """See `Samples.validation`."""
@@ -81,12 +83,12 @@ class StoredSamples:
     def __init__(self, data_uri: str, priors: PriorMaps | None = None) -> None:
         self._data_uri, self._priors = data_uri, priors
 
-    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
         """See `Samples.epochs`."""
-        shards = (shard for epoch in epochs for shard in list_epoch_shards(plan, epoch))
+        shards = chain.from_iterable(iterate_epoch_shards(plan, epochs, first))
         with closing(self._tables(plan, shards)) as tables:
             yield from zip(
-                epochs, iterate_streamed_epochs(tables, plan, epochs, batch_size), strict=True
+                epochs, iterate_streamed_epochs(tables, plan, epochs, first), strict=True
             )
 
     def validation(self, plan: EpochPlan, batch_size: int) -> Callable[[], Iterator[Batch]]:

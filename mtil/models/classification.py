@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtil.config import HeadConfig
-from mtil.models.layers import ConvNorm, average_to_height, upsample_double
+from mtil.models.layers import ConvNorm, average_to_height, keep_factors, upsample_double
 
 RING_RADIUS = 3
 """Width of the ring around the lesion, in pixels at stride 4."""
@@ -34,25 +34,34 @@ class StreamStage(nn.Module):
 class ClassificationHead(nn.Module):
     """Pools the levels of the stream and predicts the logit of malignant."""
 
+    num_draws: int
+    """Uniform numbers an image for dropout: one per hidden channel, 0 without dropout."""
+
     def __init__(self, config: HeadConfig, channels: int, num_levels: int) -> None:
         super().__init__()
         self.by_region = config.pooling == "mask"
         self.detach_mask = config.detach_mask
         num_pools = num_levels + 3 * self.by_region
         self.hidden = nn.Linear(num_pools * channels, channels)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
+        self.num_draws = channels if config.dropout > 0 else 0
         self.output = nn.Linear(channels, 1)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
 
     def forward(
-        self, levels: Sequence[Tensor], mask: Float[Tensor, "b 1 h w"]
+        self,
+        levels: Sequence[Tensor],
+        mask: Float[Tensor, "b 1 h w"],
+        draws: Float[Tensor, "b num_draws"] | None = None,
     ) -> Float[Tensor, "b"]:
         """Return the logit of malignant.
 
         Args:
             levels: maps of the stream, coarsest first.
             mask: lesion logits at stride 2.
+            draws: a uniform number in [0, 1) per hidden channel, for dropout; None or no columns
+                drops nothing.
         """
         pools = [level.mean(dim=(2, 3)) for level in levels]
         if self.by_region:
@@ -60,7 +69,9 @@ class ClassificationHead(nn.Module):
             weights = region_shares(logits.sigmoid(), levels[-1].shape[-2])
             pools.append(pool_regions(levels[-1], weights).flatten(1))
         hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
-        malignant: Tensor = self.output(self.dropout(hidden))
+        if draws is not None and self.num_draws:
+            hidden = hidden * keep_factors(draws, self.dropout, hidden.dtype)
+        malignant: Tensor = self.output(hidden)
         return malignant[:, 0]
 
 

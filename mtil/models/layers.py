@@ -1,5 +1,6 @@
 """Layers and resampling functions shared by several modules of the network."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +22,19 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if activation else []))
 
 
+def keep_factors(
+    draws: Float[Tensor, "*shape"], rate: float, dtype: torch.dtype
+) -> Float[Tensor, "*shape"]:
+    """Return the factors of dropout: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Args:
+        draws: uniform numbers in [0, 1).
+        rate: from 0 to below 1.
+        dtype: type of the factors.
+    """
+    return (draws >= rate).to(dtype) / (1 - rate)
+
+
 def upsample_double(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
     """Double height and width by bilinear interpolation."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -30,3 +44,8 @@ def average_to_height(x: Float[Tensor, "b c h w"], height: int) -> Float[Tensor,
     """Average a map over square cells, down to `height` rows."""
     factor = x.shape[-2] // height
     return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return bf16 values as float32; values in float32 or float64 stay unchanged."""
+    return values.float() if values.dtype == torch.bfloat16 else values

@@ -13,7 +13,7 @@ from mtil.models.aggregation import Aggregation
 from mtil.models.classification import ClassificationHead, StreamStage
 from mtil.models.encoders import STRIDES, build_encoder
 from mtil.models.interaction import TaskInteraction
-from mtil.models.layers import upsample_double
+from mtil.models.layers import upsample_double, widen
 
 STREAM_CHANNELS = 128
 LESION_SHARE = 0.1
@@ -32,7 +32,7 @@ class NetworkOutput(NamedTuple):
 
     def as_prior(self) -> Float[Tensor, "b 1 h w"]:
         """Return the predicted mask as the prior map of the next pass."""
-        return self.mask.detach().float().sigmoid()
+        return widen(self.mask.detach()).sigmoid()
 
 
 class TwoTaskNetwork(nn.Module):
@@ -94,21 +94,35 @@ class TwoTaskNetwork(nn.Module):
         )
         self.head = ClassificationHead(config.head, STREAM_CHANNELS, len(self.stream))
 
+    @property
+    def num_draws(self) -> int:
+        """Uniform numbers an image for a pass in training, first the encoder's, then the head's."""
+        return self.encoder.num_draws + self.head.num_draws
+
     def forward(
         self,
         image: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None = None,
+        draws: Float[Tensor, "b num_draws"] | None = None,
     ) -> NetworkOutput:
         """Run both tasks.
 
         Args:
             image: gray values in [0, 1]; height and width are multiples of 32.
             prior: lesion probability from the previous round or pass; None equals all zeros.
+            draws: in training, uniform numbers in [0, 1) for stochastic depth and dropout; None
+                draws the numbers from torch's global generator. Ignored in evaluation.
         """
+        if not self.training:
+            draws = None
+        elif draws is None:
+            draws = torch.rand(len(image), self.num_draws, device=image.device)
+        encoder_draws = None if draws is None else draws[:, : self.encoder.num_draws]
+        head_draws = None if draws is None else draws[:, self.encoder.num_draws :]
         if prior is None:
             prior = torch.zeros_like(image)
         stem_bias = None if self.prior_stem is None else self.prior_stem(prior)
-        maps = dict(zip(STRIDES, self.encoder(image, stem_bias), strict=True))
+        maps = dict(zip(STRIDES, self.encoder(image, stem_bias, encoder_draws), strict=True))
 
         segmentation, classification = maps[32], None
         logits, levels = [], []
@@ -127,7 +141,9 @@ class TwoTaskNetwork(nn.Module):
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
         *side, mask = logits
-        return NetworkOutput(upsample_double(mask), tuple(side), self.head(levels, mask))
+        return NetworkOutput(
+            upsample_double(mask), tuple(side), self.head(levels, mask, head_draws)
+        )
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:

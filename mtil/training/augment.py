@@ -1,8 +1,8 @@
 """Random augmentation of a training batch, on the batch's device.
 
-Random numbers come from torch's global generator, with a separate draw for every image. The
-degradation of prior maps can use a separate generator: switching priors on or off then leaves the
-augmentation of the images unchanged.
+All random numbers come from `ImageRandomness`, so the augmentation of an image does not depend on
+the other images of the batch. Prior maps have separate random numbers: switching priors on or off
+leaves the augmentation of the images unchanged.
 """
 
 import torch
@@ -13,6 +13,7 @@ from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor
 
 from mtil.config import AugmentConfig, PriorConfig
+from mtil.training.randomness import ImageRandomness, Purpose
 from mtil.training.tensors import move_to_device
 
 AugmentedBatch = tuple[Tensor, Tensor, Tensor | None]
@@ -38,7 +39,7 @@ class BatchAugmentation:
         image: Float[Tensor, "b 1 h w"],
         mask: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None,
-        generator: torch.Generator | None = None,
+        random: ImageRandomness,
     ) -> AugmentedBatch:
         """Return the augmented batch.
 
@@ -46,35 +47,35 @@ class BatchAugmentation:
             image: gray values in [0, 1].
             mask: 1 in the lesion, 0 elsewhere; stays binary.
             prior: lesion probability from the previous round, in [0, 1].
-            generator: source of the random numbers for degrading the prior map; by default torch's
-                global generator.
+            random: random numbers of the images.
         """
         if self.config.enabled:
-            matrix = draw_affine(self.config, len(image), *image.shape[-2:])
+            matrix = draw_affine(self.config, random, *image.shape[-2:]).to(image.dtype)
             image, mask, prior = apply_affine(
                 move_to_device(matrix, image.device), image, mask, prior
             )
-            image = change_appearance(self.config, image)
+            image = change_appearance(self.config, image, random)
         if prior is not None:
             # Maps of training images tend to be better than maps of new images. The degradation
             # keeps the network from relying on the prior, so `augment.enabled` does not matter.
-            prior = degrade_prior(self.prior, prior, generator)
+            prior = degrade_prior(self.prior, prior, random)
         return image, mask, prior
 
 
 def draw_affine(
-    config: AugmentConfig, num_images: int, height: int, width: int
+    config: AugmentConfig, random: ImageRandomness, height: int, width: int
 ) -> Float[Tensor, "b 2 3"]:
     """Draw one matrix an image, from source to target pixels: flips, scale, rotation, shift."""
     # On the CPU: launching these many small kernels on a GPU takes longer than computing here.
-    draw = torch.rand(6, num_images)
+    # In float64: images in float64 get a matrix without rounding to float32.
+    draw = random.uniforms(Purpose.AFFINE, 6).T.double()
     signed = 2 * draw - 1
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
-    scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.float())
+    scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.double())
     angle = config.rotation * signed[3]
-    sides = torch.tensor([width, height])
+    sides = torch.tensor([width, height], dtype=draw.dtype)
     shift = config.translation * signed[4:].T * sides
-    centre = ((sides - 1) / 2).expand(num_images, 2)
+    centre = ((sides - 1) / 2).expand(len(shift), 2)
     matrix: Tensor = get_affine_matrix2d(shift, centre, scale, angle)
     return matrix[:, :2]
 
@@ -95,31 +96,30 @@ def apply_affine(
 
 
 def change_appearance(
-    config: AugmentConfig, image: Float[Tensor, "b 1 h w"]
+    config: AugmentConfig, image: Float[Tensor, "b 1 h w"], random: ImageRandomness
 ) -> Float[Tensor, "b 1 h w"]:
     """Change contrast (about the mean), brightness and gamma, then add multiplicative speckle."""
-    draw = torch.rand(4, len(image), 1, 1, 1, device=image.device)
+    draw = _draw_factors(random, Purpose.APPEARANCE, 4, like=image)
     signed = 2 * draw - 1
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     image = mean + (image - mean) * (1 + config.contrast * signed[0])
     image = (image + config.brightness * signed[1]).clamp(0, 1)
     image = image ** (1 + config.gamma * signed[2])
-    noise = torch.randn_like(image)
+    noise = random.normals(Purpose.SPECKLE, image.shape[1:], image.dtype)
     return (image * (1 + config.speckle * draw[3] * noise)).clamp(0, 1)
 
 
 def degrade_prior(
     config: PriorConfig,
     prior: Float[Tensor, "b 1 h w"],
-    generator: torch.Generator | None = None,
+    random: ImageRandomness,
 ) -> Float[Tensor, "b 1 h w"]:
     """Erode, dilate or blur some of the maps and zero others.
 
     A share `config.roughen` of the maps is eroded, dilated or blurred, with equal probability. A
     share `config.dropout` is set to zero.
     """
-    shape = (3, len(prior), 1, 1, 1)
-    drop, roughen, kind = torch.rand(shape, device=prior.device, generator=generator)
+    drop, roughen, kind = _draw_factors(random, Purpose.PRIOR, 3, like=prior)
     radius = max(1, round(ROUGHEN_RADIUS_SHARE * prior.shape[-1]))
     roughened = torch.where(
         kind < 1 / 3,
@@ -150,3 +150,11 @@ def blur(x: Float[Tensor, "b 1 h w"], radius: int) -> Float[Tensor, "b 1 h w"]:
     # With the images as channels, kornia's filter is faster.
     blurred: Tensor = gaussian_blur2d(x.transpose(0, 1), (kernel, kernel), (sigma, sigma))
     return blurred.transpose(0, 1)
+
+
+def _draw_factors(
+    random: ImageRandomness, purpose: Purpose, num: int, *, like: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, "n b 1 1 1"]:
+    """Return `num` uniform numbers per image, on the device and in the dtype of `like`."""
+    draw = move_to_device(random.uniforms(purpose, num), like.device)
+    return draw.to(like.dtype).T[..., None, None, None]

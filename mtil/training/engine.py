@@ -6,8 +6,9 @@ reports.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -16,14 +17,22 @@ from torch import Tensor, nn
 
 from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
+from mtil.data.dataset.order import worker_positions
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
-from mtil.training.losses import TrainingObjective
-from mtil.training.randomness import EpochRandomness, derive_round_seed
-from mtil.training.tensors import TensorBatch, to_tensors
+from mtil.training.batch_norm import synchronize_batch_norm
+from mtil.training.group import Group
+from mtil.training.losses import StepCounts, TrainingObjective
+from mtil.training.randomness import (
+    EpochRandomness,
+    ImageRandomness,
+    Purpose,
+    derive_round_seed,
+)
+from mtil.training.tensors import TensorBatch, move_to_device, to_tensors
 
 
 class TrainingStep(nn.Module):
@@ -43,17 +52,32 @@ class TrainingStep(nn.Module):
         label: Tensor,
         prior: Tensor | None = None,
         num_passes: int = 1,
+        draws: Tensor | None = None,
+        counts: StepCounts | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
+        The terms of the parts of a step add up to the terms of the whole step with `counts`.
+
         The first pass reads the prior map, each later pass the map of the previous pass. Gradients
         do not flow between passes: every pass learns to make the best of a given map.
+
+        Args:
+            image: gray values (b, 1, h, w) in [0, 1].
+            mask: 1 in the lesion, 0 elsewhere (b, 1, h, w).
+            label: 0 benign, 1 malignant, 2 normal (b,).
+            prior: prior map (b, 1, h, w) of the first pass; None equals all zeros.
+            num_passes: number of passes, from 1.
+            draws: uniform numbers (num_passes, b, num_draws) for the network's random layers; None
+                leaves the choice to torch's global generator.
+            counts: counts over the whole step; by default the counts of this batch.
         """
-        output = self.network(image, prior)
-        passes: list[dict[str, Tensor]] = [self.objective(output, mask, label)]
-        for _ in range(num_passes - 1):
-            output = self.network(image, output.as_prior())
-            passes.append(self.objective(output, mask, label))
+        passes: list[dict[str, Tensor]] = []
+        for index in range(num_passes):
+            output = self.network(image, prior, draws=None if draws is None else draws[index])
+            passes.append(self.objective(output, mask, label, counts))
+            if index + 1 < num_passes:
+                prior = output.as_prior()
         if num_passes == 1:
             return passes[0]
         return {name: torch.stack([terms[name] for terms in passes]).mean() for name in passes[0]}
@@ -61,7 +85,7 @@ class TrainingStep(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss terms and gradient norm of a training step.
+    """Loss terms and gradient norm of a training step, over the images of all workers.
 
     The values stay on the device until read, and the next step does not wait for the GPU.
     """
@@ -93,11 +117,10 @@ class TrainingEngine:
         steps_per_epoch: int,
         malignant_share: float,
         device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        group: Group | None = None,
         num_passes: int = 1,
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
-        share: float = 1.0,
         number: int = 0,
     ) -> None:
         """Build network, losses, optimiser and schedule.
@@ -107,30 +130,31 @@ class TrainingEngine:
             steps_per_epoch: optimiser steps of each epoch.
             malignant_share: share of malignant images among the training rows.
             device: device on which to train.
-            wrap: function that wraps the training step for several processes (DDP).
+            group: the workers of the training; by default this process alone.
             num_passes: passes over a validation image, each with the map of the previous pass.
                 With `circle.maps: recycle` also the maximum number of passes in a training step.
             earlier: networks of previous rounds for the first passes, with a network per pass.
             initial: weights to start from, for example of a previous round's model.
-            share: local batch size divided by the mean local batch size; scales the loss of this
-                worker.
             number: index of the round; changes the random numbers of all epochs.
         """
         torch.manual_seed(config.seed)
+        self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.config, self.device = config, device
         self._steps_per_epoch = steps_per_epoch
         self._layout = (
             torch.channels_last if config.train.channels_last else torch.contiguous_format
         )
-        self._num_passes, self._earlier = num_passes, [net.to(device).eval() for net in earlier]
+        self._num_passes, self._earlier = (
+            num_passes,
+            [net.to(device, self._dtype).eval() for net in earlier],
+        )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
-        self._share, self._seed = share, derive_round_seed(config.seed, number)
-        self._random: EpochRandomness | None = None
-        self.network = TwoTaskNetwork(config.model).to(device)
+        self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
+        self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
             self.network.load_state_dict(initial)
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._objective = TrainingObjective(config.loss, malignant_share).to(device)
+        self._objective = TrainingObjective(config.loss, malignant_share).to(device, self._dtype)
         self._augment = BatchAugmentation(config.augment, config.model.prior)
         self._average = MovingAverage(self.network, config.train.ema_decay)
         self._optimizer = make_optimizer(self.network, self._objective, config.train)
@@ -140,10 +164,14 @@ class TrainingEngine:
                 step / steps_per_epoch, config.train.warmup_epochs, config.train.num_epochs
             ),
         )
+        # After the copy for the average, which only evaluates and exchanges nothing.
+        if config.train.sync_batch_norm and self._group.num_workers > 1:
+            synchronize_batch_norm(self.network, device, self._group.address)
         # The compiled network shares parameters with `self.network`. The state dict of
         # `self.network` keeps the plain names.
-        self._step = wrap(
-            TrainingStep(compile_network(self.network, config.train), self._objective)
+        self._step = self._group.wrap(
+            TrainingStep(compile_network(self.network, config.train), self._objective),
+            device,
         )
         self._autocast = should_use_bf16(config.train, device)
 
@@ -152,52 +180,92 @@ class TrainingEngine:
         batches: Iterable[Batch],
         *,
         epoch: int,
-        rank: int = 0,
         first: int = 0,
-        randomness: Mapping[str, Tensor] | None = None,
     ) -> Iterator[StepResult]:
         """Take one optimiser step a batch and yield each step.
 
-        All randomness of the epoch comes from (seed, round, epoch, rank). An epoch repeated after a
-        restart is therefore identical.
+        The random numbers of an image come from (seed, round, epoch, sample id). An epoch repeated
+        or resumed after a restart is therefore identical. Dropout within an `hf:` encoder also
+        depends on step and rank, see `EpochRandomness.seed_step`.
 
         Args:
             batches: batches of this worker, from step `first` on.
             epoch: index of the epoch, from 0.
-            rank: rank of this worker.
             first: index of the first step to take; larger than 0 to resume within an epoch.
-            randomness: result of `randomness` after step `first - 1` on this rank.
         """
-        self._random = random = EpochRandomness(
-            self._seed,
-            epoch,
-            rank,
-            self.device,
-            first=first,
-            most_passes=self._most_passes,
-            state=randomness,
-        )
+        random = EpochRandomness(self._seed, epoch, self.device, most_passes=self._most_passes)
         self._step.train()
         for index, batch in enumerate(batches, start=first):
             image, mask, label, prior = self._to_device(batch)
-            image, mask, prior = self._augment(image, mask, prior, random.degrading)
+            random.seed_step(index, self._group.rank)
+            images = random.for_images(batch.sample_id)
+            image, mask, prior = self._augment(image, mask, prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
-            num_passes = random.num_passes()
+            num_passes = random.num_passes(index)
+            draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            if self.config.train.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                terms = self._step(self._in_layout(image), mask, label, prior, num_passes)
-            # DDP averages gradients over workers; `share` makes up for unequal batch sizes.
-            loss = torch.stack(list(terms.values())).sum() * self._share
-            loss.backward()  # type: ignore[no-untyped-call]
+            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes, draws)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
+            if not self.config.train.sync_batch_norm:
+                self._group.copy_buffers(self.network)
             self._average.update(self.network)
-            yield StepResult(
-                index, {name: term.detach() for name, term in terms.items()}, norm.detach()
-            )
+            yield StepResult(index, terms, norm.detach())
+
+    def _add_gradients(
+        self, batch: TensorBatch, num_passes: int, draws: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a step's loss over all workers, one micro-batch after the other.
+
+        Args:
+            batch: this worker's images of the step.
+            num_passes: passes over each image.
+            draws: uniform numbers (num_passes, b, num_draws) for the network's random layers.
+
+        Returns:
+            The loss terms of the whole step.
+        """
+        own = StepCounts.of(batch.label, self._dtype)
+        counts = StepCounts(*self._group.sum(torch.stack(own)))
+        slices = self._micro_batches(len(batch.label))
+        parts: list[dict[str, Tensor]] = []
+        for rows in slices:
+            if self.config.train.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            # DDP exchanges the gradients once, during the last backward pass.
+            with (
+                self._group.without_exchange(self._step, rows is not slices[-1]),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
+            ):
+                terms = self._step(
+                    self._in_layout(batch.image[rows]),
+                    batch.mask[rows],
+                    batch.label[rows],
+                    None if batch.prior is None else batch.prior[rows],
+                    num_passes,
+                    None if draws is None else draws[:, rows],
+                    counts,
+                )
+            # The group averages gradients over workers, but the terms of the workers add up.
+            loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
+            loss.backward()  # type: ignore[no-untyped-call]
+            parts.append({name: term.detach() for name, term in terms.items()})
+        self._group.average_gradients(self._step)
+        names = list(parts[0])
+        sums = torch.stack([torch.stack([part[name] for part in parts]).sum() for name in names])
+        return dict(zip(names, self._group.sum(sums), strict=True))
+
+    def _micro_batches(self, num_images: int) -> list[slice]:
+        """Return the micro-batches among this worker's images of a step."""
+        train = self.config.train
+        if train.num_micro_batches == 1:
+            return [slice(0, num_images)]
+        positions = worker_positions(
+            train.batch_size, train.num_micro_batches, self._group.rank, self._group.num_workers
+        )
+        stops = list(accumulate(len(part) for part in positions))
+        return [slice(start, stop) for start, stop in pairwise([0, *stops])]
 
     def validate(self, batches: Iterable[Batch]) -> list[ValidationScore]:
         """Score images with the averaged weights, at the network's input size.
@@ -229,11 +297,6 @@ class TrainingEngine:
                 scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
         return scored
 
-    def randomness(self) -> dict[str, Tensor]:
-        """Return the generator states of this worker between two steps of an epoch."""
-        assert self._random is not None
-        return self._random.state()
-
     def averaged(self) -> nn.Module:
         """Return the network with averaged weights, or the trained network without an average."""
         averaged = bool(self.config.train.ema_decay) and int(self._average.n_averaged) > 0
@@ -242,7 +305,7 @@ class TrainingEngine:
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the averaged weights on the CPU."""
         return {
-            name: value.detach().cpu().clone()
+            name: value.detach().to("cpu", _storage_dtype(value), copy=True)
             for name, value in self.averaged().state_dict().items()
         }
 
@@ -271,11 +334,24 @@ class TrainingEngine:
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
         torch.set_rng_state(state["rng"]["state"])
 
+    def _draw_layers(self, images: ImageRandomness, num_passes: int) -> Tensor | None:
+        """Return uniform numbers (num_passes, b, num_draws); None without random layers."""
+        num_draws = self.network.num_draws
+        if num_draws == 0:
+            return None
+        draws = images.uniforms(Purpose.LAYERS, num_passes * num_draws)
+        by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
+        return move_to_device(by_pass, self.device)
+
     def _to_device(self, batch: Batch) -> TensorBatch:
-        return to_tensors(batch, self.config.data.image_size, self.device)
+        return to_tensors(batch, self.config.data.image_size, self.device, self._dtype)
 
     def _in_layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=self._layout)
+
+
+def _storage_dtype(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.is_floating_point() else value.dtype
 
 
 def compile_network(network: nn.Module, config: TrainConfig) -> nn.Module:

@@ -1,18 +1,37 @@
 """Training objective: named loss terms and their weights."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtil.config import LossConfig
-from mtil.models.layers import average_to_height
+from mtil.models.layers import average_to_height, widen
 from mtil.models.network import NetworkOutput
 
 MALIGNANT, NORMAL = 1, 2
 SMOOTHING = 1e-5
 BOUNDARY_TOLERANCE = 5
 """Side in pixels of the square around an outline pixel in which another outline matches."""
+
+
+class StepCounts(NamedTuple):
+    """Counts over all images of an optimiser step: of all workers and all micro-batches.
+
+    Divisors of the loss terms. The terms of parts of a step then add up to the terms of the whole.
+    """
+
+    images: Float[Tensor, ""]
+    tumours: Float[Tensor, ""]
+    """Images with a lesion."""
+
+    @classmethod
+    def of(cls, label: Int[Tensor, "b"], dtype: torch.dtype = torch.float32) -> "StepCounts":
+        """Count the images of one batch."""
+        images = torch.full((), len(label), dtype=dtype, device=label.device)
+        return cls(images, (label != NORMAL).sum().to(dtype))
 
 
 class TrainingObjective(nn.Module):
@@ -45,35 +64,59 @@ class TrainingObjective(nn.Module):
                 self.log_variance[name] = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, output: NetworkOutput, mask: Float[Tensor, "b 1 h w"], label: Int[Tensor, "b"]
+        self,
+        output: NetworkOutput,
+        mask: Float[Tensor, "b 1 h w"],
+        label: Int[Tensor, "b"],
+        counts: StepCounts | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted loss terms `segmentation` and `classification`.
+
+        The terms of the parts of a step add up to the terms of the whole step.
 
         Args:
             output: output of the network.
             mask: 1 in the lesion, 0 elsewhere.
             label: 0 benign, 1 malignant, 2 normal.
+            counts: counts over the whole step; by default the counts of this batch.
         """
         config = self.config
+        # Autocast computes logits in bf16; sums over pixels need more digits.
+        malignant = widen(output.malignant)
+        if counts is None:
+            counts = StepCounts.of(label, malignant.dtype)
         terms = {
-            "segmentation": self.segmentation(output, mask, tumour=label != NORMAL),
-            "classification": self.classification(output.malignant.float(), label == MALIGNANT),
+            "segmentation": self.segmentation(output, mask, label != NORMAL, counts),
+            "classification": self.classification(malignant, label == MALIGNANT, counts),
         }
         weights = {"segmentation": config.segmentation, "classification": config.classification}
+        share = len(label) / counts.images
         return {
-            name: weights[name] * self.weigh_by_uncertainty(name, term)
+            name: weights[name] * self.weigh_by_uncertainty(name, term, share)
             for name, term in terms.items()
         }
 
-    def weigh_by_uncertainty(self, name: str, term: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Weigh a term by the learned uncertainty of the task; fixed weights leave it unchanged."""
+    def weigh_by_uncertainty(
+        self, name: str, term: Float[Tensor, ""], share: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        """Weigh a term by the learned uncertainty of the task; fixed weights leave it unchanged.
+
+        Args:
+            name: name of the task.
+            term: loss of the task.
+            share: share of the step's images in this batch.
+        """
         if name not in self.log_variance:
             return term
         log_variance: Tensor = self.log_variance[name]
-        return torch.exp(-log_variance) * term + log_variance / 2
+        return torch.exp(-log_variance) * term + share * log_variance / 2
 
     def segmentation(
-        self, output: NetworkOutput, mask: Float[Tensor, "b 1 h w"], tumour: Tensor
+        self,
+        output: NetworkOutput,
+        mask: Float[Tensor, "b 1 h w"],
+        tumour: Tensor,
+        counts: StepCounts,
     ) -> Float[Tensor, ""]:
         """Return region losses over all outputs plus the boundary loss of the final output."""
         config = self.config
@@ -82,19 +125,23 @@ class TrainingObjective(nn.Module):
         total = mask.new_zeros(())
         for weight, level_logits in zip(weights, logits, strict=True):
             target = average_to_height(mask, level_logits.shape[-2])
-            total = total + weight * region_loss(level_logits.float(), target, tumour, config.dice)
+            total = total + weight * region_loss(
+                widen(level_logits), target, tumour, counts, config.dice
+            )
         if config.boundary > 0:
-            boundary = boundary_loss(output.mask.float(), mask)
-            total = total + config.boundary * mean_over(boundary, tumour)
+            boundary = boundary_loss(widen(output.mask), mask)
+            total = total + config.boundary * mean_over(boundary, tumour, counts.tumours)
         return total
 
-    def classification(self, logits: Float[Tensor, "b"], malignant: Tensor) -> Float[Tensor, ""]:
+    def classification(
+        self, logits: Float[Tensor, "b"], malignant: Tensor, counts: StepCounts
+    ) -> Float[Tensor, ""]:
         """Return the class-balanced classification loss; normal images count as not malignant."""
         config = self.config
         gamma = config.focal_gamma if config.classification_kind == "focal" else 0.0
         loss = binary_loss(logits, malignant, smoothing=config.label_smoothing, gamma=gamma)
         weight = torch.where(malignant, self.malignant_weight, self.other_weight)
-        return (weight * loss).mean()
+        return (weight * loss).sum() / counts.images
 
 
 def class_weights(malignant_share: float) -> tuple[float, float]:
@@ -117,11 +164,14 @@ def region_loss(
     logits: Float[Tensor, "b 1 h w"],
     target: Float[Tensor, "b 1 h w"],
     tumour: Tensor,
+    counts: StepCounts,
     dice_share: float,
 ) -> Float[Tensor, ""]:
     """Mix Dice over tumour images with cross-entropy over all images, weighted by `dice_share`."""
-    dice = mean_over(dice_loss(logits, target), tumour)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+    dice = mean_over(dice_loss(logits, target), tumour, counts.tumours)
+    pixels = logits.shape[-2] * logits.shape[-1]
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    cross_entropy = cross_entropy / (counts.images * pixels)
     return dice_share * dice + (1 - dice_share) * cross_entropy
 
 
@@ -187,6 +237,8 @@ def binary_loss(
     return loss
 
 
-def mean_over(values: Float[Tensor, "b"], chosen: Tensor) -> Float[Tensor, ""]:
-    """Return the mean over the chosen images, or 0 without any."""
-    return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
+def mean_over(
+    values: Float[Tensor, "b"], chosen: Tensor, count: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Return the sum over the chosen images, divided by their number in the whole step, or 0."""
+    return torch.where(chosen, values, 0).sum() / count.clamp_min(1)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +40,6 @@ class PartialEpoch:
     """Number of finished steps."""
     terms: dict[str, list[float]] = field(default_factory=dict)
     """Loss terms and gradient norm of rank 0 by name, a value per finished step."""
-    randomness: Sequence[dict[str, Tensor]] = ()
-    """State of the random number generators after the last finished step, by rank."""
 
 
 class TrainingProgress:
@@ -80,7 +77,8 @@ class TrainingProgress:
             progress._seconds_before = document.validate(_SECONDS, state["seconds"])
             progress.history = document.validate(_HISTORY, document.json(history.encode()))
             progress.best = None if best is None else BestEpoch(**best)
-            progress.partial = PartialEpoch(**partial)
+            # By key: checkpoints of earlier versions also hold states of random generators.
+            progress.partial = PartialEpoch(partial["steps"], partial["terms"])
             document.validate(_SCORES, progress._scores)
             if progress.best is not None:
                 document.validate(_EPOCH, progress.best.epoch)

@@ -23,8 +23,10 @@ class TensorBatch(NamedTuple):
     """Lesion probability from the previous round, in [0, 1]. None equals all zeros."""
 
 
-def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBatch:
-    """Move a batch to a device, then convert to float tensors of side `image_size`."""
+def to_tensors(
+    batch: Batch, image_size: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> TensorBatch:
+    """Move a batch to a device, then convert to tensors of side `image_size` and type `dtype`."""
     # Bytes are a quarter of the floats to copy, so the conversion follows the copy.
     stored_size = batch.image.shape[-1]
     image = move_to_device(torch.from_numpy(np.array(batch.image)), device)
@@ -34,10 +36,10 @@ def to_tensors(batch: Batch, image_size: int, device: torch.device) -> TensorBat
     prior = None
     if batch.prior is not None:
         stored_prior = move_to_device(torch.from_numpy(np.array(batch.prior)), device)
-        prior = resize_images(stored_prior[:, None], image_size)
+        prior = resize_images(stored_prior[:, None], image_size).to(dtype)
     return TensorBatch(
-        image=resize_images(image[:, None], image_size),
-        mask=(_resize(mask[:, None].float(), image_size) >= 0.5).float(),
+        image=resize_images(image[:, None], image_size).to(dtype),
+        mask=(_resize(mask[:, None].float(), image_size) >= 0.5).to(dtype),
         label=label,
         prior=prior,
     )

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,21 @@ from tests.waiting import until
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def _plan(uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train") -> EpochPlan:
+def _plan(
+    uri: str, rank: int = 0, num_workers: int = 1, role: Role = "train", streams: int = 2
+) -> EpochPlan:
     manifest = manifests.load_manifest(open_store(uri))
     assert len(manifest.shards) > 3
-    return EpochPlan(manifest, select_rows(manifest, 0, role), 5, rank, num_workers, 2)
+    return EpochPlan(
+        manifest=manifest,
+        selection=select_rows(manifest, 0, role),
+        seed=5,
+        rank=rank,
+        num_workers=num_workers,
+        batch_size=8,
+        streams=streams,
+        shuffle_shards=1,
+    )
 
 
 def _held(uri: str, plan: EpochPlan) -> TableRows:
@@ -50,19 +62,37 @@ def _same(one: Batch, other: Batch) -> bool:
     )
 
 
-@pytest.mark.parametrize(("rank", "num_workers"), [(0, 1), (1, 2)])
-def test_resident_and_streaming_give_the_same_batches(
-    dataset: str, rank: int, num_workers: int
+@pytest.mark.parametrize("streams", [2, 64])  # fewer and more than there are shards
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_resident_and_streaming_give_the_batches_of_one_worker(
+    dataset: str, num_workers: int, streams: int
 ) -> None:
-    plan = _plan(dataset, rank, num_workers)
+    rows = _held(dataset, _plan(dataset))
+    alone = [
+        [batch.sample_id for batch in iterate_resident_epoch(rows, plan, epoch)]
+        for plan in [_plan(dataset, streams=streams)]
+        for epoch in range(2)
+    ]
+    seen: list[list[list[str]]] = [[[] for _ in epoch] for epoch in alone]
+    for rank in range(num_workers):
+        plan = _plan(dataset, rank, num_workers, streams=streams)
+        stream = iterate_streaming_epochs(dataset, plan, range(2))
+        for epoch, streamed in enumerate(stream):
+            held = iterate_resident_epoch(rows, plan, epoch)
+            for step, (one, other) in enumerate(zip(held, streamed, strict=True)):
+                assert _same(one, other)
+                seen[epoch][step] += other.sample_id
+    assert seen == alone
+    assert len(alone[0]) == count_rows(plan.manifest, plan.selection) // 8 > 2
+
+
+def test_a_stream_may_begin_within_an_epoch(dataset: str) -> None:
+    plan = _plan(dataset)
     rows = _held(dataset, plan)
-    stream = iterate_streaming_epochs(dataset, plan, range(3), 5)
-    for epoch, streamed in enumerate(stream):
-        held = list(iterate_resident_epoch(rows, plan, epoch, 5))
-        arrived = list(streamed)
-        assert len(held) == count_rows(plan.manifest, plan.selection) // num_workers // 5
-        assert len(arrived) == len(held)
-        assert all(_same(one, other) for one, other in zip(held, arrived, strict=True))
+    stream = iterate_streaming_epochs(dataset, plan, range(1, 3), first=3)
+    for epoch, first, streamed in zip((1, 2), (3, 0), stream, strict=True):
+        held = list(iterate_resident_epoch(rows, plan, epoch))[first:]
+        assert all(_same(one, other) for one, other in zip(held, streamed, strict=True))
 
 
 @pytest.mark.parametrize("portion_bytes", [1, 250_000, 2**30])
@@ -121,7 +151,7 @@ def test_processes_that_read_shards_load_no_network() -> None:
 
 def test_a_stream_that_is_closed_reads_no_more(dataset: str) -> None:
     """Else Ray's core ends the process without a word when Ray is shut down."""
-    with closing(iterate_streaming_epochs(dataset, _plan(dataset), range(100), 5)) as stream:
-        assert next(next(stream)).sample_id
-        assert cluster.list_ray_data_threads()
+    with closing(iterate_streaming_epochs(dataset, _plan(dataset), range(100))) as stream:
+        batches = chain.from_iterable(stream)
+        until(lambda: next(batches).sample_id and cluster.list_ray_data_threads())
     until(lambda: not cluster.list_ray_data_threads())

@@ -64,7 +64,7 @@ def test_an_unknown_key_is_named_with_the_nearest(values: dict[str, object], mes
         ("train.num_epochs", "many", "valid integer"),
         ("train.learning_rate", 0.0, "greater than 0"),
         ("train.ema_decay", 1, "less than 1"),
-        ("train.precision", "fp16", "'auto', 'fp32' or 'bf16'"),
+        ("train.precision", "fp16", "'auto', 'fp32', 'bf16' or 'fp64'"),
         ("data.image_size", 100, "multiple of 32"),
         ("data.normals", "perhaps", "valid boolean"),
         ("augment.horizontal_flip", 1.5, "less than or equal to 1"),
@@ -156,8 +156,8 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
             r"`model\.attention\.levels` must not repeat, but got \[32, 16, 32\]",
         ),
         (
-            {"train": {"batch_size": 10, "num_workers": 4}},
-            r"`train\.batch_size` must be a multiple of .* 10 for 4 workers",
+            {"train": {"batch_size": 3, "num_workers": 4}},
+            r"`train\.batch_size` must be at least `train\.num_workers`, but got 3 for 4 workers",
         ),
         (
             {"train": {"cuda_graphs": True}},
@@ -169,6 +169,11 @@ def test_a_number_must_be_finite(key: str, value: float) -> None:
                 "circle": {"maps": "recycle"},
             },
             r"must be off with `circle\.maps` recycle",
+        ),
+        (
+            {"train": {"batch_size": 16, "micro_batch_size": 5, "num_workers": 5}},
+            r"`train\.micro_batch_size` must give every worker an image in each forward pass, but "
+            r"gives 4 images for 5 workers; choose at least 10\.",
         ),
         (
             {"train": {"min_workers": 3, "num_workers": 2}},
@@ -323,7 +328,7 @@ def test_every_key_is_listed_with_its_type_and_value() -> None:
         ("model.encoder.name", "str", "efficientnet_lite0"),
         ("model.attention.levels", "list of 8|16|32", (32, 16)),
         ("loss.label_smoothing", "float >= 0, < 0.5", 0.05),
-        ("train.precision", "auto|fp32|bf16", "auto"),
+        ("train.precision", "auto|fp32|bf16|fp64", "auto"),
         ("train.cpus_per_worker", "float >= 0.01, <= 4096 or null", None),
     } <= set(rows)
     promised = (

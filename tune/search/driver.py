@@ -33,6 +33,7 @@ from mtil.distributed.runtime import cluster
 from mtil.distributed.training import trainer
 from mtil.errors import ConfigError, DataError, RunError, UserError
 from mtil.process import supervisor
+from mtil.process.memory import CPU_MALLOC_SETTINGS
 from mtil.run.relay import GuardedListener
 from tune import study as studies
 from tune.record import Search
@@ -170,7 +171,7 @@ def _environment(config: Config) -> Iterator[None]:
     # Tune has no option for the environment of trials, but gives trials this dictionary.
     default_variables = dict(DEFAULT_ENV_VARS)
     if not config.train.gpus_per_worker:
-        DEFAULT_ENV_VARS.update(trainer.CPU_MALLOC_SETTINGS)
+        DEFAULT_ENV_VARS.update(CPU_MALLOC_SETTINGS)
     try:
         yield
     finally:

@@ -96,8 +96,8 @@ def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, 
     num_workers = options.num_workers
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"`--num-workers` must be at least 1, but got {num_workers}.")
-    # The value bypasses `apply_overrides`, because a configuration requires a number of workers
-    # dividing the batch size. Scoring has no such limit.
+    # The value bypasses `apply_overrides`, because a configuration allows at most one worker per
+    # image of a batch. Scoring has no such limit.
     text = overrides.pop("train.num_workers", None)
     if num_workers is None and text is not None:
         if not text.isdecimal() or not int(text):

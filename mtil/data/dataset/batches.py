@@ -1,6 +1,6 @@
 """Turn tables of shard rows into batches of arrays; a row is copied once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.order import ShuffleWindow, epoch_windows
+from mtil.data.dataset.order import epoch_order, worker_positions
 from mtil.data.dataset.selection import RowSelection
 from mtil.data.dataset.shards import pixels
 
@@ -34,7 +34,7 @@ class Batch:
         return len(self.sample_id)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochPlan:
     """The parameters that determine the rows of a worker's epoch and the row order."""
 
@@ -43,20 +43,37 @@ class EpochPlan:
     seed: int
     rank: int
     num_workers: int
+    batch_size: int
+    """Images of a step over all workers."""
+    streams: int
     shuffle_shards: int
-    batch_size: int | None = None
-    """Images a step over all workers; matters only if not divisible by `num_workers`."""
+    num_micro_batches: int = 1
+    """Forward passes of a step."""
 
-    def windows(self, epoch: int) -> list[ShuffleWindow]:
-        """Return the windows of an epoch, in reading order."""
-        return epoch_windows(
+    @property
+    def local_batch_size(self) -> int:
+        """This worker's number of images in a step."""
+        return sum(len(part) for part in self._positions())
+
+    def order(self, epoch: int) -> npt.NDArray[np.int32]:
+        """Return this worker's rows of every step of an epoch.
+
+        Returns:
+            (steps, local batch size, 2): shard, and index among the selected rows of the shard.
+        """
+        return epoch_order(
             [self.selection.count(shard) for shard in self.manifest.shards],
             seed=self.seed,
             epoch=epoch,
-            rank=self.rank,
-            num_workers=self.num_workers,
-            shuffle_shards=self.shuffle_shards,
             batch_size=self.batch_size,
+            streams=self.streams,
+            shuffle_shards=self.shuffle_shards,
+            positions=self._positions(),
+        )
+
+    def _positions(self) -> list[range]:
+        return worker_positions(
+            self.batch_size, self.num_micro_batches, self.rank, self.num_workers
         )
 
     def shards(self) -> list[int]:
@@ -66,6 +83,31 @@ class EpochPlan:
         """
         wanted = [i for i, shard in enumerate(self.manifest.shards) if self.selection.count(shard)]
         return wanted[self.rank :: self.num_workers]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A record batch, viewed in place. A record batch is contiguous."""
+
+    sample_id: pa.Array
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.int8]
+    prior: npt.NDArray[np.uint8] | None
+
+    @classmethod
+    def view(cls, rows: pa.RecordBatch) -> "_Piece":
+        return cls(
+            sample_id=rows.column("sample_id"),
+            image=pixels(rows.column("image")),
+            mask=pixels(rows.column("mask")),
+            label=rows.column("label").to_numpy(),
+            prior=pixels(rows.column("prior")) if "prior" in rows.schema.names else None,
+        )
+
+
+RowPlace = tuple[_Piece, int]
+"""A record batch, and the index of a row in the record batch."""
 
 
 class TableRows:
@@ -81,17 +123,9 @@ class TableRows:
             tables: tables with `TRAINING_COLUMNS`; `prior` must be in all tables or in no table.
             selection: the rows to select; all rows if None. Needs `ROLE_COLUMNS` in the tables.
         """
-        # Record batches are contiguous: a column is viewed without a copy.
-        pieces = [piece for table in tables for piece in table.to_batches()]
-        self._starts = np.cumsum([0, *(piece.num_rows for piece in pieces)])
-        self._ids = [piece.column("sample_id") for piece in pieces]
-        self._images = [pixels(piece.column("image")) for piece in pieces]
-        self._masks = [pixels(piece.column("mask")) for piece in pieces]
-        self._labels = [piece.column("label").to_numpy() for piece in pieces]
-        self._priors = [
-            pixels(piece.column("prior")) for piece in pieces if "prior" in piece.schema.names
-        ]
-        assert len(self._priors) in (0, len(pieces))
+        self._pieces = [_Piece.view(piece) for table in tables for piece in table.to_batches()]
+        self._starts = np.cumsum([0, *(len(piece.image) for piece in self._pieces)])
+        assert len({piece.prior is None for piece in self._pieces}) <= 1
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
         chosen = [
             start + (np.arange(table.num_rows) if selection is None else selection.rows(table))
@@ -105,7 +139,7 @@ class TableRows:
         return self._chosen
 
     def map_to_row_numbers(
-        self, tables: npt.NDArray[np.int64], picks: npt.NDArray[np.int64]
+        self, tables: npt.NDArray[np.integer], picks: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.int64]:
         """Map (table, i) pairs to row numbers; `i` counts the selected rows of the table.
 
@@ -116,67 +150,37 @@ class TableRows:
         numbers: npt.NDArray[np.int64] = self._chosen[self._first[tables] + picks]
         return numbers
 
-    def gather(self, numbers: npt.NDArray[np.int64]) -> Batch:
-        """Copy the rows with the given row numbers into a batch, in order."""
-        image = np.empty((len(numbers), self._images[0].shape[1]), np.uint8)
-        mask = np.empty((len(numbers), self._masks[0].shape[1]), np.uint8)
-        label = np.empty(len(numbers), np.int64)
-        prior = None
-        if self._priors:
-            prior = np.empty((len(numbers), self._priors[0].shape[1]), np.uint8)
-        ids = []
+    def locate(self, numbers: npt.NDArray[np.int64]) -> list[RowPlace]:
+        """Return the places of the rows with the given row numbers, in order."""
         pieces = np.searchsorted(self._starts, numbers, side="right") - 1
-        positions = zip(pieces.tolist(), (numbers - self._starts[pieces]).tolist(), strict=True)
-        for index, (piece, row) in enumerate(positions):
-            image[index] = self._images[piece][row]
-            mask[index] = self._masks[piece][row]
-            label[index] = self._labels[piece][row]
-            if prior is not None:
-                prior[index] = self._priors[piece][row]
-            ids.append(self._ids[piece][row].as_py())
-        return Batch(
-            ids, to_squares(image), mask, label, None if prior is None else to_squares(prior)
-        )
+        rows = (numbers - self._starts[pieces]).tolist()
+        return [(self._pieces[piece], row) for piece, row in zip(pieces, rows, strict=True)]
+
+    def gather(self, numbers: npt.NDArray[np.int64]) -> Batch:
+        """Copy the rows with the given row numbers into a batch, in order; at least 1 row."""
+        return gather_rows(self.locate(numbers))
+
+
+def gather_rows(places: Sequence[RowPlace]) -> Batch:
+    """Copy rows of any tables into a batch, in order; at least 1 row."""
+    like = places[0][0]
+    image = np.empty((len(places), like.image.shape[1]), np.uint8)
+    mask = np.empty((len(places), like.mask.shape[1]), np.uint8)
+    label = np.empty(len(places), np.int64)
+    prior = None if like.prior is None else np.empty((len(places), like.prior.shape[1]), np.uint8)
+    ids = []
+    for index, (piece, row) in enumerate(places):
+        image[index] = piece.image[row]
+        mask[index] = piece.mask[row]
+        label[index] = piece.label[row]
+        assert (prior is None) == (piece.prior is None)
+        if prior is not None and piece.prior is not None:
+            prior[index] = piece.prior[row]
+        ids.append(piece.sample_id[row].as_py())
+    return Batch(ids, to_squares(image), mask, label, None if prior is None else to_squares(prior))
 
 
 def to_squares(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Reshape rows of bytes (b, s * s) to square images (b, s, s)."""
     side = int(rows.shape[1] ** 0.5)
     return rows.reshape(-1, side, side)
-
-
-RowSlice = tuple[TableRows, npt.NDArray[np.int64]]
-"""Rows of tables and the row numbers to take, in order."""
-
-
-def cut_batches(parts: Iterable[RowSlice], batch_size: int, *, whole: bool) -> Iterator[Batch]:
-    """Cut a stream of rows into batches of `batch_size`; with `whole`, drop a short last batch."""
-    # A batch may span parts. The rows of a part are copied before the next part is requested:
-    # only the current part has to stay in memory.
-    pending: list[Batch] = []
-    num_missing = batch_size
-    for rows, numbers in parts:
-        start = 0
-        while len(numbers) - start >= num_missing:
-            pending.append(rows.gather(numbers[start : start + num_missing]))
-            yield _concatenate(pending)
-            pending, num_missing, start = [], batch_size, start + num_missing
-        if start < len(numbers):
-            pending.append(rows.gather(numbers[start:]))
-            num_missing -= len(pending[-1])
-    if pending and not whole:
-        yield _concatenate(pending)
-
-
-def _concatenate(batches: Sequence[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    priors = [batch.prior for batch in batches if batch.prior is not None]
-    assert len(priors) in (0, len(batches))
-    return Batch(
-        sample_id=[sample_id for batch in batches for sample_id in batch.sample_id],
-        image=np.concatenate([batch.image for batch in batches]),
-        mask=np.concatenate([batch.mask for batch in batches]),
-        label=np.concatenate([batch.label for batch in batches]),
-        prior=np.concatenate(priors) if priors else None,
-    )

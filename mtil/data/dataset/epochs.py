@@ -1,25 +1,23 @@
 """The batches of an epoch, from tables in memory or from a stream of tables. No Ray."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from mtil.data.dataset.batches import Batch, EpochPlan, RowSlice, TableRows, cut_batches
-from mtil.data.dataset.order import ShuffleWindow
+from mtil.data.dataset.batches import Batch, EpochPlan, RowPlace, TableRows, gather_rows
+from mtil.data.dataset.order import list_shard_reads
 from mtil.errors import RunError
 
 
 def iterate_resident_epoch(
-    rows: TableRows, plan: EpochPlan, epoch: int, batch_size: int
+    rows: TableRows, plan: EpochPlan, epoch: int, first: int = 0
 ) -> Iterator[Batch]:
-    """Yield this worker's batches of an epoch from rows in memory."""
-    windows = plan.windows(epoch)
-    parts = (
-        (rows, rows.map_to_row_numbers(window.shards[window.picks[:, 0]], window.picks[:, 1]))
-        for window in windows
-    )
-    return cut_batches(parts, batch_size, whole=True)
+    """Yield this worker's batches of an epoch from rows in memory, from step `first` on."""
+    for step in plan.order(epoch)[first:]:
+        yield rows.gather(rows.map_to_row_numbers(step[:, 0], step[:, 1]))
 
 
 def iterate_resident_rows(rows: TableRows, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
@@ -39,33 +37,38 @@ def iterate_resident_rows(rows: TableRows, plan: EpochPlan, batch_size: int) -> 
         yield rows.gather(rows.map_to_row_numbers(np.full_like(picks, index), picks))
 
 
-def list_epoch_shards(plan: EpochPlan, epoch: int) -> list[int]:
-    """Return the indices of the shards that an epoch reads, in reading order."""
-    return [int(shard) for window in plan.windows(epoch) for shard in window.shards]
+def iterate_epoch_shards(plan: EpochPlan, epochs: range, first: int = 0) -> Iterator[list[int]]:
+    """Yield the shards that each epoch reads, in reading order.
+
+    Args:
+        plan: rows of this worker and row order.
+        epochs: indices of the epochs.
+        first: first step of the first epoch.
+    """
+    for epoch in epochs:
+        yield list_shard_reads(plan.order(epoch)[first:]).shards.tolist()
+        first = 0
 
 
 def iterate_streamed_epochs(
-    tables: Iterator[pa.Table], plan: EpochPlan, epochs: range, batch_size: int
+    tables: Iterator[pa.Table], plan: EpochPlan, epochs: range, first: int = 0
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield the batches of each epoch from a stream of shard tables.
 
     The caller must exhaust the batches of an epoch before asking for the next epoch.
 
     Args:
-        tables: the shards of all epochs in reading order, from `list_epoch_shards`.
+        tables: the shards of all epochs in reading order, from `iterate_epoch_shards`.
         plan: rows of this worker and row order.
         epochs: indices of the epochs.
-        batch_size: images of this worker in a batch.
+        first: first step of the first epoch.
 
     Raises:
         RunError: if the stream ends early.
     """
     for epoch in epochs:
-        parts = _take_windows(tables, plan, plan.windows(epoch))
-        yield cut_batches(parts, batch_size, whole=True)
-        # Rows that fill no batch must leave the stream before the next epoch reads.
-        for _ in parts:
-            pass
+        yield _stream_steps(tables, plan, plan.order(epoch)[first:])
+        first = 0
 
 
 def iterate_streamed_rows(
@@ -87,7 +90,9 @@ def iterate_streamed_rows(
     # rows of a batch.
     for shard in plan.shards():
         rows = TableRows([take_shard(tables, plan.selection.count(plan.manifest.shards[shard]))])
-        yield from cut_batches([(rows, rows.all_row_numbers())], batch_size, whole=False)
+        numbers = rows.all_row_numbers()
+        for start in range(0, len(numbers), batch_size):
+            yield rows.gather(numbers[start : start + batch_size])
 
 
 def take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
@@ -111,10 +116,23 @@ def take_shard(tables: Iterator[pa.Table], num_rows: int) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _take_windows(
-    tables: Iterator[pa.Table], plan: EpochPlan, windows: Sequence[ShuffleWindow]
-) -> Iterator[RowSlice]:
-    for window in windows:
-        shards = [take_shard(tables, plan.manifest.shards[shard].rows) for shard in window.shards]
-        rows = TableRows(shards, plan.selection)
-        yield rows, rows.map_to_row_numbers(window.picks[:, 0], window.picks[:, 1])
+def _stream_steps(
+    tables: Iterator[pa.Table], plan: EpochPlan, order: npt.NDArray[np.int32]
+) -> Iterator[Batch]:
+    reads = list_shard_reads(order)
+    last_steps = dict(zip(reads.shards.tolist(), reads.last_steps.tolist(), strict=True))
+    coming = deque(zip(reads.first_steps.tolist(), reads.shards.tolist(), strict=True))
+    held: dict[int, list[RowPlace]] = {}
+    for step, picks in enumerate(order):
+        while coming and coming[0][0] == step:
+            _, shard = coming.popleft()
+            held[shard] = _take_selected_rows(tables, plan, shard)
+        batch = gather_rows([held[shard][pick] for shard, pick in picks.tolist()])
+        # Before the batch is used: shards without a further row would take memory in the meantime.
+        held = {shard: rows for shard, rows in held.items() if last_steps[shard] > step}
+        yield batch
+
+
+def _take_selected_rows(tables: Iterator[pa.Table], plan: EpochPlan, shard: int) -> list[RowPlace]:
+    rows = TableRows([take_shard(tables, plan.manifest.shards[shard].rows)], plan.selection)
+    return rows.locate(rows.all_row_numbers())

@@ -6,6 +6,8 @@ workers read without a copy. *Streaming*: Ray Data reads every shard when needed
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +17,13 @@ from ray.data import DataContext, Dataset
 
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.epochs import (
+    iterate_epoch_shards,
     iterate_streamed_epochs,
     iterate_streamed_rows,
-    list_epoch_shards,
 )
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import RowSelection
+from mtil.distributed.data.readers import measure_reading
 from mtil.distributed.runtime.preflight import DATA_TASK_CPUS
 from mtil.errors import RunError
 from mtil.run.priors import PriorMaps, read_training_table
@@ -31,9 +34,9 @@ executions."""
 
 _PREFETCHED_SHARDS = 4
 
-_READING_TASKS = 3
-"""Concurrent reading tasks per stream. More tasks compete for cores, and every task costs a process
-start."""
+_MEASURED_SHARDS = 2
+"""Shards that the training process reads itself, to measure the storage. The first of them also
+waits for connections, and does not count if there is a second."""
 
 
 class ShardReadTask:
@@ -56,6 +59,10 @@ class ShardReadTask:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Read the shard named in the block."""
         (shard_index,) = block.column("id").to_pylist()
+        return self.read(shard_index)
+
+    def read(self, shard_index: int) -> pa.Table:
+        """Read a shard."""
         table = read_training_table(self.data_uri, self.manifest.shards[shard_index], self.priors)
         if self.selection is None:
             return table
@@ -76,16 +83,24 @@ def get_resident_tables(refs: Sequence[ray.ObjectRef[Any]], manifest: Manifest) 
 
 
 def iterate_streaming_epochs(
-    data_uri: str, plan: EpochPlan, epochs: range, batch_size: int, priors: PriorMaps | None = None
+    data_uri: str,
+    plan: EpochPlan,
+    epochs: range,
+    *,
+    first: int = 0,
+    priors: PriorMaps | None = None,
 ) -> Generator[Iterator[Batch], None, None]:
     """Yield an iterator of batches for every epoch, as the rows arrive from storage.
+
+    The first epoch begins at step `first`.
 
     All epochs share a stream, so shards of the next epoch are prefetched while the current epoch
     trains. Exhaust an epoch before requesting the next.
     """
     task = ShardReadTask(data_uri, plan.manifest, priors=priors)
-    with closing(_shard_tables(task, plan, epochs)) as tables:
-        yield from iterate_streamed_epochs(tables, plan, epochs, batch_size)
+    shards = chain.from_iterable(iterate_epoch_shards(plan, epochs, first))
+    with closing(_iterate_tables(shards, task, plan.num_workers)) as tables:
+        yield from iterate_streamed_epochs(tables, plan, epochs, first)
 
 
 def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -> Iterator[Batch]:
@@ -94,24 +109,32 @@ def iterate_streaming_batches(data_uri: str, plan: EpochPlan, batch_size: int) -
     if not shards:
         return
     task = ShardReadTask(data_uri, plan.manifest, selection=plan.selection)
-    with closing(_iterate_blocks(_read_shards(shards, task))) as tables:
+    with closing(_iterate_tables(iter(shards), task, plan.num_workers)) as tables:
         yield from iterate_streamed_rows(tables, plan, batch_size)
 
 
-def _shard_tables(
-    task: ShardReadTask, plan: EpochPlan, epochs: range
+def _iterate_tables(
+    shards: Iterator[int], task: ShardReadTask, num_workers: int
 ) -> Generator[pa.Table, None, None]:
-    """Yield the tables of all shards of all windows of the epochs as one stream."""
-    pending: list[int] = []
-    for epoch in epochs:
-        pending += list_epoch_shards(plan, epoch)
-        if len(pending) >= _MAX_TASKS or epoch == epochs[-1]:
-            yield from _iterate_blocks(_read_shards(pending, task))
-            pending = []
+    """Yield the tables of shards, in order: the first read here, the others by Ray Data.
+
+    The number of reading tasks follows from this worker's share of the CPUs and from the time that
+    the first shards take. Closing the generator stops the reading tasks.
+    """
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = resources.get("CPU", 1.0) / num_workers
+    num_readers = 1
+    for shard in islice(shards, _MEASURED_SHARDS):
+        table, reading = measure_reading(partial(task.read, shard))
+        num_readers = reading.num_readers(cpus)
+        yield table
+    while part := list(islice(shards, _MAX_TASKS)):
+        with closing(_iterate_blocks(_read_shards(part, task, num_readers))) as tables:
+            yield from tables
 
 
 def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
-    """Yield the blocks of a Ray data set. Closing the generator stops the reading tasks."""
+    """Yield the blocks of a Ray data set."""
     yield from iter(
         dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_SHARDS
@@ -119,7 +142,7 @@ def _iterate_blocks(dataset: Dataset) -> Generator[pa.Table, None, None]:
     )
 
 
-def _read_shards(shards: Sequence[int], task: ShardReadTask) -> Dataset:
+def _read_shards(shards: Sequence[int], task: ShardReadTask, num_readers: int) -> Dataset:
     context = DataContext.get_current()
     # The order of shards is part of the epoch: seed and epoch determine every batch.
     context.execution_options.preserve_order = True
@@ -133,5 +156,5 @@ def _read_shards(shards: Sequence[int], task: ShardReadTask) -> Dataset:
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=DATA_TASK_CPUS,
-        concurrency=_READING_TASKS,
+        concurrency=min(num_readers, len(shards)),
     )

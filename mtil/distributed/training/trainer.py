@@ -32,6 +32,7 @@ from mtil.distributed.training.job import FoldJob
 from mtil.distributed.training.process_group import ProcessGroupConfig
 from mtil.library.samples import fits_in_memory
 from mtil.process import supervisor
+from mtil.process.memory import CPU_MALLOC_SETTINGS
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import Train
 from mtil.run.priors import PriorMaps
@@ -42,16 +43,6 @@ _ABORT_S = 10.0
 """Longest wait for the controller to stop an interrupted training."""
 _RESIZE_S = 10.0
 """Seconds between two checks for room to add workers to an elastic group."""
-
-CPU_MALLOC_SETTINGS = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-}
-"""Make glibc keep freed activations for the next step.
-
-Fresh pages from the kernel take a tenth of the time of a step on a CPU.
-"""
 
 
 def run_trainings(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:

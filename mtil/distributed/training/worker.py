@@ -35,6 +35,7 @@ def train_in_group(job: FoldJob) -> None:
     group = Group(
         context.get_world_rank(),
         context.get_world_size(),
+        ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
         ray.train.report,
         _is_preempted if os.environ.get(PREEMPTION_WATCHER_VARIABLE) != "0" else None,
     )
@@ -57,9 +58,11 @@ class StreamedSamples:
     def __init__(self, data_uri: str, priors: PriorMaps | None) -> None:
         self._data_uri, self._priors = data_uri, priors
 
-    def epochs(self, plan: EpochPlan, epochs: range, batch_size: int) -> Epochs:
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
         """See `Samples.epochs`."""
-        stream = iterate_streaming_epochs(self._data_uri, plan, epochs, batch_size, self._priors)
+        stream = iterate_streaming_epochs(
+            self._data_uri, plan, epochs, first=first, priors=self._priors
+        )
         with closing(stream):
             yield from zip(epochs, stream, strict=True)
 

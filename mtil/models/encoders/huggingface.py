@@ -31,7 +31,7 @@ class HuggingFaceBackbone(Encoder):
         self.detail = nn.Sequential(nn.PixelUnshuffle(2), ConvNorm(12, DETAIL_CHANNELS))
 
     def features(
-        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None, draws: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the five maps of normalised pixels."""
         if stem_bias is not None:

@@ -64,7 +64,7 @@ class ResNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(
-        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None
+        self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None, draws: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Return the five maps of normalised pixels."""
         x = self.conv(pixels)

@@ -173,8 +173,8 @@ def asked(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         (["--train.num_epoch", "3"], r"did you mean `train\.num_epochs`"),
         (["--seed", "4", "--seed", "-5"], "but got -5"),  # the last one counts
         (["--seed", "-5", "--seed", "4", "--sed=1"], "`sed` is not"),
-        (["--train.num-workers", "3"], r"multiple of .* 16 for 3 workers"),
-        (["--config", "cpu", "--train.num-workers", "5"], r"multiple of .* 16 for 5 workers"),
+        (["--train.num-workers", "17"], r"at least .* 16 for 17 workers"),
+        (["--config", "cpu", "--train.num-workers", "20"], r"at least .* 16 for 20 workers"),
         (["--seed"], "`--seed` must be followed by a value, but nothing follows"),
         (["--data.normals", "--seed", "3"], "`--data.normals` must be followed by a value, but"),
         (["seed", "3"], "must look like `--train.num-epochs 5`, but got 'seed'"),

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from PIL import Image
 import mtil
 from mtil.cli import main
 from mtil.config import Config
+from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
 from mtil.errors import ConfigError, DataError, ResourceError
 from mtil.library import dataset, evaluation, predictor, training
 from mtil.library.fold import FoldTraining
-from mtil.library.samples import StoredSamples
+from mtil.library.samples import Epochs, StoredSamples
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.training.group import Group
@@ -104,6 +105,57 @@ def test_a_training_begun_again_goes_on_from_its_checkpoint_to_the_same_weights(
     assert lines[-1] == {"kind": "done", "fold": 0}
     again = mtil.train_fold(config, data_uri, str(tmp_path))
     assert again == result
+
+
+class _LoggedSamples:
+    """Samples from storage that log every batch, and fail in place of a given batch."""
+
+    def __init__(self, data_uri: str, fail_at: int | None = None) -> None:
+        self._samples, self._fail_at = StoredSamples(data_uri), fail_at
+        self.validation = self._samples.validation
+        self.ids: list[list[str]] = []
+
+    def epochs(self, plan: EpochPlan, epochs: range, first: int = 0) -> Epochs:
+        for epoch, batches in self._samples.epochs(plan, epochs, first):
+            yield epoch, self._log(batches)
+
+    def _log(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if len(self.ids) == self._fail_at:
+                raise ConnectionError("the machine goes")
+            self.ids.append(batch.sample_id)
+            yield batch
+
+
+def test_a_training_begun_again_within_an_epoch_goes_on_at_the_next_step(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    run_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mtil.library.fold._PREEMPTION_CHECK_STEPS", 1)
+    run, other = (
+        Run.create(str(tmp_path / name), config, data_uri, manifest.fingerprint)
+        for name in ("run", "other")
+    )
+
+    def train(run: Run, samples: _LoggedSamples, group: Group) -> None:
+        FoldTraining(run, Train(0, 0), manifest, samples, torch.device("cpu"), group=group).finish()
+
+    # A warning at every step of an epoch saves after the first step.
+    cut = _LoggedSamples(data_uri, fail_at=3)
+    with pytest.raises(ConnectionError):
+        train(run, cut, Group(is_leaving=lambda: True))
+    again = _LoggedSamples(data_uri)
+    train(run, again, Group())
+    undisturbed = _LoggedSamples(data_uri)
+    train(other, undisturbed, Group())
+    assert len(undisturbed.ids) > 6
+    assert cut.ids == undisturbed.ids[:3]
+    assert again.ids == undisturbed.ids[1:]
+    assert _sha256(str(tmp_path / "run")) == _sha256(str(tmp_path / "other")) == _sha256(run_uri)
 
 
 def test_a_data_set_that_is_read_from_storage_in_each_epoch_gives_the_same_weights(

@@ -76,6 +76,25 @@ def test_the_untrained_head_is_undecided():
     assert logits.sigmoid().sub(0.5).abs().max() < 0.05
 
 
+def test_dropout_takes_a_number_of_every_image_and_channel():
+    """By hand: hidden channels below the rate of 1/4 are 0, others 4/3 as large."""
+    dropping, mask = head(dropout=0.25), torch.randn(2, 1, 32, 32)
+    assert dropping.num_draws == 8
+    assert head(dropout=0.0).num_draws == 0
+    torch.manual_seed(2)
+    draws = torch.rand(2, 8)
+    draws[0, :2] = torch.tensor([0.2499, 0.25])
+    hidden = []
+    dropping.hidden.register_forward_hook(lambda *call: hidden.append(call[2].relu()))
+    logits = dropping(levels(), mask, draws)
+    factors = torch.tensor([[4 / 3 if value >= 0.25 else 0.0 for value in row] for row in draws])
+    assert 0 < (factors == 0).sum() < 16
+    expected = (factors * hidden[0]) @ dropping.output.weight[0] + dropping.output.bias
+    torch.testing.assert_close(logits, expected)
+    plain = head(dropout=0.0)
+    assert torch.equal(plain(levels(), mask), plain(levels(), mask, torch.rand(2, 0)))
+
+
 def test_the_stream_adds_the_coarser_level():
     stage = StreamStage(5, 8).eval()
     encoder, coarser = torch.randn(1, 5, 4, 4), torch.full((1, 8, 2, 2), 3.0)

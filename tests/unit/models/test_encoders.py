@@ -174,7 +174,7 @@ def test_the_pretrained_weights_recognise_photographs():
         left = (pixels.shape[-1] - pixels.shape[-2]) // 2
         square = pixels[..., left : left + pixels.shape[-2]]
         square = F.interpolate(square, size=(224, 224), mode="bilinear", antialias=True)
-        x = encoder.features((square - encoder.mean) / encoder.std, None)[-1]
+        x = encoder.features((square - encoder.mean) / encoder.std, None, None)[-1]
         x = F.conv2d(x, state["_conv_head.weight"])
         mean, var, weight, bias = (
             state[f"_bn1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
@@ -232,18 +232,37 @@ def test_an_unknown_encoder_lists_the_names():
         build("vgg")
 
 
-def test_drop_path_skips_whole_blocks_and_keeps_the_mean() -> None:
+def test_drop_path_skips_the_blocks_of_images_with_low_numbers() -> None:
+    """By hand: below the rate of 1/4 the update is 0, else 4/3 of the plain update."""
     torch.manual_seed(0)
-    block = InvertedResidual(8, 8, 2, 1, 3, drop_path=0.25).train()
-    block.eval()
-    x = torch.randn(400, 8, 4, 4)
+    block = InvertedResidual(8, 8, 2, 1, 3, drop_path=0.25).eval()
+    x = torch.randn(5, 8, 4, 4)
+    draw = torch.tensor([0.0, 0.2499, 0.25, 0.6, 0.9999])
     with torch.no_grad():
         plain = block(x) - x
-        block.drop_path, block.training = 0.25, True  # statistics stay those of evaluation
-        update = block(x) - x
-    skipped = update.flatten(1).abs().amax(dim=1) == 0
-    assert 0.18 < skipped.float().mean() < 0.32
-    torch.testing.assert_close(update[~skipped], plain[~skipped] / 0.75, rtol=1e-3, atol=1e-5)
+        update = block(x, draw) - x
+    factors = torch.tensor([0.0, 0.0, 4 / 3, 4 / 3, 4 / 3])[:, None, None, None]
+    assert plain.flatten(1).abs().amax(dim=1).min() > 0.01
+    torch.testing.assert_close(update, factors * plain, rtol=1e-3, atol=1e-5)
+
+
+def test_every_block_with_a_drop_rate_has_a_number_of_its_own() -> None:
+    """Nine blocks have a shortcut; without their updates, a block passes its input on."""
+    encoder = EfficientNetLite0(pretrained=False, drop_path=0.2).eval()
+    random = [block for block in encoder.blocks if block.shortcut]
+    assert encoder.num_draws == len(random) == 9
+    assert EfficientNetLite0(pretrained=False).num_draws == 0
+    passed: list[list[bool]] = []
+    for block in random:
+        block.register_forward_hook(
+            lambda _, inputs, output: passed.append(
+                [torch.equal(*pair) for pair in zip(inputs[0], output, strict=True)]
+            )
+        )
+    dropped = torch.eye(9, dtype=torch.bool)  # image i loses the update of block i
+    with torch.no_grad():
+        encoder(torch.rand(9, 1, 64, 64), None, torch.where(dropped, 0.0, 0.9))
+    assert passed == dropped.tolist()
 
 
 def test_drop_path_grows_with_depth_and_is_off_in_evaluation() -> None:

@@ -215,6 +215,46 @@ def test_images_do_not_influence_each_other_in_evaluation():
     torch.testing.assert_close(both.malignant[:1], alone.malignant, rtol=1e-4, atol=1e-5)
 
 
+RANDOM = dataclasses.replace(
+    SMALL, encoder=EncoderConfig(pretrained=False, drop_path=0.5), head=HeadConfig(dropout=0.5)
+)
+
+
+def test_random_layers_read_the_given_numbers_in_training_only():
+    """Nine blocks of the encoder, then 128 hidden channels of the head."""
+    model = network(RANDOM, noise=0.02)
+    assert model.num_draws == 9 + 128
+    image, prior = batch()
+    low, high, some = torch.zeros(2, 137), torch.full((2, 137), 0.99), torch.rand(2, 137)
+    with torch.no_grad():
+        malignant = {
+            name: model(image, prior, draws).malignant
+            for name, draws in {"low": low, "high": high, "some": some, "again": some}.items()
+        }
+        assert torch.equal(malignant["low"], model.head.output.bias.expand(2))  # all dropped
+        assert torch.equal(malignant["some"], malignant["again"])
+        assert not torch.equal(malignant["some"], malignant["high"])
+        encoder_only = torch.cat([low[:, :9], high[:, 9:]], dim=1)
+        assert not torch.equal(
+            model(image, prior, encoder_only).mask, model(image, prior, high).mask
+        )
+        model.eval()
+        assert torch.equal(model(image, prior, low).mask, model(image, prior).mask)
+        assert torch.equal(model(image, prior, low).malignant, model(image, prior).malignant)
+
+
+def test_without_given_numbers_torch_s_generator_decides_in_training():
+    model, (image, prior) = network(RANDOM, noise=0.02), batch()
+
+    def run(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(image, prior).malignant
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
 @pytest.mark.slow
 def test_a_few_steps_learn_a_bright_square():
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import pytest
 
 from mtil import __version__, errors
 from mtil.data.dataset import shards
-from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, TableRows, cut_batches
+from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, TableRows, gather_rows
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import select_rows
 from mtil.errors import MapError, RunError, StorageError
@@ -320,14 +320,16 @@ def test_rows_with_and_without_maps_do_not_mix() -> None:
         TableRows([with_maps, table])
 
 
-def test_maps_survive_batches_that_are_cut_across_shards() -> None:
+def test_a_batch_of_several_tables_has_the_maps_of_each() -> None:
     tables = [
         join_maps(table, [_mapped(table["sample_id"].to_pylist())], np.arange(12))
         for table in map(_with_pixels, _shards(3))
     ]
-    parts = [(rows, rows.all_row_numbers()) for rows in (TableRows([table]) for table in tables)]
-    batches = list(cut_batches(parts, 5, whole=False))
-    assert [len(batch) for batch in batches] == [5] * 7 + [1]
-    for batch in batches:
-        expected = [_map_of(name) for name in batch.sample_id]
-        np.testing.assert_array_equal(batch.prior, expected)
+    places = [
+        place
+        for rows in map(TableRows, ([table] for table in tables))
+        for place in rows.locate(rows.all_row_numbers())
+    ]
+    batch = gather_rows(places[::-5])
+    assert len(set(batch.sample_id)) == len(batch) == 8
+    np.testing.assert_array_equal(batch.prior, [_map_of(name) for name in batch.sample_id])

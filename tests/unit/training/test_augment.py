@@ -5,6 +5,7 @@ import torch
 
 from mtil.config import AugmentConfig, PriorConfig
 from mtil.training.augment import BatchAugmentation, blur, dilate
+from mtil.training.randomness import EpochRandomness
 
 STILL = AugmentConfig(
     horizontal_flip=0, vertical_flip=0, rotation=0, scale=0, translation=0,
@@ -22,28 +23,40 @@ def batch(size=4, height=32, width=48):
     return image, mask, mask.clone()
 
 
+def numbers(size=4, *, first=0, seed=0):
+    """Random numbers of `size` images, whose ids start at `first`."""
+    ids = [f"image-{index}" for index in range(first, first + size)]
+    return EpochRandomness(seed, 0, torch.device("cpu")).for_images(ids)
+
+
+def augmentation(config, prior=KEEP):
+    """Return a function that augments a batch with the random numbers of its images."""
+    change = BatchAugmentation(config, prior)
+    return lambda image, *others: change(image, *others, numbers(len(image)))
+
+
 def augment(prior=KEEP, **changes):
-    return BatchAugmentation(dataclasses.replace(STILL, **changes), prior)
+    return augmentation(dataclasses.replace(STILL, **changes), prior)
 
 
 def test_switched_off_it_returns_its_input():
     image, mask, prior = batch()
-    changed = BatchAugmentation(AugmentConfig(enabled=False), KEEP)(image, mask, None)
+    changed = augmentation(AugmentConfig(enabled=False), KEEP)(image, mask, None)
     assert changed[2] is None
-    changed = BatchAugmentation(AugmentConfig(enabled=False), KEEP)(image, mask, prior)
+    changed = augmentation(AugmentConfig(enabled=False), KEEP)(image, mask, prior)
     assert all(torch.equal(a, b) for a, b in zip(changed, (image, mask, prior), strict=True))
 
 
 def test_a_map_is_dropped_and_roughened_even_if_images_are_not_changed():
     image, mask, prior = batch(size=64)
     off = AugmentConfig(enabled=False)
-    dropped = BatchAugmentation(off, PriorConfig(dropout=1, roughen=0))(image, mask, prior)
+    dropped = augmentation(off, PriorConfig(dropout=1, roughen=0))(image, mask, prior)
     assert dropped[0] is image
     assert dropped[1] is mask
     assert not dropped[2].any()
-    half = BatchAugmentation(off, PriorConfig(dropout=0.5, roughen=0))(image, mask, prior)[2]
+    half = augmentation(off, PriorConfig(dropout=0.5, roughen=0))(image, mask, prior)[2]
     assert 16 < int(half.flatten(1).any(dim=1).sum()) < 48
-    rough = BatchAugmentation(off, PriorConfig(dropout=0, roughen=1))(image, mask, prior)[2]
+    rough = augmentation(off, PriorConfig(dropout=0, roughen=1))(image, mask, prior)[2]
     assert not torch.equal(rough, prior)
 
 
@@ -91,9 +104,9 @@ def test_one_transform_serves_image_mask_and_prior():
 
 
 def test_masks_stay_binary_and_values_stay_in_range():
-    image, mask, prior = BatchAugmentation(
-        AugmentConfig(speckle=1.0, brightness=0.8), PriorConfig()
-    )(*batch())
+    image, mask, prior = augmentation(AugmentConfig(speckle=1.0, brightness=0.8), PriorConfig())(
+        *batch()
+    )
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     for values in (image, prior):
         assert 0 <= values.min() <= values.max() <= 1 + 1e-6
@@ -101,7 +114,7 @@ def test_masks_stay_binary_and_values_stay_in_range():
 
 def test_every_image_draws_its_own():
     image, mask, prior = (x[:1].expand(4, -1, -1, -1) for x in batch())
-    image, mask, _ = BatchAugmentation(AugmentConfig(), KEEP)(image, mask, prior)
+    image, mask, _ = augmentation(AugmentConfig())(image, mask, prior)
     for i in range(4):
         for j in range(i):
             assert not torch.equal(image[i], image[j])
@@ -109,24 +122,40 @@ def test_every_image_draws_its_own():
 
 
 def test_the_seed_decides():
+    change = BatchAugmentation(AugmentConfig(), PriorConfig())
+
     def run(seed):
-        args = batch()
-        torch.manual_seed(seed)
-        return BatchAugmentation(AugmentConfig(), PriorConfig())(*args)
+        torch.rand(3)  # torch's own generator does not matter
+        return change(*batch(), numbers(seed=seed))
 
     assert all(torch.equal(a, b) for a, b in zip(run(3), run(3), strict=True))
     assert not torch.equal(run(3)[0], run(4)[0])
 
 
-def test_a_missing_prior_stays_missing_and_draws_nothing_else():
-    image, mask, prior = batch()
-    torch.manual_seed(1)
-    with_prior = augment(rotation=20)(image, mask, prior)
-    torch.manual_seed(1)
-    without = augment(rotation=20)(image, mask, None)
-    assert without[2] is None
-    torch.testing.assert_close(without[0], with_prior[0])
-    assert torch.equal(without[1], with_prior[1])
+@pytest.mark.parametrize("sizes", [(8, 8), (1, 15), (5, 5, 6)])
+def test_a_batch_is_augmented_as_its_slices_are(sizes):
+    """Every change is on. The images are equal bit for bit."""
+    strong = AugmentConfig(rotation=30, scale=0.2, translation=0.1, speckle=0.5, vertical_flip=0.5)
+    change = BatchAugmentation(strong, PriorConfig(dropout=0.3, roughen=0.5))
+    for dtype in (torch.float32, torch.float64):
+        whole = [x.to(dtype) for x in batch(size=16)]
+        slices, first = [], 0
+        for size, *part in zip(sizes, *(x.split(sizes) for x in whole), strict=True):
+            slices.append(change(*part, numbers(size, first=first)))
+            first += size
+        joined = [torch.cat(parts) for parts in zip(*slices, strict=True)]
+        for got, expected in zip(joined, change(*whole, numbers(16)), strict=True):
+            assert got.dtype == dtype
+            assert torch.equal(got, expected)
+
+
+def test_float64_is_the_same_augmentation():
+    """The strengths and the speckle agree; a pixel may differ by the rounding of float32."""
+    change = augment(brightness=0.1, contrast=0.1, gamma=0.1, speckle=0.1)
+    image, mask, _ = batch()
+    single, _, _ = change(image, mask, None)
+    double, _, _ = change(image.double(), mask.double(), None)
+    torch.testing.assert_close(single, double.float(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["brightness", "contrast", "gamma", "speckle"])
@@ -192,22 +221,17 @@ def test_blurring_keeps_images_apart_and_their_mass():
     assert not blurred[1].any()
 
 
-def test_what_degrades_priors_can_be_drawn_apart():
-    """Batches with and without a map then have equal images, bit for bit."""
-    harsh = PriorConfig(dropout=0.3, roughen=1)
+def test_priors_leave_the_images_as_they_are():
+    """Batches with and without a map have equal images, bit for bit."""
     image, mask, prior = batch()
-
-    def run(given, seed):
-        torch.manual_seed(1)
-        drawn = torch.Generator().manual_seed(seed)
-        changed = BatchAugmentation(AugmentConfig(), harsh)(image, mask, given, drawn)
-        return *changed, torch.rand(3)
-
-    without, first, again, other = (
-        run(*a) for a in ((None, 5), (prior, 5), (prior, 5), (prior, 6))
-    )
-    for changed in (first, again, other):
-        for index in (0, 1, 3):
-            assert torch.equal(changed[index], without[index])
-    assert torch.equal(first[2], again[2])
-    assert not torch.equal(first[2], other[2])
+    without, kept, harsh = (
+        augmentation(AugmentConfig(), config)(image, mask, given)
+        for given, config in (
+            (None, KEEP), (prior, KEEP), (prior, PriorConfig(dropout=0.3, roughen=1))
+        )
+    )  # fmt: skip
+    assert without[2] is None
+    for changed in (kept, harsh):
+        assert torch.equal(changed[0], without[0])
+        assert torch.equal(changed[1], without[1])
+    assert not torch.equal(kept[2], harsh[2])

@@ -11,6 +11,7 @@ with warnings.catch_warnings():
 from mtil.config import LossConfig
 from mtil.models import NetworkOutput
 from mtil.training.losses import (
+    StepCounts,
     TrainingObjective,
     binary_loss,
     boundary_loss,
@@ -108,8 +109,8 @@ def test_supervision_falls_evenly_from_the_final_output():
 
 def test_the_mean_of_nothing_is_zero():
     values = torch.tensor([1.0, 3.0, 100.0])
-    assert mean_over(values, torch.tensor([True, True, False])).item() == 2.0
-    assert mean_over(values, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+    assert mean_over(values, torch.tensor([True, True, False]), torch.tensor(2.0)).item() == 2.0
+    assert mean_over(values, torch.zeros(3, dtype=torch.bool), torch.tensor(0.0)).item() == 0.0
 
 
 def test_terms_are_weighed_once():
@@ -206,8 +207,33 @@ def test_uncertainty_worked_by_hand():
     objective = TrainingObjective(LossConfig(weighting="uncertainty"))
     with torch.no_grad():
         objective.log_variance["segmentation"].fill_(math.log(4))
-    got = objective.weigh_by_uncertainty("segmentation", torch.tensor(3.0)).item()
-    assert got == pytest.approx(3 / 4 + math.log(2))
+    for share in (1.0, 0.25):
+        got = objective.weigh_by_uncertainty(
+            "segmentation", torch.tensor(3.0), torch.tensor(share)
+        ).item()
+        assert got == pytest.approx(3 / 4 + share * math.log(2))
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_the_terms_of_the_parts_of_a_step_add_up(weighting):
+    """One part is normals alone."""
+    output, mask, label = batch()
+    objective = TrainingObjective(LossConfig(weighting=weighting, boundary=0.2), 0.3)
+    whole = objective(output, mask, label)
+    counts = StepCounts(torch.tensor(3.0), torch.tensor(2.0))
+    parts = [
+        objective(
+            NetworkOutput(
+                output.mask[rows], tuple(side[rows] for side in output.side), output.malignant[rows]
+            ),
+            mask[rows],
+            label[rows],
+            counts,
+        )
+        for rows in (slice(0, 2), slice(2, 3))
+    ]
+    for name, term in whole.items():
+        assert sum(part[name] for part in parts).item() == pytest.approx(term.item(), rel=1e-6)
 
 
 def test_half_precision_logits_are_scored_in_full():

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,10 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch
-from mtil.data.dataset.order import epoch_windows
+from mtil.data.dataset.order import epoch_order
 from mtil.models import NetworkOutput
 from mtil.training.engine import (
     TrainingEngine,
@@ -26,6 +24,7 @@ from mtil.training.engine import (
     dice_per_image,
     summarise_validation,
 )
+from mtil.training.losses import StepCounts
 from mtil.training.randomness import derive_round_seed
 
 pytestmark = pytest.mark.slow
@@ -59,11 +58,9 @@ def _with_prior(batches: list[Batch], value: int | None = None, side: int = 16) 
     ]
 
 
-def _train(
-    engine: TrainingEngine, batches: list[Batch], epochs: range = range(2), rank: int = 0
-) -> None:
+def _train(engine: TrainingEngine, batches: list[Batch], epochs: range = range(2)) -> None:
     for epoch in epochs:
-        list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+        list(engine.train_epoch(batches, epoch=epoch))
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -159,21 +156,19 @@ def test_a_map_moves_with_its_image_whatever_the_move(
         assert np.abs(image[:, 0].numpy() - batch.image / 255).mean() > 0.02
 
 
-def test_ranks_and_epochs_degrade_maps_differently(
-    make_config: MakeConfig, toy_batches: ToyBatches
-) -> None:
+def test_epochs_degrade_maps_differently(make_config: MakeConfig, toy_batches: ToyBatches) -> None:
     """Some maps are dropped in every epoch, differently by epoch but reproducibly."""
     batches = _with_prior(toy_batches(4))
     config = make_config(augment=STILL, model={"prior": {"dropout": 0.5, "roughen": 0.0}})
     dropped = {}
-    for name, epoch, rank in (("a", 0, 0), ("again", 0, 0), ("epoch", 1, 0), ("rank", 0, 1)):
+    for name, epoch in (("a", 0), ("again", 0), ("epoch", 1)):
         engine = _engine(config)
         given = _priors_given(engine)
         torch.rand(3)
-        list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+        list(engine.train_epoch(batches, epoch=epoch))
         dropped[name] = [not bool(one.any()) for prior in given for one in prior]
     assert dropped["a"] == dropped["again"]
-    assert len({tuple(flags) for flags in dropped.values()}) == 3
+    assert dropped["a"] != dropped["epoch"]
     assert all(2 < sum(flags) < 14 for flags in dropped.values())
 
 
@@ -184,7 +179,9 @@ class _Weighted(nn.Module):
         super().__init__()
         self.image, self.prior = (nn.Parameter(torch.tensor(value)) for value in (0.0, 4.0))
 
-    def forward(self, image: Tensor, prior: Tensor | None = None) -> NetworkOutput:
+    def forward(
+        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+    ) -> NetworkOutput:
         mask = self.image * image
         if prior is not None:
             mask = mask + self.prior * prior
@@ -192,7 +189,9 @@ class _Weighted(nn.Module):
 
 
 class _MeanLogit(nn.Module):
-    def forward(self, output: NetworkOutput, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, output: NetworkOutput, mask: Tensor, label: Tensor, counts: StepCounts | None
+    ) -> dict[str, Tensor]:
         return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
 
 
@@ -233,6 +232,62 @@ def test_each_pass_is_given_the_map_of_the_one_before() -> None:
         assert terms["segmentation"].item() == pytest.approx(expected)
 
 
+class _Drawn(_Weighted):
+    """A network that keeps the random numbers of every call."""
+
+    num_draws = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor | None] = []
+
+    def forward(
+        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+    ) -> NetworkOutput:
+        self.given.append(draws)
+        return super().forward(image, prior)
+
+
+def test_each_pass_has_its_own_random_numbers() -> None:
+    network = _Drawn()
+    step, image = TrainingStep(network, _MeanLogit()), torch.ones(2, 1, 4, 4)
+    draws = torch.rand(3, 2, 5)
+    step(image, image, torch.zeros(2), None, 3, draws)
+    assert all(map(torch.equal, network.given, draws))
+    step(image, image, torch.zeros(2), None, 2)
+    assert network.given[3:] == [None, None]
+
+
+def test_the_random_numbers_of_a_pass_belong_to_the_image(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """The images of a batch in another order have the same numbers, in every pass."""
+    config = make_config(circle={"maps": "recycle", "num_passes": 3})
+    batches = toy_batches(6, size=4)
+    turned = [
+        dataclasses.replace(
+            batch,
+            sample_id=batch.sample_id[::-1], image=batch.image[::-1], mask=batch.mask[::-1],
+            label=batch.label[::-1].copy(),
+        )
+        for batch in batches
+    ]  # fmt: skip
+    given: list[list[Tensor]] = []
+    for some in (batches, turned):
+        engine = _engine(config, num_passes=3)
+        shown: list[Tensor] = []
+        engine.network.register_forward_pre_hook(
+            lambda _, args, values, shown=shown: shown.append(values["draws"]), with_kwargs=True
+        )
+        list(engine.train_epoch(some, epoch=0))
+        given.append(shown)
+    first, second = given
+    assert len(first) > 6  # some steps make several passes
+    assert len({tuple(draws.flatten().tolist()) for draws in first}) == len(first)
+    assert all(draws.shape == (4, engine.network.num_draws) for draws in first)
+    assert all(torch.equal(one, other.flip(0)) for one, other in zip(first, second, strict=True))
+
+
 def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
     mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
     prior = NetworkOutput(mask, (), torch.zeros(1)).as_prior()
@@ -241,28 +296,26 @@ def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> N
     assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
 
 
-def _passes_per_step(
-    engine: TrainingEngine, batches: list[Batch], epoch: int, rank: int = 0
-) -> list[int]:
+def _passes_per_step(engine: TrainingEngine, batches: list[Batch], epoch: int) -> list[int]:
     given = _priors_given(engine)
-    list(engine.train_epoch(batches, epoch=epoch, rank=rank))
+    list(engine.train_epoch(batches, epoch=epoch))
     starts = [index for index, prior in enumerate(given) if prior is None]
     return np.diff([*starts, len(given)]).tolist()
 
 
-def test_recycling_makes_a_random_number_of_passes_the_same_on_every_rank(
+def test_recycling_makes_a_random_number_of_passes(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
     config = make_config(circle={"maps": "recycle", "num_passes": 3})
     batches = toy_batches(9, size=2)
     counts = {
-        (epoch, rank): _passes_per_step(_engine(config, num_passes=3), batches, epoch, rank)
-        for epoch, rank in ((0, 0), (0, 1), (1, 0))
+        name: _passes_per_step(_engine(config, num_passes=3), batches, epoch)
+        for name, epoch in (("first", 0), ("again", 0), ("next", 1))
     }
     assert all(len(steps) == 9 for steps in counts.values())
-    assert set(counts[0, 0]) == {1, 2, 3}
-    assert counts[0, 0] == counts[0, 1]
-    assert counts[0, 0] != counts[1, 0]
+    assert set(counts["first"]) == {1, 2, 3}
+    assert counts["first"] == counts["again"]
+    assert counts["first"] != counts["next"]
 
 
 def test_only_recycling_makes_several_passes_in_a_step(
@@ -284,30 +337,6 @@ def test_only_recycling_makes_several_passes_in_a_step(
     assert not _equal(plain.weights(), circle.weights())
     assert plain.validate(batches)[0].earlier == ()
     assert len(circle.validate(batches)[0].earlier) == 2
-
-
-def test_recycling_gives_a_wrapped_step_the_same_gradients(
-    make_config: MakeConfig, toy_batches: ToyBatches, tmp_path: Path
-) -> None:
-    """DDP in one process, with parameters used several times in a step."""
-    config = make_config(circle={"maps": "recycle", "num_passes": 3}, train={"clip_norm": 1e6})
-    batches = toy_batches(3, size=2)
-    plain = _engine(config, num_passes=3)
-    _train(plain, batches, range(1))
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
-    )
-    try:
-        wrapped = _engine(
-            config,
-            num_passes=3,
-            wrap=lambda module: DistributedDataParallel(module, find_unused_parameters=True),
-        )
-        _train(wrapped, batches, range(1))
-    finally:
-        torch.distributed.destroy_process_group()
-    for name, value in plain.weights().items():
-        torch.testing.assert_close(wrapped.weights()[name], value)
 
 
 def test_a_restored_recycling_training_ends_with_the_same_bits(
@@ -422,9 +451,15 @@ def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() ->
     assert len(set(seeds)) == 10
     assert derive_round_seed(8, 1) != derive_round_seed(7, 1)
     orders = [
-        epoch_windows([20], seed=seed, epoch=0, rank=0, num_workers=1, shuffle_shards=1)[
-            0
-        ].picks.tolist()
+        epoch_order(
+            [20],
+            seed=seed,
+            epoch=0,
+            batch_size=4,
+            streams=1,
+            shuffle_shards=1,
+            positions=[range(4)],
+        ).tolist()
         for seed in seeds
     ]
     assert len({str(order) for order in orders}) == 10

@@ -1,109 +1,170 @@
-"""The order of an epoch, for any sizes: equal shares, no row twice, reproducible."""
+"""The order of an epoch, for any sizes: equal for any number of workers, no row twice."""
 
 from collections import Counter
+from itertools import chain, groupby
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtil.data.dataset.order import ShuffleWindow, epoch_windows, local_batch_size
+from mtil.data.dataset.order import epoch_order, list_shard_reads, worker_positions
 
 Row = tuple[int, int]
 """Shard index, and index among the selected rows of the shard."""
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 WORKERS = st.integers(1, 5)
+BATCH = st.integers(1, 12)
+STREAMS = st.integers(1, 15)
 SHUFFLE = st.integers(1, 4)
 SEED = st.integers(0, 2**32)
 EPOCH = st.integers(0, 1000)
 
 
-def _windows(
+def _order(
     counts: list[int],
-    rank: int = 0,
-    num_workers: int = 1,
+    batch_size: int,
+    streams: int = 4,
     *,
+    shuffle_shards: int = 1,
     seed: int = 0,
     epoch: int = 0,
-    shuffle_shards: int = 2,
-    batch_size: int | None = None,
-) -> list[ShuffleWindow]:
-    return epoch_windows(
+    positions: list[range] | None = None,
+) -> np.ndarray:
+    return epoch_order(
         counts,
         seed=seed,
         epoch=epoch,
-        rank=rank,
-        num_workers=num_workers,
-        shuffle_shards=shuffle_shards,
         batch_size=batch_size,
+        streams=streams,
+        shuffle_shards=shuffle_shards,
+        positions=[range(batch_size)] if positions is None else positions,
     )
 
 
-def _rows(windows: list[ShuffleWindow]) -> list[Row]:
-    return [
-        (int(window.shards[position]), int(row))
-        for window in windows
-        for position, row in window.picks
-    ]
-
-
-def _epoch(counts: list[int], num_workers: int, **options: int) -> list[list[Row]]:
-    return [_rows(_windows(counts, rank, num_workers, **options)) for rank in range(num_workers)]
+def _rows(order: np.ndarray) -> list[Row]:
+    return [(int(shard), int(pick)) for shard, pick in order.reshape(-1, 2)]
 
 
 def _all(counts: list[int]) -> set[Row]:
     return {(shard, row) for shard, count in enumerate(counts) for row in range(count)}
 
 
-@given(COUNTS, WORKERS, SEED, EPOCH, SHUFFLE)
-def test_workers_get_equal_shares_and_no_row_is_seen_twice(
-    counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
-) -> None:
-    shares = _epoch(counts, num_workers, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards)
-    assert {len(share) for share in shares} == {sum(counts) // num_workers}
-    seen = Counter(row for share in shares for row in share)
-    assert set(seen.values()) <= {1}
-    assert set(seen) <= _all(counts)
-    assert len(_all(counts)) - len(seen) == sum(counts) % num_workers
+def _reference(
+    counts: list[int], batch_size: int, streams: int, shuffle_shards: int, seed: int, epoch: int
+) -> list[list[Row]]:
+    """List the whole epoch, cut the list into streams, mix each stream, fill steps row by row."""
+    sequence: list[Row] = []
+    for shard in np.random.default_rng((seed, epoch, 0)).permutation(len(counts)).tolist():
+        rows = np.random.default_rng((seed, epoch, 1, shard)).permutation(counts[shard])
+        sequence += [(shard, row) for row in rows.tolist()]
+    num_steps, num_streams = len(sequence) // batch_size, min(streams, batch_size)
+    steps: list[list[Row]] = [[] for _ in range(num_steps)]
+    for stream in range(num_streams):
+        low, high = batch_size * stream // num_streams, batch_size * (stream + 1) // num_streams
+        mine = sequence[num_steps * low : num_steps * high]
+        pieces = [list(rows) for _, rows in groupby(mine, key=lambda row: row[0])]
+        if stream % 2 == 1:
+            pieces = pieces[::-1]
+        mixed: list[Row] = []
+        for first in range(0, len(pieces), shuffle_shards):
+            window = [*chain.from_iterable(pieces[first : first + shuffle_shards])]
+            random = np.random.default_rng((seed, epoch, 2, stream, first))
+            mixed += [window[index] for index in random.permutation(len(window))]
+        for step in steps:
+            for _ in range(high - low):
+                step.append(mixed.pop(0))
+    return steps
 
 
-@given(COUNTS, WORKERS, SEED, EPOCH, SHUFFLE)
-def test_a_window_reads_few_shards_and_only_those_that_it_picks_from(
-    counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
+@given(COUNTS, BATCH, STREAMS, SHUFFLE, SEED, EPOCH)
+def test_the_order_equals_a_reference_that_lists_every_row(
+    counts: list[int], batch_size: int, streams: int, shuffle_shards: int, seed: int, epoch: int
 ) -> None:
-    for rank in range(num_workers):
-        windows = _windows(
-            counts, rank, num_workers, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards
+    order = _order(
+        counts, batch_size, streams, shuffle_shards=shuffle_shards, seed=seed, epoch=epoch
+    )
+    expected = _reference(counts, batch_size, streams, shuffle_shards, seed, epoch)
+    assert order.shape == (sum(counts) // batch_size, batch_size, 2)
+    assert [_rows(step) for step in order] == expected
+
+
+@given(COUNTS, BATCH, STREAMS, SHUFFLE, SEED, EPOCH, WORKERS, st.integers(1, 4))
+def test_workers_together_hold_the_step_of_one_worker_in_the_same_order(
+    counts: list[int],
+    batch_size: int,
+    streams: int,
+    shuffle_shards: int,
+    seed: int,
+    epoch: int,
+    num_workers: int,
+    num_micro_batches: int,
+) -> None:
+    def order(positions: list[range]) -> np.ndarray:
+        return _order(
+            counts,
+            batch_size,
+            streams,
+            shuffle_shards=shuffle_shards,
+            seed=seed,
+            epoch=epoch,
+            positions=positions,
         )
-        for window in windows:
-            assert 1 <= len(window.shards) <= shuffle_shards
-            assert set(window.picks[:, 0].tolist()) == set(range(len(window.shards)))
-        read = [int(shard) for window in windows for shard in window.shards]
-        assert len(read) == len(set(read))  # no shard is read twice in an epoch
-        assert all(counts[shard] for shard in read)
-        full = [len(window.shards) == shuffle_shards for window in windows[:-1]]
-        assert all(full)
+
+    alone = order([range(batch_size)])
+    together = np.full_like(alone, -1)
+    for rank in range(num_workers):
+        positions = worker_positions(batch_size, num_micro_batches, rank, num_workers)
+        together[:, [place for part in positions for place in part]] = order(positions)
+    assert np.array_equal(together, alone)
+    seen = _rows(alone)
+    assert len(seen) == len(set(seen)) == sum(counts) // batch_size * batch_size
+    assert set(seen) <= _all(counts)
 
 
-@given(COUNTS, WORKERS, SEED, EPOCH, SHUFFLE)
-def test_workers_share_at_most_the_shard_at_their_border(
-    counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 7))
+def test_positions_are_dealt_once_and_evenly(
+    batch_size: int, num_micro_batches: int, num_workers: int
 ) -> None:
-    readers = Counter[int]()
-    for share in _epoch(counts, num_workers, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards):
-        readers.update({shard for shard, _ in share})
-    assert sum(number - 1 for number in readers.values()) <= num_workers - 1
+    ranks = [
+        worker_positions(batch_size, num_micro_batches, rank, num_workers)
+        for rank in range(num_workers)
+    ]
+    assert {len(parts) for parts in ranks} == {num_micro_batches}
+    # By micro-batch, then by rank, the positions follow each other without a gap.
+    by_micro_batch = list(zip(*ranks, strict=True))
+    assert [place for parts in by_micro_batch for part in parts for place in part] == list(
+        range(batch_size)
+    )
+    sizes = [sum(len(part) for part in parts) for parts in by_micro_batch]
+    assert max(sizes) - min(sizes) <= 1
+    for parts in by_micro_batch:
+        assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1
 
 
-@given(COUNTS, WORKERS, SEED, EPOCH, SHUFFLE)
+def test_positions_of_a_batch_that_cannot_be_shared_evenly() -> None:
+    assert [worker_positions(16, 1, rank, 3) for rank in range(3)] == [
+        [range(5)],
+        [range(5, 10)],
+        [range(10, 16)],
+    ]
+    assert worker_positions(10, 3, 0, 2) == [range(1), range(3, 4), range(6, 8)]
+    assert worker_positions(10, 3, 1, 2) == [range(1, 3), range(4, 6), range(8, 10)]
+
+
+@given(COUNTS, BATCH, STREAMS, SHUFFLE, SEED, EPOCH)
 def test_seed_and_epoch_decide_everything(
-    counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
+    counts: list[int], batch_size: int, streams: int, shuffle_shards: int, seed: int, epoch: int
 ) -> None:
-    options = {"seed": seed, "epoch": epoch, "shuffle_shards": shuffle_shards}
-    once = _epoch(counts, num_workers, **options)
+    def order() -> np.ndarray:
+        return _order(
+            counts, batch_size, streams, shuffle_shards=shuffle_shards, seed=seed, epoch=epoch
+        )
+
+    once = order()
     np.random.default_rng().random()  # other random numbers do not matter
-    assert _epoch(counts, num_workers, **options) == once
+    assert np.array_equal(order(), once)
 
 
 @given(st.lists(st.integers(0, 12), min_size=3, max_size=9), SEED, EPOCH, SHUFFLE)
@@ -111,105 +172,150 @@ def test_another_epoch_or_seed_is_another_order(
     counts: list[int], seed: int, epoch: int, shuffle_shards: int
 ) -> None:
     assume(sum(counts) >= 30)  # one in 30! orders is the same by chance
-    once = _epoch(counts, 1, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards)
-    later = _epoch(counts, 1, seed=seed, epoch=epoch + 1, shuffle_shards=shuffle_shards)
-    other = _epoch(counts, 1, seed=seed + 1, epoch=epoch, shuffle_shards=shuffle_shards)
+    once, later, other = (
+        _rows(_order(counts, 1, shuffle_shards=shuffle_shards, seed=seed + s, epoch=epoch + e))
+        for s, e in ((0, 0), (0, 1), (1, 0))
+    )
     assert once != later
     assert once != other
-    assert set(once[0]) == set(later[0]) == set(other[0]) == _all(counts)
+    assert set(once) == set(later) == set(other) == _all(counts)
 
 
 def test_every_row_is_left_out_of_some_epoch_and_seen_in_most() -> None:
-    counts, num_workers, num_epochs = [3, 5, 4, 2], 5, 300  # 14 rows: 4 are left out each time
+    counts, num_epochs = [3, 5, 4, 2], 300  # 14 rows: 4 are left out each time
     missed = Counter[Row]()
     for epoch in range(num_epochs):
-        seen = {row for share in _epoch(counts, num_workers, epoch=epoch) for row in share}
-        missed.update(_all(counts) - seen)
+        missed.update(_all(counts) - set(_rows(_order(counts, 5, epoch=epoch))))
     assert set(missed) == _all(counts)
     expected = num_epochs * 4 / 14
     assert all(0.5 * expected < number < 1.6 * expected for number in missed.values())
 
 
-def test_a_row_may_come_at_any_place_of_a_window() -> None:
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_row_may_come_in_any_step(streams: int) -> None:
     places = Counter[int]()
     for seed in range(400):
-        rows = _rows(_windows([4, 4, 4, 4], seed=seed, shuffle_shards=4))
+        rows = _rows(_order([4, 4, 4, 4], 4, streams, seed=seed))
         places[rows.index((2, 1))] += 1
     assert set(places) == set(range(16))
     assert max(places.values()) < 55  # 25 on average; five standard deviations
 
 
+def test_a_batch_holds_rows_of_every_stream() -> None:
+    """Eight shards in eight streams of a shard each: every step has a row of each shard."""
+    for step in _order([25] * 8, 8, 8):
+        assert sorted(step[:, 0].tolist()) == list(range(8))
+
+
 def test_rows_of_a_window_are_mixed_and_windows_are_not() -> None:
-    windows = _windows([100] * 6, shuffle_shards=3)
-    assert len(windows) == 2
-    first, second = ({int(shard) for shard in window.shards} for window in windows)
-    assert not first & second
-    halves = [Counter(window.picks[:150, 0].tolist()) for window in windows]
+    rows = _order([100] * 6, 1, 1, shuffle_shards=3)[:, 0, 0]
+    first, second = rows[:300], rows[300:]
+    assert not set(first.tolist()) & set(second.tolist())
+    halves = [Counter(window[:150].tolist()) for window in (first, second)]
     assert all(30 < number < 70 for half in halves for number in half.values())
 
 
-def test_shards_without_selected_rows_are_not_read() -> None:
-    windows = _windows([0, 3, 0, 0, 2], shuffle_shards=4)
-    assert [{int(shard) for shard in window.shards} for window in windows] == [{1, 4}]
-    assert sorted(_rows(windows)) == [(1, 0), (1, 1), (1, 2), (4, 0), (4, 1)]
+@pytest.mark.parametrize("counts", [[], [0], [0, 0, 0], [1, 2]])
+def test_fewer_rows_than_a_batch_make_no_step(counts: list[int]) -> None:
+    order = _order(counts, 4)
+    assert order.shape == (0, 4, 2)
+    assert len(list_shard_reads(order).shards) == 0
 
 
-@pytest.mark.parametrize("counts", [[], [0], [0, 0, 0]])
-def test_without_rows_there_is_no_window(counts: list[int]) -> None:
-    assert _windows(counts) == []
+# Reads of a worker
 
 
-@given(COUNTS, WORKERS, st.integers(1, 12))
-def test_any_number_of_workers_makes_the_same_steps(
-    counts: list[int], num_workers: int, batch_size: int
+@given(
+    COUNTS, BATCH, STREAMS, SHUFFLE, EPOCH, WORKERS, st.integers(1, 3), st.integers(0, 8), st.data()
+)
+def test_reads_name_each_shard_once_with_the_steps_that_need_the_shard(
+    counts: list[int],
+    batch_size: int,
+    streams: int,
+    shuffle_shards: int,
+    epoch: int,
+    num_workers: int,
+    num_micro_batches: int,
+    first: int,
+    data: st.DataObject,
 ) -> None:
-    local = [local_batch_size(batch_size, rank, num_workers) for rank in range(num_workers)]
-    assert sum(local) == batch_size
-    assert max(local) - min(local) <= 1
-    shares = _epoch(counts, num_workers, batch_size=batch_size)
-    steps = [len(share) // size for share, size in zip(shares, local, strict=True) if size]
-    assert set(steps) == {sum(counts) // batch_size}
-    seen = [row for share in shares for row in share]
-    assert len(seen) == len(set(seen))
-    assert set(seen) <= _all(counts)
+    rank = data.draw(st.integers(0, num_workers - 1))
+    order = _order(
+        counts,
+        batch_size,
+        streams,
+        shuffle_shards=shuffle_shards,
+        epoch=epoch,
+        positions=worker_positions(batch_size, num_micro_batches, rank, num_workers),
+    )[first:]
+    steps: dict[int, list[int]] = {}  # in the order of first need
+    for number, step in enumerate(order):
+        for shard in step[:, 0].tolist():
+            steps.setdefault(shard, []).append(number)
+    reads = list_shard_reads(order)
+    assert reads.shards.tolist() == list(steps)
+    assert reads.first_steps.tolist() == [min(numbers) for numbers in steps.values()]
+    assert reads.last_steps.tolist() == [max(numbers) for numbers in steps.values()]
 
 
-def test_a_batch_that_cannot_be_shared_evenly() -> None:
-    assert [local_batch_size(16, rank, 3) for rank in range(3)] == [5, 5, 6]
-    assert [len(share) for share in _epoch([40, 10], 3, batch_size=16)] == [15, 15, 18]
-    assert _epoch([40, 10], 2, batch_size=16) == _epoch(
-        [40, 10], 2
-    )  # where it can, nothing changes
-
-
-def test_fewer_rows_than_workers_leave_everybody_without() -> None:
-    assert _epoch([1, 1], 3) == [[], [], []]
-
-
-@given(COUNTS, WORKERS, SEED, EPOCH, SHUFFLE)
-def test_windows_are_cut_from_one_sequence(
-    counts: list[int], num_workers: int, seed: int, epoch: int, shuffle_shards: int
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 3),
+    SEED,
+)
+def test_workers_with_whole_streams_read_a_shard_twice_at_their_borders_only(
+    counts: list[int], num_workers: int, images_per_stream: int, seed: int
 ) -> None:
-    """Reference implementation: list the whole epoch, cut it, and group it by shards."""
-    sequence: list[Row] = []
-    for shard in np.random.default_rng((seed, epoch, 0)).permutation(len(counts)).tolist():
-        rows = np.random.default_rng((seed, epoch, 1, shard)).permutation(counts[shard])
-        sequence += [(shard, row) for row in rows.tolist()]
-    share = len(sequence) // num_workers
-    for rank in range(num_workers):
-        mine = sequence[rank * share : (rank + 1) * share]
-        order = list(dict.fromkeys(shard for shard, _ in mine))
-        expected = [
-            {row for row in mine if row[0] in order[first : first + shuffle_shards]}
-            for first in range(0, len(order), shuffle_shards)
-        ]
-        windows = _windows(
-            counts, rank, num_workers, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards
+    """Together at most one read per shard with rows, and one more per border of two workers."""
+    batch_size = 8 * images_per_stream
+    num_reads = sum(
+        len(
+            list_shard_reads(
+                _order(
+                    counts,
+                    batch_size,
+                    8,
+                    seed=seed,
+                    positions=worker_positions(batch_size, 1, rank, num_workers),
+                )
+            ).shards
         )
-        assert [set(_rows([window])) for window in windows] == expected
+        for rank in range(num_workers)
+    )
+    assert num_reads <= np.count_nonzero(counts) + num_workers - 1
+
+
+@given(st.integers(20, 60), st.integers(40, 90), SEED, st.integers(1, 3))
+def test_a_worker_holds_few_shards_at_a_time(
+    num_shards: int, rows: int, seed: int, shuffle_shards: int
+) -> None:
+    """A window per stream; two windows of a stream meet in at most one step."""
+    streams = 8
+    reads = list_shard_reads(
+        _order([rows] * num_shards, 16, streams, seed=seed, shuffle_shards=shuffle_shards)
+    )
+    steps = np.arange(num_shards * rows // 16)[:, None]
+    held = ((reads.first_steps <= steps) & (steps <= reads.last_steps)).sum(axis=1)
+    assert held.max() <= 2 * streams * shuffle_shards
+    assert held.mean() <= 1.2 * streams * shuffle_shards
+
+
+def test_streams_that_share_a_cut_shard_need_the_shard_at_the_same_end() -> None:
+    """Two streams over three shards of equal size: the second shard is cut in its middle."""
+    for seed in range(20):
+        order = _order([10, 10, 10], 2, 2, seed=seed)
+        cut = set(order[:, 0, 0].tolist()) & set(order[:, 1, 0].tolist())
+        assert len(cut) == 1
+        assert [set(column.tolist()) for column in order[10:, :, 0].T] == [cut, cut]
+        assert list_shard_reads(order).first_steps.tolist() == [0, 0, 10]
 
 
 def test_the_order_is_the_same_in_every_version() -> None:
     """A run resumed by a later version of mtil continues the same epoch."""
-    shares = _epoch([3, 0, 2, 4], 2, seed=7, epoch=3, shuffle_shards=2)
-    assert shares == [[(0, 2), (3, 2), (0, 1), (0, 0)], [(3, 3), (2, 0), (3, 0), (3, 1)]]
+    order = _order([3, 0, 2, 4], 3, 2, seed=7, epoch=3, shuffle_shards=2)
+    assert [_rows(step) for step in order] == [
+        [(0, 1), (2, 1), (3, 1)],
+        [(0, 2), (3, 0), (2, 0)],
+        [(0, 0), (3, 2), (3, 3)],
+    ]
