@@ -156,5 +156,5 @@ def _read_shards(shards: Sequence[int], task: ShardReadTask, num_readers: int) -
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=DATA_TASK_CPUS,
-        concurrency=num_readers,
+        concurrency=min(num_readers, len(shards)),
     )

@@ -231,6 +231,8 @@ def test_a_prediction_is_that_of_mtil_predict(
     assert f"{prediction.malignancy:.6f}" == row["malignant_probability"]
     assert int(prediction.mask.sum()) == int(row["lesion_area_px"])
     assert prediction.is_malignant == (row["malignant"] == "1")
+    assert f"{prediction.lesion_probability:.6f}" == row["lesion_probability"]
+    assert prediction.class_name == row["class"]
     assert np.array_equal(prediction.mask, prediction.lesion >= 0.5)
     assert np.array_equal(prediction.passes[-1], prediction.lesion)
 

@@ -78,6 +78,7 @@ def tiny_model(fold: int = 0) -> TrainedModel:
         source_size=SIDE,
         epoch=3,
         temperature=1.5 + fold,
+        presence_temperature=2.0,
         threshold=0.56 - fold / 50,
     )
 
@@ -215,8 +216,23 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
         said = predictor(resize_image(gray, SIDE)[None])
         assert float(row["malignant_probability"]) == pytest.approx(said.malignant[0], abs=1e-6)
         assert row["malignant"] == str(int(said.malignant[0] >= 0.56))
+        assert float(row["lesion_probability"]) == pytest.approx(said.presence[0], abs=1e-6)
+        lesion_class = "malignant" if row["malignant"] == "1" else "benign"
+        assert row["class"] == ("normal" if said.presence[0] < 0.5 else lesion_class)
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
             assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
+
+
+def test_models_trained_without_normal_images_call_none_normal(
+    images: Path, tmp_path: Path
+) -> None:
+    model = replace(tiny_model(), presence_temperature=None)
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(model))
+    go(str(path), images, tmp_path / "out")
+    rows = table(tmp_path / "out").values()
+    assert {row["lesion_probability"] for row in rows} == {""}
+    assert {row["class"] for row in rows} <= {"benign", "malignant"}
 
 
 def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_path: Path) -> None:
