@@ -1,0 +1,152 @@
+"""From a lesion probability map to a mask: a rule, and its choice on inner validation images."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Map = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+_SEEDS = (0.0, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRule:
+    """How a mask follows from a map. The default is the plain threshold of one half.
+
+    With `presence` known, an image that probably shows no lesion gets an empty mask, and an image
+    that probably shows one gets no empty mask.
+    """
+
+    threshold: float = 0.5
+    """Least probability of a pixel in the mask."""
+    seed: float = 0.0
+    """A connected region needs a pixel of at least this probability (hysteresis)."""
+    empty_below: float = 0.0
+    """The mask is empty if the probability of a lesion in the image is lower."""
+    filled_from: float = math.inf
+    """An empty mask is filled if the probability of a lesion in the image is at least this: by the
+    region round the highest pixel with at least half of its probability."""
+
+    def __call__(self, lesion: Map, presence: float = math.nan) -> Mask:
+        """Return the mask (h, w) of a map (h, w).
+
+        Args:
+            lesion: lesion probability of each pixel.
+            presence: probability of a lesion in the image; NaN if unknown, which neither empties
+                nor fills a mask.
+        """
+        if presence < self.empty_below:
+            return np.zeros(lesion.shape, np.bool_)
+        mask = lesion >= self.threshold
+        if self.seed > self.threshold:
+            regions, num_regions = ndimage.label(mask)
+            has_seed = np.zeros(num_regions + 1, np.bool_)
+            has_seed[regions[mask & (lesion >= self.seed)]] = True
+            mask = has_seed[regions]
+        if presence >= self.filled_from and not mask.any():
+            regions, _ = ndimage.label(lesion >= lesion.max() / 2)
+            mask = regions == regions.flat[int(lesion.argmax())]
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class MappedImage:
+    """An inner validation image: its map, its true mask and the probability of a lesion."""
+
+    lesion: Map
+    """(h, w)."""
+    target: Mask
+    """(h, w), true inside the lesion; all false for a normal image."""
+    presence: float
+    """NaN if the model cannot tell."""
+
+
+def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> MaskRule:
+    """Choose the rule with the highest mean Dice on the images that show a lesion.
+
+    At most the share `max_false_positives` of the images without a lesion may get a mask, if the
+    probability of a lesion is known and a rule attains this. A rule is left for another only if
+    Dice rises by more than one standard error of the difference: with few images, small
+    differences are chance (one-standard-error rule, Breiman et al. 1984). Without an image that
+    shows a lesion, the default rule is returned.
+
+    Args:
+        images: inner validation images.
+        max_false_positives: bound on the share of normal images with a predicted pixel.
+    """
+    tumours = [image for image in images if image.target.any()]
+    normals = [image for image in images if not image.target.any()]
+    if not tumours:
+        return MaskRule()
+    best = MaskRule()
+    best_dice = _dice(best, tumours)
+    for threshold, seed in product(_THRESHOLDS, _SEEDS):
+        rule = MaskRule(threshold=threshold, seed=seed)
+        if seed and seed <= threshold:
+            continue
+        dice = _dice(rule, tumours)
+        if _is_better(dice, best_dice):
+            best, best_dice = rule, dice
+    if normals and all(math.isfinite(image.presence) for image in images):
+        best, best_dice = _gate(best, tumours, normals, max_false_positives)
+        for filled_from in _levels(tumours):
+            if filled_from < best.empty_below:
+                continue
+            rule = replace(best, filled_from=filled_from)
+            dice = _dice(rule, tumours)
+            is_allowed = _false_positives(rule, normals) <= max(
+                max_false_positives, _false_positives(best, normals)
+            )
+            if is_allowed and _is_better(dice, best_dice):
+                best, best_dice = rule, dice
+    return best
+
+
+def _gate(
+    rule: MaskRule,
+    tumours: Sequence[MappedImage],
+    normals: Sequence[MappedImage],
+    max_false_positives: float,
+) -> tuple[MaskRule, npt.NDArray[np.float64]]:
+    """Return the rule with the lowest gate within the bound, and the Dice of the tumour images."""
+    for empty_below in (0.0, *_levels(normals)):
+        gated = replace(rule, empty_below=empty_below)
+        if _false_positives(gated, normals) <= max_false_positives:
+            return gated, _dice(gated, tumours)
+    return rule, _dice(rule, tumours)
+
+
+def _levels(images: Sequence[MappedImage]) -> Iterator[float]:
+    """Yield thresholds just above each image's probability of a lesion, ascending."""
+    for presence in sorted({image.presence for image in images}):
+        yield math.nextafter(presence, math.inf)
+
+
+def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> npt.NDArray[np.float64]:
+    """Return the Dice (n,) of images that show a lesion."""
+    scores = []
+    for image in images:
+        mask = rule(image.lesion, image.presence)
+        overlap = 2 * np.count_nonzero(mask & image.target)
+        scores.append(overlap / (np.count_nonzero(mask) + np.count_nonzero(image.target)))
+    return np.array(scores)
+
+
+def _false_positives(rule: MaskRule, normals: Sequence[MappedImage]) -> float:
+    """Return the share of images without a lesion that get a mask."""
+    return float(np.mean([rule(image.lesion, image.presence).any() for image in normals]))
+
+
+def _is_better(dice: npt.NDArray[np.float64], best: npt.NDArray[np.float64]) -> bool:
+    """Return whether the mean gain exceeds its standard error."""
+    gain = dice - best
+    if len(gain) < 2:
+        return bool(gain.mean() > 0)
+    return bool(gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)))
