@@ -1,7 +1,7 @@
 """From a lesion probability map to a mask: a rule, and its choice on inner validation images."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -96,7 +96,7 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
             best, best_dice = rule, dice
     if normals and all(math.isfinite(image.presence) for image in images):
         best, best_dice = _gate(best, tumours, normals, max_false_positives)
-        for filled_from in _levels(tumours):
+        for filled_from in sorted({image.presence for image in tumours}):
             if filled_from < best.empty_below:
                 continue
             rule = replace(best, filled_from=filled_from)
@@ -116,17 +116,13 @@ def _gate(
     max_false_positives: float,
 ) -> tuple[MaskRule, npt.NDArray[np.float64]]:
     """Return the rule with the lowest gate within the bound, and the Dice of the tumour images."""
-    for empty_below in (0.0, *_levels(normals)):
+    # Just above the probability of an image, so that its mask is empty.
+    levels = sorted({math.nextafter(image.presence, math.inf) for image in normals})
+    for empty_below in (0.0, *levels):
         gated = replace(rule, empty_below=empty_below)
         if _false_positives(gated, normals) <= max_false_positives:
             return gated, _dice(gated, tumours)
     return rule, _dice(rule, tumours)
-
-
-def _levels(images: Sequence[MappedImage]) -> Iterator[float]:
-    """Yield thresholds just above each image's probability of a lesion, ascending."""
-    for presence in sorted({image.presence for image in images}):
-        yield math.nextafter(presence, math.inf)
 
 
 def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> npt.NDArray[np.float64]:
