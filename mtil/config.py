@@ -332,6 +332,12 @@ class PredictConfig:
     views: Literal["plain", "flip", "flip_and_scale"] = "flip_and_scale"
     """Views of an image over which outputs are averaged: the image alone (`plain`), plus the mirror
     image (`flip`), plus both enlarged by a fifth (`flip_and_scale`)."""
+    mask_rule: Literal["half", "fitted"] = "fitted"
+    """From probabilities to the mask: all pixels with at least one half, or a rule chosen on the
+    inner validation rows (`mtil/metrics/mask_rule.py`)."""
+    max_false_positives: Share = 0.2
+    """With `fitted`: largest share of the normal images among the inner validation rows that may
+    get a mask."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -4,12 +4,10 @@ Ray workers and `mtil train --local` run the same loop, so both write the same f
 """
 
 import logging
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +22,13 @@ from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
 from mtil.errors import DataError
+from mtil.library.calibration import (
+    ValidationPrediction,
+    calibrate_model,
+    predict_validation,
+)
 from mtil.library.samples import Samples
-from mtil.metrics import calibrate_logits, find_steady_threshold, fit_temperature
-from mtil.prediction.predictor import Predictor, predict_passes
+from mtil.prediction.predictor import Predictor
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
@@ -36,6 +38,7 @@ from mtil.training.progress import BestEpoch, PartialEpoch, TrainingProgress
 from mtil.training.randomness import derive_round_seed
 
 History = Sequence[Mapping[str, Any]]
+Row = TypeVar("Row", ValidationScore, ValidationPrediction)
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ class FoldTraining:
             if not is_continuing or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
-            scored = self._gather_scores(engine.validate(validation()))
+            scored = self._gather_rows(engine.validate(validation()))
             figures = summarise_validation(scored, self.config.train.dice_weight)
             progress.add(record, figures, engine)
             if self.group.is_first:
@@ -268,8 +271,8 @@ class FoldTraining:
             progress.save(self.checkpoints, engine, partial)
             _log.info("checkpoint before a machine goes", extra={"fields": {"step": partial.steps}})
 
-    def _gather_scores(self, scored: list[ValidationScore]) -> list[ValidationScore]:
-        """Return the validation scores of all workers, sorted by sample id.
+    def _gather_rows(self, scored: list[Row]) -> list[Row]:
+        """Return the inner validation rows of all workers, sorted by sample id.
 
         Raises:
             DataError: unless every validation row was scored exactly once.
@@ -299,37 +302,9 @@ class FoldTraining:
         own = Predictor(model, self.device)
         chain = [Predictor(earlier, self.device) for earlier in self._earlier_models()]
         chain += [own] * model.num_passes
-        scored: list[ValidationScore] = []
-        for batch in batches:
-            prediction = predict_passes(chain, batch.image)[-1]
-            scored += [
-                ValidationScore(name, label, math.nan, logit, presence)
-                for name, label, logit, presence in zip(
-                    batch.sample_id,
-                    batch.label.tolist(),
-                    prediction.logit.tolist(),
-                    prediction.presence_logit.tolist(),
-                    strict=True,
-                )
-            ]
-        rows = self._gather_scores(scored)
-        tumours = [row for row in rows if row.label != NORMAL]
-        logit = np.array([row.logit for row in tumours])
-        label = np.array([row.label for row in tumours])
-        temperature = fit_temperature(logit, label)
-        threshold = find_steady_threshold(calibrate_logits(logit, temperature), label)
-        presence_temperature = None
-        if self.config.loss.presence > 0 and self._num_normals() > 0:
-            presence_temperature = fit_temperature(
-                np.array([row.presence for row in rows]),
-                np.array([int(row.label != NORMAL) for row in rows]),
-            )
-        return replace(
-            model,
-            temperature=temperature,
-            threshold=threshold,
-            presence_temperature=presence_temperature,
-        )
+        rows = self._gather_rows(list(predict_validation(chain, batches)))
+        knows_normals = self.config.loss.presence > 0 and self._num_normals() > 0
+        return calibrate_model(model, rows, knows_normals=knows_normals)
 
     def _num_normals(self) -> int:
         """Return the number of training images without a lesion."""

@@ -11,7 +11,7 @@ from mtil.data.images.pictures import Picture
 from mtil.data.images.read import Gray
 from mtil.errors import DataError
 from mtil.prediction.images import Ensemble, load_chains
-from mtil.prediction.predictor import MASK_THRESHOLD, resize_map
+from mtil.prediction.predictor import resize_map
 
 _GRAY_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
 
@@ -21,7 +21,7 @@ class ImagePrediction:
     """The prediction for one image of height h and width w."""
 
     mask: npt.NDArray[np.bool_]
-    """(h, w), True where `lesion` is at least 0.5."""
+    """(h, w), True inside the lesion; follows from `lesion` by the rule of the models."""
     lesion: npt.NDArray[np.float32]
     """(h, w), probability of lesion per pixel in the last pass, from 0 to 1."""
     malignancy: float
@@ -82,7 +82,7 @@ class ImagePredictor:
         if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
             raise DataError("The model predicted a value that is not finite; train the fold again.")
         return ImagePrediction(
-            mask=passes[-1] >= MASK_THRESHOLD,
+            mask=self._ensemble.mask_rule(passes[-1], presence),
             lesion=passes[-1],
             malignancy=malignancy,
             is_malignant=malignancy >= self.threshold,

@@ -26,6 +26,7 @@ from mtil.data.images.budget import PIXEL_BUDGET
 from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
+from mtil.metrics.mask_rule import average_rules
 from mtil.prediction import overlay
 from mtil.prediction.image_files import (
     describe_left_out,
@@ -35,7 +36,6 @@ from mtil.prediction.image_files import (
     name_outputs,
 )
 from mtil.prediction.predictor import (
-    MASK_THRESHOLD,
     Predictor,
     build_predictors,
     predict_passes,
@@ -104,6 +104,7 @@ class Ensemble:
         """
         self._chains = [build_predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
+        self.mask_rule = average_rules([chain[-1].mask_rule for chain in chains])
         models = [model for chain in chains for model in chain]
         self.lineage = {
             "model_sha256": ";".join(">".join(_digests(chain)) for chain in chains),
@@ -473,7 +474,8 @@ def _write_result(
         assert image.gray is not None
         # Several threads write at once; the budget bounds the memory of full-size pictures.
         with PIXEL_BUDGET.hold(image.gray.size):
-            row |= _write_pictures(image.gray, image.lesion, targets[image.name], out)
+            mask = ensemble.mask_rule(resize_map(image.lesion, *image.gray.shape), image.presence)
+            row |= _write_pictures(image.gray, mask, targets[image.name], out)
         row["malignant_probability"] = f"{image.malignant:.6f}"
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
         if not np.isnan(image.presence):
@@ -483,10 +485,7 @@ def _write_result(
     return row | {"seconds": f"{seconds:.4f}"}
 
 
-def _write_pictures(
-    gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store
-) -> dict[str, str]:
-    mask = resize_map(lesion, *gray.shape) >= MASK_THRESHOLD
+def _write_pictures(gray: Gray, mask: Mask, target: str, out: Store) -> dict[str, str]:
     names = {"mask": f"{MASKS}/{target}", "overlay": f"{OVERLAYS}/{target}"}
     out.write(names["mask"], encode_mask_png(mask))
     out.write(names["overlay"], overlay.encode_colour_png(overlay.draw_outline(gray, mask)))

@@ -20,8 +20,6 @@ from mtil.run.checkpoint import TrainedModel
 from mtil.run.maps import MapOrigin, encode_maps, quantise_probabilities
 from mtil.training.tensors import resize_images
 
-MASK_THRESHOLD = 0.5
-"""Lowest lesion probability of a pixel in the mask."""
 VIEW_ENLARGEMENT = 0.2
 """Enlargement of the larger view, as a fraction of the image size."""
 NETWORK_STRIDE = 32

@@ -13,8 +13,8 @@ from mtil.data.dataset.shards import pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
 from mtil.metrics import score_map, score_mask
+from mtil.metrics.mask_rule import average_rules
 from mtil.prediction.predictor import (
-    MASK_THRESHOLD,
     Prediction,
     Predictor,
     average_predictions,
@@ -78,6 +78,7 @@ def _score_batch(
     """Score an ensemble's predictions for one pass over a batch of rows."""
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
+    rule = average_rules([model.mask_rule for model in models])
     origin = describe_origin(models)
     kept_rows = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size"]
@@ -87,7 +88,7 @@ def _score_batch(
     for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
         lesion = resize_map(prediction.lesion[index], height, width)
-        scores = score_mask(lesion >= MASK_THRESHOLD, target)
+        scores = score_mask(rule(lesion, prediction.presence[index]), target)
         row |= {
             "pass": pass_index,
             "logit": float(prediction.logit[index]),

@@ -2,21 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from mtil.config import STRICT, Share
 
 Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+NEVER = 2.0
+"""Bound that no probability reaches."""
+_Gate = Annotated[float, Field(ge=0, le=NEVER)]
 _THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 _SEEDS = (0.0, 0.6, 0.7, 0.8, 0.9)
 
 
-@dataclass(frozen=True, kw_only=True)
+@validated(frozen=True, kw_only=True, config=STRICT)
 class MaskRule:
     """How a mask follows from a map. The default is the plain threshold of one half.
 
@@ -24,15 +31,15 @@ class MaskRule:
     that probably shows one gets no empty mask.
     """
 
-    threshold: float = 0.5
+    threshold: Share = 0.5
     """Least probability of a pixel in the mask."""
-    seed: float = 0.0
+    seed: Share = 0.0
     """A connected region needs a pixel of at least this probability (hysteresis)."""
-    empty_below: float = 0.0
+    empty_below: _Gate = 0.0
     """The mask is empty if the probability of a lesion in the image is lower."""
-    filled_from: float = math.inf
+    filled_from: _Gate = NEVER
     """An empty mask is filled if the probability of a lesion in the image is at least this: by the
-    region round the highest pixel with at least half of its probability."""
+    region round the highest pixel with at least half of its probability. Above 1 never."""
 
     def __call__(self, lesion: Map, presence: float = math.nan) -> Mask:
         """Return the mask (h, w) of a map (h, w).
@@ -46,14 +53,28 @@ class MaskRule:
             return np.zeros(lesion.shape, np.bool_)
         mask = lesion >= self.threshold
         if self.seed > self.threshold:
+            from scipy import ndimage
+
             regions, num_regions = ndimage.label(mask)
             has_seed = np.zeros(num_regions + 1, np.bool_)
             has_seed[regions[mask & (lesion >= self.seed)]] = True
             mask = has_seed[regions]
         if presence >= self.filled_from and not mask.any():
+            from scipy import ndimage
+
             regions, _ = ndimage.label(lesion >= lesion.max() / 2)
             mask = regions == regions.flat[int(lesion.argmax())]
         return mask
+
+
+def average_rules(rules: Sequence[MaskRule]) -> MaskRule:
+    """Return the rule of several models that predict together: the mean of each value."""
+    return MaskRule(
+        **{
+            field.name: float(np.mean([getattr(rule, field.name) for rule in rules]))
+            for field in fields(MaskRule)
+        }
+    )
 
 
 @dataclass(frozen=True, eq=False)

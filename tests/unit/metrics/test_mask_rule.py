@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mtil.prediction.decision import MappedImage, MaskRule, choose_rule
+from mtil.metrics.mask_rule import NEVER, MappedImage, MaskRule, average_rules, choose_rule
 
 SURE = np.array([[0.9, 0.6, 0.0, 0.6], [0.5, 0.4, 0.0, 0.55], [0.0, 0.0, 0.0, 0.0]], np.float32)
 """A region on the left with a sure pixel, and a faint region on the right."""
@@ -50,7 +50,7 @@ def test_a_rule_is_chosen_that_finds_more() -> None:
     images = [MappedImage(lesion, target, math.nan) for lesion in lesions]
     rule = choose_rule(images, 0.2)
     assert rule.threshold <= 0.45
-    assert (rule.empty_below, rule.filled_from) == (0.0, math.inf)
+    assert (rule.empty_below, rule.filled_from) == (0.0, NEVER)
 
 
 def test_a_rule_that_is_not_better_is_not_taken() -> None:
@@ -75,3 +75,12 @@ def test_normal_images_are_emptied_up_to_the_bound_and_tumours_are_filled() -> N
     masks = [rule(image.lesion, image.presence) for image in (*normals, *found, *faint)]
     assert [mask.any() for mask in masks] == [False, False, False, True] + [True] * 6
     assert all(np.array_equal(mask, _mask("..##")) for mask in masks[-3:])
+
+
+def test_several_models_share_the_mean_of_their_rules() -> None:
+    rules = [MaskRule(threshold=0.4, seed=0.8, filled_from=0.6), MaskRule(empty_below=0.2)]
+    mean = average_rules(rules)
+    assert mean.threshold == pytest.approx(0.45)
+    assert mean.seed == pytest.approx(0.4)
+    assert mean.empty_below == pytest.approx(0.1)
+    assert mean.filled_from > 1  # one of them never fills
