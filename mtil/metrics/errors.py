@@ -23,6 +23,8 @@ class MapResults:
     peak_inside: npt.NDArray[np.bool_]
     best_dice: npt.NDArray[np.float64]
     half_peak_dice: npt.NDArray[np.float64]
+    half_dice: npt.NDArray[np.float64]
+    half_empty: npt.NDArray[np.bool_]
 
 
 def budget_errors(
@@ -39,11 +41,13 @@ def budget_errors(
     Returns:
         * `bands`: by range of Dice, number of images and share of all Dice that is lost;
         * `size_quarters`: mean Dice by quarter of lesion size, smallest lesions first;
+        * `normal_images`: share with an empty mask, by the run's decision and by one half;
         * `peak_inside`: share of images with the highest probability inside the lesion;
         * `decisions`: mean Dice under other decisions, and `gain`, the paired difference to the
-          decision of the run, with 95 % intervals over groups: `best_threshold` (the best threshold
-          of each image, a ceiling), `half_peak` (half of each image's highest probability) and
-          `half_peak_if_empty` (the same, for images without a predicted pixel only).
+          decision of the run, with 95 % intervals over groups: `half` (the plain threshold of one
+          half), `best_threshold` (the best threshold of each image, a ceiling), `half_peak` (half
+          of each image's highest probability) and `half_peak_if_empty` (the same, for images
+          without a predicted pixel only).
     """
     tumour = results.tumour
     table = results.select(tumour)
@@ -64,6 +68,7 @@ def budget_errors(
     half_peak = maps.half_peak_dice[tumour]
     is_empty = table.tp + table.fp == 0
     decisions = {
+        "half": maps.half_dice[tumour],
         "best_threshold": maps.best_dice[tumour],
         "half_peak": half_peak,
         "half_peak_if_empty": np.where(is_empty, half_peak, table.dice),
@@ -80,6 +85,11 @@ def budget_errors(
         "size_quarters": [_mean(table.dice[rows]) for rows in np.array_split(order, _QUARTERS)],
         "peak_inside": _mean(maps.peak_inside[tumour]),
         "empty_masks": _mean(is_empty),
+        "normal_images": {
+            "count": int((~tumour).sum()),
+            "empty_share": _mean((results.tp + results.fp == 0)[~tumour]),
+            "empty_share_half": _mean(maps.half_empty[~tumour]),
+        },
         "decisions": {
             name: {"dice": _mean(dice), "gain": intervals[name].as_json()}
             for name, dice in decisions.items()

@@ -28,6 +28,10 @@ class MapScores:
     """Dice at `best_threshold`; NaN without a lesion."""
     half_peak_dice: float
     """Dice of the pixels with at least half of `peak`; NaN without a lesion."""
+    half_dice: float
+    """Dice of the pixels with a probability of at least one half; NaN without a lesion."""
+    half_empty: bool
+    """True if no pixel has a probability of at least one half."""
 
 
 def score_map(probability: npt.NDArray[np.float32], target: Mask) -> MapScores:
@@ -49,7 +53,8 @@ def score_map(probability: npt.NDArray[np.float32], target: Mask) -> MapScores:
     area = int(np.count_nonzero(target))
     peak_inside = bool(target.flat[int(probability.argmax())])
     if not area:
-        return MapScores(peak, peak_inside, math.nan, math.nan, math.nan)
+        nothing = math.nan
+        return MapScores(peak, peak_inside, nothing, nothing, nothing, nothing, peak < 0.5)
     # Pixels by the largest multiple of the step that is not above their probability.
     level = np.minimum((probability * _LEVELS).astype(np.int64), _LEVELS)
     predicted, overlap = (
@@ -59,11 +64,17 @@ def score_map(probability: npt.NDArray[np.float32], target: Mask) -> MapScores:
     dice = 2 * overlap / (predicted + area)
     thresholds = np.arange(1, _LEVELS) / _LEVELS
     best = thresholds[dice == dice.max()]
-    half = probability >= peak / 2
+
+    def dice_from(threshold: float) -> float:
+        mask = probability >= threshold
+        return float(2 * np.count_nonzero(mask & target) / (np.count_nonzero(mask) + area))
+
     return MapScores(
         peak=peak,
         peak_inside=peak_inside,
         best_threshold=float(best[np.argmin(np.abs(best - 0.5))]),
         best_dice=float(dice.max()),
-        half_peak_dice=float(2 * np.count_nonzero(half & target) / (np.count_nonzero(half) + area)),
+        half_peak_dice=dice_from(peak / 2),
+        half_dice=dice_from(0.5),
+        half_empty=peak < 0.5,
     )

@@ -37,6 +37,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("best_threshold", pa.float64()),
         ("best_dice", pa.float64()),
         ("half_peak_dice", pa.float64()),
+        ("half_dice", pa.float64()),
+        ("half_empty", pa.bool_()),
         ("hd95_mm", pa.float64()),
         ("assd_mm", pa.float64()),
         ("model_sha256", pa.string()),

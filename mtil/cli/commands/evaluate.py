@@ -250,6 +250,12 @@ def _print_errors(errors: dict[str, Any], output: "CommandOutput") -> None:
         f"Dice by quarter of lesion size, smallest first: "
         f"{', '.join(map(_format, errors['size_quarters']))}"
     )
+    normal = errors["normal_images"]
+    if normal["count"]:
+        output.line(
+            f"Normal images without a predicted pixel: {_format(normal['empty_share'])}; with the "
+            f"threshold of one half {_format(normal['empty_share_half'])}"
+        )
     output.line(
         f"Highest probability inside the lesion: {_format(errors['peak_inside'])} of the tumour "
         f"images; no predicted pixel: {_format(errors['empty_masks'])}"

@@ -19,8 +19,10 @@ def test_a_map_is_scored_at_other_thresholds() -> None:
     # from 0.21 to 0.30: all four, and one false pixel: 8 / 9
     assert scores.best_dice == pytest.approx(8 / 9)
     assert 0.2 < scores.best_threshold <= 0.3
-    # at least 0.45: two of four, and one false pixel: 4 / 7
+    # at least 0.45: two of four, and one false pixel: 4 / 7; the same at one half
     assert scores.half_peak_dice == pytest.approx(4 / 7)
+    assert scores.half_dice == pytest.approx(4 / 7)
+    assert not scores.half_empty
 
 
 def test_of_several_best_thresholds_the_nearest_to_one_half_is_taken() -> None:
@@ -31,7 +33,7 @@ def test_of_several_best_thresholds_the_nearest_to_one_half_is_taken() -> None:
 
 def test_a_normal_image_has_a_peak_and_no_dice() -> None:
     scores = score_map(np.full((2, 2), 0.25, np.float32), np.zeros((2, 2), bool))
-    assert (scores.peak, scores.peak_inside) == (0.25, False)
+    assert (scores.peak, scores.peak_inside, scores.half_empty) == (0.25, False, True)
     assert all(
         math.isnan(value)
         for value in (scores.best_dice, scores.best_threshold, scores.half_peak_dice)
@@ -74,6 +76,8 @@ def test_the_budget_says_where_dice_is_lost() -> None:
         peak_inside=np.array([False, True, True, True, True, False]),
         best_dice=np.array([0.5, 0.5, 0.7, 0.9, 1.0, nothing]),
         half_peak_dice=np.array([0.3, 0.2, 0.6, 0.7, 1.0, nothing]),
+        half_dice=np.array([0.0, 0.5, 0.6, 0.8, 1.0, nothing]),
+        half_empty=np.array([True, False, False, False, False, False]),
     )
     budget = budget_errors(results, maps)
     assert budget["num_images"] == 5
@@ -85,7 +89,9 @@ def test_the_budget_says_where_dice_is_lost() -> None:
     assert budget["size_quarters"] == pytest.approx([0.9, 0.6, 0.4, 0.0])
     assert budget["peak_inside"] == pytest.approx(4 / 5)
     assert budget["empty_masks"] == pytest.approx(1 / 5)
+    assert budget["normal_images"] == {"count": 1, "empty_share": 1.0, "empty_share_half": 0.0}
     decisions = budget["decisions"]
+    assert decisions["half"]["gain"]["value"] == pytest.approx(0.1 / 5)
     assert decisions["best_threshold"]["dice"] == pytest.approx(3.6 / 5)
     assert decisions["half_peak"]["dice"] == pytest.approx(2.8 / 5)
     assert decisions["half_peak_if_empty"]["dice"] == pytest.approx(3.1 / 5)
@@ -98,6 +104,12 @@ def test_a_budget_without_tumours_or_loss_is_undefined_and_no_error() -> None:
     for labels, dice in (([2, 2], [0.0, 0.0]), ([0, 1], [1.0, 1.0])):
         results = _results(dice, labels, [0 if label == 2 else 3 for label in labels])
         found = np.where(np.array(labels) == 2, math.nan, 1.0)
-        maps = MapResults(peak_inside=np.ones(2, bool), best_dice=found, half_peak_dice=found)
+        maps = MapResults(
+            peak_inside=np.ones(2, bool),
+            best_dice=found,
+            half_peak_dice=found,
+            half_dice=found,
+            half_empty=np.zeros(2, bool),
+        )
         budget = budget_errors(results, maps)
         assert {band["share_of_loss"] for band in budget["bands"]} == {None}
