@@ -233,7 +233,10 @@ def test_a_prediction_is_that_of_mtil_predict(
     assert prediction.is_malignant == (row["malignant"] == "1")
     assert f"{prediction.lesion_probability:.6f}" == row["lesion_probability"]
     assert prediction.class_name == row["class"]
-    assert np.array_equal(prediction.mask, prediction.lesion >= 0.5)
+    rule = Run.open(run_uri).model(Train(0, 0)).mask_rule
+    presence = prediction.lesion_probability
+    assert presence is not None
+    assert np.array_equal(prediction.mask, rule(prediction.lesion, presence))
     assert np.array_equal(prediction.passes[-1], prediction.lesion)
 
 

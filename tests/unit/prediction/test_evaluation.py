@@ -19,6 +19,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import read_shard
 from mtil.errors import CheckpointError, DataError
 from mtil.metrics import calibrate_logits
+from mtil.metrics.mask_rule import MaskRule
 from mtil.prediction.evaluation import (
     check_predictions_complete,
     evaluate_predictions,
@@ -212,6 +213,21 @@ def test_every_row_is_scored_at_its_original_size(
         assert told["logit"] == said.logit[index]
         assert told["probability"] == said.malignant[index]
         assert told["predicted"] == (told["probability"] >= model.threshold)
+
+
+def test_masks_follow_the_rule_of_the_model(model: TrainedModel, rows: pa.Table) -> None:
+    some = rows.slice(0, 6)
+    rule = MaskRule(threshold=0.4, seed=0.7, empty_below=0.5)
+    ruled = model_from_bytes(model_to_bytes(replace(model, mask_rule=rule)), "model.pt")
+    assert ruled.mask_rule == rule
+    said = Predictor(model, CPU)(_images(some))
+    plain = score(some, Predictor(model, CPU)).to_pylist()
+    for index, told in enumerate(score(some, Predictor(ruled, CPU)).to_pylist()):
+        mask = np.array(Image.open(io.BytesIO(some["mask_png"][index].as_py()))).astype(bool)
+        found = rule(resize_map(said.lesion[index], *mask.shape), said.presence[index])
+        assert (told["tp"], told["fp"]) == (int((found & mask).sum()), int((found & ~mask).sum()))
+        assert told["half_dice"] == pytest.approx(plain[index]["dice"], nan_ok=True)
+        assert told["half_empty"] == (plain[index]["tp"] + plain[index]["fp"] == 0)
 
 
 def test_the_threshold_decides_what_is_called_malignant(

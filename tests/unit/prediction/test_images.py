@@ -23,6 +23,7 @@ from mtil import __version__
 from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
+from mtil.metrics.mask_rule import MaskRule
 from mtil.models import TwoTaskNetwork
 from mtil.prediction import overlay
 from mtil.prediction.image_files import escape_name, name_outputs, select_images
@@ -221,6 +222,21 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
         assert row["class"] == ("normal" if said.presence[0] < 0.5 else lesion_class)
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
             assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
+
+
+def test_masks_follow_the_rule_of_the_model(images: Path, tmp_path: Path) -> None:
+    rule = MaskRule(threshold=0.3, seed=0.6, empty_below=0.5)
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(replace(tiny_model(), mask_rule=rule)))
+    go(str(path), images, tmp_path / "out")
+    predictor = Predictor(tiny_model(), torch.device("cpu"))
+    for name, row in table(tmp_path / "out").items():
+        gray = read_gray((images / name).read_bytes(), name)
+        said = predictor(resize_image(gray, SIDE)[None])
+        expected = rule(resize_map(said.lesion[0], *gray.shape), said.presence[0])
+        with Image.open(tmp_path / "out" / row["mask"]) as mask:
+            assert (np.array(mask) == expected).all()
+        assert row["lesion_area_px"] == str(int(expected.sum()))
 
 
 def test_models_trained_without_normal_images_call_none_normal(
