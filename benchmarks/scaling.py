@@ -9,8 +9,8 @@ fold 0 of BUSI, or of phantoms, from rows in memory, without Ray.
   images to the batch.
 * Efficiency: images per second over the number of workers, divided by those of one worker.
 * Communication: in turn, the same processes train the same images side by side, but each alone,
-  without exchanging anything. The share of a step that the exchange adds is the communication. It
-  includes the time in which workers wait for each other.
+  without exchanging anything. The share of a step that the exchange adds is the communication,
+  including the time in which workers wait for each other.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def plan_rows(job: Job, rank: int) -> EpochPlan:
 
 
 def endless_batches(rows: TableRows, plan: EpochPlan) -> Iterator[Batch]:
-    """Yield this worker's batches of one epoch after another."""
+    """Yield the batches of the plan's worker, epoch after epoch."""
     epoch = 0
     while True:
         yield from iterate_resident_epoch(rows, plan, epoch)

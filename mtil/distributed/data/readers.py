@@ -18,20 +18,20 @@ class ReadingTime:
 
     seconds: float
     cpu_seconds: float
-    """CPU time of the process. The rest of the time, the process waits for storage."""
+    """CPU time of the process. In the rest of `seconds`, the process waits for storage."""
 
     def num_readers(self, cpus: float) -> int:
         """Return how many tasks keep `cpus` CPUs busy with reading, from 2 to 8.
 
-        The slower the storage, the more tasks. More tasks than that only compete for the CPUs, and
-        with a storage server on the same machine.
+        Slow storage gets more tasks. Further tasks would compete for the CPUs, also with a storage
+        server on the same machine.
         """
         waiting = self.seconds / max(self.cpu_seconds, 1e-9)
         return max(_FEWEST, min(round(cpus * max(waiting, 1.0)), _MOST))
 
 
 def measure_reading(read: Callable[[], T]) -> tuple[T, ReadingTime]:
-    """Call `read`, and return its result and the time that it took."""
+    """Call `read`. Return the result and the time of the call."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = read()
     return result, ReadingTime(time.perf_counter() - start, time.process_time() - cpu_start)
