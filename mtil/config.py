@@ -372,6 +372,25 @@ class CircleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ZoomConfig:
+    """The zoom pass: after the other passes, the network looks again at enlarged windows of an
+    image, which the map of the pass before proposes."""
+
+    num_windows: Annotated[int, Field(ge=0, le=16)] = 0
+    """Maximum number of windows of an image; 0 leaves out the pass."""
+    margin: Annotated[float, Field(ge=1, le=100)] = 2.2
+    """Side of a window, relative to the longer edge of the region in the map."""
+    min_side: Annotated[float, Field(ge=0.05, le=1)] = 0.3
+    """Smallest side of a window, as a share of the image's side."""
+    max_edge: Share = 0.45
+    """A region with a longer edge, as a share of the image's side, gets no window."""
+    least_peak: Share = 0.2
+    """A region gets a window if its highest probability is at least this."""
+    training_share: Share = 0.5
+    """Share of the training images that are replaced by a window in each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Full configuration of a run: all settings behind a result, and the resources."""
 
@@ -384,6 +403,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     circle: CircleConfig = field(default_factory=CircleConfig)
+    zoom: ZoomConfig = field(default_factory=ZoomConfig)
 
     def __post_init__(self) -> None:
         if self.train.cuda_graphs and self.circle.maps == "recycle":

@@ -32,7 +32,7 @@ class ValidationPrediction:
     presence: float
     """Logit of a lesion in the image."""
     lesion: npt.NDArray[np.uint8]
-    """(n, n) lesion probability per pixel in 255ths, at the network's input size."""
+    """(n, n) lesion probability per pixel in 255ths, at the size of the last pass's maps."""
     target: npt.NDArray[np.bool_]
     """(n, n) true mask."""
 
@@ -41,9 +41,9 @@ def predict_validation(
     chain: Sequence[Predictor], batches: Iterator[Batch]
 ) -> Iterator[ValidationPrediction]:
     """Yield the predictions of the last of a chain of models, see `predict_passes`."""
-    size = chain[-1].model.config.data.image_size
     for batch in batches:
         prediction = predict_passes(chain, batch.image)[-1]
+        size = prediction.lesion.shape[-1]
         masks = to_tensors(batch, size, torch.device("cpu")).mask[:, 0].numpy() > 0
         lesions = quantise_probabilities(prediction.lesion)
         for index, sample_id in enumerate(batch.sample_id):

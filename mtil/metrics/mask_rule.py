@@ -15,6 +15,7 @@ from mtil.config import STRICT, Share
 
 Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float64]
 
 NEVER = 2.0
 """Bound that no probability reaches."""
@@ -33,6 +34,10 @@ class MaskRule:
 
     threshold: Share = 0.5
     """Least probability of a pixel in the mask."""
+    relative: Share = 0.0
+    """How far `threshold` is relative to the map's highest probability: 0 not at all, 1 fully. With
+    1 and a threshold of one half, the mask holds all pixels of at least half the highest
+    probability."""
     seed: Share = 0.0
     """A connected region needs a pixel of at least this probability (hysteresis)."""
     empty_below: _Gate = 0.0
@@ -51,15 +56,16 @@ class MaskRule:
         """
         if presence < self.empty_below:
             return np.zeros(lesion.shape, np.bool_)
-        mask = lesion >= self.threshold
-        if self.seed > self.threshold:
+        level = self.threshold * (1 - self.relative * (1 - float(lesion.max())))
+        mask = (lesion >= level) & (lesion > 0)
+        if self.seed > level:
             from scipy import ndimage
 
             regions, num_regions = ndimage.label(mask)
             has_seed = np.zeros(num_regions + 1, np.bool_)
             has_seed[regions[mask & (lesion >= self.seed)]] = True
             mask = has_seed[regions]
-        if presence >= self.filled_from and not mask.any():
+        if presence >= self.filled_from and not mask.any() and lesion.any():
             from scipy import ndimage
 
             regions, _ = ndimage.label(lesion >= lesion.max() / 2)
@@ -106,16 +112,29 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
     normals = [image for image in images if not image.target.any()]
     if not tumours:
         return MaskRule()
-    best = MaskRule()
-    best_dice = _dice(best, tumours)
+    best, best_dice = _choose_in_family(MaskRule(), tumours, normals, max_false_positives)
+    relative, dice = _choose_in_family(
+        MaskRule(relative=1.0), tumours, normals, max_false_positives
+    )
+    return relative if _is_better(dice, best_dice) else best
+
+
+def _choose_in_family(
+    start: MaskRule,
+    tumours: Sequence[MappedImage],
+    normals: Sequence[MappedImage],
+    max_false_positives: float,
+) -> tuple[MaskRule, Scores]:
+    """Return the best rule with the `relative` of a rule, and the Dice of the tumour images."""
+    best, best_dice = start, _dice(start, tumours)
     for threshold, seed in product(_THRESHOLDS, _SEEDS):
-        rule = MaskRule(threshold=threshold, seed=seed)
+        rule = replace(start, threshold=threshold, seed=seed)
         if seed and seed <= threshold:
             continue
         dice = _dice(rule, tumours)
         if _is_better(dice, best_dice):
             best, best_dice = rule, dice
-    if normals and all(math.isfinite(image.presence) for image in images):
+    if normals and all(math.isfinite(image.presence) for image in (*tumours, *normals)):
         best, best_dice = _gate(best, tumours, normals, max_false_positives)
         for filled_from in sorted({image.presence for image in tumours}):
             if filled_from < best.empty_below:
@@ -127,7 +146,7 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
             )
             if is_allowed and _is_better(dice, best_dice):
                 best, best_dice = rule, dice
-    return best
+    return best, best_dice
 
 
 def _gate(
@@ -135,7 +154,7 @@ def _gate(
     tumours: Sequence[MappedImage],
     normals: Sequence[MappedImage],
     max_false_positives: float,
-) -> tuple[MaskRule, npt.NDArray[np.float64]]:
+) -> tuple[MaskRule, Scores]:
     """Return the rule with the lowest gate within the bound, and the Dice of the tumour images."""
     # Just above the probability of an image, so that its mask is empty.
     levels = sorted({math.nextafter(image.presence, math.inf) for image in normals})
@@ -146,7 +165,7 @@ def _gate(
     return rule, _dice(rule, tumours)
 
 
-def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> npt.NDArray[np.float64]:
+def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> Scores:
     """Return the Dice (n,) of images that show a lesion."""
     scores = []
     for image in images:
@@ -161,7 +180,7 @@ def _false_positives(rule: MaskRule, normals: Sequence[MappedImage]) -> float:
     return float(np.mean([rule(image.lesion, image.presence).any() for image in normals]))
 
 
-def _is_better(dice: npt.NDArray[np.float64], best: npt.NDArray[np.float64]) -> bool:
+def _is_better(dice: Scores, best: Scores) -> bool:
     """Return whether the mean gain exceeds its standard error."""
     gain = dice - best
     if len(gain) < 2:

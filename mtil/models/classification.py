@@ -43,6 +43,7 @@ class ClassificationHead(nn.Module):
         self.detach_mask = config.detach_mask
         num_pools = num_levels + 3 * self.by_region
         self.hidden = nn.Linear(num_pools * channels, channels)
+        self.zoom = nn.Parameter(torch.zeros(channels))
         self.dropout = config.dropout
         self.num_draws = channels if config.dropout > 0 else 0
         self.output = nn.Linear(channels, 2)
@@ -54,6 +55,7 @@ class ClassificationHead(nn.Module):
         levels: Sequence[Tensor],
         mask: Float[Tensor, "b 1 h w"],
         draws: Float[Tensor, "b num_draws"] | None = None,
+        zoom: Float[Tensor, "b"] | None = None,
     ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Return the logit of malignant, and the logit of a lesion in the image.
 
@@ -62,13 +64,17 @@ class ClassificationHead(nn.Module):
             mask: lesion logits at stride 2.
             draws: a uniform number in [0, 1) per hidden channel, for dropout; None or no columns
                 drops nothing.
+            zoom: enlargement of the image in octaves; None equals all zeros.
         """
         pools = [level.mean(dim=(2, 3)) for level in levels]
         if self.by_region:
             logits = mask.detach() if self.detach_mask else mask
             weights = region_shares(logits.sigmoid(), levels[-1].shape[-2])
             pools.append(pool_regions(levels[-1], weights).flatten(1))
-        hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
+        hidden = self.hidden(torch.cat(pools, dim=1))
+        if zoom is not None:
+            hidden = hidden + zoom[:, None] * self.zoom
+        hidden = F.relu(hidden)
         if draws is not None and self.num_draws:
             hidden = hidden * keep_factors(draws, self.dropout, hidden.dtype)
         malignant, presence = self.output(hidden).unbind(dim=1)

@@ -42,7 +42,7 @@ class TwoTaskNetwork(nn.Module):
 
     From coarse to fine, both streams add the encoder map of a stride. At the strides in
     `attention.levels`, the streams interact. All blocks beyond the baseline, and all inputs of the
-    prior map, start as the identity.
+    prior map and of the enlargement, start as the identity.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,6 +56,7 @@ class TwoTaskNetwork(nn.Module):
         )
         levels = config.attention.levels if config.attention.kind != "none" else ()
 
+        self.zoom_stem = nn.Parameter(torch.zeros(self.encoder.stem_channels))
         self.prior_stem: nn.Conv2d | None = None
         if config.prior.stem:
             self.prior_stem = nn.Conv2d(
@@ -106,6 +107,7 @@ class TwoTaskNetwork(nn.Module):
         image: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None = None,
         draws: Float[Tensor, "b num_draws"] | None = None,
+        zoom: Float[Tensor, "b"] | None = None,
     ) -> NetworkOutput:
         """Run both tasks.
 
@@ -114,6 +116,7 @@ class TwoTaskNetwork(nn.Module):
             prior: lesion probability from the previous round or pass; None equals all zeros.
             draws: in training, uniform numbers in [0, 1) for stochastic depth and dropout; None
                 draws the numbers from torch's global generator. Ignored in evaluation.
+            zoom: enlargement of the image in octaves, 0 for a whole image; None equals all zeros.
         """
         if not self.training:
             draws = None
@@ -123,7 +126,13 @@ class TwoTaskNetwork(nn.Module):
         head_draws = None if draws is None else draws[:, self.encoder.num_draws :]
         if prior is None:
             prior = torch.zeros_like(image)
-        stem_bias = None if self.prior_stem is None else self.prior_stem(prior)
+        if zoom is None:
+            zoom = image.new_zeros(len(image))
+        height, width = image.shape[-2:]
+        stem_bias = (zoom[:, None] * self.zoom_stem)[..., None, None]
+        stem_bias = stem_bias.expand(-1, -1, height // 2, width // 2)
+        if self.prior_stem is not None:
+            stem_bias = stem_bias + self.prior_stem(prior)
         maps = dict(zip(STRIDES, self.encoder(image, stem_bias, encoder_draws), strict=True))
 
         segmentation, classification = maps[32], None
@@ -143,7 +152,7 @@ class TwoTaskNetwork(nn.Module):
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
         *side, mask = logits
-        malignant, presence = self.head(levels, mask, head_draws)
+        malignant, presence = self.head(levels, mask, head_draws, zoom)
         return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
 
 

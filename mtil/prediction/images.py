@@ -80,7 +80,8 @@ class EnsemblePass(NamedTuple):
     """The predictions for b images in one pass, averaged over several chains of models."""
 
     lesion: npt.NDArray[np.float32]
-    """(b, n, n) lesion probability per pixel, at the network's input size n."""
+    """(b, n, n) lesion probability per pixel, at the network's input size n; in the zoom pass at
+    the size of the stored images."""
     malignant: npt.NDArray[np.float64]
     """(b,) calibrated probability of malignant, given that the image shows a lesion."""
     presence: npt.NDArray[np.float64]

@@ -16,6 +16,8 @@ from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
 from mtil.metrics import calibrate_logits
 from mtil.models.devices import should_use_bf16
+from mtil.models.windows import Window, measure_zoom
+from mtil.prediction.zoom import paste_windows, propose_windows
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.maps import MapOrigin, encode_maps, quantise_probabilities
 from mtil.training.tensors import resize_images
@@ -42,7 +44,8 @@ class Prediction:
     """The predictions for a batch of b images."""
 
     lesion: npt.NDArray[np.float32]
-    """(b, n, n) lesion probability per pixel, at the network's input size n."""
+    """(b, n, n) lesion probability per pixel, at the network's input size n; in the zoom pass at
+    the size of the stored images."""
     logit: npt.NDArray[np.float32]
     """(b,) uncalibrated malignancy logit."""
     malignant: npt.NDArray[np.float64]
@@ -91,7 +94,13 @@ class Predictor:
         (prediction,) = predict_passes([self], images)
         return prediction
 
-    def look(self, stored: Tensor, view: View, prior: Tensor | None) -> Look:
+    def look(
+        self,
+        stored: Tensor,
+        view: View,
+        prior: Tensor | None,
+        windows: Sequence[Window] | None = None,
+    ) -> Look:
         """Run the network on one view.
 
         Args:
@@ -99,13 +108,18 @@ class Predictor:
             view: size and orientation of the network's input.
             prior: (b, 1, n, n) lesion probability in the view's size and orientation; None equals
                 all zeros.
+            windows: window of each image; by default the whole image.
         """
-        image = resize_images(stored, view.size)
+        image, zoom = resize_images(stored, view.size, windows), None
+        if windows is not None:
+            zoom = measure_zoom(windows, stored.shape[-1]).to(self.device)
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
-            output = self._network(image.flip(-1) if view.mirrored else image, prior)
+            output = self._network(
+                image.flip(-1) if view.mirrored else image, prior, zoom=zoom
+            )
         return Look(output.as_prior(), output.malignant.float(), output.presence.float())
 
     def maps(
@@ -137,6 +151,8 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
     """Predict gray images (b, s, s) in several passes. Return the prediction of every pass.
 
     The first pass reads a zero map, each later pass the map of the previous pass for the same view.
+    With `zoom.num_windows` the last model of the chain makes a further pass over windows, see
+    `zoom_in`.
 
     Args:
         chain: the model of each pass: one model several times, or the models of successive rounds.
@@ -157,15 +173,82 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
             if lesion.shape[-2:] != size:
                 lesion = F.interpolate(lesion, size, mode="bilinear", antialias=True)
             looks.append(look._replace(lesion=lesion))
+    means = [average_looks(looks) for looks in looks_by_pass]
+    if config.zoom.num_windows:
+        means.append(zoom_in(chain[-1], stored, means[-1], reads_maps=len(chain) > 1))
     return [
-        _average_views(looks, predictor.model)
-        for looks, predictor in zip(looks_by_pass, chain, strict=True)
+        _calibrate(mean, predictor.model)
+        for mean, predictor in zip(means, add_zoom(chain), strict=True)
     ]
 
 
-def _average_views(looks: Sequence[Look], model: TrainedModel) -> Prediction:
-    """Average lesion probabilities and logits over views, then calibrate the mean logits."""
-    mean = Look(*(torch.stack(values).mean(dim=0).cpu() for values in zip(*looks, strict=True)))
+def add_zoom(chain: Sequence[Predictor]) -> list[Predictor]:
+    """Return the predictor of every pass of `predict_passes`, with the zoom pass."""
+    return [*chain, chain[-1]] if chain[-1].model.config.zoom.num_windows else [*chain]
+
+
+def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: bool) -> Look:
+    """Look at windows of images, which the map of the previous pass proposes.
+
+    The map of a window is averaged with the previous map inside the window. The logits of the first
+    window are averaged with the previous logits. Images without a window keep map and logits.
+
+    Args:
+        predictor: the model.
+        stored: gray bytes (b, 1, s, s) on the device.
+        coarse: outputs of the previous pass over the whole images.
+        reads_maps: True to give the network the previous map of a window as the prior.
+
+    Returns:
+        maps (b, 1, s, s) and logits, on the CPU.
+    """
+    config, side = predictor.model.config, stored.shape[-1]
+    results = []
+    # Image by image: the size of a batch influences the last digits, and the number of windows of
+    # the other images must not.
+    for index in range(len(stored)):
+        before = Look(*(values[index : index + 1] for values in coarse))
+        lesion = resize_map(before.lesion[0, 0].numpy(), side, side)
+        windows = propose_windows(lesion, config.zoom)
+        if not windows:
+            results.append(before._replace(lesion=torch.from_numpy(lesion)[None, None]))
+            continue
+        image = stored[index].expand(len(windows), -1, -1, -1)
+        prior = None
+        if reads_maps:
+            quantised = torch.from_numpy(quantise_probabilities(lesion)).to(predictor.device)
+            prior = resize_images(
+                quantised.expand(len(windows), 1, -1, -1), config.data.image_size, windows
+            )
+        looks = []
+        for view in list_views(config, enlarged=False):
+            view_prior = prior.flip(-1) if prior is not None and view.mirrored else prior
+            look = predictor.look(image, view, view_prior, windows)
+            looks.append(
+                look._replace(lesion=look.lesion.flip(-1) if view.mirrored else look.lesion)
+            )
+        mean = average_looks(looks)
+        maps = [
+            resize_map(one[0].numpy(), window.side, window.side)
+            for one, window in zip(mean.lesion, windows, strict=True)
+        ]
+        results.append(
+            Look(
+                torch.from_numpy(paste_windows(lesion, windows, maps))[None, None],
+                (before.malignant + mean.malignant[:1]) / 2,
+                (before.presence + mean.presence[:1]) / 2,
+            )
+        )
+    return Look(*(torch.cat(values) for values in zip(*results, strict=True)))
+
+
+def average_looks(looks: Sequence[Look]) -> Look:
+    """Average lesion probabilities and logits over views of equal size; return them on the CPU."""
+    return Look(*(torch.stack(values).mean(dim=0).cpu() for values in zip(*looks, strict=True)))
+
+
+def _calibrate(mean: Look, model: TrainedModel) -> Prediction:
+    """Return the prediction from the mean outputs over views."""
     logit, presence_logit = mean.malignant.numpy(), mean.presence.numpy()
     return Prediction(
         lesion=mean.lesion[:, 0].numpy(),
@@ -225,13 +308,18 @@ def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
     )
 
 
-def list_views(config: Config) -> list[View]:
-    """Return the views of an image by `predict.views`, the plain view first."""
+def list_views(config: Config, *, enlarged: bool = True) -> list[View]:
+    """Return the views of an image by `predict.views`, the plain view first.
+
+    Args:
+        config: the run's configuration.
+        enlarged: False leaves out the views of a larger size.
+    """
     size = config.data.image_size
     sizes, mirrored = [size], [False]
     if config.predict.views != "plain":
         mirrored.append(True)
-    if config.predict.views == "flip_and_scale":
+    if config.predict.views == "flip_and_scale" and enlarged:
         # Training on randomly scaled images shows lesions larger than at test time. A larger test
         # image makes up for the difference (Touvron et al. 2019).
         sizes.append(

@@ -17,6 +17,7 @@ from mtil.metrics.mask_rule import average_rules
 from mtil.prediction.predictor import (
     Prediction,
     Predictor,
+    add_zoom,
     average_predictions,
     predict_passes,
     resize_map,
@@ -47,7 +48,7 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         rows: rows of a shard, with the columns `EVALUATION_COLUMNS`.
         chains: chains of equal length, with a model per pass, see `predict_passes`.
             Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
-            pass.
+            pass, and in the zoom pass if the models have one.
 
     Returns:
         a row per image and pass, with the schema `PREDICTIONS_SCHEMA`. Equal input rows give equal
@@ -61,7 +62,9 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         images = to_squares(pixels(batch.column("image")))
         by_chain = [predict_passes(chain, images) for chain in chains]
         for pass_index, (predictions, predictors) in enumerate(
-            zip(zip(*by_chain, strict=True), zip(*chains, strict=True), strict=True)
+            zip(
+                zip(*by_chain, strict=True), zip(*map(add_zoom, chains), strict=True), strict=True
+            )
         ):
             scored += _score_batch(
                 batch,

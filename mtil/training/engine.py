@@ -21,6 +21,7 @@ from mtil.data.dataset.order import worker_positions
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
+from mtil.models.windows import Window
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
 from mtil.training.batch_norm import synchronize_batch_norm
@@ -32,7 +33,8 @@ from mtil.training.randomness import (
     Purpose,
     derive_round_seed,
 )
-from mtil.training.tensors import TensorBatch, move_to_device, to_tensors
+from mtil.training.tensors import TensorBatch, move_to_device, to_tensors, unpack_masks
+from mtil.training.windows import draw_windows
 
 
 class TrainingStep(nn.Module):
@@ -54,6 +56,7 @@ class TrainingStep(nn.Module):
         num_passes: int = 1,
         draws: Tensor | None = None,
         counts: StepCounts | None = None,
+        zoom: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
@@ -71,10 +74,13 @@ class TrainingStep(nn.Module):
             draws: uniform numbers (num_passes, b, num_draws) for the network's random layers; None
                 leaves the choice to torch's global generator.
             counts: counts over the whole step; by default the counts of this batch.
+            zoom: enlargement (b,) of the images in octaves; None equals all zeros.
         """
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
-            output = self.network(image, prior, draws=None if draws is None else draws[index])
+            output = self.network(
+                image, prior, draws=None if draws is None else draws[index], zoom=zoom
+            )
             passes.append(self.objective(output, mask, label, counts))
             if index + 1 < num_passes:
                 prior = output.as_prior()
@@ -200,15 +206,16 @@ class TrainingEngine:
         random = EpochRandomness(self._seed, epoch, self.device, most_passes=self._most_passes)
         self._step.train()
         for index, batch in enumerate(batches, start=first):
-            image, mask, label, prior = self._to_device(batch)
             random.seed_step(index, self._group.rank)
             images = random.for_images(batch.sample_id)
-            image, mask, prior = self._augment(image, mask, prior, images)
+            drawn = self._to_device(batch, self._draw_windows(batch, images))
+            image, mask, prior = self._augment(drawn.image, drawn.mask, drawn.prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes(index)
             draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes, draws)
+            drawn = drawn._replace(image=image, mask=mask, prior=prior)
+            terms = self._add_gradients(drawn, num_passes, draws)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
@@ -250,6 +257,7 @@ class TrainingEngine:
                     num_passes,
                     None if draws is None else draws[:, rows],
                     counts,
+                    None if batch.zoom is None else batch.zoom[rows],
                 )
             # The group averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
@@ -356,8 +364,18 @@ class TrainingEngine:
         by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
         return move_to_device(by_pass, self.device)
 
-    def _to_device(self, batch: Batch) -> TensorBatch:
-        return to_tensors(batch, self.config.data.image_size, self.device, self._dtype)
+    def _draw_windows(self, batch: Batch, images: ImageRandomness) -> list[Window | None] | None:
+        """Return the window of each image; None without a zoom pass."""
+        zoom = self.config.zoom
+        if not zoom.num_windows:
+            return None
+        return draw_windows(zoom, unpack_masks(batch), batch.prior, images)
+
+    def _to_device(
+        self, batch: Batch, windows: Sequence[Window | None] | None = None
+    ) -> TensorBatch:
+        size = self.config.data.image_size
+        return to_tensors(batch, size, self.device, self._dtype, windows)
 
     def _in_layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=self._layout)

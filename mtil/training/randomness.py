@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SPECKLE = 3
     PRIOR = 4
     LAYERS = 5
+    WINDOW = 6
 
 
 @dataclass(frozen=True)

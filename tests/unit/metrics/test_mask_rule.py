@@ -22,6 +22,9 @@ def _mask(text: str) -> np.ndarray:
     [
         (MaskRule(), "##.# #..# ...."),
         (MaskRule(threshold=0.4), "##.# ##.# ...."),
+        (MaskRule(threshold=0.6, relative=1.0), "##.# ...# ...."),  # 0.54
+        (MaskRule(threshold=0.6, relative=0.5), "##.# .... ...."),  # 0.57
+        (MaskRule(relative=1.0), "##.# #..# ...."),  # 0.45
         (MaskRule(seed=0.9), "##.. #... ...."),
         (MaskRule(seed=0.95), ".... .... ...."),
         (MaskRule(seed=0.3), "##.# #..# ...."),  # below the threshold: every region has a seed
@@ -29,6 +32,12 @@ def _mask(text: str) -> np.ndarray:
 )
 def test_regions_need_a_seed(rule: MaskRule, expected: str) -> None:
     assert np.array_equal(rule(SURE), _mask(expected))
+
+
+def test_an_empty_map_has_an_empty_mask() -> None:
+    empty = np.zeros((3, 4), np.float32)
+    for rule in (MaskRule(), MaskRule(relative=1.0), MaskRule(filled_from=0.0)):
+        assert not rule(empty, 0.9).any()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,8 @@ def test_normal_images_are_emptied_up_to_the_bound_and_tumours_are_filled() -> N
     normals = [MappedImage(spurious, NOTHING, presence) for presence in (0.1, 0.2, 0.3, 0.6)]
     found = [MappedImage(np.array([[0.9, 0.9, 0.0, 0.0]], np.float32), _mask("##.."), 0.9)] * 3
     faint = [
-        MappedImage(np.array([[0.1, 0.1, 0.28, 0.2 + step]], np.float32), _mask("..##"), 0.8)
+        # A rule relative to the peak would take the first pixel, too.
+        MappedImage(np.array([[0.2, 0.0, 0.28, 0.2 + step]], np.float32), _mask("..##"), 0.8)
         for step in (0.0, 0.01, 0.02)
     ]
     rule = choose_rule([*normals, *found, *faint], 0.25)
@@ -84,3 +94,15 @@ def test_several_models_share_the_mean_of_their_rules() -> None:
     assert mean.seed == pytest.approx(0.4)
     assert mean.empty_below == pytest.approx(0.1)
     assert mean.filled_from > 1  # one of them never fills
+
+
+def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
+    """Every lesion is outlined at half of its own peak, and by no common threshold."""
+    target = _mask("##..")
+    images = [
+        MappedImage(np.array([[peak, 0.55 * peak, 0.45 * peak, 0.0]], np.float32), target, math.nan)
+        for peak in (0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    rule = choose_rule(images, 0.2)
+    assert rule.relative == 1.0
+    assert all(np.array_equal(rule(image.lesion), target) for image in images)
