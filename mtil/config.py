@@ -373,8 +373,10 @@ class CircleConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ZoomConfig:
-    """The zoom pass: after the other passes, the network looks again at enlarged windows of an
-    image, which the map of the pass before proposes."""
+    """The zoom pass: after all other passes, the network looks again at enlarged windows.
+
+    The map of the pass before proposes the windows of an image.
+    """
 
     num_windows: Annotated[int, Field(ge=0, le=16)] = 0
     """Maximum number of windows of an image; 0 leaves out the pass."""

@@ -63,7 +63,7 @@ def train_fold(
         >>> import mtil
         >>> result = mtil.train_fold(config, data, run, fold=0)
         >>> result.fold, sorted(result.metrics)
-        (0, ['auc', 'dice', 'f1', 'presence_auc', 'score'])
+        (0, ['auc', 'dice', 'f1', 'score'])
     """
     if isinstance(config, str):
         config = presets.load_config(config)

@@ -126,13 +126,8 @@ class TwoTaskNetwork(nn.Module):
         head_draws = None if draws is None else draws[:, self.encoder.num_draws :]
         if prior is None:
             prior = torch.zeros_like(image)
-        if zoom is None:
-            zoom = image.new_zeros(len(image))
-        height, width = image.shape[-2:]
-        stem_bias = (zoom[:, None] * self.zoom_stem)[..., None, None]
-        stem_bias = stem_bias.expand(-1, -1, height // 2, width // 2)
-        if self.prior_stem is not None:
-            stem_bias = stem_bias + self.prior_stem(prior)
+        zoom = image.new_zeros(len(image)) if zoom is None else zoom
+        stem_bias = self._project_inputs(prior, zoom)
         maps = dict(zip(STRIDES, self.encoder(image, stem_bias, encoder_draws), strict=True))
 
         segmentation, classification = maps[32], None
@@ -154,6 +149,15 @@ class TwoTaskNetwork(nn.Module):
         *side, mask = logits
         malignant, presence = self.head(levels, mask, head_draws, zoom)
         return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
+
+    def _project_inputs(
+        self, prior: Float[Tensor, "b 1 h w"], zoom: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b c h2 w2"]:
+        """Return what enlargement and prior map add to the encoder's stem."""
+        height, width = prior.shape[-2:]
+        bias = (zoom[:, None] * self.zoom_stem)[..., None, None]
+        bias = bias.expand(-1, -1, height // 2, width // 2)
+        return bias if self.prior_stem is None else bias + self.prior_stem(prior)
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:

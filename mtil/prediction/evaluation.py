@@ -52,7 +52,7 @@ def evaluate_predictions(
         folds: the predicted folds.
 
     Returns:
-        metrics of the last pass, also by class, size and collection; the error budget of the last
+        metrics of the last pass, also by class, size, collection and objection; the error budget of the last
         pass; and metrics of every pass.
     """
     by_pass = []
@@ -67,6 +67,7 @@ def evaluate_predictions(
         "by_class": summarise_by_class(results),
         "by_size": summarise_by_size(results),
         "by_source": summarise_by_source(rows),
+        "by_objection": summarise_by_objection(rows),
         "millimetres": summarise_millimetres(rows),
         "errors": budget_errors(results, _to_map_results(rows)),
         "by_pass": by_pass,
@@ -87,15 +88,30 @@ def summarise_by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
     sources = sorted(set(predictions.column("source").to_pylist()))
     if len(sources) < 2:
         return {}
-    by_name = {
-        source: to_metric_results(
-            predictions.filter(pa.compute.equal(predictions["source"], source))
-        )
-        for source in sources
-    }
+    return {source: _summarise_part(predictions, "source", source) for source in sources}
+
+
+def summarise_by_objection(predictions: pa.Table) -> dict[str, dict[str, Any]]:
+    """Return metrics of the images without an objection, and of the images with each objection.
+
+    The key of images without an objection is `none`. Empty if no image has an objection.
+    """
+    objections = sorted(set(predictions["objection"].to_pylist()) - {""})
+    if not objections:
+        return {}
     return {
-        source: {"num_images": len(results), "metrics": summarise(results)}
-        for source, results in by_name.items()
+        objection or "none": _summarise_part(predictions, "objection", objection)
+        for objection in ("", *objections)
+    }
+
+
+def _summarise_part(predictions: pa.Table, column: str, value: str) -> dict[str, Any]:
+    """Return number of images and metrics of the rows with a value in a column."""
+    results = to_metric_results(predictions.filter(pa.compute.equal(predictions[column], value)))
+    return {
+        "num_images": len(results),
+        "num_tumours": int(results.tumour.sum()),
+        "metrics": summarise(results),
     }
 
 

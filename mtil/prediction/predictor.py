@@ -117,9 +117,7 @@ class Predictor:
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
-            output = self._network(
-                image.flip(-1) if view.mirrored else image, prior, zoom=zoom
-            )
+            output = self._network(image.flip(-1) if view.mirrored else image, prior, zoom=zoom)
         return Look(output.as_prior(), output.malignant.float(), output.presence.float())
 
     def maps(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mtil.config import compute_config_digest
 from mtil.data.dataset.batches import to_squares
-from mtil.data.dataset.shards import pixels
+from mtil.data.dataset.shards import OBJECTION, pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
 from mtil.metrics import score_map, score_mask
@@ -27,7 +27,7 @@ from mtil.run.scores import PREDICTIONS_SCHEMA as PREDICTIONS_SCHEMA
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
-    "pixel_size",
+    "pixel_size", "meta",
 )  # fmt: skip
 
 _BATCH = 32
@@ -62,9 +62,7 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         images = to_squares(pixels(batch.column("image")))
         by_chain = [predict_passes(chain, images) for chain in chains]
         for pass_index, (predictions, predictors) in enumerate(
-            zip(
-                zip(*by_chain, strict=True), zip(*map(add_zoom, chains), strict=True), strict=True
-            )
+            zip(zip(*by_chain, strict=True), zip(*map(add_zoom, chains), strict=True), strict=True)
         ):
             scored += _score_batch(
                 batch,
@@ -84,7 +82,7 @@ def _score_batch(
     rule = average_rules([model.mask_rule for model in models])
     origin = describe_origin(models)
     kept_rows = rows.drop_columns(
-        ["image", "mask_png", "height", "width", "part", "pixel_size"]
+        ["image", "mask_png", "height", "width", "part", "pixel_size", "meta"]
     ).to_pylist()
     sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
     scored = []
@@ -93,6 +91,7 @@ def _score_batch(
         lesion = resize_map(prediction.lesion[index], height, width)
         scores = score_mask(rule(lesion, prediction.presence[index]), target)
         row |= {
+            "objection": dict(rows.column("meta")[index].as_py()).get(OBJECTION, ""),
             "pass": pass_index,
             "logit": float(prediction.logit[index]),
             "probability": float(prediction.malignant[index]),

@@ -15,6 +15,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("sample_id", pa.string()),
         ("group", pa.string()),
         ("source", pa.string()),
+        ("objection", pa.string()),
         ("label", pa.int8()),
         ("fold", pa.int8()),
         ("pass", pa.int8()),
@@ -50,6 +51,8 @@ PREDICTIONS_SCHEMA = pa.schema(
 """A row per image and pass, with the fields of `MaskScores` and `MapScores`.
 
 Distances are in pixels of the original image.
+
+`objection` says why a published review objects to the image; empty without an objection.
 
 `hd95_mm` and `assd_mm` are in millimetres, and null if the collection states no pixel size.
 """

@@ -194,19 +194,21 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
             for name, part in figures["by_size"].items()
         ],
     )
-    if figures["by_source"]:
-        columns = ("dice", "miss_rate", "auc", "f1")
-        output.table(
-            ["by source", "images", *columns],
-            [
+    for key in ("source", "objection"):
+        if figures[f"by_{key}"]:
+            columns = ("dice", "miss_rate", "auc", "f1")
+            output.table(
+                [f"by {key}", "images", "tumours", *columns],
                 [
-                    name,
-                    str(part["num_images"]),
-                    *(_format(part["metrics"][column]["value"]) for column in columns),
-                ]
-                for name, part in figures["by_source"].items()
-            ],
-        )
+                    [
+                        name,
+                        str(part["num_images"]),
+                        str(part["num_tumours"]),
+                        *(_format(part["metrics"][column]["value"]) for column in columns),
+                    ]
+                    for name, part in figures[f"by_{key}"].items()
+                ],
+            )
     millimetres = figures["millimetres"]
     if millimetres["count"]:
         output.line(

@@ -329,6 +329,23 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
         assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
 
 
+def test_images_with_an_objection_are_told_apart(model: TrainedModel, rows: pa.Table) -> None:
+    """A third of the rows has an objection in `meta`; the column of the scores says so."""
+    given = ["axilla" if index % 3 == 0 else "" for index in range(rows.num_rows)]
+    meta = [[("age", "40"), *([("objection", text)] if text else [])] for text in given]
+    at = rows.schema.get_field_index("meta")
+    objected = rows.set_column(at, "meta", pa.array(meta, rows.schema.field("meta").type))
+    scored = score(objected, Predictor(model, CPU))
+    assert scored["objection"].to_pylist() == given
+    found = evaluate_predictions(scored, run_uri="r", folds=(0,))["by_objection"]
+    assert list(found) == ["none", "axilla"]
+    for name, part in found.items():
+        own = [row for row in scored.to_pylist() if (row["objection"] or "none") == name]
+        tumours = [row["dice"] for row in own if row["label"] < 2]
+        assert (part["num_images"], part["num_tumours"]) == (len(own), len(tumours))
+        assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
+
+
 def test_the_first_collection_has_its_name(predictions: pa.Table, manifest: Manifest) -> None:
     """Rows of the first collection have no source in the shards, even after `--append`."""
     names = [("", "udiat")[index % 3 == 0] for index in range(predictions.num_rows)]
@@ -370,11 +387,13 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
     figures = evaluate_predictions(predictions, run_uri="s3://bucket/run", folds=(0, 2))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures.keys() == {
-        "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "millimetres",
+        "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "by_objection",
+        "millimetres",
         "errors", "by_pass",
     }  # fmt: skip
     assert [part["count"] for part in figures["by_size"].values()] == [16, 16, 16]
     assert figures["by_source"] == {}
+    assert figures["by_objection"] == {}
     assert figures["millimetres"] == {"count": 0, "hd95": None, "assd": None}
     assert (figures["run"], figures["folds"]) == ("s3://bucket/run", [0, 2])
     assert figures["num_images"] == 60

@@ -298,10 +298,11 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
     grays = [speckle(1), speckle(2, 50, 80)]
     parts = [Ensemble([[tiny_model(fold)]], cpu)(grays, at_once=4) for fold in (0, 2)]
     both = Ensemble([[tiny_model(0)], [tiny_model(2)]], cpu)
-    lesion, malignant = both(grays, at_once=4)
+    lesion, malignant, presence = both(grays, at_once=4)
     assert np.abs(parts[0][0] - parts[1][0]).max() > 0.1
     np.testing.assert_allclose(lesion, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
     np.testing.assert_allclose(malignant, (parts[0][1] + parts[1][1]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(presence, (parts[0][2] + parts[1][2]) / 2, rtol=1e-12)
     assert both.threshold == pytest.approx(0.54)
 
 
@@ -324,11 +325,12 @@ def test_a_model_file_says_how_often_it_looks(tmp_path: Path) -> None:
     (chain,) = load_chains(str(path))
     assert len(chain) == 3
     cpu, gray = torch.device("cpu"), speckle(1)
-    lesion, malignant = Ensemble([chain], cpu)([gray], at_once=4)
+    lesion, malignant, presence = Ensemble([chain], cpu)([gray], at_once=4)
     passes = predict_passes([Predictor(chain[0], cpu)] * 3, gray[None])
     assert not np.array_equal(passes[0].lesion, passes[2].lesion)
     np.testing.assert_array_equal(lesion, passes[2].lesion)
     np.testing.assert_array_equal(malignant, passes[2].malignant)
+    np.testing.assert_array_equal(presence, passes[2].presence)
 
 
 @pytest.mark.parametrize(("test", "rounds"), [("passes", [1, 1]), ("chain", [0, 1])])
@@ -549,14 +551,14 @@ def test_what_is_no_number_is_an_error_of_the_image(
 ) -> None:
     class Odd(Ensemble):
         def __call__(self, grays: Any, *, at_once: int) -> Any:
-            lesion, malignant = super().__call__(grays, at_once=at_once)
+            predicted = super().__call__(grays, at_once=at_once)
             for index, gray in enumerate(grays):
                 if gray.shape == (64, 64):  # y.tif
                     if part == "map":
-                        lesion[index, 3, 3] = np.nan
+                        predicted.lesion[index, 3, 3] = np.nan
                     else:
-                        malignant[index] = np.nan
-            return lesion, malignant
+                        predicted.malignant[index] = np.nan
+            return predicted
 
     ensemble = Odd([[tiny_model()]], torch.device("cpu"))
     source, out = LocalStore(str(images)), LocalStore(str(tmp_path / "out"))

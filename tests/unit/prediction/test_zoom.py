@@ -1,11 +1,20 @@
 """Windows that a map proposes, and maps pasted from windows; values by hand."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
-from mtil.config import ZoomConfig
+from mtil.config import Config, ZoomConfig
 from mtil.models.windows import Window
+from mtil.prediction.predictor import Predictor, predict_passes
 from mtil.prediction.zoom import paste_windows, propose_windows
+from mtil.run.checkpoint import TrainedModel
+
+CPU = torch.device("cpu")
 
 SIDE = 100
 CONFIG = ZoomConfig(num_windows=3, margin=2, min_side=0.1, max_edge=0.4, least_peak=0.2)
@@ -36,9 +45,7 @@ def test_the_higher_peak_comes_first() -> None:
 
 
 def test_no_more_windows_than_asked_for() -> None:
-    lesion = _map(
-        *((slice(at, at + 6), slice(at, at + 6), at / 100) for at in (20, 40, 60, 80))
-    )
+    lesion = _map(*((slice(at, at + 6), slice(at, at + 6), at / 100) for at in (20, 40, 60, 80)))
     tops = [window.top for window in propose_windows(lesion, CONFIG)]
     assert tops == [77, 57, 37]
     one = ZoomConfig(num_windows=1, margin=2, min_side=0.1)
@@ -93,3 +100,98 @@ def test_where_windows_overlap_all_maps_count_alike() -> None:
     assert pasted[0, 0] == pytest.approx(0.3)
     assert pasted[2, 2] == pytest.approx(0.45)
     assert pasted[0, 2] == 0
+
+
+STORED = 64
+
+
+@pytest.fixture
+def predictor(
+    make_model: Callable[..., TrainedModel], make_config: Callable[..., Config]
+) -> Predictor:
+    """A model with a zoom pass of every region, whose network reads enlargement and prior map."""
+    config = make_config(
+        zoom={"num_windows": 2, "least_peak": 0.0, "max_edge": 1.0, "margin": 1.0},
+        predict={"views": "flip"},
+    )
+    model = make_model(3)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(value.shape, generator=generator) * 0.1
+        if name in ("zoom_stem", "head.zoom", "prior_stem.weight")
+        else value
+        for name, value in model.weights.items()
+    }
+    return Predictor(replace(model, config=config, weights=weights), CPU)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (3, STORED, STORED), dtype=np.uint8)
+
+
+def _enlarge(values: np.ndarray, size: int) -> np.ndarray:
+    enlarged = F.interpolate(
+        torch.from_numpy(values)[None, None], (size, size), mode="bilinear", antialias=True
+    )
+    return enlarged[0, 0].numpy()
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_a_zoom_pass_follows_the_others(
+    predictor: Predictor, images: np.ndarray, num_passes: int
+) -> None:
+    """Worked again with the bare network: both mirror images of each window, and the averages.
+
+    The network reads a map in the window only if it read one in an earlier pass.
+    """
+    *passes, zoomed = predict_passes([predictor] * num_passes, images)
+    assert len(passes) == num_passes
+    network = predictor.model.network()
+    for index, image in enumerate(images):
+        coarse = _enlarge(passes[-1].lesion[index], STORED)
+        windows = propose_windows(coarse, predictor.model.config.zoom)
+        assert windows
+        total, count = coarse.astype(np.float64), np.ones_like(coarse)
+        logits = []
+        for window in windows:
+            part = torch.from_numpy(_enlarge(image[window.cut].astype(np.float32) / 255, 32))
+            prior = torch.zeros(32, 32)
+            if num_passes > 1:
+                prior = torch.from_numpy(_enlarge(coarse[window.cut], 32))
+            zoom = torch.tensor([np.log2(STORED / window.side)], dtype=torch.float32)
+            with torch.inference_mode():
+                plain, mirrored = (
+                    network(one[None, None], given[None, None], zoom=zoom)
+                    for one, given in ((part, prior), (part.flip(-1), prior.flip(-1)))
+                )
+            look = (plain.mask.sigmoid() + mirrored.mask.sigmoid().flip(-1))[0, 0].numpy() / 2
+            total[window.cut] += _enlarge(look, window.side)
+            count[window.cut] += 1
+            logits.append(float((plain.malignant + mirrored.malignant) / 2))
+        # The prior map is given in bytes.
+        np.testing.assert_allclose(zoomed.lesion[index], total / count, atol=2e-3)
+        expected = (passes[-1].logit[index] + logits[0]) / 2
+        assert zoomed.logit[index] == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_prediction_does_not_depend_on_the_other_images(
+    predictor: Predictor, images: np.ndarray
+) -> None:
+    def zoom(some: np.ndarray) -> np.ndarray:
+        return predict_passes([predictor], some)[-1].lesion
+
+    together = zoom(images)
+    for index in range(len(images)):
+        np.testing.assert_allclose(zoom(images[index : index + 1])[0], together[index], atol=1e-5)
+
+
+def test_without_a_window_the_prediction_stays(
+    predictor: Predictor, images: np.ndarray, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(zoom={"num_windows": 2, "least_peak": 1.0}, predict={"views": "flip"})
+    blind = Predictor(replace(predictor.model, config=config), CPU)
+    coarse, zoomed = predict_passes([blind], images)
+    np.testing.assert_array_equal(coarse.logit, zoomed.logit)
+    np.testing.assert_array_equal(coarse.presence, zoomed.presence)
+    np.testing.assert_allclose(zoomed.lesion[0], _enlarge(coarse.lesion[0], STORED), atol=1e-6)

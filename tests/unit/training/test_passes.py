@@ -180,7 +180,11 @@ class _Weighted(nn.Module):
         self.image, self.prior = (nn.Parameter(torch.tensor(value)) for value in (0.0, 4.0))
 
     def forward(
-        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+        self,
+        image: Tensor,
+        prior: Tensor | None = None,
+        draws: Tensor | None = None,
+        zoom: Tensor | None = None,
     ) -> NetworkOutput:
         mask = self.image * image
         if prior is not None:
@@ -242,7 +246,11 @@ class _Drawn(_Weighted):
         self.given: list[Tensor | None] = []
 
     def forward(
-        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+        self,
+        image: Tensor,
+        prior: Tensor | None = None,
+        draws: Tensor | None = None,
+        zoom: Tensor | None = None,
     ) -> NetworkOutput:
         self.given.append(draws)
         return super().forward(image, prior)
@@ -391,16 +399,17 @@ def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
 
 def test_the_last_pass_picks_the_epoch_and_the_others_are_told() -> None:
     rows = [
-        ValidationScore("a", 0, dice=0.5, logit=-1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
-        ValidationScore("b", 1, dice=0.7, logit=2.0, earlier=((0.2, -5.0), (0.5, 9.0))),
+        ValidationScore("a", 0, 0.5, -1.0, presence=1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
+        ValidationScore("b", 1, 0.7, 2.0, presence=3.0, earlier=((0.2, -5.0), (0.5, 9.0))),
         ValidationScore(
-            "c", 2, dice=math.nan, logit=9.0, earlier=((math.nan, 9.0), (math.nan, 9.0))
+            "c", 2, math.nan, 9.0, presence=2.0, earlier=((math.nan, 9.0), (math.nan, 9.0))
         ),
     ]
     assert summarise_validation(rows, 0.25) == pytest.approx(
         {
             "dice": 0.6, "auc": 1.0, "f1": 1.0, "score": 0.25 * 0.6 + 0.75,
             "dice_pass_0": 0.15, "auc_pass_0": 0.0, "dice_pass_1": 0.4, "auc_pass_1": 1.0,
+            "presence_auc": 0.5,
         }
     )  # fmt: skip
     one_class = [rows[1]]
