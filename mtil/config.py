@@ -101,13 +101,14 @@ class EncoderConfig:
     """The shared encoder."""
 
     name: str = "efficientnet_lite0"
-    """`efficientnet_lite0`, `resnet18`, `resnet34`, `resnet10_tiny` (few channels, for quick
-    tests), or `hf:NAME-or-path` (extra `mtil[hf]`)."""
+    """`efficientnet_lite0`, the larger `efficientnet_lite1` and `efficientnet_lite2` (extra
+    `mtil[encoders]`), `resnet18`, `resnet34`, `resnet10_tiny` (few channels, for quick tests), or
+    `hf:NAME-or-path` (extra `mtil[hf]`)."""
     pretrained: bool = True
     """Start from ImageNet weights if the encoder has any."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Probability in training that an image skips the last residual block. Falls to zero towards
-    the first block (`efficientnet_lite0` only)."""
+    the first block (EfficientNet-Lite only)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

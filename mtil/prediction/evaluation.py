@@ -52,8 +52,8 @@ def evaluate_predictions(
         folds: the predicted folds.
 
     Returns:
-        metrics of the last pass, also by class, size, collection and objection; the error budget of the last
-        pass; and metrics of every pass.
+        metrics of the last pass, also by class, size, collection and objection; the error budget of
+        the last pass; and metrics of every pass.
     """
     by_pass = []
     for pass_index, rows in _split_passes(predictions):
