@@ -231,6 +231,11 @@ class LossConfig:
 class TrainConfig:
     """Optimisation and resources."""
 
+    init: str | None = None
+    """Start from the weights of this run or model file (`--init`), as far as they fit. None (the
+    default): only the encoder is pretrained."""
+    init_part: Literal["all", "encoder"] = "all"
+    """Weights to take over from `init`: all that fit, or those of the encoder."""
     num_epochs: Epochs = 100
     """Number of epochs."""
     batch_size: BatchSize = 16

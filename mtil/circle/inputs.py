@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mtil.circle.initial import load_fitting_weights
 from mtil.config import Config, compute_config_digest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import InnerDivision, RowSelection, count_rows, select_rows
@@ -102,13 +103,19 @@ def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> Non
 
 
 def load_initial_weights(run: Run, training: Train) -> "Mapping[str, Tensor] | None":
-    """Return the initial weights of a training by name; None without a warm start.
+    """Return the initial weights of a training by name; None from scratch.
+
+    A warm start has all weights, `train.init` those that fit.
 
     Raises:
-        DataError: if the training of the previous round has no result.
+        DataError: if the training of the previous round has no result, or the run has lost the
+            copy of its initial model.
+        CheckpointError: if a model file is damaged.
     """
     source = find_warm_start(run.plan([training.fold]), training)
-    return None if source is None else run.model(source).weights
+    if source is None:
+        return load_fitting_weights(run, training.fold)
+    return run.model(source).weights
 
 
 def find_prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> PriorMaps | None:

@@ -372,6 +372,21 @@ class Run:
             )
         return name, data
 
+    def read_initial_model(self, fold: int) -> bytes:
+        """Return the bytes of the model from which a fold's trainings start.
+
+        Raises:
+            DataError: if the run has lost the file.
+        """
+        name = names.initial_model_name(fold)
+        try:
+            return self.store.read(name, max_bytes=_MAX_MODEL_BYTES)
+        except (NotFoundError, TooLargeError):
+            raise DataError(
+                f"{self.uri} must hold the model that fold {fold} started from, but {name} is "
+                "missing; restore it, or train another run."
+            ) from None
+
 
 def open_existing_run(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:
     """Open the run at a URI without writing; None if the URI has no run. See `Run.create`.

@@ -17,6 +17,8 @@ TRAININGS = "rounds"
 """Folder of all trainings, predictions and figures, by round."""
 MAPS = "maps"
 """Folder of all maps."""
+INITIAL = "initial"
+"""Folder of the models of another run from which the run's trainings start."""
 RESULT = "result.json"
 """The committed result, in the folder of a training."""
 LATEST = "latest.json"
@@ -42,7 +44,9 @@ _DELETABLE_FILE = re.compile(
 )
 # A map shard has the name of its data shard. Shards of an append carry version and attempt.
 _MAP_SHARD = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
-FOLDERS = rf"{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(?:/holdout)?"
+FOLDERS = (
+    rf"{INITIAL}|{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(?:/holdout)?"
+)
 """A pattern of all folders of a run's files except the ledger."""
 
 
@@ -80,6 +84,11 @@ def model_name(action: Train, sha256: str) -> str:
     """Return the name of a training's model file with a digest."""
     # Named after the bytes: two processes with the same training never replace a model.
     return f"{training_folder(action)}/model-{sha256[:12]}.pt"
+
+
+def initial_model_name(fold: int) -> str:
+    """Return the name of the copy of another run's model, from which a fold's trainings start."""
+    return f"{INITIAL}/fold-{fold}.pt"
 
 
 def predictions_name(round_index: int, fold: int, role: Role = "test") -> str:

@@ -144,7 +144,8 @@ class TrainingEngine:
             num_passes: passes over a validation image, each with the map of the previous pass.
                 With `circle.maps: recycle` also the maximum number of passes in a training step.
             earlier: networks of previous rounds for the first passes, with a network per pass.
-            initial: weights to start from, for example of a previous round's model.
+            initial: weights to start from, for example of a previous round's model; other weights
+                start as usual.
             number: index of the round; changes the random numbers of all epochs.
         """
         torch.manual_seed(config.seed)
@@ -162,7 +163,7 @@ class TrainingEngine:
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
-            self.network.load_state_dict(initial)
+            self.network.load_state_dict({**self.network.state_dict(), **initial})
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._objective = TrainingObjective(config.loss, malignant_share).to(device, self._dtype)
         self._augment = BatchAugmentation(config.augment, config.model.prior)

@@ -4,7 +4,13 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_local, add_training_flags
+from mtil.cli.flags import (
+    CommandParsers,
+    add_command,
+    add_local,
+    add_training_flags,
+    read_training_config,
+)
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,11 +29,9 @@ def add_train_command(commands: CommandParsers) -> None:
 
 def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Train the selected folds and print their metrics on inner validation images."""
-    from mtil import presets
     from mtil.circle.request import request_trainings
-    from mtil.config import apply_overrides
 
-    config = apply_overrides(presets.load_config(options.config), options.overrides)
+    config = read_training_config(options)
     if options.local:
         config = _in_one_process(config, options)
     request = request_trainings(
