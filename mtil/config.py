@@ -94,6 +94,12 @@ class AugmentConfig:
     """Largest relative change of gamma."""
     speckle: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Largest standard deviation of the multiplicative noise."""
+    noise: Share = 0.0
+    """Largest standard deviation of the additive noise."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur."""
+    low_resolution: Share = 0.0
+    """Probability that an image is made smaller, down to a half, and enlarged again."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -213,6 +219,12 @@ class LossConfig:
     classification task; 0 leaves presence untrained."""
     dice: Share = 0.5
     """Share of Dice in the segmentation term; the rest is binary cross-entropy."""
+    recall: Share = 0.5
+    """Weight of missed pixels against falsely found ones in the Dice loss (Tversky index, Salehi et
+    al. 2017). With one half both count alike, as in Dice; a larger value finds more pixels."""
+    focus: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Exponent of the Dice loss (focal Tversky loss, Abraham & Khan 2019). Below 1 images with a
+    good outline count more than with 1, above 1 images with a bad one."""
     boundary: Weight = 0.0
     """Weight of the boundary term inside the segmentation task."""
     deep_supervision: Weight = 0.4

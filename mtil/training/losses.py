@@ -134,7 +134,7 @@ class TrainingObjective(nn.Module):
         for weight, level_logits in zip(weights, logits, strict=True):
             target = average_to_height(mask, level_logits.shape[-2])
             total = total + weight * region_loss(
-                widen(level_logits), target, tumour, counts, config.dice
+                widen(level_logits), target, tumour, counts, config
             )
         if config.boundary > 0:
             boundary = boundary_loss(widen(output.mask), mask)
@@ -173,23 +173,33 @@ def region_loss(
     target: Float[Tensor, "b 1 h w"],
     tumour: Tensor,
     counts: StepCounts,
-    dice_share: float,
+    config: LossConfig,
 ) -> Float[Tensor, ""]:
-    """Mix Dice over tumour images with cross-entropy over all images, weighted by `dice_share`."""
-    dice = mean_over(dice_loss(logits, target), tumour, counts.tumours)
+    """Mix Dice over tumour images with cross-entropy over all images, weighted by `dice`."""
+    per_image = dice_loss(logits, target, config.recall)
+    if config.focus != 1:
+        # The slope of a power below 1 has no bound at 0.
+        per_image = per_image.clamp_min(SMOOTHING) ** config.focus
+    dice = mean_over(per_image, tumour, counts.tumours)
     pixels = logits.shape[-2] * logits.shape[-1]
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
     cross_entropy = cross_entropy / (counts.images * pixels)
-    return dice_share * dice + (1 - dice_share) * cross_entropy
+    return config.dice * dice + (1 - config.dice) * cross_entropy
 
 
 def dice_loss(
-    logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"]
+    logits: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b 1 h w"], recall: float = 0.5
 ) -> Float[Tensor, "b"]:
-    """Return 1 minus the soft Dice score of each image."""
+    """Return 1 minus the soft Tversky index of each image; with `recall` 0.5 the soft Dice score.
+
+    Args:
+        logits: lesion logits.
+        target: 1 in the lesion, 0 elsewhere.
+        recall: weight of missed pixels; falsely found ones have the rest.
+    """
     prob, target = logits.sigmoid().flatten(1), target.flatten(1)
     overlap = (prob * target).sum(dim=1)
-    total = prob.sum(dim=1) + target.sum(dim=1)
+    total = 2 * ((1 - recall) * prob.sum(dim=1) + recall * target.sum(dim=1))
     return 1 - (2 * overlap + SMOOTHING) / (total + SMOOTHING)
 
 

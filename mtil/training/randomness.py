@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     PRIOR = 4
     LAYERS = 5
     WINDOW = 6
+    QUALITY = 7
+    NOISE = 8
 
 
 @dataclass(frozen=True)

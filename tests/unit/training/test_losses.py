@@ -6,7 +6,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from monai.losses import DiceLoss, FocalLoss
+    from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 
 from mtil.config import LossConfig
 from mtil.models import NetworkOutput
@@ -43,6 +43,36 @@ def test_dice_worked_by_hand():
     logits = torch.full((1, 1, 2, 2), SURE)
     target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
     assert dice_loss(logits, target).item() == pytest.approx(1 / 3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("recall", "index"), [(0.5, 1 / 2.5), (0.8, 1 / 2.8)])
+def test_missed_pixels_count_by_their_weight(recall, index):
+    """One pixel is found, two are missed, and one is found falsely.
+
+    With 0.5 the divisor is 1 + 0.5 * 1 + 0.5 * 2, with 0.8 it is 1 + 0.2 * 1 + 0.8 * 2.
+    """
+    logits = torch.tensor([[[[SURE, -SURE, -SURE, SURE, -SURE]]]])
+    target = torch.tensor([[[[1.0, 1.0, 1.0, 0.0, 0.0]]]])
+    assert dice_loss(logits, target, recall).item() == pytest.approx(1 - index, abs=1e-4)
+
+
+@pytest.mark.parametrize("recall", [0.3, 0.5, 0.7])
+def test_tversky_agrees_with_monai(recall):
+    output, mask, _ = batch()
+    oracle = TverskyLoss(sigmoid=True, alpha=1 - recall, beta=recall, reduction="none")
+    torch.testing.assert_close(
+        dice_loss(output.mask, mask, recall), oracle(output.mask, mask).flatten()
+    )
+
+
+@pytest.mark.parametrize("focus", [0.5, 2.0])
+def test_the_focus_is_an_exponent_of_each_image_s_loss(focus):
+    output, mask, label = batch()
+    config = LossConfig(dice=1.0, focus=focus, deep_supervision=0.0)
+    only_final = NetworkOutput(output.mask, (), output.malignant, output.presence)
+    found = TrainingObjective(config)(only_final, mask, label)["segmentation"]
+    losses = dice_loss(output.mask, mask)[:2]  # the third image is normal
+    assert found.item() == pytest.approx((losses**focus).mean().item(), rel=1e-5)
 
 
 def test_dice_agrees_with_monai():
