@@ -81,6 +81,18 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_verbose_flag(parser)
 
 
+def add_voters_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--with`, which names further runs whose models vote."""
+    parser.add_argument(
+        "--with",
+        dest="voters",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a further run whose predictions are averaged with the first's; may be repeated",
+    )
+
+
 def read_training_config(options: argparse.Namespace) -> "Config":
     """Return the configuration that `--config`, `--init` and the overrides give.
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 from mtil.circle.inputs import check_test_models
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Role, parse_folds, select_rows
-from mtil.data.dataset.shards import HOLDOUT
 from mtil.errors import DataError
 from mtil.prediction.evaluation import evaluate_predictions, store_predictions
-from mtil.prediction.units import ScoringUnit, UnitScorer, list_units
+from mtil.prediction.units import ScoringUnit, UnitScorer, check_voters, list_units
 from mtil.process.limits import num_cpus
 from mtil.run.folder import Run
+from mtil.run.names import figures_name
+from mtil.storage import open_store
 
 EvaluationListener = Callable[[dict[str, Any]], None]
 """Called with `{"kind": "scored", "images": int, "of": int}` after each unit."""
@@ -34,6 +35,8 @@ class EvaluationRequest:
     """Fold indices; `(HOLDOUT,)` for the holdout."""
     role: Role = "test"
     """`test`, or `validation` for the inner validation rows of the folds."""
+    voters: tuple[str, ...] = ()
+    """URIs of further runs whose models vote with the run's."""
 
 
 def request_evaluation(
@@ -43,6 +46,7 @@ def request_evaluation(
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
     role: Role = "test",
+    voters: Sequence[str] = (),
 ) -> EvaluationRequest:
     """Check that a run, its data set and all models can score rows of folds.
 
@@ -53,10 +57,13 @@ def request_evaluation(
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
         role: `test`, or `validation` for the inner validation rows of the folds.
+        voters: further runs of the same data set. A fold's rows are scored by the models of the
+            fold of all runs, each of its last round, whose predictions are averaged.
 
     Raises:
-        DataError: if the round or a fold is not trained, the run used a different data set, or a
-            row is in the inner validation part of several folds.
+        DataError: if the round or a fold is not trained, the run used a different data set, a row
+            is in the inner validation part of several folds, or a voter has another data set or
+            number of passes.
         CheckpointError: if a model file is damaged.
     """
     run = Run.open(run_uri)
@@ -86,8 +93,14 @@ def request_evaluation(
     for fold in chosen:
         select_rows(manifest, fold, role)
         check_test_models(run, round_index, fold)
+        check_voters(run, round_index, fold, voters)
     return EvaluationRequest(
-        run=run, manifest=manifest, round_index=round_index, folds=tuple(chosen), role=role
+        run=run,
+        manifest=manifest,
+        round_index=round_index,
+        folds=tuple(chosen),
+        role=role,
+        voters=tuple(open_store(voter).uri for voter in voters),
     )
 
 
@@ -97,6 +110,7 @@ def evaluate(
     data: str | None = None,
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
+    voters: Sequence[str] = (),
     listen: EvaluationListener = lambda line: None,
 ) -> dict[str, Any]:
     """Score the test folds of a run in this process, without Ray, and return the figures.
@@ -111,6 +125,7 @@ def evaluate(
         folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
+        voters: further runs of the same data set, whose predictions are averaged with the run's.
         listen: called with `{"kind": "scored", "images": int, "of": int}` after every few images.
             `images` counts the scored images, `of` all images.
 
@@ -130,7 +145,9 @@ def evaluate(
         >>> sorted(figures["metrics"]["dice"])
         ['high', 'low', 'value']
     """
-    request = request_evaluation(run, data=data, folds=folds, round_index=round_index)
+    request = request_evaluation(
+        run, data=data, folds=folds, round_index=round_index, voters=voters
+    )
     return store_figures(request, score_folds(request, listen), run)
 
 
@@ -168,7 +185,7 @@ def score_folds(
         if device.type == "cpu":
             prepare_device(0.0)  # one thread
         # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
-        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
+        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device, request.voters)
 
     def score(unit: ScoringUnit) -> pa.Table:
         table: pa.Table = scorers.own.score(unit)
@@ -181,7 +198,13 @@ def score_folds(
             done += unit.rows
             listen({"kind": "scored", "images": done, "of": num_images})
     return store_predictions(
-        run, request.manifest, tables, request.round_index, request.folds, request.role
+        run,
+        request.manifest,
+        tables,
+        request.round_index,
+        request.folds,
+        request.role,
+        request.voters,
     )
 
 
@@ -191,7 +214,8 @@ def store_figures(
     """Compute the figures of scored rows, write them to the run and return them.
 
     The file is `evaluation.json`, `evaluation-holdout.json` for the holdout, or
-    `evaluation-validation.json` for inner validation rows.
+    `evaluation-validation.json` for inner validation rows. With voters its name begins with
+    `votes-` and a digest of their names.
 
     Args:
         request: the folds, from `request_evaluation`.
@@ -202,10 +226,9 @@ def store_figures(
     figures = {
         "round": request.round_index,
         "split": request.role,
+        "voters": list(request.voters),
         **evaluate_predictions(predictions, run_uri=run_uri, folds=folds),
     }
-    suffix = "-validation" if request.role == "validation" else ""
-    suffix = "-holdout" if folds == [HOLDOUT] else suffix
-    name = f"evaluation{suffix}.json"
+    name = figures_name(folds, request.role, request.voters)
     request.run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     return figures

@@ -1,5 +1,6 @@
 """Predict the lesion outline and class of an image with trained models. No Ray."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,11 @@ class ImagePrediction:
     lesion_probability: float | None
     """Calibrated probability from 0 to 1 of a lesion in the image; None if the models were trained
     without normal images."""
+    mask_spread: float | None
+    """Disagreement of several models about the mask, from 0 to 1: 1 minus the mean Dice of all
+    pairs of their masks. None for one model."""
+    malignancy_spread: float | None
+    """Standard deviation of `malignancy` over several models; None for one model."""
     class_name: str
     """`normal` if a lesion is less likely than not, else `benign` or `malignant`."""
     passes: tuple[npt.NDArray[np.float32], ...]
@@ -86,13 +92,17 @@ class ImagePredictor:
             lesion=passes[-1],
             malignancy=malignancy,
             is_malignant=malignancy >= self.threshold,
-            lesion_probability=None if np.isnan(presence) else presence,
+            lesion_probability=_known(presence),
+            mask_spread=_known(by_pass[-1].mask_spread[0]),
+            malignancy_spread=_known(by_pass[-1].malignant_spread[0]),
             class_name=self._ensemble.name_class(malignancy, presence),
             passes=passes,
         )
 
 
-def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
+def load(
+    run_or_checkpoint: str, fold: int | None = None, *, others: Sequence[str] = ()
+) -> ImagePredictor:
     """Load trained models for prediction, on a GPU if present.
 
     Args:
@@ -100,6 +110,7 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
             `rounds/*/fold-*/model-*.pt`.
         fold: the fold whose model predicts; by default the predictions of all trained folds are
             averaged.
+        others: further runs or model files, whose predictions are averaged with the first's.
 
     Returns:
         a function from an image to an `ImagePrediction`.
@@ -116,7 +127,7 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
         >>> prediction.mask.shape == image.shape, 0 <= prediction.malignancy <= 1
         (True, True)
     """
-    chains = load_chains(run_or_checkpoint)
+    chains = load_chains(run_or_checkpoint, *others)
     if fold is not None:
         folds = [chain[-1].fold for chain in chains]
         chains = [chain for chain in chains if chain[-1].fold == fold]
@@ -126,6 +137,11 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
                 f"{', '.join(map(str, folds))} are; choose a trained fold."
             )
     return ImagePredictor(Ensemble(chains))
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None for NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _to_gray(image: npt.NDArray[Any]) -> Gray:

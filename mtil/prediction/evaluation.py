@@ -14,6 +14,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Role, count_rows, select_rows
 from mtil.errors import DataError
 from mtil.metrics import (
+    Label,
     MapResults,
     Results,
     budget_errors,
@@ -21,6 +22,7 @@ from mtil.metrics import (
     summarise_by_class,
     summarise_by_size,
 )
+from mtil.metrics.uncertainty import summarise_risk
 from mtil.run.folder import Run
 
 
@@ -52,8 +54,8 @@ def evaluate_predictions(
         folds: the predicted folds.
 
     Returns:
-        metrics of the last pass, also by class, size, collection and objection; the error budget of
-        the last pass; and metrics of every pass.
+        metrics of the last pass, also by class, size, collection and objection; the uncertainty of
+        several models; the error budget of the last pass; and metrics of every pass.
     """
     by_pass = []
     for pass_index, rows in _split_passes(predictions):
@@ -69,6 +71,7 @@ def evaluate_predictions(
         "by_source": summarise_by_source(rows),
         "by_objection": summarise_by_objection(rows),
         "millimetres": summarise_millimetres(rows),
+        "uncertainty": summarise_uncertainty(rows),
         "errors": budget_errors(results, _to_map_results(rows)),
         "by_pass": by_pass,
     }
@@ -139,6 +142,27 @@ def summarise_millimetres(predictions: pa.Table) -> dict[str, float | None]:
     }
 
 
+def summarise_uncertainty(predictions: pa.Table) -> dict[str, dict[str, float]]:
+    """Return whether the spread of several models finds the tumour images with errors.
+
+    `masks` compares 1 minus Dice with the spread of the masks, `classes` wrong calls with the
+    spread of the probabilities; see `summarise_risk`. Empty for a single model.
+    """
+    results = to_metric_results(predictions)
+    spreads = [
+        predictions.sort_by("sample_id")[name].to_numpy()[results.tumour]
+        for name in ("mask_spread", "probability_spread")
+    ]
+    tumours = results.select(results.tumour)
+    if not len(tumours) or not np.isfinite(spreads).all():
+        return {}
+    wrong = (tumours.predicted != (tumours.label == Label.MALIGNANT)).astype(np.float64)
+    return {
+        "masks": summarise_risk(1 - tumours.dice, spreads[0]),
+        "classes": summarise_risk(wrong, spreads[1]),
+    }
+
+
 def store_predictions(
     run: Run,
     manifest: Manifest,
@@ -146,6 +170,7 @@ def store_predictions(
     number: int,
     folds: Sequence[int],
     role: Role = "test",
+    voters: Sequence[str] = (),
 ) -> pa.Table:
     """Check a round's scored rows, write each fold's table to the run and return all rows.
 
@@ -156,6 +181,7 @@ def store_predictions(
         number: the round whose models scored them.
         folds: which folds.
         role: the role of the rows in the folds.
+        voters: URIs of further runs whose models voted.
 
     Returns:
         the rows, ordered by fold, id and pass.
@@ -173,7 +199,7 @@ def store_predictions(
         )
         sink = io.BytesIO()
         pq.write_table(of_fold, sink)
-        run.store.write(run.predictions_name(number, fold, role), sink.getvalue())
+        run.store.write(run.predictions_name(number, fold, role, voters), sink.getvalue())
     return predictions
 
 

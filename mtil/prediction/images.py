@@ -8,11 +8,11 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import PurePosixPath
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,11 @@ from mtil.prediction.image_files import (
     name_outputs,
 )
 from mtil.prediction.predictor import (
+    Prediction,
     Predictor,
+    average_predictions,
     build_predictors,
+    count_passes,
     predict_passes,
     resize_map,
 )
@@ -53,19 +56,22 @@ PREDICTIONS_TABLE = "predictions.csv"
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTION_COLUMNS = (
     "image", "malignant_probability", "malignant", "lesion_probability", "class",
-    "lesion_area_px", "lesion_area_share", "box_x0", "box_y0", "box_x1", "box_y1", "height",
-    "width", "seconds", "mask", "overlay", "error", "model_sha256", "fingerprint",
-    "config_digest", "mtil_version",
+    "probability_spread", "mask_spread", "lesion_area_px", "lesion_area_share", "box_x0", "box_y0",
+    "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay", "error", "model_sha256",
+    "fingerprint", "config_digest", "mtil_version",
 )  # fmt: skip
 """Columns of the table.
 
 `malignant_probability` supposes that the image shows a lesion. `lesion_probability` is the
 probability of a lesion in the image, and empty if the models were trained without normal images.
-`class` is `normal` if a lesion is less likely than not, else `benign` or `malignant`. The box is in
-pixels; the far corner lies 1 pixel past the lesion. The box is empty without a lesion. `seconds` is
-the time to read and write the image plus its share of the network's time. `model_sha256` lists the
-models of all chains, separated by `;`, and within a chain the models of all rounds, separated by
-`>`. `fingerprint` and `config_digest` are of the data set and configuration used in training.
+`class` is `normal` if a lesion is less likely than not, else `benign` or `malignant`. The spreads
+say how far several models disagree, and are empty for one model: `probability_spread` is the
+standard deviation of the probability, `mask_spread` 1 minus the mean Dice of all pairs of masks.
+The box is in pixels; the far corner lies 1 pixel past the lesion. The box is empty without a
+lesion. `seconds` is the time to read and write the image plus its share of the network's time.
+`model_sha256` lists the models of all chains, separated by `;`, and within a chain the models of
+all rounds, separated by `>`. `fingerprint` and `config_digest` are of the data set and
+configuration used in training.
 """
 
 _UNFINISHED = ".mtil-predict"
@@ -74,18 +80,6 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUM_THREADS = 4
 _MAX_BATCH_PIXELS = 2**26
 """Pixels in a batch after which no image is added. Bounds memory with large images."""
-
-
-class EnsemblePass(NamedTuple):
-    """The predictions for b images in one pass, averaged over several chains of models."""
-
-    lesion: npt.NDArray[np.float32]
-    """(b, n, n) lesion probability per pixel, at the network's input size n; in the zoom pass at
-    the size of the stored images."""
-    malignant: npt.NDArray[np.float64]
-    """(b,) calibrated probability of malignant, given that the image shows a lesion."""
-    presence: npt.NDArray[np.float64]
-    """(b,) calibrated probability of a lesion in the image; NaN if a model cannot tell."""
 
 
 class Ensemble:
@@ -117,7 +111,7 @@ class Ensemble:
         }
         """Table cells with the origin of the predictions."""
 
-    def __call__(self, grays: Sequence[Gray], *, at_once: int) -> EnsemblePass:
+    def __call__(self, grays: Sequence[Gray], *, at_once: int) -> Prediction:
         """Predict images of any size. Return the predictions of the last pass.
 
         Args:
@@ -126,13 +120,10 @@ class Ensemble:
         """
         return self.passes(grays, at_once=at_once)[-1]
 
-    def passes(self, grays: Sequence[Gray], *, at_once: int) -> list[EnsemblePass]:
+    def passes(self, grays: Sequence[Gray], *, at_once: int) -> list[Prediction]:
         """Return the predictions of each pass, as `__call__` does of the last."""
         by_chain = [_predict_chain(chain, grays, at_once) for chain in self._chains]
-        return [
-            EnsemblePass(*(np.stack(values).mean(axis=0) for values in zip(*chains, strict=True)))
-            for chains in zip(*by_chain, strict=True)
-        ]
+        return [average_predictions(chains) for chains in zip(*by_chain, strict=True)]
 
     def name_class(self, malignant: float, presence: float) -> str:
         """Return the class of an image: `normal`, `benign` or `malignant`."""
@@ -155,6 +146,8 @@ class _Predicted(_Loaded):
     lesion: npt.NDArray[np.float32] = field(kw_only=True)
     malignant: float = field(kw_only=True)
     presence: float = field(kw_only=True)
+    mask_spread: float = field(kw_only=True)
+    malignant_spread: float = field(kw_only=True)
 
 
 @dataclass
@@ -173,6 +166,7 @@ def predict_location(
     input_uri: str,
     out_uri: str,
     *,
+    others: Sequence[str] = (),
     device: torch.device | None = None,
     batch_size: int = 16,
     listen: PredictionListener,
@@ -183,6 +177,7 @@ def predict_location(
         source: a run (an ensemble of all trained folds) or a model file.
         input_uri: an image, or a folder or bucket prefix, searched recursively.
         out_uri: where to write; new, empty, or holding previous results of this function.
+        others: further runs or model files whose predictions are averaged with those of `source`.
         device: device of the networks; by default a GPU if present.
         batch_size: number of images in memory at once.
         listen: function called with `{"kind": "predicted", "images", "of"}` after each batch, and
@@ -198,7 +193,7 @@ def predict_location(
     out = open_store(out_uri)
     check_output(out)
     store, selection = find_images(input_uri, out)
-    chains = load_chains(source)
+    chains = load_chains(source, *others)
     for text in describe_left_out(selection):
         listen({"kind": "skipped", "text": text})
     ensemble = Ensemble(chains, device)
@@ -293,16 +288,29 @@ def predict_images(
     return outcome.num_predicted
 
 
-def load_chains(source: str) -> list[list[TrainedModel]]:
-    """Read a model file, or the models of the last round of a run.
+def load_chains(*sources: str) -> list[list[TrainedModel]]:
+    """Read model files, or the models of the last round of runs.
 
     Returns:
         chains of models, with a model per pass. A model file gives a single chain, a run the
         chains of all trained folds.
 
     Raises:
-        UserError: if the location holds no run or model, or no fold is trained.
+        UserError: if a location holds no run or model, if no fold of a run is trained, or if the
+            models of two locations make a different number of passes.
     """
+    chains = [(source, chain) for source in sources for chain in _load_chains_of(source)]
+    passes = {count_passes(chain): source for source, chain in chains}
+    if len(passes) > 1:
+        (few, one), (many, other) = sorted(passes.items())[:2]
+        raise DataError(
+            f"Models that vote must make equally many passes, but those of {one} make {few} and "
+            f"those of {other} {many}; name runs with equal `circle` and `zoom` keys."
+        )
+    return [chain for _, chain in chains]
+
+
+def _load_chains_of(source: str) -> list[list[TrainedModel]]:
     file = locate_file(source)
     if file is not None:
         folder, name = file
@@ -378,7 +386,7 @@ def _digests(chain: Sequence[TrainedModel]) -> list[str]:
 
 def _predict_chain(
     chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
-) -> list[EnsemblePass]:
+) -> list[Prediction]:
     """Return the predictions of each pass of a chain."""
     side = chain[0].model.source_size
     # The size of a batch influences the last digits of a prediction. With a constant size, a
@@ -391,11 +399,13 @@ def _predict_chain(
             images[index] = resize_image(gray, side)
         by_batch.append(predict_passes(chain, images))
     return [
-        EnsemblePass(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])[: len(grays)]
-                for name in EnsemblePass._fields
-            )
+        Prediction(
+            **{
+                item.name: np.concatenate([getattr(part, item.name) for part in parts])[
+                    : len(grays)
+                ]
+                for item in fields(Prediction)
+            }
         )
         for parts in zip(*by_batch, strict=True)
     ]
@@ -432,14 +442,16 @@ def _predict_batch(
     grays = [image.gray for image in loaded if image.gray is not None]
     if not grays:
         return list(loaded)
-    predictions = zip(*ensemble(grays, at_once=batch_size), strict=True)
+    predicted = ensemble(grays, at_once=batch_size)
+    places = iter(range(len(grays)))
     network_seconds = (perf_counter() - start) / len(grays)
     results: list[_Loaded | _Predicted] = []
     for image in loaded:
         if image.gray is None:
             results.append(image)
             continue
-        lesion, malignant, presence = next(predictions)
+        index = next(places)
+        lesion, malignant = predicted.lesion[index], predicted.malignant[index]
         if np.isfinite(malignant) and np.isfinite(lesion).all():
             seconds = image.seconds + network_seconds
             results.append(
@@ -451,7 +463,9 @@ def _predict_batch(
                     image.stray_regions,
                     lesion=lesion,
                     malignant=float(malignant),
-                    presence=float(presence),
+                    presence=float(predicted.presence[index]),
+                    mask_spread=float(predicted.mask_spread[index]),
+                    malignant_spread=float(predicted.malignant_spread[index]),
                 )
             )
         else:
@@ -481,6 +495,9 @@ def _write_result(
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
         if not np.isnan(image.presence):
             row["lesion_probability"] = f"{image.presence:.6f}"
+        if not np.isnan(image.mask_spread):
+            row["probability_spread"] = f"{image.malignant_spread:.6f}"
+            row["mask_spread"] = f"{image.mask_spread:.6f}"
         row["class"] = ensemble.name_class(image.malignant, image.presence)
         seconds += perf_counter() - start
     return row | {"seconds": f"{seconds:.4f}"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,11 @@ class Prediction:
     """(b,) uncalibrated logit of a lesion in the image."""
     presence: npt.NDArray[np.float64]
     """(b,) calibrated probability of a lesion in the image; NaN if the model cannot tell."""
+    mask_spread: npt.NDArray[np.float64]
+    """(b,) disagreement of several models about the mask: 1 minus the mean Dice of all pairs of
+    their masks at one half. NaN for a single model."""
+    malignant_spread: npt.NDArray[np.float64]
+    """(b,) standard deviation of `malignant` over several models; NaN for a single model."""
 
 
 class Look(NamedTuple):
@@ -185,6 +191,11 @@ def add_zoom(chain: Sequence[Predictor]) -> list[Predictor]:
     return [*chain, chain[-1]] if chain[-1].model.config.zoom.num_windows else [*chain]
 
 
+def count_passes(chain: Sequence[TrainedModel]) -> int:
+    """Return the number of passes of a chain of models, with the zoom pass."""
+    return len(chain) + bool(chain[-1].config.zoom.num_windows)
+
+
 def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: bool) -> Look:
     """Look at windows of images, which the map of the previous pass proposes.
 
@@ -248,16 +259,19 @@ def average_looks(looks: Sequence[Look]) -> Look:
 def _calibrate(mean: Look, model: TrainedModel) -> Prediction:
     """Return the prediction from the mean outputs over views."""
     logit, presence_logit = mean.malignant.numpy(), mean.presence.numpy()
+    unknown = np.full(len(logit), np.nan)
     return Prediction(
         lesion=mean.lesion[:, 0].numpy(),
         logit=logit,
         malignant=calibrate_logits(logit, model.temperature),
         presence_logit=presence_logit,
         presence=(
-            np.full(len(logit), np.nan)
+            unknown
             if model.presence_temperature is None
             else calibrate_logits(presence_logit, model.presence_temperature)
         ),
+        mask_spread=unknown,
+        malignant_spread=unknown,
     )
 
 
@@ -294,16 +308,50 @@ def map_shard(rows: pa.Table, predictor: Predictor, origin: MapOrigin) -> bytes:
 
 
 def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
-    """Average the predictions of several models for one batch."""
+    """Average the predictions of several models for one batch; one alone is returned.
+
+    Maps of different sizes are enlarged to the largest.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    side = max(single.lesion.shape[-1] for single in predictions)
+    maps = np.stack([_resize_maps(single.lesion, side) for single in predictions])
     return Prediction(
-        lesion=np.mean([single.lesion for single in predictions], axis=0, dtype=np.float32),
+        lesion=maps.mean(axis=0, dtype=np.float32),
         logit=np.mean([single.logit for single in predictions], axis=0, dtype=np.float32),
         malignant=np.mean([single.malignant for single in predictions], axis=0),
         presence_logit=np.mean(
             [single.presence_logit for single in predictions], axis=0, dtype=np.float32
         ),
         presence=np.mean([single.presence for single in predictions], axis=0),
+        mask_spread=measure_mask_spread(maps >= 0.5),
+        malignant_spread=np.std([single.malignant for single in predictions], axis=0),
     )
+
+
+def measure_mask_spread(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return 1 minus the mean Dice of all pairs of masks, for each of b images: (b,).
+
+    Two empty masks agree.
+
+    Args:
+        masks: (m, b, n, n) masks of m > 1 models.
+    """
+    areas = masks.sum(axis=(2, 3))
+    agreements = []
+    for i, j in combinations(range(len(masks)), 2):
+        overlap = 2 * (masks[i] & masks[j]).sum(axis=(1, 2))
+        total = areas[i] + areas[j]
+        agreements.append(np.where(total, overlap / np.maximum(total, 1), 1.0))
+    spread: npt.NDArray[np.float64] = 1 - np.mean(agreements, axis=0)
+    return spread
+
+
+def _resize_maps(lesion: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Resize maps (b, n, n) to (b, side, side)."""
+    if lesion.shape[-1] == side:
+        return lesion
+    return np.stack([resize_map(one, side, side) for one in lesion])
 
 
 def list_views(config: Config, *, enlarged: bool = True) -> list[View]:

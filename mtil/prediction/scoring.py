@@ -98,6 +98,8 @@ def _score_batch(
             "predicted": bool(prediction.malignant[index] >= threshold),
             "presence_logit": float(prediction.presence_logit[index]),
             "lesion_probability": float(prediction.presence[index]),
+            "mask_spread": float(prediction.mask_spread[index]),
+            "probability_spread": float(prediction.malignant_spread[index]),
         }
         for fields_of in (scores, score_map(lesion, target)):
             row |= {field.name: getattr(fields_of, field.name) for field in fields(fields_of)}

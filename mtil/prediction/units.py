@@ -13,6 +13,7 @@ from mtil.circle.inputs import load_model_chains
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Role, select_rows
 from mtil.data.dataset.shards import read_shard
+from mtil.errors import DataError
 from mtil.run.folder import Run
 from mtil.storage import open_store
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from mtil.prediction.predictor import Predictor
+    from mtil.run.checkpoint import TrainedModel
 
 _UNIT_ROWS = 64
 """Maximum rows of a unit: few enough to spread a small data set over the workers."""
@@ -44,9 +46,15 @@ class UnitScorer:
     """Score units with the models of one round. Caches models and the latest shard."""
 
     def __init__(
-        self, run_uri: str, data_uri: str, round_index: int, device: "torch.device"
+        self,
+        run_uri: str,
+        data_uri: str,
+        round_index: int,
+        device: "torch.device",
+        voters: Sequence[str] = (),
     ) -> None:
         self._run, self._round, self._device = Run.open(run_uri), round_index, device
+        self._voters = [Run.open(voter) for voter in voters]
         self._store = open_store(data_uri)
         self._manifest = self._run.manifest(data_uri)
         self._chains: dict[int, list[list[Predictor]]] = {}
@@ -60,7 +68,10 @@ class UnitScorer:
         if unit.fold not in self._chains:
             self._chains[unit.fold] = [
                 build_predictors(models, self._device)
-                for models in load_model_chains(self._run, self._round, unit.fold)
+                for models in (
+                    *load_model_chains(self._run, self._round, unit.fold),
+                    *_load_voters(self._voters, unit.fold),
+                )
             ]
         # A shard's units come in sequence, so a cache of one shard is enough.
         if self._shard is None or self._shard[0] != unit.shard:
@@ -74,6 +85,41 @@ class UnitScorer:
         fold = pa.array([unit.fold] * len(rows), chosen.schema.field("fold").type)
         chosen = chosen.set_column(chosen.schema.get_field_index("fold"), "fold", fold)
         return score_chains(chosen, self._chains[unit.fold])
+
+
+def check_voters(run: Run, round_index: int, fold: int, voters: Sequence[str]) -> None:
+    """Check that the models of further runs can vote with a run's models of a round and fold.
+
+    Raises:
+        DataError: if a voter has another data set or number of passes, or the fold is not trained.
+        CheckpointError: if a model file is damaged.
+    """
+    if not voters:
+        return
+    from mtil.prediction.predictor import count_passes
+
+    others = [Run.open(voter) for voter in voters]
+    for other in others:
+        if other.fingerprint != run.fingerprint:
+            raise DataError(
+                f"Runs that vote must have one data set, but {run.uri} has the fingerprint "
+                f"{run.fingerprint[:12]}… and {other.uri} {other.fingerprint[:12]}…; name a run of "
+                "the same data set."
+            )
+        if other.uri == run.uri:
+            raise DataError(f"A run must vote once, but {run.uri} is named twice; name another.")
+    chains = [*load_model_chains(run, round_index, fold), *_load_voters(others, fold)]
+    passes = sorted({count_passes(chain) for chain in chains})
+    if len(passes) > 1:
+        raise DataError(
+            f"Runs that vote must make equally many passes, but these make {passes[0]} and "
+            f"{passes[-1]}; name runs with equal `circle` and `zoom` keys."
+        )
+
+
+def _load_voters(runs: Sequence[Run], fold: int) -> "list[list[TrainedModel]]":
+    """Return the chains of models of a fold, each run's of its last round."""
+    return [chain for run in runs for chain in load_model_chains(run, run.last_round(), fold)]
 
 
 def list_units(manifest: Manifest, folds: Sequence[int], role: Role = "test") -> list[ScoringUnit]:

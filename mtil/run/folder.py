@@ -188,9 +188,11 @@ class Run:
         """Return the folder of a training."""
         return names.training_folder(training)
 
-    def predictions_name(self, round_index: int, fold: int, role: Role = "test") -> str:
+    def predictions_name(
+        self, round_index: int, fold: int, role: Role = "test", voters: Sequence[str] = ()
+    ) -> str:
         """Return the name of a round's predictions for a fold's rows or the holdout."""
-        return names.predictions_name(round_index, fold, role)
+        return names.predictions_name(round_index, fold, role, voters)
 
     def evaluation_name(self, round_index: int) -> str:
         """Return the name of a round's figures over all folds."""

@@ -4,7 +4,9 @@ No other module spells a name of a run's files: trainings write, coordinators li
 deletes the names defined here. All names are relative to the run's URI.
 """
 
+import hashlib
 import re
+from collections.abc import Sequence
 
 from mtil.data.dataset.selection import Role
 from mtil.data.dataset.shards import HOLDOUT
@@ -37,7 +39,7 @@ _MODEL = r"model-[0-9a-f]{12}\.pt"
 _MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
 # Predictions lie beside the files of a training, but are written by an evaluation.
-_NO_PREDICTIONS = rf"(?!{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
+_NO_PREDICTIONS = rf"(?!votes-|{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
 _TRAINING_FILE = re.compile(rf"{_TRAINING}/({_NO_PREDICTIONS}[^/]+(?:/[^/]+)?)")
 _DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
@@ -91,17 +93,34 @@ def initial_model_name(fold: int) -> str:
     return f"{INITIAL}/fold-{fold}.pt"
 
 
-def predictions_name(round_index: int, fold: int, role: Role = "test") -> str:
+def predictions_name(
+    round_index: int, fold: int, role: Role = "test", voters: Sequence[str] = ()
+) -> str:
     """Return the name of a round's predictions for the rows of a fold or for the holdout.
 
     Args:
         round_index: the round.
         fold: the fold; `HOLDOUT` for the holdout.
         role: `test` or `validation`.
+        voters: URIs of further runs whose models vote.
     """
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
     file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
-    return f"{TRAININGS}/{round_index}/{folder}/{file}"
+    return f"{TRAININGS}/{round_index}/{folder}/{_votes_prefix(voters)}{file}"
+
+
+def figures_name(folds: Sequence[int], role: Role = "test", voters: Sequence[str] = ()) -> str:
+    """Return the name of the figures of a run's latest evaluation of some folds."""
+    suffix = "-validation" if role == "validation" else ""
+    suffix = "-holdout" if list(folds) == [HOLDOUT] else suffix
+    return f"{_votes_prefix(voters)}evaluation{suffix}.json"
+
+
+def _votes_prefix(voters: Sequence[str]) -> str:
+    """Return what tells files of several runs that vote from the run's own files."""
+    if not voters:
+        return ""
+    return f"votes-{hashlib.sha256(' '.join(sorted(voters)).encode()).hexdigest()[:12]}-"
 
 
 def evaluation_name(round_index: int) -> str:

@@ -24,6 +24,8 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("predicted", pa.bool_()),
         ("presence_logit", pa.float64()),
         ("lesion_probability", pa.float64()),
+        ("mask_spread", pa.float64()),
+        ("probability_spread", pa.float64()),
         ("tp", pa.int64()),
         ("fp", pa.int64()),
         ("fn", pa.int64()),
@@ -51,6 +53,8 @@ PREDICTIONS_SCHEMA = pa.schema(
 """A row per image and pass, with the fields of `MaskScores` and `MapScores`.
 
 Distances are in pixels of the original image.
+
+`mask_spread` and `probability_spread` are the disagreement of several models, and NaN for one.
 
 `objection` says why a published review objects to the image; empty without an objection.
 

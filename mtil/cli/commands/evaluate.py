@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_local, add_verbose_flag
+from mtil.cli.flags import (
+    CommandParsers,
+    add_command,
+    add_local,
+    add_verbose_flag,
+    add_voters_flag,
+)
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +45,7 @@ def add_evaluate_command(commands: CommandParsers) -> None:
         "--errors", action="store_true", help="also print in which images Dice is lost"
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
+    add_voters_flag(parser)
     add_local(parser, "score")
     add_verbose_flag(parser)
 
@@ -53,6 +60,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
         folds=options.fold,
         round_index=options.round,
         role=options.split,
+        voters=options.voters,
     )
     record, folds = request.run, list(request.folds)
     num_workers, gpus = _resources(record, options)
@@ -74,6 +82,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
                     folds,
                     number=request.round_index,
                     role=request.role,
+                    voters=request.voters,
                     num_workers=num_workers,
                     gpus_per_worker=gpus,
                     listen=listen,
@@ -82,7 +91,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     _print(figures, output)
     if options.errors:
         _print_errors(figures["errors"], output)
-    path = record.predictions_name(request.round_index, folds[0], request.role)
+    path = record.predictions_name(request.round_index, folds[0], request.role, request.voters)
     if len(folds) > 1:
         path = path.replace(f"fold-{folds[0]}", "fold-*")
     output.line(f"Per image: {record.uri}/{path}")
@@ -214,6 +223,12 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
         output.line(
             f"In millimetres, where pixel sizes are known ({millimetres['count']} images): hd95 "
             f"{_format(millimetres['hd95'])}, assd {_format(millimetres['assd'])}"
+        )
+    for name, risk in figures["uncertainty"].items():
+        output.line(
+            f"Spread of the models as uncertainty of {name}: area under the risk-coverage curve "
+            f"{_format(risk['area'])}, without an order {_format(risk['random'])}, at best "
+            f"{_format(risk['ideal'])}"
         )
     normal = classes["normal"]
     if normal["count"]:

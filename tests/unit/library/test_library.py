@@ -4,6 +4,7 @@ import csv
 import doctest
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -358,3 +359,65 @@ if __name__ == "__main__":
     assert refusal in done.stderr
     assert "next: mtil evaluate --local --run run" in done.stdout
     assert (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.fixture(scope="module")
+def voter_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of the same configuration with another seed; not to be changed."""
+    uri = str(tmp_path_factory.mktemp("voter") / "run")
+    mtil.train_fold(replace(config, seed=5), data_uri, uri)
+    return uri
+
+
+def test_runs_vote(run_uri: str, voter_uri: str, tmp_path: Path) -> None:
+    """The figures of two runs are of their averaged predictions, in files of their own."""
+    run = tmp_path / "run"
+    shutil.copytree(run_uri, run)
+    before = (run / "evaluation.json").exists()
+    figures = mtil.evaluate(str(run), voters=[voter_uri])
+    assert figures["voters"] == [voter_uri]
+    assert (run / "evaluation.json").exists() == before
+    (scores,) = run.glob("rounds/0/fold-0/votes-*-predictions.parquet")
+    assert len(list(run.glob("votes-*-evaluation.json"))) == 1
+    together = pq.read_table(scores).to_pylist()
+    alone = []
+    for uri in (str(run), voter_uri):
+        copy = tmp_path / f"copy-{len(alone)}"
+        shutil.copytree(uri, copy)
+        mtil.evaluate(str(copy))
+        (own,) = copy.glob("rounds/0/fold-0/predictions.parquet")
+        alone.append(pq.read_table(own).to_pylist())
+    for row, one, other in zip(together, *alone, strict=True):
+        values = [one["probability"], other["probability"]]
+        assert row["probability"] == pytest.approx(np.mean(values))
+        assert row["probability_spread"] == pytest.approx(np.std(values))
+        assert 0 <= row["mask_spread"] <= 1
+        assert np.isnan(one["mask_spread"])
+        assert row["model_sha256"] == f"{one['model_sha256']};{other['model_sha256']}"
+    assert figures["uncertainty"].keys() == {"masks", "classes"}
+    risks = [1 - row["dice"] for row in together if row["label"] < 2]
+    assert figures["uncertainty"]["masks"]["random"] == pytest.approx(np.mean(risks))
+
+
+def test_the_command_names_the_voters(
+    run_uri: str, voter_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_uri, run)
+    assert main(["evaluate", "--local", "--run", str(run), "--with", voter_uri]) == 0
+    printed = capsys.readouterr().out
+    assert "Spread of the models as uncertainty of masks: area under the risk-coverage" in printed
+    assert "votes-" in printed
+
+
+def test_runs_that_cannot_vote_together_are_refused(
+    config: Config, run_uri: str, data_uri: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="must vote once"):
+        mtil.evaluate(run_uri, voters=[run_uri])
+    foreign = Run.create(str(tmp_path / "foreign"), config, data_uri, "e" * 64)
+    with pytest.raises(DataError, match=r"must have one data set, but .* eeeeeeeeeeee"):
+        mtil.evaluate(run_uri, voters=[foreign.uri])
+    untrained = Run.create(str(tmp_path / "none"), config, data_uri, manifest.fingerprint)
+    with pytest.raises(DataError, match="must have a trained fold"):
+        mtil.evaluate(run_uri, voters=[untrained.uri])
