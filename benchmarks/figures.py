@@ -76,6 +76,8 @@ class Declaration:
     seeds: tuple[Annotated[int, Field(ge=0)], ...]
     split: Literal["validation", "test"]
     """Choices are made on `validation`; `test` is for the one look at the end."""
+    votes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Rows of runs that vote: all seeds of the named rows together, by name of the row."""
     budget_hours: Annotated[float, Field(gt=0)]
     """Hours of all trainings together, each on its own share of the machine."""
 
@@ -93,6 +95,22 @@ class Cell:
     """The run's folder."""
     arguments: tuple[str, ...]
     """Arguments of `mtil train` that make the configuration."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run, or of several that vote."""
+
+    last: Results
+    """Of the last pass."""
+    first: Results | None = None
+    """Of the first pass; None for runs of one pass."""
+    objected: frozenset[str] = frozenset()
+    """Ids of images to which a published review objects."""
+
+    def without_objections(self) -> Results:
+        """Return the rows of the last pass without an objection."""
+        return self.last.select(~np.isin(self.last.sample_id, sorted(self.objected)))
 
 
 @dataclass
@@ -119,6 +137,10 @@ def read_declaration(path: Path) -> Declaration:
         document.refuse(f"`against` must name a row, but is {declaration.against!r}")
     for row in declaration.rows:
         row_config(declaration, row)
+    for vote, rows in declaration.votes.items():
+        unknown = [row for row in rows if row not in declaration.rows]
+        if unknown or vote in declaration.rows or not rows:
+            document.refuse(f"the vote {vote!r} must have a name of its own and name rows")
     return declaration
 
 
@@ -180,20 +202,46 @@ def trained_seconds(cell: Cell, fold: int) -> float | None:
     return None if result is None else result.seconds
 
 
-def score_cell(cell: Cell, declaration: Declaration) -> Results | None:
+def score_cell(cell: Cell, declaration: Declaration) -> Scores | None:
     """Score a run's folds and return a row per image; None if a fold is not trained."""
     if any(trained_seconds(cell, fold) is None for fold in declaration.folds):
         return None
-    run = Run.open(cell.uri)
-    names = [run.predictions_name(0, fold, declaration.split) for fold in declaration.folds]
-    if not all((Path(cell.uri) / name).exists() for name in names):
+    return _read_scores(cell.uri, declaration, [])
+
+
+def score_vote(
+    cells: Sequence[Cell], rows: Sequence[str], declaration: Declaration
+) -> Scores | None:
+    """Score the runs of rows together; None if a fold of a run is not trained."""
+    voters = [cell for cell in cells if cell.row in rows]
+    if any(trained_seconds(cell, fold) is None for cell in voters for fold in declaration.folds):
+        return None
+    first, *others = (cell.uri for cell in voters)
+    return _read_scores(first, declaration, others)
+
+
+def _read_scores(uri: str, declaration: Declaration, voters: Sequence[str]) -> Scores:
+    """Return the scores of a run, alone or with voters; score first what is not scored yet."""
+    run = Run.open(uri)
+    uris = [Run.open(voter).uri for voter in voters]
+    names = [run.predictions_name(0, fold, declaration.split, uris) for fold in declaration.folds]
+    if not all((Path(uri) / name).exists() for name in names):
+        flags = [word for voter in voters for word in ("--with", voter)]
         run_mtil(
-            "evaluate", "--local", "--run", cell.uri, "--split", declaration.split,
-            "--fold", ",".join(map(str, declaration.folds)),
+            "evaluate", "--local", "--run", uri, "--split", declaration.split,
+            "--fold", ",".join(map(str, declaration.folds)), *flags,
         )  # fmt: skip
     scored = pa.concat_tables([read_scores(run.store, name) for name in names])
-    last_pass = pa.compute.max(scored["pass"])
-    return to_metric_results(scored.filter(pa.compute.equal(scored["pass"], last_pass)))
+    last = pa.compute.max(scored["pass"]).as_py()
+    first_pass, last_pass = (
+        scored.filter(pa.compute.equal(scored["pass"], number)) for number in (0, last)
+    )
+    objected = last_pass.filter(pa.compute.not_equal(last_pass["objection"], ""))
+    return Scores(
+        to_metric_results(last_pass),
+        to_metric_results(first_pass) if last else None,
+        frozenset(objected["sample_id"].to_pylist()),
+    )
 
 
 def run_mtil(*arguments: str) -> None:
@@ -216,32 +264,54 @@ def average(several: Sequence[Statistics]) -> Statistics:
     return statistics
 
 
-def fill(declaration: Declaration, scored: dict[str, list[Results]]) -> dict[str, Any]:
+def fill(declaration: Declaration, scored: dict[str, list[Scores]]) -> dict[str, Any]:
     """Return the figures of the rows with results, and their differences to `against`."""
-    statistics = {
-        row: average([make_statistics(table) for table in tables]) for row, tables in scored.items()
-    }
     rows: dict[str, Any] = {}
-    for row, tables in scored.items():
-        groups = tables[0].group
-        figures = bootstrap(groups, statistics[row])
+    for row, several in scored.items():
+        tables = [scores.last for scores in several]
         rows[row] = {
             "seeds": len(tables),
             "images": len(tables[0]),
-            "figures": {name: figures[name].as_json() for name in SHOWN},
+            "figures": _summarise(tables),
             "seed_dice": [float(np.nanmean(table.dice)) for table in tables],
             "by_class": _average_strata([summarise_by_class(table) for table in tables]),
             "by_size": _average_strata([summarise_by_size(table) for table in tables]),
         }
-        if row != declaration.against and declaration.against in scored:
-            others = scored[declaration.against]
-            if len(others) == len(tables):
-                gains = bootstrap(
-                    groups, difference(statistics[row], statistics[declaration.against])
-                )
-                rows[row]["difference"] = {name: gains[name].as_json() for name in COMPARED}
-                rows[row]["worse_images"] = _share_worse(tables, others)
+        if several[0].objected:
+            clean = [scores.without_objections() for scores in several]
+            rows[row]["without_objections"] = {
+                "tumours": int(clean[0].tumour.sum()),
+                "figures": _summarise(clean),
+            }
+        first = [scores.first for scores in several if scores.first is not None]
+        if len(first) == len(tables):
+            rows[row]["last_minus_first_pass"] = _compare(tables, first)
+        others = [scores.last for scores in scored.get(declaration.against, [])]
+        is_paired = len(others) == len(tables) or row in declaration.votes
+        if row != declaration.against and others and is_paired:
+            rows[row] |= _compare(tables, others)
     return rows
+
+
+def _average_statistics(tables: Sequence[Results]) -> Statistics:
+    return average([make_statistics(table) for table in tables])
+
+
+def _summarise(tables: Sequence[Results]) -> dict[str, Any]:
+    """Return the figures of tables of the same images, averaged, with intervals."""
+    figures = bootstrap(tables[0].group, _average_statistics(tables))
+    return {name: figures[name].as_json() for name in SHOWN}
+
+
+def _compare(tables: Sequence[Results], others: Sequence[Results]) -> dict[str, Any]:
+    """Return the paired differences of averaged figures, and the share of images that got worse."""
+    gains = bootstrap(
+        tables[0].group, difference(_average_statistics(tables), _average_statistics(others))
+    )
+    return {
+        "difference": {name: gains[name].as_json() for name in COMPARED},
+        "worse_images": _share_worse(tables, others),
+    }
 
 
 def _average_strata(several: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -321,16 +391,20 @@ def main(
         cells = list_cells(declaration, options.to, threads)
         budget = Budget(declaration.budget_hours)
         train_cells(cells, declaration, data, options.jobs, budget)
-        scored: dict[str, list[Results]] = {}
+        scored: dict[str, list[Scores]] = {}
         for cell in cells:
             table = score_cell(cell, declaration)
             if table is not None:
                 scored.setdefault(cell.row, []).append(table)
+        for vote, voting in declaration.votes.items():
+            table = score_vote(cells, voting, declaration)
+            if table is not None:
+                scored[vote] = [table]
     except UserError as error:
         sys.exit(f"{error}")
     rows = fill(declaration, scored)
     for row in rows:
-        own = [cell for cell in cells if cell.row == row]
+        own = [cell for cell in cells if cell.row in declaration.votes.get(row, (row,))]
         seconds = [trained_seconds(cell, fold) or 0 for cell in own for fold in declaration.folds]
         rows[row]["training_hours"] = sum(seconds) / 3600
     result = {

@@ -66,6 +66,8 @@ def test_every_table_can_be_read() -> None:
         ({"rows": {"plain": {"model.nothing": 1}}}, "model.nothing"),
         ({"split": "train"}, "split"),
         ({"budget_hours": 0}, "budget_hours"),
+        ({"votes": {"all": ["plain", "other"]}}, "the vote 'all' must"),
+        ({"votes": {"plain": ["plain"]}}, "the vote 'plain' must"),
     ],
 )
 def test_a_wrong_table_is_one_sentence(
@@ -88,7 +90,10 @@ def test_figures_are_averaged_over_seeds_and_differences_are_paired(tmp_path: Pa
             _results([0.5, 0.7, 0.9, 0.9], malignant, reversed_ranks),
         ],
     }
-    rows = figures.fill(_declaration(tmp_path), scored)
+    rows = figures.fill(
+        _declaration(tmp_path),
+        {row: [figures.Scores(table) for table in tables] for row, tables in scored.items()},
+    )
     assert rows["plain"]["figures"]["dice"]["value"] == pytest.approx(0.6)
     assert "difference" not in rows["plain"]
     row = rows["more classes"]
@@ -106,6 +111,21 @@ def test_figures_are_averaged_over_seeds_and_differences_are_paired(tmp_path: Pa
     assert "| +0.075 [" in text
 
 
+def test_passes_are_compared_and_objections_left_out_beside_all_images(tmp_path: Path) -> None:
+    malignant, probability = [True, False, True, False], [0.9, 0.1, 0.8, 0.2]
+    first = _results([0.2, 0.4, 0.6, 0.8], malignant, probability)
+    last = _results([0.3, 0.6, 0.6, 0.7], malignant, probability)
+    scores = figures.Scores(last, first, frozenset(["image 0"]))
+    row = figures.fill(_declaration(tmp_path), {"plain": [scores]})["plain"]
+    passes = row["last_minus_first_pass"]
+    assert passes["difference"]["dice"]["value"] == pytest.approx(0.05)
+    assert passes["worse_images"] == 0.25
+    assert row["figures"]["dice"]["value"] == pytest.approx(0.55)
+    clean = row["without_objections"]
+    assert clean["tumours"] == 3
+    assert clean["figures"]["dice"]["value"] == pytest.approx(1.9 / 3)
+
+
 @pytest.mark.slow
 def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     data_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +139,8 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     }
     rows = {name: values | quick for name, values in TABLE["rows"].items()}
     path = tmp_path / "quick.yaml"
-    path.write_text(json.dumps(TABLE | {"rows": rows}))
+    votes = {"both": ["plain", "more classes"]}
+    path.write_text(json.dumps(TABLE | {"rows": rows, "votes": votes}))
     shown: list[dict[str, Any]] = []
     arguments = [str(path), "--to", str(tmp_path / "to"), "--data", data_uri, "--jobs", "2"]
 
@@ -128,7 +149,10 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
         return shown[-1]
 
     first = fill()
-    assert first["rows"].keys() == rows.keys()
+    assert first["rows"].keys() == {*rows, "both"}
+    hours = {name: row["training_hours"] for name, row in first["rows"].items()}
+    assert hours["both"] == pytest.approx(hours["plain"] + hours["more classes"])
+    assert "difference" in first["rows"]["both"]
     assert first["not_trained"] == []
     assert 0 < first["used_hours"] < 1
     assert json.loads((tmp_path / "to" / "quick.json").read_text()) == first
