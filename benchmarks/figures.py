@@ -76,8 +76,8 @@ class Declaration:
     seeds: tuple[Annotated[int, Field(ge=0)], ...]
     split: Literal["validation", "test"]
     """Choices are made on `validation`; `test` is for the one look at the end."""
-    votes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Rows of runs that vote: all seeds of the named rows together, by name of the row."""
+    ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further rows: ensembles of all seeds of the named rows."""
     budget_hours: Annotated[float, Field(gt=0)]
     """Hours of all trainings together, each on its own share of the machine."""
 
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a run, or of several that vote."""
+    """The scores of a run, or of an ensemble."""
 
     last: Results
     """Of the last pass."""
@@ -137,10 +137,10 @@ def read_declaration(path: Path) -> Declaration:
         document.refuse(f"`against` must name a row, but is {declaration.against!r}")
     for row in declaration.rows:
         row_config(declaration, row)
-    for vote, rows in declaration.votes.items():
+    for name, rows in declaration.ensembles.items():
         unknown = [row for row in rows if row not in declaration.rows]
-        if unknown or vote in declaration.rows or not rows:
-            document.refuse(f"the vote {vote!r} must have a name of its own and name rows")
+        if unknown or name in declaration.rows or not rows:
+            document.refuse(f"the ensemble {name!r} must have a name of its own and name rows")
     return declaration
 
 
@@ -209,24 +209,24 @@ def score_cell(cell: Cell, declaration: Declaration) -> Scores | None:
     return _read_scores(cell.uri, declaration, [])
 
 
-def score_vote(
+def score_ensemble(
     cells: Sequence[Cell], rows: Sequence[str], declaration: Declaration
 ) -> Scores | None:
     """Score the runs of rows together; None if a fold of a run is not trained."""
-    voters = [cell for cell in cells if cell.row in rows]
-    if any(trained_seconds(cell, fold) is None for cell in voters for fold in declaration.folds):
+    members = [cell for cell in cells if cell.row in rows]
+    if any(trained_seconds(cell, fold) is None for cell in members for fold in declaration.folds):
         return None
-    first, *others = (cell.uri for cell in voters)
+    first, *others = (cell.uri for cell in members)
     return _read_scores(first, declaration, others)
 
 
-def _read_scores(uri: str, declaration: Declaration, voters: Sequence[str]) -> Scores:
-    """Return the scores of a run, alone or with voters; score first what is not scored yet."""
+def _read_scores(uri: str, declaration: Declaration, others: Sequence[str]) -> Scores:
+    """Return the scores of a run, alone or in an ensemble; score first what is not scored yet."""
     run = Run.open(uri)
-    uris = [Run.open(voter).uri for voter in voters]
+    uris = [Run.open(other).uri for other in others]
     names = [run.predictions_name(0, fold, declaration.split, uris) for fold in declaration.folds]
     if not all((Path(uri) / name).exists() for name in names):
-        flags = [word for voter in voters for word in ("--with", voter)]
+        flags = [word for other in others for word in ("--with", other)]
         run_mtil(
             "evaluate", "--local", "--run", uri, "--split", declaration.split,
             "--fold", ",".join(map(str, declaration.folds)), *flags,
@@ -287,7 +287,7 @@ def fill(declaration: Declaration, scored: dict[str, list[Scores]]) -> dict[str,
         if len(first) == len(tables):
             rows[row]["last_minus_first_pass"] = _compare(tables, first)
         others = [scores.last for scores in scored.get(declaration.against, [])]
-        is_paired = len(others) == len(tables) or row in declaration.votes
+        is_paired = len(others) == len(tables) or row in declaration.ensembles
         if row != declaration.against and others and is_paired:
             rows[row] |= _compare(tables, others)
     return rows
@@ -396,15 +396,15 @@ def main(
             table = score_cell(cell, declaration)
             if table is not None:
                 scored.setdefault(cell.row, []).append(table)
-        for vote, voting in declaration.votes.items():
-            table = score_vote(cells, voting, declaration)
+        for name, members in declaration.ensembles.items():
+            table = score_ensemble(cells, members, declaration)
             if table is not None:
-                scored[vote] = [table]
+                scored[name] = [table]
     except UserError as error:
         sys.exit(f"{error}")
     rows = fill(declaration, scored)
     for row in rows:
-        own = [cell for cell in cells if cell.row in declaration.votes.get(row, (row,))]
+        own = [cell for cell in cells if cell.row in declaration.ensembles.get(row, (row,))]
         seconds = [trained_seconds(cell, fold) or 0 for cell in own for fold in declaration.folds]
         rows[row]["training_hours"] = sum(seconds) / 3600
     result = {

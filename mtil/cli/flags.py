@@ -81,11 +81,11 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_verbose_flag(parser)
 
 
-def add_voters_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--with`, which names further runs whose models vote."""
+def add_ensemble_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--with`, which names the further runs of an ensemble."""
     parser.add_argument(
         "--with",
-        dest="voters",
+        dest="others",
         action="append",
         default=[],
         metavar="RUN",

@@ -14,7 +14,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Role, parse_folds, select_rows
 from mtil.errors import DataError
 from mtil.prediction.evaluation import evaluate_predictions, store_predictions
-from mtil.prediction.units import ScoringUnit, UnitScorer, check_voters, list_units
+from mtil.prediction.units import ScoringUnit, UnitScorer, check_ensemble, list_units
 from mtil.process.limits import num_cpus
 from mtil.run.folder import Run
 from mtil.run.names import figures_name
@@ -35,8 +35,8 @@ class EvaluationRequest:
     """Fold indices; `(HOLDOUT,)` for the holdout."""
     role: Role = "test"
     """`test`, or `validation` for the inner validation rows of the folds."""
-    voters: tuple[str, ...] = ()
-    """URIs of further runs whose models vote with the run's."""
+    others: tuple[str, ...] = ()
+    """URIs of the further runs of an ensemble."""
 
 
 def request_evaluation(
@@ -46,7 +46,7 @@ def request_evaluation(
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
     role: Role = "test",
-    voters: Sequence[str] = (),
+    others: Sequence[str] = (),
 ) -> EvaluationRequest:
     """Check that a run, its data set and all models can score rows of folds.
 
@@ -57,13 +57,13 @@ def request_evaluation(
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
         role: `test`, or `validation` for the inner validation rows of the folds.
-        voters: further runs of the same data set. A fold's rows are scored by the models of the
+        others: further runs of the same data set. A fold's rows are scored by the models of the
             fold of all runs, each of its last round, whose predictions are averaged.
 
     Raises:
         DataError: if the round or a fold is not trained, the run used a different data set, a row
-            is in the inner validation part of several folds, or a voter has another data set or
-            number of passes.
+            is in the inner validation part of several folds, or another run has a different data
+            set or number of passes.
         CheckpointError: if a model file is damaged.
     """
     run = Run.open(run_uri)
@@ -93,14 +93,14 @@ def request_evaluation(
     for fold in chosen:
         select_rows(manifest, fold, role)
         check_test_models(run, round_index, fold)
-        check_voters(run, round_index, fold, voters)
+        check_ensemble(run, round_index, fold, others)
     return EvaluationRequest(
         run=run,
         manifest=manifest,
         round_index=round_index,
         folds=tuple(chosen),
         role=role,
-        voters=tuple(open_store(voter).uri for voter in voters),
+        others=tuple(open_store(other).uri for other in others),
     )
 
 
@@ -110,7 +110,7 @@ def evaluate(
     data: str | None = None,
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
-    voters: Sequence[str] = (),
+    others: Sequence[str] = (),
     listen: EvaluationListener = lambda line: None,
 ) -> dict[str, Any]:
     """Score the test folds of a run in this process, without Ray, and return the figures.
@@ -125,7 +125,7 @@ def evaluate(
         folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
-        voters: further runs of the same data set, whose predictions are averaged with the run's.
+        others: further runs of the same data set, whose predictions are averaged with the run's.
         listen: called with `{"kind": "scored", "images": int, "of": int}` after every few images.
             `images` counts the scored images, `of` all images.
 
@@ -146,7 +146,7 @@ def evaluate(
         ['high', 'low', 'value']
     """
     request = request_evaluation(
-        run, data=data, folds=folds, round_index=round_index, voters=voters
+        run, data=data, folds=folds, round_index=round_index, others=others
     )
     return store_figures(request, score_folds(request, listen), run)
 
@@ -185,7 +185,7 @@ def score_folds(
         if device.type == "cpu":
             prepare_device(0.0)  # one thread
         # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
-        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device, request.voters)
+        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device, request.others)
 
     def score(unit: ScoringUnit) -> pa.Table:
         table: pa.Table = scorers.own.score(unit)
@@ -204,7 +204,7 @@ def score_folds(
         request.round_index,
         request.folds,
         request.role,
-        request.voters,
+        request.others,
     )
 
 
@@ -214,8 +214,8 @@ def store_figures(
     """Compute the figures of scored rows, write them to the run and return them.
 
     The file is `evaluation.json`, `evaluation-holdout.json` for the holdout, or
-    `evaluation-validation.json` for inner validation rows. With voters its name begins with
-    `votes-` and a digest of their names.
+    `evaluation-validation.json` for inner validation rows. For an ensemble its name begins with
+    `ensemble-` and a digest of the names of the other runs.
 
     Args:
         request: the folds, from `request_evaluation`.
@@ -226,9 +226,9 @@ def store_figures(
     figures = {
         "round": request.round_index,
         "split": request.role,
-        "voters": list(request.voters),
+        "ensemble": list(request.others),
         **evaluate_predictions(predictions, run_uri=run_uri, folds=folds),
     }
-    name = figures_name(folds, request.role, request.voters)
+    name = figures_name(folds, request.role, request.others)
     request.run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     return figures

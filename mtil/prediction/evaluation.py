@@ -170,7 +170,7 @@ def store_predictions(
     number: int,
     folds: Sequence[int],
     role: Role = "test",
-    voters: Sequence[str] = (),
+    others: Sequence[str] = (),
 ) -> pa.Table:
     """Check a round's scored rows, write each fold's table to the run and return all rows.
 
@@ -181,7 +181,7 @@ def store_predictions(
         number: the round whose models scored them.
         folds: which folds.
         role: the role of the rows in the folds.
-        voters: URIs of further runs whose models voted.
+        others: URIs of the further runs of an ensemble.
 
     Returns:
         the rows, ordered by fold, id and pass.
@@ -199,7 +199,7 @@ def store_predictions(
         )
         sink = io.BytesIO()
         pq.write_table(of_fold, sink)
-        run.store.write(run.predictions_name(number, fold, role, voters), sink.getvalue())
+        run.store.write(run.predictions_name(number, fold, role, others), sink.getvalue())
     return predictions
 
 

@@ -304,8 +304,8 @@ def load_chains(*sources: str) -> list[list[TrainedModel]]:
     if len(passes) > 1:
         (few, one), (many, other) = sorted(passes.items())[:2]
         raise DataError(
-            f"Models that vote must make equally many passes, but those of {one} make {few} and "
-            f"those of {other} {many}; name runs with equal `circle` and `zoom` keys."
+            "The models of an ensemble must make equally many passes, but those of "
+            f"{one} make {few} and those of {other} {many}; name runs with equal `circle` and `zoom` keys."
         )
     return [chain for _, chain in chains]
 

@@ -51,10 +51,10 @@ class UnitScorer:
         data_uri: str,
         round_index: int,
         device: "torch.device",
-        voters: Sequence[str] = (),
+        others: Sequence[str] = (),
     ) -> None:
         self._run, self._round, self._device = Run.open(run_uri), round_index, device
-        self._voters = [Run.open(voter) for voter in voters]
+        self._others = [Run.open(uri) for uri in others]
         self._store = open_store(data_uri)
         self._manifest = self._run.manifest(data_uri)
         self._chains: dict[int, list[list[Predictor]]] = {}
@@ -70,7 +70,7 @@ class UnitScorer:
                 build_predictors(models, self._device)
                 for models in (
                     *load_model_chains(self._run, self._round, unit.fold),
-                    *_load_voters(self._voters, unit.fold),
+                    *_load_other_chains(self._others, unit.fold),
                 )
             ]
         # A shard's units come in sequence, so a cache of one shard is enough.
@@ -87,37 +87,40 @@ class UnitScorer:
         return score_chains(chosen, self._chains[unit.fold])
 
 
-def check_voters(run: Run, round_index: int, fold: int, voters: Sequence[str]) -> None:
-    """Check that the models of further runs can vote with a run's models of a round and fold.
+def check_ensemble(run: Run, round_index: int, fold: int, others: Sequence[str]) -> None:
+    """Check that further runs can form an ensemble with the models of a run's round and fold.
 
     Raises:
-        DataError: if a voter has another data set or number of passes, or the fold is not trained.
+        DataError: if another run has a different data set or number of passes, or the fold is not
+            trained.
         CheckpointError: if a model file is damaged.
     """
-    if not voters:
+    if not others:
         return
     from mtil.prediction.predictor import count_passes
 
-    others = [Run.open(voter) for voter in voters]
-    for other in others:
+    runs = [Run.open(uri) for uri in others]
+    for other in runs:
         if other.fingerprint != run.fingerprint:
             raise DataError(
-                f"Runs that vote must have one data set, but {run.uri} has the fingerprint "
-                f"{run.fingerprint[:12]}… and {other.uri} {other.fingerprint[:12]}…; name a run of "
+                f"The runs of an ensemble must have one data set, but {run.uri} has the "
+                f"fingerprint {run.fingerprint[:12]}… and {other.uri} {other.fingerprint[:12]}…; name a run of "
                 "the same data set."
             )
         if other.uri == run.uri:
-            raise DataError(f"A run must vote once, but {run.uri} is named twice; name another.")
-    chains = [*load_model_chains(run, round_index, fold), *_load_voters(others, fold)]
+            raise DataError(
+                f"An ensemble must have each run once, but {run.uri} is named twice; name another."
+            )
+    chains = [*load_model_chains(run, round_index, fold), *_load_other_chains(runs, fold)]
     passes = sorted({count_passes(chain) for chain in chains})
     if len(passes) > 1:
         raise DataError(
-            f"Runs that vote must make equally many passes, but these make {passes[0]} and "
-            f"{passes[-1]}; name runs with equal `circle` and `zoom` keys."
+            "The runs of an ensemble must make equally many passes, but these make "
+            f"{passes[0]} and {passes[-1]}; name runs with equal `circle` and `zoom` keys."
         )
 
 
-def _load_voters(runs: Sequence[Run], fold: int) -> "list[list[TrainedModel]]":
+def _load_other_chains(runs: Sequence[Run], fold: int) -> "list[list[TrainedModel]]":
     """Return the chains of models of a fold, each run's of its last round."""
     return [chain for run in runs for chain in load_model_chains(run, run.last_round(), fold)]
 

@@ -189,10 +189,10 @@ class Run:
         return names.training_folder(training)
 
     def predictions_name(
-        self, round_index: int, fold: int, role: Role = "test", voters: Sequence[str] = ()
+        self, round_index: int, fold: int, role: Role = "test", others: Sequence[str] = ()
     ) -> str:
         """Return the name of a round's predictions for a fold's rows or the holdout."""
-        return names.predictions_name(round_index, fold, role, voters)
+        return names.predictions_name(round_index, fold, role, others)
 
     def evaluation_name(self, round_index: int) -> str:
         """Return the name of a round's figures over all folds."""

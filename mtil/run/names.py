@@ -39,7 +39,7 @@ _MODEL = r"model-[0-9a-f]{12}\.pt"
 _MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
 # Predictions lie beside the files of a training, but are written by an evaluation.
-_NO_PREDICTIONS = rf"(?!votes-|{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
+_NO_PREDICTIONS = rf"(?!ensemble-|{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
 _TRAINING_FILE = re.compile(rf"{_TRAINING}/({_NO_PREDICTIONS}[^/]+(?:/[^/]+)?)")
 _DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
@@ -94,7 +94,7 @@ def initial_model_name(fold: int) -> str:
 
 
 def predictions_name(
-    round_index: int, fold: int, role: Role = "test", voters: Sequence[str] = ()
+    round_index: int, fold: int, role: Role = "test", others: Sequence[str] = ()
 ) -> str:
     """Return the name of a round's predictions for the rows of a fold or for the holdout.
 
@@ -102,25 +102,25 @@ def predictions_name(
         round_index: the round.
         fold: the fold; `HOLDOUT` for the holdout.
         role: `test` or `validation`.
-        voters: URIs of further runs whose models vote.
+        others: URIs of the further runs of an ensemble.
     """
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
     file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
-    return f"{TRAININGS}/{round_index}/{folder}/{_votes_prefix(voters)}{file}"
+    return f"{TRAININGS}/{round_index}/{folder}/{_ensemble_prefix(others)}{file}"
 
 
-def figures_name(folds: Sequence[int], role: Role = "test", voters: Sequence[str] = ()) -> str:
+def figures_name(folds: Sequence[int], role: Role = "test", others: Sequence[str] = ()) -> str:
     """Return the name of the figures of a run's latest evaluation of some folds."""
     suffix = "-validation" if role == "validation" else ""
     suffix = "-holdout" if list(folds) == [HOLDOUT] else suffix
-    return f"{_votes_prefix(voters)}evaluation{suffix}.json"
+    return f"{_ensemble_prefix(others)}evaluation{suffix}.json"
 
 
-def _votes_prefix(voters: Sequence[str]) -> str:
-    """Return what tells files of several runs that vote from the run's own files."""
-    if not voters:
+def _ensemble_prefix(others: Sequence[str]) -> str:
+    """Return the beginning of the names of an ensemble's files; empty for a run alone."""
+    if not others:
         return ""
-    return f"votes-{hashlib.sha256(' '.join(sorted(voters)).encode()).hexdigest()[:12]}-"
+    return f"ensemble-{hashlib.sha256(' '.join(sorted(others)).encode()).hexdigest()[:12]}-"
 
 
 def evaluation_name(round_index: int) -> str:

@@ -66,8 +66,8 @@ def test_every_table_can_be_read() -> None:
         ({"rows": {"plain": {"model.nothing": 1}}}, "model.nothing"),
         ({"split": "train"}, "split"),
         ({"budget_hours": 0}, "budget_hours"),
-        ({"votes": {"all": ["plain", "other"]}}, "the vote 'all' must"),
-        ({"votes": {"plain": ["plain"]}}, "the vote 'plain' must"),
+        ({"ensembles": {"all": ["plain", "other"]}}, "the ensemble 'all' must"),
+        ({"ensembles": {"plain": ["plain"]}}, "the ensemble 'plain' must"),
     ],
 )
 def test_a_wrong_table_is_one_sentence(
@@ -139,8 +139,8 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     }
     rows = {name: values | quick for name, values in TABLE["rows"].items()}
     path = tmp_path / "quick.yaml"
-    votes = {"both": ["plain", "more classes"]}
-    path.write_text(json.dumps(TABLE | {"rows": rows, "votes": votes}))
+    ensembles = {"both": ["plain", "more classes"]}
+    path.write_text(json.dumps(TABLE | {"rows": rows, "ensembles": ensembles}))
     shown: list[dict[str, Any]] = []
     arguments = [str(path), "--to", str(tmp_path / "to"), "--data", data_uri, "--jobs", "2"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mtil.cli.flags import (
     CommandParsers,
     add_command,
+    add_ensemble_flag,
     add_local,
     add_verbose_flag,
-    add_voters_flag,
 )
 from mtil.errors import ConfigError
 
@@ -45,7 +45,7 @@ def add_evaluate_command(commands: CommandParsers) -> None:
         "--errors", action="store_true", help="also print in which images Dice is lost"
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
-    add_voters_flag(parser)
+    add_ensemble_flag(parser)
     add_local(parser, "score")
     add_verbose_flag(parser)
 
@@ -60,7 +60,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
         folds=options.fold,
         round_index=options.round,
         role=options.split,
-        voters=options.voters,
+        others=options.others,
     )
     record, folds = request.run, list(request.folds)
     num_workers, gpus = _resources(record, options)
@@ -82,7 +82,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
                     folds,
                     number=request.round_index,
                     role=request.role,
-                    voters=request.voters,
+                    others=request.others,
                     num_workers=num_workers,
                     gpus_per_worker=gpus,
                     listen=listen,
@@ -91,7 +91,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     _print(figures, output)
     if options.errors:
         _print_errors(figures["errors"], output)
-    path = record.predictions_name(request.round_index, folds[0], request.role, request.voters)
+    path = record.predictions_name(request.round_index, folds[0], request.role, request.others)
     if len(folds) > 1:
         path = path.replace(f"fold-{folds[0]}", "fold-*")
     output.line(f"Per image: {record.uri}/{path}")

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_voters_flag
+from mtil.cli.flags import CommandParsers, add_command, add_ensemble_flag
 
 if TYPE_CHECKING:
     from mtil.cli.console import CommandOutput, ProgressBar
@@ -21,7 +21,7 @@ def add_predict_command(commands: CommandParsers) -> None:
     parser.add_argument(
         "out", metavar="OUT", help="folder or bucket prefix for masks, overlays and CSV"
     )
-    add_voters_flag(parser)
+    add_ensemble_flag(parser)
 
 
 def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
@@ -33,7 +33,7 @@ def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
             options.model,
             options.input,
             options.out,
-            others=options.voters,
+            others=options.others,
             listen=lambda line: _show(line, bar, output),
         )
     files = summary["files"]

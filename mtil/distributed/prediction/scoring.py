@@ -31,13 +31,13 @@ class ScoringActor:
         data_uri: str,
         round_index: int,
         gpus: float,
-        voters: Sequence[str] = (),
+        others: Sequence[str] = (),
     ) -> None:
         # Imported here: the driver does not need PyTorch.
         from mtil.models.devices import prepare_device
         from mtil.prediction.units import UnitScorer
 
-        self._scorer = UnitScorer(run_uri, data_uri, round_index, prepare_device(gpus), voters)
+        self._scorer = UnitScorer(run_uri, data_uri, round_index, prepare_device(gpus), others)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit of work in the block."""
@@ -51,7 +51,7 @@ def predict_folds(
     *,
     number: int = 0,
     role: Role = "test",
-    voters: Sequence[str] = (),
+    others: Sequence[str] = (),
     num_workers: int | None = None,
     gpus_per_worker: float = 0.0,
     listen: Callable[[dict[str, Any]], None],
@@ -66,7 +66,7 @@ def predict_folds(
         folds: folds whose rows are scored.
         number: round of the models.
         role: `test`, or `validation` for the inner validation rows.
-        voters: URIs of further runs whose models vote.
+        others: URIs of the further runs of an ensemble.
         num_workers: number of actors. By default as many as there are CPUs.
         gpus_per_worker: GPUs reserved per actor.
         listen: receives `{"kind": "scored", "images", "of"}`.
@@ -89,7 +89,7 @@ def predict_folds(
     with unwrap_errors():
         scored = make_unit_dataset([asdict(unit) for unit in units]).map_batches(
             ScoringActor,
-            fn_constructor_args=(run.uri, run.data_uri, number, gpus_per_worker, tuple(voters)),
+            fn_constructor_args=(run.uri, run.data_uri, number, gpus_per_worker, tuple(others)),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -101,7 +101,7 @@ def predict_folds(
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
             listen({"kind": "scored", "images": images, "of": num_images})
-    return store_predictions(run, manifest, tables, number, folds, role, voters)
+    return store_predictions(run, manifest, tables, number, folds, role, others)
 
 
 def make_actor_pool(

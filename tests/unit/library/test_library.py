@@ -362,26 +362,26 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def voter_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def other_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run of the same configuration with another seed; not to be changed."""
-    uri = str(tmp_path_factory.mktemp("voter") / "run")
+    uri = str(tmp_path_factory.mktemp("other") / "run")
     mtil.train_fold(replace(config, seed=5), data_uri, uri)
     return uri
 
 
-def test_runs_vote(run_uri: str, voter_uri: str, tmp_path: Path) -> None:
+def test_runs_form_an_ensemble(run_uri: str, other_uri: str, tmp_path: Path) -> None:
     """The figures of two runs are of their averaged predictions, in files of their own."""
     run = tmp_path / "run"
     shutil.copytree(run_uri, run)
     before = (run / "evaluation.json").exists()
-    figures = mtil.evaluate(str(run), voters=[voter_uri])
-    assert figures["voters"] == [voter_uri]
+    figures = mtil.evaluate(str(run), others=[other_uri])
+    assert figures["ensemble"] == [other_uri]
     assert (run / "evaluation.json").exists() == before
-    (scores,) = run.glob("rounds/0/fold-0/votes-*-predictions.parquet")
-    assert len(list(run.glob("votes-*-evaluation.json"))) == 1
+    (scores,) = run.glob("rounds/0/fold-0/ensemble-*-predictions.parquet")
+    assert len(list(run.glob("ensemble-*-evaluation.json"))) == 1
     together = pq.read_table(scores).to_pylist()
     alone = []
-    for uri in (str(run), voter_uri):
+    for uri in (str(run), other_uri):
         copy = tmp_path / f"copy-{len(alone)}"
         shutil.copytree(uri, copy)
         mtil.evaluate(str(copy))
@@ -399,25 +399,25 @@ def test_runs_vote(run_uri: str, voter_uri: str, tmp_path: Path) -> None:
     assert figures["uncertainty"]["masks"]["random"] == pytest.approx(np.mean(risks))
 
 
-def test_the_command_names_the_voters(
-    run_uri: str, voter_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_names_the_other_runs(
+    run_uri: str, other_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_uri, run)
-    assert main(["evaluate", "--local", "--run", str(run), "--with", voter_uri]) == 0
+    assert main(["evaluate", "--local", "--run", str(run), "--with", other_uri]) == 0
     printed = capsys.readouterr().out
     assert "Spread of the models as uncertainty of masks: area under the risk-coverage" in printed
-    assert "votes-" in printed
+    assert "ensemble-" in printed
 
 
-def test_runs_that_cannot_vote_together_are_refused(
+def test_runs_that_form_no_ensemble_are_refused(
     config: Config, run_uri: str, data_uri: str, manifest: Manifest, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="must vote once"):
-        mtil.evaluate(run_uri, voters=[run_uri])
+    with pytest.raises(DataError, match="must have each run once"):
+        mtil.evaluate(run_uri, others=[run_uri])
     foreign = Run.create(str(tmp_path / "foreign"), config, data_uri, "e" * 64)
     with pytest.raises(DataError, match=r"must have one data set, but .* eeeeeeeeeeee"):
-        mtil.evaluate(run_uri, voters=[foreign.uri])
+        mtil.evaluate(run_uri, others=[foreign.uri])
     untrained = Run.create(str(tmp_path / "none"), config, data_uri, manifest.fingerprint)
     with pytest.raises(DataError, match="must have a trained fold"):
-        mtil.evaluate(run_uri, voters=[untrained.uri])
+        mtil.evaluate(run_uri, others=[untrained.uri])

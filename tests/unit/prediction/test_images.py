@@ -292,7 +292,7 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
         assert row["fingerprint"] == "f" * 64
 
 
-def test_further_runs_vote_too(run: str, images: Path, tmp_path: Path) -> None:
+def test_further_runs_join_the_ensemble(run: str, images: Path, tmp_path: Path) -> None:
     """Two folds of a run and a model of another: the mean of three, and their spread."""
     other = tmp_path / "other.pt"
     other.write_bytes(model_to_bytes(tiny_model(5)))
@@ -313,7 +313,7 @@ def test_further_runs_vote_too(run: str, images: Path, tmp_path: Path) -> None:
         assert singles[0][name]["mask_spread"] == singles[0][name]["probability_spread"] == ""
 
 
-def test_models_of_unequal_passes_do_not_vote_together(tmp_path: Path) -> None:
+def test_models_of_unequal_passes_form_no_ensemble(tmp_path: Path) -> None:
     sources = []
     for number in (1, 2):
         path = tmp_path / f"{number}.pt"
