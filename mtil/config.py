@@ -14,7 +14,7 @@ from dataclasses import field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from mtil.documents import Document, format_value, shorten_text
@@ -67,6 +67,19 @@ class DataConfig:
     """Number of shards shuffled together in each stream."""
     normals: bool = True
     """Train on images without a lesion, too."""
+    source_weights: tuple[tuple[str, NonNegative], ...] = ()
+    """Weight of the images of a source in all loss terms, by name of the source, such as
+    `{bus-bra: 0.3}`; 1 for sources that are not named."""
+
+    @field_validator("source_weights", mode="before")
+    @classmethod
+    def _list_pairs(cls, value: object) -> object:
+        """Accept a mapping, as users write it; store pairs, sorted by name."""
+        pairs = sorted(value.items(), key=str) if isinstance(value, dict) else value
+        if not isinstance(pairs, list):
+            return pairs
+        # Strict types accept no lists for tuples that have passed a validator.
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,6 +9,7 @@ from mtil.config import Config, compute_config_digest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import InnerDivision, RowSelection, count_rows, select_rows
 from mtil.data.dataset.shards import HOLDOUT
+from mtil.data.dataset.source_weights import SourceWeights
 from mtil.errors import DataError
 from mtil.run import maps
 from mtil.run.folder import Run
@@ -71,6 +72,16 @@ def count_steps_per_epoch(config: Config, manifest: Manifest, training: Train) -
     return steps
 
 
+def make_source_weights(config: Config, manifest: Manifest) -> SourceWeights | None:
+    """Return the weights of the images by source; None if all images weigh the same.
+
+    Raises:
+        ConfigError: if `data.source_weights` names an unknown source, or leaves no image a weight.
+    """
+    weights = dict(config.data.source_weights)
+    return SourceWeights(manifest.sources, weights) if weights else None
+
+
 def check_plan(plan: CirclePlan, config: Config, manifest: Manifest) -> None:
     """Check that a circle can be trained: the encoder exists and all actions have enough rows.
 
@@ -91,12 +102,13 @@ def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> Non
     """Check that folds can be trained and validated.
 
     Raises:
-        ConfigError: if the encoder is unknown.
+        ConfigError: if the encoder or a source in `data.source_weights` is unknown.
         DataError: if a fold has too few training rows or no validation rows.
     """
     from mtil.models.encoders import build_encoder
 
     build_encoder(config.model.encoder)
+    make_source_weights(config, manifest)
     for fold in folds:
         count_steps_per_epoch(config, manifest, Train(0, fold))
         select_rows(manifest, fold, "validation")

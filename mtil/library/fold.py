@@ -16,6 +16,7 @@ from mtil.circle.inputs import (
     count_steps_per_epoch,
     list_own_test_models,
     load_initial_weights,
+    make_source_weights,
     select_training_rows,
 )
 from mtil.data.dataset.batches import Batch, EpochPlan
@@ -163,6 +164,7 @@ class FoldTraining:
             earlier=[model.network() for model in self._earlier_models()],
             initial=load_initial_weights(self.run, self.training),
             number=self.training.round,
+            weights=make_source_weights(self.config, self.manifest),
         )
 
     def _make_plan(self, role: Role) -> EpochPlan:

@@ -305,7 +305,8 @@ def load_chains(*sources: str) -> list[list[TrainedModel]]:
         (few, one), (many, other) = sorted(passes.items())[:2]
         raise DataError(
             "The models of an ensemble must make equally many passes, but those of "
-            f"{one} make {few} and those of {other} {many}; name runs with equal `circle` and `zoom` keys."
+            f"{one} make {few} and those of {other} {many}; name runs with equal `circle` and "
+            "`zoom` keys."
         )
     return [chain for _, chain in chains]
 

@@ -104,8 +104,8 @@ def check_ensemble(run: Run, round_index: int, fold: int, others: Sequence[str])
         if other.fingerprint != run.fingerprint:
             raise DataError(
                 f"The runs of an ensemble must have one data set, but {run.uri} has the "
-                f"fingerprint {run.fingerprint[:12]}… and {other.uri} {other.fingerprint[:12]}…; name a run of "
-                "the same data set."
+                f"fingerprint {run.fingerprint[:12]}… and {other.uri} "
+                f"{other.fingerprint[:12]}…; name a run of the same data set."
             )
         if other.uri == run.uri:
             raise DataError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.order import worker_positions
+from mtil.data.dataset.source_weights import SourceWeights
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
@@ -57,6 +58,7 @@ class TrainingStep(nn.Module):
         draws: Tensor | None = None,
         counts: StepCounts | None = None,
         zoom: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
@@ -75,13 +77,14 @@ class TrainingStep(nn.Module):
                 leaves the choice to torch's global generator.
             counts: counts over the whole step; by default the counts of this batch.
             zoom: enlargement (b,) of the images in octaves; None equals all zeros.
+            weight: weight (b,) of the images in the loss; None equals all ones.
         """
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
             output = self.network(
                 image, prior, draws=None if draws is None else draws[index], zoom=zoom
             )
-            passes.append(self.objective(output, mask, label, counts))
+            passes.append(self.objective(output, mask, label, counts, weight))
             if index + 1 < num_passes:
                 prior = output.as_prior()
         if num_passes == 1:
@@ -132,6 +135,7 @@ class TrainingEngine:
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
         number: int = 0,
+        weights: SourceWeights | None = None,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -147,6 +151,7 @@ class TrainingEngine:
             initial: weights to start from, for example of a previous round's model; other weights
                 start as usual.
             number: index of the round; changes the random numbers of all epochs.
+            weights: weights of the images in the loss; by default all images weigh the same.
         """
         torch.manual_seed(config.seed)
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
@@ -160,6 +165,7 @@ class TrainingEngine:
             [net.to(device, self._dtype).eval() for net in earlier],
         )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
+        self._weights = weights
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
@@ -215,7 +221,9 @@ class TrainingEngine:
             num_passes = random.num_passes(index)
             draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            drawn = drawn._replace(image=image, mask=mask, prior=prior)
+            drawn = drawn._replace(
+                image=image, mask=mask, prior=prior, weight=self._weigh(batch.sample_id)
+            )
             terms = self._add_gradients(drawn, num_passes, draws)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
@@ -238,7 +246,7 @@ class TrainingEngine:
         Returns:
             The loss terms of the whole step.
         """
-        own = StepCounts.of(batch.label, self._dtype)
+        own = StepCounts.of(batch.label, self._dtype, batch.weight)
         counts = StepCounts(*self._group.sum(torch.stack(own)))
         slices = self._micro_batches(len(batch.label))
         parts: list[dict[str, Tensor]] = []
@@ -259,6 +267,7 @@ class TrainingEngine:
                     None if draws is None else draws[:, rows],
                     counts,
                     None if batch.zoom is None else batch.zoom[rows],
+                    None if batch.weight is None else batch.weight[rows],
                 )
             # The group averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
@@ -364,6 +373,13 @@ class TrainingEngine:
         draws = images.uniforms(Purpose.LAYERS, num_passes * num_draws)
         by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
         return move_to_device(by_pass, self.device)
+
+    def _weigh(self, sample_ids: Sequence[str]) -> Tensor | None:
+        """Return the weight of each image in the loss; None if all weigh the same."""
+        if self._weights is None:
+            return None
+        weights = torch.from_numpy(self._weights(sample_ids)).to(self._dtype)
+        return move_to_device(weights, self.device)
 
     def _draw_windows(self, batch: Batch, images: ImageRandomness) -> list[Window | None] | None:
         """Return the window of each image; None without a zoom pass."""

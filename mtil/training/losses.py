@@ -21,6 +21,7 @@ class StepCounts(NamedTuple):
     """Counts over all images of an optimiser step: of all workers and all micro-batches.
 
     Divisors of the loss terms. The terms of parts of a step then add up to the terms of the whole.
+    With weights, sums of the images' weights instead of counts.
     """
 
     images: Float[Tensor, ""]
@@ -28,10 +29,18 @@ class StepCounts(NamedTuple):
     """Images with a lesion."""
 
     @classmethod
-    def of(cls, label: Int[Tensor, "b"], dtype: torch.dtype = torch.float32) -> "StepCounts":
+    def of(
+        cls,
+        label: Int[Tensor, "b"],
+        dtype: torch.dtype = torch.float32,
+        weight: Float[Tensor, "b"] | None = None,
+    ) -> "StepCounts":
         """Count the images of one batch."""
+        tumour = label != NORMAL
+        if weight is not None:
+            return cls(weight.sum().to(dtype), torch.where(tumour, weight, 0).sum().to(dtype))
         images = torch.full((), len(label), dtype=dtype, device=label.device)
-        return cls(images, (label != NORMAL).sum().to(dtype))
+        return cls(images, tumour.sum().to(dtype))
 
 
 class TrainingObjective(nn.Module):
@@ -69,6 +78,7 @@ class TrainingObjective(nn.Module):
         mask: Float[Tensor, "b 1 h w"],
         label: Int[Tensor, "b"],
         counts: StepCounts | None = None,
+        weight: Float[Tensor, "b"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted loss terms `segmentation`, `classification` and `presence`.
 
@@ -81,18 +91,19 @@ class TrainingObjective(nn.Module):
             mask: 1 in the lesion, 0 elsewhere.
             label: 0 benign, 1 malignant, 2 normal.
             counts: counts over the whole step; by default the counts of this batch.
+            weight: weight of each image in all terms; None equals all ones.
         """
         config = self.config
         # Autocast computes logits in bf16; sums over pixels need more digits.
         malignant = widen(output.malignant)
         if counts is None:
-            counts = StepCounts.of(label, malignant.dtype)
+            counts = StepCounts.of(label, malignant.dtype, weight)
         terms = {
-            "segmentation": self.segmentation(output, mask, label != NORMAL, counts),
-            "classification": self.classification(malignant, label == MALIGNANT, counts),
+            "segmentation": self.segmentation(output, mask, label != NORMAL, counts, weight),
+            "classification": self.classification(malignant, label == MALIGNANT, counts, weight),
         }
         weights = {"segmentation": config.segmentation, "classification": config.classification}
-        share = len(label) / counts.images
+        share = (len(label) if weight is None else weight.sum()) / counts.images
         weighted = {
             name: weights[name] * self.weigh_by_uncertainty(name, term, share)
             for name, term in terms.items()
@@ -101,7 +112,7 @@ class TrainingObjective(nn.Module):
             presence = binary_loss(
                 widen(output.presence), label != NORMAL, smoothing=0.0, gamma=0.0
             )
-            weighted["presence"] = config.presence * presence.sum() / counts.images
+            weighted["presence"] = config.presence * weigh(presence, weight).sum() / counts.images
         return weighted
 
     def weigh_by_uncertainty(
@@ -125,6 +136,7 @@ class TrainingObjective(nn.Module):
         mask: Float[Tensor, "b 1 h w"],
         tumour: Tensor,
         counts: StepCounts,
+        image_weight: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return region losses over all outputs plus the boundary loss of the final output."""
         config = self.config
@@ -134,22 +146,31 @@ class TrainingObjective(nn.Module):
         for weight, level_logits in zip(weights, logits, strict=True):
             target = average_to_height(mask, level_logits.shape[-2])
             total = total + weight * region_loss(
-                widen(level_logits), target, tumour, counts, config
+                widen(level_logits), target, tumour, counts, config, image_weight
             )
         if config.boundary > 0:
-            boundary = boundary_loss(widen(output.mask), mask)
+            boundary = weigh(boundary_loss(widen(output.mask), mask), image_weight)
             total = total + config.boundary * mean_over(boundary, tumour, counts.tumours)
         return total
 
     def classification(
-        self, logits: Float[Tensor, "b"], malignant: Tensor, counts: StepCounts
+        self,
+        logits: Float[Tensor, "b"],
+        malignant: Tensor,
+        counts: StepCounts,
+        image_weight: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the class-balanced classification loss; normal images count as not malignant."""
         config = self.config
         gamma = config.focal_gamma if config.classification_kind == "focal" else 0.0
         loss = binary_loss(logits, malignant, smoothing=config.label_smoothing, gamma=gamma)
         weight = torch.where(malignant, self.malignant_weight, self.other_weight)
-        return (weight * loss).sum() / counts.images
+        return (weight * weigh(loss, image_weight)).sum() / counts.images
+
+
+def weigh(values: Float[Tensor, "b"], weight: Float[Tensor, "b"] | None) -> Float[Tensor, "b"]:
+    """Multiply a value of each image by the image's weight; None changes nothing."""
+    return values if weight is None else weight * values
 
 
 def class_weights(malignant_share: float) -> tuple[float, float]:
@@ -174,15 +195,20 @@ def region_loss(
     tumour: Tensor,
     counts: StepCounts,
     config: LossConfig,
+    weight: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mix Dice over tumour images with cross-entropy over all images, weighted by `dice`."""
     per_image = dice_loss(logits, target, config.recall)
     if config.focus != 1:
         # The slope of a power below 1 has no bound at 0.
         per_image = per_image.clamp_min(SMOOTHING) ** config.focus
-    dice = mean_over(per_image, tumour, counts.tumours)
+    dice = mean_over(weigh(per_image, weight), tumour, counts.tumours)
     pixels = logits.shape[-2] * logits.shape[-1]
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    if weight is None:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    else:
+        by_pixel = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        cross_entropy = weigh(by_pixel.flatten(1).sum(dim=1), weight).sum()
     cross_entropy = cross_entropy / (counts.images * pixels)
     return config.dice * dice + (1 - config.dice) * cross_entropy
 
@@ -259,4 +285,4 @@ def mean_over(
     values: Float[Tensor, "b"], chosen: Tensor, count: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """Return the sum over the chosen images, divided by their number in the whole step, or 0."""
-    return torch.where(chosen, values, 0).sum() / count.clamp_min(1)
+    return torch.where(chosen, values, 0).sum() / count.clamp_min(SMOOTHING)

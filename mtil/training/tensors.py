@@ -27,6 +27,8 @@ class TensorBatch(NamedTuple):
     """Lesion probability from the previous round, in [0, 1]. None equals all zeros."""
     zoom: Float[Tensor, " b"] | None = None
     """Enlargement of every image in octaves. None equals all zeros: whole images."""
+    weight: Float[Tensor, " b"] | None = None
+    """Weight of every image in the loss. None equals all ones."""
 
 
 def to_tensors(

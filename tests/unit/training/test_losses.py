@@ -290,3 +290,37 @@ def test_half_precision_logits_are_scored_in_full():
     ))  # fmt: skip
     for term in TrainingObjective(LossConfig(boundary=0.1))(half, mask, label).values():
         assert term.dtype == torch.float32
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_an_image_of_weight_two_counts_as_two_images(weighting):
+    output, mask, label = batch()
+    objective = TrainingObjective(LossConfig(weighting=weighting, boundary=0.3, focus=0.8), 0.4)
+    rows = torch.tensor([0, 0, 1, 2, 2, 2])
+    repeated = objective(
+        NetworkOutput(
+            output.mask[rows], tuple(side[rows] for side in output.side), output.malignant[rows],
+            output.presence[rows],
+        ),
+        mask[rows],
+        label[rows],
+    )  # fmt: skip
+    weighted = objective(output, mask, label, weight=torch.tensor([2.0, 1.0, 3.0]))
+    for name, term in repeated.items():
+        torch.testing.assert_close(weighted[name], term)
+
+
+def test_equal_weights_change_nothing_and_an_image_of_weight_zero_does_not_count():
+    output, mask, label = batch()
+    objective = TrainingObjective(LossConfig(), 0.4)
+    plain = objective(output, mask, label)
+    equal = objective(output, mask, label, weight=torch.full((3,), 0.1))
+    without = objective(output, mask, label, weight=torch.tensor([1.0, 1.0, 0.0]))
+    rest = NetworkOutput(
+        output.mask[:2], tuple(side[:2] for side in output.side), output.malignant[:2],
+        output.presence[:2],
+    )  # fmt: skip
+    alone = objective(rest, mask[:2], label[:2])
+    for name, term in plain.items():
+        torch.testing.assert_close(equal[name], term)
+        torch.testing.assert_close(without[name], alone[name])

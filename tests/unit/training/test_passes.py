@@ -194,7 +194,12 @@ class _Weighted(nn.Module):
 
 class _MeanLogit(nn.Module):
     def forward(
-        self, output: NetworkOutput, mask: Tensor, label: Tensor, counts: StepCounts | None
+        self,
+        output: NetworkOutput,
+        mask: Tensor,
+        label: Tensor,
+        counts: StepCounts | None,
+        weight: Tensor | None,
     ) -> dict[str, Tensor]:
         return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
 
