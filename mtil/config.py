@@ -248,6 +248,9 @@ class LossConfig:
     """Exponent of the focal loss."""
     class_balance: bool = True
     """Weight the classes by inverse frequency in the training rows."""
+    teacher: Share = 0.0
+    """Share of a teacher's outputs in the targets of mask and class. `mtil distil` sets it and
+    writes the outputs into the run."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
     """Distance by which labels move towards one half."""
 

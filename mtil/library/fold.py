@@ -33,6 +33,7 @@ from mtil.prediction.predictor import Predictor
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
+from mtil.run.teacher import read_teacher_outputs
 from mtil.training.engine import StepResult, TrainingEngine, ValidationScore, summarise_validation
 from mtil.training.group import Group
 from mtil.training.progress import BestEpoch, PartialEpoch, TrainingProgress
@@ -165,6 +166,11 @@ class FoldTraining:
             initial=load_initial_weights(self.run, self.training),
             number=self.training.round,
             weights=make_source_weights(self.config, self.manifest),
+            teacher=(
+                read_teacher_outputs(self.run, self.training.fold)
+                if self.config.loss.teacher
+                else None
+            ),
         )
 
     def _make_plan(self, role: Role) -> EpochPlan:

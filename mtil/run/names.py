@@ -21,6 +21,8 @@ MAPS = "maps"
 """Folder of all maps."""
 INITIAL = "initial"
 """Folder of the models of another run from which the run's trainings start."""
+TEACHER = "teacher"
+"""Folder of a teacher's outputs, from which the run's models learn."""
 RESULT = "result.json"
 """The committed result, in the folder of a training."""
 LATEST = "latest.json"
@@ -47,7 +49,8 @@ _DELETABLE_FILE = re.compile(
 # A map shard has the name of its data shard. Shards of an append carry version and attempt.
 _MAP_SHARD = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
 FOLDERS = (
-    rf"{INITIAL}|{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(?:/holdout)?"
+    rf"{INITIAL}|{TEACHER}|{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?"
+    rf"|{TRAININGS}/{_INDEX}(?:/holdout)?"
 )
 """A pattern of all folders of a run's files except the ledger."""
 
@@ -91,6 +94,11 @@ def model_name(action: Train, sha256: str) -> str:
 def initial_model_name(fold: int) -> str:
     """Return the name of the copy of another run's model, from which a fold's trainings start."""
     return f"{INITIAL}/fold-{fold}.pt"
+
+
+def teacher_name(fold: int) -> str:
+    """Return the name of a teacher's outputs for a fold's training images."""
+    return f"{TEACHER}/fold-{fold}.parquet"
 
 
 def predictions_name(

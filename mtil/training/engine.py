@@ -23,6 +23,7 @@ from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
 from mtil.models.windows import Window
+from mtil.run.teacher import TeacherOutputs
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
 from mtil.training.batch_norm import synchronize_batch_norm
@@ -34,7 +35,13 @@ from mtil.training.randomness import (
     Purpose,
     derive_round_seed,
 )
-from mtil.training.tensors import TensorBatch, move_to_device, to_tensors, unpack_masks
+from mtil.training.tensors import (
+    TensorBatch,
+    blend_teacher,
+    move_to_device,
+    to_tensors,
+    unpack_masks,
+)
 from mtil.training.windows import draw_windows
 
 
@@ -59,6 +66,7 @@ class TrainingStep(nn.Module):
         counts: StepCounts | None = None,
         zoom: Tensor | None = None,
         weight: Tensor | None = None,
+        malignant: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
@@ -69,7 +77,7 @@ class TrainingStep(nn.Module):
 
         Args:
             image: gray values (b, 1, h, w) in [0, 1].
-            mask: 1 in the lesion, 0 elsewhere (b, 1, h, w).
+            mask: 1 in the lesion, 0 elsewhere, or a probability (b, 1, h, w).
             label: 0 benign, 1 malignant, 2 normal (b,).
             prior: prior map (b, 1, h, w) of the first pass; None equals all zeros.
             num_passes: number of passes, from 1.
@@ -78,13 +86,14 @@ class TrainingStep(nn.Module):
             counts: counts over the whole step; by default the counts of this batch.
             zoom: enlargement (b,) of the images in octaves; None equals all zeros.
             weight: weight (b,) of the images in the loss; None equals all ones.
+            malignant: probability (b,) of malignant as the target; None stands for the labels.
         """
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
             output = self.network(
                 image, prior, draws=None if draws is None else draws[index], zoom=zoom
             )
-            passes.append(self.objective(output, mask, label, counts, weight))
+            passes.append(self.objective(output, mask, label, counts, weight, malignant))
             if index + 1 < num_passes:
                 prior = output.as_prior()
         if num_passes == 1:
@@ -136,6 +145,7 @@ class TrainingEngine:
         initial: Mapping[str, Tensor] | None = None,
         number: int = 0,
         weights: SourceWeights | None = None,
+        teacher: TeacherOutputs | None = None,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -152,6 +162,7 @@ class TrainingEngine:
                 start as usual.
             number: index of the round; changes the random numbers of all epochs.
             weights: weights of the images in the loss; by default all images weigh the same.
+            teacher: outputs of a teacher for the training images, with `loss.teacher`.
         """
         torch.manual_seed(config.seed)
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
@@ -165,7 +176,7 @@ class TrainingEngine:
             [net.to(device, self._dtype).eval() for net in earlier],
         )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
-        self._weights = weights
+        self._weights, self._teacher = weights, teacher
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
@@ -215,7 +226,16 @@ class TrainingEngine:
         for index, batch in enumerate(batches, start=first):
             random.seed_step(index, self._group.rank)
             images = random.for_images(batch.sample_id)
-            drawn = self._to_device(batch, self._draw_windows(batch, images))
+            windows = self._draw_windows(batch, images)
+            drawn = self._to_device(batch, windows)
+            if self._teacher is not None:
+                drawn = blend_teacher(
+                    drawn,
+                    *self._teacher.select(batch.sample_id),
+                    share=self.config.loss.teacher,
+                    stored_size=batch.image.shape[-1],
+                    windows=windows,
+                )
             image, mask, prior = self._augment(drawn.image, drawn.mask, drawn.prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes(index)
@@ -268,6 +288,7 @@ class TrainingEngine:
                     counts,
                     None if batch.zoom is None else batch.zoom[rows],
                     None if batch.weight is None else batch.weight[rows],
+                    None if batch.malignant is None else batch.malignant[rows],
                 )
             # The group averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers

@@ -79,6 +79,7 @@ class TrainingObjective(nn.Module):
         label: Int[Tensor, "b"],
         counts: StepCounts | None = None,
         weight: Float[Tensor, "b"] | None = None,
+        malignant_target: Float[Tensor, "b"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted loss terms `segmentation`, `classification` and `presence`.
 
@@ -88,10 +89,12 @@ class TrainingObjective(nn.Module):
 
         Args:
             output: output of the network.
-            mask: 1 in the lesion, 0 elsewhere.
+            mask: 1 in the lesion, 0 elsewhere, or a probability.
             label: 0 benign, 1 malignant, 2 normal.
             counts: counts over the whole step; by default the counts of this batch.
             weight: weight of each image in all terms; None equals all ones.
+            malignant_target: probability of malignant as the target of the class; by default 1 for
+                malignant and 0 for other images.
         """
         config = self.config
         # Autocast computes logits in bf16; sums over pixels need more digits.
@@ -100,7 +103,9 @@ class TrainingObjective(nn.Module):
             counts = StepCounts.of(label, malignant.dtype, weight)
         terms = {
             "segmentation": self.segmentation(output, mask, label != NORMAL, counts, weight),
-            "classification": self.classification(malignant, label == MALIGNANT, counts, weight),
+            "classification": self.classification(
+                malignant, label == MALIGNANT, counts, weight, malignant_target
+            ),
         }
         weights = {"segmentation": config.segmentation, "classification": config.classification}
         share = (len(label) if weight is None else weight.sum()) / counts.images
@@ -159,11 +164,14 @@ class TrainingObjective(nn.Module):
         malignant: Tensor,
         counts: StepCounts,
         image_weight: Float[Tensor, "b"] | None = None,
+        target: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the class-balanced classification loss; normal images count as not malignant."""
         config = self.config
         gamma = config.focal_gamma if config.classification_kind == "focal" else 0.0
-        loss = binary_loss(logits, malignant, smoothing=config.label_smoothing, gamma=gamma)
+        loss = binary_loss(
+            logits, malignant, smoothing=config.label_smoothing, gamma=gamma, target=target
+        )
         weight = torch.where(malignant, self.malignant_weight, self.other_weight)
         return (weight * weigh(loss, image_weight)).sum() / counts.images
 
@@ -262,7 +270,12 @@ def share_within_tolerance(
 
 
 def binary_loss(
-    logits: Float[Tensor, "b"], positive: Tensor, *, smoothing: float, gamma: float
+    logits: Float[Tensor, "b"],
+    positive: Tensor,
+    *,
+    smoothing: float,
+    gamma: float,
+    target: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, "b"]:
     """Return the cross-entropy of each image; focal if `gamma` > 0 (Lin et al. 2017).
 
@@ -271,8 +284,9 @@ def binary_loss(
         positive: True for images of the positive class.
         smoothing: label smoothing, 0 to 1; 0.5 moves every target to 0.5.
         gamma: exponent of the focal factor 1 - p, where p is the probability of the true class.
+        target: probability of the positive class; by default 1 where `positive`, else 0.
     """
-    target = positive.to(logits.dtype)
+    target = positive.to(logits.dtype) if target is None else target.to(logits.dtype)
     smoothed = target * (1 - 2 * smoothing) + smoothing
     loss = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
     if gamma > 0:

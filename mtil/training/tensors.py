@@ -12,7 +12,10 @@ from torch.nn import functional as F
 
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.selection import NORMAL
+from mtil.data.dataset.shards import LABELS
 from mtil.models.windows import Window, measure_zoom
+
+MALIGNANT = LABELS.index("malignant")
 
 
 class TensorBatch(NamedTuple):
@@ -29,6 +32,8 @@ class TensorBatch(NamedTuple):
     """Enlargement of every image in octaves. None equals all zeros: whole images."""
     weight: Float[Tensor, " b"] | None = None
     """Weight of every image in the loss. None equals all ones."""
+    malignant: Float[Tensor, " b"] | None = None
+    """Target of the class from 0 to 1. None stands for the labels."""
 
 
 def to_tensors(
@@ -57,9 +62,7 @@ def to_tensors(
     prior = zoom = None
     if batch.prior is not None:
         stored_prior = move_to_device(torch.from_numpy(np.array(batch.prior)), device)[:, None]
-        if windows is not None:
-            stored_prior = (resize_images(stored_prior, stored_size) * 255).round()
-        prior = resize_images(stored_prior, image_size, windows).to(dtype)
+        prior = _resize_stored(stored_prior, stored_size, image_size, windows).to(dtype)
     if windows is not None:
         label = torch.where(resized_mask.flatten(1).any(dim=1), label, NORMAL)
         zoom = move_to_device(measure_zoom(windows, stored_size).to(dtype), device)
@@ -70,6 +73,46 @@ def to_tensors(
         prior=prior,
         zoom=zoom,
     )
+
+
+def blend_teacher(
+    batch: TensorBatch,
+    lesion: npt.NDArray[np.uint8],
+    malignant: npt.NDArray[np.float64],
+    share: float,
+    stored_size: int,
+    windows: Sequence[Window | None] | None = None,
+) -> TensorBatch:
+    """Return a batch whose targets are mixed with a teacher's outputs.
+
+    Images labelled normal keep 0 as the target of the class.
+
+    Args:
+        batch: the batch, from `to_tensors`.
+        lesion: (b, m, m) the teacher's lesion probability in 255ths, of the whole images.
+        malignant: (b,) the teacher's probability of malignant.
+        share: share of the teacher.
+        stored_size: side of the stored images in pixels.
+        windows: window of each image, as given to `to_tensors`.
+    """
+    device, dtype = batch.mask.device, batch.mask.dtype
+    maps = move_to_device(torch.from_numpy(lesion), device)[:, None]
+    soft = _resize_stored(maps, stored_size, batch.mask.shape[-1], windows).to(dtype)
+    given = move_to_device(torch.from_numpy(malignant), device).to(dtype)
+    target = torch.lerp((batch.label == MALIGNANT).to(dtype), given, share)
+    return batch._replace(
+        mask=torch.lerp(batch.mask, soft, share),
+        malignant=torch.where(batch.label == NORMAL, 0, target),
+    )
+
+
+def _resize_stored(
+    maps: Tensor, stored_size: int, image_size: int, windows: Sequence[Window | None] | None
+) -> Tensor:
+    """Resize maps (b, 1, m, m) of bytes as their images, whose windows are in stored pixels."""
+    if windows is not None:
+        maps = (resize_images(maps, stored_size) * 255).round()
+    return resize_images(maps, image_size, windows)
 
 
 def unpack_masks(batch: Batch) -> npt.NDArray[np.bool_]:

@@ -324,3 +324,18 @@ def test_equal_weights_change_nothing_and_an_image_of_weight_zero_does_not_count
     for name, term in plain.items():
         torch.testing.assert_close(equal[name], term)
         torch.testing.assert_close(without[name], alone[name])
+
+
+def test_a_soft_target_of_the_class_worked_by_hand():
+    """The cross-entropy against a target of 0.7 at the logit of 0.7 is the entropy of 0.7."""
+    logit = math.log(0.7 / 0.3)
+    config = LossConfig(classification=1.0, class_balance=False, label_smoothing=0.0, presence=0.0)
+    output = output_of(torch.zeros(1, 1, 32, 32), torch.tensor([logit]))
+    mask, label = torch.zeros(1, 1, 32, 32), torch.tensor([1])
+    found = TrainingObjective(config)(output, mask, label, malignant_target=torch.tensor([0.7]))[
+        "classification"
+    ]
+    entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
+    assert found.item() == pytest.approx(entropy, rel=1e-5)
+    hard = TrainingObjective(config)(output, mask, label)["classification"]
+    assert hard.item() == pytest.approx(-math.log(0.7), rel=1e-5)

@@ -200,6 +200,7 @@ class _MeanLogit(nn.Module):
         label: Tensor,
         counts: StepCounts | None,
         weight: Tensor | None,
+        malignant: Tensor | None,
     ) -> dict[str, Tensor]:
         return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
 

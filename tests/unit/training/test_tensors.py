@@ -9,7 +9,7 @@ import torch
 from mtil.data.dataset.batches import Batch
 from mtil.data.images.read import pack_mask
 from mtil.models.windows import Window
-from mtil.training.tensors import resize_images, to_tensors
+from mtil.training.tensors import blend_teacher, resize_images, to_tensors
 
 CPU = torch.device("cpu")
 
@@ -184,3 +184,28 @@ def test_a_smaller_prior_map_is_cut_at_the_same_place() -> None:
     # The stored map doubles to 0, 0, 0, 1/4, 3/4, 1, 1, 1 columns; the window begins in the fifth.
     assert made.prior[0, 0, 0, -1] == 1
     assert made.prior.min() == pytest.approx(191 / 255)
+
+
+def test_a_teacher_is_mixed_into_the_targets() -> None:
+    """A quarter of the teacher: the mask's pixels are 0.75 or 0 plus a quarter of the map."""
+    stored = _example()  # a normal image, and a malignant one with a lesion at the lower left
+    batch = to_tensors(stored, 8, CPU)
+    lesion = np.full((2, 8, 8), 51, np.uint8)  # a fifth
+    mixed = blend_teacher(batch, lesion, np.array([0.9, 0.6]), 0.25, 8)
+    assert mixed.mask[1, 0, 7, 0].item() == pytest.approx(0.75 + 0.05)
+    assert mixed.mask[1, 0, 0, 7].item() == pytest.approx(0.05)
+    assert mixed.malignant.tolist() == pytest.approx([0.0, 0.75 + 0.15])
+    assert torch.equal(mixed.image, batch.image)
+
+
+def test_a_teacher_s_map_is_cut_as_the_image_is() -> None:
+    columns = np.zeros((1, 8, 8))
+    columns[0, :, 4:] = 255
+    windows = [Window(2, 3, 4)]
+    batch = to_tensors(_batch(columns, columns > 0, [1]), 8, CPU, windows=windows)
+    teacher = columns.astype(np.uint8)
+    mixed = blend_teacher(batch, teacher, np.array([1.0]), 1.0, 8, windows)
+    torch.testing.assert_close(mixed.mask, batch.image)
+    small = blend_teacher(batch, teacher[:, ::2, ::2], np.array([1.0]), 1.0, 8, windows)
+    assert small.mask.shape == batch.mask.shape
+    assert small.mask[0, 0, :, 0].max() < small.mask[0, 0, :, -1].min()
