@@ -366,6 +366,9 @@ class PredictConfig:
     views: Literal["plain", "flip", "flip_and_scale"] = "flip_and_scale"
     """Views of an image over which outputs are averaged: the image alone (`plain`), plus the mirror
     image (`flip`), plus both enlarged by a fifth (`flip_and_scale`)."""
+    voters: Literal["main", "all"] = "main"
+    """Models of a fold whose predictions are averaged: the main model alone, or, after a round of
+    `circle.maps` cross_fit, also the inner models of the round before."""
     mask_rule: Literal["half", "fitted"] = "fitted"
     """From probabilities to the mask: all pixels with at least one half, or a rule chosen on the
     inner validation rows (`mtil/metrics/mask_rule.py`)."""

@@ -200,8 +200,9 @@ def list_own_test_models(run: Run, training: Train) -> Sequence[Train]:
 def load_model_chains(run: Run, round_index: int, fold: int) -> "list[list[TrainedModel]]":
     """Load the models for a fold's test rows, as chains with a model per pass.
 
-    A fold has one chain. The holdout has a chain per trained fold, to be averaged. A model that
-    serves several passes is loaded once.
+    A fold has one chain, and with `predict.voters` all a chain per inner model of the round before.
+    The holdout has the chains of all trained folds. The predictions of the chains are to be
+    averaged. A model that serves several passes is loaded once.
 
     Raises:
         DataError: if the round is not trained or a training has no result.
@@ -238,4 +239,26 @@ def _list_chains(run: Run, round_index: int, fold: int) -> list[Sequence[Train]]
             f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
             "round."
         )
-    return [list_test_models(run, round_index, chain_fold) for chain_fold in folds]
+    return [
+        chain
+        for chain_fold in folds
+        for chain in (
+            list_test_models(run, round_index, chain_fold),
+            *_list_inner_chains(run, round_index, chain_fold),
+        )
+    ]
+
+
+def _list_inner_chains(run: Run, round_index: int, fold: int) -> list[Sequence[Train]]:
+    """Return the inner models of the round before as chains of the main chain's length."""
+    config = run.config
+    if config.predict.voters == "main" or config.circle.maps != "cross_fit" or not round_index:
+        return []
+    length = len(list_test_models(run, round_index, fold))
+    before = find_models_used(run.plan([fold]), Evaluate(round_index - 1, fold))
+    chains: list[Sequence[Train]] = []
+    for part in range(config.circle.num_parts):
+        chain = [replace(model, part=part) for model in before]
+        # Inner models of round 0 have learnt no map: a further pass changes nothing.
+        chains.append([*chain, *[chain[-1]] * (length - len(chain))])
+    return chains

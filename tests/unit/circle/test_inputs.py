@@ -348,6 +348,24 @@ def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: C
     ]
 
 
+@pytest.mark.parametrize(
+    ("test", "main", "inner"), [("passes", [1, 1], [0, 0]), ("chain", [0, 1], [0, 0])]
+)
+def test_the_inner_models_of_the_round_before_take_part(
+    circle_run: CircleRun, test: str, main: list[int], inner: list[int]
+) -> None:
+    run = circle_run([1], maps="cross_fit", num_parts=2, num_rounds=2, test=test)
+    run.config = replace(run.config, predict=replace(run.config.predict, voters="all"))
+
+    def digests(rounds: list[int], part: int | None) -> list[str]:
+        return [run.model(Train(number, 1, part)).digest for number in rounds]
+
+    found = [[model.digest for model in chain] for chain in load_model_chains(run, 1, 1)]
+    assert found == [digests(main, None), digests(inner, 0), digests(inner, 1)]
+    (first,) = load_model_chains(run, 0, 1)
+    assert [model.digest for model in first] == digests([0], None)
+
+
 def test_a_model_that_judges_every_pass_is_read_and_built_once(circle_run: CircleRun) -> None:
     run = circle_run([0], num_rounds=2, num_passes=3, until=Evaluate(1, 0), whole=True)
     (chain,) = load_model_chains(run, 1, 0)
