@@ -76,6 +76,8 @@ class Declaration:
     seeds: tuple[Annotated[int, Field(ge=0)], ...]
     split: Literal["validation", "test"]
     """Choices are made on `validation`; `test` is for the one look at the end."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """Configuration keys and values of all rows; a row may override them."""
     ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Further rows: ensembles of all seeds of the named rows."""
     budget_hours: Annotated[float, Field(gt=0)]
@@ -148,15 +150,20 @@ def row_config(declaration: Declaration, row: str) -> Config:
     """Return the configuration of a row, without its seed."""
     return apply_overrides(
         load_config(declaration.preset),
-        {key: _text(value) for key, value in declaration.rows[row].items()},
+        {key: _text(value) for key, value in _row_values(declaration, row).items()},
     )
+
+
+def _row_values(declaration: Declaration, row: str) -> dict[str, Any]:
+    return declaration.common | declaration.rows[row]
 
 
 def list_cells(declaration: Declaration, folder: Path, threads: int) -> list[Cell]:
     """Return the runs of a table, all rows of a seed before the next seed."""
     cells = []
     for seed in declaration.seeds:
-        for row, values in declaration.rows.items():
+        for row in declaration.rows:
+            values = _row_values(declaration, row)
             flags = {**values, "seed": seed, "train.cpus_per_worker": threads}
             arguments = ["--config", declaration.preset]
             for key, value in flags.items():

@@ -137,10 +137,11 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
         "train.num_epochs": 1,
         "train.num_workers": 1,
     }
-    rows = {name: values | quick for name, values in TABLE["rows"].items()}
+    rows = TABLE["rows"]
+    table = TABLE | {"common": quick}
     path = tmp_path / "quick.yaml"
     ensembles = {"both": ["plain", "more classes"]}
-    path.write_text(json.dumps(TABLE | {"rows": rows, "ensembles": ensembles}))
+    path.write_text(json.dumps(table | {"ensembles": ensembles}))
     shown: list[dict[str, Any]] = []
     arguments = [str(path), "--to", str(tmp_path / "to"), "--data", data_uri, "--jobs", "2"]
 
@@ -167,7 +168,7 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(figures, "run_mtil", refuse)
         assert fill() == first
-    path.write_text(json.dumps(TABLE | {"rows": rows, "seeds": [3, 4], "budget_hours": 1e-6}))
+    path.write_text(json.dumps(table | {"seeds": [3, 4], "budget_hours": 1e-6}))
     poor = fill()
     assert len(poor["not_trained"]) == 4
     assert poor["rows"]["plain"]["seeds"] == 1
