@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.overlap import find_shared_images, list_images
 from mtil.errors import ConfigError, DataError
 from mtil.run import names
 from mtil.run.folder import Run
@@ -123,6 +122,9 @@ def _find_seen_image(
     source: Run, training: Train, store: Store, manifest: Manifest, fold: int
 ) -> str | None:
     """Return which test image of a fold a model has seen; None if it has seen none."""
+    # Imported late: the comparison needs SciPy, and the coordinator only schedules.
+    from mtil.data.overlap import find_shared_images, list_images
+
     model = f"the model of fold {training.fold} in {source.uri}"
     if source.fingerprint == manifest.fingerprint:
         return None if training.fold == fold else f"{model} was trained on the same data set"

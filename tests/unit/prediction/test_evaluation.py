@@ -388,12 +388,12 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures.keys() == {
         "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "by_objection",
-        "millimetres",
-        "errors", "by_pass",
+        "millimetres", "uncertainty", "errors", "by_pass",
     }  # fmt: skip
     assert [part["count"] for part in figures["by_size"].values()] == [16, 16, 16]
     assert figures["by_source"] == {}
     assert figures["by_objection"] == {}
+    assert figures["uncertainty"] == {}
     assert figures["millimetres"] == {"count": 0, "hd95": None, "assd": None}
     assert (figures["run"], figures["folds"]) == ("s3://bucket/run", [0, 2])
     assert figures["num_images"] == 60

@@ -62,7 +62,7 @@ def _shown(images: np.ndarray, size: int) -> Tensor:
 
 def _same(one: Prediction, other: Prediction) -> bool:
     return all(
-        np.array_equal(getattr(one, item.name), getattr(other, item.name))
+        np.array_equal(getattr(one, item.name), getattr(other, item.name), equal_nan=True)
         for item in dataclasses.fields(Prediction)
     )
 

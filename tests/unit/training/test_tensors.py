@@ -32,7 +32,7 @@ def _example(side: int = 8) -> Batch:
 
 
 def test_bytes_become_shares_and_bits_become_a_mask() -> None:
-    image, mask, label, prior, zoom = to_tensors(_example(), 8, CPU)
+    image, mask, label, prior, *others = to_tensors(_example(), 8, CPU)
     assert image.shape == mask.shape == (2, 1, 8, 8)
     assert image.dtype == mask.dtype == torch.float32
     assert label.dtype == torch.int64
@@ -43,7 +43,7 @@ def test_bytes_become_shares_and_bits_become_a_mask() -> None:
     assert mask[1].sum() == 16
     assert label.tolist() == [2, 1]
     assert prior is None
-    assert zoom is None
+    assert others == [None, None, None]
 
 
 def test_black_is_zero_and_white_is_one_exactly() -> None:
