@@ -34,7 +34,7 @@ def draw_windows(
     Args:
         config: share and least side of the windows.
         masks: (b, s, s) lesions.
-        priors: (b, s, s) lesion probability of the previous round in 255ths; None without maps.
+        priors: (b, m, m) lesion probability of the previous round in 255ths; None without maps.
         random: random numbers of the images.
     """
     draws = random.uniforms(Purpose.WINDOW, 6).double().numpy()
@@ -44,19 +44,20 @@ def draw_windows(
         if has_window >= config.training_share:
             windows.append(None)
             continue
-        box = find_box(mask)
+        image_side, pixel, region = len(mask), 1.0, mask
         if priors is not None and is_proposed < PROPOSED_SHARE and priors[index].any():
-            box = find_box(priors[index] >= math.ceil(priors[index].max() / 2))
-        image_side = len(mask)
+            region = priors[index] >= math.ceil(priors[index].max() / 2)
+            pixel = image_side / len(region)
+        box = find_box(region)
         shortest = config.min_side * image_side
         if box is None or is_random < RANDOM_SHARE:
             side = shortest * (image_side / shortest) ** side_draw
             centre = (image_side * shift[0], image_side * shift[1])
         else:
             low, high = SIDES
-            side = max(box.edge * low * (high / low) ** side_draw, shortest)
+            side = max(box.edge * pixel * low * (high / low) ** side_draw, shortest)
             reach = 2 * SHIFT * side
-            row, column = box.centre
+            row, column = (position * pixel for position in box.centre)
             centre = (row + reach * (shift[0] - 0.5), column + reach * (shift[1] - 0.5))
         windows.append(place_window(centre, side, image_side))
     return windows

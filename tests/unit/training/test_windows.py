@@ -101,6 +101,13 @@ def test_half_of_the_windows_follow_the_prior_map() -> None:
     assert [window for window in small if window.top < 20]
 
 
+def test_a_smaller_prior_map_proposes_the_same_windows() -> None:
+    masks = _masks(200, slice(10, 20), slice(10, 20))
+    priors = np.zeros(masks.shape, np.uint8)
+    priors[:, 80:112, 40:56] = 200
+    assert _draw(masks, priors[:, ::2, ::2]) == _draw(masks, priors)
+
+
 def test_an_empty_prior_map_leaves_the_lesion() -> None:
     masks = _masks(50, slice(44, 84), slice(44, 84))
     assert _draw(masks, np.zeros(masks.shape, np.uint8)) == _draw(masks)
