@@ -18,7 +18,7 @@ from mtil.config import Config
 from mtil.data.dataset.batches import ROLE_COLUMNS, TRAINING_COLUMNS, to_squares
 from mtil.data.dataset.selection import count_rows
 from mtil.data.dataset.shards import pixels, read_shard
-from mtil.errors import ConfigError
+from mtil.errors import ConfigError, DataError
 from mtil.prediction.predictor import (
     Predictor,
     average_predictions,
@@ -31,7 +31,7 @@ from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.maps import quantise_probabilities
 from mtil.run.plan import Train
-from mtil.run.teacher import TeacherOutputs, write_teacher_outputs
+from mtil.run.teacher import TeacherOutputs, read_teacher_outputs, write_teacher_outputs
 from mtil.storage import open_store
 
 TEACHER_SHARE = 0.5
@@ -83,16 +83,22 @@ def write_outputs(
         listen: called with `{"kind": "taught", "fold", "images", "of"}` after each batch.
 
     Raises:
-        DataError: if a shard is missing or damaged, or the outputs are too large.
+        DataError: if a shard is missing or damaged, the outputs are too large, or the run has
+            outputs of other models.
         CheckpointError: if a model file is damaged.
     """
     run = request.create()
+    runs = [Run.open(teacher) for teacher in teachers]
     for fold in request.folds:
-        if run.store.exists(names.teacher_name(fold)):
-            continue
-        runs = [Run.open(teacher) for teacher in teachers]
         chains = [chain for one in runs for chain in load_model_chains(one, one.last_round(), fold)]
-        write_teacher_outputs(run, fold, _predict(request, fold, chains, device, listen))
+        models = ";".join(chain[-1].digest for chain in chains)
+        if not run.store.exists(names.teacher_name(fold)):
+            write_teacher_outputs(run, fold, _predict(request, fold, chains, device, listen))
+        elif read_teacher_outputs(run, fold).model_sha256 != models:
+            raise DataError(
+                f"A distilled run must keep its teachers, but fold {fold} of {run.uri} has the "
+                "outputs of other models; name another --to."
+            )
 
 
 def _predict(

@@ -58,6 +58,11 @@ def test_the_command_trains_a_model_on_the_averaged_outputs(
     run = Run.open(str(target))
     assert run.config.loss.teacher == 0.5
     assert run.result(Train(0, 0)) is not None
+    # The same command goes on; other teachers are refused.
+    assert main([*command, "--train.num-epochs", "1"]) == 0
+    other = ["distil", teachers[0], "--to", str(target), "--train.num-epochs", "1"]
+    assert main(other) == 2
+    assert "must keep its teachers, but fold 0" in capsys.readouterr().err
     outputs = read_teacher_outputs(run, 0)
     models = [Run.open(uri).model(Train(0, 0)) for uri in teachers]
     assert outputs.model_sha256 == ";".join(model.digest for model in models)
