@@ -70,7 +70,10 @@ class FlexibleUNet(nn.Module):
         decoded = self.network.decoder(features, self.network.skip_connect)
         malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]
         return NetworkOutput(
-            mask=self.network.segmentation_head(decoded), side=(), malignant=malignant
+            mask=self.network.segmentation_head(decoded),
+            side=(),
+            malignant=malignant,
+            presence=malignant,
         )
 
 

@@ -33,7 +33,7 @@ fi
 rm -f "$venv/installed"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
     --constraint constraints.txt \
-    --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster,gcs]'
+    --upgrade --upgrade-strategy only-if-needed '.[ray,tune,cluster,gcs,encoders]'
 if [ -z "${PIP_NO_COMPILE:-}" ]; then
     # pip compiles on a single core; this uses all. Files that are not Python, as in torch's tests, may fail.
     "$venv/bin/python" -m compileall -qq -j 0 -x /tests/ "$venv/lib" || true

@@ -14,7 +14,7 @@ from dataclasses import field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from mtil.documents import Document, format_value, shorten_text
@@ -67,6 +67,19 @@ class DataConfig:
     """Number of shards shuffled together in each stream."""
     normals: bool = True
     """Train on images without a lesion, too."""
+    source_weights: tuple[tuple[str, NonNegative], ...] = ()
+    """Weight of the images of a source in all loss terms, by name of the source, such as
+    `{bus-bra: 0.3}`; 1 for sources that are not named."""
+
+    @field_validator("source_weights", mode="before")
+    @classmethod
+    def _list_pairs(cls, value: object) -> object:
+        """Accept a mapping, as users write it; store pairs, sorted by name."""
+        pairs = sorted(value.items(), key=str) if isinstance(value, dict) else value
+        if not isinstance(pairs, list):
+            return pairs
+        # Strict types accept no lists for tuples that have passed a validator.
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -94,6 +107,12 @@ class AugmentConfig:
     """Largest relative change of gamma."""
     speckle: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Largest standard deviation of the multiplicative noise."""
+    noise: Share = 0.0
+    """Largest standard deviation of the additive noise."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur."""
+    low_resolution: Share = 0.0
+    """Probability that an image is made smaller, down to a half, and enlarged again."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -101,13 +120,14 @@ class EncoderConfig:
     """The shared encoder."""
 
     name: str = "efficientnet_lite0"
-    """`efficientnet_lite0`, `resnet18`, `resnet34`, `resnet10_tiny` (few channels, for quick
-    tests), or `hf:NAME-or-path` (extra `mtil[hf]`)."""
+    """`efficientnet_lite0`, the larger `efficientnet_lite1` and `efficientnet_lite2` (extra
+    `mtil[encoders]`), `resnet18`, `resnet34`, `resnet10_tiny` (few channels, for quick tests), or
+    `hf:NAME-or-path` (extra `mtil[hf]`)."""
     pretrained: bool = True
     """Start from ImageNet weights if the encoder has any."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Probability in training that an image skips the last residual block. Falls to zero towards
-    the first block (`efficientnet_lite0` only)."""
+    the first block (EfficientNet-Lite only)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -207,8 +227,17 @@ class LossConfig:
     """Weight of the segmentation task."""
     classification: Weight = 0.5
     """Weight of the classification task."""
+    presence: Weight = 0.1
+    """Weight of the presence of a lesion, which tells normal images from others. Part of the
+    classification task; 0 leaves presence untrained."""
     dice: Share = 0.5
     """Share of Dice in the segmentation term; the rest is binary cross-entropy."""
+    recall: Share = 0.5
+    """Weight of missed pixels against falsely found ones in the Dice loss (Tversky index, Salehi et
+    al. 2017). With one half both count alike, as in Dice; a larger value finds more pixels."""
+    focus: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Exponent of the Dice loss (focal Tversky loss, Abraham & Khan 2019). Below 1 images with a
+    good outline count more than with 1, above 1 images with a bad one."""
     boundary: Weight = 0.0
     """Weight of the boundary term inside the segmentation task."""
     deep_supervision: Weight = 0.4
@@ -219,6 +248,9 @@ class LossConfig:
     """Exponent of the focal loss."""
     class_balance: bool = True
     """Weight the classes by inverse frequency in the training rows."""
+    teacher: Share = 0.0
+    """Share of a teacher's outputs in the targets of mask and class. `mtil distil` sets it and
+    writes the outputs into the run."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
     """Distance by which labels move towards one half."""
 
@@ -227,6 +259,11 @@ class LossConfig:
 class TrainConfig:
     """Optimisation and resources."""
 
+    init: str | None = None
+    """Start from the weights of this run or model file (`--init`), as far as they fit. None (the
+    default): only the encoder is pretrained."""
+    init_part: Literal["all", "encoder"] = "all"
+    """Weights to take over from `init`: all that fit, or those of the encoder."""
     num_epochs: Epochs = 100
     """Number of epochs."""
     batch_size: BatchSize = 16
@@ -329,6 +366,15 @@ class PredictConfig:
     views: Literal["plain", "flip", "flip_and_scale"] = "flip_and_scale"
     """Views of an image over which outputs are averaged: the image alone (`plain`), plus the mirror
     image (`flip`), plus both enlarged by a fifth (`flip_and_scale`)."""
+    voters: Literal["main", "all"] = "main"
+    """Models of a fold whose predictions are averaged: the main model alone, or, after a round of
+    `circle.maps` cross_fit, also the inner models of the round before."""
+    mask_rule: Literal["half", "fitted"] = "fitted"
+    """From probabilities to the mask: all pixels with at least one half, or a rule chosen on the
+    inner validation rows (`mtil/metrics/mask_rule.py`)."""
+    max_false_positives: Share = 0.2
+    """With `fitted`: largest share of the normal images among the inner validation rows that may
+    get a mask."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -363,6 +409,27 @@ class CircleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ZoomConfig:
+    """The zoom pass: after all other passes, the network looks again at enlarged windows.
+
+    The map of the pass before proposes the windows of an image.
+    """
+
+    num_windows: Annotated[int, Field(ge=0, le=16)] = 0
+    """Maximum number of windows of an image; 0 leaves out the pass."""
+    margin: Annotated[float, Field(ge=1, le=100)] = 2.2
+    """Side of a window, relative to the longer edge of the region in the map."""
+    min_side: Annotated[float, Field(ge=0.05, le=1)] = 0.3
+    """Smallest side of a window, as a share of the image's side."""
+    max_edge: Share = 0.45
+    """A region with a longer edge, as a share of the image's side, gets no window."""
+    least_peak: Share = 0.2
+    """A region gets a window if its highest probability is at least this."""
+    training_share: Share = 0.5
+    """Share of the training images that are replaced by a window in each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Full configuration of a run: all settings behind a result, and the resources."""
 
@@ -375,6 +442,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     circle: CircleConfig = field(default_factory=CircleConfig)
+    zoom: ZoomConfig = field(default_factory=ZoomConfig)
 
     def __post_init__(self) -> None:
         if self.train.cuda_graphs and self.circle.maps == "recycle":

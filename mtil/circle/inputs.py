@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mtil.circle.initial import load_fitting_weights
 from mtil.config import Config, compute_config_digest
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import InnerDivision, RowSelection, count_rows, select_rows
 from mtil.data.dataset.shards import HOLDOUT
+from mtil.data.dataset.source_weights import SourceWeights
 from mtil.errors import DataError
 from mtil.run import maps
 from mtil.run.folder import Run
@@ -70,6 +72,16 @@ def count_steps_per_epoch(config: Config, manifest: Manifest, training: Train) -
     return steps
 
 
+def make_source_weights(config: Config, manifest: Manifest) -> SourceWeights | None:
+    """Return the weights of the images by source; None if all images weigh the same.
+
+    Raises:
+        ConfigError: if `data.source_weights` names an unknown source, or leaves no image a weight.
+    """
+    weights = dict(config.data.source_weights)
+    return SourceWeights(manifest.sources, weights) if weights else None
+
+
 def check_plan(plan: CirclePlan, config: Config, manifest: Manifest) -> None:
     """Check that a circle can be trained: the encoder exists and all actions have enough rows.
 
@@ -90,25 +102,32 @@ def check_folds(folds: Sequence[int], config: Config, manifest: Manifest) -> Non
     """Check that folds can be trained and validated.
 
     Raises:
-        ConfigError: if the encoder is unknown.
+        ConfigError: if the encoder or a source in `data.source_weights` is unknown.
         DataError: if a fold has too few training rows or no validation rows.
     """
     from mtil.models.encoders import build_encoder
 
     build_encoder(config.model.encoder)
+    make_source_weights(config, manifest)
     for fold in folds:
         count_steps_per_epoch(config, manifest, Train(0, fold))
         select_rows(manifest, fold, "validation")
 
 
 def load_initial_weights(run: Run, training: Train) -> "Mapping[str, Tensor] | None":
-    """Return the initial weights of a training by name; None without a warm start.
+    """Return the initial weights of a training by name; None from scratch.
+
+    A warm start has all weights, `train.init` those that fit.
 
     Raises:
-        DataError: if the training of the previous round has no result.
+        DataError: if the training of the previous round has no result, or the run has lost the
+            copy of its initial model.
+        CheckpointError: if a model file is damaged.
     """
     source = find_warm_start(run.plan([training.fold]), training)
-    return None if source is None else run.model(source).weights
+    if source is None:
+        return load_fitting_weights(run, training.fold)
+    return run.model(source).weights
 
 
 def find_prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> PriorMaps | None:
@@ -181,8 +200,9 @@ def list_own_test_models(run: Run, training: Train) -> Sequence[Train]:
 def load_model_chains(run: Run, round_index: int, fold: int) -> "list[list[TrainedModel]]":
     """Load the models for a fold's test rows, as chains with a model per pass.
 
-    A fold has one chain. The holdout has a chain per trained fold, to be averaged. A model that
-    serves several passes is loaded once.
+    A fold has one chain, and with `predict.voters` all a chain per inner model of the round before.
+    The holdout has the chains of all trained folds. The predictions of the chains are to be
+    averaged. A model that serves several passes is loaded once.
 
     Raises:
         DataError: if the round is not trained or a training has no result.
@@ -219,4 +239,26 @@ def _list_chains(run: Run, round_index: int, fold: int) -> list[Sequence[Train]]
             f"Round {round_index} of {run.uri} is not trained. Train it first, or choose another "
             "round."
         )
-    return [list_test_models(run, round_index, chain_fold) for chain_fold in folds]
+    return [
+        chain
+        for chain_fold in folds
+        for chain in (
+            list_test_models(run, round_index, chain_fold),
+            *_list_inner_chains(run, round_index, chain_fold),
+        )
+    ]
+
+
+def _list_inner_chains(run: Run, round_index: int, fold: int) -> list[Sequence[Train]]:
+    """Return the inner models of the round before as chains of the main chain's length."""
+    config = run.config
+    if config.predict.voters == "main" or config.circle.maps != "cross_fit" or not round_index:
+        return []
+    length = len(list_test_models(run, round_index, fold))
+    before = find_models_used(run.plan([fold]), Evaluate(round_index - 1, fold))
+    chains: list[Sequence[Train]] = []
+    for part in range(config.circle.num_parts):
+        chain = [replace(model, part=part) for model in before]
+        # Inner models of round 0 have learnt no map: a further pass changes nothing.
+        chains.append([*chain, *[chain[-1]] * (length - len(chain))])
+    return chains

@@ -1,8 +1,9 @@
 """Request to train folds, checked before anything starts or is written. No Ray."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mtil.circle.initial import InitialModel, choose_initial_models
 from mtil.circle.inputs import check_folds, check_plan
 from mtil.circle.ledger import Ledger
 from mtil.config import Config
@@ -25,6 +26,8 @@ class TrainingRequest:
     manifest: Manifest
     """Manifest of the data set version used by the run."""
     folds: tuple[int, ...]
+    initial: tuple[InitialModel, ...] = ()
+    """Models that the run's trainings start from and that the run does not yet have."""
 
     @property
     def plan(self) -> CirclePlan:
@@ -33,7 +36,11 @@ class TrainingRequest:
 
     def create(self) -> Run:
         """Create the run, or open the existing run."""
-        return Run.create(self.run_uri, self.config, self.data_uri, self.manifest.fingerprint)
+        run = Run.create(self.run_uri, self.config, self.data_uri, self.manifest.fingerprint)
+        for model in self.initial:
+            # If two processes start the run at the same time, the first file counts.
+            run.store.create(model.name, model.data)
+        return run
 
 
 def request_trainings(
@@ -63,7 +70,7 @@ def request_trainings(
         # A damaged result is refused here, before Ray starts.
         for fold in request.folds:
             run.result(Train(0, fold))
-    return request
+    return _choose_initial(request, run)
 
 
 def request_circle(
@@ -81,7 +88,14 @@ def request_circle(
     if run is not None:
         # A damaged ledger is refused here, before Ray starts.
         Ledger.open(run.store)
-    return request
+    return _choose_initial(request, run)
+
+
+def _choose_initial(request: TrainingRequest, run: Run | None) -> TrainingRequest:
+    initial = choose_initial_models(
+        request.config, open_store(request.data_uri), request.manifest, request.folds, run
+    )
+    return replace(request, initial=tuple(initial))
 
 
 def _check_request(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from mtil.cli.command_line import CommandParser
     from mtil.cli.console import CommandOutput
+    from mtil.config import Config
 
 CommandParsers: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 CommandFunction: TypeAlias = "Callable[[argparse.Namespace, CommandOutput], None]"
@@ -67,12 +68,44 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"
     )
     parser.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
+    parser.add_argument(
+        "--init",
+        metavar="RUN|MODEL",
+        help="start from the weights of another run or of a model file (`train.init`)",
+    )
     parser.epilog = (
         "Any configuration key can follow, such as --train.num-epochs 5; "
         "`mtil train --keys` lists the keys."
     )
     parser.add_argument("--keys", action=_ListKeys, help="list the configuration keys and exit")
     add_verbose_flag(parser)
+
+
+def add_ensemble_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--with`, which names the further runs of an ensemble."""
+    parser.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a further run whose predictions are averaged with the first's; may be repeated",
+    )
+
+
+def read_training_config(options: argparse.Namespace) -> "Config":
+    """Return the configuration that `--config`, `--init` and the overrides give.
+
+    Raises:
+        ConfigError: if a key is unknown or a value is not allowed.
+    """
+    from mtil.config import apply_overrides
+    from mtil.presets import load_config
+
+    overrides = dict(options.overrides)
+    if options.init is not None:
+        overrides["train.init"] = options.init
+    return apply_overrides(load_config(options.config), overrides)
 
 
 class _ListKeys(argparse.Action):

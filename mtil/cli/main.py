@@ -6,6 +6,7 @@ from mtil import __version__
 from mtil.cli.command_line import CommandParser, run_command_line
 from mtil.cli.commands import (
     circle,
+    distil,
     doctor,
     download,
     evaluate,
@@ -27,6 +28,7 @@ _ADD_COMMANDS = (
     prepare.add_prepare_command,
     inspection.add_inspect_command,
     train.add_train_command,
+    distil.add_distil_command,
     circle.add_circle_command,
     status.add_status_command,
     stop.add_stop_command,

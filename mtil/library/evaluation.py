@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from mtil.circle.inputs import check_test_models
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import parse_folds, select_rows
-from mtil.data.dataset.shards import HOLDOUT
+from mtil.data.dataset.selection import Role, parse_folds, select_rows
 from mtil.errors import DataError
 from mtil.prediction.evaluation import evaluate_predictions, store_predictions
-from mtil.prediction.units import ScoringUnit, UnitScorer, list_units
+from mtil.prediction.units import ScoringUnit, UnitScorer, check_ensemble, list_units
 from mtil.process.limits import num_cpus
 from mtil.run.folder import Run
+from mtil.run.names import figures_name
+from mtil.storage import open_store
 
 EvaluationListener = Callable[[dict[str, Any]], None]
 """Called with `{"kind": "scored", "images": int, "of": int}` after each unit."""
@@ -32,6 +33,10 @@ class EvaluationRequest:
     round_index: int
     folds: tuple[int, ...]
     """Fold indices; `(HOLDOUT,)` for the holdout."""
+    role: Role = "test"
+    """`test`, or `validation` for the inner validation rows of the folds."""
+    others: tuple[str, ...] = ()
+    """URIs of the further runs of an ensemble."""
 
 
 def request_evaluation(
@@ -40,8 +45,10 @@ def request_evaluation(
     data: str | None = None,
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
+    role: Role = "test",
+    others: Sequence[str] = (),
 ) -> EvaluationRequest:
-    """Check that a run, its data set and all models can score test folds.
+    """Check that a run, its data set and all models can score rows of folds.
 
     Args:
         run_uri: path or URI of a trained run.
@@ -49,9 +56,14 @@ def request_evaluation(
         folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
+        role: `test`, or `validation` for the inner validation rows of the folds.
+        others: further runs of the same data set. A fold's rows are scored by the models of the
+            fold of all runs, each of its last round, whose predictions are averaged.
 
     Raises:
-        DataError: if the round or a fold is not trained, or the run used a different data set.
+        DataError: if the round or a fold is not trained, the run used a different data set, a row
+            is in the inner validation part of several folds, or another run has a different data
+            set or number of passes.
         CheckpointError: if a model file is damaged.
     """
     run = Run.open(run_uri)
@@ -70,12 +82,25 @@ def request_evaluation(
         chosen: Sequence[int] = trained
     else:
         chosen = parse_folds(folds, manifest.num_folds) if isinstance(folds, str) else folds
+    parts = [fold % manifest.num_parts for fold in chosen]
+    if role == "validation" and len(set(parts)) < len(parts):
+        raise DataError(
+            f"Folds scored together must have separate inner validation parts, but folds "
+            f"{', '.join(map(str, chosen))} share some of the {manifest.num_parts} parts; score "
+            "them one at a time."
+        )
     # Ray takes seconds to start, so the caller gets errors of data set and models before.
     for fold in chosen:
-        select_rows(manifest, fold, "test")
+        select_rows(manifest, fold, role)
         check_test_models(run, round_index, fold)
+        check_ensemble(run, round_index, fold, others)
     return EvaluationRequest(
-        run=run, manifest=manifest, round_index=round_index, folds=tuple(chosen)
+        run=run,
+        manifest=manifest,
+        round_index=round_index,
+        folds=tuple(chosen),
+        role=role,
+        others=tuple(open_store(other).uri for other in others),
     )
 
 
@@ -85,6 +110,7 @@ def evaluate(
     data: str | None = None,
     folds: str | Sequence[int] | None = None,
     round_index: int | None = None,
+    others: Sequence[str] = (),
     listen: EvaluationListener = lambda line: None,
 ) -> dict[str, Any]:
     """Score the test folds of a run in this process, without Ray, and return the figures.
@@ -99,6 +125,7 @@ def evaluate(
         folds: fold indices, or text such as `0,2`, `all` or `holdout`. `all`, the default, means
             all trained folds.
         round_index: a round of a circle; by default the last round with all folds trained.
+        others: further runs of the same data set, whose predictions are averaged with the run's.
         listen: called with `{"kind": "scored", "images": int, "of": int}` after every few images.
             `images` counts the scored images, `of` all images.
 
@@ -118,14 +145,16 @@ def evaluate(
         >>> sorted(figures["metrics"]["dice"])
         ['high', 'low', 'value']
     """
-    request = request_evaluation(run, data=data, folds=folds, round_index=round_index)
+    request = request_evaluation(
+        run, data=data, folds=folds, round_index=round_index, others=others
+    )
     return store_figures(request, score_folds(request, listen), run)
 
 
 def score_folds(
     request: EvaluationRequest, listen: EvaluationListener, *, gpus: float | None = None
 ) -> pa.Table:
-    """Score test rows in this process. Write a table of scores per fold to the run.
+    """Score rows of folds in this process. Write a table of scores per fold to the run.
 
     Args:
         request: the folds, from `request_evaluation`.
@@ -145,7 +174,7 @@ def score_folds(
 
     run = request.run
     device = choose_device(run.config.train.gpus_per_worker if gpus is None else gpus)
-    units = list_units(request.manifest, request.folds)
+    units = list_units(request.manifest, request.folds, request.role)
     num_images, done = sum(unit.rows for unit in units), 0
     # One thread a scorer, as in Ray's actors: floating-point sums depend on the thread count, so
     # figures agree with an evaluation on Ray.
@@ -156,7 +185,7 @@ def score_folds(
         if device.type == "cpu":
             prepare_device(0.0)  # one thread
         # One scorer a thread: a scorer caches a shard and the models, and is not thread-safe.
-        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device)
+        scorers.own = UnitScorer(run.uri, run.data_uri, request.round_index, device, request.others)
 
     def score(unit: ScoringUnit) -> pa.Table:
         table: pa.Table = scorers.own.score(unit)
@@ -168,15 +197,25 @@ def score_folds(
             tables.append(table)
             done += unit.rows
             listen({"kind": "scored", "images": done, "of": num_images})
-    return store_predictions(run, request.manifest, tables, request.round_index, request.folds)
+    return store_predictions(
+        run,
+        request.manifest,
+        tables,
+        request.round_index,
+        request.folds,
+        request.role,
+        request.others,
+    )
 
 
 def store_figures(
     request: EvaluationRequest, predictions: pa.Table, run_uri: str
 ) -> dict[str, Any]:
-    """Compute the figures of scored test rows, write them to the run and return them.
+    """Compute the figures of scored rows, write them to the run and return them.
 
-    The file is `evaluation.json`, or `evaluation-holdout.json` for the holdout.
+    The file is `evaluation.json`, `evaluation-holdout.json` for the holdout, or
+    `evaluation-validation.json` for inner validation rows. For an ensemble its name begins with
+    `ensemble-` and a digest of the names of the other runs.
 
     Args:
         request: the folds, from `request_evaluation`.
@@ -186,8 +225,10 @@ def store_figures(
     folds = list(request.folds)
     figures = {
         "round": request.round_index,
+        "split": request.role,
+        "ensemble": list(request.others),
         **evaluate_predictions(predictions, run_uri=run_uri, folds=folds),
     }
-    name = "evaluation-holdout.json" if folds == [HOLDOUT] else "evaluation.json"
+    name = figures_name(folds, request.role, request.others)
     request.run.store.write(name, (json.dumps(figures, indent=1) + "\n").encode())
     return figures

@@ -4,12 +4,10 @@ Ray workers and `mtil train --local` run the same loop, so both write the same f
 """
 
 import logging
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,24 +16,31 @@ from mtil.circle.inputs import (
     count_steps_per_epoch,
     list_own_test_models,
     load_initial_weights,
+    make_source_weights,
     select_training_rows,
 )
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
 from mtil.errors import DataError
+from mtil.library.calibration import (
+    ValidationPrediction,
+    calibrate_model,
+    predict_validation,
+)
 from mtil.library.samples import Samples
-from mtil.metrics import calibrate_logits, find_steady_threshold, fit_temperature
-from mtil.prediction.predictor import Predictor, predict_passes
+from mtil.prediction.predictor import Predictor
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
 from mtil.run.plan import Train
+from mtil.run.teacher import read_teacher_outputs
 from mtil.training.engine import StepResult, TrainingEngine, ValidationScore, summarise_validation
 from mtil.training.group import Group
 from mtil.training.progress import BestEpoch, PartialEpoch, TrainingProgress
 from mtil.training.randomness import derive_round_seed
 
 History = Sequence[Mapping[str, Any]]
+Row = TypeVar("Row", ValidationScore, ValidationPrediction)
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +121,7 @@ class FoldTraining:
             if not is_continuing or progress.has_stalled(self.config.train.patience):
                 break
             record = self._train_epoch(engine, progress, epoch, batches)
-            scored = self._gather_scores(engine.validate(validation()))
+            scored = self._gather_rows(engine.validate(validation()))
             figures = summarise_validation(scored, self.config.train.dice_weight)
             progress.add(record, figures, engine)
             if self.group.is_first:
@@ -150,17 +155,22 @@ class FoldTraining:
 
     def _make_engine(self) -> TrainingEngine:
         tumours = [count_rows(self.manifest, self.plan.selection, label) for label in (0, 1)]
-        normals = count_rows(self.manifest, self.plan.selection, NORMAL)
         return TrainingEngine(
             self.config,
             steps_per_epoch=self.steps,
-            malignant_share=tumours[1] / (sum(tumours) + normals),
+            malignant_share=tumours[1] / (sum(tumours) + self._num_normals()),
             device=self.device,
             group=self.group,
             num_passes=len(self.pass_trainings),
             earlier=[model.network() for model in self._earlier_models()],
             initial=load_initial_weights(self.run, self.training),
             number=self.training.round,
+            weights=make_source_weights(self.config, self.manifest),
+            teacher=(
+                read_teacher_outputs(self.run, self.training.fold)
+                if self.config.loss.teacher
+                else None
+            ),
         )
 
     def _make_plan(self, role: Role) -> EpochPlan:
@@ -269,8 +279,8 @@ class FoldTraining:
             progress.save(self.checkpoints, engine, partial)
             _log.info("checkpoint before a machine goes", extra={"fields": {"step": partial.steps}})
 
-    def _gather_scores(self, scored: list[ValidationScore]) -> list[ValidationScore]:
-        """Return the validation scores of all workers, sorted by sample id.
+    def _gather_rows(self, scored: list[Row]) -> list[Row]:
+        """Return the inner validation rows of all workers, sorted by sample id.
 
         Raises:
             DataError: unless every validation row was scored exactly once.
@@ -300,17 +310,13 @@ class FoldTraining:
         own = Predictor(model, self.device)
         chain = [Predictor(earlier, self.device) for earlier in self._earlier_models()]
         chain += [own] * model.num_passes
-        scored: list[ValidationScore] = []
-        for batch in batches:
-            logits = predict_passes(chain, batch.image)[-1].logit.tolist()
-            rows = zip(batch.sample_id, batch.label.tolist(), logits, strict=True)
-            scored += [ValidationScore(name, label, math.nan, logit) for name, label, logit in rows]
-        tumours = [row for row in self._gather_scores(scored) if row.label != NORMAL]
-        logit = np.array([row.logit for row in tumours])
-        label = np.array([row.label for row in tumours])
-        temperature = fit_temperature(logit, label)
-        threshold = find_steady_threshold(calibrate_logits(logit, temperature), label)
-        return replace(model, temperature=temperature, threshold=threshold)
+        rows = self._gather_rows(list(predict_validation(chain, batches)))
+        knows_normals = self.config.loss.presence > 0 and self._num_normals() > 0
+        return calibrate_model(model, rows, knows_normals=knows_normals)
+
+    def _num_normals(self) -> int:
+        """Return the number of training images without a lesion."""
+        return count_rows(self.manifest, self.plan.selection, NORMAL)
 
     def _earlier_models(self) -> list[TrainedModel]:
         """Return the models of earlier rounds, which do the first passes over an image."""

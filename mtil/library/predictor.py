@@ -1,5 +1,6 @@
 """Predict the lesion outline and class of an image with trained models. No Ray."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from mtil.data.images.pictures import Picture
 from mtil.data.images.read import Gray
 from mtil.errors import DataError
 from mtil.prediction.images import Ensemble, load_chains
-from mtil.prediction.predictor import MASK_THRESHOLD, resize_map
+from mtil.prediction.predictor import resize_map
 
 _GRAY_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.bool_))
 
@@ -21,13 +22,23 @@ class ImagePrediction:
     """The prediction for one image of height h and width w."""
 
     mask: npt.NDArray[np.bool_]
-    """(h, w), True where `lesion` is at least 0.5."""
+    """(h, w), True inside the lesion; follows from `lesion` by the rule of the models."""
     lesion: npt.NDArray[np.float32]
     """(h, w), probability of lesion per pixel in the last pass, from 0 to 1."""
     malignancy: float
-    """Calibrated probability of malignant, from 0 to 1."""
+    """Calibrated probability of malignant from 0 to 1, given that the image shows a lesion."""
     is_malignant: bool
     """True if `malignancy` is at least `ImagePredictor.threshold`."""
+    lesion_probability: float | None
+    """Calibrated probability from 0 to 1 of a lesion in the image; None if the models were trained
+    without normal images."""
+    mask_spread: float | None
+    """Disagreement of several models about the mask, from 0 to 1: 1 minus the mean Dice of all
+    pairs of their masks. None for one model."""
+    malignancy_spread: float | None
+    """Standard deviation of `malignancy` over several models; None for one model."""
+    class_name: str
+    """`normal` if a lesion is less likely than not, else `benign` or `malignant`."""
     passes: tuple[npt.NDArray[np.float32], ...]
     """Arrays (h, w), probability of lesion per pixel in every pass. The last equals `lesion`."""
 
@@ -71,20 +82,27 @@ class ImagePredictor:
         """
         gray = _to_gray(image)
         by_pass = self._ensemble.passes([gray], at_once=1)
-        passes = tuple(resize_map(lesion[0], *gray.shape) for lesion, _ in by_pass)
-        malignancy = float(by_pass[-1][1][0])
+        passes = tuple(resize_map(one.lesion[0], *gray.shape) for one in by_pass)
+        malignancy = float(by_pass[-1].malignant[0])
+        presence = float(by_pass[-1].presence[0])
         if not (np.isfinite(malignancy) and all(np.isfinite(lesion).all() for lesion in passes)):
             raise DataError("The model predicted a value that is not finite; train the fold again.")
         return ImagePrediction(
-            mask=passes[-1] >= MASK_THRESHOLD,
+            mask=self._ensemble.mask_rule(passes[-1], presence),
             lesion=passes[-1],
             malignancy=malignancy,
             is_malignant=malignancy >= self.threshold,
+            lesion_probability=_known(presence),
+            mask_spread=_known(by_pass[-1].mask_spread[0]),
+            malignancy_spread=_known(by_pass[-1].malignant_spread[0]),
+            class_name=self._ensemble.name_class(malignancy, presence),
             passes=passes,
         )
 
 
-def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
+def load(
+    run_or_checkpoint: str, fold: int | None = None, *, others: Sequence[str] = ()
+) -> ImagePredictor:
     """Load trained models for prediction, on a GPU if present.
 
     Args:
@@ -92,6 +110,7 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
             `rounds/*/fold-*/model-*.pt`.
         fold: the fold whose model predicts; by default the predictions of all trained folds are
             averaged.
+        others: further runs or model files, whose predictions are averaged with the first's.
 
     Returns:
         a function from an image to an `ImagePrediction`.
@@ -108,7 +127,7 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
         >>> prediction.mask.shape == image.shape, 0 <= prediction.malignancy <= 1
         (True, True)
     """
-    chains = load_chains(run_or_checkpoint)
+    chains = load_chains(run_or_checkpoint, *others)
     if fold is not None:
         folds = [chain[-1].fold for chain in chains]
         chains = [chain for chain in chains if chain[-1].fold == fold]
@@ -118,6 +137,11 @@ def load(run_or_checkpoint: str, fold: int | None = None) -> ImagePredictor:
                 f"{', '.join(map(str, folds))} are; choose a trained fold."
             )
     return ImagePredictor(Ensemble(chains))
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None for NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _to_gray(image: npt.NDArray[Any]) -> Gray:

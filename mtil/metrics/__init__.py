@@ -20,6 +20,8 @@ from mtil.metrics.classification import (
     specificity,
 )
 from mtil.metrics.epoch_selection import select_epoch
+from mtil.metrics.errors import MapResults, budget_errors
+from mtil.metrics.probability_maps import MapScores, score_map
 from mtil.metrics.results import Label, Results
 from mtil.metrics.segmentation import MaskScores, score_mask
 from mtil.metrics.summary import (
@@ -34,6 +36,8 @@ __all__ = [
     "METRICS",
     "Interval",
     "Label",
+    "MapResults",
+    "MapScores",
     "MaskScores",
     "Results",
     "accuracy",
@@ -41,6 +45,7 @@ __all__ = [
     "average_precision",
     "bootstrap",
     "brier",
+    "budget_errors",
     "calibrate_logits",
     "ece",
     "f1",
@@ -50,6 +55,7 @@ __all__ = [
     "macro_f1",
     "paired_difference",
     "resample_weights",
+    "score_map",
     "score_mask",
     "select_epoch",
     "sensitivity",

@@ -35,7 +35,7 @@ class Results:
     label: npt.NDArray[np.int64]
     """0 benign, 1 malignant, 2 normal."""
     fold: npt.NDArray[np.int64]
-    """The fold with the image held out."""
+    """The fold whose model scored the image."""
     probability: npt.NDArray[np.float64]
     """Calibrated probability of malignant, in [0, 1]."""
     predicted: npt.NDArray[np.bool_]
@@ -49,8 +49,14 @@ class Results:
     assd: npt.NDArray[np.float64]
     missed: npt.NDArray[np.bool_]
     false_positive_area: npt.NDArray[np.float64]
+    lesion_probability: npt.NDArray[np.float64] | None = None
+    """Calibrated probability of a lesion in the image, in [0, 1]; NaN (the default) if the model
+    cannot tell."""
 
     def __post_init__(self) -> None:
+        if self.lesion_probability is None:
+            unknown = np.full(len(self.sample_id), np.nan)
+            object.__setattr__(self, "lesion_probability", unknown)
         for name, dtype in _DTYPES.items():
             column: npt.NDArray[np.generic] = np.asarray(getattr(self, name), dtype)
             # The dataclass is frozen, so plain assignment would fail.
@@ -65,6 +71,11 @@ class Results:
             ~((self.probability >= 0) & (self.probability <= 1)),
             "must have a probability in [0, 1]",
             self.probability,
+        )
+        self._refuse(
+            (self.presence < 0) | (self.presence > 1),
+            "must have a probability of a lesion in [0, 1]",
+            self.presence,
         )
         lesion_pixels = self.tp + self.fn
         self._refuse(
@@ -93,6 +104,21 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    @property
+    def presence(self) -> npt.NDArray[np.float64]:
+        """Probability of a lesion in each image; NaN if the model cannot tell."""
+        assert self.lesion_probability is not None  # filled in by `__post_init__`
+        return self.lesion_probability
+
+    @property
+    def called(self) -> npt.NDArray[np.int64]:
+        """The label that each image is called.
+
+        `NORMAL` if a lesion is less likely than not; else by `predicted`.
+        """
+        class_of_lesion = np.where(self.predicted, Label.MALIGNANT, Label.BENIGN)
+        return np.where(self.presence < 0.5, Label.NORMAL, class_of_lesion)
 
     @property
     def tumour(self) -> npt.NDArray[np.bool_]:
@@ -145,5 +171,6 @@ _DTYPES: dict[str, type[np.generic]] = {
     "assd": np.float64,
     "missed": np.bool_,
     "false_positive_area": np.float64,
+    "lesion_probability": np.float64,
 }
 """Types of all columns, by name."""

@@ -31,6 +31,9 @@ METRICS = (
     "sensitivity_at_90_specificity",
     "ece",
     "brier",
+    "presence_auc",
+    "three_class_accuracy",
+    "three_class_macro_f1",
 )
 """Names of the figures, in report order."""
 
@@ -40,7 +43,9 @@ def summarise(
 ) -> dict[str, dict[str, float | None]]:
     """Return all figures of `METRICS` with 95 % intervals over groups.
 
-    `false_positive_area` is computed on normal images, all other figures on tumour images.
+    `false_positive_area` is computed on normal images; `presence_auc`, `three_class_accuracy` and
+    `three_class_macro_f1` on all images, if there are normal images and the models can tell them
+    apart; all other figures on tumour images.
     The interval of `ece` can lie above the value if images are few: repeated cases look
     uncalibrated, and the calibration error of a resample is too large on average.
 
@@ -170,9 +175,29 @@ def make_statistics(table: Results) -> Statistics:
             "sensitivity_at_90_specificity": ranking.sensitivity_at_90_specificity(),
             "ece": ranking.ece(),
             "brier": weighted.weighted_mean((tumours.probability - malignant) ** 2, tumour_weights),
+            **_three_class_figures(table, weights),
         }
 
     return figures
+
+
+def _three_class_figures(table: Results, weights: Array) -> dict[str, Array]:
+    """Return the figures of benign, malignant and normal images together; NaN if undefined."""
+    if table.tumour.all() or not np.isfinite(table.presence).all():
+        undefined = np.full(len(weights), np.nan)
+        return dict.fromkeys(
+            ("presence_auc", "three_class_accuracy", "three_class_macro_f1"), undefined
+        )
+    called = table.called
+    f1 = [
+        weighted.count_weighted_confusion(called == label, table.label == label, weights).f1()
+        for label in Label
+    ]
+    return {
+        "presence_auc": weighted.Ranking.of(table.presence, table.tumour, weights).auc(),
+        "three_class_accuracy": weighted.weighted_mean(called == table.label, weights),
+        "three_class_macro_f1": np.mean(f1, axis=0),
+    }
 
 
 def _size_bounds(areas: npt.NDArray[np.int64]) -> dict[str, float | None]:

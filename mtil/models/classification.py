@@ -32,7 +32,7 @@ class StreamStage(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Pools the levels of the stream and predicts the logit of malignant."""
+    """Pools the levels of the stream and predicts the logits of malignant and of a lesion."""
 
     num_draws: int
     """Uniform numbers an image for dropout: one per hidden channel, 0 without dropout."""
@@ -43,9 +43,10 @@ class ClassificationHead(nn.Module):
         self.detach_mask = config.detach_mask
         num_pools = num_levels + 3 * self.by_region
         self.hidden = nn.Linear(num_pools * channels, channels)
+        self.zoom = nn.Parameter(torch.zeros(channels))
         self.dropout = config.dropout
         self.num_draws = channels if config.dropout > 0 else 0
-        self.output = nn.Linear(channels, 1)
+        self.output = nn.Linear(channels, 2)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
 
@@ -54,25 +55,30 @@ class ClassificationHead(nn.Module):
         levels: Sequence[Tensor],
         mask: Float[Tensor, "b 1 h w"],
         draws: Float[Tensor, "b num_draws"] | None = None,
-    ) -> Float[Tensor, "b"]:
-        """Return the logit of malignant.
+        zoom: Float[Tensor, "b"] | None = None,
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Return the logit of malignant, and the logit of a lesion in the image.
 
         Args:
             levels: maps of the stream, coarsest first.
             mask: lesion logits at stride 2.
             draws: a uniform number in [0, 1) per hidden channel, for dropout; None or no columns
                 drops nothing.
+            zoom: enlargement of the image in octaves; None equals all zeros.
         """
         pools = [level.mean(dim=(2, 3)) for level in levels]
         if self.by_region:
             logits = mask.detach() if self.detach_mask else mask
             weights = region_shares(logits.sigmoid(), levels[-1].shape[-2])
             pools.append(pool_regions(levels[-1], weights).flatten(1))
-        hidden = F.relu(self.hidden(torch.cat(pools, dim=1)))
+        hidden = self.hidden(torch.cat(pools, dim=1))
+        if zoom is not None:
+            hidden = hidden + zoom[:, None] * self.zoom
+        hidden = F.relu(hidden)
         if draws is not None and self.num_draws:
             hidden = hidden * keep_factors(draws, self.dropout, hidden.dtype)
-        malignant: Tensor = self.output(hidden)
-        return malignant[:, 0]
+        malignant, presence = self.output(hidden).unbind(dim=1)
+        return malignant, presence
 
 
 def region_shares(prob: Float[Tensor, "b 1 h w"], height: int) -> Float[Tensor, "b 3 h2 w2"]:

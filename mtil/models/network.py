@@ -29,6 +29,8 @@ class NetworkOutput(NamedTuple):
     """Lesion logits at strides 16, 8 and 4: (b, 1, h / stride, w / stride)."""
     malignant: Float[Tensor, "b"]
     """Logit of malignant."""
+    presence: Float[Tensor, "b"]
+    """Logit of a lesion in the image."""
 
     def as_prior(self) -> Float[Tensor, "b 1 h w"]:
         """Return the predicted mask as the prior map of the next pass."""
@@ -36,11 +38,11 @@ class NetworkOutput(NamedTuple):
 
 
 class TwoTaskNetwork(nn.Module):
-    """Predicts the mask of the lesion and the logit of malignant.
+    """Predicts the mask of the lesion, and whether it is malignant and whether there is one.
 
     From coarse to fine, both streams add the encoder map of a stride. At the strides in
     `attention.levels`, the streams interact. All blocks beyond the baseline, and all inputs of the
-    prior map, start as the identity.
+    prior map and of the enlargement, start as the identity.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -54,6 +56,7 @@ class TwoTaskNetwork(nn.Module):
         )
         levels = config.attention.levels if config.attention.kind != "none" else ()
 
+        self.zoom_stem = nn.Parameter(torch.zeros(self.encoder.stem_channels))
         self.prior_stem: nn.Conv2d | None = None
         if config.prior.stem:
             self.prior_stem = nn.Conv2d(
@@ -104,6 +107,7 @@ class TwoTaskNetwork(nn.Module):
         image: Float[Tensor, "b 1 h w"],
         prior: Float[Tensor, "b 1 h w"] | None = None,
         draws: Float[Tensor, "b num_draws"] | None = None,
+        zoom: Float[Tensor, "b"] | None = None,
     ) -> NetworkOutput:
         """Run both tasks.
 
@@ -112,6 +116,7 @@ class TwoTaskNetwork(nn.Module):
             prior: lesion probability from the previous round or pass; None equals all zeros.
             draws: in training, uniform numbers in [0, 1) for stochastic depth and dropout; None
                 draws the numbers from torch's global generator. Ignored in evaluation.
+            zoom: enlargement of the image in octaves, 0 for a whole image; None equals all zeros.
         """
         if not self.training:
             draws = None
@@ -121,7 +126,8 @@ class TwoTaskNetwork(nn.Module):
         head_draws = None if draws is None else draws[:, self.encoder.num_draws :]
         if prior is None:
             prior = torch.zeros_like(image)
-        stem_bias = None if self.prior_stem is None else self.prior_stem(prior)
+        zoom = image.new_zeros(len(image)) if zoom is None else zoom
+        stem_bias = self._project_inputs(prior, zoom)
         maps = dict(zip(STRIDES, self.encoder(image, stem_bias, encoder_draws), strict=True))
 
         segmentation, classification = maps[32], None
@@ -141,9 +147,17 @@ class TwoTaskNetwork(nn.Module):
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
         *side, mask = logits
-        return NetworkOutput(
-            upsample_double(mask), tuple(side), self.head(levels, mask, head_draws)
-        )
+        malignant, presence = self.head(levels, mask, head_draws, zoom)
+        return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
+
+    def _project_inputs(
+        self, prior: Float[Tensor, "b 1 h w"], zoom: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b c h2 w2"]:
+        """Return what enlargement and prior map add to the encoder's stem."""
+        height, width = prior.shape[-2:]
+        bias = (zoom[:, None] * self.zoom_stem)[..., None, None]
+        bias = bias.expand(-1, -1, height // 2, width // 2)
+        return bias if self.prior_stem is None else bias + self.prior_stem(prior)
 
 
 def as_baseline(config: ModelConfig) -> ModelConfig:

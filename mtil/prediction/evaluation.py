@@ -11,9 +11,18 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mtil.data.dataset.manifest import Manifest
-from mtil.data.dataset.selection import count_rows, select_rows
+from mtil.data.dataset.selection import Role, count_rows, select_rows
 from mtil.errors import DataError
-from mtil.metrics import Results, summarise, summarise_by_class, summarise_by_size
+from mtil.metrics import (
+    Label,
+    MapResults,
+    Results,
+    budget_errors,
+    summarise,
+    summarise_by_class,
+    summarise_by_size,
+)
+from mtil.metrics.uncertainty import summarise_risk
 from mtil.run.folder import Run
 
 
@@ -23,6 +32,14 @@ def to_metric_results(predictions: pa.Table) -> Results:
     columns["sample_id"] = np.array(predictions.column("sample_id").to_pylist())
     columns["group"] = np.array(predictions.column("group").to_pylist())
     return Results(**columns).sorted()
+
+
+def _to_map_results(predictions: pa.Table) -> MapResults:
+    """Convert the scores of probability maps of one pass, sorted by sample id."""
+    rows = predictions.sort_by("sample_id")
+    return MapResults(
+        **{field.name: rows.column(field.name).to_numpy() for field in fields(MapResults)}
+    )
 
 
 def evaluate_predictions(
@@ -37,7 +54,8 @@ def evaluate_predictions(
         folds: the predicted folds.
 
     Returns:
-        metrics of the last pass, also by class, size and collection, and metrics of every pass.
+        metrics of the last pass, also by class, size, collection and objection; the uncertainty of
+        several models; the error budget of the last pass; and metrics of every pass.
     """
     by_pass = []
     for pass_index, rows in _split_passes(predictions):
@@ -51,7 +69,10 @@ def evaluate_predictions(
         "by_class": summarise_by_class(results),
         "by_size": summarise_by_size(results),
         "by_source": summarise_by_source(rows),
+        "by_objection": summarise_by_objection(rows),
         "millimetres": summarise_millimetres(rows),
+        "uncertainty": summarise_uncertainty(rows),
+        "errors": budget_errors(results, _to_map_results(rows)),
         "by_pass": by_pass,
     }
 
@@ -70,15 +91,30 @@ def summarise_by_source(predictions: pa.Table) -> dict[str, dict[str, Any]]:
     sources = sorted(set(predictions.column("source").to_pylist()))
     if len(sources) < 2:
         return {}
-    by_name = {
-        source: to_metric_results(
-            predictions.filter(pa.compute.equal(predictions["source"], source))
-        )
-        for source in sources
-    }
+    return {source: _summarise_part(predictions, "source", source) for source in sources}
+
+
+def summarise_by_objection(predictions: pa.Table) -> dict[str, dict[str, Any]]:
+    """Return metrics of the images without an objection, and of the images with each objection.
+
+    The key of images without an objection is `none`. Empty if no image has an objection.
+    """
+    objections = sorted(set(predictions["objection"].to_pylist()) - {""})
+    if not objections:
+        return {}
     return {
-        source: {"num_images": len(results), "metrics": summarise(results)}
-        for source, results in by_name.items()
+        objection or "none": _summarise_part(predictions, "objection", objection)
+        for objection in ("", *objections)
+    }
+
+
+def _summarise_part(predictions: pa.Table, column: str, value: str) -> dict[str, Any]:
+    """Return number of images and metrics of the rows with a value in a column."""
+    results = to_metric_results(predictions.filter(pa.compute.equal(predictions[column], value)))
+    return {
+        "num_images": len(results),
+        "num_tumours": int(results.tumour.sum()),
+        "metrics": summarise(results),
     }
 
 
@@ -106,10 +142,37 @@ def summarise_millimetres(predictions: pa.Table) -> dict[str, float | None]:
     }
 
 
+def summarise_uncertainty(predictions: pa.Table) -> dict[str, dict[str, float]]:
+    """Return whether the spread of several models finds the tumour images with errors.
+
+    `masks` compares 1 minus Dice with the spread of the masks, `classes` wrong calls with the
+    spread of the probabilities; see `summarise_risk`. Empty for a single model.
+    """
+    results = to_metric_results(predictions)
+    spreads = [
+        predictions.sort_by("sample_id")[name].to_numpy()[results.tumour]
+        for name in ("mask_spread", "probability_spread")
+    ]
+    tumours = results.select(results.tumour)
+    if not len(tumours) or not np.isfinite(spreads).all():
+        return {}
+    wrong = (tumours.predicted != (tumours.label == Label.MALIGNANT)).astype(np.float64)
+    return {
+        "masks": summarise_risk(1 - tumours.dice, spreads[0]),
+        "classes": summarise_risk(wrong, spreads[1]),
+    }
+
+
 def store_predictions(
-    run: Run, manifest: Manifest, tables: Sequence[pa.Table], number: int, folds: Sequence[int]
+    run: Run,
+    manifest: Manifest,
+    tables: Sequence[pa.Table],
+    number: int,
+    folds: Sequence[int],
+    role: Role = "test",
+    others: Sequence[str] = (),
 ) -> pa.Table:
-    """Check a round's scored test rows, write each fold's table to the run and return all rows.
+    """Check a round's scored rows, write each fold's table to the run and return all rows.
 
     Args:
         run: where the tables go.
@@ -117,6 +180,8 @@ def store_predictions(
         tables: scored rows of the folds, in any order.
         number: the round whose models scored them.
         folds: which folds.
+        role: the role of the rows in the folds.
+        others: URIs of the further runs of an ensemble.
 
     Returns:
         the rows, ordered by fold, id and pass.
@@ -130,16 +195,16 @@ def store_predictions(
     for fold in folds:
         of_fold = predictions.filter(pa.compute.equal(predictions["fold"], fold))
         check_predictions_complete(
-            of_fold, count_rows(manifest, select_rows(manifest, fold, "test")), fold
+            of_fold, count_rows(manifest, select_rows(manifest, fold, role)), fold
         )
         sink = io.BytesIO()
         pq.write_table(of_fold, sink)
-        run.store.write(run.predictions_name(number, fold), sink.getvalue())
+        run.store.write(run.predictions_name(number, fold, role, others), sink.getvalue())
     return predictions
 
 
 def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) -> None:
-    """Check that every pass has all test images of a fold exactly once.
+    """Check that every pass has all images of a fold in a role exactly once.
 
     Raises:
         DataError: if a pass misses or repeats images.
@@ -150,5 +215,5 @@ def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) 
         if len(ids) != expected or len(set(ids)) != expected:
             raise DataError(
                 f"Predictions of fold {fold} are incomplete: pass {pass_index} has {len(ids)} rows "
-                f"of {len(set(ids))} images, but must have each of the {expected} test images once."
+                f"of {len(set(ids))} images, but must have each of the {expected} images once."
             )

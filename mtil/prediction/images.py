@@ -8,7 +8,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import PurePosixPath
 from time import perf_counter
@@ -26,6 +26,7 @@ from mtil.data.images.budget import PIXEL_BUDGET
 from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
+from mtil.metrics.mask_rule import average_rules
 from mtil.prediction import overlay
 from mtil.prediction.image_files import (
     describe_left_out,
@@ -35,9 +36,11 @@ from mtil.prediction.image_files import (
     name_outputs,
 )
 from mtil.prediction.predictor import (
-    MASK_THRESHOLD,
+    Prediction,
     Predictor,
+    average_predictions,
     build_predictors,
+    count_passes,
     predict_passes,
     resize_map,
 )
@@ -52,12 +55,18 @@ PREDICTIONS_TABLE = "predictions.csv"
 """The table of results, with mask and overlay per image. Written last."""
 MASKS, OVERLAYS = "masks", "overlays"
 PREDICTION_COLUMNS = (
-    "image", "malignant_probability", "malignant", "lesion_area_px", "lesion_area_share",
-    "box_x0", "box_y0", "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay",
-    "error", "model_sha256", "fingerprint", "config_digest", "mtil_version",
+    "image", "malignant_probability", "malignant", "lesion_probability", "class",
+    "probability_spread", "mask_spread", "lesion_area_px", "lesion_area_share", "box_x0", "box_y0",
+    "box_x1", "box_y1", "height", "width", "seconds", "mask", "overlay", "error", "model_sha256",
+    "fingerprint", "config_digest", "mtil_version",
 )  # fmt: skip
 """Columns of the table.
 
+`malignant_probability` supposes that the image shows a lesion. `lesion_probability` is the
+probability of a lesion in the image, and empty if the models were trained without normal images.
+`class` is `normal` if a lesion is less likely than not, else `benign` or `malignant`. The spreads
+say how far several models disagree, and are empty for one model: `probability_spread` is the
+standard deviation of the probability, `mask_spread` 1 minus the mean Dice of all pairs of masks.
 The box is in pixels; the far corner lies 1 pixel past the lesion. The box is empty without a
 lesion. `seconds` is the time to read and write the image plus its share of the network's time.
 `model_sha256` lists the models of all chains, separated by `;`, and within a chain the models of
@@ -90,6 +99,7 @@ class Ensemble:
         """
         self._chains = [build_predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
+        self.mask_rule = average_rules([chain[-1].mask_rule for chain in chains])
         models = [model for chain in chains for model in chain]
         self.lineage = {
             "model_sha256": ";".join(">".join(_digests(chain)) for chain in chains),
@@ -101,32 +111,25 @@ class Ensemble:
         }
         """Table cells with the origin of the predictions."""
 
-    def __call__(
-        self, grays: Sequence[Gray], *, at_once: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """Predict images of any size.
+    def __call__(self, grays: Sequence[Gray], *, at_once: int) -> Prediction:
+        """Predict images of any size. Return the predictions of the last pass.
 
         Args:
             grays: b gray images.
             at_once: batch size on a GPU. On a CPU the network gets one image at a time.
-
-        Returns:
-            lesion maps (b, n, n) at the network's input size and probabilities of malignant (b,).
         """
         return self.passes(grays, at_once=at_once)[-1]
 
-    def passes(
-        self, grays: Sequence[Gray], *, at_once: int
-    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-        """Return lesion maps and probabilities of each pass, as `__call__` does of the last."""
+    def passes(self, grays: Sequence[Gray], *, at_once: int) -> list[Prediction]:
+        """Return the predictions of each pass, as `__call__` does of the last."""
         by_chain = [_predict_chain(chain, grays, at_once) for chain in self._chains]
-        return [
-            (
-                np.stack([lesion for lesion, _ in chains]).mean(axis=0),
-                np.stack([malignant for _, malignant in chains]).mean(axis=0),
-            )
-            for chains in zip(*by_chain, strict=True)
-        ]
+        return [average_predictions(chains) for chains in zip(*by_chain, strict=True)]
+
+    def name_class(self, malignant: float, presence: float) -> str:
+        """Return the class of an image: `normal`, `benign` or `malignant`."""
+        if presence < 0.5:
+            return "normal"
+        return "malignant" if malignant >= self.threshold else "benign"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ class _Loaded:
 class _Predicted(_Loaded):
     lesion: npt.NDArray[np.float32] = field(kw_only=True)
     malignant: float = field(kw_only=True)
+    presence: float = field(kw_only=True)
+    mask_spread: float = field(kw_only=True)
+    malignant_spread: float = field(kw_only=True)
 
 
 @dataclass
@@ -160,6 +166,7 @@ def predict_location(
     input_uri: str,
     out_uri: str,
     *,
+    others: Sequence[str] = (),
     device: torch.device | None = None,
     batch_size: int = 16,
     listen: PredictionListener,
@@ -170,6 +177,7 @@ def predict_location(
         source: a run (an ensemble of all trained folds) or a model file.
         input_uri: an image, or a folder or bucket prefix, searched recursively.
         out_uri: where to write; new, empty, or holding previous results of this function.
+        others: further runs or model files whose predictions are averaged with those of `source`.
         device: device of the networks; by default a GPU if present.
         batch_size: number of images in memory at once.
         listen: function called with `{"kind": "predicted", "images", "of"}` after each batch, and
@@ -185,7 +193,7 @@ def predict_location(
     out = open_store(out_uri)
     check_output(out)
     store, selection = find_images(input_uri, out)
-    chains = load_chains(source)
+    chains = load_chains(source, *others)
     for text in describe_left_out(selection):
         listen({"kind": "skipped", "text": text})
     ensemble = Ensemble(chains, device)
@@ -280,16 +288,30 @@ def predict_images(
     return outcome.num_predicted
 
 
-def load_chains(source: str) -> list[list[TrainedModel]]:
-    """Read a model file, or the models of the last round of a run.
+def load_chains(*sources: str) -> list[list[TrainedModel]]:
+    """Read model files, or the models of the last round of runs.
 
     Returns:
         chains of models, with a model per pass. A model file gives a single chain, a run the
         chains of all trained folds.
 
     Raises:
-        UserError: if the location holds no run or model, or no fold is trained.
+        UserError: if a location holds no run or model, if no fold of a run is trained, or if the
+            models of two locations make a different number of passes.
     """
+    chains = [(source, chain) for source in sources for chain in _load_chains_of(source)]
+    passes = {count_passes(chain): source for source, chain in chains}
+    if len(passes) > 1:
+        (few, one), (many, other) = sorted(passes.items())[:2]
+        raise DataError(
+            "The models of an ensemble must make equally many passes, but those of "
+            f"{one} make {few} and those of {other} {many}; name runs with equal `circle` and "
+            "`zoom` keys."
+        )
+    return [chain for _, chain in chains]
+
+
+def _load_chains_of(source: str) -> list[list[TrainedModel]]:
     file = locate_file(source)
     if file is not None:
         folder, name = file
@@ -365,8 +387,8 @@ def _digests(chain: Sequence[TrainedModel]) -> list[str]:
 
 def _predict_chain(
     chain: Sequence[Predictor], grays: Sequence[Gray], at_once: int
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-    """Return lesion maps and probabilities of each pass of a chain."""
+) -> list[Prediction]:
+    """Return the predictions of each pass of a chain."""
     side = chain[0].model.source_size
     # The size of a batch influences the last digits of a prediction. With a constant size, a
     # prediction does not depend on neighbouring images. Missing images are left blank.
@@ -378,9 +400,13 @@ def _predict_chain(
             images[index] = resize_image(gray, side)
         by_batch.append(predict_passes(chain, images))
     return [
-        (
-            np.concatenate([part.lesion for part in parts])[: len(grays)],
-            np.concatenate([part.malignant for part in parts])[: len(grays)],
+        Prediction(
+            **{
+                item.name: np.concatenate([getattr(part, item.name) for part in parts])[
+                    : len(grays)
+                ]
+                for item in fields(Prediction)
+            }
         )
         for parts in zip(*by_batch, strict=True)
     ]
@@ -417,14 +443,16 @@ def _predict_batch(
     grays = [image.gray for image in loaded if image.gray is not None]
     if not grays:
         return list(loaded)
-    predictions = zip(*ensemble(grays, at_once=batch_size), strict=True)
+    predicted = ensemble(grays, at_once=batch_size)
+    places = iter(range(len(grays)))
     network_seconds = (perf_counter() - start) / len(grays)
     results: list[_Loaded | _Predicted] = []
     for image in loaded:
         if image.gray is None:
             results.append(image)
             continue
-        lesion, malignant = next(predictions)
+        index = next(places)
+        lesion, malignant = predicted.lesion[index], predicted.malignant[index]
         if np.isfinite(malignant) and np.isfinite(lesion).all():
             seconds = image.seconds + network_seconds
             results.append(
@@ -436,6 +464,9 @@ def _predict_batch(
                     image.stray_regions,
                     lesion=lesion,
                     malignant=float(malignant),
+                    presence=float(predicted.presence[index]),
+                    mask_spread=float(predicted.mask_spread[index]),
+                    malignant_spread=float(predicted.malignant_spread[index]),
                 )
             )
         else:
@@ -459,17 +490,21 @@ def _write_result(
         assert image.gray is not None
         # Several threads write at once; the budget bounds the memory of full-size pictures.
         with PIXEL_BUDGET.hold(image.gray.size):
-            row |= _write_pictures(image.gray, image.lesion, targets[image.name], out)
+            mask = ensemble.mask_rule(resize_map(image.lesion, *image.gray.shape), image.presence)
+            row |= _write_pictures(image.gray, mask, targets[image.name], out)
         row["malignant_probability"] = f"{image.malignant:.6f}"
         row["malignant"] = str(int(image.malignant >= ensemble.threshold))
+        if not np.isnan(image.presence):
+            row["lesion_probability"] = f"{image.presence:.6f}"
+        if not np.isnan(image.mask_spread):
+            row["probability_spread"] = f"{image.malignant_spread:.6f}"
+            row["mask_spread"] = f"{image.mask_spread:.6f}"
+        row["class"] = ensemble.name_class(image.malignant, image.presence)
         seconds += perf_counter() - start
     return row | {"seconds": f"{seconds:.4f}"}
 
 
-def _write_pictures(
-    gray: Gray, lesion: npt.NDArray[np.float32], target: str, out: Store
-) -> dict[str, str]:
-    mask = resize_map(lesion, *gray.shape) >= MASK_THRESHOLD
+def _write_pictures(gray: Gray, mask: Mask, target: str, out: Store) -> dict[str, str]:
     names = {"mask": f"{MASKS}/{target}", "overlay": f"{OVERLAYS}/{target}"}
     out.write(names["mask"], encode_mask_png(mask))
     out.write(names["overlay"], overlay.encode_colour_png(overlay.draw_outline(gray, mask)))

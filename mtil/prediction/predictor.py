@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,12 @@ from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
 from mtil.metrics import calibrate_logits
 from mtil.models.devices import should_use_bf16
+from mtil.models.windows import Window, measure_zoom
+from mtil.prediction.zoom import paste_windows, propose_windows
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.maps import MapOrigin, encode_maps, quantise_probabilities
 from mtil.training.tensors import resize_images
 
-MASK_THRESHOLD = 0.5
-"""Lowest lesion probability of a pixel in the mask."""
 VIEW_ENLARGEMENT = 0.2
 """Enlargement of the larger view, as a fraction of the image size."""
 NETWORK_STRIDE = 32
@@ -44,11 +45,32 @@ class Prediction:
     """The predictions for a batch of b images."""
 
     lesion: npt.NDArray[np.float32]
-    """(b, n, n) lesion probability per pixel, at the network's input size n."""
+    """(b, n, n) lesion probability per pixel, at the network's input size n; in the zoom pass at
+    the size of the stored images."""
     logit: npt.NDArray[np.float32]
     """(b,) uncalibrated malignancy logit."""
     malignant: npt.NDArray[np.float64]
-    """(b,) calibrated probability of malignant."""
+    """(b,) calibrated probability of malignant, given that the image shows a lesion."""
+    presence_logit: npt.NDArray[np.float32]
+    """(b,) uncalibrated logit of a lesion in the image."""
+    presence: npt.NDArray[np.float64]
+    """(b,) calibrated probability of a lesion in the image; NaN if the model cannot tell."""
+    mask_spread: npt.NDArray[np.float64]
+    """(b,) disagreement of several models about the mask: 1 minus the mean Dice of all pairs of
+    their masks at one half. NaN for a single model."""
+    malignant_spread: npt.NDArray[np.float64]
+    """(b,) standard deviation of `malignant` over several models; NaN for a single model."""
+
+
+class Look(NamedTuple):
+    """The outputs of a network for one view of b images."""
+
+    lesion: Tensor
+    """(b, 1, n, n) lesion probability, in the size and orientation of the view."""
+    malignant: Tensor
+    """(b,) malignancy logits."""
+    presence: Tensor
+    """(b,) logits of a lesion in the image."""
 
 
 class Predictor:
@@ -78,7 +100,13 @@ class Predictor:
         (prediction,) = predict_passes([self], images)
         return prediction
 
-    def look(self, stored: Tensor, view: View, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    def look(
+        self,
+        stored: Tensor,
+        view: View,
+        prior: Tensor | None,
+        windows: Sequence[Window] | None = None,
+    ) -> Look:
         """Run the network on one view.
 
         Args:
@@ -86,18 +114,17 @@ class Predictor:
             view: size and orientation of the network's input.
             prior: (b, 1, n, n) lesion probability in the view's size and orientation; None equals
                 all zeros.
-
-        Returns:
-            lesion probability (b, 1, n, n) in the view's size and orientation, and malignancy
-            logits (b,).
+            windows: window of each image; by default the whole image.
         """
-        image = resize_images(stored, view.size)
+        image, zoom = resize_images(stored, view.size, windows), None
+        if windows is not None:
+            zoom = measure_zoom(windows, stored.shape[-1]).to(self.device)
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
-            output = self._network(image.flip(-1) if view.mirrored else image, prior)
-        return output.as_prior(), output.malignant.float()
+            output = self._network(image.flip(-1) if view.mirrored else image, prior, zoom=zoom)
+        return Look(output.as_prior(), output.malignant.float(), output.presence.float())
 
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
@@ -118,7 +145,7 @@ class Predictor:
         if prior is not None:
             stored_prior = torch.from_numpy(np.array(prior)).to(self.device)[:, None]
             view_prior = resize_images(stored_prior, view.size)
-        lesion, _ = self.look(stored, view, view_prior)
+        lesion = self.look(stored, view, view_prior).lesion
         return quantise_probabilities(
             F.interpolate(lesion, (size, size), mode="area")[:, 0].cpu().numpy()
         )
@@ -128,6 +155,8 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
     """Predict gray images (b, s, s) in several passes. Return the prediction of every pass.
 
     The first pass reads a zero map, each later pass the map of the previous pass for the same view.
+    With `zoom.num_windows` the last model of the chain makes a further pass over windows, see
+    `zoom_in`.
 
     Args:
         chain: the model of each pass: one model several times, or the models of successive rounds.
@@ -137,30 +166,112 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
     config, device = chain[0].model.config, chain[0].device
     stored = torch.from_numpy(np.array(images)).to(device)[:, None]
     size = (config.data.image_size,) * 2
-    outputs_by_pass: list[list[tuple[Tensor, Tensor]]] = [[] for _ in chain]
+    looks_by_pass: list[list[Look]] = [[] for _ in chain]
     for view in list_views(config):
         prior = None
-        for predictor, outputs in zip(chain, outputs_by_pass, strict=True):
-            prior, logit = predictor.look(stored, view, prior)
+        for predictor, looks in zip(chain, looks_by_pass, strict=True):
+            look = predictor.look(stored, view, prior)
+            prior = look.lesion
             # Only the copy for the average is restored: the next pass reads the map of its view.
             lesion = prior.flip(-1) if view.mirrored else prior
             if lesion.shape[-2:] != size:
                 lesion = F.interpolate(lesion, size, mode="bilinear", antialias=True)
-            outputs.append((lesion, logit))
+            looks.append(look._replace(lesion=lesion))
+    means = [average_looks(looks) for looks in looks_by_pass]
+    if config.zoom.num_windows:
+        means.append(zoom_in(chain[-1], stored, means[-1], reads_maps=len(chain) > 1))
     return [
-        _average_views(outputs, predictor.model.temperature)
-        for outputs, predictor in zip(outputs_by_pass, chain, strict=True)
+        _calibrate(mean, predictor.model)
+        for mean, predictor in zip(means, add_zoom(chain), strict=True)
     ]
 
 
-def _average_views(outputs: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Prediction:
-    """Average lesion probabilities and logits over views, then calibrate the mean logit."""
-    lesion = torch.stack([lesion for lesion, _ in outputs]).mean(dim=0)
-    logit = torch.stack([logit for _, logit in outputs]).mean(dim=0).cpu().numpy()
+def add_zoom(chain: Sequence[Predictor]) -> list[Predictor]:
+    """Return the predictor of every pass of `predict_passes`, with the zoom pass."""
+    return [*chain, chain[-1]] if chain[-1].model.config.zoom.num_windows else [*chain]
+
+
+def count_passes(chain: Sequence[TrainedModel]) -> int:
+    """Return the number of passes of a chain of models, with the zoom pass."""
+    return len(chain) + bool(chain[-1].config.zoom.num_windows)
+
+
+def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: bool) -> Look:
+    """Look at windows of images, which the map of the previous pass proposes.
+
+    The map of a window is averaged with the previous map inside the window. The logits of the first
+    window are averaged with the previous logits. Images without a window keep map and logits.
+
+    Args:
+        predictor: the model.
+        stored: gray bytes (b, 1, s, s) on the device.
+        coarse: outputs of the previous pass over the whole images.
+        reads_maps: True to give the network the previous map of a window as the prior.
+
+    Returns:
+        maps (b, 1, s, s) and logits, on the CPU.
+    """
+    config, side = predictor.model.config, stored.shape[-1]
+    results = []
+    # Image by image: the size of a batch influences the last digits, and the number of windows of
+    # the other images must not.
+    for index in range(len(stored)):
+        before = Look(*(values[index : index + 1] for values in coarse))
+        lesion = resize_map(before.lesion[0, 0].numpy(), side, side)
+        windows = propose_windows(lesion, config.zoom)
+        if not windows:
+            results.append(before._replace(lesion=torch.from_numpy(lesion)[None, None]))
+            continue
+        image = stored[index].expand(len(windows), -1, -1, -1)
+        prior = None
+        if reads_maps:
+            quantised = torch.from_numpy(quantise_probabilities(lesion)).to(predictor.device)
+            prior = resize_images(
+                quantised.expand(len(windows), 1, -1, -1), config.data.image_size, windows
+            )
+        looks = []
+        for view in list_views(config, enlarged=False):
+            view_prior = prior.flip(-1) if prior is not None and view.mirrored else prior
+            look = predictor.look(image, view, view_prior, windows)
+            looks.append(
+                look._replace(lesion=look.lesion.flip(-1) if view.mirrored else look.lesion)
+            )
+        mean = average_looks(looks)
+        maps = [
+            resize_map(one[0].numpy(), window.side, window.side)
+            for one, window in zip(mean.lesion, windows, strict=True)
+        ]
+        results.append(
+            Look(
+                torch.from_numpy(paste_windows(lesion, windows, maps))[None, None],
+                (before.malignant + mean.malignant[:1]) / 2,
+                (before.presence + mean.presence[:1]) / 2,
+            )
+        )
+    return Look(*(torch.cat(values) for values in zip(*results, strict=True)))
+
+
+def average_looks(looks: Sequence[Look]) -> Look:
+    """Average lesion probabilities and logits over views of equal size; return them on the CPU."""
+    return Look(*(torch.stack(values).mean(dim=0).cpu() for values in zip(*looks, strict=True)))
+
+
+def _calibrate(mean: Look, model: TrainedModel) -> Prediction:
+    """Return the prediction from the mean outputs over views."""
+    logit, presence_logit = mean.malignant.numpy(), mean.presence.numpy()
+    unknown = np.full(len(logit), np.nan)
     return Prediction(
-        lesion=lesion[:, 0].cpu().numpy(),
+        lesion=mean.lesion[:, 0].numpy(),
         logit=logit,
-        malignant=calibrate_logits(logit, temperature),
+        malignant=calibrate_logits(logit, model.temperature),
+        presence_logit=presence_logit,
+        presence=(
+            unknown
+            if model.presence_temperature is None
+            else calibrate_logits(presence_logit, model.presence_temperature)
+        ),
+        mask_spread=unknown,
+        malignant_spread=unknown,
     )
 
 
@@ -197,21 +308,64 @@ def map_shard(rows: pa.Table, predictor: Predictor, origin: MapOrigin) -> bytes:
 
 
 def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
-    """Average the predictions of several models for one batch."""
+    """Average the predictions of several models for one batch; one alone is returned.
+
+    Maps of different sizes are enlarged to the largest.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    side = max(single.lesion.shape[-1] for single in predictions)
+    maps = np.stack([_resize_maps(single.lesion, side) for single in predictions])
     return Prediction(
-        lesion=np.mean([single.lesion for single in predictions], axis=0, dtype=np.float32),
+        lesion=maps.mean(axis=0, dtype=np.float32),
         logit=np.mean([single.logit for single in predictions], axis=0, dtype=np.float32),
         malignant=np.mean([single.malignant for single in predictions], axis=0),
+        presence_logit=np.mean(
+            [single.presence_logit for single in predictions], axis=0, dtype=np.float32
+        ),
+        presence=np.mean([single.presence for single in predictions], axis=0),
+        mask_spread=measure_mask_spread(maps >= 0.5),
+        malignant_spread=np.std([single.malignant for single in predictions], axis=0),
     )
 
 
-def list_views(config: Config) -> list[View]:
-    """Return the views of an image by `predict.views`, the plain view first."""
+def measure_mask_spread(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return 1 minus the mean Dice of all pairs of masks, for each of b images: (b,).
+
+    Two empty masks agree.
+
+    Args:
+        masks: (m, b, n, n) masks of m > 1 models.
+    """
+    areas = masks.sum(axis=(2, 3))
+    agreements = []
+    for i, j in combinations(range(len(masks)), 2):
+        overlap = 2 * (masks[i] & masks[j]).sum(axis=(1, 2))
+        total = areas[i] + areas[j]
+        agreements.append(np.where(total, overlap / np.maximum(total, 1), 1.0))
+    spread: npt.NDArray[np.float64] = 1 - np.mean(agreements, axis=0)
+    return spread
+
+
+def _resize_maps(lesion: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Resize maps (b, n, n) to (b, side, side)."""
+    if lesion.shape[-1] == side:
+        return lesion
+    return np.stack([resize_map(one, side, side) for one in lesion])
+
+
+def list_views(config: Config, *, enlarged: bool = True) -> list[View]:
+    """Return the views of an image by `predict.views`, the plain view first.
+
+    Args:
+        config: the run's configuration.
+        enlarged: False leaves out the views of a larger size.
+    """
     size = config.data.image_size
     sizes, mirrored = [size], [False]
     if config.predict.views != "plain":
         mirrored.append(True)
-    if config.predict.views == "flip_and_scale":
+    if config.predict.views == "flip_and_scale" and enlarged:
         # Training on randomly scaled images shows lesions larger than at test time. A larger test
         # image makes up for the difference (Touvron et al. 2019).
         sizes.append(

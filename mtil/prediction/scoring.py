@@ -9,14 +9,15 @@ import pyarrow as pa
 
 from mtil.config import compute_config_digest
 from mtil.data.dataset.batches import to_squares
-from mtil.data.dataset.shards import pixels
+from mtil.data.dataset.shards import OBJECTION, pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
-from mtil.metrics import score_mask
+from mtil.metrics import score_map, score_mask
+from mtil.metrics.mask_rule import average_rules
 from mtil.prediction.predictor import (
-    MASK_THRESHOLD,
     Prediction,
     Predictor,
+    add_zoom,
     average_predictions,
     predict_passes,
     resize_map,
@@ -26,7 +27,7 @@ from mtil.run.scores import PREDICTIONS_SCHEMA as PREDICTIONS_SCHEMA
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
-    "pixel_size",
+    "pixel_size", "meta",
 )  # fmt: skip
 
 _BATCH = 32
@@ -47,7 +48,7 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         rows: rows of a shard, with the columns `EVALUATION_COLUMNS`.
         chains: chains of equal length, with a model per pass, see `predict_passes`.
             Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
-            pass.
+            pass, and in the zoom pass if the models have one.
 
     Returns:
         a row per image and pass, with the schema `PREDICTIONS_SCHEMA`. Equal input rows give equal
@@ -61,7 +62,7 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         images = to_squares(pixels(batch.column("image")))
         by_chain = [predict_passes(chain, images) for chain in chains]
         for pass_index, (predictions, predictors) in enumerate(
-            zip(zip(*by_chain, strict=True), zip(*chains, strict=True), strict=True)
+            zip(zip(*by_chain, strict=True), zip(*map(add_zoom, chains), strict=True), strict=True)
         ):
             scored += _score_batch(
                 batch,
@@ -78,24 +79,30 @@ def _score_batch(
     """Score an ensemble's predictions for one pass over a batch of rows."""
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
+    rule = average_rules([model.mask_rule for model in models])
     origin = describe_origin(models)
     kept_rows = rows.drop_columns(
-        ["image", "mask_png", "height", "width", "part", "pixel_size"]
+        ["image", "mask_png", "height", "width", "part", "pixel_size", "meta"]
     ).to_pylist()
     sizes = zip(rows.column("height").to_pylist(), rows.column("width").to_pylist(), strict=True)
     scored = []
     for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
-        scores = score_mask(
-            resize_map(prediction.lesion[index], height, width) >= MASK_THRESHOLD, target
-        )
+        lesion = resize_map(prediction.lesion[index], height, width)
+        scores = score_mask(rule(lesion, prediction.presence[index]), target)
         row |= {
+            "objection": dict(rows.column("meta")[index].as_py()).get(OBJECTION, ""),
             "pass": pass_index,
             "logit": float(prediction.logit[index]),
             "probability": float(prediction.malignant[index]),
             "predicted": bool(prediction.malignant[index] >= threshold),
+            "presence_logit": float(prediction.presence_logit[index]),
+            "lesion_probability": float(prediction.presence[index]),
+            "mask_spread": float(prediction.mask_spread[index]),
+            "probability_spread": float(prediction.malignant_spread[index]),
         }
-        row |= {field.name: getattr(scores, field.name) for field in fields(scores)}
+        for fields_of in (scores, score_map(lesion, target)):
+            row |= {field.name: getattr(fields_of, field.name) for field in fields(fields_of)}
         pixel_size = rows.column("pixel_size")[index].as_py()
         for name in ("hd95", "assd"):
             row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
@@ -106,6 +113,7 @@ def _score_batch(
 def _check_finite(rows: pa.Table, prediction: Prediction, models: Sequence[TrainedModel]) -> None:
     """Raise CheckpointError if a prediction is not finite: all metrics would be meaningless."""
     finite = np.isfinite(prediction.logit) & np.isfinite(prediction.malignant)
+    finite &= np.isfinite(prediction.presence_logit)
     finite &= np.isfinite(prediction.lesion).all(axis=(1, 2))
     if not finite.all():
         name = rows.column("sample_id")[int(np.flatnonzero(~finite)[0])].as_py()

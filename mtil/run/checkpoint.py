@@ -32,6 +32,7 @@ from mtil.config import (
 from mtil.config import compute_config_digest as config_digest
 from mtil.documents import Document, Sha256, format_value, shorten_text
 from mtil.errors import CheckpointError, ConfigError, NotFoundError, TooLargeError
+from mtil.metrics.mask_rule import MaskRule
 from mtil.models import TwoTaskNetwork
 from mtil.run import names
 from mtil.storage import PARTIAL_NAME_PATTERN, Store
@@ -65,6 +66,11 @@ class TrainedModel:
     """Divisor of the malignancy logit; fitted on the inner validation rows."""
     threshold: float
     """Least calibrated probability called malignant; chosen on the inner validation rows."""
+    presence_temperature: float | None = None
+    """Divisor of the logit of a lesion in the image, fitted on the inner validation rows. None if
+    the network was not trained to tell images without a lesion."""
+    mask_rule: MaskRule = field(default_factory=MaskRule)
+    """How a mask follows from the lesion map; chosen on the inner validation rows."""
     num_passes: int = 1
     """Number of passes over an image; a later pass reads the map of the pass before."""
     version: str = __version__
@@ -127,6 +133,8 @@ def model_to_bytes(model: TrainedModel) -> bytes:
             "epoch": model.epoch,
             "temperature": model.temperature,
             "threshold": model.threshold,
+            "presence_temperature": model.presence_temperature,
+            "mask_rule": asdict(model.mask_rule),
             "num_passes": model.num_passes,
             "version": model.version,
         }
@@ -170,7 +178,7 @@ def model_from_bytes(data: bytes, source: str) -> TrainedModel:
         config=config,
         weights=values["weights"],
         digest=hashlib.sha256(data).hexdigest(),
-        **asdict(metadata),
+        **{key: getattr(metadata, key) for key in _METADATA_KEYS},
     )
 
 
@@ -227,6 +235,8 @@ class _ModelMetadata:
     epoch: NonNegativeInt
     temperature: Annotated[float, Field(gt=0, le=1e6)]
     threshold: Share
+    presence_temperature: Annotated[float, Field(gt=0, le=1e6)] | None
+    mask_rule: MaskRule
     num_passes: Annotated[int, Field(ge=1, le=100)]
     version: str
 

@@ -23,6 +23,7 @@ from mtil.config import (
 )
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
+from mtil.data.dataset.selection import Role
 from mtil.documents import MIB, Document, Sha256
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.run import names
@@ -187,9 +188,11 @@ class Run:
         """Return the folder of a training."""
         return names.training_folder(training)
 
-    def predictions_name(self, round_index: int, fold: int) -> str:
-        """Return the name of a round's predictions for a fold's test rows or the holdout."""
-        return names.predictions_name(round_index, fold)
+    def predictions_name(
+        self, round_index: int, fold: int, role: Role = "test", others: Sequence[str] = ()
+    ) -> str:
+        """Return the name of a round's predictions for a fold's rows or the holdout."""
+        return names.predictions_name(round_index, fold, role, others)
 
     def evaluation_name(self, round_index: int) -> str:
         """Return the name of a round's figures over all folds."""
@@ -370,6 +373,21 @@ class Run:
                 "delete both to train again."
             )
         return name, data
+
+    def read_initial_model(self, fold: int) -> bytes:
+        """Return the bytes of the model from which a fold's trainings start.
+
+        Raises:
+            DataError: if the run has lost the file.
+        """
+        name = names.initial_model_name(fold)
+        try:
+            return self.store.read(name, max_bytes=_MAX_MODEL_BYTES)
+        except (NotFoundError, TooLargeError):
+            raise DataError(
+                f"{self.uri} must hold the model that fold {fold} started from, but {name} is "
+                "missing; restore it, or train another run."
+            ) from None
 
 
 def open_existing_run(uri: str, config: Config, data_uri: str, fingerprint: str) -> Run | None:

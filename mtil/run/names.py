@@ -4,8 +4,11 @@ No other module spells a name of a run's files: trainings write, coordinators li
 deletes the names defined here. All names are relative to the run's URI.
 """
 
+import hashlib
 import re
+from collections.abc import Sequence
 
+from mtil.data.dataset.selection import Role
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.run.plan import Train, WriteMaps
 
@@ -16,6 +19,10 @@ TRAININGS = "rounds"
 """Folder of all trainings, predictions and figures, by round."""
 MAPS = "maps"
 """Folder of all maps."""
+INITIAL = "initial"
+"""Folder of the models of another run from which the run's trainings start."""
+TEACHER = "teacher"
+"""Folder of a teacher's outputs, from which the run's models learn."""
 RESULT = "result.json"
 """The committed result, in the folder of a training."""
 LATEST = "latest.json"
@@ -26,6 +33,7 @@ CHECKPOINT = re.compile(r"epoch-\d{4,}(?:-[0-9a-f]{12})?\.pt")
 _CHECKPOINTS = "checkpoints"
 _HISTORY, _STEP = "history.jsonl", "step.json"
 _PREDICTIONS, _EVALUATION = "predictions.parquet", "evaluation.json"
+_VALIDATION_PREDICTIONS = "validation.parquet"
 _INDEX = r"\d{1,9}"
 _PART = rf"(?:/part-({_INDEX}))?"
 _TRAINING = rf"{TRAININGS}/({_INDEX})/fold-({_INDEX}){_PART}"
@@ -33,13 +41,17 @@ _MODEL = r"model-[0-9a-f]{12}\.pt"
 _MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
 # Predictions lie beside the files of a training, but are written by an evaluation.
-_TRAINING_FILE = re.compile(rf"{_TRAINING}/((?!{re.escape(_PREDICTIONS)})[^/]+(?:/[^/]+)?)")
+_NO_PREDICTIONS = rf"(?!ensemble-|{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
+_TRAINING_FILE = re.compile(rf"{_TRAINING}/({_NO_PREDICTIONS}[^/]+(?:/[^/]+)?)")
 _DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
 )
 # A map shard has the name of its data shard. Shards of an append carry version and attempt.
 _MAP_SHARD = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
-FOLDERS = rf"{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?|{TRAININGS}/{_INDEX}(?:/holdout)?"
+FOLDERS = (
+    rf"{INITIAL}|{TEACHER}|{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?"
+    rf"|{TRAININGS}/{_INDEX}(?:/holdout)?"
+)
 """A pattern of all folders of a run's files except the ledger."""
 
 
@@ -79,10 +91,44 @@ def model_name(action: Train, sha256: str) -> str:
     return f"{training_folder(action)}/model-{sha256[:12]}.pt"
 
 
-def predictions_name(round_index: int, fold: int) -> str:
-    """Return the name of a round's predictions for the test rows of a fold or for the holdout."""
+def initial_model_name(fold: int) -> str:
+    """Return the name of the copy of another run's model, from which a fold's trainings start."""
+    return f"{INITIAL}/fold-{fold}.pt"
+
+
+def teacher_name(fold: int) -> str:
+    """Return the name of a teacher's outputs for a fold's training images."""
+    return f"{TEACHER}/fold-{fold}.parquet"
+
+
+def predictions_name(
+    round_index: int, fold: int, role: Role = "test", others: Sequence[str] = ()
+) -> str:
+    """Return the name of a round's predictions for the rows of a fold or for the holdout.
+
+    Args:
+        round_index: the round.
+        fold: the fold; `HOLDOUT` for the holdout.
+        role: `test` or `validation`.
+        others: URIs of the further runs of an ensemble.
+    """
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
-    return f"{TRAININGS}/{round_index}/{folder}/{_PREDICTIONS}"
+    file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
+    return f"{TRAININGS}/{round_index}/{folder}/{_ensemble_prefix(others)}{file}"
+
+
+def figures_name(folds: Sequence[int], role: Role = "test", others: Sequence[str] = ()) -> str:
+    """Return the name of the figures of a run's latest evaluation of some folds."""
+    suffix = "-validation" if role == "validation" else ""
+    suffix = "-holdout" if list(folds) == [HOLDOUT] else suffix
+    return f"{_ensemble_prefix(others)}evaluation{suffix}.json"
+
+
+def _ensemble_prefix(others: Sequence[str]) -> str:
+    """Return the beginning of the names of an ensemble's files; empty for a run alone."""
+    if not others:
+        return ""
+    return f"ensemble-{hashlib.sha256(' '.join(sorted(others)).encode()).hexdigest()[:12]}-"
 
 
 def evaluation_name(round_index: int) -> str:

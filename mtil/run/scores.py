@@ -15,12 +15,17 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("sample_id", pa.string()),
         ("group", pa.string()),
         ("source", pa.string()),
+        ("objection", pa.string()),
         ("label", pa.int8()),
         ("fold", pa.int8()),
         ("pass", pa.int8()),
         ("logit", pa.float64()),
         ("probability", pa.float64()),
         ("predicted", pa.bool_()),
+        ("presence_logit", pa.float64()),
+        ("lesion_probability", pa.float64()),
+        ("mask_spread", pa.float64()),
+        ("probability_spread", pa.float64()),
         ("tp", pa.int64()),
         ("fp", pa.int64()),
         ("fn", pa.int64()),
@@ -30,6 +35,13 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("assd", pa.float64()),
         ("missed", pa.bool_()),
         ("false_positive_area", pa.float64()),
+        ("peak", pa.float64()),
+        ("peak_inside", pa.bool_()),
+        ("best_threshold", pa.float64()),
+        ("best_dice", pa.float64()),
+        ("half_peak_dice", pa.float64()),
+        ("half_dice", pa.float64()),
+        ("half_empty", pa.bool_()),
         ("hd95_mm", pa.float64()),
         ("assd_mm", pa.float64()),
         ("model_sha256", pa.string()),
@@ -38,7 +50,13 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("version", pa.string()),
     ]
 )
-"""A row per image and pass. Distances are in pixels of the original image.
+"""A row per image and pass, with the fields of `MaskScores` and `MapScores`.
+
+Distances are in pixels of the original image.
+
+`mask_spread` and `probability_spread` are the disagreement of several models, and NaN for one.
+
+`objection` says why a published review objects to the image; empty without an objection.
 
 `hd95_mm` and `assd_mm` are in millimetres, and null if the collection states no pixel size.
 """

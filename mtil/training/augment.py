@@ -5,6 +5,8 @@ the other images of the batch. Prior maps have separate random numbers: switchin
 leaves the augmentation of the images unchanged.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,6 +20,10 @@ from mtil.training.tensors import move_to_device
 
 AugmentedBatch = tuple[Tensor, Tensor, Tensor | None]
 
+BLUR_SIGMAS = (0.5, 1.0)
+"""Least and largest standard deviation of a blur, in pixels of the network's input (nnU-Net's)."""
+LOWEST_RESOLUTION = 0.5
+"""Smallest side of an image of low resolution, as a share of the side (nnU-Net's)."""
 ROUGHEN_RADIUS_SHARE = 0.02
 """Radius of erosion, dilation and blur of a prior map, as a share of the image side."""
 
@@ -25,9 +31,9 @@ ROUGHEN_RADIUS_SHARE = 0.02
 class BatchAugmentation:
     """Augment image, mask and prior map of a batch.
 
-    Three changes, in order: a geometric transform shared by image, mask and prior map; a change of
-    the image's contrast, brightness, gamma and speckle; a degradation of the prior map.
-    `augment.enabled` switches the first two only.
+    Four changes, in order: a geometric transform shared by image, mask and prior map; blur and low
+    resolution of the image; a change of its contrast, brightness, gamma and noise; a degradation of
+    the prior map. `augment.enabled` switches all but the last.
     """
 
     def __init__(self, config: AugmentConfig, prior: PriorConfig) -> None:
@@ -54,6 +60,7 @@ class BatchAugmentation:
             image, mask, prior = apply_affine(
                 move_to_device(matrix, image.device), image, mask, prior
             )
+            image = lower_quality(self.config, image, random)
             image = change_appearance(self.config, image, random)
         if prior is not None:
             # Maps of training images tend to be better than maps of new images. The degradation
@@ -95,18 +102,46 @@ def apply_affine(
     return interpolated[:, :1], mask, None if prior is None else interpolated[:, 1:]
 
 
+def lower_quality(
+    config: AugmentConfig, image: Float[Tensor, "b 1 h w"], random: ImageRandomness
+) -> Float[Tensor, "b 1 h w"]:
+    """Blur some of the images, and make some smaller and enlarge them again."""
+    if not (config.blur or config.low_resolution):
+        return image
+    blurred, sigma_draw, lowered, side_draw = random.uniforms(Purpose.QUALITY, 4).T.tolist()
+    low, high = BLUR_SIGMAS
+    height, width = image.shape[-2:]
+    changed = []
+    for index, one in enumerate(image[:, None]):
+        if blurred[index] < config.blur:
+            sigma = low + (high - low) * sigma_draw[index]
+            kernel = 2 * math.ceil(3 * sigma) + 1
+            one = gaussian_blur2d(one, (kernel, kernel), (sigma, sigma))
+        if lowered[index] < config.low_resolution:
+            share = LOWEST_RESOLUTION + (1 - LOWEST_RESOLUTION) * side_draw[index]
+            sides = (max(1, round(height * share)), max(1, round(width * share)))
+            small = F.interpolate(one, sides, mode="bilinear", antialias=True)
+            one = F.interpolate(small, (height, width), mode="bilinear")
+        changed.append(one)
+    return torch.cat(changed)
+
+
 def change_appearance(
     config: AugmentConfig, image: Float[Tensor, "b 1 h w"], random: ImageRandomness
 ) -> Float[Tensor, "b 1 h w"]:
-    """Change contrast (about the mean), brightness and gamma, then add multiplicative speckle."""
-    draw = _draw_factors(random, Purpose.APPEARANCE, 4, like=image)
+    """Change contrast (about the mean), brightness and gamma, then add speckle and noise."""
+    draw = _draw_factors(random, Purpose.APPEARANCE, 5, like=image)
     signed = 2 * draw - 1
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     image = mean + (image - mean) * (1 + config.contrast * signed[0])
     image = (image + config.brightness * signed[1]).clamp(0, 1)
     image = image ** (1 + config.gamma * signed[2])
     noise = random.normals(Purpose.SPECKLE, image.shape[1:], image.dtype)
-    return (image * (1 + config.speckle * draw[3] * noise)).clamp(0, 1)
+    image = image * (1 + config.speckle * draw[3] * noise)
+    if config.noise:
+        noise = random.normals(Purpose.NOISE, image.shape[1:], image.dtype)
+        image = image + config.noise * draw[4] * noise
+    return image.clamp(0, 1)
 
 
 def degrade_prior(

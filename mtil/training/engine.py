@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from mtil.config import Config, TrainConfig
 from mtil.data.dataset.batches import Batch
 from mtil.data.dataset.order import worker_positions
+from mtil.data.dataset.source_weights import SourceWeights
 from mtil.metrics import auc, f1
 from mtil.models import TwoTaskNetwork
 from mtil.models.devices import should_use_bf16
+from mtil.models.windows import Window
+from mtil.run.teacher import TeacherOutputs
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
 from mtil.training.batch_norm import synchronize_batch_norm
@@ -32,7 +35,14 @@ from mtil.training.randomness import (
     Purpose,
     derive_round_seed,
 )
-from mtil.training.tensors import TensorBatch, move_to_device, to_tensors
+from mtil.training.tensors import (
+    TensorBatch,
+    blend_teacher,
+    move_to_device,
+    to_tensors,
+    unpack_masks,
+)
+from mtil.training.windows import draw_windows
 
 
 class TrainingStep(nn.Module):
@@ -54,6 +64,9 @@ class TrainingStep(nn.Module):
         num_passes: int = 1,
         draws: Tensor | None = None,
         counts: StepCounts | None = None,
+        zoom: Tensor | None = None,
+        weight: Tensor | None = None,
+        malignant: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the named, weighted loss terms, averaged over the passes.
 
@@ -64,18 +77,23 @@ class TrainingStep(nn.Module):
 
         Args:
             image: gray values (b, 1, h, w) in [0, 1].
-            mask: 1 in the lesion, 0 elsewhere (b, 1, h, w).
+            mask: 1 in the lesion, 0 elsewhere, or a probability (b, 1, h, w).
             label: 0 benign, 1 malignant, 2 normal (b,).
             prior: prior map (b, 1, h, w) of the first pass; None equals all zeros.
             num_passes: number of passes, from 1.
             draws: uniform numbers (num_passes, b, num_draws) for the network's random layers; None
                 leaves the choice to torch's global generator.
             counts: counts over the whole step; by default the counts of this batch.
+            zoom: enlargement (b,) of the images in octaves; None equals all zeros.
+            weight: weight (b,) of the images in the loss; None equals all ones.
+            malignant: probability (b,) of malignant as the target; None stands for the labels.
         """
         passes: list[dict[str, Tensor]] = []
         for index in range(num_passes):
-            output = self.network(image, prior, draws=None if draws is None else draws[index])
-            passes.append(self.objective(output, mask, label, counts))
+            output = self.network(
+                image, prior, draws=None if draws is None else draws[index], zoom=zoom
+            )
+            passes.append(self.objective(output, mask, label, counts, weight, malignant))
             if index + 1 < num_passes:
                 prior = output.as_prior()
         if num_passes == 1:
@@ -97,12 +115,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Scores of one validation image: Dice (NaN without a lesion) and malignancy logit."""
+    """Scores of one validation image."""
 
     sample_id: str
     label: int
     dice: float
+    """NaN without a lesion."""
     logit: float
+    """Logit of malignant."""
+    presence: float = 0.0
+    """Logit of a lesion in the image."""
     earlier: tuple[tuple[float, float], ...] = ()
     """Dice and logit of the passes before the last pass."""
 
@@ -122,6 +144,8 @@ class TrainingEngine:
         earlier: Sequence[nn.Module] = (),
         initial: Mapping[str, Tensor] | None = None,
         number: int = 0,
+        weights: SourceWeights | None = None,
+        teacher: TeacherOutputs | None = None,
     ) -> None:
         """Build network, losses, optimiser and schedule.
 
@@ -134,8 +158,11 @@ class TrainingEngine:
             num_passes: passes over a validation image, each with the map of the previous pass.
                 With `circle.maps: recycle` also the maximum number of passes in a training step.
             earlier: networks of previous rounds for the first passes, with a network per pass.
-            initial: weights to start from, for example of a previous round's model.
+            initial: weights to start from, for example of a previous round's model; other weights
+                start as usual.
             number: index of the round; changes the random numbers of all epochs.
+            weights: weights of the images in the loss; by default all images weigh the same.
+            teacher: outputs of a teacher for the training images, with `loss.teacher`.
         """
         torch.manual_seed(config.seed)
         self._dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
@@ -149,10 +176,11 @@ class TrainingEngine:
             [net.to(device, self._dtype).eval() for net in earlier],
         )
         self._most_passes = num_passes if config.circle.maps == "recycle" else 1
+        self._weights, self._teacher = weights, teacher
         self._group, self._seed = group or Group(), derive_round_seed(config.seed, number)
         self.network = TwoTaskNetwork(config.model).to(device, self._dtype)
         if initial is not None:
-            self.network.load_state_dict(initial)
+            self.network.load_state_dict({**self.network.state_dict(), **initial})
         self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._objective = TrainingObjective(config.loss, malignant_share).to(device, self._dtype)
         self._augment = BatchAugmentation(config.augment, config.model.prior)
@@ -196,15 +224,27 @@ class TrainingEngine:
         random = EpochRandomness(self._seed, epoch, self.device, most_passes=self._most_passes)
         self._step.train()
         for index, batch in enumerate(batches, start=first):
-            image, mask, label, prior = self._to_device(batch)
             random.seed_step(index, self._group.rank)
             images = random.for_images(batch.sample_id)
-            image, mask, prior = self._augment(image, mask, prior, images)
+            windows = self._draw_windows(batch, images)
+            drawn = self._to_device(batch, windows)
+            if self._teacher is not None:
+                drawn = blend_teacher(
+                    drawn,
+                    *self._teacher.select(batch.sample_id),
+                    share=self.config.loss.teacher,
+                    stored_size=batch.image.shape[-1],
+                    windows=windows,
+                )
+            image, mask, prior = self._augment(drawn.image, drawn.mask, drawn.prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes(index)
             draws = self._draw_layers(images, num_passes)
             self._optimizer.zero_grad(set_to_none=True)
-            terms = self._add_gradients(TensorBatch(image, mask, label, prior), num_passes, draws)
+            drawn = drawn._replace(
+                image=image, mask=mask, prior=prior, weight=self._weigh(batch.sample_id)
+            )
+            terms = self._add_gradients(drawn, num_passes, draws)
             norm = nn.utils.clip_grad_norm_(self._step.parameters(), self.config.train.clip_norm)
             self._optimizer.step()
             self._schedule.step()
@@ -226,7 +266,7 @@ class TrainingEngine:
         Returns:
             The loss terms of the whole step.
         """
-        own = StepCounts.of(batch.label, self._dtype)
+        own = StepCounts.of(batch.label, self._dtype, batch.weight)
         counts = StepCounts(*self._group.sum(torch.stack(own)))
         slices = self._micro_batches(len(batch.label))
         parts: list[dict[str, Tensor]] = []
@@ -246,6 +286,9 @@ class TrainingEngine:
                     num_passes,
                     None if draws is None else draws[:, rows],
                     counts,
+                    None if batch.zoom is None else batch.zoom[rows],
+                    None if batch.weight is None else batch.weight[rows],
+                    None if batch.malignant is None else batch.malignant[rows],
                 )
             # The group averages gradients over workers, but the terms of the workers add up.
             loss = torch.stack(list(terms.values())).sum() * self._group.num_workers
@@ -289,12 +332,21 @@ class TrainingEngine:
                     prior = output.as_prior()
                 dice = dice_per_image(output.mask.float() > 0, mask > 0.5)
                 passes.append((dice.tolist(), output.malignant.float().tolist()))
+            presence = output.presence.float().tolist()
             for index, sample_id in enumerate(batch.sample_id):
-                *earlier, (last_dice, logit) = [
+                *earlier, (dice, logit) = [
                     (dices[index], logits[index]) for dices, logits in passes
                 ]
-                label = int(batch.label[index])
-                scored.append(ValidationScore(sample_id, label, last_dice, logit, tuple(earlier)))
+                scored.append(
+                    ValidationScore(
+                        sample_id=sample_id,
+                        label=int(batch.label[index]),
+                        dice=dice,
+                        logit=logit,
+                        presence=presence[index],
+                        earlier=tuple(earlier),
+                    )
+                )
         return scored
 
     def averaged(self) -> nn.Module:
@@ -343,8 +395,25 @@ class TrainingEngine:
         by_pass = draws.view(-1, num_passes, num_draws).transpose(0, 1).contiguous()
         return move_to_device(by_pass, self.device)
 
-    def _to_device(self, batch: Batch) -> TensorBatch:
-        return to_tensors(batch, self.config.data.image_size, self.device, self._dtype)
+    def _weigh(self, sample_ids: Sequence[str]) -> Tensor | None:
+        """Return the weight of each image in the loss; None if all weigh the same."""
+        if self._weights is None:
+            return None
+        weights = torch.from_numpy(self._weights(sample_ids)).to(self._dtype)
+        return move_to_device(weights, self.device)
+
+    def _draw_windows(self, batch: Batch, images: ImageRandomness) -> list[Window | None] | None:
+        """Return the window of each image; None without a zoom pass."""
+        zoom = self.config.zoom
+        if not zoom.num_windows:
+            return None
+        return draw_windows(zoom, unpack_masks(batch), batch.prior, images)
+
+    def _to_device(
+        self, batch: Batch, windows: Sequence[Window | None] | None = None
+    ) -> TensorBatch:
+        size = self.config.data.image_size
+        return to_tensors(batch, size, self.device, self._dtype, windows)
 
     def _in_layout(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=self._layout)
@@ -441,16 +510,19 @@ def dice_per_image(prediction: Tensor, target: Tensor) -> Tensor:
 def summarise_validation(scored: Iterable[ValidationScore], dice_weight: float) -> dict[str, float]:
     """Return Dice, AUC and F1 over the tumour images, and the score that selects the epoch.
 
+    With normal images also `presence_auc`, of tumour images among all images.
+
     Metrics are of the last pass. Dice and AUC of earlier passes follow as `dice_pass_0`,
     `auc_pass_0`, `dice_pass_1`, … F1 predicts malignant where the logit is above 0, before any
     calibration. Undefined metrics are left out: Dice without a tumour image, AUC and F1 with a
     single class.
 
     Args:
-        scored: scores of validation images; normal images are skipped.
+        scored: scores of validation images. Normal images count for `presence_auc` only.
         dice_weight: weight of Dice in the score; AUC has the rest. A missing metric leaves the
             score to the other metric. Without both, the score is 0.
     """
+    scored = list(scored)
     rows = [row for row in scored if row.label < 2]
     labels = [row.label for row in rows]
     metrics = _dice_and_auc([(row.dice, row.logit) for row in rows], labels)
@@ -464,6 +536,9 @@ def summarise_validation(scored: Iterable[ValidationScore], dice_weight: float) 
     for pass_index, pass_scores in enumerate(zip(*(row.earlier for row in rows), strict=True)):
         for name, value in _dice_and_auc(pass_scores, labels).items():
             metrics[f"{name}_pass_{pass_index}"] = value
+    if rows and len(rows) < len(scored):
+        presence = np.array([row.presence for row in scored])
+        metrics["presence_auc"] = auc(presence, np.array([row.label < 2 for row in scored]))
     return metrics
 
 

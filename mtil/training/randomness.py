@@ -30,6 +30,9 @@ class Purpose(IntEnum):
     SPECKLE = 3
     PRIOR = 4
     LAYERS = 5
+    WINDOW = 6
+    QUALITY = 7
+    NOISE = 8
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ SMALL = (
 METRICS = {
     "dice", "dice_pooled", "iou", "hd95", "assd", "miss_rate", "false_positive_area", "f1",
     "macro_f1", "auc", "average_precision", "accuracy", "sensitivity", "specificity",
-    "sensitivity_at_90_specificity", "ece", "brier",
+    "sensitivity_at_90_specificity", "ece", "brier", "presence_auc",
+    "three_class_accuracy", "three_class_macro_f1",
 }  # fmt: skip
 
 

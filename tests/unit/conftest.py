@@ -109,6 +109,7 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., TrainedModel
             "epoch": 3,
             "temperature": 1.5,
             "threshold": 0.5,
+            "presence_temperature": 2.0,
         }
         return TrainedModel(**usual | values)
 

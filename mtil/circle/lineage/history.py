@@ -38,7 +38,7 @@ from mtil.errors import (
     RunError,
     TooLargeError,
 )
-from mtil.run import maps, scores
+from mtil.run import maps, names, scores
 from mtil.run.folder import FoldResult, Run
 from mtil.run.maps import MapOrigin
 from mtil.run.plan import Action, Evaluate, Train, WriteMaps, find_map_writers, find_models_used
@@ -340,9 +340,7 @@ class _Tracer:
             config_digest=result.config_digest,
             version=result.version,
             is_readable=is_readable,
-            starts_from=None
-            if start is None or start_result is None
-            else self._run.model_name(start, start_result),
+            starts_from=self._name_start(action, start, start_result),
             has_seen=has_seen,
             reads=self._map_file(prior_maps[0]) if prior_maps else None,
         )
@@ -399,6 +397,14 @@ class _Tracer:
         """Return True if the image is among the rows mapped by an action."""
         rows = select_mapped_rows(self._run.config, self._manifest, writer)
         return len(rows.rows(self._row)) > 0
+
+    def _name_start(
+        self, action: Train, start: Train | None, result: FoldResult | None
+    ) -> str | None:
+        """Return the file of the weights that a training started from."""
+        if start is not None:
+            return None if result is None else self._run.model_name(start, result)
+        return names.initial_model_name(action.fold) if self._run.config.train.init else None
 
     def _map_file(self, writer: WriteMaps) -> str:
         return f"{self._run.map_folder(writer)}/{PurePosixPath(self._shard.path).name}"

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_training_flags
+from mtil.cli.flags import CommandParsers, add_command, add_training_flags, read_training_config
 from mtil.errors import RunError
 from mtil.process import supervisor
 
@@ -32,11 +32,9 @@ def run_circle(options: argparse.Namespace, output: "CommandOutput") -> None:
 
     On a cluster named in `RAY_ADDRESS`, Ctrl-C detaches: the run continues without this process.
     """
-    from mtil import presets
     from mtil.circle.request import request_circle
-    from mtil.config import apply_overrides
 
-    config = apply_overrides(presets.load_config(options.config), options.overrides)
+    config = read_training_config(options)
     request = request_circle(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_local, add_verbose_flag
+from mtil.cli.flags import (
+    CommandParsers,
+    add_command,
+    add_ensemble_flag,
+    add_local,
+    add_verbose_flag,
+)
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +37,15 @@ def add_evaluate_command(commands: CommandParsers) -> None:
         "--round", type=int, metavar="N",
         help="round of a circle (default: the last round reached by all folds)",
     )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test",
+        help="score test rows (default), or the inner validation rows of each fold",
+    )  # fmt: skip
+    parser.add_argument(
+        "--errors", action="store_true", help="also print in which images Dice is lost"
+    )
     parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
+    add_ensemble_flag(parser)
     add_local(parser, "score")
     add_verbose_flag(parser)
 
@@ -41,7 +55,12 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     from mtil.library.evaluation import request_evaluation, score_folds, store_figures
 
     request = request_evaluation(
-        options.run, data=options.data, folds=options.fold, round_index=options.round
+        options.run,
+        data=options.data,
+        folds=options.fold,
+        round_index=options.round,
+        role=options.split,
+        others=options.others,
     )
     record, folds = request.run, list(request.folds)
     num_workers, gpus = _resources(record, options)
@@ -62,13 +81,17 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
                     record,
                     folds,
                     number=request.round_index,
+                    role=request.role,
+                    others=request.others,
                     num_workers=num_workers,
                     gpus_per_worker=gpus,
                     listen=listen,
                 )
     figures = store_figures(request, predictions, options.run)
     _print(figures, output)
-    path = record.predictions_name(request.round_index, folds[0])
+    if options.errors:
+        _print_errors(figures["errors"], output)
+    path = record.predictions_name(request.round_index, folds[0], request.role, request.others)
     if len(folds) > 1:
         path = path.replace(f"fold-{folds[0]}", "fold-*")
     output.line(f"Per image: {record.uri}/{path}")
@@ -134,8 +157,10 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
 
     folds, passes = figures["folds"], figures["by_pass"]
     tested = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
+    split = "test" if figures["split"] == "test" else "inner validation"
     output.line(
-        f"{figures['num_images']} test images of {tested}; 95 % intervals by bootstrap over groups"
+        f"{figures['num_images']} {split} images of {tested}; 95 % intervals by bootstrap over "
+        "groups"
     )
     output.table(
         ["metric", "value", "low", "high"],
@@ -178,24 +203,32 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
             for name, part in figures["by_size"].items()
         ],
     )
-    if figures["by_source"]:
-        columns = ("dice", "miss_rate", "auc", "f1")
-        output.table(
-            ["by source", "images", *columns],
-            [
+    for key in ("source", "objection"):
+        if figures[f"by_{key}"]:
+            columns = ("dice", "miss_rate", "auc", "f1")
+            output.table(
+                [f"by {key}", "images", "tumours", *columns],
                 [
-                    name,
-                    str(part["num_images"]),
-                    *(_format(part["metrics"][column]["value"]) for column in columns),
-                ]
-                for name, part in figures["by_source"].items()
-            ],
-        )
+                    [
+                        name,
+                        str(part["num_images"]),
+                        str(part["num_tumours"]),
+                        *(_format(part["metrics"][column]["value"]) for column in columns),
+                    ]
+                    for name, part in figures[f"by_{key}"].items()
+                ],
+            )
     millimetres = figures["millimetres"]
     if millimetres["count"]:
         output.line(
             f"In millimetres, where pixel sizes are known ({millimetres['count']} images): hd95 "
             f"{_format(millimetres['hd95'])}, assd {_format(millimetres['assd'])}"
+        )
+    for name, risk in figures["uncertainty"].items():
+        output.line(
+            f"Spread of the models as uncertainty of {name}: area under the risk-coverage curve "
+            f"{_format(risk['area'])}, without an order {_format(risk['random'])}, at best "
+            f"{_format(risk['ideal'])}"
         )
     normal = classes["normal"]
     if normal["count"]:
@@ -203,6 +236,47 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
             f"{normal['count']} normal images; {_format(normal['empty_share'])} of them have no "
             "predicted pixel"
         )
+
+
+def _print_errors(errors: dict[str, Any], output: "CommandOutput") -> None:
+    """Print the error budget: loss by range of Dice, by size, and under other decisions."""
+    output.table(
+        ["dice from", "to", "images", "share of lost dice"],
+        [
+            [
+                f"{band['from']:g}",
+                f"{band['to']:g}",
+                str(band["images"]),
+                _format(band["share_of_loss"]),
+            ]
+            for band in errors["bands"]
+        ],
+    )
+    output.table(
+        ["decision", "dice", "gain", "low", "high"],
+        [
+            [
+                name.replace("_", " "),
+                _format(decision["dice"]),
+                *(_format(decision["gain"][key]) for key in ("value", "low", "high")),
+            ]
+            for name, decision in errors["decisions"].items()
+        ],
+    )
+    output.line(
+        f"Dice by quarter of lesion size, smallest first: "
+        f"{', '.join(map(_format, errors['size_quarters']))}"
+    )
+    normal = errors["normal_images"]
+    if normal["count"]:
+        output.line(
+            f"Normal images without a predicted pixel: {_format(normal['empty_share'])}; with the "
+            f"threshold of one half {_format(normal['empty_share_half'])}"
+        )
+    output.line(
+        f"Highest probability inside the lesion: {_format(errors['peak_inside'])} of the tumour "
+        f"images; no predicted pixel: {_format(errors['empty_masks'])}"
+    )
 
 
 def _format(value: float | None) -> str:

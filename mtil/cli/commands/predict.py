@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command
+from mtil.cli.flags import CommandParsers, add_command, add_ensemble_flag
 
 if TYPE_CHECKING:
     from mtil.cli.console import CommandOutput, ProgressBar
@@ -21,6 +21,7 @@ def add_predict_command(commands: CommandParsers) -> None:
     parser.add_argument(
         "out", metavar="OUT", help="folder or bucket prefix for masks, overlays and CSV"
     )
+    add_ensemble_flag(parser)
 
 
 def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
@@ -29,7 +30,11 @@ def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
 
     with output.progress() as bar:
         summary = predict_location(
-            options.model, options.input, options.out, listen=lambda line: _show(line, bar, output)
+            options.model,
+            options.input,
+            options.out,
+            others=options.others,
+            listen=lambda line: _show(line, bar, output),
         )
     files = summary["files"]
     output.line(

@@ -1,10 +1,17 @@
 """`mtil train`: train folds without circle rounds."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_local, add_training_flags
+from mtil.cli.flags import (
+    CommandParsers,
+    add_command,
+    add_local,
+    add_training_flags,
+    read_training_config,
+)
 from mtil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,11 +30,9 @@ def add_train_command(commands: CommandParsers) -> None:
 
 def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Train the selected folds and print their metrics on inner validation images."""
-    from mtil import presets
     from mtil.circle.request import request_trainings
-    from mtil.config import apply_overrides
 
-    config = apply_overrides(presets.load_config(options.config), options.overrides)
+    config = read_training_config(options)
     if options.local:
         config = _in_one_process(config, options)
     request = request_trainings(
@@ -36,7 +41,7 @@ def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
     with output.progress() as bar:
 
         def listen(line: dict[str, Any]) -> None:
-            _show(line, config.train.num_epochs, bar, output)
+            show_training(line, config.train.num_epochs, bar, output)
 
         if options.local:
             from mtil.library.training import train_folds
@@ -48,16 +53,22 @@ def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
 
             with cluster.connect_ray(verbose=options.verbose):
                 results = trainer.run_trainings(request, listen)
+    print_results(results, options.run, "--local " if options.local else "", output)
+
+
+def print_results(
+    results: "Sequence[FoldResult]", run_uri: str, flag: str, output: "CommandOutput"
+) -> None:
+    """Print the figures of trained folds, and the command that scores them with a flag."""
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
         output.line(
             f"fold {result.fold}: best epoch {result.best_epoch}, {figures} (inner validation), "
             f"{result.seconds:.0f} s"
         )
-    flag = "--local " if options.local else ""
-    output.line(f"Run in {options.run}; next: mtil evaluate {flag}--run {options.run}")
-    folds = [_fold_values(result, options.run) for result in results]
-    output.result(folds[0] if len(results) == 1 else {"run": options.run, "folds": folds})
+    output.line(f"Run in {run_uri}; next: mtil evaluate {flag}--run {run_uri}")
+    folds = [_fold_values(result, run_uri) for result in results]
+    output.result(folds[0] if len(results) == 1 else {"run": run_uri, "folds": folds})
 
 
 def _in_one_process(config: "Config", options: argparse.Namespace) -> "Config":
@@ -88,7 +99,7 @@ def _fold_values(result: "FoldResult", uri: str) -> dict[str, Any]:
     return {"run": uri} | {name: values[name] for name in names}
 
 
-def _show(
+def show_training(
     line: dict[str, Any], num_epochs: int, bar: "ProgressBar", output: "CommandOutput"
 ) -> None:
     """Show a training event: a step on the bar, an epoch as a line of losses and metrics."""

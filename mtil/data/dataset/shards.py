@@ -29,6 +29,9 @@ LABELS = ("benign", "malignant", "normal")
 HOLDOUT = -1
 """Fold number of images reserved for a final test and used by no fold."""
 
+OBJECTION = "objection"
+"""Key of `meta`: why a published review of the collection objects to the image."""
+
 
 def shard_schema(image_size: int) -> pa.Schema:
     """Return the schema of a shard with images of `image_size` by `image_size` pixels."""

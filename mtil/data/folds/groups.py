@@ -25,10 +25,21 @@ class Grouping:
     """Group by sample id of all images, kept and dropped."""
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """What a published group file says of an image."""
+
+    group: str
+    objection: str = ""
+    """Why a review of the collection objects to the image; empty without an objection."""
+
+
 def read_group_file(
     uri: str, records: Sequence[Record], optional: Container[str] = ()
-) -> dict[str, str]:
-    """Read a published group file: a table with `image_id` and `group`, one row an image.
+) -> dict[str, PublishedRow]:
+    """Read a published group file: a table with a row an image.
+
+    The columns are `image_id`, `group` and, if the file has it, `objection`.
 
     Args:
         uri: the file; CSV, Excel or Parquet by suffix.
@@ -36,14 +47,14 @@ def read_group_file(
         optional: sample ids the file may lack.
 
     Returns:
-        Group by sample id, for the images of the collection. Rows of unknown images are ignored.
+        Row by sample id, for the images of the collection. Rows of unknown images are ignored.
 
     Raises:
         DataError: if the file is unreadable, lacks an image, or gives an image two groups.
     """
     _, name = split_uri(uri)
     # Keys are plain paths: the file may spell an id differently, like `./img//a.png`.
-    group_of: dict[str, str] = {}
+    row_of: dict[str, PublishedRow] = {}
     for row in read_table_rows(uri, ("image_id", "group")):
         sample_id, group = row.values["image_id"], row.values["group"]
         if not sample_id or not group:
@@ -51,17 +62,22 @@ def read_group_file(
                 f"{row.where} must give an image_id and a group, but lacks a value; fill the row "
                 "in or remove the row."
             )
-        if normalise_identifier(
-            group_of.setdefault(normalise_path(sample_id), group)
-        ) != normalise_identifier(group):
+        published = PublishedRow(group, row.values.get("objection", ""))
+        first = row_of.setdefault(normalise_path(sample_id), published)
+        if normalise_identifier(first.group) != normalise_identifier(group):
             raise DataError(
                 f"An image must have one group, but {name} gives {sample_id!r} the groups "
-                f"{group_of[normalise_path(sample_id)]!r} and {group!r}; correct the file."
+                f"{first.group!r} and {group!r}; correct the file."
+            )
+        if first.objection != published.objection:
+            raise DataError(
+                f"An image must have one objection, but {name} gives {sample_id!r} "
+                f"{first.objection!r} and {published.objection!r}; correct the file."
             )
     missing = [
         record.sample_id
         for record in records
-        if normalise_path(record.sample_id) not in group_of and record.sample_id not in optional
+        if normalise_path(record.sample_id) not in row_of and record.sample_id not in optional
     ]
     if missing:
         raise DataError(
@@ -69,9 +85,9 @@ def read_group_file(
             f"such as {missing[0]!r}; use sample ids as image_id."
         )
     return {
-        record.sample_id: group_of[normalise_path(record.sample_id)]
+        record.sample_id: row_of[normalise_path(record.sample_id)]
         for record in records
-        if normalise_path(record.sample_id) in group_of
+        if normalise_path(record.sample_id) in row_of
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtil.data.dataset.manifest import SourceInfo
+from mtil.data.dataset.shards import OBJECTION
 from mtil.data.folds import groups
 from mtil.data.layouts import scan_collection
 from mtil.data.layouts.patients import note_merged_spellings
@@ -163,10 +164,14 @@ def _invert_masks(collection: Collection) -> Collection:
 def _add_groups(collection: Collection, uri: str, optional: Container[str] = ()) -> Collection:
     usable = [record for record in collection.records if record.refused is None]
     published = groups.read_group_file(uri, usable, optional)
-    records = [
-        replace(record, published=published.get(record.sample_id)) for record in collection.records
-    ]
-    notes = note_merged_spellings(set(published.values()), "published groups")
+    records = []
+    for record in collection.records:
+        row = published.get(record.sample_id)
+        if row is not None:
+            objection = {OBJECTION: row.objection} if row.objection else {}
+            record = replace(record, published=row.group, meta={**record.meta, **objection})
+        records.append(record)
+    notes = note_merged_spellings({row.group for row in published.values()}, "published groups")
     return replace(collection, records=records, notes=(*collection.notes, *notes))
 
 

@@ -41,8 +41,8 @@ def run_ray_tasks(
     """Run jobs as Ray Data tasks with 1 CPU per task. See `mtil.data.parallel.JobRunner`.
 
     Ray Data runs as many tasks as the cluster has CPUs. Results are collected in order of
-    completion. Jobs of a lost node run again elsewhere. If a job fails, all running jobs are ended
-    first.
+    completion. Jobs of a lost node run again elsewhere. If a job fails, the running jobs are
+    interrupted; a job that is just starting may go on to its end.
     """
     results: list[Any] = [None] * len(jobs)
     context = DataContext.get_current()

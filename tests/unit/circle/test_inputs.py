@@ -273,7 +273,7 @@ def test_maps_that_do_not_cover_the_rows_that_need_them_are_refused(
 
 
 def weight(run: Run, of: Train) -> torch.Tensor:
-    return next(iter(run.model(of).weights.values()))
+    return run.model(of).weights["logits.2.weight"]
 
 
 def test_a_round_starts_from_the_weights_of_the_one_before(
@@ -287,7 +287,7 @@ def test_a_round_starts_from_the_weights_of_the_one_before(
     for of in (Train(0, 0), Train(0, 0, 1)):
         found = load_initial_weights(run, Train(1, 0, of.part))
         assert found is not None
-        assert torch.equal(next(iter(found.values())), weight(run, of))
+        assert torch.equal(found["logits.2.weight"], weight(run, of))
     assert not torch.equal(weight(run, Train(0, 0)), weight(run, Train(0, 0, 1)))
     with pytest.raises(DataError, match="round 0 has no result"):
         load_initial_weights(run, Train(1, 1))
@@ -346,6 +346,24 @@ def test_a_fold_is_judged_by_its_own_models_and_the_holdout_by_all(circle_run: C
         [digests[0, 0], digests[1, 0]],
         [digests[0, 2], digests[1, 2]],
     ]
+
+
+@pytest.mark.parametrize(
+    ("test", "main", "inner"), [("passes", [1, 1], [0, 0]), ("chain", [0, 1], [0, 0])]
+)
+def test_the_inner_models_of_the_round_before_take_part(
+    circle_run: CircleRun, test: str, main: list[int], inner: list[int]
+) -> None:
+    run = circle_run([1], maps="cross_fit", num_parts=2, num_rounds=2, test=test)
+    run.config = replace(run.config, predict=replace(run.config.predict, voters="all"))
+
+    def digests(rounds: list[int], part: int | None) -> list[str]:
+        return [run.model(Train(number, 1, part)).digest for number in rounds]
+
+    found = [[model.digest for model in chain] for chain in load_model_chains(run, 1, 1)]
+    assert found == [digests(main, None), digests(inner, 0), digests(inner, 1)]
+    (first,) = load_model_chains(run, 0, 1)
+    assert [model.digest for model in first] == digests([0], None)
 
 
 def test_a_model_that_judges_every_pass_is_read_and_built_once(circle_run: CircleRun) -> None:

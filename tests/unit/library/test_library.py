@@ -4,6 +4,7 @@ import csv
 import doctest
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -195,6 +199,29 @@ def test_figures_are_those_that_the_command_writes(
     assert figures["num_images"] == len(test)
 
 
+def test_inner_validation_rows_are_scored_on_request(
+    run_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--run", run_uri, "--local", "--split", "validation", "--errors"]
+    assert main([*command, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["split"] == "validation"
+    rows = mtil.open_dataset(Run.open(run_uri).data_uri).rows(0, "validation")
+    assert figures["num_images"] == len(rows)
+    assert json.loads((Path(run_uri) / "evaluation-validation.json").read_text()) == figures
+    table = pq.read_table(Path(run_uri) / "rounds/0/fold-0/validation.parquet")
+    assert sorted(table.column("sample_id").to_pylist()) == sorted(rows.sample_id)
+    tumours = table.filter(pa.compute.not_equal(table["label"], 2))
+    lost = 1 - tumours.column("dice").to_numpy()
+    shares = [band["share_of_loss"] for band in figures["errors"]["bands"]]
+    assert shares[0] == pytest.approx(lost[lost > 0.99].sum() / lost.sum())
+    assert sum(shares) == pytest.approx(1)
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "inner validation images of folds 0" in printed
+    assert "half peak if empty" in printed
+
+
 def test_a_prediction_is_that_of_mtil_predict(
     run_uri: str, phantoms: Path, image: np.ndarray, tmp_path: Path
 ) -> None:
@@ -205,7 +232,12 @@ def test_a_prediction_is_that_of_mtil_predict(
     assert f"{prediction.malignancy:.6f}" == row["malignant_probability"]
     assert int(prediction.mask.sum()) == int(row["lesion_area_px"])
     assert prediction.is_malignant == (row["malignant"] == "1")
-    assert np.array_equal(prediction.mask, prediction.lesion >= 0.5)
+    assert f"{prediction.lesion_probability:.6f}" == row["lesion_probability"]
+    assert prediction.class_name == row["class"]
+    rule = Run.open(run_uri).model(Train(0, 0)).mask_rule
+    presence = prediction.lesion_probability
+    assert presence is not None
+    assert np.array_equal(prediction.mask, rule(prediction.lesion, presence))
     assert np.array_equal(prediction.passes[-1], prediction.lesion)
 
 
@@ -327,3 +359,65 @@ if __name__ == "__main__":
     assert refusal in done.stderr
     assert "next: mtil evaluate --local --run run" in done.stdout
     assert (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.fixture(scope="module")
+def other_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of the same configuration with another seed; not to be changed."""
+    uri = str(tmp_path_factory.mktemp("other") / "run")
+    mtil.train_fold(replace(config, seed=5), data_uri, uri)
+    return uri
+
+
+def test_runs_form_an_ensemble(run_uri: str, other_uri: str, tmp_path: Path) -> None:
+    """The figures of two runs are of their averaged predictions, in files of their own."""
+    run = tmp_path / "run"
+    shutil.copytree(run_uri, run)
+    before = (run / "evaluation.json").exists()
+    figures = mtil.evaluate(str(run), others=[other_uri])
+    assert figures["ensemble"] == [other_uri]
+    assert (run / "evaluation.json").exists() == before
+    (scores,) = run.glob("rounds/0/fold-0/ensemble-*-predictions.parquet")
+    assert len(list(run.glob("ensemble-*-evaluation.json"))) == 1
+    together = pq.read_table(scores).to_pylist()
+    alone = []
+    for uri in (str(run), other_uri):
+        copy = tmp_path / f"copy-{len(alone)}"
+        shutil.copytree(uri, copy)
+        mtil.evaluate(str(copy))
+        (own,) = copy.glob("rounds/0/fold-0/predictions.parquet")
+        alone.append(pq.read_table(own).to_pylist())
+    for row, one, other in zip(together, *alone, strict=True):
+        values = [one["probability"], other["probability"]]
+        assert row["probability"] == pytest.approx(np.mean(values))
+        assert row["probability_spread"] == pytest.approx(np.std(values))
+        assert 0 <= row["mask_spread"] <= 1
+        assert np.isnan(one["mask_spread"])
+        assert row["model_sha256"] == f"{one['model_sha256']};{other['model_sha256']}"
+    assert figures["uncertainty"].keys() == {"masks", "classes"}
+    risks = [1 - row["dice"] for row in together if row["label"] < 2]
+    assert figures["uncertainty"]["masks"]["random"] == pytest.approx(np.mean(risks))
+
+
+def test_the_command_names_the_other_runs(
+    run_uri: str, other_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_uri, run)
+    assert main(["evaluate", "--local", "--run", str(run), "--with", other_uri]) == 0
+    printed = capsys.readouterr().out
+    assert "Spread of the models as uncertainty of masks: area under the risk-coverage" in printed
+    assert "ensemble-" in printed
+
+
+def test_runs_that_form_no_ensemble_are_refused(
+    config: Config, run_uri: str, data_uri: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="must have each run once"):
+        mtil.evaluate(run_uri, others=[run_uri])
+    foreign = Run.create(str(tmp_path / "foreign"), config, data_uri, "e" * 64)
+    with pytest.raises(DataError, match=r"must have one data set, but .* eeeeeeeeeeee"):
+        mtil.evaluate(run_uri, others=[foreign.uri])
+    untrained = Run.create(str(tmp_path / "none"), config, data_uri, manifest.fingerprint)
+    with pytest.raises(DataError, match="must have a trained fold"):
+        mtil.evaluate(run_uri, others=[untrained.uri])

@@ -44,6 +44,9 @@ def table(n=60, seed=0, **changes):
         "fold": np.arange(n) % 5,
         "probability": probability,
         "predicted": probability >= np.where(np.arange(n) % 5 < 2, 0.4, 0.6),
+        "lesion_probability": np.round(
+            1 / (1 + np.exp(-rng.normal(np.where(label == 2, -1, 2), 1.5))), 2
+        ),
     }
     for field in dataclasses.fields(scores[0]):
         columns[field.name] = [getattr(score, field.name) for score in scores]
@@ -96,6 +99,27 @@ def test_classes_are_judged_on_tumours_only():
         ),
     }
     assert {name: SUMMARY[name]["value"] for name in expected} == pytest.approx(expected)
+
+
+def test_three_classes_are_judged_on_all_images():
+    called = np.where(TABLE.presence < 0.5, 2, np.where(TABLE.predicted, 1, 0))
+    expected = {
+        "presence_auc": sk.roc_auc_score(TABLE.label != 2, TABLE.presence),
+        "three_class_accuracy": sk.accuracy_score(TABLE.label, called),
+        "three_class_macro_f1": sk.f1_score(TABLE.label, called, average="macro"),
+    }
+    assert 0.5 < expected["three_class_accuracy"] < 1
+    for name, value in expected.items():
+        assert SUMMARY[name]["value"] == pytest.approx(value), name
+
+
+def test_three_classes_need_normal_images_and_models_that_know_them():
+    names = ("presence_auc", "three_class_accuracy", "three_class_macro_f1")
+    tumours = TABLE.select(TABLE.label != 2)
+    for rows in (tumours, table(lesion_probability=None)):
+        figures = summarise(rows, resamples=3)
+        assert {figures[name]["value"] for name in names} == {None}
+        assert figures["auc"]["value"] is not None
 
 
 def test_the_decision_is_that_of_the_fold_not_of_one_threshold():

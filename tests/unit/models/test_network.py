@@ -95,15 +95,33 @@ def test_output_has_the_promised_shapes(height, width):
 @every_variant
 @pytest.mark.parametrize("with_prior", [True, False])
 def test_every_parameter_gets_a_gradient(config, with_prior):
-    """Distributed training needs a gradient of every parameter, with and without prior maps."""
+    """Distributed training needs a gradient of every parameter, with and without prior maps.
+
+    Without prior maps, the images are not enlarged either.
+    """
     model = network(config, noise=0.02)
     image, prior = batch()
-    total(model(image, prior if with_prior else None)).backward()
+    zoom = torch.tensor([0.0, 1.5]) if with_prior else None
+    total(model(image, prior if with_prior else None, zoom=zoom)).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert missing == []
     if with_prior:
         idle = [name for name, p in model.named_parameters() if not p.grad.any()]
         assert idle == []
+
+
+@some_variants
+def test_no_enlargement_is_an_enlargement_of_zero_and_another_counts(config):
+    model = network(config, noise=0.02).eval()
+    image, _ = batch()
+    plain, zero, zoomed = (
+        model(image, zoom=zoom) for zoom in (None, torch.zeros(2), torch.tensor([0.0, 2.0]))
+    )
+    assert torch.equal(plain.mask, zero.mask)
+    assert torch.equal(plain.malignant, zero.malignant)
+    assert torch.equal(plain.mask[0], zoomed.mask[0])
+    assert not torch.equal(plain.mask[1], zoomed.mask[1])
+    assert plain.malignant[1] != zoomed.malignant[1]
 
 
 @some_variants
@@ -231,7 +249,7 @@ def test_random_layers_read_the_given_numbers_in_training_only():
             name: model(image, prior, draws).malignant
             for name, draws in {"low": low, "high": high, "some": some, "again": some}.items()
         }
-        assert torch.equal(malignant["low"], model.head.output.bias.expand(2))  # all dropped
+        assert torch.equal(malignant["low"], model.head.output.bias[0].expand(2))  # all dropped
         assert torch.equal(malignant["some"], malignant["again"])
         assert not torch.equal(malignant["some"], malignant["high"])
         encoder_only = torch.cat([low[:, :9], high[:, 9:]], dim=1)

@@ -19,6 +19,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import read_shard
 from mtil.errors import CheckpointError, DataError
 from mtil.metrics import calibrate_logits
+from mtil.metrics.mask_rule import MaskRule
 from mtil.prediction.evaluation import (
     check_predictions_complete,
     evaluate_predictions,
@@ -36,7 +37,8 @@ CPU = torch.device("cpu")
 METRICS = {
     "dice", "dice_pooled", "iou", "hd95", "assd", "miss_rate", "false_positive_area", "f1",
     "macro_f1", "auc", "average_precision", "accuracy", "sensitivity", "specificity",
-    "sensitivity_at_90_specificity", "ece", "brier",
+    "sensitivity_at_90_specificity", "ece", "brier", "presence_auc", "three_class_accuracy",
+    "three_class_macro_f1",
 }  # fmt: skip
 
 
@@ -200,6 +202,9 @@ def test_every_row_is_scored_at_its_original_size(
         tp, fp, fn = (int(part.sum()) for part in (found & mask, found & ~mask, mask & ~found))
         assert (told["tp"], told["fp"], told["fn"]) == (tp, fp, fn)
         assert told["false_positive_area"] == fp / mask.size
+        lesion = resize_map(said.lesion[index], *mask.shape)
+        assert told["peak"] == float(lesion.max())
+        assert told["peak_inside"] == bool(mask.flat[lesion.argmax()])
         if row["label"] == 2:
             assert math.isnan(told["dice"])
         else:
@@ -208,6 +213,21 @@ def test_every_row_is_scored_at_its_original_size(
         assert told["logit"] == said.logit[index]
         assert told["probability"] == said.malignant[index]
         assert told["predicted"] == (told["probability"] >= model.threshold)
+
+
+def test_masks_follow_the_rule_of_the_model(model: TrainedModel, rows: pa.Table) -> None:
+    some = rows.slice(0, 6)
+    rule = MaskRule(threshold=0.4, seed=0.7, empty_below=0.5)
+    ruled = model_from_bytes(model_to_bytes(replace(model, mask_rule=rule)), "model.pt")
+    assert ruled.mask_rule == rule
+    said = Predictor(model, CPU)(_images(some))
+    plain = score(some, Predictor(model, CPU)).to_pylist()
+    for index, told in enumerate(score(some, Predictor(ruled, CPU)).to_pylist()):
+        mask = np.array(Image.open(io.BytesIO(some["mask_png"][index].as_py()))).astype(bool)
+        found = rule(resize_map(said.lesion[index], *mask.shape), said.presence[index])
+        assert (told["tp"], told["fp"]) == (int((found & mask).sum()), int((found & ~mask).sum()))
+        assert told["half_dice"] == pytest.approx(plain[index]["dice"], nan_ok=True)
+        assert told["half_empty"] == (plain[index]["tp"] + plain[index]["fp"] == 0)
 
 
 def test_the_threshold_decides_what_is_called_malignant(
@@ -309,6 +329,23 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
         assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
 
 
+def test_images_with_an_objection_are_told_apart(model: TrainedModel, rows: pa.Table) -> None:
+    """A third of the rows has an objection in `meta`; the column of the scores says so."""
+    given = ["axilla" if index % 3 == 0 else "" for index in range(rows.num_rows)]
+    meta = [[("age", "40"), *([("objection", text)] if text else [])] for text in given]
+    at = rows.schema.get_field_index("meta")
+    objected = rows.set_column(at, "meta", pa.array(meta, rows.schema.field("meta").type))
+    scored = score(objected, Predictor(model, CPU))
+    assert scored["objection"].to_pylist() == given
+    found = evaluate_predictions(scored, run_uri="r", folds=(0,))["by_objection"]
+    assert list(found) == ["none", "axilla"]
+    for name, part in found.items():
+        own = [row for row in scored.to_pylist() if (row["objection"] or "none") == name]
+        tumours = [row["dice"] for row in own if row["label"] < 2]
+        assert (part["num_images"], part["num_tumours"]) == (len(own), len(tumours))
+        assert part["metrics"]["dice"]["value"] == pytest.approx(np.mean(tumours))
+
+
 def test_the_first_collection_has_its_name(predictions: pa.Table, manifest: Manifest) -> None:
     """Rows of the first collection have no source in the shards, even after `--append`."""
     names = [("", "udiat")[index % 3 == 0] for index in range(predictions.num_rows)]
@@ -350,11 +387,13 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
     figures = evaluate_predictions(predictions, run_uri="s3://bucket/run", folds=(0, 2))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures.keys() == {
-        "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "millimetres",
-        "by_pass",
+        "run", "folds", "num_images", "metrics", "by_class", "by_size", "by_source", "by_objection",
+        "millimetres", "uncertainty", "errors", "by_pass",
     }  # fmt: skip
     assert [part["count"] for part in figures["by_size"].values()] == [16, 16, 16]
     assert figures["by_source"] == {}
+    assert figures["by_objection"] == {}
+    assert figures["uncertainty"] == {}
     assert figures["millimetres"] == {"count": 0, "hd95": None, "assd": None}
     assert (figures["run"], figures["folds"]) == ("s3://bucket/run", [0, 2])
     assert figures["num_images"] == 60
@@ -367,6 +406,9 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
 
     tumours = [row for row in predictions.to_pylist() if row["label"] < 2]
     assert len(tumours) == 48
+    assert sum(band["images"] for band in figures["errors"]["bands"]) == 48
+    best = figures["errors"]["decisions"]["best_threshold"]["dice"]
+    assert best == pytest.approx(np.mean([row["best_dice"] for row in tumours]))
     metrics = {name: interval["value"] for name, interval in figures["metrics"].items()}
     assert metrics["dice"] == pytest.approx(np.mean([row["dice"] for row in tumours]))
     assert metrics["accuracy"] == np.mean([row["predicted"] == row["label"] for row in tumours])
@@ -422,9 +464,7 @@ def test_an_image_cannot_be_scored_twice_in_a_pass(predictions: pa.Table) -> Non
 
 def test_a_fold_must_be_complete(predictions: pa.Table) -> None:
     check_predictions_complete(predictions, 60, 1)
-    with pytest.raises(
-        DataError, match=r"fold 1 .* has 60 rows .* each of the 61 test images once"
-    ):
+    with pytest.raises(DataError, match=r"fold 1 .* has 60 rows .* each of the 61 images once"):
         check_predictions_complete(predictions, 61, 1)
     twice = pa.concat_tables([predictions, predictions.slice(0, 1)])
     with pytest.raises(DataError, match=r"has 61 rows of 60 images, .* each of the 60 "):

@@ -23,6 +23,7 @@ from mtil import __version__
 from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
+from mtil.metrics.mask_rule import MaskRule
 from mtil.models import TwoTaskNetwork
 from mtil.prediction import overlay
 from mtil.prediction.image_files import escape_name, name_outputs, select_images
@@ -35,7 +36,14 @@ from mtil.prediction.images import (
     predict_images,
     predict_location,
 )
-from mtil.prediction.predictor import Predictor, predict_passes, resize_map
+from mtil.prediction.predictor import (
+    Prediction,
+    Predictor,
+    average_predictions,
+    measure_mask_spread,
+    predict_passes,
+    resize_map,
+)
 from mtil.run.checkpoint import TrainedModel, model_to_bytes
 from mtil.run.folder import Run
 from mtil.run.plan import Train
@@ -78,6 +86,7 @@ def tiny_model(fold: int = 0) -> TrainedModel:
         source_size=SIDE,
         epoch=3,
         temperature=1.5 + fold,
+        presence_temperature=2.0,
         threshold=0.56 - fold / 50,
     )
 
@@ -215,8 +224,38 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
         said = predictor(resize_image(gray, SIDE)[None])
         assert float(row["malignant_probability"]) == pytest.approx(said.malignant[0], abs=1e-6)
         assert row["malignant"] == str(int(said.malignant[0] >= 0.56))
+        assert float(row["lesion_probability"]) == pytest.approx(said.presence[0], abs=1e-6)
+        lesion_class = "malignant" if row["malignant"] == "1" else "benign"
+        assert row["class"] == ("normal" if said.presence[0] < 0.5 else lesion_class)
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
             assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
+
+
+def test_masks_follow_the_rule_of_the_model(images: Path, tmp_path: Path) -> None:
+    rule = MaskRule(threshold=0.3, seed=0.6, empty_below=0.5)
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(replace(tiny_model(), mask_rule=rule)))
+    go(str(path), images, tmp_path / "out")
+    predictor = Predictor(tiny_model(), torch.device("cpu"))
+    for name, row in table(tmp_path / "out").items():
+        gray = read_gray((images / name).read_bytes(), name)
+        said = predictor(resize_image(gray, SIDE)[None])
+        expected = rule(resize_map(said.lesion[0], *gray.shape), said.presence[0])
+        with Image.open(tmp_path / "out" / row["mask"]) as mask:
+            assert (np.array(mask) == expected).all()
+        assert row["lesion_area_px"] == str(int(expected.sum()))
+
+
+def test_models_trained_without_normal_images_call_none_normal(
+    images: Path, tmp_path: Path
+) -> None:
+    model = replace(tiny_model(), presence_temperature=None)
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(model))
+    go(str(path), images, tmp_path / "out")
+    rows = table(tmp_path / "out").values()
+    assert {row["lesion_probability"] for row in rows} == {""}
+    assert {row["class"] for row in rows} <= {"benign", "malignant"}
 
 
 def test_figures_do_not_depend_on_the_batch(checkpoint: str, images: Path, tmp_path: Path) -> None:
@@ -253,6 +292,59 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
         assert row["fingerprint"] == "f" * 64
 
 
+def test_further_runs_join_the_ensemble(run: str, images: Path, tmp_path: Path) -> None:
+    """Two folds of a run and a model of another: the mean of three, and their spread."""
+    other = tmp_path / "other.pt"
+    other.write_bytes(model_to_bytes(tiny_model(5)))
+    parts = []
+    for fold in (0, 2):
+        (path,) = Path(run, f"rounds/0/fold-{fold}").glob("model-*.pt")
+        parts.append(str(path))
+    singles = []
+    for index, source in enumerate([*parts, str(other)]):
+        go(source, images, tmp_path / str(index))
+        singles.append(table(tmp_path / str(index)))
+    go(run, images, tmp_path / "all", others=[str(other)])
+    for name, row in table(tmp_path / "all").items():
+        values = [float(single[name]["malignant_probability"]) for single in singles]
+        assert float(row["malignant_probability"]) == pytest.approx(np.mean(values), abs=2e-6)
+        assert float(row["probability_spread"]) == pytest.approx(np.std(values), abs=2e-6)
+        assert 0 <= float(row["mask_spread"]) <= 1
+        assert singles[0][name]["mask_spread"] == singles[0][name]["probability_spread"] == ""
+
+
+def test_models_of_unequal_passes_form_no_ensemble(tmp_path: Path) -> None:
+    sources = []
+    for number in (1, 2):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(model_to_bytes(replace(tiny_model(), num_passes=number)))
+        sources.append(str(path))
+    with pytest.raises(DataError, match=r"those of .*1\.pt make 1 and those of .*2\.pt 2"):
+        load_chains(*sources)
+
+
+def test_the_spread_of_masks_worked_by_hand() -> None:
+    """Three masks of an image: two equal, one half of them; then all empty; then one empty."""
+    full, half, empty = np.ones((2, 2), bool), np.array([[1, 1], [0, 0]], bool), np.zeros((2, 2))
+    masks = np.stack([[full, empty, full], [full, empty, full], [half, empty, empty]]).astype(bool)
+    # Pairs of the first image: Dice 1, 4 / 6 and 4 / 6; of the third: 1, 0 and 0.
+    expected = [1 - (1 + 2 / 3 + 2 / 3) / 3, 0.0, 1 - 1 / 3]
+    np.testing.assert_allclose(measure_mask_spread(masks), expected)
+
+
+def test_maps_of_unequal_size_are_averaged_at_the_larger() -> None:
+    def prediction(side: int, value: float) -> Prediction:
+        one = np.full(1, 0.5)
+        return Prediction(
+            np.full((1, side, side), value, np.float32), one.astype(np.float32), one,
+            one.astype(np.float32), one, one, one,
+        )  # fmt: skip
+
+    found = average_predictions([prediction(4, 0.2), prediction(8, 0.6)])
+    assert found.lesion.shape == (1, 8, 8)
+    np.testing.assert_allclose(found.lesion, 0.4, rtol=1e-6)
+
+
 def test_of_a_chain_all_models_are_named() -> None:
     models = [replace(tiny_model(fold), digest=str(fold) * 4) for fold in (0, 1, 2)]
     other = replace(tiny_model(2), digest="dddd", fingerprint="e" * 64)
@@ -266,10 +358,19 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
     grays = [speckle(1), speckle(2, 50, 80)]
     parts = [Ensemble([[tiny_model(fold)]], cpu)(grays, at_once=4) for fold in (0, 2)]
     both = Ensemble([[tiny_model(0)], [tiny_model(2)]], cpu)
-    lesion, malignant = both(grays, at_once=4)
-    assert np.abs(parts[0][0] - parts[1][0]).max() > 0.1
-    np.testing.assert_allclose(lesion, (parts[0][0] + parts[1][0]) / 2, rtol=1e-6)
-    np.testing.assert_allclose(malignant, (parts[0][1] + parts[1][1]) / 2, rtol=1e-12)
+    found = both(grays, at_once=4)
+    assert np.abs(parts[0].lesion - parts[1].lesion).max() > 0.1
+    for name, tolerance in (("lesion", 1e-6), ("malignant", 1e-12), ("presence", 1e-12)):
+        values = [getattr(part, name) for part in parts]
+        np.testing.assert_allclose(
+            getattr(found, name), (values[0] + values[1]) / 2, rtol=tolerance
+        )
+    half = abs(parts[0].malignant - parts[1].malignant) / 2
+    np.testing.assert_allclose(found.malignant_spread, half, rtol=1e-9)
+    first, second = (part.lesion >= 0.5 for part in parts)
+    dice = 2 * (first & second).sum(axis=(1, 2)) / (first.sum((1, 2)) + second.sum((1, 2)))
+    np.testing.assert_allclose(found.mask_spread, 1 - dice)
+    assert np.isnan(parts[0].mask_spread).all()
     assert both.threshold == pytest.approx(0.54)
 
 
@@ -292,11 +393,12 @@ def test_a_model_file_says_how_often_it_looks(tmp_path: Path) -> None:
     (chain,) = load_chains(str(path))
     assert len(chain) == 3
     cpu, gray = torch.device("cpu"), speckle(1)
-    lesion, malignant = Ensemble([chain], cpu)([gray], at_once=4)
+    found = Ensemble([chain], cpu)([gray], at_once=4)
     passes = predict_passes([Predictor(chain[0], cpu)] * 3, gray[None])
     assert not np.array_equal(passes[0].lesion, passes[2].lesion)
-    np.testing.assert_array_equal(lesion, passes[2].lesion)
-    np.testing.assert_array_equal(malignant, passes[2].malignant)
+    np.testing.assert_array_equal(found.lesion, passes[2].lesion)
+    np.testing.assert_array_equal(found.malignant, passes[2].malignant)
+    np.testing.assert_array_equal(found.presence, passes[2].presence)
 
 
 @pytest.mark.parametrize(("test", "rounds"), [("passes", [1, 1]), ("chain", [0, 1])])
@@ -517,14 +619,14 @@ def test_what_is_no_number_is_an_error_of_the_image(
 ) -> None:
     class Odd(Ensemble):
         def __call__(self, grays: Any, *, at_once: int) -> Any:
-            lesion, malignant = super().__call__(grays, at_once=at_once)
+            predicted = super().__call__(grays, at_once=at_once)
             for index, gray in enumerate(grays):
                 if gray.shape == (64, 64):  # y.tif
                     if part == "map":
-                        lesion[index, 3, 3] = np.nan
+                        predicted.lesion[index, 3, 3] = np.nan
                     else:
-                        malignant[index] = np.nan
-            return lesion, malignant
+                        predicted.malignant[index] = np.nan
+            return predicted
 
     ensemble = Odd([[tiny_model()]], torch.device("cpu"))
     source, out = LocalStore(str(images)), LocalStore(str(tmp_path / "out"))

@@ -62,7 +62,7 @@ def _shown(images: np.ndarray, size: int) -> Tensor:
 
 def _same(one: Prediction, other: Prediction) -> bool:
     return all(
-        np.array_equal(getattr(one, item.name), getattr(other, item.name))
+        np.array_equal(getattr(one, item.name), getattr(other, item.name), equal_nan=True)
         for item in dataclasses.fields(Prediction)
     )
 
@@ -191,7 +191,7 @@ def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa
     check_predictions_complete(scored, 4, 2)
     with pytest.raises(DataError, match=r"of fold 2 .* pass 1 has 3 rows of 3 images"):
         check_predictions_complete(scored.slice(0, 7), 4, 2)
-    with pytest.raises(DataError, match=r"has 0 rows .* each of the 4 test images once"):
+    with pytest.raises(DataError, match=r"has 0 rows .* each of the 4 images once"):
         check_predictions_complete(scored.slice(0, 0), 4, 2)
 
 

@@ -135,7 +135,10 @@ def test_the_seed_decides():
 @pytest.mark.parametrize("sizes", [(8, 8), (1, 15), (5, 5, 6)])
 def test_a_batch_is_augmented_as_its_slices_are(sizes):
     """Every change is on. The images are equal bit for bit."""
-    strong = AugmentConfig(rotation=30, scale=0.2, translation=0.1, speckle=0.5, vertical_flip=0.5)
+    strong = AugmentConfig(
+        rotation=30, scale=0.2, translation=0.1, speckle=0.5, vertical_flip=0.5, noise=0.1,
+        blur=0.5, low_resolution=0.5,
+    )  # fmt: skip
     change = BatchAugmentation(strong, PriorConfig(dropout=0.3, roughen=0.5))
     for dtype in (torch.float32, torch.float64):
         whole = [x.to(dtype) for x in batch(size=16)]
@@ -158,10 +161,21 @@ def test_float64_is_the_same_augmentation():
     torch.testing.assert_close(single, double.float(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("key", ["brightness", "contrast", "gamma", "speckle"])
-def test_the_look_changes_on_the_image_only(key):
+@pytest.mark.parametrize(
+    ("key", "strength"),
+    [
+        ("brightness", 0.3),
+        ("contrast", 0.3),
+        ("gamma", 0.3),
+        ("speckle", 0.3),
+        ("noise", 0.3),
+        ("blur", 1.0),
+        ("low_resolution", 1.0),
+    ],
+)
+def test_the_look_changes_on_the_image_only(key, strength):
     image, mask, prior = batch()
-    got = augment(**{key: 0.3})(image, mask, prior)
+    got = augment(**{key: strength})(image, mask, prior)
     assert (got[0] - image).abs().max() > 0.02
     torch.testing.assert_close(got[1], mask)
     torch.testing.assert_close(got[2], prior, rtol=0, atol=1e-5)
@@ -173,6 +187,35 @@ def test_speckle_is_multiplicative():
     got, _, _ = augment(speckle=0.5)(image, mask, prior)
     assert got[..., :16, :].abs().max() < 1e-4
     assert (got[..., 17:, :] - image[..., 17:, :]).abs().max() > 0.02
+
+
+def test_noise_is_additive_and_bounded():
+    """Of a constant image, the standard deviation is that of the noise: uniform from 0 to 0.1."""
+    image, mask, _ = batch(size=64)
+    got = augment(noise=0.1)(torch.full_like(image, 0.5), mask, None)[0] - 0.5
+    deviations = got.flatten(1).std(dim=1)
+    assert deviations.max() < 0.105
+    assert deviations.mean() == pytest.approx(0.05, abs=0.012)
+    assert got.mean().abs() < 1e-3
+
+
+@pytest.mark.parametrize("key", ["blur", "low_resolution"])
+def test_a_share_of_the_images_loses_quality(key):
+    image, mask, _ = batch(size=200)
+    got = augment(**{key: 0.25})(image, mask, None)[0]
+    # The untouched images pass the geometric transform, which is the identity up to rounding.
+    changed = (got - image).flatten(1).abs().amax(dim=1) > 1e-3
+    assert float(changed.float().mean()) == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.parametrize("key", ["blur", "low_resolution"])
+def test_lower_quality_takes_away_fine_structure(key):
+    """A chessboard of single pixels gets flatter, its mean stays."""
+    board = ((torch.arange(32)[:, None] + torch.arange(48)) % 2).float().expand(16, 1, -1, -1)
+    got = augment(**{key: 1.0})(board, torch.zeros_like(board), None)[0][..., 4:-4, 4:-4]
+    assert got.flatten(1).std(dim=1).max() < 0.47  # 0.5 before
+    assert got.flatten(1).std(dim=1).min() < 0.2
+    assert got.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_brightness_is_bounded():

@@ -84,7 +84,7 @@ def test_a_step_says_what_it_did(make_config: MakeConfig, toy_batches: ToyBatche
     steps = _train(_engine(make_config()), toy_batches(2), range(1))
     assert [step.index for step in steps] == [0, 1]
     for step in steps:
-        assert set(step.terms) == {"segmentation", "classification"}
+        assert set(step.terms) == {"segmentation", "classification", "presence"}
         for value in (*step.terms.values(), step.gradient_norm):
             assert value.shape == ()
             assert not value.requires_grad
@@ -499,21 +499,22 @@ def test_dice_is_monai_s() -> None:
     assert expected.isnan().sum() == 1
 
 
-def _row(label: int, dice: float, logit: float) -> ValidationScore:
-    return ValidationScore(sample_id="x", label=label, dice=dice, logit=logit)
+def _row(label: int, dice: float, logit: float, presence: float = 0.0) -> ValidationScore:
+    return ValidationScore("x", label=label, dice=dice, logit=logit, presence=presence)
 
 
 def test_validation_figures_worked_by_hand() -> None:
     rows = [
-        _row(0, 0.5, -1.0),
-        _row(0, 1.0, 2.0),
-        _row(1, 0.0, 1.0),
-        _row(1, 0.9, 3.0),
-        _row(2, math.nan, 9.0),  # a normal image counts for neither figure
+        _row(0, 0.5, -1.0, presence=-1.0),
+        _row(0, 1.0, 2.0, presence=1.0),
+        _row(1, 0.0, 1.0, presence=2.0),
+        _row(1, 0.9, 3.0, presence=3.0),
+        _row(2, math.nan, 9.0, presence=0.0),  # a normal image counts for presence only
     ]
     figures = summarise_validation(rows, 0.75)
     assert figures == pytest.approx(
         {"dice": 0.6, "auc": 0.75, "f1": 4 / 5, "score": 0.75 * 0.6 + 0.25 * 0.75}
+        | {"presence_auc": 3 / 4}
     )
     assert summarise_validation(iter(rows), 1.0)["score"] == pytest.approx(0.6)
     assert summarise_validation(rows, 0.0)["score"] == pytest.approx(0.75)
@@ -521,8 +522,9 @@ def test_validation_figures_worked_by_hand() -> None:
 
 def test_with_one_class_the_score_is_dice_alone() -> None:
     rows = [_row(1, 0.5, 0.0), _row(1, 0.7, 1.0), _row(2, math.nan, 1.0)]
-    assert summarise_validation(rows, 0.5) == pytest.approx({"dice": 0.6, "score": 0.6})
-    assert summarise_validation(rows, 0.0) == pytest.approx({"dice": 0.6, "score": 0.0})
+    undecided = {"presence_auc": 0.5}  # equal logits
+    assert summarise_validation(rows, 0.5) == pytest.approx({"dice": 0.6, "score": 0.6} | undecided)
+    assert summarise_validation(rows, 0.0) == pytest.approx({"dice": 0.6, "score": 0.0} | undecided)
 
 
 @pytest.mark.parametrize("rows", [[], [_row(2, math.nan, 1.0)]])

@@ -6,7 +6,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from monai.losses import DiceLoss, FocalLoss
+    from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 
 from mtil.config import LossConfig
 from mtil.models import NetworkOutput
@@ -28,7 +28,7 @@ SURE = 50.0  # a logit whose sigmoid is one
 def output_of(mask, malignant):
     """Return an output with side logits from the mask at coarser strides."""
     side = tuple(torch.nn.functional.avg_pool2d(mask, stride) for stride in (16, 8, 4))
-    return NetworkOutput(mask, side, malignant)
+    return NetworkOutput(mask, side, malignant, malignant.flip(0))
 
 
 def batch():
@@ -43,6 +43,36 @@ def test_dice_worked_by_hand():
     logits = torch.full((1, 1, 2, 2), SURE)
     target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
     assert dice_loss(logits, target).item() == pytest.approx(1 / 3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("recall", "index"), [(0.5, 1 / 2.5), (0.8, 1 / 2.8)])
+def test_missed_pixels_count_by_their_weight(recall, index):
+    """One pixel is found, two are missed, and one is found falsely.
+
+    With 0.5 the divisor is 1 + 0.5 * 1 + 0.5 * 2, with 0.8 it is 1 + 0.2 * 1 + 0.8 * 2.
+    """
+    logits = torch.tensor([[[[SURE, -SURE, -SURE, SURE, -SURE]]]])
+    target = torch.tensor([[[[1.0, 1.0, 1.0, 0.0, 0.0]]]])
+    assert dice_loss(logits, target, recall).item() == pytest.approx(1 - index, abs=1e-4)
+
+
+@pytest.mark.parametrize("recall", [0.3, 0.5, 0.7])
+def test_tversky_agrees_with_monai(recall):
+    output, mask, _ = batch()
+    oracle = TverskyLoss(sigmoid=True, alpha=1 - recall, beta=recall, reduction="none")
+    torch.testing.assert_close(
+        dice_loss(output.mask, mask, recall), oracle(output.mask, mask).flatten()
+    )
+
+
+@pytest.mark.parametrize("focus", [0.5, 2.0])
+def test_the_focus_is_an_exponent_of_each_image_s_loss(focus):
+    output, mask, label = batch()
+    config = LossConfig(dice=1.0, focus=focus, deep_supervision=0.0)
+    only_final = NetworkOutput(output.mask, (), output.malignant, output.presence)
+    found = TrainingObjective(config)(only_final, mask, label)["segmentation"]
+    losses = dice_loss(output.mask, mask)[:2]  # the third image is normal
+    assert found.item() == pytest.approx((losses**focus).mean().item(), rel=1e-5)
 
 
 def test_dice_agrees_with_monai():
@@ -115,9 +145,13 @@ def test_the_mean_of_nothing_is_zero():
 
 def test_terms_are_weighed_once():
     args = batch()
-    plain = TrainingObjective(LossConfig(segmentation=1.0, classification=1.0))(*args)
-    weighed = TrainingObjective(LossConfig(segmentation=0.3, classification=2.0))(*args)
-    assert list(weighed) == ["segmentation", "classification"]
+    plain = TrainingObjective(LossConfig(segmentation=1.0, classification=1.0, presence=1.0))(*args)
+    weighed = TrainingObjective(LossConfig(segmentation=0.3, classification=2.0, presence=0.5))(
+        *args
+    )
+    assert list(weighed) == ["segmentation", "classification", "presence"]
+    assert "presence" not in TrainingObjective(LossConfig(presence=0.0))(*args)
+    torch.testing.assert_close(weighed["presence"], 0.5 * plain["presence"])
     torch.testing.assert_close(weighed["segmentation"], 0.3 * plain["segmentation"])
     torch.testing.assert_close(weighed["classification"], 2.0 * plain["classification"])
 
@@ -129,6 +163,15 @@ def test_classification_worked_by_hand():
     config = LossConfig(classification=1.0, label_smoothing=0.0)
     term = TrainingObjective(config, malignant_share=0.25)(output, mask, label)["classification"]
     assert term.item() == pytest.approx(math.log(2) * (2 / 3 + 2 + 2 / 3) / 3)
+
+
+def test_presence_worked_by_hand():
+    """A tumour with probability 3/4 of a lesion, another with 1/2, and a normal image with 1/4."""
+    output, mask, _ = batch()
+    output = output._replace(presence=torch.tensor([math.log(3), 0.0, -math.log(3)]))
+    term = TrainingObjective(LossConfig(presence=2.0))(output, mask, torch.tensor([0, 1, 2]))
+    expected = 2 * (2 * math.log(4 / 3) + math.log(2)) / 3
+    assert term["presence"].item() == pytest.approx(expected)
 
 
 def test_a_normal_image_counts_as_not_malignant():
@@ -224,7 +267,10 @@ def test_the_terms_of_the_parts_of_a_step_add_up(weighting):
     parts = [
         objective(
             NetworkOutput(
-                output.mask[rows], tuple(side[rows] for side in output.side), output.malignant[rows]
+                output.mask[rows],
+                tuple(side[rows] for side in output.side),
+                output.malignant[rows],
+                output.presence[rows],
             ),
             mask[rows],
             label[rows],
@@ -244,3 +290,52 @@ def test_half_precision_logits_are_scored_in_full():
     ))  # fmt: skip
     for term in TrainingObjective(LossConfig(boundary=0.1))(half, mask, label).values():
         assert term.dtype == torch.float32
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_an_image_of_weight_two_counts_as_two_images(weighting):
+    output, mask, label = batch()
+    objective = TrainingObjective(LossConfig(weighting=weighting, boundary=0.3, focus=0.8), 0.4)
+    rows = torch.tensor([0, 0, 1, 2, 2, 2])
+    repeated = objective(
+        NetworkOutput(
+            output.mask[rows], tuple(side[rows] for side in output.side), output.malignant[rows],
+            output.presence[rows],
+        ),
+        mask[rows],
+        label[rows],
+    )  # fmt: skip
+    weighted = objective(output, mask, label, weight=torch.tensor([2.0, 1.0, 3.0]))
+    for name, term in repeated.items():
+        torch.testing.assert_close(weighted[name], term)
+
+
+def test_equal_weights_change_nothing_and_an_image_of_weight_zero_does_not_count():
+    output, mask, label = batch()
+    objective = TrainingObjective(LossConfig(), 0.4)
+    plain = objective(output, mask, label)
+    equal = objective(output, mask, label, weight=torch.full((3,), 0.1))
+    without = objective(output, mask, label, weight=torch.tensor([1.0, 1.0, 0.0]))
+    rest = NetworkOutput(
+        output.mask[:2], tuple(side[:2] for side in output.side), output.malignant[:2],
+        output.presence[:2],
+    )  # fmt: skip
+    alone = objective(rest, mask[:2], label[:2])
+    for name, term in plain.items():
+        torch.testing.assert_close(equal[name], term)
+        torch.testing.assert_close(without[name], alone[name])
+
+
+def test_a_soft_target_of_the_class_worked_by_hand():
+    """The cross-entropy against a target of 0.7 at the logit of 0.7 is the entropy of 0.7."""
+    logit = math.log(0.7 / 0.3)
+    config = LossConfig(classification=1.0, class_balance=False, label_smoothing=0.0, presence=0.0)
+    output = output_of(torch.zeros(1, 1, 32, 32), torch.tensor([logit]))
+    mask, label = torch.zeros(1, 1, 32, 32), torch.tensor([1])
+    found = TrainingObjective(config)(output, mask, label, malignant_target=torch.tensor([0.7]))[
+        "classification"
+    ]
+    entropy = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
+    assert found.item() == pytest.approx(entropy, rel=1e-5)
+    hard = TrainingObjective(config)(output, mask, label)["classification"]
+    assert hard.item() == pytest.approx(-math.log(0.7), rel=1e-5)

@@ -180,17 +180,27 @@ class _Weighted(nn.Module):
         self.image, self.prior = (nn.Parameter(torch.tensor(value)) for value in (0.0, 4.0))
 
     def forward(
-        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+        self,
+        image: Tensor,
+        prior: Tensor | None = None,
+        draws: Tensor | None = None,
+        zoom: Tensor | None = None,
     ) -> NetworkOutput:
         mask = self.image * image
         if prior is not None:
             mask = mask + self.prior * prior
-        return NetworkOutput(mask, (), mask.mean(dim=(1, 2, 3)))
+        return NetworkOutput(mask, (), mask.mean(dim=(1, 2, 3)), mask.mean(dim=(1, 2, 3)))
 
 
 class _MeanLogit(nn.Module):
     def forward(
-        self, output: NetworkOutput, mask: Tensor, label: Tensor, counts: StepCounts | None
+        self,
+        output: NetworkOutput,
+        mask: Tensor,
+        label: Tensor,
+        counts: StepCounts | None,
+        weight: Tensor | None,
+        malignant: Tensor | None,
     ) -> dict[str, Tensor]:
         return {"segmentation": output.mask.mean(), "classification": 2 * output.malignant.mean()}
 
@@ -242,7 +252,11 @@ class _Drawn(_Weighted):
         self.given: list[Tensor | None] = []
 
     def forward(
-        self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
+        self,
+        image: Tensor,
+        prior: Tensor | None = None,
+        draws: Tensor | None = None,
+        zoom: Tensor | None = None,
     ) -> NetworkOutput:
         self.given.append(draws)
         return super().forward(image, prior)
@@ -290,7 +304,7 @@ def test_the_random_numbers_of_a_pass_belong_to_the_image(
 
 def test_what_is_fed_back_is_a_probability_that_is_apart_from_the_network() -> None:
     mask = torch.tensor([[[[0.0, 2.0]]]], dtype=torch.bfloat16, requires_grad=True)
-    prior = NetworkOutput(mask, (), torch.zeros(1)).as_prior()
+    prior = NetworkOutput(mask, (), torch.zeros(1), torch.zeros(1)).as_prior()
     assert prior.dtype == torch.float32
     assert not prior.requires_grad
     assert prior.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
@@ -391,16 +405,17 @@ def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
 
 def test_the_last_pass_picks_the_epoch_and_the_others_are_told() -> None:
     rows = [
-        ValidationScore("a", 0, dice=0.5, logit=-1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
-        ValidationScore("b", 1, dice=0.7, logit=2.0, earlier=((0.2, -5.0), (0.5, 9.0))),
+        ValidationScore("a", 0, 0.5, -1.0, presence=1.0, earlier=((0.1, 0.0), (0.3, 0.0))),
+        ValidationScore("b", 1, 0.7, 2.0, presence=3.0, earlier=((0.2, -5.0), (0.5, 9.0))),
         ValidationScore(
-            "c", 2, dice=math.nan, logit=9.0, earlier=((math.nan, 9.0), (math.nan, 9.0))
+            "c", 2, math.nan, 9.0, presence=2.0, earlier=((math.nan, 9.0), (math.nan, 9.0))
         ),
     ]
     assert summarise_validation(rows, 0.25) == pytest.approx(
         {
             "dice": 0.6, "auc": 1.0, "f1": 1.0, "score": 0.25 * 0.6 + 0.75,
             "dice_pass_0": 0.15, "auc_pass_0": 0.0, "dice_pass_1": 0.4, "auc_pass_1": 1.0,
+            "presence_auc": 0.5,
         }
     )  # fmt: skip
     one_class = [rows[1]]

@@ -8,7 +8,8 @@ import torch
 
 from mtil.data.dataset.batches import Batch
 from mtil.data.images.read import pack_mask
-from mtil.training.tensors import resize_images, to_tensors
+from mtil.models.windows import Window
+from mtil.training.tensors import blend_teacher, resize_images, to_tensors
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,7 @@ def _example(side: int = 8) -> Batch:
 
 
 def test_bytes_become_shares_and_bits_become_a_mask() -> None:
-    image, mask, label, prior = to_tensors(_example(), 8, CPU)
+    image, mask, label, prior, *others = to_tensors(_example(), 8, CPU)
     assert image.shape == mask.shape == (2, 1, 8, 8)
     assert image.dtype == mask.dtype == torch.float32
     assert label.dtype == torch.int64
@@ -42,6 +43,7 @@ def test_bytes_become_shares_and_bits_become_a_mask() -> None:
     assert mask[1].sum() == 16
     assert label.tolist() == [2, 1]
     assert prior is None
+    assert others == [None, None, None]
 
 
 def test_black_is_zero_and_white_is_one_exactly() -> None:
@@ -148,3 +150,62 @@ def test_every_byte_of_a_prior_map_is_its_share_of_255() -> None:
     made = to_tensors(batch, 8, CPU).prior
     np.testing.assert_allclose(made[:, 0].numpy(), prior / 255, rtol=1e-6)
     assert float(made.max()) == 1
+
+
+def test_a_window_is_cut_before_it_is_resized() -> None:
+    """Of four by four pixels, a quarter of the image is enlarged to twice its size by doubling."""
+    columns = np.zeros((2, 8, 8))
+    columns[:, :, 4:] = 255
+    batch = _with_prior(_batch(columns, columns > 0, [1, 1]), columns)
+    made = to_tensors(batch, 8, CPU, windows=[None, Window(2, 3, 4)])
+    assert torch.equal(made.image[0], to_tensors(batch, 8, CPU).image[0])
+    # The window has one dark column and three bright ones; doubled, 0, 1/4, 3/4, 1, …
+    expected = torch.tensor([0, 0.25, 0.75, 1, 1, 1, 1, 1])
+    torch.testing.assert_close(made.image[1, 0], expected.expand(8, 8))
+    torch.testing.assert_close(made.prior[1, 0], expected.expand(8, 8))
+    assert made.mask[1, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert made.zoom.tolist() == [0.0, 1.0]
+
+
+def test_a_window_without_a_lesion_is_normal() -> None:
+    batch = _example()  # the second image's lesion lies at the lower left
+    windows = [Window(0, 0, 4), Window(0, 4, 4)]
+    assert to_tensors(batch, 8, CPU, windows=windows).label.tolist() == [2, 2]
+    assert to_tensors(batch, 8, CPU, windows=[None, Window(4, 0, 4)]).label.tolist() == [2, 1]
+
+
+def test_a_smaller_prior_map_is_cut_at_the_same_place() -> None:
+    columns = np.zeros((1, 8, 8))
+    columns[0, :, 4:] = 255
+    small = np.zeros((1, 4, 4))
+    small[0, :, 2:] = 255
+    batch = _with_prior(_batch(columns, columns > 0), small)
+    made = to_tensors(batch, 8, CPU, windows=[Window(0, 4, 4)])
+    # The stored map doubles to 0, 0, 0, 1/4, 3/4, 1, 1, 1 columns; the window begins in the fifth.
+    assert made.prior[0, 0, 0, -1] == 1
+    assert made.prior.min() == pytest.approx(191 / 255)
+
+
+def test_a_teacher_is_mixed_into_the_targets() -> None:
+    """A quarter of the teacher: the mask's pixels are 0.75 or 0 plus a quarter of the map."""
+    stored = _example()  # a normal image, and a malignant one with a lesion at the lower left
+    batch = to_tensors(stored, 8, CPU)
+    lesion = np.full((2, 8, 8), 51, np.uint8)  # a fifth
+    mixed = blend_teacher(batch, lesion, np.array([0.9, 0.6]), 0.25, 8)
+    assert mixed.mask[1, 0, 7, 0].item() == pytest.approx(0.75 + 0.05)
+    assert mixed.mask[1, 0, 0, 7].item() == pytest.approx(0.05)
+    assert mixed.malignant.tolist() == pytest.approx([0.0, 0.75 + 0.15])
+    assert torch.equal(mixed.image, batch.image)
+
+
+def test_a_teacher_s_map_is_cut_as_the_image_is() -> None:
+    columns = np.zeros((1, 8, 8))
+    columns[0, :, 4:] = 255
+    windows = [Window(2, 3, 4)]
+    batch = to_tensors(_batch(columns, columns > 0, [1]), 8, CPU, windows=windows)
+    teacher = columns.astype(np.uint8)
+    mixed = blend_teacher(batch, teacher, np.array([1.0]), 1.0, 8, windows)
+    torch.testing.assert_close(mixed.mask, batch.image)
+    small = blend_teacher(batch, teacher[:, ::2, ::2], np.array([1.0]), 1.0, 8, windows)
+    assert small.mask.shape == batch.mask.shape
+    assert small.mask[0, 0, :, 0].max() < small.mask[0, 0, :, -1].min()

@@ -100,7 +100,18 @@ def _group_file(folder: Path, text: str) -> str:
 
 def test_a_group_file_may_say_more_than_is_needed(tmp_path: Path) -> None:
     path = _group_file(tmp_path, "image_id,class,group\na,benign,x\nz,benign,x\nb,benign,y\n")
-    assert groups.read_group_file(path, [_record("a"), _record("b")]) == {"a": "x", "b": "y"}
+    assert groups.read_group_file(path, [_record("a"), _record("b")]) == {
+        "a": groups.PublishedRow("x"),
+        "b": groups.PublishedRow("y"),
+    }
+
+
+def test_a_group_file_may_object_to_images(tmp_path: Path) -> None:
+    path = _group_file(tmp_path, "image_id,group,objection\na,x,axilla\nb,y,\n")
+    assert groups.read_group_file(path, [_record("a"), _record("b")]) == {
+        "a": groups.PublishedRow("x", "axilla"),
+        "b": groups.PublishedRow("y"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,7 @@ def test_a_group_file_may_say_more_than_is_needed(tmp_path: Path) -> None:
         ("image_id,group\na,x\n", "lacks 1 of 2, such as 'b'"),
         ("image_id,group\na,x\nb,y\na,y\n", "one group, but g.csv gives 'a' the groups 'x' and"),
         ("image_id,group\na,\nb,y\n", "Line 2 of g.csv must give"),
+        ("image_id,group,objection\na,x,axilla\nb,y,\na,x,\n", "gives 'a' 'axilla' and ''"),
         ("image,group\na,x\n", "lacks image_id"),
     ],
 )

@@ -372,7 +372,7 @@ def test_group_and_holdout_files_name_images_in_any_form(tmp_path: Path) -> None
         f"sep=;\nimage_id;group\n./{NFD}.png;007\nb.png;7\n", encoding="utf-8"
     )
     found = groups.read_group_file(str(tmp_path / "g.csv"), records)
-    assert found == {f"{NFC}.png": "007", "./b.png": "7"}
+    assert {name: row.group for name, row in found.items()} == {f"{NFC}.png": "007", "./b.png": "7"}
     group = {record.sample_id: record.sample_id for record in records}
     (tmp_path / "h.csv").write_text(f"image_id\n{NFD}.png\n", encoding="utf-8")
     chosen = splits.read_holdout_file(str(tmp_path / "h.csv"), records, records, group)
@@ -386,7 +386,7 @@ def test_merged_cells_of_a_group_file_are_filled(tmp_path: Path) -> None:
     book.save(tmp_path / "g.xlsx")
     records = [Record(sample_id=name, label=0, image=name, masks=()) for name in "abc"]
     found = groups.read_group_file(str(tmp_path / "g.xlsx"), records)
-    assert found == {"a": "g1", "b": "g1", "c": "g2"}
+    assert {name: row.group for name, row in found.items()} == {"a": "g1", "b": "g1", "c": "g2"}
     (tmp_path / "g.csv").write_text("image_id,group\na,g1\nb,\nc,g2\n")
     with pytest.raises(DataError, match=r"Line 3 of g\.csv must give an image_id and a group"):
         groups.read_group_file(str(tmp_path / "g.csv"), records)

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -568,8 +569,11 @@ def test_busi_with_its_published_groups(tmp_path: Path) -> None:
     assert made.kept == {"benign": 427, "malignant": 203, "normal": 131}
     assert made.num_groups == 579
     assert len(made.dropped) == 19
-    rows = _rows(tmp_path / "out").select(["group", "fold", "part", "label"]).to_pylist()
+    columns = ["group", "fold", "part", "label", "meta"]
+    rows = _rows(tmp_path / "out").select(columns).to_pylist()
     assert len({(row["group"], row["fold"], row["part"]) for row in rows}) == 579
+    tumours = Counter(dict(row["meta"]).get("objection") for row in rows if row["label"] < 2)
+    assert tumours == {None: 582, "axilla": 43, "needle": 5}
     for fold in range(5):
         training = [row for row in rows if row["fold"] != fold]
         validation = [row for row in training if row["part"] == fold % made.num_parts]

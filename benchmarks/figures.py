@@ -1,0 +1,436 @@
+"""Figures of a declared table: configurations, folds and seeds, with paired differences.
+
+    python -m benchmarks.figures interaction --to FOLDER [--data URI] [--jobs 2]
+
+A table is a file in `benchmarks/figures/`. It declares rows (differences from a preset), folds,
+seeds, the split whose images are scored, the row against which others are compared, and a budget of
+hours. Every training is `mtil train --local`, every score `mtil evaluate --local`: the same command
+resumes, and the scores of single images stay in the runs in FOLDER. No training starts once the
+trainings have used up the budget.
+
+Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
+intervals over groups of images; differences are paired on the same images, folds and seeds.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as validated
+
+from benchmarks.common import images, prepared, show
+from mtil.config import STRICT, Config, apply_overrides
+from mtil.data.dataset import manifest as manifests
+from mtil.documents import Document
+from mtil.errors import UserError
+from mtil.metrics import (
+    Results,
+    bootstrap,
+    summarise_by_class,
+    summarise_by_size,
+)
+from mtil.metrics.bootstrap import Statistics, difference
+from mtil.metrics.summary import make_statistics
+from mtil.metrics.weighted import Array
+from mtil.prediction.evaluation import to_metric_results
+from mtil.presets import load_config
+from mtil.process.memory import CPU_MALLOC_SETTINGS
+from mtil.run.folder import Run
+from mtil.run.plan import Train
+from mtil.run.scores import read_scores
+from mtil.storage import open_store
+
+TABLES = Path(__file__).parent / "figures"
+SHOWN = ("dice", "dice_pooled", "miss_rate", "auc", "f1", "ece")
+COMPARED = ("dice", "miss_rate", "auc", "f1")
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Declaration:
+    """A table to fill."""
+
+    purpose: str
+    """The question that the table answers."""
+    preset: str
+    """The configuration from which rows differ."""
+    rows: dict[str, dict[str, Any]]
+    """Configuration keys and values of each row, by name of the row."""
+    against: str
+    """The row with which every other row is compared."""
+    folds: tuple[int, ...]
+    seeds: tuple[Annotated[int, Field(ge=0)], ...]
+    split: Literal["validation", "test"]
+    """Choices are made on `validation`; `test` is for the one look at the end."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """Configuration keys and values of all rows; a row may override them."""
+    ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further rows: ensembles of all seeds of the named rows."""
+    budget_hours: Annotated[float, Field(gt=0)]
+    """Hours of all trainings together, each on its own share of the machine."""
+
+
+_DECLARATION: TypeAdapter[Declaration] = TypeAdapter(Declaration)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The run of a row with one seed."""
+
+    row: str
+    seed: int
+    uri: str
+    """The run's folder."""
+    arguments: tuple[str, ...]
+    """Arguments of `mtil train` that make the configuration."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run, or of an ensemble."""
+
+    last: Results
+    """Of the last pass."""
+    first: Results | None = None
+    """Of the first pass; None for runs of one pass."""
+    objected: frozenset[str] = frozenset()
+    """Ids of images to which a published review objects."""
+
+    def without_objections(self) -> Results:
+        """Return the rows of the last pass without an objection."""
+        return self.last.select(~np.isin(self.last.sample_id, sorted(self.objected)))
+
+
+@dataclass
+class Budget:
+    """Training time that has been used, of the time that was declared."""
+
+    hours: float
+    used_s: float = 0.0
+    refused: list[str] = field(default_factory=list)
+    """Trainings that were not started."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spend(self, seconds: float) -> None:
+        """Count the time of a training, in any thread."""
+        with self._lock:
+            self.used_s += seconds
+
+
+def read_declaration(path: Path) -> Declaration:
+    """Read and check a table file."""
+    document = Document(str(path), "correct the table")
+    declaration = document.validate(_DECLARATION, document.yaml(path.read_bytes()))
+    if declaration.against not in declaration.rows:
+        document.refuse(f"`against` must name a row, but is {declaration.against!r}")
+    for row in declaration.rows:
+        row_config(declaration, row)
+    for name, rows in declaration.ensembles.items():
+        unknown = [row for row in rows if row not in declaration.rows]
+        if unknown or name in declaration.rows or not rows:
+            document.refuse(f"the ensemble {name!r} must have a name of its own and name rows")
+    return declaration
+
+
+def row_config(declaration: Declaration, row: str) -> Config:
+    """Return the configuration of a row, without its seed."""
+    return apply_overrides(
+        load_config(declaration.preset),
+        {key: _text(value) for key, value in _row_values(declaration, row).items()},
+    )
+
+
+def _row_values(declaration: Declaration, row: str) -> dict[str, Any]:
+    return declaration.common | declaration.rows[row]
+
+
+def list_cells(declaration: Declaration, folder: Path, threads: int) -> list[Cell]:
+    """Return the runs of a table, all rows of a seed before the next seed."""
+    cells = []
+    for seed in declaration.seeds:
+        for row in declaration.rows:
+            values = _row_values(declaration, row)
+            flags = {**values, "seed": seed, "train.cpus_per_worker": threads}
+            arguments = ["--config", declaration.preset]
+            for key, value in flags.items():
+                arguments += [f"--{key}", _text(value)]
+            name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+            cells.append(Cell(row, seed, str(folder / name / f"seed-{seed}"), tuple(arguments)))
+    return cells
+
+
+def train_cells(
+    cells: Sequence[Cell], declaration: Declaration, data: str, jobs: int, budget: Budget
+) -> None:
+    """Train all folds of all runs, `jobs` at a time, as far as the budget goes."""
+
+    def train(task: tuple[Cell, int]) -> None:
+        cell, fold = task
+        seconds = trained_seconds(cell, fold)
+        if seconds is None:
+            if budget.used_s >= budget.hours * 3600:
+                budget.refused.append(f"{cell.row}, seed {cell.seed}, fold {fold}")
+                return
+            run_mtil(
+                "train", "--local", "--data", data, "--run", cell.uri, "--fold", str(fold),
+                *cell.arguments,
+            )  # fmt: skip
+            seconds = trained_seconds(cell, fold)
+            assert seconds is not None
+            _log(f"{cell.row}, seed {cell.seed}, fold {fold}: {seconds:.0f} s")
+        budget.spend(seconds)
+
+    # The first fold creates the run; then the others find it. Fold by fold, so that rows can be
+    # compared early.
+    for some in (declaration.folds[:1], declaration.folds[1:]):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(train, [(cell, fold) for fold in some for cell in cells]))
+
+
+def trained_seconds(cell: Cell, fold: int) -> float | None:
+    """Return the training time of a fold; None if it is not trained."""
+    if not (Path(cell.uri) / "run.json").exists():
+        return None
+    result = Run.open(cell.uri).result(Train(0, fold))
+    return None if result is None else result.seconds
+
+
+def score_cell(cell: Cell, declaration: Declaration) -> Scores | None:
+    """Score a run's folds and return a row per image; None if a fold is not trained."""
+    if any(trained_seconds(cell, fold) is None for fold in declaration.folds):
+        return None
+    return _read_scores(cell.uri, declaration, [])
+
+
+def score_ensemble(
+    cells: Sequence[Cell], rows: Sequence[str], declaration: Declaration
+) -> Scores | None:
+    """Score the runs of rows together; None if a fold of a run is not trained."""
+    members = [cell for cell in cells if cell.row in rows]
+    if any(trained_seconds(cell, fold) is None for cell in members for fold in declaration.folds):
+        return None
+    first, *others = (cell.uri for cell in members)
+    return _read_scores(first, declaration, others)
+
+
+def _read_scores(uri: str, declaration: Declaration, others: Sequence[str]) -> Scores:
+    """Return the scores of a run, alone or in an ensemble; score first what is not scored yet."""
+    run = Run.open(uri)
+    uris = [Run.open(other).uri for other in others]
+    names = [run.predictions_name(0, fold, declaration.split, uris) for fold in declaration.folds]
+    if not all((Path(uri) / name).exists() for name in names):
+        flags = [word for other in others for word in ("--with", other)]
+        run_mtil(
+            "evaluate", "--local", "--run", uri, "--split", declaration.split,
+            "--fold", ",".join(map(str, declaration.folds)), *flags,
+        )  # fmt: skip
+    scored = pa.concat_tables([read_scores(run.store, name) for name in names])
+    last = pa.compute.max(scored["pass"]).as_py()
+    first_pass, last_pass = (
+        scored.filter(pa.compute.equal(scored["pass"], number)) for number in (0, last)
+    )
+    objected = last_pass.filter(pa.compute.not_equal(last_pass["objection"], ""))
+    return Scores(
+        to_metric_results(last_pass),
+        to_metric_results(first_pass) if last else None,
+        frozenset(objected["sample_id"].to_pylist()),
+    )
+
+
+def run_mtil(*arguments: str) -> None:
+    """Run a command of mtil."""
+    subprocess.run(
+        [sys.executable, "-m", "mtil", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | CPU_MALLOC_SETTINGS,
+    )
+
+
+def average(several: Sequence[Statistics]) -> Statistics:
+    """Return the mean of the figures of several tables of the same images, on equal resamples."""
+
+    def statistics(weights: Array) -> dict[str, Array]:
+        figures = [one(weights) for one in several]
+        return {name: np.mean([one[name] for one in figures], axis=0) for name in figures[0]}
+
+    return statistics
+
+
+def fill(declaration: Declaration, scored: dict[str, list[Scores]]) -> dict[str, Any]:
+    """Return the figures of the rows with results, and their differences to `against`."""
+    rows: dict[str, Any] = {}
+    for row, several in scored.items():
+        tables = [scores.last for scores in several]
+        rows[row] = {
+            "seeds": len(tables),
+            "images": len(tables[0]),
+            "figures": _summarise(tables),
+            "seed_dice": [float(np.nanmean(table.dice)) for table in tables],
+            "by_class": _average_strata([summarise_by_class(table) for table in tables]),
+            "by_size": _average_strata([summarise_by_size(table) for table in tables]),
+        }
+        if several[0].objected:
+            clean = [scores.without_objections() for scores in several]
+            rows[row]["without_objections"] = {
+                "tumours": int(clean[0].tumour.sum()),
+                "figures": _summarise(clean),
+            }
+        first = [scores.first for scores in several if scores.first is not None]
+        if len(first) == len(tables):
+            rows[row]["last_minus_first_pass"] = _compare(tables, first)
+        others = [scores.last for scores in scored.get(declaration.against, [])]
+        is_paired = len(others) == len(tables) or row in declaration.ensembles
+        if row != declaration.against and others and is_paired:
+            rows[row] |= _compare(tables, others)
+    return rows
+
+
+def _average_statistics(tables: Sequence[Results]) -> Statistics:
+    return average([make_statistics(table) for table in tables])
+
+
+def _summarise(tables: Sequence[Results]) -> dict[str, Any]:
+    """Return the figures of tables of the same images, averaged, with intervals."""
+    figures = bootstrap(tables[0].group, _average_statistics(tables))
+    return {name: figures[name].as_json() for name in SHOWN}
+
+
+def _compare(tables: Sequence[Results], others: Sequence[Results]) -> dict[str, Any]:
+    """Return the paired differences of averaged figures, and the share of images that got worse."""
+    gains = bootstrap(
+        tables[0].group, difference(_average_statistics(tables), _average_statistics(others))
+    )
+    return {
+        "difference": {name: gains[name].as_json() for name in COMPARED},
+        "worse_images": _share_worse(tables, others),
+    }
+
+
+def _average_strata(several: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean Dice and miss rate over seeds, by stratum with tumours."""
+    strata: dict[str, dict[str, float | None]] = {}
+    for name, first in several[0].items():
+        if "dice" not in first:
+            continue
+        strata[name] = {"count": first["count"]}
+        for figure in ("dice", "miss_rate"):
+            values = [one[name][figure] for one in several]
+            strata[name][figure] = None if None in values else float(np.mean(values))
+    return strata
+
+
+def _share_worse(tables: Sequence[Results], others: Sequence[Results]) -> float:
+    """Return the share of tumour images whose mean Dice is lower by more than 0.01."""
+    gain = np.mean([table.dice for table in tables], axis=0) - np.mean(
+        [table.dice for table in others], axis=0
+    )
+    return float(np.mean(gain[tables[0].tumour] < -0.01))
+
+
+def format_table(declaration: Declaration, rows: dict[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        f"| row | {' | '.join(SHOWN)} | Δ dice | Δ auc | Δ f1 |",
+        "|---|" + "---|" * (len(SHOWN) + 3),
+    ]
+    for row, values in rows.items():
+        cells = [_interval(values["figures"][name]) for name in SHOWN]
+        gains = values.get("difference")
+        cells += [
+            "" if gains is None else _interval(gains[name], signed=True)
+            for name in ("dice", "auc", "f1")
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(values: dict[str, float | None], *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    value, low, high = (math.nan if values[key] is None else values[key] for key in values)
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main(
+    arguments: Sequence[str] | None = None, show_result: Callable[[dict[str, Any]], None] = show
+) -> None:
+    """Fill a table and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", help="name of a file in benchmarks/figures, or a path")
+    parser.add_argument("--to", type=Path, required=True, help="folder of runs and results")
+    parser.add_argument("--data", help="a prepared data set (default: BUSI, else phantoms)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    options = parser.parse_args(arguments)
+    path = Path(options.table)
+    if path.suffix != ".yaml":
+        path = TABLES / f"{options.table}.yaml"
+    try:
+        declaration = read_declaration(path)
+        data = options.data
+        if data is None:
+            data = str(options.to / "data")
+            if not (options.to / "data" / manifests.FILE_NAME).exists():
+                size = load_config(declaration.preset).data.image_size
+                prepared(*images(options.to), data, max(size, 256))
+        threads = max(1, (os.cpu_count() or 1) // options.jobs)
+        cells = list_cells(declaration, options.to, threads)
+        budget = Budget(declaration.budget_hours)
+        train_cells(cells, declaration, data, options.jobs, budget)
+        scored: dict[str, list[Scores]] = {}
+        for cell in cells:
+            table = score_cell(cell, declaration)
+            if table is not None:
+                scored.setdefault(cell.row, []).append(table)
+        for name, members in declaration.ensembles.items():
+            table = score_ensemble(cells, members, declaration)
+            if table is not None:
+                scored[name] = [table]
+    except UserError as error:
+        sys.exit(f"{error}")
+    rows = fill(declaration, scored)
+    for row in rows:
+        own = [cell for cell in cells if cell.row in declaration.ensembles.get(row, (row,))]
+        seconds = [trained_seconds(cell, fold) or 0 for cell in own for fold in declaration.folds]
+        rows[row]["training_hours"] = sum(seconds) / 3600
+    result = {
+        "table": path.stem,
+        "purpose": declaration.purpose,
+        "split": declaration.split,
+        "folds": list(declaration.folds),
+        "against": declaration.against,
+        "fingerprint": manifests.load_manifest(open_store(data)).fingerprint,
+        "threads_per_training": threads,
+        "budget_hours": declaration.budget_hours,
+        "used_hours": budget.used_s / 3600,
+        "not_trained": budget.refused,
+        "rows": rows,
+    }
+    (options.to / f"{path.stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(format_table(declaration, rows), file=sys.stderr)
+    show_result(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""From a lesion probability map to a mask: a rule, and its choice on inner validation images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from mtil.config import STRICT, Share
+
+Map = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float64]
+
+NEVER = 2.0
+"""Bound that no probability reaches."""
+_Gate = Annotated[float, Field(ge=0, le=NEVER)]
+_THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+_SEEDS = (0.0, 0.6, 0.7, 0.8, 0.9)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class MaskRule:
+    """How a mask follows from a map. The default is the plain threshold of one half.
+
+    With `presence` known, an image that probably shows no lesion gets an empty mask, and an image
+    that probably shows one gets no empty mask.
+    """
+
+    threshold: Share = 0.5
+    """Least probability of a pixel in the mask."""
+    relative: Share = 0.0
+    """How far `threshold` is relative to the map's highest probability: 0 not at all, 1 fully. With
+    1 and a threshold of one half, the mask holds all pixels of at least half the highest
+    probability."""
+    seed: Share = 0.0
+    """A connected region needs a pixel of at least this probability (hysteresis)."""
+    empty_below: _Gate = 0.0
+    """The mask is empty if the probability of a lesion in the image is lower."""
+    filled_from: _Gate = NEVER
+    """An empty mask is filled if the probability of a lesion in the image is at least this: by the
+    region round the highest pixel with at least half of its probability. Above 1 never."""
+
+    def __call__(self, lesion: Map, presence: float = math.nan) -> Mask:
+        """Return the mask (h, w) of a map (h, w).
+
+        Args:
+            lesion: lesion probability of each pixel.
+            presence: probability of a lesion in the image; NaN if unknown, which neither empties
+                nor fills a mask.
+        """
+        if presence < self.empty_below:
+            return np.zeros(lesion.shape, np.bool_)
+        level = self.threshold * (1 - self.relative * (1 - float(lesion.max())))
+        mask = (lesion >= level) & (lesion > 0)
+        if self.seed > level:
+            from scipy import ndimage
+
+            regions, num_regions = ndimage.label(mask)
+            has_seed = np.zeros(num_regions + 1, np.bool_)
+            has_seed[regions[mask & (lesion >= self.seed)]] = True
+            mask = has_seed[regions]
+        if presence >= self.filled_from and not mask.any() and lesion.any():
+            from scipy import ndimage
+
+            regions, _ = ndimage.label(lesion >= lesion.max() / 2)
+            mask = regions == regions.flat[int(lesion.argmax())]
+        return mask
+
+
+def average_rules(rules: Sequence[MaskRule]) -> MaskRule:
+    """Return the rule of several models that predict together: the mean of each value."""
+    return MaskRule(
+        **{
+            field.name: float(np.mean([getattr(rule, field.name) for rule in rules]))
+            for field in fields(MaskRule)
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MappedImage:
+    """An inner validation image: its map, its true mask and the probability of a lesion."""
+
+    lesion: Map
+    """(h, w)."""
+    target: Mask
+    """(h, w), true inside the lesion; all false for a normal image."""
+    presence: float
+    """NaN if the model cannot tell."""
+
+
+def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> MaskRule:
+    """Choose the rule with the highest mean Dice on the images that show a lesion.
+
+    At most the share `max_false_positives` of the images without a lesion may get a mask, if the
+    probability of a lesion is known and a rule attains this. A rule is left for another only if
+    Dice rises by more than one standard error of the difference: with few images, small
+    differences are chance (one-standard-error rule, Breiman et al. 1984). Without an image that
+    shows a lesion, the default rule is returned.
+
+    Args:
+        images: inner validation images.
+        max_false_positives: bound on the share of normal images with a predicted pixel.
+    """
+    tumours = [image for image in images if image.target.any()]
+    normals = [image for image in images if not image.target.any()]
+    if not tumours:
+        return MaskRule()
+    best, best_dice = _choose_in_family(MaskRule(), tumours, normals, max_false_positives)
+    relative, dice = _choose_in_family(
+        MaskRule(relative=1.0), tumours, normals, max_false_positives
+    )
+    return relative if _is_better(dice, best_dice) else best
+
+
+def _choose_in_family(
+    start: MaskRule,
+    tumours: Sequence[MappedImage],
+    normals: Sequence[MappedImage],
+    max_false_positives: float,
+) -> tuple[MaskRule, Scores]:
+    """Return the best rule with the `relative` of a rule, and the Dice of the tumour images."""
+    best, best_dice = start, _dice(start, tumours)
+    for threshold, seed in product(_THRESHOLDS, _SEEDS):
+        rule = replace(start, threshold=threshold, seed=seed)
+        if seed and seed <= threshold:
+            continue
+        dice = _dice(rule, tumours)
+        if _is_better(dice, best_dice):
+            best, best_dice = rule, dice
+    if normals and all(math.isfinite(image.presence) for image in (*tumours, *normals)):
+        best, best_dice = _gate(best, tumours, normals, max_false_positives)
+        for filled_from in sorted({image.presence for image in tumours}):
+            if filled_from < best.empty_below:
+                continue
+            rule = replace(best, filled_from=filled_from)
+            dice = _dice(rule, tumours)
+            is_allowed = _false_positives(rule, normals) <= max(
+                max_false_positives, _false_positives(best, normals)
+            )
+            if is_allowed and _is_better(dice, best_dice):
+                best, best_dice = rule, dice
+    return best, best_dice
+
+
+def _gate(
+    rule: MaskRule,
+    tumours: Sequence[MappedImage],
+    normals: Sequence[MappedImage],
+    max_false_positives: float,
+) -> tuple[MaskRule, Scores]:
+    """Return the rule with the lowest gate within the bound, and the Dice of the tumour images."""
+    # Just above the probability of an image, so that its mask is empty.
+    levels = sorted({math.nextafter(image.presence, math.inf) for image in normals})
+    for empty_below in (0.0, *levels):
+        gated = replace(rule, empty_below=empty_below)
+        if _false_positives(gated, normals) <= max_false_positives:
+            return gated, _dice(gated, tumours)
+    return rule, _dice(rule, tumours)
+
+
+def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> Scores:
+    """Return the Dice (n,) of images that show a lesion."""
+    scores = []
+    for image in images:
+        mask = rule(image.lesion, image.presence)
+        overlap = 2 * np.count_nonzero(mask & image.target)
+        scores.append(overlap / (np.count_nonzero(mask) + np.count_nonzero(image.target)))
+    return np.array(scores)
+
+
+def _false_positives(rule: MaskRule, normals: Sequence[MappedImage]) -> float:
+    """Return the share of images without a lesion that get a mask."""
+    return float(np.mean([rule(image.lesion, image.presence).any() for image in normals]))
+
+
+def _is_better(dice: Scores, best: Scores) -> bool:
+    """Return whether the mean gain exceeds its standard error."""
+    gain = dice - best
+    if len(gain) < 2:
+        return bool(gain.mean() > 0)
+    return bool(gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)))

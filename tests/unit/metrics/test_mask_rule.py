@@ -1,0 +1,108 @@
+"""From maps to masks: rules and their choice, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mtil.metrics.mask_rule import NEVER, MappedImage, MaskRule, average_rules, choose_rule
+
+SURE = np.array([[0.9, 0.6, 0.0, 0.6], [0.5, 0.4, 0.0, 0.55], [0.0, 0.0, 0.0, 0.0]], np.float32)
+"""A region on the left with a sure pixel, and a faint region on the right."""
+FAINT = np.array([[0.4, 0.25, 0.0, 0.3]], np.float32)
+NOTHING = np.zeros((1, 4), bool)
+
+
+def _mask(text: str) -> np.ndarray:
+    return np.array([[letter == "#" for letter in row] for row in text.split()])
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (MaskRule(), "##.# #..# ...."),
+        (MaskRule(threshold=0.4), "##.# ##.# ...."),
+        (MaskRule(threshold=0.6, relative=1.0), "##.# ...# ...."),  # 0.54
+        (MaskRule(threshold=0.6, relative=0.5), "##.# .... ...."),  # 0.57
+        (MaskRule(relative=1.0), "##.# #..# ...."),  # 0.45
+        (MaskRule(seed=0.9), "##.. #... ...."),
+        (MaskRule(seed=0.95), ".... .... ...."),
+        (MaskRule(seed=0.3), "##.# #..# ...."),  # below the threshold: every region has a seed
+    ],
+)
+def test_regions_need_a_seed(rule: MaskRule, expected: str) -> None:
+    assert np.array_equal(rule(SURE), _mask(expected))
+
+
+def test_an_empty_map_has_an_empty_mask() -> None:
+    empty = np.zeros((3, 4), np.float32)
+    for rule in (MaskRule(), MaskRule(relative=1.0), MaskRule(filled_from=0.0)):
+        assert not rule(empty, 0.9).any()
+
+
+@pytest.mark.parametrize(
+    ("presence", "expected"),
+    [(0.1, "...."), (0.5, "...."), (0.8, "##.."), (math.nan, "....")],
+)
+def test_presence_empties_and_fills(presence: float, expected: str) -> None:
+    """Half of the highest probability is 0.2: the right region is as high, but not connected."""
+    rule = MaskRule(filled_from=0.7)
+    assert np.array_equal(rule(FAINT, presence), _mask(expected))
+    emptied = MaskRule(threshold=0.2, empty_below=0.3)
+    assert emptied(FAINT, presence).any() == (not presence < 0.3)
+
+
+def test_a_rule_is_chosen_that_finds_more() -> None:
+    """All lesions are outlined at 0.4 and only in part at one half."""
+    target = _mask("###.")
+    lesions = [np.array([[0.9, 0.45 + step, 0.45, 0.0]], np.float32) for step in (0, 0.01, 0.02)]
+    images = [MappedImage(lesion, target, math.nan) for lesion in lesions]
+    rule = choose_rule(images, 0.2)
+    assert rule.threshold <= 0.45
+    assert (rule.empty_below, rule.filled_from) == (0.0, NEVER)
+
+
+def test_a_rule_that_is_not_better_is_not_taken() -> None:
+    good = MappedImage(np.array([[0.9, 0.9, 0.1, 0.1]], np.float32), _mask("##.."), 0.9)
+    assert choose_rule([good] * 5, 0.2) == MaskRule()
+    assert choose_rule([], 0.2) == MaskRule()
+    normal = MappedImage(FAINT, NOTHING, 0.1)
+    assert choose_rule([normal], 0.2) == MaskRule()
+
+
+def test_normal_images_are_emptied_up_to_the_bound_and_tumours_are_filled() -> None:
+    spurious = np.array([[0.0, 0.7, 0.0, 0.0]], np.float32)
+    normals = [MappedImage(spurious, NOTHING, presence) for presence in (0.1, 0.2, 0.3, 0.6)]
+    found = [MappedImage(np.array([[0.9, 0.9, 0.0, 0.0]], np.float32), _mask("##.."), 0.9)] * 3
+    faint = [
+        # A rule relative to the peak would take the first pixel, too.
+        MappedImage(np.array([[0.2, 0.0, 0.28, 0.2 + step]], np.float32), _mask("..##"), 0.8)
+        for step in (0.0, 0.01, 0.02)
+    ]
+    rule = choose_rule([*normals, *found, *faint], 0.25)
+    assert 0.3 < rule.empty_below <= 0.6  # one of the four normal images keeps its mask
+    assert rule.empty_below <= rule.filled_from <= 0.8
+    masks = [rule(image.lesion, image.presence) for image in (*normals, *found, *faint)]
+    assert [mask.any() for mask in masks] == [False, False, False, True] + [True] * 6
+    assert all(np.array_equal(mask, _mask("..##")) for mask in masks[-3:])
+
+
+def test_several_models_share_the_mean_of_their_rules() -> None:
+    rules = [MaskRule(threshold=0.4, seed=0.8, filled_from=0.6), MaskRule(empty_below=0.2)]
+    mean = average_rules(rules)
+    assert mean.threshold == pytest.approx(0.45)
+    assert mean.seed == pytest.approx(0.4)
+    assert mean.empty_below == pytest.approx(0.1)
+    assert mean.filled_from > 1  # one of them never fills
+
+
+def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
+    """Every lesion is outlined at half of its own peak, and by no common threshold."""
+    target = _mask("##..")
+    images = [
+        MappedImage(np.array([[peak, 0.55 * peak, 0.45 * peak, 0.0]], np.float32), target, math.nan)
+        for peak in (0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    rule = choose_rule(images, 0.2)
+    assert rule.relative == 1.0
+    assert all(np.array_equal(rule(image.lesion), target) for image in images)
