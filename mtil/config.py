@@ -374,7 +374,7 @@ class PredictConfig:
     inner validation rows (`mtil/metrics/mask_rule.py`)."""
     max_false_positives: Share = 0.2
     """With `fitted`: largest share of the normal images among the inner validation rows that may
-    get a mask."""
+    get a mask, if the tumour images lose no Dice against the threshold of one half by it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -99,7 +99,8 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
     """Choose the rule with the highest mean Dice on the images that show a lesion.
 
     At most the share `max_false_positives` of the images without a lesion may get a mask, if the
-    probability of a lesion is known and a rule attains this. A rule is left for another only if
+    probability of a lesion is known and a rule attains this without a lower mean Dice than the
+    default rule's. A rule is left for another only if
     Dice rises by more than one standard error of the difference: with few images, small
     differences are chance (one-standard-error rule, Breiman et al. 1984). Without an image that
     shows a lesion, the default rule is returned.
@@ -155,14 +156,24 @@ def _gate(
     normals: Sequence[MappedImage],
     max_false_positives: float,
 ) -> tuple[MaskRule, Scores]:
-    """Return the rule with the lowest gate within the bound, and the Dice of the tumour images."""
+    """Return the rule with the lowest gate within the bound, and the Dice of the tumour images.
+
+    A gate that takes the mean Dice below that of the default rule is not used: the bound is then
+    missed.
+    """
+    floor = min(_dice(MaskRule(), tumours).mean(), _dice(rule, tumours).mean())
+    best, best_dice = rule, _dice(rule, tumours)
     # Just above the probability of an image, so that its mask is empty.
     levels = sorted({math.nextafter(image.presence, math.inf) for image in normals})
     for empty_below in (0.0, *levels):
         gated = replace(rule, empty_below=empty_below)
+        dice = _dice(gated, tumours)
+        if dice.mean() < floor:
+            break
+        best, best_dice = gated, dice
         if _false_positives(gated, normals) <= max_false_positives:
-            return gated, _dice(gated, tumours)
-    return rule, _dice(rule, tumours)
+            break
+    return best, best_dice
 
 
 def _dice(rule: MaskRule, images: Sequence[MappedImage]) -> Scores:

@@ -106,3 +106,15 @@ def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
     rule = choose_rule(images, 0.2)
     assert rule.relative == 1.0
     assert all(np.array_equal(rule(image.lesion), target) for image in images)
+
+
+def test_a_gate_that_costs_dice_is_not_used() -> None:
+    """Presence does not tell: the gate that empties both normal images would lose two lesions."""
+    found = np.array([[0.9, 0.9, 0.0, 0.0]], np.float32)
+    spurious = np.array([[0.0, 0.7, 0.0, 0.0]], np.float32)
+    tumours = [MappedImage(found, _mask("##.."), presence) for presence in (0.3, 0.4, 0.9, 0.95)]
+    normals = [MappedImage(spurious, NOTHING, presence) for presence in (0.2, 0.8)]
+    rule = choose_rule([*tumours, *normals], 0.2)
+    assert 0.2 < rule.empty_below <= 0.3
+    assert all(rule(image.lesion, image.presence).any() for image in tumours)
+    assert [rule(image.lesion, image.presence).any() for image in normals] == [False, True]
