@@ -1,6 +1,6 @@
 """The weights from which a run's first trainings start: the models of another run.
 
-A run keeps a copy of the model files that it starts from, so it does not depend on the other run.
+The run keeps a copy of the initial model files and does not depend on the other run afterwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ class InitialModel:
 def choose_initial_models(
     config: Config, store: Store, manifest: Manifest, folds: Sequence[int], run: Run | None
 ) -> list[InitialModel]:
-    """Return the models from which the folds start and that the run does not yet have.
+    """Return the initial models of the folds without a copy in the run.
 
-    Of a run, a fold gets the model of the same fold if it has not seen the fold's test images, else
-    the first model that has not.
+    If `train.init` names a run, the model of the same fold is tried first, then the models of the
+    other folds in order. The first model without sight of the fold's test images is chosen.
 
     Args:
         config: the new run's configuration; `train.init` names a run or a model file.
@@ -62,7 +62,7 @@ def choose_initial_models(
     chosen = []
     for fold in missing:
         reasons: list[str] = []
-        # The model of the same fold first: of the same data set it is the one that may be used.
+        # Within a data set, only the model of the same fold has not seen the test images.
         for training in sorted(candidates, key=lambda one: (one.fold != fold, one.fold)):
             reason = _find_seen_image(source, training, store, manifest, fold)
             if reason is None:
@@ -121,7 +121,7 @@ def _list_candidates(location: str) -> tuple[Run, list[Train]]:
 def _find_seen_image(
     source: Run, training: Train, store: Store, manifest: Manifest, fold: int
 ) -> str | None:
-    """Return which test image of a fold a model has seen; None if it has seen none."""
+    """Return why a model is refused for a fold: a test image seen in training. None if allowed."""
     # Imported late: the comparison needs SciPy, and the coordinator only schedules.
     from mtil.data.overlap import find_shared_images, list_images
 
@@ -151,7 +151,7 @@ def _take_model(config: Config, source: Run, training: Train, fold: int) -> Init
 
 
 def _select_fitting(config: Config, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Return the weights whose names and shapes the network has, or of its encoder alone."""
+    """Return the weights with a name and shape of the network; with `init_part`, the encoder's."""
     import torch
 
     from mtil.models import TwoTaskNetwork
@@ -168,7 +168,7 @@ def _select_fitting(config: Config, weights: "Mapping[str, Tensor]") -> "dict[st
 
 
 def _without_weights(config: Config) -> Config:
-    """Return a configuration whose encoder has no pretrained weights, which would be loaded."""
+    """Return the configuration without pretrained weights: only shapes are needed."""
     from mtil.config import config_from_dict
 
     values: dict[str, Any] = {"model": {"encoder": {"pretrained": False}}}

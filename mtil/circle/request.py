@@ -10,7 +10,7 @@ from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import parse_folds
 from mtil.data.dataset.shards import HOLDOUT
-from mtil.errors import DataError
+from mtil.errors import ConfigError, DataError
 from mtil.run.folder import Run, choose_manifest, open_existing_run
 from mtil.run.plan import CirclePlan, Train
 from mtil.storage import open_store
@@ -82,6 +82,12 @@ def request_circle(
     data_version: int | None = None,
 ) -> TrainingRequest:
     """Check that all rounds of a circle can be trained. See `request_trainings`."""
+    if config.loss.teacher:
+        # A teacher has seen the parts that inner models are trained without.
+        raise ConfigError(
+            f"A circle cannot learn from a teacher, but `loss.teacher` is {config.loss.teacher:g}; "
+            "set it to 0, or use `mtil distil`."
+        )
     request = _check_request(data_uri, run_uri, config, folds, data_version)
     check_plan(request.plan, config, request.manifest)
     run = open_existing_run(run_uri, config, request.data_uri, request.manifest.fingerprint)

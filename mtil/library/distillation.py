@@ -1,7 +1,7 @@
 """Distil an ensemble: one model learns from the soft outputs of several. No Ray.
 
-The teacher of a fold is the ensemble of the fold's models, which have not seen the fold's test
-images. The distilled model therefore has not seen them either.
+The teacher of a fold is the ensemble of the fold's models. Neither the teacher nor the distilled
+model has seen the fold's test images.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def request_distillation(
     """Check that folds can be trained with the outputs of an ensemble.
 
     Args:
-        teachers: runs of one data set; their models of a fold, of the last round, are averaged.
+        teachers: runs of one data set; the predictions of the last round's models are averaged.
         run_uri: an existing or new run.
         config: the run's configuration; without `loss.teacher`, `TEACHER_SHARE` is set.
         folds: folds to hold out; or text such as `0,2` or `all`.
@@ -74,7 +74,7 @@ def write_outputs(
     device: torch.device,
     listen: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Write the teacher's outputs for the training images of all folds that lack them.
+    """Write the teacher's outputs for the training images of every fold without outputs.
 
     Args:
         request: the folds, from `request_distillation`.

@@ -158,8 +158,8 @@ def _gate(
 ) -> tuple[MaskRule, Scores]:
     """Return the rule with the lowest gate within the bound, and the Dice of the tumour images.
 
-    A gate that takes the mean Dice below that of the default rule is not used: the bound is then
-    missed.
+    A gate with a lower mean Dice than the default rule is not used; the false-positive share may
+    then exceed the bound.
     """
     floor = min(_dice(MaskRule(), tumours).mean(), _dice(rule, tumours).mean())
     best, best_dice = rule, _dice(rule, tumours)

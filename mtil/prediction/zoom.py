@@ -14,8 +14,8 @@ Map = npt.NDArray[np.float32]
 def propose_windows(lesion: Map, config: ZoomConfig) -> list[Window]:
     """Return the windows of a lesion map (s, s), the window of the highest probability first.
 
-    A region is what is connected to the highest probability and has at least half of it. The next
-    region is sought outside the windows and regions so far.
+    A region holds the pixel with the highest probability and the connected pixels with at least
+    half the highest probability. The search for the next region skips earlier windows and regions.
 
     Args:
         lesion: lesion probability of each pixel.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mtil
+from mtil.circle.request import request_circle
 from mtil.cli import main
 from mtil.config import Config
 from mtil.data.dataset.batches import to_squares
@@ -104,6 +105,12 @@ def test_the_teacher_changes_the_model(
         assert result is not None
         digests.append(result.model_sha256)
     assert len(set(digests)) == 2
+
+
+def test_a_circle_has_no_teacher(config: Config, data_uri: str, tmp_path: Path) -> None:
+    taught = replace(config, loss=replace(config.loss, teacher=0.5))
+    with pytest.raises(ConfigError, match=r"cannot learn from a teacher, but .* is 0\.5; set it"):
+        request_circle(data_uri, str(tmp_path / "run"), taught, [0])
 
 
 def test_wrong_requests_are_refused(
