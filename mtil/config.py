@@ -427,6 +427,9 @@ class ZoomConfig:
     """A region gets a window if its highest probability is at least this."""
     training_share: Share = 0.5
     """Share of the training images that are replaced by a window in each epoch."""
+    logit_weight: Share = 0.0
+    """Weight of the first window's logits in their mean with the whole image's. With 0 (the
+    default) the pass changes only the map."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -200,7 +200,8 @@ def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: b
     """Look at windows of images, which the map of the previous pass proposes.
 
     The map of a window is averaged with the previous map inside the window. The logits of the first
-    window are averaged with the previous logits. Images without a window keep map and logits.
+    window join the previous logits with weight `zoom.logit_weight`. Images without a window keep
+    map and logits.
 
     Args:
         predictor: the model.
@@ -212,6 +213,7 @@ def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: b
         maps (b, 1, s, s) and logits, on the CPU.
     """
     config, side = predictor.model.config, stored.shape[-1]
+    weight = config.zoom.logit_weight
     results = []
     # Image by image: the size of a batch influences the last digits, and the number of windows of
     # the other images must not.
@@ -244,8 +246,8 @@ def zoom_in(predictor: Predictor, stored: Tensor, coarse: Look, *, reads_maps: b
         results.append(
             Look(
                 torch.from_numpy(paste_windows(lesion, windows, maps))[None, None],
-                (before.malignant + mean.malignant[:1]) / 2,
-                (before.presence + mean.presence[:1]) / 2,
+                before.malignant.lerp(mean.malignant[:1], weight),
+                before.presence.lerp(mean.presence[:1], weight),
             )
         )
     return Look(*(torch.cat(values) for values in zip(*results, strict=True)))

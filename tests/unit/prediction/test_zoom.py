@@ -137,14 +137,17 @@ def _enlarge(values: np.ndarray, size: int) -> np.ndarray:
     return enlarged[0, 0].numpy()
 
 
-@pytest.mark.parametrize("num_passes", [1, 2])
+@pytest.mark.parametrize(("num_passes", "weight"), [(1, 0.0), (1, 0.5), (2, 0.25)])
 def test_a_zoom_pass_follows_the_others(
-    predictor: Predictor, images: np.ndarray, num_passes: int
+    predictor: Predictor, images: np.ndarray, num_passes: int, weight: float
 ) -> None:
     """Worked again with the bare network: both mirror images of each window, and the averages.
 
     The network reads a map in the window only if it read one in an earlier pass.
     """
+    config = predictor.model.config
+    config = replace(config, zoom=replace(config.zoom, logit_weight=weight))
+    predictor = Predictor(replace(predictor.model, config=config), CPU)
     *passes, zoomed = predict_passes([predictor] * num_passes, images)
     assert len(passes) == num_passes
     network = predictor.model.network()
@@ -171,7 +174,7 @@ def test_a_zoom_pass_follows_the_others(
             logits.append(float((plain.malignant + mirrored.malignant) / 2))
         # The prior map is given in bytes.
         np.testing.assert_allclose(zoomed.lesion[index], total / count, atol=2e-3)
-        expected = (passes[-1].logit[index] + logits[0]) / 2
+        expected = (1 - weight) * passes[-1].logit[index] + weight * logits[0]
         assert zoomed.logit[index] == pytest.approx(expected, abs=2e-3)
 
 
