@@ -194,11 +194,9 @@ def train_cells(
             _log(f"{cell.row}, seed {cell.seed}, fold {fold}: {seconds:.0f} s")
         budget.spend(seconds)
 
-    # The first fold creates the run; then the others find it. Fold by fold, so that rows can be
-    # compared early.
-    for some in (declaration.folds[:1], declaration.folds[1:]):
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(train, [(cell, fold) for fold in some for cell in cells]))
+    # Fold by fold, so that rows can be compared early.
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, [(cell, fold) for fold in declaration.folds for cell in cells]))
 
 
 def trained_seconds(cell: Cell, fold: int) -> float | None:
