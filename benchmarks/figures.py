@@ -1,12 +1,14 @@
 """Figures of a declared table: configurations, folds and seeds, with paired differences.
 
     python -m benchmarks.figures interaction --to FOLDER [--data URI] [--jobs 2]
+    python -m benchmarks.figures busi_with_bus_bra --to FOLDER --set train.init=RUN --split test
 
 A table is a file in `benchmarks/figures/`. It declares rows (differences from a preset), folds,
 seeds, the split whose images are scored, the row against which others are compared, and a budget of
 hours. Every training is `mtil train --local`, every score `mtil evaluate --local`: the same command
 resumes, and the scores of single images stay in the runs in FOLDER. No training starts once the
-trainings have used up the budget.
+trainings have used up the budget. `--split test` scores the test images of the same runs: the one
+look at the end.
 
 Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
 intervals over groups of images; differences are paired on the same images, folds and seeds.
@@ -21,9 +23,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,10 +133,16 @@ class Budget:
             self.used_s += seconds
 
 
-def read_declaration(path: Path) -> Declaration:
-    """Read and check a table file."""
+def read_declaration(path: Path, values: Mapping[str, str] | None = None) -> Declaration:
+    """Read and check a table file.
+
+    Args:
+        path: the file.
+        values: further configuration keys and values of all rows.
+    """
     document = Document(str(path), "correct the table")
     declaration = document.validate(_DECLARATION, document.yaml(path.read_bytes()))
+    declaration = replace(declaration, common=declaration.common | dict(values or {}))
     if declaration.against not in declaration.rows:
         document.refuse(f"`against` must name a row, but is {declaration.against!r}")
     for row in declaration.rows:
@@ -205,6 +213,20 @@ def trained_seconds(cell: Cell, fold: int) -> float | None:
         return None
     result = Run.open(cell.uri).result(Train(0, fold))
     return None if result is None else result.seconds
+
+
+def score_rows(cells: Sequence[Cell], declaration: Declaration) -> dict[str, list[Scores]]:
+    """Score all trained runs and ensembles: the scores of each seed, by row."""
+    scored: dict[str, list[Scores]] = {}
+    for cell in cells:
+        table = score_cell(cell, declaration)
+        if table is not None:
+            scored.setdefault(cell.row, []).append(table)
+    for name, members in declaration.ensembles.items():
+        table = score_ensemble(cells, members, declaration)
+        if table is not None:
+            scored[name] = [table]
+    return scored
 
 
 def score_cell(cell: Cell, declaration: Declaration) -> Scores | None:
@@ -363,6 +385,13 @@ def _interval(values: dict[str, float | None], *, signed: bool = False) -> str:
     return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
+def _key_value(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, but is {text!r}")
+    return key, value
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -379,13 +408,22 @@ def main(
     parser.add_argument("table", help="name of a file in benchmarks/figures, or a path")
     parser.add_argument("--to", type=Path, required=True, help="folder of runs and results")
     parser.add_argument("--data", help="a prepared data set (default: BUSI, else phantoms)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="values", type=_key_value,
+        help="configuration of all rows, beside that of the table",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("validation", "test"), help="images to score (default: as declared)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
     options = parser.parse_args(arguments)
     path = Path(options.table)
     if path.suffix != ".yaml":
         path = TABLES / f"{options.table}.yaml"
     try:
-        declaration = read_declaration(path)
+        declaration = read_declaration(path, dict(options.values))
+        if options.split is not None:
+            declaration = replace(declaration, split=options.split)
         data = options.data
         if data is None:
             data = str(options.to / "data")
@@ -396,15 +434,7 @@ def main(
         cells = list_cells(declaration, options.to, threads)
         budget = Budget(declaration.budget_hours)
         train_cells(cells, declaration, data, options.jobs, budget)
-        scored: dict[str, list[Scores]] = {}
-        for cell in cells:
-            table = score_cell(cell, declaration)
-            if table is not None:
-                scored.setdefault(cell.row, []).append(table)
-        for name, members in declaration.ensembles.items():
-            table = score_ensemble(cells, members, declaration)
-            if table is not None:
-                scored[name] = [table]
+        scored = score_rows(cells, declaration)
     except UserError as error:
         sys.exit(f"{error}")
     rows = fill(declaration, scored)
@@ -425,7 +455,8 @@ def main(
         "not_trained": budget.refused,
         "rows": rows,
     }
-    (options.to / f"{path.stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    file: Path = options.to / f"{path.stem}-{declaration.split}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
     print(format_table(declaration, rows), file=sys.stderr)
     show_result(result)
 

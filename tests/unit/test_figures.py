@@ -52,6 +52,19 @@ def _declaration(tmp_path: Path, **changes: Any) -> figures.Declaration:
     return figures.read_declaration(path)
 
 
+def test_given_values_reach_all_rows(tmp_path: Path) -> None:
+    _declaration(tmp_path)
+    table = figures.read_declaration(tmp_path / "table.yaml", {"train.init": "s3://bucket/run"})
+    assert {figures.row_config(table, row).train.init for row in table.rows} == {"s3://bucket/run"}
+
+
+@pytest.mark.parametrize("text", ["train.init", ""])
+def test_a_value_needs_a_key(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        figures.main(["busi", "--to", str(tmp_path), "--set", text])
+    assert f"must be KEY=VALUE, but is {text!r}" in capsys.readouterr().err
+
+
 def test_every_table_can_be_read() -> None:
     paths = list(figures.TABLES.glob("*.yaml"))
     assert paths
@@ -156,7 +169,7 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     assert "difference" in first["rows"]["both"]
     assert first["not_trained"] == []
     assert 0 < first["used_hours"] < 1
-    assert json.loads((tmp_path / "to" / "quick.json").read_text()) == first
+    assert json.loads((tmp_path / "to" / "quick-validation.json").read_text()) == first
     assert first["rows"]["more classes"]["difference"]["dice"]["value"] == pytest.approx(
         first["rows"]["more classes"]["figures"]["dice"]["value"]
         - first["rows"]["plain"]["figures"]["dice"]["value"]
@@ -168,6 +181,10 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(figures, "run_mtil", refuse)
         assert fill() == first
+    figures.main([*arguments, "--split", "test"], shown.append)
+    assert shown[-1]["split"] == "test"
+    assert shown[-1]["used_hours"] == first["used_hours"]  # nothing is trained again
+    assert shown[-1]["rows"]["plain"]["figures"] != first["rows"]["plain"]["figures"]
     path.write_text(json.dumps(table | {"seeds": [3, 4], "budget_hours": 1e-6}))
     poor = fill()
     assert len(poor["not_trained"]) == 4
