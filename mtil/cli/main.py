@@ -14,6 +14,7 @@ from mtil.cli.commands import (
     phantom,
     predict,
     prepare,
+    report,
     retention,
     status,
     stop,
@@ -34,6 +35,7 @@ _ADD_COMMANDS = (
     stop.add_stop_command,
     retention.add_gc_command,
     evaluate.add_evaluate_command,
+    report.add_report_command,
     predict.add_predict_command,
     doctor.add_doctor_command,
 )

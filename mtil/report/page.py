@@ -1,0 +1,68 @@
+"""Lay a report out as one HTML file that needs no network."""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mtil import __version__
+from mtil.report.charts.theme import DARK, PAPER, draw_chart
+from mtil.report.elements import Chart, Report, format_cell
+from mtil.report.gallery.cards import PROBLEMS
+
+
+def render_page(report: Report) -> str:
+    """Return the HTML of a report.
+
+    Everything from a data set is escaped, and a content security policy forbids all scripts but
+    the page's own and all requests.
+    """
+    environment = Environment(
+        loader=PackageLoader("mtil.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = format_cell
+    environment.filters["draw"] = _draw
+    script = _read("gallery.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup(_style()),
+        script=Markup(script),
+        script_digest=digest,
+        layers=Markup(_layers_json(report)),
+        problems=PROBLEMS,
+        version=__version__,
+    )
+
+
+def _draw(chart: Chart) -> Markup:
+    svg = draw_chart(chart, in_page=True)
+    # The figure has a description of its own. Vega's labels of single marks would be read beside.
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    # Hidden elements must not get the focus; the gallery has the same links.
+    return Markup(svg.replace("<a ", '<a tabindex="-1" '))
+
+
+def _style() -> str:
+    light = "".join(f"{name}:{value};" for name, value in PAPER.items())
+    dark = "".join(f"{name}:{value};" for name, value in DARK.items())
+    return _read("style.css").replace("/* light */", light).replace("/* dark */", dark)
+
+
+def _layers_json(report: Report) -> str:
+    """Return the layers of all cards but the outlines of the last pass, as JSON for a script."""
+    values: dict[str, Any] = {card.anchor: card.layers for card in report.cards}
+    # In a script element `<` could end the element.
+    return json.dumps(values).replace("<", "\\u003c")
+
+
+def _read(name: str) -> str:
+    return (files("mtil.report") / "templates" / name).read_text()

@@ -1,0 +1,104 @@
+"""How the models were trained: learning curves, and what was run."""
+
+from typing import Any
+
+from mtil.config import config_to_dict
+from mtil.presets import PRESETS
+from mtil.report.charts.training import draw_learning_curves
+from mtil.report.elements import Cell, Section, Table
+from mtil.report.scored import ScoredRun
+
+
+def make_curves_section(scored: ScoredRun) -> Section | None:
+    """Return learning curves by round; None without any epoch."""
+    charts = []
+    for round_index in sorted({training.of.round for training in scored.trainings}):
+        trainings = [one for one in scored.trainings if one.of.round == round_index]
+        charts += draw_learning_curves(trainings, f"round-{round_index}-")
+    if not charts:
+        return None
+    return Section(name="training", title="Learning curves", charts=tuple(charts))
+
+
+def make_provenance_section(scored: ScoredRun) -> Section:
+    """Return what was run on what: data, configuration, versions, time."""
+    tables = [_data_table(scored), _config_table(scored)]
+    rows: list[tuple[Cell, ...]] = []
+    for training in scored.trainings:
+        result = training.result
+        rows.append(
+            (
+                training.of.round,
+                training.of.fold,
+                training.of.part,
+                len(training.history),
+                None if result is None else result.best_epoch + 1,
+                None if result is None else f"{result.seconds:.0f}",
+                None if result is None else result.version,
+                None if result is None else result.model_sha256[:12],
+            )
+        )
+    tables.append(
+        Table(
+            name="trainings",
+            title="Trainings",
+            columns=("round", "fold", "inner part", "epochs", "kept epoch", "seconds", "mtil",
+                     "model"),
+            rows=tuple(rows),
+        )
+    )  # fmt: skip
+    return Section(name="provenance", title="What was run", tables=tuple(tables))
+
+
+def find_preset(scored: ScoredRun) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """Return the preset nearest to a run's configuration, and key, preset's and run's value."""
+    own = _flatten(config_to_dict(scored.run.config))
+    differences = {}
+    for name, make in PRESETS.items():
+        preset = _flatten(config_to_dict(make()))
+        differences[name] = {
+            key: (preset.get(key), value) for key, value in own.items() if preset.get(key) != value
+        }
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    return nearest, differences[nearest]
+
+
+def _config_table(scored: ScoredRun) -> Table:
+    preset, differences = find_preset(scored)
+    return Table(
+        name="configuration",
+        title=f"Configuration: differences from the preset {preset}",
+        columns=("key", "preset", "run"),
+        rows=tuple((key, str(old), str(new)) for key, (old, new) in differences.items()),
+        note="" if differences else "None.",
+    )
+
+
+def _data_table(scored: ScoredRun) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        ("run", scored.run.uri),
+        ("data set", scored.run.data_uri),
+        ("fingerprint", scored.run.fingerprint),
+    ]
+    manifest = scored.manifest
+    if manifest is not None:
+        kept = ", ".join(f"{count} {name}" for name, count in manifest.kept.items())
+        rows += [
+            ("images", f"{kept}, in {manifest.num_groups} groups"),
+            ("folds", f"{manifest.num_folds}, {manifest.fold_rule}, seed {manifest.seed}"),
+            ("protocol", manifest.protocol),
+            ("stored size", f"{manifest.image_size} pixels"),
+            ("dropped", len(manifest.dropped)),
+        ]
+        for source in manifest.sources:
+            rows.append((f"licence of {source.name}", source.licence or "not stated"))
+            rows.append((f"citation of {source.name}", source.citation or "not stated"))
+    return Table(name="data", title="Data", columns=("", ""), rows=tuple(rows))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
