@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from mtil import __version__
 from mtil.report.charts.theme import DARK, PAPER, draw_chart
-from mtil.report.elements import Chart, Report, format_cell
+from mtil.report.elements import Cell, Chart, Report, format_cell
 from mtil.report.gallery.cards import PROBLEMS
 
 
@@ -29,6 +30,7 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = format_cell
+    environment.filters["is_numeric"] = _is_numeric
     environment.filters["draw"] = _draw
     script = _read("gallery.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -49,6 +51,11 @@ def _draw(chart: Chart) -> Markup:
     svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     # Hidden elements must not get the focus; the gallery has the same links.
     return Markup(svg.replace("<a ", '<a tabindex="-1" '))
+
+
+def _is_numeric(value: Cell) -> bool:
+    """Return whether a cell is a number or a figure with an interval, which must not wrap."""
+    return re.fullmatch(r"[-+\d. \[\],%]+", format_cell(value)) is not None
 
 
 def _style() -> str:

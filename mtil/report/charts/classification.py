@@ -18,6 +18,12 @@ Curve = Callable[[Values], Values]
 _GRID = np.linspace(0, 1, 101)
 _RESAMPLES = 400
 _NUM_BINS = 10
+UNIT: dict[str, Any] = {
+    "type": "quantitative",
+    "scale": {"domain": [0, 1]},
+    "axis": {"values": [0, 0.2, 0.4, 0.6, 0.8, 1]},
+}
+"""An axis from 0 to 1."""
 
 
 def draw_curves(tumours: Results) -> list[Chart]:
@@ -81,7 +87,6 @@ def draw_reliability(tumours: Results, logits: Values) -> Chart:
                     "images": int(inside.sum()),
                 }
             )
-    unit = {"type": "quantitative", "scale": {"domain": [0, 1]}}
     spec = {
         "data": {"values": rows},
         "width": 300,
@@ -91,17 +96,22 @@ def draw_reliability(tumours: Results, logits: Values) -> Chart:
             {
                 "mark": {"type": "line", "point": False, "strokeWidth": 1.5},
                 "encoding": {
-                    "x": {"field": "predicted", "title": "predicted probability", **unit},
-                    "y": {"field": "observed", "title": "share malignant", **unit},
-                    "color": {"field": "kind", "title": None, "sort": ["calibrated", "before"]},
+                    "x": {"field": "predicted", "title": "predicted probability", **UNIT},
+                    "y": {"field": "observed", "title": "share malignant", **UNIT},
+                    "color": {
+                        "field": "kind",
+                        "type": "nominal",
+                        "title": None,
+                        "sort": ["calibrated", "before"],
+                    },
                 },
             },
             {
                 "mark": {"type": "point", "filled": True},
                 "encoding": {
-                    "x": {"field": "predicted", **unit},
-                    "y": {"field": "observed", **unit},
-                    "color": {"field": "kind", "sort": ["calibrated", "before"]},
+                    "x": {"field": "predicted", **UNIT},
+                    "y": {"field": "observed", **UNIT},
+                    "color": {"field": "kind", "type": "nominal", "sort": ["calibrated", "before"]},
                     "size": {"field": "images", "type": "quantitative", "legend": None},
                 },
             },
@@ -145,6 +155,7 @@ def draw_decision_curve(tumours: Results) -> Chart:
             "y": {"field": "benefit", "type": "quantitative", "title": "net benefit"},
             "color": {
                 "field": "policy",
+                "type": "nominal",
                 "title": None,
                 "sort": ["model", "biopsy all", "biopsy none"],
             },
@@ -184,21 +195,20 @@ def _draw_band(
     *,
     diagonal: bool,
 ) -> Chart:
-    unit = {"type": "quantitative", "scale": {"domain": [0, 1]}}
-    x = {"field": "x", "title": axes[0], **unit}
+    x = {"field": "x", "title": axes[0], **UNIT}
     layers: list[dict[str, Any]] = [_diagonal()] if diagonal else []
     layers += [
         {
             "mark": {"type": "area", "opacity": 0.2, "color": colour(0)},
             "encoding": {
                 "x": x,
-                "y": {"field": "low", "title": axes[1], **unit},
+                "y": {"field": "low", "title": axes[1], **UNIT},
                 "y2": {"field": "high"},
             },
         },
         {
             "mark": {"type": "line", "strokeWidth": 2, "color": colour(0)},
-            "encoding": {"x": x, "y": {"field": "y", **unit}},
+            "encoding": {"x": x, "y": {"field": "y", **UNIT}},
         },
     ]
     spec = {"data": {"values": rows}, "width": 300, "height": 260, "layer": layers}

@@ -34,7 +34,7 @@ def draw_intervals(
     scale = {"zero": False} if domain is None else {"domain": domain}
     labels = [label for label, _ in values]
     y = {"field": "label", "type": "nominal", "sort": labels, "title": None,
-         "axis": {"labelLimit": 260, "ticks": False, "domain": False}}  # fmt: skip
+         "axis": {"labelLimit": 330, "ticks": False, "domain": False}}  # fmt: skip
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "rule", "strokeWidth": 2, "color": colour(0)},
@@ -65,8 +65,10 @@ def draw_intervals(
         )
     spec = {
         "data": {"values": rows},
-        "width": 420,
+        "width": 270,
         "height": {"step": 34},
+        # The browser's font may be wider than the font by which the labels were measured.
+        "padding": {"left": 8 + max(map(len, labels)), "top": 8, "right": 16, "bottom": 4},
         "encoding": {"y": y},
         "layer": layers,
     }

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtil.metrics import Results
+from mtil.report.charts.classification import UNIT
 from mtil.report.charts.theme import colour
 from mtil.report.elements import Chart
 
@@ -44,7 +45,7 @@ def draw_dice_by_size(tumours: Results, link: Link) -> Chart:
                 "title": "lesion size in pixels of the image",
             },
             "y": {"field": "dice", "type": "quantitative", "title": "Dice"},
-            "color": {"field": "class", "title": None, **_CLASS_COLOURS},
+            "color": {"field": "class", "type": "nominal", "title": None, **_CLASS_COLOURS},
             "href": {"field": "link"},
             "description": {"field": "image"},
         },
@@ -74,7 +75,7 @@ def draw_distribution(
         "encoding": {
             "x": {"field": "value", "bin": {"maxbins": 24}, "title": axis},
             "y": {"aggregate": "count", "title": "images"},
-            "color": {"field": "class", "title": None, **_CLASS_COLOURS},
+            "color": {"field": "class", "type": "nominal", "title": None, **_CLASS_COLOURS},
         },
     }
     return Chart(name=name, title=title, description=f"Histogram of {axis} by class.", spec=spec)
@@ -89,7 +90,6 @@ def draw_scatter(
         for sample_id, x, y in zip(first.sample_id, first.dice, second.dice, strict=True)
         if np.isfinite(x) and np.isfinite(y)
     ]
-    unit = {"type": "quantitative", "scale": {"domain": [0, 1]}}
     spec = {
         "width": 300,
         "height": 300,
@@ -97,14 +97,14 @@ def draw_scatter(
             {
                 "data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]},
                 "mark": {"type": "line", "color": "var(--quiet)", "strokeDash": [4, 3]},
-                "encoding": {"x": {"field": "x", **unit}, "y": {"field": "y", **unit}},
+                "encoding": {"x": {"field": "x", **UNIT}, "y": {"field": "y", **UNIT}},
             },
             {
                 "data": {"values": rows},
                 "mark": {"type": "point", "filled": True, "size": 26, "opacity": 0.6},
                 "encoding": {
-                    "x": {"field": "x", "title": f"Dice, {names[0]}", **unit},
-                    "y": {"field": "y", "title": f"Dice, {names[1]}", **unit},
+                    "x": {"field": "x", "title": f"Dice, {names[0]}", **UNIT},
+                    "y": {"field": "y", "title": f"Dice, {names[1]}", **UNIT},
                     "href": {"field": "link"},
                     "description": {"field": "image"},
                 },

@@ -61,6 +61,7 @@ def draw_learning_curves(trainings: Sequence[Training], prefix: str) -> list[Cha
         ]
         if not rows:
             continue
+        legend = {} if len({row["kind"] for row in rows}) > 1 else {"legend": None}
         spec = {
             "data": {"values": rows},
             "width": 300,
@@ -71,7 +72,7 @@ def draw_learning_curves(trainings: Sequence[Training], prefix: str) -> list[Cha
                       "axis": {"tickMinStep": 1}},
                 "y": {"field": "value", "type": "quantitative", "title": None},
                 "color": {"field": "kind", "type": "nominal", "title": None,
-                          "sort": [label for _, label in columns]},
+                          "sort": [label for _, label in columns], **legend},
                 "detail": {"field": "training"},
             },
         }  # fmt: skip

@@ -30,13 +30,13 @@ def make_circle_section(scored: ScoredRun) -> Section | None:
         )
     first_key, last_key = next(iter(passes)), list(passes)[-1]
     pairs = [
-        (f"round {key[0]}, pass {key[1]}, against the first", passes[key], passes[first_key])
+        (f"round {key[0]}, pass {key[1]}", passes[key], passes[first_key])
         for key in list(passes)[1:]
     ]
     first_of_last = next(key for key in passes if key[0] == last_key[0])
     if first_of_last not in (first_key, last_key):
         pairs.append(
-            ("last pass against the first pass of its round", passes[last_key],
+            ("last pass over its round's first", passes[last_key],
              passes[first_of_last])
         )  # fmt: skip
     differences = []
@@ -64,8 +64,8 @@ def make_circle_section(scored: ScoredRun) -> Section | None:
             ),
             Table(
                 name="pass-differences",
-                title="Paired differences",
-                columns=("difference", *_SHOWN, "images worse"),
+                title="Paired differences to the first pass",
+                columns=("pass", *_SHOWN, "images worse"),
                 rows=tuple(
                     (
                         label,
@@ -80,7 +80,7 @@ def make_circle_section(scored: ScoredRun) -> Section | None:
         charts=(
             draw_intervals(
                 "pass-gains",
-                "Gain of Dice",
+                "Gain of Dice over the first pass",
                 "; ".join(
                     f"{label}: {format_interval(gain['dice'], signed=True)}"
                     for label, gain, _ in differences
