@@ -15,6 +15,8 @@ from mtil.report.charts.theme import DARK, PAPER, draw_chart
 from mtil.report.elements import Cell, Chart, Report, format_cell
 from mtil.report.gallery.cards import PROBLEMS
 
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?( %| \[[-+.\d]+, [-+.\d]+\])?")
+
 
 def render_page(report: Report) -> str:
     """Return the HTML of a report.
@@ -55,7 +57,7 @@ def _draw(chart: Chart) -> Markup:
 
 def _is_numeric(value: Cell) -> bool:
     """Return whether a cell is a number or a figure with an interval, which must not wrap."""
-    return re.fullmatch(r"[-+\d. \[\],%]+", format_cell(value)) is not None
+    return _NUMBER.fullmatch(format_cell(value)) is not None
 
 
 def _style() -> str:

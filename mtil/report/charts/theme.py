@@ -35,6 +35,8 @@ DARK = {
 """Colours on dark pages."""
 
 _FONT = "system-ui, sans-serif"
+_BASE = "https://vega.github.io/vega-datasets/"
+"""Address to which the library takes links within the page to be relative."""
 
 
 def colour(index: int) -> str:
@@ -55,6 +57,7 @@ def draw_chart(chart: Chart, *, in_page: bool) -> str:
     spec = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", **chart.spec}
     # No data is loaded: all values are in the specification.
     svg: str = vl_convert.vegalite_to_svg(spec, config=_config(), allowed_base_urls=[])
+    svg = svg.replace(f'"{_BASE}#', '"#')
     if in_page:
         return svg
     for name, value in PAPER.items():
