@@ -40,6 +40,38 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image of a strip, with its outlines."""
+
+    name: str
+    """The sample id, shown below the image."""
+    image: str
+    """Data URI of the image; empty if there is none."""
+    layer: str = ""
+    """Data URI of the layer over the image."""
+    width: int = 1
+    height: int = 1
+    """Proportions of the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Images that belong together, such as the two of a pair, with a caption."""
+
+    caption: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A row of frames with a title."""
+
+    title: str
+    frames: tuple[Frame, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the report with a heading."""
 
@@ -49,6 +81,7 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
+    strips: tuple[Strip, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from mtil.cli.flags import CommandParsers, add_command
+from mtil.cli.flags import CommandParsers, add_command, check_page_name
 
 if TYPE_CHECKING:
     from mtil.cli.console import CommandOutput
@@ -31,23 +31,20 @@ def add_report_command(commands: CommandParsers) -> None:
 
 def run_report(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Read the runs, write the page and say where it is."""
-    from mtil.errors import ConfigError
     from mtil.report.build import build_report
     from mtil.report.files import write_figures
     from mtil.report.gallery.originals import write_originals
     from mtil.report.page import render_page
     from mtil.report.scored import name_runs, read_run
-    from mtil.storage import open_store, split_uri
+    from mtil.storage import open_store
 
-    folder, file = split_uri(options.to)
-    if not file.endswith((".html", ".htm")):
-        raise ConfigError(f"`--to` must be an .html file, but is {options.to!r}.")
+    folder, file = check_page_name(options.to)
     names = name_runs(options.runs)
     first, *others = (
         read_run(uri, data=options.data, name=name)
         for uri, name in zip(options.runs, names, strict=True)
     )
-    store = open_store(folder or ".")
+    store = open_store(folder)
     with output.progress() as bar:
         report = build_report(first, others, lambda done, of: bar.show("drawing images", done, of))
         if options.originals:

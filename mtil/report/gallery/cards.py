@@ -8,18 +8,15 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from PIL import Image
 
-from mtil.data.dataset.batches import to_squares
-from mtil.data.dataset.shards import LABELS, pixels, read_shard
-from mtil.errors import UserError
+from mtil.data.dataset.shards import LABELS
 from mtil.report.gallery import layers
 from mtil.report.scored import ScoredRun
+from mtil.report.stored import StoredImage, read_images
 from mtil.run.pictures import MASK_SIDE, decode
 from mtil.storage import open_store
 
-_COLUMNS = ("sample_id", "image", "mask", "height", "width")
 _SURE = 0.2
 """Probability of malignant below which, or above one minus which, a call is sure."""
 
@@ -85,14 +82,17 @@ def make_cards(
     drawn = {sample_id for sample_id, _ in scored.pictures}
     wanted = [row for name, row in rows.items() if name in drawn]
     cards = []
-    stored = {row["sample_id"]: row for row in _read_pixels(scored, drawn)} if wanted else {}
+    stored: dict[str, StoredImage] = {}
+    if scored.manifest is not None and wanted:
+        images = read_images(open_store(scored.run.data_uri), scored.manifest, drawn)
+        stored = {image.sample_id: image for image in images}
     for row in wanted:
         cards.append(_make_card(scored, row, stored.get(row["sample_id"])))
         listen(len(cards), len(wanted))
     return sorted(cards, key=lambda card: (card.dice is None, card.dice or 0.0, card.sample_id))
 
 
-def _make_card(scored: ScoredRun, row: dict[str, Any], stored: dict[str, Any] | None) -> Card:
+def _make_card(scored: ScoredRun, row: dict[str, Any], stored: StoredImage | None) -> Card:
     name, is_normal = row["sample_id"], LABELS[row["label"]] == "normal"
     found: dict[str, str] = {}
     for number in scored.passes:
@@ -100,11 +100,11 @@ def _make_card(scored: ScoredRun, row: dict[str, Any], stored: dict[str, Any] | 
         if picture is None:
             continue
         predicted = decode(picture["mask_png"]) > 0
-        reference = np.zeros_like(predicted) if stored is None else stored["mask"]
+        reference = np.zeros_like(predicted) if stored is None else _resize_mask(stored.mask)
         found[f"outlines-{number}"] = layers.draw_outlines(reference, predicted)
         found[f"map-{number}"] = layers.draw_lesion(decode(picture["map_png"]))
         found["evidence"] = layers.draw_evidence(decode(picture["evidence_png"]))
-    width, height = (1, 1) if stored is None else (stored["width"], stored["height"])
+    width, height = (1, 1) if stored is None else (stored.width, stored.height)
     return Card(
         sample_id=name,
         anchor=make_anchor(name),
@@ -120,9 +120,9 @@ def _make_card(scored: ScoredRun, row: dict[str, Any], stored: dict[str, Any] | 
         problems=tuple(_find_problems(row, is_normal=is_normal)),
         width=width,
         height=height,
-        thumbnail="" if stored is None else layers.draw_thumbnail(stored["image"], width, height),
+        thumbnail="" if stored is None else layers.draw_thumbnail(stored.gray, width, height),
         layers=found,
-        gray=None if stored is None else stored["image"],
+        gray=None if stored is None else stored.gray,
     )
 
 
@@ -143,27 +143,6 @@ def _find_problems(row: dict[str, Any], *, is_normal: bool) -> Iterator[str]:
         yield "presence"
     if row["objection"]:
         yield "objection"
-
-
-def _read_pixels(scored: ScoredRun, wanted: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield image, reference mask and original size of images; nothing if the data set is gone."""
-    if scored.manifest is None:
-        return
-    store = open_store(scored.run.data_uri)
-    for shard in scored.manifest.shards:
-        try:
-            table = read_shard(store, shard, _COLUMNS)
-        except UserError:
-            return
-        chosen = [
-            index for index, name in enumerate(table["sample_id"].to_pylist()) if name in wanted
-        ]
-        table = table.take(pa.array(chosen, pa.int64()))
-        for index, row in enumerate(table.drop_columns(["image", "mask"]).to_pylist()):
-            gray = to_squares(pixels(table["image"].slice(index, 1)))[0]
-            bits = np.unpackbits(pixels(table["mask"].slice(index, 1))[0])
-            mask = bits.reshape(gray.shape).astype(bool)
-            yield row | {"image": np.array(gray), "mask": _resize_mask(mask)}
 
 
 def _resize_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -33,6 +33,11 @@ def draw_outlines(reference: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bo
     return _encode_palette(one + 2 * other, [_REFERENCE, _PREDICTED, _BOTH], [255, 255, 255])
 
 
+def draw_outline(reference: npt.NDArray[np.bool_]) -> str:
+    """Return the outline of a reference mask (s, s) in blue."""
+    return _encode_palette(_outline(reference), [_REFERENCE], [255])
+
+
 def draw_lesion(lesion: npt.NDArray[np.uint8]) -> str:
     """Return a lesion map (s, s) in bytes as an orange layer, more opaque where more probable."""
     steps = lesion.astype(int) * (_STEPS - 1) // 255

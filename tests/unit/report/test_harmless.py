@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mtil.report.elements import Report, Section, Table
+from mtil.report.elements import Frame, Picture, Report, Section, Strip, Table
 from mtil.report.files import escape_latex, to_csv, to_latex
 from mtil.report.gallery.cards import Card, make_anchor
 from mtil.report.page import render_page
@@ -71,7 +71,9 @@ def _card(text: str) -> Card:
 
 def _report(text: str) -> Report:
     table = Table(name="t", title=text, columns=(text, "b"), rows=((text, 1.0),), note=text)
-    section = Section(name="s", title=text, paragraphs=(text,), tables=(table,))
+    picture = Picture(name=text, image="data:image/webp;base64,AA==")
+    strip = Strip(title=text, frames=(Frame(caption=text, pictures=(picture,)),), note=text)
+    section = Section(name="s", title=text, paragraphs=(text,), tables=(table,), strips=(strip,))
     return Report(
         title=text,
         summary=text,
