@@ -1,4 +1,4 @@
-"""The page of a data set: what it holds and what its audit found, before any training."""
+"""The page of a data set: content, near-copies, folds, marks and files."""
 
 import hashlib
 from collections import defaultdict
@@ -41,11 +41,11 @@ def build_audit(
     inspection: Inspection,
     listen: Callable[[int, int], None] = lambda done, of: None,
 ) -> Report:
-    """Return the page of a data set.
+    """Return the page of a data set, made from manifest, audit and stored images.
 
     Args:
         store: the data set.
-        inspection: its manifest and audit, from `inspect_dataset`.
+        inspection: manifest and audit of the data set, from `inspect_dataset`.
         listen: called with the numbers of images read and of all images.
 
     Raises:
@@ -355,7 +355,7 @@ def _choose_examples(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _draw_dropped(store: Store, manifest: Manifest, wanted: set[str]) -> dict[str, Picture]:
-    """Return small pictures from the facts of the audit; of dropped images there are no others."""
+    """Return small pictures from the facts of the audit. Dropped images have no stored pixels."""
     pictures: dict[str, Picture] = {}
     for name in manifest.facts:
         facts = staging.read_kept_facts(store, name, manifest.files)

@@ -26,7 +26,7 @@ def build_report(
 
     Args:
         scored: the run.
-        others: further runs, each compared with the run on the images that both scored.
+        others: further runs. Each is compared with the run on the images scored by both.
         listen: called with the numbers of finished and of all cards of the gallery.
     """
     name = scored.name if scored.manifest is None else f"{scored.name} on {scored.manifest.name}"

@@ -1,4 +1,4 @@
-"""What a report consists of: sections with paragraphs, tables and charts."""
+"""The parts of a report: sections with paragraphs, tables, charts and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ class Chart:
     """File name without extension, unique in the report."""
     title: str
     description: str
-    """What the chart shows, for readers who cannot see it."""
+    """The content in words, for readers who cannot see the chart."""
     spec: Mapping[str, Any]
     """A Vega-Lite specification, without title and colours."""
     is_wide: bool = False
-    """True to give the chart a row of its own."""
+    """True for a chart that fills a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Picture:
     name: str
     """The sample id, shown below the image."""
     image: str
-    """Data URI of the image; empty if there is none."""
+    """Data URI of the image; empty without an image."""
     layer: str = ""
     """Data URI of the layer over the image."""
     width: int = 1
@@ -56,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Images that belong together, such as the two of a pair, with a caption."""
+    """Images of a pair, or a single image, with a caption."""
 
     caption: str
     pictures: tuple[Picture, ...]

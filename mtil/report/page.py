@@ -49,7 +49,7 @@ def render_page(report: Report) -> str:
 
 def _draw(chart: Chart) -> Markup:
     svg = draw_chart(chart, in_page=True)
-    # The figure has a description of its own. Vega's labels of single marks would be read beside.
+    # Screen readers read the description of the figure instead of Vega's labels of all marks.
     svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     # Hidden elements must not get the focus; the gallery has the same links.
     return Markup(svg.replace("<a ", '<a tabindex="-1" '))

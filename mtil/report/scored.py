@@ -1,4 +1,4 @@
-"""Read what a report shows of a run: scores of the test images, histories, the data set."""
+"""Read a run for its report: scores of the test images, histories, data set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +159,7 @@ def _check_fingerprint(run: Run, scores: pa.Table) -> None:
 
 
 def name_runs(uris: Sequence[str]) -> list[str]:
-    """Return a short name for each run: the last parts of its URI that tell all runs apart.
+    """Return the shortest ends of the runs' URIs that differ between all runs.
 
     Raises:
         DataError: if a run is named twice.

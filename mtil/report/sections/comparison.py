@@ -15,7 +15,7 @@ from mtil.report.scored import ScoredRun
 def make_comparison_section(
     scored: ScoredRun, others: Sequence[ScoredRun], link: Link
 ) -> Section | None:
-    """Return the differences of other runs to a run; None without other runs.
+    """Return the paired differences of further runs to a run; None without further runs.
 
     Raises:
         DataError: if two runs have no test image in common, or disagree about an image's class.
