@@ -17,7 +17,7 @@ from mtil.errors import DataError, NotFoundError, TooLargeError
 from mtil.storage import Store
 
 MAX_IMAGES = 2000
-"""Approximate number of images with pictures in a larger data set: a gallery has no use for more."""
+"""Approximate number of images with pictures in a larger data set. A gallery needs no more."""
 MASK_SIDE = 256
 """Side of a mask in pixels; like stored images, masks are squeezed to a square."""
 MAP_SIDE = 96
