@@ -14,7 +14,6 @@ from mtil.process import interrupts, supervisor
 _EXTRAS = {
     "ray": "ray",
     "optuna": "tune",
-    "plotly": "tune",
     "transformers": "hf",
     "jinja2": "report",
     "markupsafe": "report",
