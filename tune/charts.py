@@ -60,6 +60,7 @@ def draw_importances(shares: Mapping[str, float], goal: int, name: str) -> Chart
         "data": {"values": rows},
         "width": 240,
         "height": {"step": 20},
+        "padding": {"left": 8 + max(map(len, shares)), "top": 5, "right": 8, "bottom": 5},
         "mark": {"type": "bar"},
         "encoding": {
             "x": {"field": "share", "type": "quantitative", "title": "share",

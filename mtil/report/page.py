@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mtil import __version__
 from mtil.report.charts.theme import DARK, PAPER, draw_chart
@@ -32,6 +32,7 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = format_cell
+    environment.filters["code"] = _mark_code
     environment.filters["is_numeric"] = _is_numeric
     environment.filters["draw"] = _draw
     script = _read("gallery.js")
@@ -45,6 +46,11 @@ def render_page(report: Report) -> str:
         problems=PROBLEMS,
         version=__version__,
     )
+
+
+def _mark_code(text: str) -> Markup:
+    """Return escaped text with the words between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _draw(chart: Chart) -> Markup:

@@ -106,6 +106,11 @@ def test_a_page_shows_text_and_obeys_none_of_it(text: str) -> None:
     assert not set(article["id"]) & set(" \t\n\"'<>")
 
 
+def test_commands_in_warnings_are_code_and_their_content_text() -> None:
+    page = render_page(_report("run `mtil <b> & x` now"))
+    assert "<li>run <code>mtil &lt;b&gt; &amp; x</code> now</li>" in page
+
+
 def test_anchors_of_different_images_differ() -> None:
     assert len({make_anchor(text) for text in HOSTILE}) == len(HOSTILE)
     assert make_anchor("benign (1)") == "image-benign%20%281%29"
