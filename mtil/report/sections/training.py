@@ -3,10 +3,13 @@
 from typing import Any
 
 from mtil.config import config_to_dict
+from mtil.data.inspection import inspect_dataset
+from mtil.errors import UserError
 from mtil.presets import PRESETS
 from mtil.report.charts.training import draw_learning_curves
 from mtil.report.elements import Cell, Section, Table
-from mtil.report.scored import ScoredRun
+from mtil.report.scored import ScoredRun, Training
+from mtil.storage import open_store
 
 
 def make_curves_section(scored: ScoredRun) -> Section | None:
@@ -33,7 +36,9 @@ def make_provenance_section(scored: ScoredRun) -> Section:
                 training.of.part,
                 len(training.history),
                 None if result is None else result.best_epoch + 1,
-                None if result is None else f"{result.seconds:.0f}",
+                *_seconds(training),
+                _last(training, "num_workers"),
+                _last(training, "images_per_second"),
                 None if result is None else result.version,
                 None if result is None else result.model_sha256[:12],
             )
@@ -42,12 +47,25 @@ def make_provenance_section(scored: ScoredRun) -> Section:
         Table(
             name="trainings",
             title="Trainings",
-            columns=("round", "fold", "inner part", "epochs", "kept epoch", "seconds", "mtil",
+            columns=("round", "fold", "inner part", "epochs", "kept epoch", "seconds", "of these in epochs", "workers", "images/s", "mtil",
                      "model"),
             rows=tuple(rows),
         )
     )  # fmt: skip
     return Section(name="provenance", title="What was run", tables=tuple(tables))
+
+
+def _seconds(training: Training) -> tuple[Cell, Cell]:
+    """Return the seconds of a training, and of its epochs; the rest is start and calibration."""
+    epochs = sum(record.get("seconds", 0.0) for record in training.history)
+    total = None if training.result is None else f"{training.result.seconds:.0f}"
+    return total, f"{epochs:.0f}"
+
+
+def _last(training: Training, column: str) -> Cell:
+    """Return a column of the last epoch."""
+    value = training.history[-1].get(column) if training.history else None
+    return f"{value:.1f}" if isinstance(value, float) else value
 
 
 def find_preset(scored: ScoredRun) -> tuple[str, dict[str, tuple[Any, Any]]]:
@@ -89,11 +107,24 @@ def _data_table(scored: ScoredRun) -> Table:
             ("protocol", manifest.protocol),
             ("stored size", f"{manifest.image_size} pixels"),
             ("dropped", len(manifest.dropped)),
+            ("leaks of folds of single images", _describe_leakage(scored)),
         ]
         for source in manifest.sources:
             rows.append((f"licence of {source.name}", source.licence or "not stated"))
             rows.append((f"citation of {source.name}", source.citation or "not stated"))
     return Table(name="data", title="Data", columns=("", ""), rows=tuple(rows))
+
+
+def _describe_leakage(scored: ScoredRun) -> str:
+    """Return the share of tumour images that folds of single images would leak."""
+    try:
+        found = inspect_dataset(open_store(scored.run.data_uri), scored.run.fingerprint)
+    except UserError as error:
+        return f"unknown: {error}"
+    return (
+        f"{found.leak.family:.1%} of the tumour images would have a near-copy or an image of their "
+        "group in another fold"
+    )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -112,6 +112,16 @@ def test_the_nearest_preset_is_named_with_all_differences(scored: ScoredRun) -> 
     assert differences["data.image_size"][1] == 32
 
 
+def test_trainings_have_seconds_and_speed(report: Report) -> None:
+    columns = _table(report, "trainings").columns
+    for row in _table(report, "trainings").rows:
+        values = dict(zip(columns, row, strict=True))
+        assert (values["seconds"], values["of these in epochs"]) == ("12", "10")
+        assert (values["workers"], values["images/s"]) == (1, "8.0")
+    data = {str(row[0]): str(row[1]) for row in _table(report, "data").rows}
+    assert "% of the tumour images" in data["leaks of folds of single images"]
+
+
 def test_a_run_without_scores_has_curves_and_a_warning(unscored_uri: str) -> None:
     report = build_report(read_run(unscored_uri))
     assert "mtil evaluate" in report.warnings[0]
