@@ -11,6 +11,20 @@ from mtil.report.elements import Cell, Section, Table
 from mtil.report.scored import ScoredRun, Training
 from mtil.storage import open_store
 
+_TRAINING_COLUMNS = (
+    "round",
+    "fold",
+    "inner part",
+    "epochs",
+    "kept epoch",
+    "seconds",
+    "of these in epochs",
+    "workers",
+    "images/s",
+    "mtil",
+    "model",
+)
+
 
 def make_curves_section(scored: ScoredRun) -> Section | None:
     """Return learning curves by round; None without any epoch."""
@@ -47,11 +61,10 @@ def make_provenance_section(scored: ScoredRun) -> Section:
         Table(
             name="trainings",
             title="Trainings",
-            columns=("round", "fold", "inner part", "epochs", "kept epoch", "seconds", "of these in epochs", "workers", "images/s", "mtil",
-                     "model"),
+            columns=_TRAINING_COLUMNS,
             rows=tuple(rows),
         )
-    )  # fmt: skip
+    )
     return Section(name="provenance", title="What was run", tables=tuple(tables))
 
 
