@@ -30,7 +30,7 @@ install: $(STAMP)  ## set up .venv with everything that development needs
 $(MTIL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(PIP) --editable '.[ray,tune,cluster]'
+	$(PIP) --editable '.[ray,tune,cluster,report]'
 	$(COMPILE)
 	touch $@
 
@@ -45,10 +45,12 @@ demo: $(MTIL)  ## phantoms → data set → training → figures → predictions
 	$(BIN)/mtil prepare $(DEMO)/images --layout busi --to $(DEMO)/data --image-size 96
 	$(BIN)/mtil train --config demo --data $(DEMO)/data --run $(DEMO)/run --fold 0
 	$(BIN)/mtil evaluate --run $(DEMO)/run
+	$(BIN)/mtil report $(DEMO)/run --to $(DEMO)/report.html
 	$(BIN)/mtil predict $(DEMO)/run $(DEMO)/images/malignant $(DEMO)/predictions
 	$(BIN)/python docs/sheet.py $(DEMO)/predictions $(DEMO)/predictions.png
 	$(BIN)/mtil circle --config demo --data $(DEMO)/data --run $(DEMO)/circle --folds 0,1 --train.num-epochs 2 --train.cpus-per-worker 0.75
 	@echo
+	@echo "Report:       $(DEMO)/report.html"
 	@echo "Metrics:      $(DEMO)/run/evaluation.json"
 	@echo "Training:     $(DEMO)/run/rounds/0/fold-0/history.jsonl"
 	@echo "Predictions:  $(DEMO)/predictions/predictions.csv"

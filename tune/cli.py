@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mtil.cli.command_line import CommandParser, run_command_line
+from mtil.cli.completion import answer_shell
 from mtil.cli.flags import CommandParsers
 from mtil.process import supervisor
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Return the exit code: 0 done, 2 wrong input, 130 interrupted, else 1."""
+    parser = _parser()
     if arguments is None:
+        answer_shell(parser)
         supervisor.supervise_command("mtil-tune")
-    return run_command_line(_parser(), arguments)
+    return run_command_line(parser, arguments)
 
 
 def _parser() -> CommandParser:

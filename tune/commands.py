@@ -324,12 +324,14 @@ def _export(options: argparse.Namespace, output: CommandOutput) -> None:
 
 
 def _report(options: argparse.Namespace, output: CommandOutput) -> None:
-    from tune.report import render_report
+    from mtil.report.page import render_page
+    from tune.report import build_report
 
     search = Search.open(options.run)
     target = options.to or f"{options.run.rstrip('/')}/report.html"
     folder, file_name = split_uri(target)
-    open_store(folder).write(file_name, render_report(search, studies.load_study(search)).encode())
+    report = build_report(search, studies.load_study(search))
+    open_store(folder).write(file_name, render_page(report).encode())
     output.line(f"Report in {target}")
     output.result({"run": options.run, "to": target})
 

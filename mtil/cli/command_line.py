@@ -11,7 +11,15 @@ from mtil.cli import streams
 from mtil.errors import ConfigError, MtilError, UserError
 from mtil.process import interrupts, supervisor
 
-_EXTRAS = {"ray": "ray", "optuna": "tune", "plotly": "tune", "transformers": "hf"}
+_EXTRAS = {
+    "ray": "ray",
+    "optuna": "tune",
+    "transformers": "hf",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "vl_convert": "report",
+    "sklearn": "report",
+}
 """Optional libraries and the extra of mtil that installs each."""
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mtil.cli.streams import escape_controls, format_json
 
@@ -24,10 +26,12 @@ class CommandOutput:
         self.console = _Console(
             stderr=as_json, highlight=False, soft_wrap=True, markup=False, emoji=False
         )
+        self._live: Live | None = None
+        self._parts: list[RenderableType] | None = None
 
     def line(self, text: str) -> None:
         """Print a line of text."""
-        self.console.print(self._shown(text, in_line=False))
+        self._show(self._shown(text, in_line=False))
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Print the command's JSON object if `--json` was given."""
@@ -44,7 +48,40 @@ class CommandOutput:
             )
         for row in rows:
             table.add_row(*map(self._shown, row))
-        self.console.print(table)
+        self._show(table)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Let each `frame` of the block replace the frame before, on a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(console=self.console, auto_refresh=False, vertical_overflow="visible") as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Collect the lines and tables of the block; within `live`, show them together."""
+        if self._live is None:
+            yield
+            return
+        self._parts = []
+        try:
+            yield
+            self._live.update(Group(*self._parts), refresh=True)
+        finally:
+            self._parts = None
+
+    def _show(self, part: RenderableType) -> None:
+        if self._parts is None:
+            self.console.print(part)
+        else:
+            # As text: rich would read markup and emoji codes in a plain string of a group.
+            self._parts.append(Text(part) if isinstance(part, str) else part)
 
     def _shown(self, text: str, *, in_line: bool = True) -> str:
         """Escape control characters and characters outside the console's encoding."""

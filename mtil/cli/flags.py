@@ -123,3 +123,18 @@ class _ListKeys(argparse.Action):
         for name, kind, value in describe_config_keys():
             print(f"{name:38} {value!s:24} {kind}")  # noqa: T201
         sys.exit(0)
+
+
+def check_page_name(to: str) -> tuple[str, str]:
+    """Return folder and file name of a web page.
+
+    Raises:
+        ConfigError: if the name is not that of a web page.
+    """
+    from mtil.errors import ConfigError
+    from mtil.storage import split_uri
+
+    folder, file = split_uri(to)
+    if not file.endswith((".html", ".htm")) or to.endswith("/"):
+        raise ConfigError(f"`--to` must be an .html file, but is {to!r}.")
+    return folder, file

@@ -6,6 +6,7 @@ from mtil import __version__
 from mtil.cli.command_line import CommandParser, run_command_line
 from mtil.cli.commands import (
     circle,
+    completion,
     distil,
     doctor,
     download,
@@ -14,11 +15,13 @@ from mtil.cli.commands import (
     phantom,
     predict,
     prepare,
+    report,
     retention,
     status,
     stop,
     train,
 )
+from mtil.cli.completion import answer_shell
 from mtil.process import supervisor
 
 # The order of the commands in `mtil --help`: from images to predictions.
@@ -34,8 +37,10 @@ _ADD_COMMANDS = (
     stop.add_stop_command,
     retention.add_gc_command,
     evaluate.add_evaluate_command,
+    report.add_report_command,
     predict.add_predict_command,
     doctor.add_doctor_command,
+    completion.add_completion_command,
 )
 
 
@@ -48,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line. By default `sys.argv[1:]`, and the command runs in a
             child process watched by `mtil.process.supervisor`.
     """
+    parser = _build_parser()
     if arguments is None:
+        answer_shell(parser)
         supervisor.supervise_command("mtil")
-    return run_command_line(_build_parser(), arguments)
+    return run_command_line(parser, arguments)
 
 
 def _build_parser() -> CommandParser:

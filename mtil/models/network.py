@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -124,14 +125,56 @@ class TwoTaskNetwork(nn.Module):
             draws = torch.rand(len(image), self.num_draws, device=image.device)
         encoder_draws = None if draws is None else draws[:, : self.encoder.num_draws]
         head_draws = None if draws is None else draws[:, self.encoder.num_draws :]
+        zoom = image.new_zeros(len(image)) if zoom is None else zoom
+        levels, (*side, mask) = self._run_streams(image, prior, encoder_draws, zoom)
+        malignant, presence = self.head(levels, mask, head_draws, zoom)
+        return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
+
+    def explain(
+        self, image: Float[Tensor, "b 1 h w"], prior: Float[Tensor, "b 1 h w"] | None = None
+    ) -> Float[Tensor, "b h2 w2"]:
+        """Return what each place of the image adds to the malignancy logit.
+
+        The logit's gradient times the activations, summed over channels and levels of the
+        classification stream: HiResCAM (Draelos and Carin 2020, arXiv:2011.08891). The mask is
+        held fixed.
+
+        Args:
+            image: gray values in [0, 1]; height and width are multiples of 32.
+            prior: lesion probability from the previous round or pass; None equals all zeros.
+
+        Returns:
+            contributions at the finest level of the stream; above 0 towards malignant.
+        """
+        zoom = image.new_zeros(len(image))
+        with torch.no_grad():
+            levels, (*_, mask) = self._run_streams(image, prior, None, zoom)
+        with torch.enable_grad():
+            leaves = [level.detach().requires_grad_() for level in levels]
+            malignant, _ = self.head(leaves, mask.detach(), None, zoom)
+            gradients = torch.autograd.grad(malignant.sum(), leaves)
+        size = levels[-1].shape[-2:]
+        total = levels[-1].new_zeros(len(image), *size)
+        for level, gradient in zip(levels, gradients, strict=True):
+            cells = (level * gradient).sum(dim=1)
+            # A coarse cell shares its contribution among the finer cells.
+            share = cells.shape[-1] * cells.shape[-2] / (size[0] * size[1])
+            total += F.interpolate(cells[:, None], size, mode="nearest")[:, 0] * share
+        return total
+
+    def _run_streams(
+        self, image: Tensor, prior: Tensor | None, encoder_draws: Tensor | None, zoom: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the maps of the classification stream, and the lesion logits, coarsest first."""
         if prior is None:
             prior = torch.zeros_like(image)
-        zoom = image.new_zeros(len(image)) if zoom is None else zoom
         stem_bias = self._project_inputs(prior, zoom)
         maps = dict(zip(STRIDES, self.encoder(image, stem_bias, encoder_draws), strict=True))
 
-        segmentation, classification = maps[32], None
-        logits, levels = [], []
+        segmentation: Tensor = maps[32]
+        classification: Tensor | None = None
+        logits: list[Tensor] = []
+        levels: list[Tensor] = []
         for stride in (32, 16, 8, 4, 2):
             name = str(stride)
             if name in self.decoder:
@@ -143,12 +186,11 @@ class TwoTaskNetwork(nn.Module):
                     segmentation, classification, prior
                 )
             if name in self.stream:
+                assert classification is not None
                 levels.append(classification)
             if name in self.logits:
                 logits.append(self.logits[name](segmentation))
-        *side, mask = logits
-        malignant, presence = self.head(levels, mask, head_draws, zoom)
-        return NetworkOutput(upsample_double(mask), tuple(side), malignant, presence)
+        return levels, logits
 
     def _project_inputs(
         self, prior: Float[Tensor, "b 1 h w"], zoom: Float[Tensor, "b"]

@@ -24,6 +24,9 @@ from mtil.metrics import (
 )
 from mtil.metrics.uncertainty import summarise_risk
 from mtil.run.folder import Run
+from mtil.run.names import pictures_name
+from mtil.run.pictures import PICTURES_SCHEMA
+from mtil.run.scores import PREDICTIONS_SCHEMA
 
 
 def to_metric_results(predictions: pa.Table) -> Results:
@@ -172,7 +175,9 @@ def store_predictions(
     role: Role = "test",
     others: Sequence[str] = (),
 ) -> pa.Table:
-    """Check a round's scored rows, write each fold's table to the run and return all rows.
+    """Check a round's scored rows, write each fold's tables to the run and return all scores.
+
+    The pictures of a fold get a table of their own, beside that of the scores.
 
     Args:
         run: where the tables go.
@@ -197,10 +202,17 @@ def store_predictions(
         check_predictions_complete(
             of_fold, count_rows(manifest, select_rows(manifest, fold, role)), fold
         )
-        sink = io.BytesIO()
-        pq.write_table(of_fold, sink)
-        run.store.write(run.predictions_name(number, fold, role, others), sink.getvalue())
-    return predictions
+        name = run.predictions_name(number, fold, role, others)
+        drawn = of_fold.filter(pa.compute.is_valid(of_fold["mask_png"]))
+        _write_table(run, pictures_name(name), drawn.select(PICTURES_SCHEMA.names))
+        _write_table(run, name, of_fold.select(PREDICTIONS_SCHEMA.names))
+    return predictions.select(PREDICTIONS_SCHEMA.names)
+
+
+def _write_table(run: Run, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    run.store.write(name, sink.getvalue())
 
 
 def check_predictions_complete(predictions: pa.Table, expected: int, fold: int) -> None:

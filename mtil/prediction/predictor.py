@@ -126,6 +126,17 @@ class Predictor:
             output = self._network(image.flip(-1) if view.mirrored else image, prior, zoom=zoom)
         return Look(output.as_prior(), output.malignant.float(), output.presence.float())
 
+    def explain(self, stored: Tensor, view: View, prior: Tensor | None) -> Tensor:
+        """Return what each place of a view adds to the malignancy logit, (b, n, n) on the CPU.
+
+        Args:
+            stored: gray bytes (b, 1, s, s) on the device.
+            view: size and orientation of the network's input.
+            prior: (b, 1, n, n) lesion probability, as for `look`.
+        """
+        image = resize_images(stored, view.size)
+        return self._network.explain(image.flip(-1) if view.mirrored else image, prior).cpu()
+
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int
     ) -> npt.NDArray[np.uint8]:
@@ -184,6 +195,22 @@ def predict_passes(chain: Sequence[Predictor], images: npt.NDArray[np.uint8]) ->
         _calibrate(mean, predictor.model)
         for mean, predictor in zip(means, add_zoom(chain), strict=True)
     ]
+
+
+def explain_chain(
+    chain: Sequence[Predictor], images: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
+    """Return what each place of gray images (b, s, s) adds to the malignancy logit, (b, n, n).
+
+    Contributions are those of the last pass over the whole images, seen plainly.
+    """
+    stored = torch.from_numpy(np.array(images)).to(chain[0].device)[:, None]
+    view = View(chain[0].model.config.data.image_size, mirrored=False)
+    prior = None
+    for predictor in chain[:-1]:
+        prior = predictor.look(stored, view, prior).lesion.clone()
+    contributions: npt.NDArray[np.float32] = chain[-1].explain(stored, view, prior).numpy()
+    return contributions
 
 
 def add_zoom(chain: Sequence[Predictor]) -> list[Predictor]:

@@ -1,10 +1,11 @@
 """Score test rows with models, image by image. Imports no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mtil.config import compute_config_digest
@@ -19,16 +20,30 @@ from mtil.prediction.predictor import (
     Predictor,
     add_zoom,
     average_predictions,
+    explain_chain,
     predict_passes,
     resize_map,
 )
 from mtil.run.checkpoint import TrainedModel
+from mtil.run.pictures import (
+    PICTURE_FIELDS,
+    draw_evidence,
+    draw_map,
+    draw_mask,
+    has_picture,
+)
 from mtil.run.scores import PREDICTIONS_SCHEMA as PREDICTIONS_SCHEMA
 
 EVALUATION_COLUMNS = (
     "sample_id", "image", "label", "group", "fold", "part", "height", "width", "mask_png", "source",
     "pixel_size", "meta",
 )  # fmt: skip
+
+SCORED_SCHEMA = pa.unify_schemas([PREDICTIONS_SCHEMA, pa.schema(PICTURE_FIELDS)])
+"""A row per image and pass: the scores, and the pictures where there are any."""
+
+Drawn = npt.NDArray[np.bool_]
+"""(b,) whether an image gets pictures."""
 
 _BATCH = 32
 
@@ -41,7 +56,9 @@ def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Tab
     return score_chains(rows, [[predictor] * num_passes for predictor in predictors])
 
 
-def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Table:
+def score_chains(
+    rows: pa.Table, chains: Sequence[Sequence[Predictor]], *, num_images: int = 0
+) -> pa.Table:
     """Score the rows of a shard in passes, each pass at the original size of the rows.
 
     Args:
@@ -49,9 +66,10 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         chains: chains of equal length, with a model per pass, see `predict_passes`.
             Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
             pass, and in the zoom pass if the models have one.
+        num_images: images of the data set, which decide the images with pictures.
 
     Returns:
-        a row per image and pass, with the schema `PREDICTIONS_SCHEMA`. Equal input rows give equal
+        a row per image and pass, with the schema `SCORED_SCHEMA`. Equal input rows give equal
         scores in every process.
     """
     scored: list[dict[str, Any]] = []
@@ -61,6 +79,8 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
         batch = rows.slice(start, _BATCH)
         images = to_squares(pixels(batch.column("image")))
         by_chain = [predict_passes(chain, images) for chain in chains]
+        drawn = [has_picture(name, num_images) for name in batch["sample_id"].to_pylist()]
+        evidence = _explain(images, chains, np.array(drawn))
         for pass_index, (predictions, predictors) in enumerate(
             zip(zip(*by_chain, strict=True), zip(*map(add_zoom, chains), strict=True), strict=True)
         ):
@@ -69,14 +89,32 @@ def score_chains(rows: pa.Table, chains: Sequence[Sequence[Predictor]]) -> pa.Ta
                 pass_index,
                 average_predictions(predictions),
                 [predictor.model for predictor in predictors],
+                evidence,
             )
-    return pa.Table.from_pylist(scored, schema=PREDICTIONS_SCHEMA)
+    return pa.Table.from_pylist(scored, schema=SCORED_SCHEMA)
+
+
+def _explain(
+    images: npt.NDArray[np.uint8], chains: Sequence[Sequence[Predictor]], drawn: Drawn
+) -> dict[int, npt.NDArray[np.float32]]:
+    """Return the mean contributions of the chains, by index of the images with pictures."""
+    if not drawn.any():
+        return {}
+    maps = np.mean([explain_chain(chain, images[drawn]) for chain in chains], axis=0)
+    return dict(zip(np.flatnonzero(drawn).tolist(), maps, strict=True))
 
 
 def _score_batch(
-    rows: pa.Table, pass_index: int, prediction: Prediction, models: Sequence[TrainedModel]
+    rows: pa.Table,
+    pass_index: int,
+    prediction: Prediction,
+    models: Sequence[TrainedModel],
+    evidence: Mapping[int, npt.NDArray[np.float32]],
 ) -> list[dict[str, Any]]:
-    """Score an ensemble's predictions for one pass over a batch of rows."""
+    """Score an ensemble's predictions for one pass over a batch of rows.
+
+    The rows in `evidence` also get pictures.
+    """
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
     rule = average_rules([model.mask_rule for model in models])
@@ -89,7 +127,8 @@ def _score_batch(
     for index, (row, (height, width)) in enumerate(zip(kept_rows, sizes, strict=True)):
         target = decode_mask_png(rows.column("mask_png")[index].as_py())
         lesion = resize_map(prediction.lesion[index], height, width)
-        scores = score_mask(rule(lesion, prediction.presence[index]), target)
+        mask = rule(lesion, prediction.presence[index])
+        scores = score_mask(mask, target)
         row |= {
             "objection": dict(rows.column("meta")[index].as_py()).get(OBJECTION, ""),
             "pass": pass_index,
@@ -106,6 +145,12 @@ def _score_batch(
         pixel_size = rows.column("pixel_size")[index].as_py()
         for name in ("hd95", "assd"):
             row[f"{name}_mm"] = None if pixel_size is None else row[name] * pixel_size
+        if index in evidence:
+            row |= {
+                "mask_png": draw_mask(mask),
+                "map_png": draw_map(prediction.lesion[index]),
+                "evidence_png": draw_evidence(evidence[index]),
+            }
         scored.append(row | origin)
     return scored
 

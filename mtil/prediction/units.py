@@ -84,7 +84,7 @@ class UnitScorer:
         # The fold of the models: an inner validation row lies in another fold of the data set.
         fold = pa.array([unit.fold] * len(rows), chosen.schema.field("fold").type)
         chosen = chosen.set_column(chosen.schema.get_field_index("fold"), "fold", fold)
-        return score_chains(chosen, self._chains[unit.fold])
+        return score_chains(chosen, self._chains[unit.fold], num_images=self._manifest.num_rows)
 
 
 def check_ensemble(run: Run, round_index: int, fold: int, others: Sequence[str]) -> None:

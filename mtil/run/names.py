@@ -34,6 +34,7 @@ _CHECKPOINTS = "checkpoints"
 _HISTORY, _STEP = "history.jsonl", "step.json"
 _PREDICTIONS, _EVALUATION = "predictions.parquet", "evaluation.json"
 _VALIDATION_PREDICTIONS = "validation.parquet"
+_PICTURES = "-pictures.parquet"
 _INDEX = r"\d{1,9}"
 _PART = rf"(?:/part-({_INDEX}))?"
 _TRAINING = rf"{TRAININGS}/({_INDEX})/fold-({_INDEX}){_PART}"
@@ -41,7 +42,7 @@ _MODEL = r"model-[0-9a-f]{12}\.pt"
 _MAP_FOLDER = rf"{MAPS}/{_INDEX}/fold-{_INDEX}(?:/part-{_INDEX})?"
 
 # Predictions lie beside the files of a training, but are written by an evaluation.
-_NO_PREDICTIONS = rf"(?!ensemble-|{re.escape(_PREDICTIONS)}|{re.escape(_VALIDATION_PREDICTIONS)})"
+_NO_PREDICTIONS = r"(?!ensemble-|(?:predictions|validation)(?:-pictures)?\.parquet)"
 _TRAINING_FILE = re.compile(rf"{_TRAINING}/({_NO_PREDICTIONS}[^/]+(?:/[^/]+)?)")
 _DELETABLE_FILE = re.compile(
     rf"{_MODEL}|{re.escape(_STEP)}|{_CHECKPOINTS}/(?:{re.escape(LATEST)}|{CHECKPOINT.pattern})"
@@ -115,6 +116,11 @@ def predictions_name(
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
     file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
     return f"{TRAININGS}/{round_index}/{folder}/{_ensemble_prefix(others)}{file}"
+
+
+def pictures_name(predictions: str) -> str:
+    """Return the name of the pictures beside a table of predictions."""
+    return predictions.removesuffix(".parquet") + _PICTURES
 
 
 def figures_name(folds: Sequence[int], role: Role = "test", others: Sequence[str] = ()) -> str:

@@ -23,6 +23,10 @@ class TrainingStatus:
     figures: dict[str, float]
     """Figures on the inner validation rows: of the best epoch once ended, else of the latest."""
     result: FoldResult | None
+    images_per_second: float | None = None
+    """Speed of the last finished epoch; None before, and once ended."""
+    seconds_left: float | None = None
+    """Seconds of the remaining epochs, if they take as long as the last; None before and after."""
 
     @property
     def stage(self) -> Stage:
@@ -91,4 +95,13 @@ def _read_training(run: Run, training: Train) -> TrainingStatus:
     }
     # `step.json` may be of an epoch that the history already contains.
     is_within = step is not None and step["epoch"] >= len(history)
-    return TrainingStatus(training, len(history), step if is_within else None, figures, None)
+    remaining = max(0, run.config.train.num_epochs - len(history))
+    return TrainingStatus(
+        training,
+        len(history),
+        step if is_within else None,
+        figures,
+        None,
+        images_per_second=latest.get("images_per_second"),
+        seconds_left=remaining * latest["seconds"] if "seconds" in latest else None,
+    )

@@ -22,7 +22,10 @@ def add_status_command(commands: CommandParsers) -> None:
     )
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
     view = parser.add_mutually_exclusive_group()
-    view.add_argument("--watch", action="store_true", help="repeat until the run has ended")
+    view.add_argument(
+        "--watch", "--follow", action="store_true",
+        help="follow the run until it has ended; on a terminal as a live table",
+    )  # fmt: skip
     view.add_argument(
         "--lineage", metavar="SAMPLE_ID", help="show the origin of an image's map and prediction"
     )

@@ -24,27 +24,35 @@ def print_circle(
     """Print a circle's progress. With `watch`, repeat after each change until the end."""
     listener = heartbeat.HeartbeatMonitor(record.store)
     before = values = _values(record, state, listener, uri)
-    _print(record, state, values, output)
-    last_error = ""
-    while watch and not (is_finished(state) or state.stopped):
-        time.sleep(_POLL_S)
-        try:
-            state = ledger.refresh() or state
-            values = _values(record, state, listener, uri)
-        except StorageError as error:
-            # A long outage fails every poll: an equal message is printed once.
-            if str(error) != last_error:
-                output.line(f"The run's storage failed; retrying. {error}")
-            last_error = str(error)
-            continue
-        if values != before:
-            _print(record, state, values, output)
-        before, last_error = values, ""
+    with output.live():
+        _print(record, state, values, output)
+        last_error = ""
+        while watch and not (is_finished(state) or state.stopped):
+            time.sleep(_POLL_S)
+            try:
+                state = ledger.refresh() or state
+                values = _values(record, state, listener, uri)
+            except StorageError as error:
+                # A long outage fails every poll: an equal message is printed once.
+                if str(error) != last_error:
+                    output.line(f"The run's storage failed; retrying. {error}")
+                last_error = str(error)
+                continue
+            if values != before:
+                _print(record, state, values, output)
+            before, last_error = values, ""
     output.result(values)
 
 
 def _print(record: Run, state: CircleState, values: dict[str, Any], output: CommandOutput) -> None:
     """Print stages by round and fold, running actions, failures, metrics and the condition."""
+    with output.frame():
+        _print_parts(record, state, values, output)
+
+
+def _print_parts(
+    record: Run, state: CircleState, values: dict[str, Any], output: CommandOutput
+) -> None:
     stages = compute_stages(state)
     for start in range(0, len(state.plan.folds), _FOLDS_PER_TABLE):
         folds = state.plan.folds[start:][:_FOLDS_PER_TABLE]

@@ -1,5 +1,6 @@
 """`mtil status` of a run made by `mtil train`, which has no ledger and no heartbeat."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +29,25 @@ def print_trainings(record: Run, uri: str, output: CommandOutput, *, watch: bool
     has_moved = not _is_over(trainings) and watcher.wait_for_progress(time.sleep, _QUIET_S)
     trainings = watcher.look() if has_moved else trainings
     condition = "running" if has_moved else _condition(trainings)
-    before = values = _values(record, trainings, uri, condition)
-    _print(values, output)
-    quiet_polls, last_error = 0 if has_moved else int(_QUIET_S / _POLL_S), ""
-    while watch and not (_is_over(trainings) and quiet_polls >= _QUIET_POLLS):
+    values = _values(record, trainings, uri, condition)
+    with output.live():
+        _print(values, output)
+        if watch:
+            quiet_polls = 0 if has_moved else int(_QUIET_S / _POLL_S)
+            values = _repeat(record, uri, output, watcher, (trainings, values, quiet_polls))
+    output.result(values)
+
+
+def _repeat(
+    record: Run,
+    uri: str,
+    output: CommandOutput,
+    watcher: ProgressWatcher,
+    shown: tuple[Sequence[TrainingStatus], dict[str, Any], int],
+) -> dict[str, Any]:
+    """Print the values after each change until the run is over; return the last values."""
+    (trainings, before, quiet_polls), last_error = shown, ""
+    while not (_is_over(trainings) and quiet_polls >= _QUIET_POLLS):
         time.sleep(_POLL_S)
         try:
             trainings = watcher.look()
@@ -48,7 +64,7 @@ def print_trainings(record: Run, uri: str, output: CommandOutput, *, watch: bool
         if values != before:
             _print(values, output)
         before = values
-    output.result(values)
+    return before
 
 
 def _is_over(trainings: Sequence[TrainingStatus]) -> bool:
@@ -87,6 +103,8 @@ def _training_values(training: TrainingStatus) -> dict[str, Any]:
         "stage": training.stage,
         "epochs": training.epochs,
         "figures": training.figures,
+        "images_per_second": training.images_per_second,
+        "seconds_left": training.seconds_left,
     }
     if training.result is not None:
         values |= {"best_epoch": training.result.best_epoch, "seconds": training.result.seconds}
@@ -96,9 +114,14 @@ def _training_values(training: TrainingStatus) -> dict[str, Any]:
 
 
 def _print(values: dict[str, Any], output: CommandOutput) -> None:
+    with output.frame():
+        _print_parts(values, output)
+
+
+def _print_parts(values: dict[str, Any], output: CommandOutput) -> None:
     if values["trainings"]:
         output.table(
-            ["training", "state", "epoch", "step", *_SHOWN],
+            ["training", "state", "epoch", "step", "images/s", "left", *_SHOWN],
             [_table_row(training, values["epochs"]) for training in values["trainings"]],
         )
         output.line("All metrics are of inner validation images.")
@@ -114,6 +137,14 @@ def _print(values: dict[str, Any], output: CommandOutput) -> None:
     )
 
 
+def _format_left(seconds: float | None) -> str:
+    """Return a time to wait, rounded up to minutes below two hours, else to hours."""
+    if seconds is None:
+        return ""
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{math.ceil(minutes / 60)} h"
+
+
 def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
     """Return the table cells of a training's JSON values."""
     part = "" if training["part"] is None else f", part {training['part']}"
@@ -127,5 +158,7 @@ def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
         training["stage"],
         str(done),
         step,
+        "" if training["images_per_second"] is None else f"{training['images_per_second']:.1f}",
+        _format_left(training["seconds_left"]),
         *("n/a" if value is None else f"{value:.3f}" for value in metrics),
     ]

@@ -125,6 +125,26 @@ def test_no_enlargement_is_an_enlargement_of_zero_and_another_counts(config):
 
 
 @some_variants
+def test_contributions_add_up_to_the_logit(config):
+    """Without biases the head is homogeneous, so gradient times activation gives its value."""
+    model = network(config, noise=0.02).eval()
+    with torch.no_grad():
+        model.head.hidden.bias.zero_()
+        model.head.output.bias.zero_()
+        model.head.output.weight.normal_()
+    image, prior = torch.rand(3, 1, 64, 96), torch.rand(3, 1, 64, 96)
+    contributions = model.explain(image, prior)
+    assert contributions.shape[0] == 3
+    assert contributions.shape[-1] / contributions.shape[-2] == 96 / 64
+    assert (contributions > 0).any()
+    assert (contributions < 0).any()
+    with torch.no_grad():
+        malignant = model(image, prior).malignant
+    torch.testing.assert_close(contributions.sum((1, 2)), malignant, atol=1e-5, rtol=1e-4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@some_variants
 def test_no_prior_is_a_zero_prior_exactly(config):
     image, _ = batch()
     model = network(config, noise=0.02).eval()

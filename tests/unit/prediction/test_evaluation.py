@@ -26,8 +26,15 @@ from mtil.prediction.evaluation import (
     fill_sources,
     to_metric_results,
 )
-from mtil.prediction.predictor import Predictor, list_views, resize_map
-from mtil.prediction.scoring import EVALUATION_COLUMNS, PREDICTIONS_SCHEMA, describe_origin, score
+from mtil.prediction.predictor import Predictor, explain_chain, list_views, resize_map
+from mtil.prediction.scoring import (
+    EVALUATION_COLUMNS,
+    SCORED_SCHEMA,
+    describe_origin,
+    score,
+    score_chains,
+)
+from mtil.run import pictures
 from mtil.run.checkpoint import TrainedModel, model_from_bytes, model_to_bytes
 from mtil.storage import LocalStore
 
@@ -188,7 +195,7 @@ def test_every_row_is_scored_at_its_original_size(
     model: TrainedModel, rows: pa.Table, predictions: pa.Table
 ) -> None:
     """Compare with a plain computation on masks decoded by Pillow."""
-    assert predictions.schema == PREDICTIONS_SCHEMA
+    assert predictions.schema == SCORED_SCHEMA
     assert predictions.num_rows == rows.num_rows == 60
     said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
     for index, (row, told) in enumerate(
@@ -213,6 +220,36 @@ def test_every_row_is_scored_at_its_original_size(
         assert told["logit"] == said.logit[index]
         assert told["probability"] == said.malignant[index]
         assert told["predicted"] == (told["probability"] >= model.threshold)
+
+
+def test_pictures_show_mask_map_and_contributions(
+    model: TrainedModel, rows: pa.Table, predictions: pa.Table
+) -> None:
+    said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
+    evidence = explain_chain([Predictor(model, CPU)], _images(rows.slice(0, 32)))
+    for index, told in enumerate(predictions.slice(0, 32).to_pylist()):
+        height, width = rows["height"][index].as_py(), rows["width"][index].as_py()
+        found = resize_map(said.lesion[index], height, width) >= 0.5
+        mask = pictures.decode(told["mask_png"]) > 0
+        assert mask.shape == (256, 256)
+        assert mask.mean() == pytest.approx(found.mean(), abs=0.02)
+        lesion = pictures.decode(told["map_png"])
+        assert lesion.shape == (96, 96)
+        assert lesion.mean() / 255 == pytest.approx(said.lesion[index].mean(), abs=0.02)
+        shown = pictures.decode(told["evidence_png"]).astype(float) - 128
+        assert shown.shape == evidence[index].shape
+        largest = np.abs(evidence[index]).max()
+        np.testing.assert_allclose(shown / 127 * largest, evidence[index], atol=largest / 200)
+
+
+def test_many_images_have_few_pictures(model: TrainedModel, rows: pa.Table) -> None:
+    scored = score_chains(rows.slice(0, 4), [[Predictor(model, CPU)]], num_images=10**9)
+    for field in pictures.PICTURE_FIELDS:
+        assert scored[field.name].null_count == 4
+    assert scored["dice"].null_count == 0
+    chosen = sum(pictures.has_picture(f"image {index}", 20_000) for index in range(20_000))
+    assert 1_800 < chosen < 2_200
+    assert pictures.has_picture("any", 2_000)
 
 
 def test_masks_follow_the_rule_of_the_model(model: TrainedModel, rows: pa.Table) -> None:
@@ -273,7 +310,7 @@ def test_neighbours_change_nothing_that_matters(
 
 def test_no_rows_give_no_predictions(model: TrainedModel, rows: pa.Table) -> None:
     nothing = score(rows.slice(0, 0), Predictor(model, CPU))
-    assert nothing.schema == PREDICTIONS_SCHEMA
+    assert nothing.schema == SCORED_SCHEMA
     assert nothing.num_rows == 0
 
 

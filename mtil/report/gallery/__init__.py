@@ -1,0 +1,1 @@
+"""The gallery of a report: a card per scored image."""

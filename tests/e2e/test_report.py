@@ -1,0 +1,136 @@
+"""The report of a circle in a real browser: no request, no error, filters, links, accessible."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Command
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def page_file(mtil: Command, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a training with three passes on two folds of phantoms."""
+    folder = tmp_path_factory.mktemp("report")
+    for words in (
+        ("prepare", images, "--layout", "busi", "--to", folder / "data", "--image-size", "96",
+         "--num-folds", "3"),
+        ("train", "--local", "--data", folder / "data", "--run", folder / "run", "--config", "demo",
+         "--fold", "0,1", "--train.num-epochs", "1", "--circle.maps", "recycle",
+         "--data.image-size", "32", "--model.encoder.name", "resnet10_tiny",
+         "--model.encoder.pretrained", "false",
+         "--zoom.num-windows", "1"),
+        ("evaluate", "--local", "--run", folder / "run"),
+        ("report", folder / "run", "--to", folder / "report.html"),
+    ):  # fmt: skip
+        said = mtil(*words)
+        assert said.returncode == 0, said.stderr
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium."""
+    with playwright.sync_playwright() as started:
+        # Root has no sandbox.
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
+    """Open the report and collect requests and messages; both must stay empty."""
+    contexts, requests, messages = [], [], []
+
+    def go(fragment: str = "", **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(f"file://{page_file}{fragment}")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == {
+        f"file://{page_file}"
+    }
+    assert messages == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_page_is_accessible_and_fits(open_page: Any, scheme: str, width: int) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    found = axe.Axe().run(page).response["violations"]
+    assert [fault["id"] for fault in found if fault["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_filters_choose_and_sort_images(open_page: Any) -> None:
+    page = open_page()
+    total = page.locator("article").count()
+    assert total == 60
+    page.select_option("select[name=label]", "malignant")
+    shown = page.locator("article:visible")
+    labels = shown.evaluate_all("cards => cards.map(card => card.dataset.label)")
+    assert 0 < len(labels) < total
+    assert set(labels) == {"malignant"}
+    assert page.inner_text("#count") == f"{len(labels)} of {total} images"
+    for sort, sign in (("dice", 1), ("-dice", -1)):
+        page.select_option("select[name=sort]", sort)
+        values = shown.evaluate_all("cards => cards.map(card => Number(card.dataset.dice))")
+        assert values == sorted(values, key=lambda value: sign * value)
+    page.select_option("select[name=label]", "")
+    page.fill("input[name=find]", "BENIGN (1)")
+    assert page.inner_text("#count") == f"1 of {total} images"
+
+
+def test_layers_change_the_pictures(open_page: Any) -> None:
+    page = open_page()
+    layer = page.locator("article:visible .layer").first
+    layer.scroll_into_view_if_needed()  # the browser decodes only what is in view
+    anchor = page.locator("article:visible").first.get_attribute("id")
+    stored = json.loads(page.locator("#layers").text_content())[anchor]
+    options = page.locator("select[name=layer] option").all()
+    keys = [option.get_attribute("value") for option in options]
+    assert sorted(keys) == sorted(["", *stored])
+    assert {"outlines-0", "outlines-2", "map-1", "evidence"} < stored.keys()
+    for key in keys:
+        page.select_option("select[name=layer]", key)
+        assert layer.is_visible() == bool(key)
+        if key:
+            assert layer.get_attribute("src") == stored[key]
+            page.wait_for_function("image => image.naturalWidth > 0", arg=layer.element_handle())
+
+
+def test_a_link_leads_to_an_image_even_if_a_filter_hides_it(open_page: Any) -> None:
+    page = open_page("#image-benign%20%281%29")
+    assert page.evaluate("document.activeElement.dataset.id") == "benign (1)"
+    page.select_option("select[name=label]", "malignant")
+    assert page.locator("article[data-id='benign (1)']").is_hidden()
+    page.evaluate("location.hash = ''")
+    page.evaluate("location.hash = '#image-benign%20%281%29'")
+    page.wait_for_function("document.activeElement.dataset.id === 'benign (1)'")
+    assert page.locator("article[data-id='benign (1)']").is_visible()
+
+
+def test_the_keyboard_reaches_content_and_controls(open_page: Any) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the content"
+    page.focus("select[name=label]")
+    page.keyboard.press("ArrowDown")
+    assert page.locator("article:visible").count() < page.locator("article").count()
