@@ -51,7 +51,7 @@ _DELETABLE_FILE = re.compile(
 _MAP_SHARD = re.compile(rf"({_MAP_FOLDER})/part-\d{{5,}}(?:-\d{{6}}-[0-9a-f]{{16}})?\.parquet")
 FOLDERS = (
     rf"{INITIAL}|{TEACHER}|{_MAP_FOLDER}|{_TRAINING}(?:/{_CHECKPOINTS})?"
-    rf"|{TRAININGS}/{_INDEX}(?:/holdout)?"
+    rf"|{TRAININGS}/{_INDEX}(?:/holdout|/external-[0-9a-f]{{12}})?"
 )
 """A pattern of all folders of a run's files except the ledger."""
 
@@ -116,6 +116,16 @@ def predictions_name(
     folder = "holdout" if fold == HOLDOUT else f"fold-{fold}"
     file = _PREDICTIONS if role == "test" else _VALIDATION_PREDICTIONS
     return f"{TRAININGS}/{round_index}/{folder}/{_ensemble_prefix(others)}{file}"
+
+
+def external_predictions_name(round_index: int, fingerprint: str) -> str:
+    """Return the name of a round's predictions for all images of another data set."""
+    return f"{TRAININGS}/{round_index}/external-{fingerprint[:12]}/{_PREDICTIONS}"
+
+
+def external_figures_name(fingerprint: str) -> str:
+    """Return the name of the figures of the latest evaluation on another data set."""
+    return f"evaluation-external-{fingerprint[:12]}.json"
 
 
 def pictures_name(predictions: str) -> str:

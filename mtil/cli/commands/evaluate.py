@@ -42,6 +42,11 @@ def add_evaluate_command(commands: CommandParsers) -> None:
         help="score test rows (default), or the inner validation rows of each fold",
     )  # fmt: skip
     parser.add_argument(
+        "--on", metavar="URI",
+        help="score all images of another data set with the models of all folds together, in this "
+        "process",
+    )  # fmt: skip
+    parser.add_argument(
         "--errors", action="store_true", help="also print in which images Dice is lost"
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one per CPU)")
@@ -54,6 +59,9 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Score the selected test folds, store the metrics in the run and print them."""
     from mtil.library.evaluation import request_evaluation, score_folds, store_figures
 
+    if options.on is not None:
+        _run_external(options, output)
+        return
     request = request_evaluation(
         options.run,
         data=options.data,
@@ -95,6 +103,40 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     if len(folds) > 1:
         path = path.replace(f"fold-{folds[0]}", "fold-*")
     output.line(f"Per image: {record.uri}/{path}")
+    output.result(figures)
+
+
+def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
+    """Score all images of another data set and print the metrics."""
+    from mtil.library.external import evaluate_external, request_external
+    from mtil.run.names import external_predictions_name
+
+    for flag, value in (
+        ("--fold", options.fold),
+        ("--with", options.others or None),
+        ("--split", None if options.split == "test" else options.split),
+        ("--data", options.data),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"`--on` scores all images of another data set, but `{flag}` chooses images or "
+                "models; leave out one of the two."
+            )
+    request = request_external(options.run, options.on, round_index=options.round)
+    _, gpus = _resources(request.run, options)
+    with output.progress() as bar:
+        figures = evaluate_external(
+            request, lambda line: bar.show("scoring", line["images"], line["of"]), gpus=gpus
+        )
+    if figures["seen"]:
+        output.line(
+            f"{figures['seen']} images are left out: the models have seen them or near-copies."
+        )
+    _print(figures, output)
+    if options.errors:
+        _print_errors(figures["errors"], output)
+    name = external_predictions_name(request.round_index, request.manifest.fingerprint)
+    output.line(f"Per image: {request.run.uri}/{name}")
     output.result(figures)
 
 
@@ -157,9 +199,11 @@ def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
 
     folds, passes = figures["folds"], figures["by_pass"]
     tested = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
-    split = "test" if figures["split"] == "test" else "inner validation"
+    if figures["split"] == "external":
+        tested = f"{figures['on']}, by the models of {tested} together"
+    split = {"test": "test ", "validation": "inner validation "}.get(figures["split"], "")
     output.line(
-        f"{figures['num_images']} {split} images of {tested}; 95 % intervals by bootstrap over "
+        f"{figures['num_images']} {split}images of {tested}; 95 % intervals by bootstrap over "
         "groups"
     )
     output.table(
