@@ -22,6 +22,7 @@ NEVER = 2.0
 _Gate = Annotated[float, Field(ge=0, le=NEVER)]
 _THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 _SEEDS = (0.0, 0.6, 0.7, 0.8, 0.9)
+_NUM_LEVELS = 256
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -38,6 +39,10 @@ class MaskRule:
     """How far `threshold` is relative to the map's highest probability: 0 not at all, 1 fully. With
     1 and a threshold of one half, the mask holds all pixels of at least half the highest
     probability."""
+    expected: Share = 0.0
+    """How far the least probability is that of the highest expected Dice, see
+    `find_expected_threshold`: 0 not at all, 1 fully; `threshold` and `relative` count for the
+    rest."""
     seed: Share = 0.0
     """A connected region needs a pixel of at least this probability (hysteresis)."""
     empty_below: _Gate = 0.0
@@ -57,6 +62,8 @@ class MaskRule:
         if presence < self.empty_below:
             return np.zeros(lesion.shape, np.bool_)
         level = self.threshold * (1 - self.relative * (1 - float(lesion.max())))
+        if self.expected > 0:
+            level += self.expected * (find_expected_threshold(lesion) - level)
         mask = (lesion >= level) & (lesion > 0)
         if self.seed > level:
             from scipy import ndimage
@@ -71,6 +78,31 @@ class MaskRule:
             regions, _ = ndimage.label(lesion >= lesion.max() / 2)
             mask = regions == regions.flat[int(lesion.argmax())]
         return mask
+
+
+def find_expected_threshold(lesion: Map) -> float:
+    """Return the threshold of a map with the highest expected Dice of the mask.
+
+    The probabilities are taken literally, as those of independent pixels, and the expectation of
+    the ratio as the ratio of expectations: 2 S / (N + T) with the sum S and the number N of the
+    probabilities from the threshold on, and the sum T of all. The best threshold is half of the
+    Dice that can be expected (Lipton et al. 2014, arXiv:1402.1892): an unsure map gets a lower one.
+    It is a multiple of 1/256, and at least 1/256.
+
+    Args:
+        lesion: lesion probability of each pixel, of any shape.
+    """
+    values = lesion.ravel()
+    bins = np.minimum((values * _NUM_LEVELS).astype(np.intp), _NUM_LEVELS - 1)
+    counts = np.bincount(bins, minlength=_NUM_LEVELS)
+    sums = np.bincount(bins, weights=values, minlength=_NUM_LEVELS)
+    numbers, totals = (part[::-1].cumsum()[::-1] for part in (counts, sums))
+    dice = 2 * totals / np.maximum(numbers + totals[0], 1e-12)
+    return float(1 + np.argmax(dice[1:])) / _NUM_LEVELS
+
+
+_FAMILIES = (MaskRule(expected=1.0), MaskRule(), MaskRule(relative=1.0))
+"""Rules from which the choice starts, the first preferred."""
 
 
 def average_rules(rules: Sequence[MaskRule]) -> MaskRule:
@@ -102,8 +134,9 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
     probability of a lesion is known and a rule attains this without a lower mean Dice than the
     default rule's. A rule is left for another only if
     Dice rises by more than one standard error of the difference: with few images, small
-    differences are chance (one-standard-error rule, Breiman et al. 1984). Without an image that
-    shows a lesion, the default rule is returned.
+    differences are chance (one-standard-error rule, Breiman et al. 1984). The rule of the highest
+    expected Dice comes first: it has nothing to fit. Without an image that shows a lesion, the
+    default rule is returned.
 
     Args:
         images: inner validation images.
@@ -113,11 +146,12 @@ def choose_rule(images: Sequence[MappedImage], max_false_positives: float) -> Ma
     normals = [image for image in images if not image.target.any()]
     if not tumours:
         return MaskRule()
-    best, best_dice = _choose_in_family(MaskRule(), tumours, normals, max_false_positives)
-    relative, dice = _choose_in_family(
-        MaskRule(relative=1.0), tumours, normals, max_false_positives
-    )
-    return relative if _is_better(dice, best_dice) else best
+    best, best_dice = _choose_in_family(_FAMILIES[0], tumours, normals, max_false_positives)
+    for family in _FAMILIES[1:]:
+        rule, dice = _choose_in_family(family, tumours, normals, max_false_positives)
+        if _is_better(dice, best_dice):
+            best, best_dice = rule, dice
+    return best
 
 
 def _choose_in_family(
@@ -126,9 +160,10 @@ def _choose_in_family(
     normals: Sequence[MappedImage],
     max_false_positives: float,
 ) -> tuple[MaskRule, Scores]:
-    """Return the best rule with the `relative` of a rule, and the Dice of the tumour images."""
+    """Return the best rule with `expected` and `relative` of a rule, and the Dice of tumours."""
     best, best_dice = start, _dice(start, tumours)
-    for threshold, seed in product(_THRESHOLDS, _SEEDS):
+    thresholds = (start.threshold,) if start.expected else _THRESHOLDS
+    for threshold, seed in product(thresholds, _SEEDS):
         rule = replace(start, threshold=threshold, seed=seed)
         if seed and seed <= threshold:
             continue

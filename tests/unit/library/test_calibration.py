@@ -35,7 +35,6 @@ def test_the_rule_finds_faint_lesions_and_empties_normal_images(
 ) -> None:
     model = calibrate_model(make_model(), ROWS, knows_normals=True)
     assert model.presence_temperature is not None
-    assert model.mask_rule.threshold <= 0.4
     empty = [
         not model.mask_rule(
             row.lesion / np.float32(255),
@@ -53,7 +52,7 @@ def test_a_network_that_was_not_trained_to_tell_normal_images_gates_nothing(
     model = calibrate_model(make_model(), ROWS, knows_normals=False)
     assert model.presence_temperature is None
     assert (model.mask_rule.empty_below, model.mask_rule.filled_from) == (0.0, NEVER)
-    assert model.mask_rule.threshold <= 0.4
+    assert all(model.mask_rule(row.lesion / np.float32(255)).any() for row in ROWS[:8])
 
 
 def test_the_plain_threshold_can_be_asked_for(

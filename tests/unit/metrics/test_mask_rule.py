@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from mtil.metrics.mask_rule import NEVER, MappedImage, MaskRule, average_rules, choose_rule
+from mtil.metrics.mask_rule import (
+    NEVER,
+    MappedImage,
+    MaskRule,
+    average_rules,
+    choose_rule,
+    find_expected_threshold,
+)
 
 SURE = np.array([[0.9, 0.6, 0.0, 0.6], [0.5, 0.4, 0.0, 0.55], [0.0, 0.0, 0.0, 0.0]], np.float32)
 """A region on the left with a sure pixel, and a faint region on the right."""
@@ -52,19 +59,61 @@ def test_presence_empties_and_fills(presence: float, expected: str) -> None:
     assert emptied(FAINT, presence).any() == (not presence < 0.3)
 
 
+@pytest.mark.parametrize(
+    ("lesion", "mask"),
+    [
+        # 2 S / (N + T): 0.62, 0.9, 0.76, 0.67 for the first one to four pixels
+        ([0.9, 0.9, 0.1, 0.1], "##.."),
+        # 0.44, 0.57, 0.42: an unsure map gets a low threshold
+        ([0.4, 0.4, 0.0, 0.0], "##.."),
+        # 1.6 / 2.2 = 0.73 and 2.2 / 3.1 = 0.71: half of 0.73 lies above the third pixel
+        ([0.8, 0.3, 0.0, 0.0], "#..."),
+        # 1.6 / 2.3 = 0.70 and 2.6 / 3.3 = 0.79: the second pixel lies above half of 0.79
+        ([0.8, 0.5, 0.0, 0.0], "##.."),
+        ([0.0, 0.0, 0.0, 0.0], "...."),
+    ],
+)
+def test_the_threshold_of_the_highest_expected_dice(lesion: list[float], mask: str) -> None:
+    values = np.array([lesion], np.float32)
+    assert np.array_equal(MaskRule(expected=1.0)(values), _mask(mask))
+
+
+def test_no_other_threshold_has_a_higher_expected_dice() -> None:
+    rng = np.random.default_rng(0)
+    for power in (1, 2, 4, 8):
+        # Values in the middle of 256 levels, so that no level holds two values.
+        lesion = (np.floor(rng.random(5000) ** power * 256) + 0.5) / 256
+        dice = {
+            level / 256: 2 * lesion[lesion >= level / 256].sum()
+            / ((lesion >= level / 256).sum() + lesion.sum())
+            for level in range(1, 256)
+        }  # fmt: skip
+        threshold = find_expected_threshold(lesion.astype(np.float32))
+        assert dice[threshold] == pytest.approx(max(dice.values()), abs=1e-6)
+        # The theory: half of the Dice that can be expected.
+        assert threshold == pytest.approx(max(dice.values()) / 2, abs=1 / 256)
+
+
+def test_several_rules_share_the_expected_threshold_in_part() -> None:
+    rule = average_rules([MaskRule(), MaskRule(expected=1.0)])
+    lesion = np.array([[0.8, 0.5, 0.44, 0.0]], np.float32)  # levels 0.5 and 0.39, on average 0.45
+    assert np.array_equal(rule(lesion), _mask("##.."))
+    assert np.array_equal(MaskRule(expected=1.0)(lesion), _mask("###."))
+
+
 def test_a_rule_is_chosen_that_finds_more() -> None:
     """All lesions are outlined at 0.4 and only in part at one half."""
     target = _mask("###.")
     lesions = [np.array([[0.9, 0.45 + step, 0.45, 0.0]], np.float32) for step in (0, 0.01, 0.02)]
     images = [MappedImage(lesion, target, math.nan) for lesion in lesions]
     rule = choose_rule(images, 0.2)
-    assert rule.threshold <= 0.45
+    assert all(np.array_equal(rule(lesion), target) for lesion in lesions)
     assert (rule.empty_below, rule.filled_from) == (0.0, NEVER)
 
 
 def test_a_rule_that_is_not_better_is_not_taken() -> None:
     good = MappedImage(np.array([[0.9, 0.9, 0.1, 0.1]], np.float32), _mask("##.."), 0.9)
-    assert choose_rule([good] * 5, 0.2) == MaskRule()
+    assert choose_rule([good] * 5, 0.2) == MaskRule(expected=1.0)
     assert choose_rule([], 0.2) == MaskRule()
     normal = MappedImage(FAINT, NOTHING, 0.1)
     assert choose_rule([normal], 0.2) == MaskRule()
@@ -97,12 +146,16 @@ def test_several_models_share_the_mean_of_their_rules() -> None:
 
 
 def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
-    """Every lesion is outlined at half of its own peak, and by no common threshold."""
+    """Every lesion is outlined at half of its own peak, and by no common threshold.
+
+    The highest expected Dice would take three pixels: the probabilities are not to be trusted.
+    """
     target = _mask("##..")
     images = [
         MappedImage(np.array([[peak, 0.55 * peak, 0.45 * peak, 0.0]], np.float32), target, math.nan)
         for peak in (0.2, 0.4, 0.6, 0.8, 1.0)
     ]
+    assert np.array_equal(MaskRule(expected=1.0)(images[0].lesion), _mask("###."))
     rule = choose_rule(images, 0.2)
     assert rule.relative == 1.0
     assert all(np.array_equal(rule(image.lesion), target) for image in images)
