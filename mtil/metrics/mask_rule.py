@@ -86,8 +86,8 @@ def find_expected_threshold(lesion: Map) -> float:
     The probabilities are taken literally, as those of independent pixels, and the expectation of
     the ratio as the ratio of expectations: 2 S / (N + T) with the sum S and the number N of the
     probabilities from the threshold on, and the sum T of all. The best threshold is half of the
-    Dice that can be expected (Lipton et al. 2014, arXiv:1402.1892): an unsure map gets a lower one.
-    It is a multiple of 1/256, and at least 1/256.
+    highest expected Dice (Lipton et al. 2014, arXiv:1402.1892): an unsure map gets a lower one.
+    Thresholds below 1/256 are not considered.
 
     Args:
         lesion: lesion probability of each pixel, of any shape.
@@ -98,7 +98,7 @@ def find_expected_threshold(lesion: Map) -> float:
     sums = np.bincount(bins, weights=values, minlength=_NUM_LEVELS)
     numbers, totals = (part[::-1].cumsum()[::-1] for part in (counts, sums))
     dice = 2 * totals / np.maximum(numbers + totals[0], 1e-12)
-    return float(1 + np.argmax(dice[1:])) / _NUM_LEVELS
+    return max(float(dice[1:].max()) / 2, 1 / _NUM_LEVELS)
 
 
 _FAMILIES = (MaskRule(expected=1.0), MaskRule(), MaskRule(relative=1.0))
