@@ -103,9 +103,11 @@ def _training_values(training: TrainingStatus) -> dict[str, Any]:
         "stage": training.stage,
         "epochs": training.epochs,
         "figures": training.figures,
-        "images_per_second": training.images_per_second,
-        "seconds_left": training.seconds_left,
     }
+    if training.images_per_second is not None:
+        values["images_per_second"] = training.images_per_second
+    if training.seconds_left is not None:
+        values["seconds_left"] = training.seconds_left
     if training.result is not None:
         values |= {"best_epoch": training.result.best_epoch, "seconds": training.result.seconds}
     if training.step is not None:
@@ -158,7 +160,7 @@ def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
         training["stage"],
         str(done),
         step,
-        "" if training["images_per_second"] is None else f"{training['images_per_second']:.1f}",
-        _format_left(training["seconds_left"]),
+        f"{training['images_per_second']:.1f}" if "images_per_second" in training else "",
+        _format_left(training.get("seconds_left")),
         *("n/a" if value is None else f"{value:.3f}" for value in metrics),
     ]
