@@ -152,7 +152,7 @@ def draw_pairs(
 
 
 def draw_front(trials: Sequence[FrozenTrial], best: Sequence[int], names: Sequence[str]) -> Chart:
-    """Return the trials by two goals; those that no other trial beats in both are marked."""
+    """Return the trials by two goals, with the trials of the Pareto front marked."""
     rows = [
         {
             "x": trial.values[0],
@@ -186,7 +186,7 @@ def draw_front(trials: Sequence[FrozenTrial], best: Sequence[int], names: Sequen
 
 
 def draw_epochs(study: Study, name: str) -> Chart | None:
-    """Return the reported values of all trials by epoch; None if there are none."""
+    """Return the reported values of all trials by epoch; None without a value."""
     rows: list[dict[str, Any]] = [
         {"epoch": epoch, "value": value, "trial": trial.number}
         for trial in study.get_trials(deepcopy=False)

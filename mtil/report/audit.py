@@ -132,33 +132,15 @@ def _make_content(
             for source in manifest.sources
         ),
     )
-    many = len({row["source"] for row in rows}) > 1
+    by = "source" if len({row["source"] for row in rows}) > 1 else "label"
     tumours = [row for row in rows if row["label"] != "normal"]
-    charts = (
-        draw_histogram(
-            tumours,
-            "area",
-            name="lesion-area",
-            title="Lesion size",
-            axis="share of the image's area",
-            by="source" if many else "label",
-        ),
-        draw_histogram(
-            rows,
-            "mean",
-            name="intensity",
-            title="Mean gray value",
-            axis="mean gray value of an image",
-            by="source" if many else "label",
-        ),
-        draw_histogram(
-            rows,
-            "side",
-            name="image-side",
-            title="Image size",
-            axis="longer side in pixels",
-            by="source" if many else "label",
-        ),
+    charts = tuple(
+        draw_histogram(measured, column, name=name, title=title, axis=axis, by=by)
+        for measured, column, name, title, axis in (
+            (tumours, "area", "lesion-area", "Lesion size", "share of the image's area"),
+            (rows, "mean", "intensity", "Mean gray value", "mean gray value of an image"),
+            (rows, "side", "image-side", "Image size", "longer side in pixels"),
+        )
     )
     strips = tuple(
         Strip(

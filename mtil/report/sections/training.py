@@ -1,4 +1,4 @@
-"""How the models were trained: learning curves, and what was run."""
+"""Learning curves, and the tables of data set, configuration and trainings."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def make_curves_section(scored: ScoredRun) -> Section | None:
 
 
 def make_provenance_section(scored: ScoredRun) -> Section:
-    """Return what was run on what: data, configuration, versions, time."""
+    """Return the tables of data set, configuration and trainings."""
     tables = [_data_table(scored), _config_table(scored)]
     rows: list[tuple[Cell, ...]] = []
     for training in scored.trainings:
@@ -69,7 +69,7 @@ def make_provenance_section(scored: ScoredRun) -> Section:
 
 
 def _seconds(training: Training) -> tuple[Cell, Cell]:
-    """Return the seconds of a training, and of its epochs; the rest is start and calibration."""
+    """Return the seconds of a training and of all epochs; start and calibration take the rest."""
     epochs = sum(record.get("seconds", 0.0) for record in training.history)
     total = None if training.result is None else f"{training.result.seconds:.0f}"
     return total, f"{epochs:.0f}"

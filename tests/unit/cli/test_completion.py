@@ -44,7 +44,6 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BASH is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
