@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtil.cli.command_line import CommandParser, run_command_line
 from mtil.cli.completion import answer_shell
-from mtil.cli.flags import CommandParsers
+from mtil.cli.flags import CommandParsers, add_target_flags, add_track_flag
 from mtil.process import supervisor
 
 if TYPE_CHECKING:
@@ -32,7 +32,15 @@ def _parser() -> CommandParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_status, _add_show, _add_export, _add_report, _add_confirm):
+    for add in (
+        _add_run,
+        _add_status,
+        _add_show,
+        _add_export,
+        _add_report,
+        _add_track,
+        _add_confirm,
+    ):
         add(commands)
     return parser
 
@@ -142,6 +150,7 @@ def _add_run(commands: CommandParsers) -> None:
         action="store_true",
         help="keep the models of trials, not only the histories",
     )
+    add_track_flag(parser)
     parser.add_argument("--verbose", action="store_true", help="show Ray's output")
     parser.epilog = "Any configuration key can follow, as with `mtil train`."
 
@@ -166,6 +175,13 @@ def _add_export(commands: CommandParsers) -> None:
 def _add_report(commands: CommandParsers) -> None:
     parser = _add_command(commands, "report", "write an HTML page with plots of the search")
     parser.add_argument("--to", metavar="FILE", help="page to write (RUN/report.html)")
+
+
+def _add_track(commands: CommandParsers) -> None:
+    parser = _add_command(
+        commands, "track", "show a search in MLflow, TensorBoard or Weights & Biases"
+    )
+    add_target_flags(parser)
 
 
 def _add_confirm(commands: CommandParsers) -> None:

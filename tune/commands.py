@@ -9,6 +9,8 @@ import yaml
 
 from mtil import presets
 from mtil.cli.console import CommandOutput, ProgressBar
+from mtil.cli.flags import read_targets
+from mtil.cli.views.tracking import update_trackers
 from mtil.config import apply_overrides, config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
@@ -18,6 +20,7 @@ from mtil.documents import Document, format_value
 from mtil.errors import ConfigError, DataError, NotFoundError
 from mtil.run import names
 from mtil.storage import Store, open_store, split_uri
+from mtil.tracking.background import follow_in_background
 from tune import study as studies
 from tune.comparison import COMPARED_FIGURES
 from tune.record import Search, SearchRequest, StoppingRule, TrialBudget, make_study_name
@@ -33,6 +36,7 @@ def run_tune_command(options: argparse.Namespace, output: CommandOutput) -> None
         "show": _show,
         "export": _export,
         "report": _report,
+        "track": _track,
         "confirm": _confirm,
     }[options.command](options, output)
 
@@ -43,6 +47,7 @@ def _run(options: argparse.Namespace, output: CommandOutput) -> None:
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise ConfigError(f"`--{flag}` must be at least 1, but got {value}.")
+    targets = read_targets(options.trackers)
     search = Search.plan(options.run, _read_request(options))
     if options.storage is not None:
         studies.open_storage(search.storage)
@@ -53,7 +58,11 @@ def _run(options: argparse.Namespace, output: CommandOutput) -> None:
     from tune import search as searches
 
     searches.check_objective_figures(search, search.manifest())
-    with cluster.connect_ray(verbose=options.verbose), output.progress() as bar:
+    with (
+        follow_in_background("tune.tracking", options.run, targets, output.line),
+        cluster.connect_ray(verbose=options.verbose),
+        output.progress() as bar,
+    ):
         # Raises if the cluster is too small. Only then is anything written: a wrong command leaves
         # no folder.
         searches.plan_concurrency(cluster.list_nodes(), search.space.base, 1)
@@ -334,6 +343,13 @@ def _report(options: argparse.Namespace, output: CommandOutput) -> None:
     open_store(folder).write(file_name, render_page(report).encode())
     output.line(f"Report in {target}")
     output.result({"run": options.run, "to": target})
+
+
+def _track(options: argparse.Namespace, output: CommandOutput) -> None:
+    from tune.tracking import SearchFollower
+
+    Search.open(options.run)
+    update_trackers(SearchFollower(options.run).read, options, output)
 
 
 def _confirm(options: argparse.Namespace, output: CommandOutput) -> None:

@@ -19,6 +19,9 @@ _EXTRAS = {
     "markupsafe": "report",
     "vl_convert": "report",
     "sklearn": "report",
+    "mlflow": "mlflow",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 """Optional libraries and the extra of mtil that installs each."""
 

@@ -2,13 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from mtil.cli.command_line import CommandParser
     from mtil.cli.console import CommandOutput
     from mtil.config import Config
+    from mtil.tracking.targets import Target
 
 CommandParsers: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 CommandFunction: TypeAlias = "Callable[[argparse.Namespace, CommandOutput], None]"
@@ -78,7 +79,44 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         "`mtil train --keys` lists the keys."
     )
     parser.add_argument("--keys", action=_ListKeys, help="list the configuration keys and exit")
+    add_track_flag(parser)
     add_verbose_flag(parser)
+
+
+def add_track_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--track`, which shows a run in trackers while it is made."""
+    parser.add_argument(
+        "--track",
+        dest="trackers",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="also show the run in `mlflow[=URI]`, `tensorboard[=DIR]` or `wandb[=DIR]`; may be "
+        "repeated",
+    )
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--to` and `--follow` of the commands that show a run in trackers."""
+    parser.add_argument(
+        "--to", dest="trackers", action="append", required=True, metavar="TRACKER",
+        help="`mlflow[=URI]`, `tensorboard[=DIR]` or `wandb[=DIR]`; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--follow", action="store_true", help="keep the trackers up to date until Ctrl-C"
+    )
+
+
+def read_targets(trackers: Sequence[str]) -> "list[Target]":
+    """Return the trackers of `--track`.
+
+    Raises:
+        ConfigError: if a tracker is unknown.
+        ModuleNotFoundError: if a library is not installed.
+    """
+    from mtil.tracking.targets import parse_target
+
+    return [parse_target(text) for text in dict.fromkeys(trackers)]
 
 
 def add_ensemble_flag(parser: argparse.ArgumentParser) -> None:

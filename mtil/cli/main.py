@@ -19,6 +19,7 @@ from mtil.cli.commands import (
     retention,
     status,
     stop,
+    track,
     train,
 )
 from mtil.cli.completion import answer_shell
@@ -38,6 +39,7 @@ _ADD_COMMANDS = (
     retention.add_gc_command,
     evaluate.add_evaluate_command,
     report.add_report_command,
+    track.add_track_command,
     predict.add_predict_command,
     doctor.add_doctor_command,
     completion.add_completion_command,

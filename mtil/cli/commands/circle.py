@@ -4,7 +4,13 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mtil.cli.flags import CommandParsers, add_command, add_training_flags, read_training_config
+from mtil.cli.flags import (
+    CommandParsers,
+    add_command,
+    add_training_flags,
+    read_targets,
+    read_training_config,
+)
 from mtil.errors import RunError
 from mtil.process import supervisor
 
@@ -33,8 +39,9 @@ def run_circle(options: argparse.Namespace, output: "CommandOutput") -> None:
     On a cluster named in `RAY_ADDRESS`, Ctrl-C detaches: the run continues without this process.
     """
     from mtil.circle.request import request_circle
+    from mtil.tracking.background import follow_in_background
 
-    config = read_training_config(options)
+    config, targets = read_training_config(options), read_targets(options.trackers)
     request = request_circle(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )
@@ -43,7 +50,11 @@ def run_circle(options: argparse.Namespace, output: "CommandOutput") -> None:
     from mtil.distributed.circle import driver
     from mtil.distributed.runtime import cluster
 
-    with cluster.connect_ray(verbose=options.verbose), output.progress() as bar:
+    with (
+        follow_in_background("mtil.tracking", options.run, targets, output.line),
+        cluster.connect_ray(verbose=options.verbose),
+        output.progress() as bar,
+    ):
         record = driver.begin_circle(request)
         try:
             state = driver.follow_circle(record, CircleEventPrinter(record, bar, output))

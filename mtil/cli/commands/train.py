@@ -10,6 +10,7 @@ from mtil.cli.flags import (
     add_command,
     add_local,
     add_training_flags,
+    read_targets,
     read_training_config,
 )
 from mtil.errors import ConfigError
@@ -31,14 +32,18 @@ def add_train_command(commands: CommandParsers) -> None:
 def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Train the selected folds and print their metrics on inner validation images."""
     from mtil.circle.request import request_trainings
+    from mtil.tracking.background import follow_in_background
 
-    config = read_training_config(options)
+    config, targets = read_training_config(options), read_targets(options.trackers)
     if options.local:
         config = _in_one_process(config, options)
     request = request_trainings(
         options.data, options.run, config, options.fold, data_version=options.data_version
     )
-    with output.progress() as bar:
+    with (
+        follow_in_background("mtil.tracking", options.run, targets, output.line),
+        output.progress() as bar,
+    ):
 
         def listen(line: dict[str, Any]) -> None:
             show_training(line, config.train.num_epochs, bar, output)

@@ -1,0 +1,1 @@
+"""One module per tracker, each the only one that imports its library."""
