@@ -52,9 +52,10 @@ class Follower:
 
     def close(self) -> None:
         """Close the tracker."""
-        if self._tracker is not None:
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
             try:
-                self._tracker.close()
+                tracker.close()
             except MtilError as error:
                 self._fail(error)
 
@@ -65,7 +66,7 @@ class Follower:
 
     def _fail(self, error: MtilError) -> None:
         # What the tracker has got is unknown now: a new tracker object asks it.
-        self._tracker = None
+        self.close()
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
         if not self._has_warned:

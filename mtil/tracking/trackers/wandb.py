@@ -47,11 +47,9 @@ class WandbTracker:
                     self._show(node, nodes[0], is_offline=is_offline)
 
     def close(self) -> None:
-        """Finish the runs of a server."""
+        """Finish all runs, and end the process that writes them."""
         with _translate_errors():
-            for run in self._running.values():
-                run.finish()
-            self._running.clear()
+            wandb.teardown()
 
     def _show(self, node: Node, root: Node, *, is_offline: bool) -> None:
         version = make_key(
