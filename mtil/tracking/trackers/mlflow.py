@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -128,19 +129,19 @@ class MlflowTracker:
         """Return metrics and steps of the node's curves that MLflow has."""
         return {
             (name, metric.step)
-            for name in {name for record in node.epochs for name in record}
+            for name in {_name(name) for record in node.epochs for name in record}
             for metric in self._client.get_metric_history(run_id, name)
         }
 
     def _log_facts(self, node: Node, shown: _Shown) -> None:
         params = [
-            Param(key, _shorten(value))
+            Param(_name(key), _shorten(value))
             for key, value in node.facts.items()
-            if key not in shown.params
+            if _name(key) not in shown.params
         ]
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(shown.run_id, params=params[start : start + _MAX_PARAMS])
-        shown.params |= set(node.facts)
+        shown.params |= set(map(_name, node.facts))
 
     def _log_epochs(self, node: Node, shown: _Shown) -> None:
         metrics, elapsed_s = [], 0.0
@@ -151,9 +152,9 @@ class MlflowTracker:
                 continue
             time_ms = shown.start_ms + round(1000 * elapsed_s)
             metrics += [
-                Metric(name, value, time_ms, step)
+                Metric(_name(name), value, time_ms, step)
                 for name, value in record.items()
-                if (name, step) not in shown.logged
+                if (_name(name), step) not in shown.logged
             ]
         for start in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(shown.run_id, metrics=metrics[start : start + _MAX_METRICS])
@@ -163,7 +164,9 @@ class MlflowTracker:
         version = make_key(repr(sorted(node.figures.items())))
         if not node.figures or shown.tags.get(_FIGURES) == version:
             return
-        metrics = [Metric(name, value, shown.start_ms, 0) for name, value in node.figures.items()]
+        metrics = [
+            Metric(_name(name), value, shown.start_ms, 0) for name, value in node.figures.items()
+        ]
         self._client.log_batch(shown.run_id, metrics=metrics, tags=[RunTag(_FIGURES, version)])
         shown.tags[_FIGURES] = version
 
@@ -178,6 +181,11 @@ class MlflowTracker:
                 self._client.log_artifact(shown.run_id, str(file))
             self._client.set_tag(shown.run_id, tag, artefact.version)
             shown.tags[tag] = artefact.version
+
+
+def _name(text: str) -> str:
+    """Return a name that MLflow accepts, such as `best/0.5_dice_0.5_auc`."""
+    return re.sub(r"\.{2,}|[^A-Za-z0-9_. :/-]|^/|/$", "_", text)
 
 
 def _shorten(value: str) -> str:

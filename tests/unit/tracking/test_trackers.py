@@ -12,7 +12,7 @@ from mtil.errors import StorageError
 from mtil.tracking.follower import Follower
 from mtil.tracking.nodes import Artefact, Node
 from mtil.tracking.targets import Target, TrackingError, open_tracker, parse_target
-from tests.unit.tracking.readers import (
+from tests.trackers import (
     Curves,
     list_mlflow_runs,
     read_mlflow,
@@ -45,9 +45,9 @@ def make_tree(
             figures={"test/dice": 0.75, "test/dice_low": 0.5} if is_finished else {},
             is_finished=is_finished,
         ),
-        Node(path=("round 0",), key="b" * 32, name="round 0", is_finished=is_finished),
+        Node(path=("round-0",), key="b" * 32, name="round-0", is_finished=is_finished),
         Node(
-            path=("round 0", "fold 1"),
+            path=("round-0", "fold-1"),
             key="c" * 32,
             name="fold-1",
             facts={"fold": "1"},
@@ -155,9 +155,16 @@ def test_hostile_text_stays_text(
     target, read = place
     nodes = make_tree(1, is_finished=True)
     names = [f"fact {number}" for number in range(len(HOSTILE))]
-    nodes[0] = replace(nodes[0], name="../<b>run", facts=dict(zip(names, HOSTILE, strict=True)))
-    update(target, nodes, is_last=True)
+    nodes[0] = replace(
+        nodes[0],
+        name="../<b>run",
+        facts=dict(zip((*names, *HOSTILE[:4]), (*HOSTILE, *names[:4]), strict=True)),
+    )
+    nodes[1] = replace(nodes[1], figures={f"best/{HOSTILE[0]}": 1.0, f"best/{HOSTILE[2]}": 2.0})
+    for _ in range(2):
+        update(target, nodes, is_last=True)
     assert read()["fold-1"]["validation/dice"] == [(0, 0.0)]
+    assert sorted(value for ((_, value),) in read()[nodes[1].name].values()) == [1.0, 2.0]
     # Nothing outside the folder of the test: no name became a path.
     assert not (tmp_path.parent / "up").exists()
     assert not list(tmp_path.parent.glob("*run-aaaaaaaa"))
@@ -179,8 +186,8 @@ def test_mlflow_nests_runs_and_keeps_files(tmp_path: Path, monkeypatch: pytest.M
     parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
     assert parents == {
         "run": None,
-        "round 0": runs["run"].info.run_id,
-        "fold-1": runs["round 0"].info.run_id,
+        "round-0": runs["run"].info.run_id,
+        "fold-1": runs["round-0"].info.run_id,
     }
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["run"].data.params == {"seed": "0"}
