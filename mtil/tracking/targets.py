@@ -1,6 +1,7 @@
 """The trackers that a user names, such as `mlflow=http://host:5000` or `tensorboard`."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -11,6 +12,8 @@ from mtil.errors import ConfigError, RunError
 from mtil.tracking.nodes import Node
 
 Kind = Literal["mlflow", "tensorboard", "wandb"]
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+"""The libraries read these when they are imported: nothing about a run goes to their makers."""
 _KINDS: TypeAdapter[Kind] = TypeAdapter(Kind)
 
 
@@ -75,6 +78,8 @@ def open_tracker(target: Target) -> Tracker:
     Raises:
         TrackingError: if the tracker fails.
     """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     if target.kind == "mlflow":
         from mtil.tracking.trackers.mlflow import MlflowTracker
 
