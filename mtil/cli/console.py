@@ -1,5 +1,6 @@
 """Terminal output: a progress bar on a terminal, plain lines elsewhere, JSON on request."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,7 @@ class CommandOutput:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -126,16 +128,36 @@ class ProgressBar:
         shown: Callable[[str], str] = escape_controls,
     ) -> None:
         self._progress, self._print_line, self._shown = progress, print_line, shown
-        self._task = progress.add_task("", total=None)
+        self._task = progress.add_task("", total=None, speed="")
         self._last_line, self._last_s = "", time.monotonic()
+        self._text, self._first, self._start_s = "", 0, 0.0
 
     def show(self, text: str, done: int, total: int) -> None:
-        """Show `done` of `total` units of the work named by `text`."""
+        """Show `done` of `total` units of the work named by `text`, their speed and the time left.
+
+        The speed is that of the work with this name since its first call.
+        """
+        now_s = time.monotonic()
+        if text != self._text or done < self._first:
+            self._text, self._first, self._start_s = text, done, now_s
+        per_second = (done - self._first) / max(now_s - self._start_s, 1e-9)
+        speed = f"{per_second:.1f}/s" if done > self._first else ""
         self._progress.update(
-            self._task, description=self._shown(text), completed=done, total=total
+            self._task, description=self._shown(text), completed=done, total=total, speed=speed
         )
-        line = f"{text} {done}/{total}"
-        is_due = line != self._last_line and time.monotonic() - self._last_s >= PROGRESS_LINE_S
+        counts = f"{text} {done}/{total}"
+        is_due = counts != self._last_line and now_s - self._last_s >= PROGRESS_LINE_S
         if self._print_line is not None and is_due:
-            self._last_line, self._last_s = line, time.monotonic()
-            self._print_line(line)
+            self._last_line, self._last_s = counts, now_s
+            left = format_time_left((total - done) / per_second) if speed else ""
+            self._print_line(", ".join(filter(None, (counts, speed, left and f"{left} left"))))
+
+
+def format_time_left(seconds: float | None) -> str:
+    """Return a time to wait, rounded up: seconds, from two minutes on minutes, then hours."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{math.ceil(minutes / 60)} h"

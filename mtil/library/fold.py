@@ -6,6 +6,7 @@ Ray workers and `mtil train --local` run the same loop, so both write the same f
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from mtil.library.calibration import (
     predict_validation,
 )
 from mtil.library.samples import Samples
+from mtil.models.devices import describe_device
 from mtil.prediction.predictor import Predictor
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
@@ -95,6 +97,7 @@ class FoldTraining:
         self.plan = self._make_plan("train")
         self.batch_size = self.config.train.batch_size
         self.hosts = sorted(set(self.group.gather(socket.gethostname())))
+        self.hardware = Counter(self.group.gather(describe_device(device)))
         self.steps = count_steps_per_epoch(self.config, manifest, training)
 
     def finish(self) -> None:
@@ -140,6 +143,7 @@ class FoldTraining:
                 num_epochs=len(progress.history),
                 seconds=round(progress.seconds, 3),
                 metrics=progress.best.metrics,
+                hardware=dict(self.hardware),
             )
         _log.info("trained", extra={"fields": {"best_epoch": progress.best.epoch}})
         # Every worker waits here: none may exit before the result is written.

@@ -1,5 +1,8 @@
 """Choose the device and precision of a process."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 from mtil.config import TrainConfig
@@ -21,3 +24,22 @@ def should_use_bf16(config: TrainConfig, device: torch.device) -> bool:
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.precision == "bf16"
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor with its threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor_name()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _processor_name() -> str:
+    """Return the processor's name; its architecture where the system does not tell the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # Linux alone has the file
+        lines = []
+    names = [value for name, _, value in (line.partition(":") for line in lines)
+             if name.strip() == "model name"]  # fmt: skip
+    return names[0].strip() if names else platform.machine()

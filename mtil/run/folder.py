@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter
@@ -49,6 +49,8 @@ class FoldResult:
     fingerprint: Sha256
     config_digest: Sha256
     version: str = __version__
+    hardware: dict[str, int] = field(default_factory=dict)
+    """Number of workers by name of their GPU or processor; empty in files of early versions."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))

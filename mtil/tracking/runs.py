@@ -112,7 +112,7 @@ class RunReader:
         if result is not None:
             figures = {f"kept/{name}": value for name, value in result.metrics.items()}
             figures |= {"kept/epoch": float(result.best_epoch), "kept/seconds": result.seconds}
-            facts["model_sha256"] = result.model_sha256
+            facts |= {"model_sha256": result.model_sha256, "hardware": str(result.hardware)}
             model = run.model_name(training, result)
             # Models of trials and of `mtil gc` are gone.
             if run.store.exists(model):

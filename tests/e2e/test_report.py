@@ -98,6 +98,26 @@ def test_filters_choose_and_sort_images(open_page: Any) -> None:
     assert page.inner_text("#count") == f"1 of {total} images"
 
 
+def test_a_choice_of_images_has_an_address(open_page: Any) -> None:
+    page = open_page()
+    page.select_option("select[name=label]", "malignant")
+    page.select_option("select[name=sort]", "-dice")
+    address = page.evaluate("location.hash")
+    ids = page.locator("article:visible").evaluate_all("cards => cards.map(card => card.id)")
+    again = open_page(address)
+    assert again.locator("article:visible").evaluate_all("cards => cards.map(c => c.id)") == ids
+    again.select_option("select[name=label]", "")
+    again.select_option(
+        "select[name=sort]",
+        again.evaluate("document.querySelector('select[name=sort]').options[0].value"),
+    )
+    assert again.evaluate("location.hash") == ""
+    # An address of another page, or a wrong one, chooses nothing.
+    for wrong in ("#images?label=%3Cimg%20src%3Dx%3E&sort=__proto__", "#images?constructor=1"):
+        page = open_page(wrong)
+        assert page.locator("article:visible").count() == page.locator("article").count()
+
+
 def test_layers_change_the_pictures(open_page: Any) -> None:
     page = open_page()
     layer = page.locator("article:visible .layer").first

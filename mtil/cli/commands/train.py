@@ -124,5 +124,13 @@ def show_training(
         output.line(
             f"fold {line['fold']} epoch {line['epoch'] + 1}/{num_epochs}  loss {losses}  "
             f"validation {figures}  {line['images_per_second']:.1f} images/s, "
-            f"waiting {line['data_wait_share']:.1%}"
+            f"waiting {line['data_wait_share']:.1%}{_describe_left(line, num_epochs)}"
         )
+
+
+def _describe_left(line: dict[str, Any], num_epochs: int) -> str:
+    """Return the time for the remaining epochs, if they take as long as the last."""
+    from mtil.cli.console import format_time_left
+
+    remaining = num_epochs - line["epoch"] - 1
+    return f", {format_time_left(remaining * line['seconds'])} left" if remaining else ""

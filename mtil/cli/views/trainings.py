@@ -1,11 +1,10 @@
 """`mtil status` of a run made by `mtil train`, which has no ledger and no heartbeat."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from mtil.cli.console import CommandOutput
+from mtil.cli.console import CommandOutput, format_time_left
 from mtil.errors import StorageError
 from mtil.run.folder import Run
 from mtil.run.status import ProgressWatcher, TrainingStatus
@@ -139,14 +138,6 @@ def _print_parts(values: dict[str, Any], output: CommandOutput) -> None:
     )
 
 
-def _format_left(seconds: float | None) -> str:
-    """Return a time to wait, rounded up to minutes below two hours, else to hours."""
-    if seconds is None:
-        return ""
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{math.ceil(minutes / 60)} h"
-
-
 def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
     """Return the table cells of a training's JSON values."""
     part = "" if training["part"] is None else f", part {training['part']}"
@@ -161,6 +152,6 @@ def _table_row(training: dict[str, Any], num_epochs: int) -> list[str]:
         str(done),
         step,
         f"{training['images_per_second']:.1f}" if "images_per_second" in training else "",
-        _format_left(training.get("seconds_left")),
+        format_time_left(training.get("seconds_left")),
         *("n/a" if value is None else f"{value:.3f}" for value in metrics),
     ]

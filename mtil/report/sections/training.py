@@ -1,5 +1,6 @@
 """Learning curves, and the tables of data set, configuration and trainings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mtil.config import config_to_dict
@@ -20,6 +21,7 @@ _TRAINING_COLUMNS = (
     "seconds",
     "of these in epochs",
     "workers",
+    "hardware",
     "images/s",
     "mtil",
     "model",
@@ -52,6 +54,7 @@ def make_provenance_section(scored: ScoredRun) -> Section:
                 None if result is None else result.best_epoch + 1,
                 *_seconds(training),
                 _last(training, "num_workers"),
+                None if result is None else _describe_hardware(result.hardware),
                 _last(training, "images_per_second"),
                 None if result is None else result.version,
                 None if result is None else result.model_sha256[:12],
@@ -66,6 +69,10 @@ def make_provenance_section(scored: ScoredRun) -> Section:
         )
     )
     return Section(name="provenance", title="What was run", tables=tuple(tables))
+
+
+def _describe_hardware(hardware: Mapping[str, int]) -> str:
+    return "; ".join(f"{number} of {name}" for name, number in sorted(hardware.items()))
 
 
 def _seconds(training: Training) -> tuple[Cell, Cell]:

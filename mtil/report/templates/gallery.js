@@ -43,7 +43,32 @@
     }
   };
 
+  // The choice stands in the address, so that a link leads to it: #images?label=malignant&sort=dice
+  const PREFIX = "#images?";
+  const defaults = Object.fromEntries(new FormData(controls));
+
+  const writeAddress = () => {
+    const chosen = [...new FormData(controls)].filter(([name, value]) => value !== defaults[name]);
+    const page = location.href.split("#")[0];
+    history.replaceState(null, "", chosen.length ? page + PREFIX + new URLSearchParams(chosen) : page);
+  };
+
+  const readAddress = () => {
+    controls.reset();
+    for (const [name, value] of new URLSearchParams(location.hash.slice(PREFIX.length))) {
+      if (!(name in defaults)) continue;
+      controls.elements[name].value = value;
+      if (!(name in Object.fromEntries(new FormData(controls)))) {
+        controls.elements[name].value = defaults[name]; // not an option of this page
+      }
+    }
+    update();
+    changeLayer();
+    controls.scrollIntoView();
+  };
+
   const follow = () => {
+    if (location.hash.startsWith(PREFIX)) return readAddress();
     const card = document.getElementById(location.hash.slice(1));
     if (!card || card.parentElement !== list) return;
     if (card.hidden) {
@@ -56,8 +81,10 @@
   };
 
   controls.addEventListener("submit", (event) => event.preventDefault());
-  controls.addEventListener("input", (event) =>
-    event.target.name === "layer" ? changeLayer() : update());
+  controls.addEventListener("input", (event) => {
+    event.target.name === "layer" ? changeLayer() : update();
+    writeAddress();
+  });
   addEventListener("hashchange", follow);
   follow();
 })();

@@ -346,6 +346,12 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     with console.CommandOutput(as_json=False).progress() as bar:
         bar.show("scoring", 1, 3)  # too soon
         monkeypatch.setattr(console, "PROGRESS_LINE_S", 0.0)
-        bar.show("scoring", 2, 3)
-        bar.show("scoring", 2, 3)
-    assert capsys.readouterr().out == "scoring 2/3\n"
+        seconds = iter([100.0, 104.0, 108.0, 120.0])
+        monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+        bar.show("reading", 50, 700)  # resumed: the first fifty say nothing about the speed
+        bar.show("reading", 100, 700)
+        bar.show("reading", 100, 700)
+        bar.show("drawing", 1, 2)
+    assert capsys.readouterr().out == (
+        "reading 50/700\nreading 100/700, 12.5/s, 48 s left\ndrawing 1/2\n"
+    )

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from mtil.cli import main
-from mtil.cli.console import CommandOutput
-from mtil.cli.views.trainings import _format_left
+from mtil.cli.console import CommandOutput, format_time_left
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.run.folder import Run
@@ -65,7 +64,8 @@ def test_status_says_speed_and_time_left(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, ""), (1.0, "1 min"), (61.0, "2 min"), (7200.0, "2 h")]
+    ("seconds", "text"),
+    [(None, ""), (0.5, "1 s"), (119.0, "119 s"), (121.0, "3 min"), (7200.0, "2 h")],
 )
 def test_times_are_rounded_up(seconds: float | None, text: str) -> None:
-    assert _format_left(seconds) == text
+    assert format_time_left(seconds) == text
