@@ -127,11 +127,9 @@ def fill_sources(predictions: pa.Table, manifest: Manifest) -> pa.Table:
     In a data set of a single collection, later appended to, the ids of the first collection have no
     prefix, and the `source` of its rows is empty.
     """
-    first = [source.name for source in manifest.sources if not source.prefix]
-    if not first:
-        return predictions
     column = predictions["source"]
-    named = pa.compute.if_else(pa.compute.equal(column, ""), first[0], column)
+    first = manifest.name_source("")
+    named = pa.compute.if_else(pa.compute.equal(column, ""), first, column)
     return predictions.set_column(predictions.schema.get_field_index("source"), "source", named)
 
 

@@ -362,7 +362,7 @@ def _draw(image: StoredImage) -> Picture:
 
 def _measure(image: StoredImage) -> dict[str, Any]:
     return {
-        "source": image.source or "first collection",
+        "source": image.source,
         "label": LABELS[image.label],
         "area": float(image.mask.mean()),
         "mean": float(np.mean(image.gray)),

@@ -22,6 +22,7 @@ class StoredImage:
     sample_id: str
     label: int
     source: str
+    """Name of the collection; empty in a data set of a single one."""
     height: int
     width: int
     gray: npt.NDArray[np.uint8]
@@ -53,4 +54,5 @@ def read_images(
         bits = np.unpackbits(masks, axis=1).reshape(squares.shape).astype(bool)
         facts = table.drop_columns(["image", "mask"]).to_pylist()
         for row, gray, mask in zip(facts, squares, bits, strict=True):
-            yield StoredImage(gray=np.array(gray), mask=mask, **row)
+            source = manifest.name_source(row.pop("source"))
+            yield StoredImage(gray=np.array(gray), mask=mask, source=source, **row)

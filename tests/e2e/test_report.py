@@ -37,6 +37,29 @@ def page_file(mtil: Command, images: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
+def real_pages(
+    mtil: Command, real_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The report of a circle on BUSI, two folds in two rounds, and the page of both collections."""
+    folder = tmp_path_factory.mktemp("real")
+    for words in (
+        ("prepare", real_data / "busi/Dataset_BUSI_with_GT", "--layout", "busi", "--groups",
+         real_data / "busi/pawlowska_groups.csv", "--to", folder / "data", "--image-size", "64"),
+        ("circle", "--data", folder / "data", "--run", folder / "run", "--config", "demo",
+         "--folds", "0,1", "--circle.num-rounds", "2", "--train.num-epochs", "1",
+         "--train.cpus-per-worker", "0.75", "--data.image-size", "32",
+         "--model.encoder.name", "resnet10_tiny", "--model.encoder.pretrained", "false"),
+        ("report", folder / "run", "--to", folder / "report.html"),
+        ("prepare", real_data / "bus-bra-256/BUSBRA", "--layout", "bus_bra", "--append",
+         "--to", folder / "data"),
+        ("inspect", folder / "data", "--to", folder / "audit.html"),
+    ):  # fmt: skip
+        said = mtil(*words)
+        assert said.returncode == 0, said.stderr
+    return {"circle": folder / "report.html", "audit": folder / "audit.html"}
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real Chromium."""
     with playwright.sync_playwright() as started:
@@ -50,23 +73,23 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
     """Open the report and collect requests and messages; both must stay empty."""
     contexts, requests, messages = [], [], []
+    files: set[str] = set()
 
-    def go(fragment: str = "", **options: Any) -> Any:
+    def go(fragment: str = "", file: Path = page_file, **options: Any) -> Any:
+        files.add(f"file://{file}")
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
-        page.goto(f"file://{page_file}{fragment}")
+        page.goto(f"file://{file}{fragment}")
         return page
 
     yield go
     for context in contexts:
         context.close()
-    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == {
-        f"file://{page_file}"
-    }
+    assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == files
     assert messages == []
 
 
@@ -74,6 +97,47 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_page_is_accessible_and_fits(open_page: Any, scheme: str, width: int) -> None:
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    check_access(page, width)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["circle", "audit"])
+def test_pages_of_real_images_are_accessible_and_fit(
+    open_page: Any, real_pages: dict[str, Path], name: str, scheme: str
+) -> None:
+    assert real_pages[name].stat().st_size < 30e6
+    for width in (390, 1440):
+        page = open_page(
+            file=real_pages[name],
+            color_scheme=scheme,
+            viewport={"width": width, "height": 900},
+        )
+        check_access(page, width)
+
+
+def test_the_report_of_a_real_circle(
+    mtil: Command, open_page: Any, real_pages: dict[str, Path]
+) -> None:
+    file = real_pages["circle"]
+    said = mtil("evaluate", "--run", file.parent / "run", "--json")
+    told = json.loads(said.stdout)
+    page = open_page(file=file)
+    assert page.locator("article").count() == told["num_images"]
+    page.select_option("select[name=label]", "normal")
+    assert page.locator("article:visible").count() == told["by_class"]["normal"]["count"]
+    malignant = page.locator("article[data-label=malignant]").first
+    link = page.evaluate(
+        "href => new URL(href, location.href).hash", f"#{malignant.get_attribute('id')}"
+    )
+    again = open_page(link, file=file)
+    assert again.evaluate("document.activeElement.id") == malignant.get_attribute("id")
+    layers = page.locator("select[name=layer] option")
+    keys = layers.evaluate_all("options => options.map(option => option.value)")
+    assert {"outlines-0", "outlines-1", "map-0", "map-1"} < set(keys)  # a pass per round
+
+
+def check_access(page: Any, width: int) -> None:
+    """Check a page with axe, and that nothing is cut off."""
     found = axe.Axe().run(page).response["violations"]
     assert [fault["id"] for fault in found if fault["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -129,6 +129,15 @@ class Manifest:
     """Files and images seen while this version was prepared. None in data sets of earlier versions
     of mtil."""
 
+    def name_source(self, source: str) -> str:
+        """Return the collection of a row by the row's `source`.
+
+        The `source` is empty in a data set of a single collection, and for the rows of a first
+        collection to which others were appended: their ids have no prefix.
+        """
+        first = [known.name for known in self.sources if not known.prefix]
+        return source or (first[0] if first else "")
+
     @property
     def num_rows(self) -> int:
         """Number of rows in all shards."""

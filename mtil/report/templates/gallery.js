@@ -64,7 +64,7 @@
     }
     update();
     changeLayer();
-    controls.scrollIntoView();
+    controls.scrollIntoView({ behavior: "instant" });
   };
 
   const follow = () => {
