@@ -1,4 +1,4 @@
-"""Start the followers of a command, and wait for them at its end."""
+"""Start followers with a command, and wait for the followers at the end of the command."""
 
 import contextlib
 import subprocess
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from mtil.tracking.targets import Target
 
 _LAST_UPDATE_S = 120.0
-"""Time for the last update, with models and report, after the command's work."""
+"""Time for the last update, with models and report, after the end of the run."""
 _INTERRUPTED_S = 5.0
-"""The same after an interrupt or an error."""
+"""Time for the last update after an interrupt or an error."""
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def follow_in_background(
         warn: called for each follower that is not ready in time.
     """
     followers = [
-        # A session of its own: Ctrl-C must not end a follower before its last update.
+        # A separate session: Ctrl-C must not end a follower before the last update.
         subprocess.Popen(
             [sys.executable, "-m", module, uri, str(target)],
             stdin=subprocess.PIPE,

@@ -1,7 +1,7 @@
-"""Follow a run or a search in a process of its own, and show it in one tracker.
+"""Show a run or a search in a tracker, in a separate process: the follower.
 
-A training never waits for a tracker: it writes its files as ever, and the follower reads them. The
-files are the queue: what a tracker missed while it was down or slow, it gets later.
+A training never waits for a tracker: the training writes files, and the follower reads the files.
+The files are the queue: epochs missed during an outage of the tracker are sent after the outage.
 """
 
 import os
@@ -18,7 +18,7 @@ from mtil.tracking.targets import Target, Tracker, open_tracker
 POLL_S = 5.0
 """Seconds between two looks at the files."""
 _NICENESS = 10
-"""A follower takes only CPU time that no training wants."""
+"""The follower takes only CPU time left over by trainings."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 10.0, 300.0
 
 
@@ -27,7 +27,7 @@ class Follower:
     """Keeps a tracker up to date, through its outages."""
 
     read: Callable[[bool], Sequence[Node]]
-    """Reads the tree of nodes; the argument says whether no update follows."""
+    """Reads the tree of nodes. The argument is True for the last update."""
     target: Target
     warn: Callable[[str], None]
     """Called once, with the first failure."""
@@ -37,12 +37,12 @@ class Follower:
     _retry_at: float = field(default=0.0, init=False)
 
     def update(self, *, is_last: bool = False) -> bool:
-        """Bring the tracker up to date, unless it failed lately. Return whether it is."""
+        """Bring the tracker up to date, unless a retry is not yet due. Return True on success."""
         if not is_last and time.monotonic() < self._retry_at:
             return False
         try:
             nodes = self.read(is_last)
-            if nodes:  # a run that is about to start has none
+            if nodes:  # a run that is about to start has no nodes
                 self._open().update(nodes, is_last=is_last)
         except MtilError as error:
             self._fail(error)
@@ -65,22 +65,22 @@ class Follower:
         return self._tracker
 
     def _fail(self, error: MtilError) -> None:
-        # What the tracker has got is unknown now: a new tracker object asks it.
+        # The content of the tracker is unknown now. A new tracker object reads the content.
         self.close()
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
         if not self._has_warned:
             self._has_warned = True
             self.warn(
-                f"Tracking in {self.target} fails for now; the work goes on, and later attempts "
-                f"catch up. {error}"
+                f"Tracking in {self.target} fails. The run goes on, and later attempts catch up. "
+                f"{error}"
             )
 
 
 def follow_until_closed(
     read: Callable[[bool], Sequence[Node]], target: Target, *, name: str
 ) -> None:
-    """Follow until standard input ends: the end of the process that started this one.
+    """Follow until standard input ends, which is the end of the parent process.
 
     Args:
         read: reads the tree of nodes.

@@ -15,18 +15,18 @@ class Artefact:
     """A file beside the figures of a node."""
 
     version: str
-    """Changes with the content."""
+    """Differs between different contents."""
     read: Callable[[], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A run, a round, a fold or a trial: a run of its own in a tracker, inside its parent's."""
+    """A search, trial, run, round, fold or part. A tracker shows each node as a nested run."""
 
     path: tuple[str, ...]
     """Names from the root, such as `("round 0", "fold 1")`; empty for the root."""
     key: str
-    """Identity, equal in every process that follows the same run."""
+    """Identity, equal in all processes that follow the run."""
     name: str
     facts: Mapping[str, str] = field(default_factory=dict)
     """Configuration and origin."""
@@ -45,7 +45,7 @@ class Node:
 
 
 def make_key(*parts: str) -> str:
-    """Return the identity of a node from what makes it unique."""
+    """Return the identity of a node from properties that are unique together."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Read a run's files as the tree of nodes that a tracker shows."""
+"""Read the files of a run as a tree of nodes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class RunReader:
 
     run: Run
     path: tuple[str, ...] = ()
-    """Path of the run's node; empty for a run of its own."""
+    """Path of the run's node; empty unless the run is a trial."""
     key: str = ""
     """Identity of the node; by default of the run's URI, configuration and data set."""
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,21 +14,21 @@ from mtil.tracking.nodes import Node
 
 Kind = Literal["mlflow", "tensorboard", "wandb"]
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-"""The libraries read these when they are imported: nothing about a run goes to their makers."""
+"""Environment variables, read at import: no library sends usage or error reports."""
 _KINDS: TypeAdapter[Kind] = TypeAdapter(Kind)
 
 
 class TrackingError(RunError):
-    """A tracker cannot be reached, is full, or refuses what it gets."""
+    """A tracker cannot be reached, is full or rejects data."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A tracker and where it keeps what it gets."""
+    """A tracker and the location of its data."""
 
     kind: Kind
     location: str | None
-    """URI or folder; None for the library's default, a file in the current folder."""
+    """URI or folder; None for the default, a file in the current folder."""
 
     def __str__(self) -> str:
         return self.kind if self.location is None else f"{self.kind}={self.location}"
@@ -37,7 +38,7 @@ class Tracker(Protocol):
     """Shows nodes in a tracker."""
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
-        """Bring the tracker up to date. What it has already is not sent again.
+        """Send everything that the tracker lacks.
 
         Args:
             nodes: the whole tree, parents before children.
@@ -48,14 +49,14 @@ class Tracker(Protocol):
         """
 
     def close(self) -> None:
-        """Give up connections and open files."""
+        """Close connections and files."""
 
 
 def parse_target(text: str) -> Target:
     """Return the target of `KIND` or `KIND=LOCATION`.
 
     Raises:
-        ConfigError: if the kind is unknown or the location is empty.
+        ConfigError: if the kind is unknown, or the location is empty or holds a password.
         ModuleNotFoundError: if the tracker's library is not installed.
     """
     kind, equals, location = text.partition("=")
@@ -67,6 +68,11 @@ def parse_target(text: str) -> Target:
         ) from None
     if target.location == "":
         raise ConfigError(f"A location must follow `{kind}=`; leave out `=` for the default.")
+    if "://" in (target.location or "") and urlsplit(target.location or "").password:
+        raise ConfigError(
+            f"A location of {kind} must hold no password, which others can read in the list of "
+            "processes; set MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_URI instead."
+        )
     if importlib.util.find_spec(target.kind) is None:
         raise ModuleNotFoundError(name=target.kind)
     return target

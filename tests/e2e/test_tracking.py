@@ -192,7 +192,7 @@ def test_a_training_outlives_its_tracker(mtil: Command, data: Path, tmp_path: Pa
         training.send_signal(signal.SIGCONT)
         _, said = training.communicate()
     assert training.returncode == 0, said
-    assert said.count("Tracking in") == 1
+    assert said.count("Tracking in mlflow") == 1
 
     untracked = str(tmp_path / "untracked")
     assert mtil(*train, "--run", untracked).returncode == 0

@@ -1,1 +1,1 @@
-"""One module per tracker, each the only one that imports its library."""
+"""One module per tracker. No other module imports the library of a tracker."""

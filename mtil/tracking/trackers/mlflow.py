@@ -29,14 +29,14 @@ _PAGE = 1000
 
 @dataclass
 class _Shown:
-    """What MLflow has of a node."""
+    """The content of MLflow for a node."""
 
     run_id: str
     start_ms: int
     status: str
     tags: dict[str, str]
     params: set[str]
-    """Names of the logged parameters, which MLflow never changes."""
+    """Names of the logged parameters. MLflow parameters are immutable."""
     num_epochs: int = 0
     """Epochs of which all metrics are logged."""
     logged: set[tuple[str, int]] = field(default_factory=set)
@@ -49,7 +49,7 @@ class MlflowTracker:
     def __init__(self, uri: str | None) -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # MLflow's own: two minutes for an answer, seven times. A follower tries again anyway.
+        # MLflow's defaults are two minutes and seven attempts. The follower retries anyway.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         with _translate_errors():
@@ -64,7 +64,7 @@ class MlflowTracker:
         self._shown: dict[str, _Shown] | None = None
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
-        """Bring MLflow up to date. What MLflow has already is not sent again."""
+        """Send everything that MLflow lacks."""
         with _translate_errors():
             if self._shown is None:
                 self._shown = self._find_runs(nodes[0])
@@ -77,7 +77,7 @@ class MlflowTracker:
         """Do nothing: the client holds no connection."""
 
     def _find_runs(self, root: Node) -> dict[str, _Shown]:
-        """Return the runs of a tree that MLflow has, by key."""
+        """Return the runs of a tree in MLflow, by key."""
         found: dict[str, _Shown] = {}
         token: str | None = None
         while token != "":
@@ -126,7 +126,7 @@ class MlflowTracker:
         return _Shown(run.info.run_id, run.info.start_time, run.info.status, tags, set())
 
     def _find_logged(self, run_id: str, node: Node) -> set[tuple[str, int]]:
-        """Return metrics and steps of the node's curves that MLflow has."""
+        """Return metrics and steps of a node's curves in MLflow."""
         return {
             (name, metric.step)
             for name in {_name(name) for record in node.epochs for name in record}
@@ -146,7 +146,7 @@ class MlflowTracker:
     def _log_epochs(self, node: Node, shown: _Shown) -> None:
         metrics, elapsed_s = [], 0.0
         for step, record in enumerate(node.epochs):
-            # An epoch has the same time in every process: a database refuses to hold it twice.
+            # All processes give an epoch the same time, so a database cannot hold the epoch twice.
             elapsed_s += record.get("speed/seconds", 0.0)
             if step < shown.num_epochs:
                 continue

@@ -18,11 +18,11 @@ _FOLDER = "tensorboard"
 
 @dataclass
 class _Shown:
-    """What the folder of a node holds."""
+    """The content of a node's folder."""
 
     writer: SummaryWriter
     logged: set[tuple[str, int]]
-    """Tags and steps that were written before this process."""
+    """Tags and steps written by earlier processes."""
     has_facts: bool
     figures: dict[str, float]
     """The latest value of each tag."""
@@ -37,7 +37,7 @@ class TensorBoardTracker:
     _shown: dict[str, _Shown] = field(default_factory=dict, init=False)
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
-        """Write what the folders of the nodes do not hold yet."""
+        """Write everything that the folders of the nodes lack."""
         top = Path(self.location or _FOLDER) / _folder_name(f"{nodes[0].name}-{nodes[0].key[:8]}")
         with _translate_errors():
             for node in nodes:
@@ -57,7 +57,7 @@ class TensorBoardTracker:
 
 
 def _open(folder: Path) -> _Shown:
-    """Open the folder of a node and read what it holds."""
+    """Open the folder of a node and read the content."""
     logged: set[tuple[str, int]] = set()
     figures: dict[str, float] = {}
     has_facts = False
@@ -87,7 +87,7 @@ def _write(node: Node, shown: _Shown) -> None:
 
 
 def _is_equal(held: float | None, value: float) -> bool:
-    """Compare a value with the one that TensorBoard holds in single precision."""
+    """Compare a value with a value read from TensorBoard, in single precision."""
     return held is not None and (
         math.isclose(held, value, rel_tol=1e-6) or (math.isnan(held) and math.isnan(value))
     )

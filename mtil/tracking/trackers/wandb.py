@@ -1,7 +1,7 @@
 """Nodes as runs of Weights & Biases, one group for a tree: offline files, or a server.
 
-Offline files hold no curve that is still growing: a node is written once it is finished, and again
-when its figures change. `wandb sync` sends the files to a server.
+An offline file cannot grow after the death of a process. So the file of a node is written when the
+node is finished, and replaced when the figures change. `wandb sync` sends the files to a server.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from mtil.tracking.nodes import Node, make_key
 from mtil.tracking.targets import TrackingError
 
 _DONE = "mtil-complete"
-"""A file in the folder of an offline run: the version of the node that it holds."""
+"""A file in the folder of a complete offline run. The content is the version of the node."""
 _PROJECT = "mtil"
 
 
@@ -34,20 +34,20 @@ class WandbTracker:
     _running: dict[str, Any] = field(default_factory=dict, init=False)
     """Runs of a server, by key of their node."""
     _written: dict[str, str] = field(default_factory=dict, init=False)
-    """Version of the node that was written, by key."""
+    """Version of each written node, by key."""
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
         """Write finished nodes to files, or bring the server up to date."""
         is_offline = os.environ.get("WANDB_MODE", "offline") != "online"
         with _translate_errors():
             for node in nodes:
-                # Without epochs, figures change until the end: a run and its rounds come last.
+                # Figures of a run and of rounds change until the end, so these nodes are written last.
                 is_due = is_last or bool(node.epochs)
                 if not is_offline or (node.is_finished and is_due):
                     self._show(node, nodes[0], is_offline=is_offline)
 
     def close(self) -> None:
-        """Finish all runs, and end the process that writes them."""
+        """Finish all runs, and end the writing process of wandb."""
         with _translate_errors():
             wandb.teardown()
 

@@ -259,6 +259,7 @@ def test_mlflow_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("comet", "must be one of mlflow, tensorboard, wandb, but is 'comet'"),
         ("mlflow=", "location must follow `mlflow=`"),
+        ("mlflow=https://ada:secret@host/x", "must hold no password"),
     ],
 )
 def test_unknown_trackers(text: str, message: str) -> None:
