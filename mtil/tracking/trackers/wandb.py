@@ -41,7 +41,7 @@ class WandbTracker:
         is_offline = os.environ.get("WANDB_MODE", "offline") != "online"
         with _translate_errors():
             for node in nodes:
-                # Figures of a run and of rounds change until the end, so these nodes are written last.
+                # Figures of a run and its rounds change until the end: these nodes come last.
                 is_due = is_last or bool(node.epochs)
                 if not is_offline or (node.is_finished and is_due):
                     self._show(node, nodes[0], is_offline=is_offline)
