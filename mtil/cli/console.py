@@ -132,16 +132,16 @@ class ProgressBar:
         self._last_line, self._last_s = "", time.monotonic()
         self._text, self._first, self._start_s = "", 0, 0.0
 
-    def show(self, text: str, done: int, total: int) -> None:
-        """Show `done` of `total` units of the work named by `text`, their speed and the time left.
+    def show(self, text: str, done: int, total: int, unit: str = "") -> None:
+        """Show `done` of `total` units of the work named by `text`, with speed and time left.
 
-        The speed is that of the work with this name since its first call.
+        The speed is the mean since the first call with this text.
         """
         now_s = time.monotonic()
         if text != self._text or done < self._first:
             self._text, self._first, self._start_s = text, done, now_s
         per_second = (done - self._first) / max(now_s - self._start_s, 1e-9)
-        speed = f"{per_second:.1f}/s" if done > self._first else ""
+        speed = f"{per_second:.1f} {unit}/s".replace(" /", "/") if done > self._first else ""
         self._progress.update(
             self._task, description=self._shown(text), completed=done, total=total, speed=speed
         )

@@ -91,7 +91,7 @@ class CircleEventPrinter:
         action = line["action"]
         if line["kind"] == "step":
             text = f"{action}, epoch {line['epoch'] + 1}/{self._num_epochs}"
-            self._bar.show(text, line["step"], line["steps"])
+            self._bar.show(text, line["step"], line["steps"], "steps")
             if self._epochs.get(action) != line["epoch"]:
                 self._epochs[action] = line["epoch"]
                 self._output.line(text)

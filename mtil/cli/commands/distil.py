@@ -39,7 +39,7 @@ def run_distil(options: argparse.Namespace, output: "CommandOutput") -> None:
 
         def listen(line: dict[str, Any]) -> None:
             if line["kind"] == "taught":
-                bar.show(f"teacher of fold {line['fold']}", line["images"], line["of"])
+                bar.show(f"teacher of fold {line['fold']}", line["images"], line["of"], "images")
             else:
                 show_training(line, config.train.num_epochs, bar, output)
 

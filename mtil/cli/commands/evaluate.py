@@ -76,7 +76,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     with output.progress() as bar:
 
         def listen(line: dict[str, Any]) -> None:
-            bar.show("scoring", line["images"], line["of"])
+            bar.show("scoring", line["images"], line["of"], "images")
 
         if options.local:
             predictions = score_folds(request, listen, gpus=gpus)
@@ -126,7 +126,9 @@ def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
     _, gpus = _resources(request.run, options)
     with output.progress() as bar:
         figures = evaluate_external(
-            request, lambda line: bar.show("scoring", line["images"], line["of"]), gpus=gpus
+            request,
+            lambda line: bar.show("scoring", line["images"], line["of"], "images"),
+            gpus=gpus,
         )
     if figures["seen"]:
         output.line(

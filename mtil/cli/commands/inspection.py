@@ -44,7 +44,7 @@ def run_inspect(options: argparse.Namespace, output: "CommandOutput") -> None:
 
         with output.progress() as bar:
             page = build_audit(
-                store, inspection, lambda done, of: bar.show("reading images", done, of)
+                store, inspection, lambda done, of: bar.show("reading", done, of, "images")
             )
         folder, file = place
         data = render_page(page).encode()

@@ -50,6 +50,6 @@ def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
 
 def _show(line: dict[str, Any], bar: "ProgressBar", output: "CommandOutput") -> None:
     if line["kind"] == "predicted":
-        bar.show("predicting", line["images"], line["of"])
+        bar.show("predicting", line["images"], line["of"], "images")
     else:
         output.line(line["text"])

@@ -46,7 +46,9 @@ def run_report(options: argparse.Namespace, output: "CommandOutput") -> None:
     )
     store = open_store(folder)
     with output.progress() as bar:
-        report = build_report(first, others, lambda done, of: bar.show("drawing images", done, of))
+        report = build_report(
+            first, others, lambda done, of: bar.show("drawing", done, of, "images")
+        )
         if options.originals:
             report = write_originals(report, store, file)
     page = render_page(report).encode()

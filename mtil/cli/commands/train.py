@@ -109,7 +109,7 @@ def show_training(
 ) -> None:
     """Show a training event: a step on the bar, an epoch as a line of losses and metrics."""
     if line["kind"] == "step":
-        bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"])
+        bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"], "steps")
     elif line["kind"] == "epoch":
         losses = " ".join(
             f"{name.removeprefix('loss_')} {value:.3f}"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -346,12 +347,13 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     with console.CommandOutput(as_json=False).progress() as bar:
         bar.show("scoring", 1, 3)  # too soon
         monkeypatch.setattr(console, "PROGRESS_LINE_S", 0.0)
-        seconds = iter([100.0, 104.0, 108.0, 120.0])
+        start_s = time.monotonic()
+        seconds = iter([start_s, start_s + 4, start_s + 8, start_s + 20])
         monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
         bar.show("reading", 50, 700)  # resumed: the first fifty say nothing about the speed
-        bar.show("reading", 100, 700)
-        bar.show("reading", 100, 700)
+        bar.show("reading", 100, 700, "images")
+        bar.show("reading", 100, 700, "images")
         bar.show("drawing", 1, 2)
     assert capsys.readouterr().out == (
-        "reading 50/700\nreading 100/700, 12.5/s, 48 s left\ndrawing 1/2\n"
+        "reading 50/700\nreading 100/700, 12.5 images/s, 48 s left\ndrawing 1/2\n"
     )
