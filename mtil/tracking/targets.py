@@ -13,8 +13,12 @@ from mtil.errors import ConfigError, RunError
 from mtil.tracking.nodes import Node
 
 Kind = Literal["mlflow", "tensorboard", "wandb"]
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-"""Environment variables, read at import: no library sends usage or error reports."""
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+}
+"""Environment variables, read at import: no usage reports, error reports or chatter."""
 _KINDS: TypeAdapter[Kind] = TypeAdapter(Kind)
 
 
