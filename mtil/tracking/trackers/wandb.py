@@ -1,7 +1,8 @@
 """Nodes as runs of Weights & Biases, one group for a tree: offline files, or a server.
 
-An offline file cannot grow after the death of a process. So the file of a node is written when the
-node is finished, and replaced when the figures change. `wandb sync` sends the files to a server.
+An offline file cannot grow after the death of a process. So the file of a training is written at
+the end of the training or of the process, and replaced if the training goes on. `wandb sync` sends
+the files to a server.
 """
 
 import contextlib
@@ -37,13 +38,13 @@ class WandbTracker:
     """Version of each written node, by key."""
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
-        """Write finished nodes to files, or bring the server up to date."""
+        """Write ended trainings, and at the end all nodes; or bring the server up to date."""
         is_offline = os.environ.get("WANDB_MODE", "offline") != "online"
         with _translate_errors():
             for node in nodes:
                 # Figures of a run and its rounds change until the end: these nodes come last.
-                is_due = is_last or bool(node.epochs)
-                if not is_offline or (node.is_finished and is_due):
+                is_trained = node.is_finished and bool(node.epochs)
+                if is_trained or is_last or not is_offline:
                     self._show(node, nodes[0], is_offline=is_offline)
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ def test_every_epoch_once_through_many_processes(
 ) -> None:
     target, read = place
     for epochs in (0, 2, 2, 3):
-        update(target, make_tree(epochs))
+        update(target, make_tree(epochs), is_last=True)
     for _ in range(2):
         update(target, make_tree(4, is_finished=True), is_last=True)
 
