@@ -36,7 +36,7 @@ class SearchFollower:
 
     def read(self, is_last: bool) -> list[Node]:
         """Return the nodes of the search, at the end with a report; none before it exists."""
-        if not is_last and not open_store(self.uri).exists(SEARCH_FILE):
+        if not open_store(self.uri).exists(SEARCH_FILE):
             return []
         search = Search.open(self.uri)
         study = studies.find_study(search)

@@ -153,7 +153,7 @@ class RunFollower:
     def read(self, is_last: bool) -> list[Node]:
         """Return the nodes of the run, at the end with a report; none before the run exists."""
         if self._reader is None:
-            if not is_last and not open_store(self.uri).exists(names.RUN):
+            if not open_store(self.uri).exists(names.RUN):
                 return []
             self._reader = RunReader(Run.open(self.uri))
         nodes = self._reader.read()

@@ -46,6 +46,7 @@ def test_rounds_folds_and_parts_grow_with_the_files(
 ) -> None:
     follower = RunFollower(str(tmp_path / "run"))
     assert follower.read(False) == []
+    assert follower.read(True) == []  # the command failed before it made the run
 
     config = make_config(seed=7)
     run = Run.create(str(tmp_path / "run"), config, data_uri, manifest.fingerprint)
