@@ -141,7 +141,9 @@ class ProgressBar:
         if text != self._text or done < self._first:
             self._text, self._first, self._start_s = text, done, now_s
         per_second = (done - self._first) / max(now_s - self._start_s, 1e-9)
-        speed = f"{per_second:.1f} {unit}/s".replace(" /", "/") if done > self._first else ""
+        speed = (
+            f"{_format_speed(per_second)} {unit}/s".replace(" /", "/") if done > self._first else ""
+        )
         self._progress.update(
             self._task, description=self._shown(text), completed=done, total=total, speed=speed
         )
@@ -151,6 +153,10 @@ class ProgressBar:
             self._last_line, self._last_s = counts, now_s
             left = format_time_left((total - done) / per_second) if speed else ""
             self._print_line(", ".join(filter(None, (counts, speed, left and f"{left} left"))))
+
+
+def _format_speed(per_second: float) -> str:
+    return f"{per_second:.{0 if per_second >= 100 else 1 if per_second >= 1 else 2}f}"
 
 
 def format_time_left(seconds: float | None) -> str:

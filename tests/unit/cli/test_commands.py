@@ -348,12 +348,14 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
         bar.show("scoring", 1, 3)  # too soon
         monkeypatch.setattr(console, "PROGRESS_LINE_S", 0.0)
         start_s = time.monotonic()
-        seconds = iter([start_s, start_s + 4, start_s + 8, start_s + 20])
+        seconds = iter([start_s, start_s + 4, start_s + 8, start_s + 20, start_s + 40])
         monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
         bar.show("reading", 50, 700)  # resumed: the first fifty say nothing about the speed
         bar.show("reading", 100, 700, "images")
         bar.show("reading", 100, 700, "images")
-        bar.show("drawing", 1, 2)
+        bar.show("epoch 1", 1, 9, "steps")
+        bar.show("epoch 1", 6, 9, "steps")
     assert capsys.readouterr().out == (
-        "reading 50/700\nreading 100/700, 12.5 images/s, 48 s left\ndrawing 1/2\n"
+        "reading 50/700\nreading 100/700, 12.5 images/s, 48 s left\n"
+        "epoch 1 1/9\nepoch 1 6/9, 0.25 steps/s, 12 s left\n"
     )
