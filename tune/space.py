@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mtil.config import Config, apply_overrides, config_to_dict
-from mtil.documents import format_value, shorten_text
+from mtil.documents import flatten_keys, format_value, shorten_text
 from mtil.errors import ConfigError
 
 KeyValue = bool | int | float | str
@@ -322,7 +322,7 @@ def make_space(
     if base.circle.test == "chain" and "circle.maps" in dimensions:
         dimensions["circle.maps"] = Dimension("circle.maps", _CHAIN_MAPS)
     fixed: dict[str, str] = {}
-    for key, wanted in _flatten(narrowing or {}).items():
+    for key, wanted in flatten_keys(narrowing or {}).items():
         key = key.replace("-", "_")
         if key not in dimensions:
             raise ConfigError(
@@ -357,7 +357,7 @@ def format_override(value: KeyValue) -> str:
 
 def flatten_config(config: Config) -> dict[str, Any]:
     """Return the values of a configuration by dotted key, with lists as text."""
-    return {key: _as_typed(value) for key, value in _flatten(config_to_dict(config)).items()}
+    return {key: _as_typed(value) for key, value in flatten_keys(config_to_dict(config)).items()}
 
 
 def _has_effect(dimension: Dimension, values: Mapping[str, Any]) -> bool:
@@ -406,16 +406,6 @@ def _is_number(value: Any) -> bool:
         return False
     # `isfinite` raises for integers too large for a float.
     return isinstance(value, int) or math.isfinite(value)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flatten(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def _key_hint(key: str, known: Sequence[str], names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from mtil.run import names
 from mtil.run.folder import Run
 from mtil.storage import open_store
 from mtil.tracking.follower import follow_until_closed
-from mtil.tracking.nodes import Artefact, Node, flatten_facts, make_key
+from mtil.tracking.nodes import Artefact, Node, make_facts, make_key
 from mtil.tracking.runs import RunReader
 from mtil.tracking.targets import parse_target
 from tune import study as studies
@@ -88,12 +88,12 @@ def _make_root(
             )
     ended = [trial for trial in trials if trial.state in _ENDED]
     asked = asdict(search.asked)
-    config = flatten_facts(asked.pop("config"))
+    config = make_facts(asked.pop("config"))
     return Node(
         path=(),
         key=make_key(search.uri, search.asked.study, search.asked.fingerprint),
         name=search.asked.study,
-        facts={**config, **flatten_facts(asked, "search.")},
+        facts={**config, **make_facts(asked, "search.")},
         figures=figures | {"trials/ended": float(len(ended))},
         artefacts=artefacts,
         is_finished=bool(trials) and len(ended) == len(trials),

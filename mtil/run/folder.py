@@ -24,7 +24,7 @@ from mtil.config import (
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import Role
-from mtil.documents import MIB, Document, Sha256
+from mtil.documents import MIB, Document, Sha256, flatten_keys
 from mtil.errors import ConfigError, DataError, NotFoundError, OtherModelError, TooLargeError
 from mtil.run import names
 from mtil.run.plan import CirclePlan, Train, WriteMaps
@@ -127,7 +127,7 @@ class Run:
                 "name another --run."
             )
         if compute_config_digest(run.config) != compute_config_digest(config):
-            old, new = _flatten(config_to_dict(run.config)), _flatten(values["config"])
+            old, new = flatten_keys(config_to_dict(run.config)), flatten_keys(values["config"])
             key = next(key for key in new if old.get(key) != new[key])
             raise ConfigError(
                 f"A run must keep its configuration, but {run.uri} has `{key}` = {old.get(key)!r} "
@@ -445,13 +445,3 @@ class TrainingProgressReader:
             self._step = step
             lines.append({"kind": "step", **step})
         return lines
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtil.documents import flatten_keys
+
 _GROUPS = {"loss_": "loss", "validation_": "validation", "learning_rate_": "learning_rate"}
 _SPEED = ("seconds", "images_per_second", "data_wait_share")
 _CONSTANT = ("epoch", "fold", "steps", "images", "num_workers")
@@ -67,15 +69,9 @@ def make_figures(metrics: Mapping[str, Mapping[str, Any]], group: str) -> dict[s
     return figures
 
 
-def flatten_facts(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def make_facts(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return a configuration as text by dotted key."""
-    facts: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            facts |= flatten_facts(value, f"{prefix}{key}.")
-        else:
-            facts[f"{prefix}{key}"] = str(value)
-    return facts
+    return {key: str(value) for key, value in flatten_keys(tree, prefix).items()}
 
 
 def _curve_name(name: str) -> str:

@@ -17,8 +17,8 @@ from mtil.storage import open_store
 from mtil.tracking.nodes import (
     Artefact,
     Node,
-    flatten_facts,
     make_epochs,
+    make_facts,
     make_figures,
     make_key,
 )
@@ -73,7 +73,7 @@ class RunReader:
             key=self.key,
             name=self.path[-1] if self.path else run.uri.rstrip("/").rsplit("/", 1)[-1],
             facts={
-                **flatten_facts(config_to_dict(run.config)),
+                **make_facts(config_to_dict(run.config)),
                 "run": run.uri,
                 "dataset": run.data_uri,
                 "fingerprint": run.fingerprint,

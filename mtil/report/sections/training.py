@@ -5,6 +5,7 @@ from typing import Any
 
 from mtil.config import config_to_dict
 from mtil.data.inspection import inspect_dataset
+from mtil.documents import flatten_keys
 from mtil.errors import UserError
 from mtil.presets import PRESETS
 from mtil.report.charts.training import draw_learning_curves
@@ -90,10 +91,10 @@ def _last(training: Training, column: str) -> Cell:
 
 def find_preset(scored: ScoredRun) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """Return the preset nearest to a run's configuration, and key, preset's and run's value."""
-    own = _flatten(config_to_dict(scored.run.config))
+    own = flatten_keys(config_to_dict(scored.run.config))
     differences = {}
     for name, make in PRESETS.items():
-        preset = _flatten(config_to_dict(make()))
+        preset = flatten_keys(config_to_dict(make()))
         differences[name] = {
             key: (preset.get(key), value) for key, value in own.items() if preset.get(key) != value
         }
@@ -145,11 +146,3 @@ def _describe_leakage(scored: ScoredRun) -> str:
         f"{found.leak.family:.1%} of the tumour images would have a near-copy or an image of their "
         "group in another fold"
     )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
