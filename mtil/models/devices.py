@@ -35,10 +35,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def _processor_name() -> str:
-    """Return the processor's name; its architecture where the system does not tell the name."""
+    """Return the name of the processor, or the architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:  # Linux alone has the file
+    except OSError:  # only Linux has the file
         lines = []
     names = [value for name, _, value in (line.partition(":") for line in lines)
              if name.strip() == "model name"]  # fmt: skip

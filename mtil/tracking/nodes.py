@@ -1,4 +1,4 @@
-"""The tree that a tracker shows: a run or a search, with rounds, folds and parts below."""
+"""The tree shown by a tracker: a run or a search, with rounds, folds and parts below."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
