@@ -1,14 +1,15 @@
 """Figures of a declared table: configurations, folds and seeds, with paired differences.
 
     python -m benchmarks.figures interaction --to FOLDER [--data URI] [--jobs 2]
-    python -m benchmarks.figures busi_with_bus_bra --to FOLDER --set train.init=RUN --split test
+    python -m benchmarks.figures busi_with_bus_bra --to FOLDER --set train.init=RUNS/{row}/seed-0
 
 A table is a file in `benchmarks/figures/`. It declares rows (differences from a preset), folds,
 seeds, the split whose images are scored, the row against which others are compared, and a budget of
 hours. Every training is `mtil train --local`, every score `mtil evaluate --local`: the same command
-resumes, and the scores of single images stay in the runs in FOLDER. No training starts once the
-trainings have used up the budget. `--split test` scores the test images of the same runs: the one
-look at the end.
+resumes, and the scores of single images stay in the runs FOLDER/ROW/seed-SEED. In the text of a
+value, `{row}` is the row's folder: rows can start from their counterparts of another table. No
+training starts once the trainings have used up the budget. `--split test` scores the test images of
+the same runs: the one look at the end.
 
 Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
 intervals over groups of images; differences are paired on the same images, folds and seeds.
@@ -174,9 +175,9 @@ def list_cells(declaration: Declaration, folder: Path, threads: int) -> list[Cel
             values = _row_values(declaration, row)
             flags = {**values, "seed": seed, "train.cpus_per_worker": threads}
             arguments = ["--config", declaration.preset]
-            for key, value in flags.items():
-                arguments += [f"--{key}", _text(value)]
             name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+            for key, value in flags.items():
+                arguments += [f"--{key}", _text(value).replace("{row}", name)]
             cells.append(Cell(row, seed, str(folder / name / f"seed-{seed}"), tuple(arguments)))
     return cells
 
@@ -410,7 +411,7 @@ def main(
     parser.add_argument("--data", help="a prepared data set (default: BUSI, else phantoms)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="values", type=_key_value,
-        help="configuration of all rows, beside that of the table",
+        help="configuration of all rows, beside that of the table; {row} is a row's folder",
     )  # fmt: skip
     parser.add_argument(
         "--split", choices=("validation", "test"), help="images to score (default: as declared)"
