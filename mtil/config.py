@@ -97,6 +97,9 @@ class AugmentConfig:
     """Largest rotation in degrees."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Largest relative change of scale."""
+    aspect: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of width against height, at equal area. Images of all shapes are
+    squeezed to a square, so shapes differ between scanners."""
     translation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Largest shift as a share of the side."""
     brightness: Share = 0.1

@@ -60,14 +60,14 @@ class ChannelGate(nn.Module):
 class Aggregation(nn.Module):
     """Joins a skip connection with decoder features and refines the result.
 
-    Both sources are projected to `channels`. Then, by `kind`:
-
-    - `fab`: weighs every channel between both sources and adds the sources;
-    - `se`, `eca`: scale the channels of both sources and concatenate the sources;
-    - `concat`: concatenates the sources without scaling.
-
-    Two convolutions follow, with the sum of the sources as shortcut.
+    Both sources are projected to `channels` and normalised. Then, by `kind`, every channel is
+    weighed between both sources (`fab`), or scaled in each source (`se`, `eca`), or left unchanged
+    (`concat`). Two convolutions over both sources follow, with the sum of the sources as shortcut.
     """
+
+    # Without normalisation, the encoder's features have magnitudes of 3 to 40. The gate's logits
+    # then reach 10 to 40 within a few epochs, equal for all images: the softmax switches one source
+    # of each channel off for good.
 
     def __init__(
         self,
@@ -80,14 +80,13 @@ class Aggregation(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = config.kind
-        self.from_encoder = nn.Conv2d(encoder_channels, channels, 1)
-        self.from_decoder = nn.Conv2d(decoder_channels, channels, 1)
+        self.from_encoder = ConvNorm(encoder_channels, channels, kernel=1, activation=False)
+        self.from_decoder = ConvNorm(decoder_channels, channels, kernel=1, activation=False)
         self.gate: ChannelGate | None = None
         if config.kind != "concat":
             self.gate = ChannelGate(config, channels, prior=prior)
-        joined = channels if config.kind == "fab" else 2 * channels
         self.refine = nn.Sequential(
-            ConvNorm(joined, channels), ConvNorm(channels, channels, activation=False)
+            ConvNorm(2 * channels, channels), ConvNorm(channels, channels, activation=False)
         )
 
     def forward(
@@ -102,9 +101,8 @@ class Aggregation(nn.Module):
         if self.gate is not None:
             skip, upward = scale_sources(self.kind, self.gate(skip, upward, prior), skip, upward)
         upward = upsample_double(upward)
-        total = skip + upward
-        joined = total if self.kind == "fab" else torch.cat([skip, upward], dim=1)
-        return F.relu(total + self.refine(joined), inplace=True)
+        refined = self.refine(torch.cat([skip, upward], dim=1))
+        return F.relu(skip + upward + refined, inplace=True)
 
 
 def scale_sources(

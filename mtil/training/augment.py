@@ -72,16 +72,21 @@ class BatchAugmentation:
 def draw_affine(
     config: AugmentConfig, random: ImageRandomness, height: int, width: int
 ) -> Float[Tensor, "b 2 3"]:
-    """Draw one matrix an image, from source to target pixels: flips, scale, rotation, shift."""
+    """Draw one matrix an image, from source to target pixels.
+
+    Flips, scale and aspect come first, then the rotation, then the shift.
+    """
     # On the CPU: launching these many small kernels on a GPU takes longer than computing here.
     # In float64: images in float64 get a matrix without rounding to float32.
-    draw = random.uniforms(Purpose.AFFINE, 6).T.double()
+    draw = random.uniforms(Purpose.AFFINE, 7).T.double()
     signed = 2 * draw - 1
     flips = torch.stack([draw[0] < config.horizontal_flip, draw[1] < config.vertical_flip], dim=1)
     scale = (1 + config.scale * signed[2])[:, None] * (1 - 2 * flips.double())
+    stretch = (1 + config.aspect) ** (signed[6] / 2)
+    scale = scale * torch.stack([stretch, 1 / stretch], dim=1)
     angle = config.rotation * signed[3]
     sides = torch.tensor([width, height], dtype=draw.dtype)
-    shift = config.translation * signed[4:].T * sides
+    shift = config.translation * signed[4:6].T * sides
     centre = ((sides - 1) / 2).expand(len(shift), 2)
     matrix: Tensor = get_affine_matrix2d(shift, centre, scale, angle)
     return matrix[:, :2]

@@ -95,6 +95,17 @@ def test_scale_changes_the_area():
     assert 1.25 < ratio.max() < 1.2**2 * 1.1
 
 
+def test_aspect_changes_the_shape_and_keeps_the_area():
+    """The lesion has 20 columns and 12 rows; the ratio changes by a factor from 1/1.5 to 1.5."""
+    _, moved, _ = augment(aspect=0.5)(*batch(size=64))
+    height, width = (moved.amax(dim=dim).flatten(1).sum(dim=1) for dim in (3, 2))
+    ratio = width / height / (20 / 12)
+    assert 1 / 1.5 * 0.9 < ratio.min() < 1 / 1.3
+    assert 1.3 < ratio.max() < 1.5 * 1.1
+    area = moved.sum(dim=(1, 2, 3)) / (12 * 20)
+    assert (area - 1).abs().max() < 0.12
+
+
 def test_one_transform_serves_image_mask_and_prior():
     image, mask, _ = batch(size=8, height=64, width=64)
     strong = augment(horizontal_flip=0.5, rotation=30, scale=0.2, translation=0.1)
@@ -137,7 +148,7 @@ def test_a_batch_is_augmented_as_its_slices_are(sizes):
     """Every change is on. The images are equal bit for bit."""
     strong = AugmentConfig(
         rotation=30, scale=0.2, translation=0.1, speckle=0.5, vertical_flip=0.5, noise=0.1,
-        blur=0.5, low_resolution=0.5,
+        blur=0.5, low_resolution=0.5, aspect=0.3,
     )  # fmt: skip
     change = BatchAugmentation(strong, PriorConfig(dropout=0.3, roughen=0.5))
     for dtype in (torch.float32, torch.float64):
