@@ -46,13 +46,32 @@ def test_the_gate_starts_by_changing_nothing_whatever_the_prior(kind):
     assert torch.equal(same_decoder, decoder)
 
 
-def test_fab_starts_as_the_sum_of_its_sources():
-    aggregation = block("fab").eval()
+@pytest.mark.parametrize("kind", ["fab", "se", "eca"])
+def test_a_gate_starts_as_plain_concatenation(kind):
+    plain, gated = block("concat").eval(), block(kind).eval()
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(gated(*inputs()), plain(*inputs()))
+
+
+def test_the_shortcut_is_the_sum_of_the_sources():
+    aggregation = block("concat").eval()
     encoder, decoder, prior = inputs()
     up = F.interpolate(decoder, scale_factor=2, mode="bilinear", align_corners=False)
-    total = aggregation.from_encoder(encoder) + aggregation.from_decoder(up)
-    expected = F.relu(total + aggregation.refine(total))
+    first, second = aggregation.from_encoder(encoder), aggregation.from_decoder(up)
+    expected = F.relu(first + second + aggregation.refine(torch.cat([first, second], dim=1)))
     torch.testing.assert_close(aggregation(encoder, decoder, prior), expected)
+
+
+@pytest.mark.parametrize("kind", ["fab", "se", "eca"])
+def test_the_gate_does_not_depend_on_the_magnitude_of_the_features(kind):
+    """Large features would otherwise drive the gate to its ends (seen: logits of 10 to 40)."""
+    aggregation = block(kind)
+    with torch.no_grad():
+        for parameter in aggregation.gate.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    encoder, decoder, prior = inputs()
+    small, large = aggregation(encoder, decoder, prior), aggregation(40 * encoder, decoder, prior)
+    torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
 
 
 def test_fab_shares_two_between_the_sources_of_a_channel():
