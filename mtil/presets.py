@@ -28,11 +28,15 @@ def demo() -> Config:
 
 
 def cpu() -> Config:
-    """Return a configuration at 160 pixels that trains a fold in minutes on two CPU cores."""
+    """Return a configuration at 160 pixels that trains a fold in minutes on two CPU cores.
+
+    The zoom pass sees more detail than these pixels.
+    """
     return config_from_dict(
         {
             "data": {"image_size": 160},
             "train": {"num_epochs": 24, "batch_size": 16, "num_workers": 2, "warmup_epochs": 1.0},
+            "zoom": {"num_windows": 1},
         }
     )
 

@@ -351,6 +351,7 @@ def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
     assert config == config_from_dict(config_to_dict(config))
     assert config.data.image_size == {"demo": 96, "cpu": 160, "base": 256}[name]
     assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "base": 1}[name]
+    assert config.zoom.num_windows == {"demo": 0, "cpu": 1, "base": 0}[name]
     assert config.loss == Config().loss
     assert config.model == Config().model
 
