@@ -47,7 +47,9 @@ class ChannelGate(nn.Module):
         statistics = [x.mean(dim=(2, 3)) for x in (encoder, decoder)]
         if self.kind == "fab":
             statistics += [x.amax(dim=(2, 3)) for x in (encoder, decoder)]
-        pooled = torch.cat(statistics, dim=1)
+        # Averages lie round 0 and maxima round 5. Each kind is normalised over its channels: the
+        # gate must not run to its ends, where it no longer learns, in the first epochs.
+        pooled = torch.cat([F.layer_norm(x, x.shape[1:]) for x in statistics], dim=1)
         if self.kind == "eca":
             logits = self.mix(pooled[:, None])[:, 0]
         else:
@@ -65,9 +67,8 @@ class Aggregation(nn.Module):
     (`concat`). Two convolutions over both sources follow, with the sum of the sources as shortcut.
     """
 
-    # Without normalisation, the encoder's features have magnitudes of 3 to 40. The gate's logits
-    # then reach 10 to 40 within a few epochs, equal for all images: the softmax switches one source
-    # of each channel off for good.
+    # Without normalisation, features have magnitudes of 3 to 90. The gate's logits then reach 10 to
+    # 40, equal for all images: the softmax switches one source of each channel off for good.
 
     def __init__(
         self,
