@@ -386,9 +386,10 @@ class CircleConfig:
 
     num_rounds: Rounds = 3
     """Number of rounds. Round 0 reads no maps."""
-    maps: Literal["in_sample", "cross_fit", "recycle"] = "in_sample"
+    maps: Literal["in_sample", "cross_fit", "recycle", "corrupted"] = "in_sample"
     """Source of a training image's map: the model trained on the image, an inner model trained
-    without the image, or the network itself within the training step."""
+    without the image, the network itself within the training step, or the image's reference mask
+    with random errors."""
     num_parts: Parts = 4
     """With `cross_fit`: number of parts of the training rows. An inner model is trained without
     each part."""
@@ -403,10 +404,15 @@ class CircleConfig:
     max_attempts: Attempts = 3
     """Number of failures of an action after which the fold fails."""
 
+    @property
+    def stores_maps(self) -> bool:
+        """True if a round writes maps of the training images for the next round."""
+        return self.maps in ("in_sample", "cross_fit")
+
     def __post_init__(self) -> None:
-        if self.maps == "recycle" and self.test == "chain":
+        if not self.stores_maps and self.test == "chain":
             raise ConfigError(
-                "With `circle.maps` recycle a model trains on the model's own output, so "
+                f"With `circle.maps` {self.maps} no model reads the maps of an earlier round, so "
                 "`circle.test` must be passes, but is chain."
             )
 

@@ -153,7 +153,7 @@ class Dimension:
 _ATTENTION_KINDS = ("self", "cross", "both")
 _YES_OR_NO = ChoiceDomain((True, False))
 _CHAIN_MAPS = ChoiceDomain(("in_sample", "cross_fit"))
-"""Sources of maps for a chain test, in which no model reads its own output (`recycle`)."""
+"""Sources of maps for a chain test, which reads the maps of earlier rounds."""
 _NO_BASELINE: Mapping[str, tuple[KeyValue, ...]] = {"model.baseline": (False,)}
 """The baseline lacks attention, aggregation and prior."""
 _WITH_ATTENTION: Mapping[str, tuple[KeyValue, ...]] = {
@@ -207,7 +207,7 @@ SUBSPACES: Mapping[str, tuple[Dimension, ...]] = {
         Dimension("model.prior.roughen", RangeDomain(0.0, 0.8), _NO_BASELINE),
     ),
     "circle": (
-        Dimension("circle.maps", ChoiceDomain(("in_sample", "cross_fit", "recycle"))),
+        Dimension("circle.maps", ChoiceDomain(("in_sample", "cross_fit", "recycle", "corrupted"))),
         Dimension("circle.num_passes", IntegerDomain(1, 4), {"circle.test": ("passes",)}),
     ),
     "loss": (

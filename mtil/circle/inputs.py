@@ -131,7 +131,7 @@ def load_initial_weights(run: Run, training: Train) -> "Mapping[str, Tensor] | N
 
 
 def find_prior_maps(run: Run, manifest: Manifest, action: Train | WriteMaps) -> PriorMaps | None:
-    """Return the prior maps of an action's rows; None in round 0 and with `recycle`.
+    """Return the prior maps of an action's rows; None in round 0, and without stored maps.
 
     Raises:
         DataError: if the training behind a map has no result.
@@ -181,9 +181,8 @@ def list_test_models(run: Run, round_index: int, fold: int) -> Sequence[Train]:
     models = find_models_used(run.plan([fold]), Evaluate(round_index, fold))
     if circle.test == "chain":
         return models
-    # A model of round 0 has not learnt to read a map, so one pass is enough. The exception is
-    # `recycle`: there the network was trained on its own output.
-    if not round_index and circle.maps != "recycle":
+    # With stored maps, a model of round 0 has not learnt to read a map, so one pass is enough.
+    if not round_index and circle.stores_maps:
         return models
     return models * circle.num_passes
 

@@ -6,6 +6,7 @@ source of the maps (`circle.maps`) determines the actions:
     in_sample   the model maps the rows of its training
     cross_fit   an inner model for every part, trained without the part, maps the rows of the part
     recycle     no stored maps: the network reads its own output within a training step
+    corrupted   no stored maps: the network reads reference masks with random errors
 """
 
 from collections.abc import Iterable
@@ -138,7 +139,7 @@ def find_map_writers(plan: CirclePlan, action: Action) -> tuple[WriteMaps, ...]:
     A training reads the maps of its rows. A map writer reads the maps of the previous round.
     An evaluation reads no maps: test images never have a stored map.
     """
-    if plan.circle.maps == "recycle" or action.round == 0:
+    if not plan.circle.stores_maps or action.round == 0:
         return ()
     if isinstance(action, Train):
         parts = plan.parts if action.part is None else _other_parts(plan, action.part)
@@ -178,7 +179,7 @@ def find_prerequisites(plan: CirclePlan, action: Action) -> tuple[Action, ...]:
     prerequisites = find_models_used(plan, action)
     if isinstance(action, Train) and action.round > 0:
         previous = Train(action.round - 1, action.fold, action.part)
-        needs_previous = plan.circle.maps == "recycle" or plan.circle.warm_start
+        needs_previous = not plan.circle.stores_maps or plan.circle.warm_start
         # In a chain, `find_models_used` may hold the training of the previous round already.
         prerequisites += (previous,) * (needs_previous and previous not in prerequisites)
     return (*prerequisites, *find_map_writers(plan, action))
@@ -194,10 +195,11 @@ def build_action_graph(plan: CirclePlan) -> dict[Action, tuple[Action, ...]]:
     """Return the prerequisites of all actions, in topological order. Must not be modified."""
     # Cached: the coordinator asks for the graph with every decision.
     actions_in_order: list[Action] = []
-    keeps_maps = plan.circle.maps != "recycle"
     for round_index in range(plan.circle.num_rounds):
         for fold in plan.folds:
-            mapped_parts = plan.parts if keeps_maps and round_index < plan.last_round else ()
+            mapped_parts = (
+                plan.parts if plan.circle.stores_maps and round_index < plan.last_round else ()
+            )
             inner_parts = [part for part in mapped_parts if part is not None]
             actions_in_order += [
                 Train(round_index, fold),

@@ -27,6 +27,7 @@ from mtil.run.teacher import TeacherOutputs
 from mtil.training.augment import BatchAugmentation
 from mtil.training.averaging import MovingAverage
 from mtil.training.batch_norm import synchronize_batch_norm
+from mtil.training.corruption import corrupt_masks
 from mtil.training.group import Group
 from mtil.training.losses import StepCounts, TrainingObjective
 from mtil.training.randomness import (
@@ -236,6 +237,8 @@ class TrainingEngine:
                     stored_size=batch.image.shape[-1],
                     windows=windows,
                 )
+            if self.config.circle.maps == "corrupted":
+                drawn = drawn._replace(prior=corrupt_masks(drawn.mask, images))
             image, mask, prior = self._augment(drawn.image, drawn.mask, drawn.prior, images)
             # Equal on every rank: the exchange of gradients needs the same number of passes.
             num_passes = random.num_passes(index)

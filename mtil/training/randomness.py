@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     WINDOW = 6
     QUALITY = 7
     NOISE = 8
+    CORRUPTION = 9
 
 
 @dataclass(frozen=True)

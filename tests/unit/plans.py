@@ -17,12 +17,12 @@ IN_SAMPLE = a_plan(0, 1, num_rounds=3)
 CROSS_FIT = a_plan(0, 1, num_rounds=3, maps="cross_fit", num_parts=3)
 RECYCLE = a_plan(0, 1, num_rounds=3, maps="recycle")
 
-RECYCLED = ("recycle", "passes")
+UNSTORED = [("recycle", "passes"), ("corrupted", "passes")]
 plans = st.builds(
     CirclePlan,
     circle=st.builds(
         lambda kind, **values: CircleConfig(maps=kind[0], test=kind[1], **values),
-        st.sampled_from([*product(["in_sample", "cross_fit"], ["passes", "chain"]), RECYCLED]),
+        st.sampled_from([*product(["in_sample", "cross_fit"], ["passes", "chain"]), *UNSTORED]),
         num_rounds=st.integers(1, 4),
         num_parts=st.integers(2, 4),
         warm_start=st.booleans(),

@@ -303,6 +303,7 @@ def test_a_round_starts_from_scratch_if_it_is_asked_to(circle_run: CircleRun) ->
     [
         ({"num_passes": 3}, [[0], [1, 1, 1], [2, 2, 2]]),
         ({"num_passes": 3, "maps": "recycle"}, [[0, 0, 0], [1, 1, 1], [2, 2, 2]]),
+        ({"num_passes": 3, "maps": "corrupted"}, [[0, 0, 0], [1, 1, 1], [2, 2, 2]]),
         ({"num_passes": 3, "maps": "cross_fit"}, [[0], [1, 1, 1], [2, 2, 2]]),
         ({"num_passes": 3, "test": "chain"}, [[0], [0, 1], [0, 1, 2]]),
     ],

@@ -51,7 +51,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("mtil evaluate --sp", {"--split"}),
         ("mtil evaluate --split ", {"test", "validation"}),
         ("mtil train --zoom.num", {"--zoom.num-windows"}),
-        ("mtil train --circle.maps ", {"in_sample", "cross_fit", "recycle"}),
+        ("mtil train --circle.maps ", {"in_sample", "cross_fit", "recycle", "corrupted"}),
         ("mtil-tune co", {"confirm"}),
     ],
 )

@@ -69,8 +69,9 @@ def test_cross_fit_has_inner_models_in_all_rounds_but_the_last() -> None:
     )
 
 
-def test_recycle_writes_no_maps() -> None:
-    assert list_actions(a_plan(0, 2, num_rounds=1, maps="recycle")) == (
+@pytest.mark.parametrize("maps", ["recycle", "corrupted"])
+def test_some_sources_write_no_maps(maps: str) -> None:
+    assert list_actions(a_plan(0, 2, num_rounds=1, maps=maps)) == (
         Train(0, 0),
         Evaluate(0, 0),
         Train(0, 2),
@@ -105,6 +106,7 @@ def test_recycle_writes_no_maps() -> None:
             {WriteMaps(0, 0, 1)},
         ),
         (a_plan(0, maps="recycle", warm_start=False), Train(1, 0), {Train(0, 0)}),
+        (a_plan(0, maps="corrupted", warm_start=False), Train(1, 0), {Train(0, 0)}),
         (a_plan(0, test="chain"), Evaluate(2, 0), {Train(0, 0), Train(1, 0), Train(2, 0)}),
         (a_plan(0, test="chain"), Train(2, 0), {Train(0, 0), Train(1, 0), WriteMaps(1, 0)}),
         (
@@ -166,7 +168,7 @@ def rows_seen(plan: CirclePlan) -> tuple[dict[Train, set[int]], dict[WriteMaps, 
             own = {row for row in rows if action.part is None or row // 3 != action.part}
             ancestor = find_warm_start(plan, action)
             seen[action] = own | (seen[ancestor] if ancestor else set())
-            if action.round > 0 and plan.circle.maps != "recycle":
+            if action.round > 0 and plan.circle.stores_maps:
                 maps = [row for read in find_map_writers(plan, action) for row in mapped[read]]
                 assert sorted(maps) == sorted(own)  # each row has one map, and no other has
         elif isinstance(action, WriteMaps):
@@ -214,7 +216,7 @@ def test_the_settings_of_the_circle_are_configuration_keys() -> None:
         ("num_passes", 0, "greater than or equal to 1"),
         ("max_attempts", 0, "greater than or equal to 1"),
         ("num_parts", 1, "greater than or equal to 2"),
-        ("maps", "both", "'in_sample', 'cross_fit' or 'recycle'"),
+        ("maps", "both", "'in_sample', 'cross_fit', 'recycle' or 'corrupted'"),
         ("test", "maps", "'passes' or 'chain'"),
     ],
 )

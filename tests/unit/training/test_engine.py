@@ -120,7 +120,7 @@ def test_epochs_draw_other_augmentations(make_config: MakeConfig, toy_batches: T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maps", ["in_sample", "recycle"])
+@pytest.mark.parametrize("maps", ["in_sample", "recycle", "corrupted"])
 def test_an_epoch_goes_on_where_it_was_interrupted(
     make_config: MakeConfig, toy_batches: ToyBatches, maps: str
 ) -> None:

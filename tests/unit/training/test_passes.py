@@ -478,3 +478,23 @@ def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() ->
         for seed in seeds
     ]
     assert len({str(order) for order in orders}) == 10
+
+
+def test_corrupted_references_teach_to_read_a_map(
+    make_config: MakeConfig, toy_batches: ToyBatches
+) -> None:
+    """A step has one pass, whose map is not empty; a validation image has all passes."""
+    batches = toy_batches(3, size=2)
+    config = make_config(circle={"maps": "corrupted", "num_passes": 2})
+    reading = _engine(config, num_passes=2)
+    given = _priors_given(reading)
+    list(reading.train_epoch(batches, epoch=0))
+    assert len(given) == 3
+    assert all(prior is not None for prior in given)
+    engine, blind = _engine(config, num_passes=2), _engine(make_config())
+    for one in (engine, blind):
+        _train(one, batches)
+    weight = "prior_stem.weight"
+    assert not blind.network.state_dict()[weight].any()
+    assert engine.network.state_dict()[weight].any()
+    assert len(engine.validate(batches)[0].earlier) == 1
