@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 from mtil import phantom
 from mtil.circle.inputs import find_map_source, list_test_models
@@ -93,10 +94,15 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., TrainedModel
 
     def make(seed: int = 0, **values: Any) -> TrainedModel:
         torch.manual_seed(seed)
-        network = TwoTaskNetwork(config.model).eval()
+        network = TwoTaskNetwork(config.model)
+        norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
         with torch.no_grad():
+            for norm in norms:
+                norm.momentum = 1.0
+            network(torch.rand(8, 1, 32, 32))
+            network.eval()
             for parameter in network.head.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=0.1)
             said = network(torch.rand(8, 1, 32, 32))
             network.logits["2"].weight *= 2 / said.mask.std()
             network.logits["2"].bias -= network(torch.rand(8, 1, 32, 32)).mask.median()
