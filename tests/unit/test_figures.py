@@ -58,6 +58,20 @@ def test_given_values_reach_all_rows(tmp_path: Path) -> None:
     assert {figures.row_config(table, row).train.init for row in table.rows} == {"s3://bucket/run"}
 
 
+def test_a_row_starts_from_its_counterpart_of_another_table(tmp_path: Path) -> None:
+    _declaration(tmp_path)
+    values = {"train.init": "runs/{row}/seed-0"}
+    table = figures.read_declaration(tmp_path / "table.yaml", values)
+    starts = {}
+    for cell in figures.list_cells(table, tmp_path, threads=1):
+        flags = dict(zip(cell.arguments[::2], cell.arguments[1::2], strict=True))
+        starts[cell.uri] = flags["--train.init"]
+    assert starts == {
+        str(tmp_path / "plain" / "seed-3"): "runs/plain/seed-0",
+        str(tmp_path / "more-classes" / "seed-3"): "runs/more-classes/seed-0",
+    }
+
+
 @pytest.mark.parametrize("text", ["train.init", ""])
 def test_a_value_needs_a_key(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
