@@ -22,7 +22,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,15 +122,15 @@ class Budget:
     """Training time that has been used, of the time that was declared."""
 
     hours: float
-    used_s: float = 0.0
+    spent_s: list[float] = field(default_factory=list)
+    """Seconds of each training."""
     refused: list[str] = field(default_factory=list)
     """Trainings that were not started."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def spend(self, seconds: float) -> None:
-        """Count the time of a training, in any thread."""
-        with self._lock:
-            self.used_s += seconds
+    @property
+    def used_s(self) -> float:
+        """Seconds of all trainings, equal to the last digit for any order of the threads."""
+        return math.fsum(self.spent_s)
 
 
 def read_declaration(path: Path, values: Mapping[str, str] | None = None) -> Declaration:
@@ -201,7 +200,7 @@ def train_cells(
             seconds = trained_seconds(cell, fold)
             assert seconds is not None
             _log(f"{cell.row}, seed {cell.seed}, fold {fold}: {seconds:.0f} s")
-        budget.spend(seconds)
+        budget.spent_s.append(seconds)
 
     # Fold by fold, so that rows can be compared early.
     with ThreadPoolExecutor(jobs) as pool:
