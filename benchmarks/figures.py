@@ -12,7 +12,7 @@ training starts once the trainings have used up the budget. `--split test` score
 the same runs: the one look at the end.
 
 Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
-intervals over groups of images; differences are paired on the same images, folds and seeds.
+intervals over groups of images; differences are paired by image, fold and seed.
 """
 
 import argparse
@@ -67,13 +67,13 @@ class Declaration:
     """A table to fill."""
 
     purpose: str
-    """The question that the table answers."""
+    """The question behind the table."""
     preset: str
     """The configuration from which rows differ."""
     rows: dict[str, dict[str, Any]]
     """Configuration keys and values of each row, by name of the row."""
     against: str
-    """The row with which every other row is compared."""
+    """The row with which all rows are compared."""
     folds: tuple[int, ...]
     seeds: tuple[Annotated[int, Field(ge=0)], ...]
     split: Literal["validation", "test"]
@@ -83,7 +83,7 @@ class Declaration:
     ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Further rows: ensembles of all seeds of the named rows."""
     budget_hours: Annotated[float, Field(gt=0)]
-    """Hours of all trainings together, each on its own share of the machine."""
+    """Hours of all trainings together, also of trainings side by side."""
 
 
 _DECLARATION: TypeAdapter[Declaration] = TypeAdapter(Declaration)
@@ -98,7 +98,7 @@ class Cell:
     uri: str
     """The run's folder."""
     arguments: tuple[str, ...]
-    """Arguments of `mtil train` that make the configuration."""
+    """Arguments of `mtil train` for the configuration."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Scores:
 
 @dataclass
 class Budget:
-    """Training time that has been used, of the time that was declared."""
+    """Used and declared training time."""
 
     hours: float
     spent_s: list[float] = field(default_factory=list)
     """Seconds of each training."""
     refused: list[str] = field(default_factory=list)
-    """Trainings that were not started."""
+    """Trainings without a start, for want of time."""
 
     @property
     def used_s(self) -> float:
@@ -208,7 +208,7 @@ def train_cells(
 
 
 def trained_seconds(cell: Cell, fold: int) -> float | None:
-    """Return the training time of a fold; None if it is not trained."""
+    """Return the training time of a fold; None without a model."""
     if not (Path(cell.uri) / "run.json").exists():
         return None
     result = Run.open(cell.uri).result(Train(0, fold))
@@ -248,7 +248,7 @@ def score_ensemble(
 
 
 def _read_scores(uri: str, declaration: Declaration, others: Sequence[str]) -> Scores:
-    """Return the scores of a run, alone or in an ensemble; score first what is not scored yet."""
+    """Return the scores of a run, alone or in an ensemble; score a fold without scores."""
     run = Run.open(uri)
     uris = [Run.open(other).uri for other in others]
     names = [run.predictions_name(0, fold, declaration.split, uris) for fold in declaration.folds]
@@ -331,7 +331,7 @@ def _summarise(tables: Sequence[Results]) -> dict[str, Any]:
 
 
 def _compare(tables: Sequence[Results], others: Sequence[Results]) -> dict[str, Any]:
-    """Return the paired differences of averaged figures, and the share of images that got worse."""
+    """Return the paired differences of averaged figures, and the share of worse images."""
     gains = bootstrap(
         tables[0].group, difference(_average_statistics(tables), _average_statistics(others))
     )

@@ -47,7 +47,7 @@ class Node:
 
 
 def make_key(*parts: str) -> str:
-    """Return the identity of a node from properties that are unique together."""
+    """Return the identity of a node from a unique combination of properties."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
