@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mtil.circle.inputs import check_test_models, load_model_chains
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.manifest import Manifest, Shard
+from mtil.data.dataset.selection import NORMAL
 from mtil.data.dataset.shards import HOLDOUT, read_shard
 from mtil.errors import ConfigError, DataError
 from mtil.prediction.evaluation import evaluate_predictions, fill_sources
@@ -39,6 +40,11 @@ class ExternalRequest:
     manifest: Manifest
     seen: frozenset[str]
     """Images of the other data set that the models have seen, or near-copies of such images."""
+
+    @property
+    def normals(self) -> bool:
+        """True if the other data set has normal images; otherwise each image gets a mask."""
+        return any(cell.label == NORMAL for shard in self.manifest.shards for cell in shard.cells)
 
 
 def request_external(run_uri: str, data: str, *, round_index: int | None = None) -> ExternalRequest:
@@ -101,8 +107,8 @@ def evaluate_external(
         gpus: 0 for the CPU, more for a GPU; by default the device type of the training.
 
     Returns:
-        the figures of `mtil evaluate --json`, with `on`, the other data set, and `seen`, the number
-        of images left out.
+        the figures of `mtil evaluate --json`, with `on`, the other data set, `seen`, the number
+        of images left out, and `normals`, whether images may get an empty mask.
 
     Raises:
         DataError: if a shard is missing or damaged.
@@ -135,7 +141,12 @@ def evaluate_external(
             own.shard = (shard, read_shard(request.store, shard, EVALUATION_COLUMNS))
         rows = own.shard[1].slice(start, _UNIT_ROWS)
         kept = [name not in request.seen for name in rows["sample_id"].to_pylist()]
-        return score_chains(rows.filter(pa.array(kept)), own.chains, num_images=manifest.num_rows)
+        return score_chains(
+            rows.filter(pa.array(kept)),
+            own.chains,
+            num_images=manifest.num_rows,
+            normals=request.normals,
+        )
 
     tables: list[pa.Table] = []
     with ThreadPoolExecutor(num_scorers, initializer=start_scorer) as pool:
@@ -177,6 +188,7 @@ def _store(request: ExternalRequest, scored: pa.Table) -> dict[str, Any]:
         "on": request.store.uri,
         "on_fingerprint": fingerprint,
         "seen": len(request.seen),
+        "normals": request.normals,
         **evaluate_predictions(
             scored.select(PREDICTIONS_SCHEMA.names), run_uri=run.uri, folds=folds
         ),

@@ -38,7 +38,8 @@ class ImagePrediction:
     malignancy_spread: float | None
     """Standard deviation of `malignancy` over several models; None for one model."""
     class_name: str
-    """`normal` if a lesion is less likely than not, else `benign` or `malignant`."""
+    """`normal` if a lesion is less likely than not, unless the image is known to show one; else
+    `benign` or `malignant`."""
     passes: tuple[npt.NDArray[np.float32], ...]
     """Arrays (h, w), probability of lesion per pixel in every pass. The last equals `lesion`."""
 
@@ -101,7 +102,11 @@ class ImagePredictor:
 
 
 def load(
-    run_or_checkpoint: str, fold: int | None = None, *, others: Sequence[str] = ()
+    run_or_checkpoint: str,
+    fold: int | None = None,
+    *,
+    others: Sequence[str] = (),
+    normals: bool = True,
 ) -> ImagePredictor:
     """Load trained models for prediction, on a GPU if present.
 
@@ -111,6 +116,8 @@ def load(
         fold: the fold whose model predicts; by default the predictions of all trained folds are
             averaged.
         others: further runs or model files, whose predictions are averaged with the first's.
+        normals: images may be normal; if False, each gets an outline, and the class benign or
+            malignant.
 
     Returns:
         a function from an image to an `ImagePrediction`.
@@ -136,7 +143,7 @@ def load(
                 f"Fold {fold} of {run_or_checkpoint} is not trained, but folds "
                 f"{', '.join(map(str, folds))} are; choose a trained fold."
             )
-    return ImagePredictor(Ensemble(chains))
+    return ImagePredictor(Ensemble(chains, normals=normals))
 
 
 def _known(value: float) -> float | None:

@@ -49,7 +49,8 @@ class MaskRule:
     """The mask is empty if the probability of a lesion in the image is lower."""
     filled_from: _Gate = NEVER
     """An empty mask is filled if the probability of a lesion in the image is at least this: by the
-    region round the highest pixel with at least half of its probability. Above 1 never."""
+    region round the highest pixel with at least half of its probability. 0 always, above 1
+    never."""
 
     def __call__(self, lesion: Map, presence: float = math.nan) -> Mask:
         """Return the mask (h, w) of a map (h, w).
@@ -72,12 +73,17 @@ class MaskRule:
             has_seed = np.zeros(num_regions + 1, np.bool_)
             has_seed[regions[mask & (lesion >= self.seed)]] = True
             mask = has_seed[regions]
-        if presence >= self.filled_from and not mask.any() and lesion.any():
+        is_filled = presence >= self.filled_from or self.filled_from == 0
+        if is_filled and not mask.any() and lesion.any():
             from scipy import ndimage
 
             regions, _ = ndimage.label(lesion >= lesion.max() / 2)
             mask = regions == regions.flat[int(lesion.argmax())]
         return mask
+
+    def without_normals(self) -> "MaskRule":
+        """Return the rule for images that are known to show a lesion: no mask is empty."""
+        return replace(self, empty_below=0.0, filled_from=0.0)
 
 
 def find_expected_threshold(lesion: Map) -> float:

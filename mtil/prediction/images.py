@@ -64,7 +64,8 @@ PREDICTION_COLUMNS = (
 
 `malignant_probability` supposes that the image shows a lesion. `lesion_probability` is the
 probability of a lesion in the image, and empty if the models were trained without normal images.
-`class` is `normal` if a lesion is less likely than not, else `benign` or `malignant`. The spreads
+`class` is `normal` if a lesion is less likely than not, unless images are known to show lesions;
+else `benign` or `malignant`. The spreads
 say how far several models disagree, and are empty for one model: `probability_spread` is the
 standard deviation of the probability, `mask_spread` 1 minus the mean Dice of all pairs of masks.
 The box is in pixels; the far corner lies 1 pixel past the lesion. The box is empty without a
@@ -86,20 +87,27 @@ class Ensemble:
     """Average the calibrated probabilities and lesion maps of several chains of models."""
 
     def __init__(
-        self, chains: Sequence[Sequence[TrainedModel]], device: torch.device | None = None
+        self,
+        chains: Sequence[Sequence[TrainedModel]],
+        device: torch.device | None = None,
+        *,
+        normals: bool = True,
     ) -> None:
         """Build the networks.
 
         Args:
             chains: chains of models, with a model per pass. The last pass gives the prediction.
             device: device of the networks; by default a GPU if present.
+            normals: images may be normal; False if each is known to show a lesion.
 
         Raises:
             CheckpointError: if a model's weights do not fit its architecture.
         """
         self._chains = [build_predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
-        self.mask_rule = average_rules([chain[-1].mask_rule for chain in chains])
+        rule = average_rules([chain[-1].mask_rule for chain in chains])
+        self.mask_rule = rule if normals else rule.without_normals()
+        self._normals = normals
         models = [model for chain in chains for model in chain]
         self.lineage = {
             "model_sha256": ";".join(">".join(_digests(chain)) for chain in chains),
@@ -127,7 +135,7 @@ class Ensemble:
 
     def name_class(self, malignant: float, presence: float) -> str:
         """Return the class of an image: `normal`, `benign` or `malignant`."""
-        if presence < 0.5:
+        if self._normals and presence < 0.5:
             return "normal"
         return "malignant" if malignant >= self.threshold else "benign"
 
@@ -167,6 +175,7 @@ def predict_location(
     out_uri: str,
     *,
     others: Sequence[str] = (),
+    normals: bool = True,
     device: torch.device | None = None,
     batch_size: int = 16,
     listen: PredictionListener,
@@ -178,6 +187,8 @@ def predict_location(
         input_uri: an image, or a folder or bucket prefix, searched recursively.
         out_uri: where to write; new, empty, or holding previous results of this function.
         others: further runs or model files whose predictions are averaged with those of `source`.
+        normals: images may be normal; if False, each gets an outline, and the class benign or
+            malignant.
         device: device of the networks; by default a GPU if present.
         batch_size: number of images in memory at once.
         listen: function called with `{"kind": "predicted", "images", "of"}` after each batch, and
@@ -196,7 +207,7 @@ def predict_location(
     chains = load_chains(source, *others)
     for text in describe_left_out(selection):
         listen({"kind": "skipped", "text": text})
-    ensemble = Ensemble(chains, device)
+    ensemble = Ensemble(chains, device, normals=normals)
     outcome = PredictionOutcome(0, [])
     num_images = predict_images(
         ensemble, store, selection.names, out, batch_size=batch_size, listen=listen, outcome=outcome

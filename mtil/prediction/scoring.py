@@ -57,7 +57,11 @@ def score(rows: pa.Table, *predictors: Predictor, num_passes: int = 1) -> pa.Tab
 
 
 def score_chains(
-    rows: pa.Table, chains: Sequence[Sequence[Predictor]], *, num_images: int = 0
+    rows: pa.Table,
+    chains: Sequence[Sequence[Predictor]],
+    *,
+    num_images: int = 0,
+    normals: bool = True,
 ) -> pa.Table:
     """Score the rows of a shard in passes, each pass at the original size of the rows.
 
@@ -67,6 +71,7 @@ def score_chains(
             Lesion maps, logits, probabilities and thresholds are averaged over the chains in every
             pass, and in the zoom pass if the models have one.
         num_images: images of the data set, which decide the images with pictures.
+        normals: images may be normal; if False, each gets a mask.
 
     Returns:
         a row per image and pass, with the schema `SCORED_SCHEMA`. Equal input rows give equal
@@ -90,6 +95,7 @@ def score_chains(
                 average_predictions(predictions),
                 [predictor.model for predictor in predictors],
                 evidence,
+                normals=normals,
             )
     return pa.Table.from_pylist(scored, schema=SCORED_SCHEMA)
 
@@ -110,6 +116,8 @@ def _score_batch(
     prediction: Prediction,
     models: Sequence[TrainedModel],
     evidence: Mapping[int, npt.NDArray[np.float32]],
+    *,
+    normals: bool,
 ) -> list[dict[str, Any]]:
     """Score an ensemble's predictions for one pass over a batch of rows.
 
@@ -118,6 +126,8 @@ def _score_batch(
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
     rule = average_rules([model.mask_rule for model in models])
+    if not normals:
+        rule = rule.without_normals()
     origin = describe_origin(models)
     kept_rows = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size", "meta"]

@@ -134,6 +134,11 @@ def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
         output.line(
             f"{figures['seen']} images are left out: the models have seen them or near-copies."
         )
+    if not figures["normals"]:
+        output.line(
+            "The data set has no normal image, so every image gets an outline, as with "
+            "`mtil predict --no-normals`."
+        )
     _print(figures, output)
     if options.errors:
         _print_errors(figures["errors"], output)

@@ -21,6 +21,12 @@ def add_predict_command(commands: CommandParsers) -> None:
     parser.add_argument(
         "out", metavar="OUT", help="folder or bucket prefix for masks, overlays and CSV"
     )
+    parser.add_argument(
+        "--no-normals",
+        dest="normals",
+        action="store_false",
+        help="each image shows a lesion: outline it, and name no image normal",
+    )
     add_ensemble_flag(parser)
 
 
@@ -34,6 +40,7 @@ def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
             options.input,
             options.out,
             others=options.others,
+            normals=options.normals,
             listen=lambda line: _show(line, bar, output),
         )
     files = summary["files"]

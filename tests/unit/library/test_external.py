@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import read_shard
 from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import CollectionSource
+from mtil.metrics.mask_rule import NEVER, MaskRule
 from mtil.prediction.predictor import Predictor
 from mtil.prediction.scoring import EVALUATION_COLUMNS, score
 from mtil.run.checkpoint import TrainedModel
@@ -69,6 +71,7 @@ def test_all_models_score_the_images_that_none_has_seen(
 ) -> None:
     assert main(["evaluate", "--run", run.uri, "--on", other_uri, "--json"]) == 0
     said = capsys.readouterr()
+    assert "gets an outline" not in said.err
     figures = json.loads(said.out)
     other = manifests.load_manifest(LocalStore(other_uri))
     assert (figures["seen"], figures["num_images"]) == (NUM_SHARED, NUM_NEW)
@@ -93,6 +96,39 @@ def test_all_models_score_the_images_that_none_has_seen(
         assert row["tp"] == expected[row["sample_id"]]["tp"]
     dice = [row["dice"] for row in scores.to_pylist()]
     assert figures["metrics"]["dice"]["value"] == pytest.approx(np.nanmean(dice))
+
+
+def test_a_data_set_without_normal_images_gets_an_outline_in_each(
+    run: Run,
+    make_model: Callable[..., TrainedModel],
+    manifest: Manifest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether a lesion is there carries over badly to other scanners, and is known here."""
+    folder = tmp_path / "tumours"
+    phantom.write_phantoms(folder, num_images=NUM_NEW, seed=78, image_size=64)
+    shutil.rmtree(folder / "normal")
+    prepare(
+        [CollectionSource(uri=str(folder), layout="busi")],
+        str(tmp_path / "set"),
+        Settings(image_size=64, num_folds=2),
+    )
+    gated = replace(
+        make_model(0, fold=0, fingerprint=manifest.fingerprint),
+        mask_rule=MaskRule(empty_below=NEVER),
+    )
+    other = Run.create(str(tmp_path / "gated"), gated.config, run.data_uri, manifest.fingerprint)
+    other.commit(Train(0, 0), gated, num_epochs=1, seconds=1.0, metrics={"dice": 0.5})
+    assert main(["evaluate", "--run", other.uri, "--on", str(tmp_path / "set"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "no normal image, so every image gets an outline" in said.err
+    figures = json.loads(said.out)
+    assert figures["normals"] is False
+    (scores,) = Path(other.uri).glob("rounds/0/external-*/predictions.parquet")
+    rows = pq.read_table(scores).to_pylist()
+    assert rows
+    assert all(row["tp"] + row["fp"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,22 @@ def test_presence_empties_and_fills(presence: float, expected: str) -> None:
     assert emptied(FAINT, presence).any() == (not presence < 0.3)
 
 
+@pytest.mark.parametrize("presence", [0.0, 0.1, 0.9, math.nan])
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (MaskRule(empty_below=0.3), "##.."),
+        (MaskRule(threshold=0.2, empty_below=NEVER), "##.#"),
+        (MaskRule(threshold=0.2, seed=0.9), "##.."),
+    ],
+)
+def test_without_normal_images_every_image_gets_a_mask(
+    rule: MaskRule, presence: float, expected: str
+) -> None:
+    """Where the rule alone leaves the mask empty: the region with at least half of the peak."""
+    assert np.array_equal(rule.without_normals()(FAINT, presence), _mask(expected))
+
+
 @pytest.mark.parametrize(
     ("lesion", "mask"),
     [

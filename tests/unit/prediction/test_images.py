@@ -23,7 +23,7 @@ from mtil import __version__
 from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.images.read import read_gray, resize_image
 from mtil.errors import CheckpointError, DataError, MtilError, NotFoundError, StorageError
-from mtil.metrics.mask_rule import MaskRule
+from mtil.metrics.mask_rule import NEVER, MaskRule
 from mtil.models import TwoTaskNetwork
 from mtil.prediction import overlay
 from mtil.prediction.image_files import escape_name, name_outputs, select_images
@@ -352,6 +352,25 @@ def test_of_a_chain_all_models_are_named() -> None:
     ensemble = Ensemble([models, [other, other]], torch.device("cpu"))
     assert ensemble.lineage["model_sha256"] == "0000>1111>2222;dddd"
     assert ensemble.lineage["fingerprint"] == ";".join(["f" * 64, "e" * 64])
+
+
+def test_without_normal_images_each_gets_an_outline_and_a_class_of_tumours(
+    images: Path, tmp_path: Path
+) -> None:
+    model = replace(tiny_model(), mask_rule=MaskRule(empty_below=NEVER))
+    model.weights["head.output.bias"][1] = -50.0  # sure of no lesion
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_to_bytes(model))
+    go(str(path), images, tmp_path / "out")
+    rows = table(tmp_path / "out").values()
+    assert {row["class"] for row in rows} == {"normal"}
+    assert {row["lesion_area_px"] for row in rows} == {"0"}
+    go(str(path), images, tmp_path / "all", normals=False)
+    outlined = table(tmp_path / "all").values()
+    assert {row["class"] for row in outlined} == {"benign", "malignant"}
+    assert all(int(row["lesion_area_px"]) > 0 for row in outlined)
+    for row, other in zip(rows, outlined, strict=True):
+        assert row["lesion_probability"] == other["lesion_probability"]
 
 
 def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
