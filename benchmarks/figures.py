@@ -9,7 +9,8 @@ hours. Every training is `mtil train --local`, every score `mtil evaluate --loca
 resumes, and the scores of single images stay in the runs FOLDER/ROW/seed-SEED. In the text of a
 value, `{row}` is the row's folder: rows can start from their counterparts of another table. No
 training starts once the trainings have used up the budget. `--split test` scores the test images of
-the same runs: the one look at the end.
+the same runs: the one look at the end. `--on URI` scores the images of another data set, by all
+models of a run together (`mtil evaluate --on`); there are no ensembles then.
 
 Figures are pooled over the folds and averaged over the seeds. Intervals are 95 % bootstrap
 intervals over groups of images; differences are paired by image, fold and seed.
@@ -19,26 +20,22 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from pydantic import Field, TypeAdapter
-from pydantic.dataclasses import dataclass as validated
 
 from benchmarks.common import images, prepared, show
-from mtil.config import STRICT, Config, apply_overrides
+from benchmarks.tables import TABLES, Cell, Declaration, list_cells, read_declaration
 from mtil.data.dataset import manifest as manifests
-from mtil.documents import Document
 from mtil.errors import UserError
 from mtil.metrics import (
     Results,
@@ -53,52 +50,13 @@ from mtil.prediction.evaluation import to_metric_results
 from mtil.presets import load_config
 from mtil.process.memory import CPU_MALLOC_SETTINGS
 from mtil.run.folder import Run
+from mtil.run.names import external_predictions_name
 from mtil.run.plan import Train
 from mtil.run.scores import read_scores
 from mtil.storage import open_store
 
-TABLES = Path(__file__).parent / "figures"
 SHOWN = ("dice", "dice_pooled", "miss_rate", "auc", "f1", "ece")
 COMPARED = ("dice", "miss_rate", "auc", "f1")
-
-
-@validated(frozen=True, kw_only=True, config=STRICT)
-class Declaration:
-    """A table to fill."""
-
-    purpose: str
-    """The question behind the table."""
-    preset: str
-    """The configuration from which rows differ."""
-    rows: dict[str, dict[str, Any]]
-    """Configuration keys and values of each row, by name of the row."""
-    against: str
-    """The row with which all rows are compared."""
-    folds: tuple[int, ...]
-    seeds: tuple[Annotated[int, Field(ge=0)], ...]
-    split: Literal["validation", "test"]
-    """Choices are made on `validation`; `test` is for the one look at the end."""
-    common: dict[str, Any] = field(default_factory=dict)
-    """Configuration keys and values of all rows; a row may override them."""
-    ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further rows: ensembles of all seeds of the named rows."""
-    budget_hours: Annotated[float, Field(gt=0)]
-    """Hours of all trainings together, also of trainings side by side."""
-
-
-_DECLARATION: TypeAdapter[Declaration] = TypeAdapter(Declaration)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The run of a row with one seed."""
-
-    row: str
-    seed: int
-    uri: str
-    """The run's folder."""
-    arguments: tuple[str, ...]
-    """Arguments of `mtil train` for the configuration."""
 
 
 @dataclass(frozen=True)
@@ -131,54 +89,6 @@ class Budget:
     def used_s(self) -> float:
         """Seconds of all trainings, equal to the last digit for any order of the threads."""
         return math.fsum(self.spent_s)
-
-
-def read_declaration(path: Path, values: Mapping[str, str] | None = None) -> Declaration:
-    """Read and check a table file.
-
-    Args:
-        path: the file.
-        values: further configuration keys and values of all rows.
-    """
-    document = Document(str(path), "correct the table")
-    declaration = document.validate(_DECLARATION, document.yaml(path.read_bytes()))
-    declaration = replace(declaration, common=declaration.common | dict(values or {}))
-    if declaration.against not in declaration.rows:
-        document.refuse(f"`against` must name a row, but is {declaration.against!r}")
-    for row in declaration.rows:
-        row_config(declaration, row)
-    for name, rows in declaration.ensembles.items():
-        unknown = [row for row in rows if row not in declaration.rows]
-        if unknown or name in declaration.rows or not rows:
-            document.refuse(f"the ensemble {name!r} must have a name of its own and name rows")
-    return declaration
-
-
-def row_config(declaration: Declaration, row: str) -> Config:
-    """Return the configuration of a row, without its seed."""
-    return apply_overrides(
-        load_config(declaration.preset),
-        {key: _text(value) for key, value in _row_values(declaration, row).items()},
-    )
-
-
-def _row_values(declaration: Declaration, row: str) -> dict[str, Any]:
-    return declaration.common | declaration.rows[row]
-
-
-def list_cells(declaration: Declaration, folder: Path, threads: int) -> list[Cell]:
-    """Return the runs of a table, all rows of a seed before the next seed."""
-    cells = []
-    for seed in declaration.seeds:
-        for row in declaration.rows:
-            values = _row_values(declaration, row)
-            flags = {**values, "seed": seed, "train.cpus_per_worker": threads}
-            arguments = ["--config", declaration.preset]
-            name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
-            for key, value in flags.items():
-                arguments += [f"--{key}", _text(value).replace("{row}", name)]
-            cells.append(Cell(row, seed, str(folder / name / f"seed-{seed}"), tuple(arguments)))
-    return cells
 
 
 def train_cells(
@@ -215,50 +125,79 @@ def trained_seconds(cell: Cell, fold: int) -> float | None:
     return None if result is None else result.seconds
 
 
-def score_rows(cells: Sequence[Cell], declaration: Declaration) -> dict[str, list[Scores]]:
-    """Score all trained runs and ensembles: the scores of each seed, by row."""
+@dataclass(frozen=True)
+class OtherData:
+    """Another data set, whose images the models score."""
+
+    uri: str
+    fingerprint: str
+
+
+def score_rows(
+    cells: Sequence[Cell], declaration: Declaration, other: OtherData | None = None
+) -> dict[str, list[Scores]]:
+    """Score all trained runs and ensembles: the scores of each seed, by row.
+
+    Args:
+        cells: the runs.
+        declaration: the table.
+        other: a data set to score instead of the table's split, without ensembles.
+    """
     scored: dict[str, list[Scores]] = {}
     for cell in cells:
-        table = score_cell(cell, declaration)
-        if table is not None:
-            scored.setdefault(cell.row, []).append(table)
-    for name, members in declaration.ensembles.items():
-        table = score_ensemble(cells, members, declaration)
-        if table is not None:
-            scored[name] = [table]
+        if _is_trained([cell], declaration):
+            scores = (
+                _score_split(cell.uri, declaration, [])
+                if other is None
+                else _score_other(cell.uri, other)
+            )
+            scored.setdefault(cell.row, []).append(scores)
+    for name, rows in declaration.ensembles.items():
+        members = [cell for cell in cells if cell.row in rows]
+        if other is None and _is_trained(members, declaration):
+            first, *others = (cell.uri for cell in members)
+            scored[name] = [_score_split(first, declaration, others)]
     return scored
 
 
-def score_cell(cell: Cell, declaration: Declaration) -> Scores | None:
-    """Score a run's folds and return a row per image; None if a fold is not trained."""
-    if any(trained_seconds(cell, fold) is None for fold in declaration.folds):
-        return None
-    return _read_scores(cell.uri, declaration, [])
+def _is_trained(cells: Sequence[Cell], declaration: Declaration) -> bool:
+    """Return whether all folds of runs are trained."""
+    return all(
+        trained_seconds(cell, fold) is not None for cell in cells for fold in declaration.folds
+    )
 
 
-def score_ensemble(
-    cells: Sequence[Cell], rows: Sequence[str], declaration: Declaration
-) -> Scores | None:
-    """Score the runs of rows together; None if a fold of a run is not trained."""
-    members = [cell for cell in cells if cell.row in rows]
-    if any(trained_seconds(cell, fold) is None for cell in members for fold in declaration.folds):
-        return None
-    first, *others = (cell.uri for cell in members)
-    return _read_scores(first, declaration, others)
-
-
-def _read_scores(uri: str, declaration: Declaration, others: Sequence[str]) -> Scores:
+def _score_split(uri: str, declaration: Declaration, others: Sequence[str]) -> Scores:
     """Return the scores of a run, alone or in an ensemble; score a fold without scores."""
     run = Run.open(uri)
     uris = [Run.open(other).uri for other in others]
     names = [run.predictions_name(0, fold, declaration.split, uris) for fold in declaration.folds]
-    if not all((Path(uri) / name).exists() for name in names):
+    if not all(run.store.exists(name) for name in names):
         flags = [word for other in others for word in ("--with", other)]
         run_mtil(
             "evaluate", "--local", "--run", uri, "--split", declaration.split,
             "--fold", ",".join(map(str, declaration.folds)), *flags,
         )  # fmt: skip
-    scored = pa.concat_tables([read_scores(run.store, name) for name in names])
+    return _to_scores(pa.concat_tables([read_scores(run.store, name) for name in names]))
+
+
+def _score_other(uri: str, other: OtherData) -> Scores:
+    """Return the scores of a run's models together; score without scores of the same models."""
+    run = Run.open(uri)
+    name = external_predictions_name(0, other.fingerprint)
+    results = [run.result(Train(0, fold)) for fold in run.find_trained_folds()[0]]
+    models = {result.model_sha256 for result in results if result is not None}
+    if not run.store.exists(name) or _models(read_scores(run.store, name)) != models:
+        run_mtil("evaluate", "--local", "--run", uri, "--on", other.uri)
+    return _to_scores(read_scores(run.store, name))
+
+
+def _models(scored: pa.Table) -> set[str]:
+    """Return the digests of the models that made scores."""
+    return set(scored["model_sha256"][0].as_py().split(";"))
+
+
+def _to_scores(scored: pa.Table) -> Scores:
     last = pa.compute.max(scored["pass"]).as_py()
     first_pass, last_pass = (
         scored.filter(pa.compute.equal(scored["pass"], number)) for number in (0, last)
@@ -392,10 +331,6 @@ def _key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
@@ -415,6 +350,7 @@ def main(
     parser.add_argument(
         "--split", choices=("validation", "test"), help="images to score (default: as declared)"
     )
+    parser.add_argument("--on", metavar="URI", help="score another prepared data set instead")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
     options = parser.parse_args(arguments)
     path = Path(options.table)
@@ -434,7 +370,11 @@ def main(
         cells = list_cells(declaration, options.to, threads)
         budget = Budget(declaration.budget_hours)
         train_cells(cells, declaration, data, options.jobs, budget)
-        scored = score_rows(cells, declaration)
+        other = None
+        if options.on is not None:
+            manifest = manifests.load_manifest(open_store(options.on))
+            other = OtherData(options.on, manifest.fingerprint)
+        scored = score_rows(cells, declaration, other)
     except UserError as error:
         sys.exit(f"{error}")
     rows = fill(declaration, scored)
@@ -445,7 +385,8 @@ def main(
     result = {
         "table": path.stem,
         "purpose": declaration.purpose,
-        "split": declaration.split,
+        "split": declaration.split if other is None else "external",
+        "on": options.on,
         "folds": list(declaration.folds),
         "against": declaration.against,
         "fingerprint": manifests.load_manifest(open_store(data)).fingerprint,
@@ -455,7 +396,8 @@ def main(
         "not_trained": budget.refused,
         "rows": rows,
     }
-    file: Path = options.to / f"{path.stem}-{declaration.split}.json"
+    images_of = declaration.split if other is None else f"external-{other.fingerprint[:12]}"
+    file: Path = options.to / f"{path.stem}-{images_of}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(format_table(declaration, rows), file=sys.stderr)
     show_result(result)

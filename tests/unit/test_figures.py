@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, tables
+from mtil import phantom
+from mtil.data.prepare.pipeline import Settings, prepare
+from mtil.data.prepare.sources import CollectionSource
 from mtil.errors import DataError
 from mtil.metrics import Results
+
+NUM_OTHER = 15
 
 TABLE = {
     "purpose": "Does it work?",
@@ -46,24 +53,24 @@ def _results(dice: list[float], malignant: list[bool], probability: list[float])
     )
 
 
-def _declaration(tmp_path: Path, **changes: Any) -> figures.Declaration:
+def _declaration(tmp_path: Path, **changes: Any) -> tables.Declaration:
     path = tmp_path / "table.yaml"
     path.write_text(json.dumps(TABLE | changes))  # JSON is YAML
-    return figures.read_declaration(path)
+    return tables.read_declaration(path)
 
 
 def test_given_values_reach_all_rows(tmp_path: Path) -> None:
     _declaration(tmp_path)
-    table = figures.read_declaration(tmp_path / "table.yaml", {"train.init": "s3://bucket/run"})
-    assert {figures.row_config(table, row).train.init for row in table.rows} == {"s3://bucket/run"}
+    table = tables.read_declaration(tmp_path / "table.yaml", {"train.init": "s3://bucket/run"})
+    assert {tables.row_config(table, row).train.init for row in table.rows} == {"s3://bucket/run"}
 
 
 def test_a_row_starts_from_its_counterpart_of_another_table(tmp_path: Path) -> None:
     _declaration(tmp_path)
     values = {"train.init": "runs/{row}/seed-0"}
-    table = figures.read_declaration(tmp_path / "table.yaml", values)
+    table = tables.read_declaration(tmp_path / "table.yaml", values)
     starts = {}
-    for cell in figures.list_cells(table, tmp_path, threads=1):
+    for cell in tables.list_cells(table, tmp_path, threads=1):
         flags = dict(zip(cell.arguments[::2], cell.arguments[1::2], strict=True))
         starts[cell.uri] = flags["--train.init"]
     assert starts == {
@@ -80,10 +87,10 @@ def test_a_value_needs_a_key(text: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_table_can_be_read() -> None:
-    paths = list(figures.TABLES.glob("*.yaml"))
+    paths = list(tables.TABLES.glob("*.yaml"))
     assert paths
     for path in paths:
-        figures.read_declaration(path)
+        tables.read_declaration(path)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +160,21 @@ def test_passes_are_compared_and_objections_left_out_beside_all_images(tmp_path:
     assert clean["figures"]["dice"]["value"] == pytest.approx(1.9 / 3)
 
 
+@pytest.fixture
+def other_uri(tmp_path: Path) -> str:
+    """A data set of phantoms that no model has seen."""
+    phantom.write_phantoms(tmp_path / "other", num_images=NUM_OTHER, seed=79, image_size=64)
+    prepare(
+        [CollectionSource(uri=str(tmp_path / "other"), layout="busi")],
+        str(tmp_path / "other-set"),
+        Settings(image_size=64, num_folds=2),
+    )
+    return str(tmp_path / "other-set")
+
+
 @pytest.mark.slow
 def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
-    data_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_uri: str, other_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = {
         "model.encoder.name": "resnet10_tiny",
@@ -199,6 +218,26 @@ def test_a_table_is_filled_once_and_a_spent_budget_starts_nothing(
     assert shown[-1]["split"] == "test"
     assert shown[-1]["used_hours"] == first["used_hours"]  # nothing is trained again
     assert shown[-1]["rows"]["plain"]["figures"] != first["rows"]["plain"]["figures"]
+    figures.main([*arguments, "--on", other_uri], shown.append)
+    elsewhere = shown[-1]
+    assert elsewhere["rows"].keys() == set(rows)  # no ensemble
+    assert elsewhere["rows"]["plain"]["images"] == NUM_OTHER
+    assert "difference" in elsewhere["rows"]["more classes"]
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "run_mtil", refuse)
+        figures.main([*arguments, "--on", other_uri], shown.append)
+    assert shown[-1] == elsewhere
+    (scores,) = (tmp_path / "to" / "plain").glob("seed-3/rounds/0/external-*/predictions.parquet")
+    rows_of = pq.read_table(scores)
+    place = rows_of.schema.get_field_index("model_sha256")
+    of_another = rows_of.set_column(
+        place, rows_of.schema.field(place), pa.array(["0" * 64] * len(rows_of))
+    )
+    pq.write_table(of_another, scores)
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "run_mtil", refuse)
+        with pytest.raises(AssertionError, match="--on"):
+            figures.main([*arguments, "--on", other_uri], shown.append)
     path.write_text(json.dumps(table | {"seeds": [3, 4], "budget_hours": 1e-6}))
     poor = fill()
     assert len(poor["not_trained"]) == 4
