@@ -165,6 +165,8 @@ class PredictionOutcome:
     num_predicted: int
     skipped: list[dict[str, str]]
     """`image` and `why` of images that cannot be read or predicted."""
+    num_normal: int = 0
+    """Number of images of class `normal`."""
     num_stray_regions: int = 0
     """Number of images with ultrasound regions outside the frame, which are ignored."""
 
@@ -223,6 +225,7 @@ def predict_location(
         "num_unreadable": len(selection.names) - num_images,
         "num_masks_skipped": selection.num_masks,
         "num_ignored": selection.num_ignored,
+        "num_normal": outcome.num_normal,
         "num_stray_regions": outcome.num_stray_regions,
         "files": {
             "seen": selection.num_files,
@@ -278,6 +281,7 @@ def predict_images(
                 table.writerow(
                     {key: escape_cell(value) for key, value in (row | ensemble.lineage).items()}
                 )
+                outcome.num_normal += row.get("class") == "normal"
                 outcome.num_stray_regions += image.stray_regions
                 if image.error:
                     outcome.skipped.append({"image": escape_name(image.name), "why": image.error})

@@ -32,6 +32,7 @@ def add_predict_command(commands: CommandParsers) -> None:
 
 def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Predict the images of INPUT and write masks, overlays and predictions.csv to OUT."""
+    from mtil.prediction.image_files import format_count
     from mtil.prediction.images import predict_location
 
     with output.progress() as bar:
@@ -52,6 +53,11 @@ def run_predict(options: argparse.Namespace, output: "CommandOutput") -> None:
         f"{summary['num_images']} images predicted, {summary['num_unreadable']} unreadable, "
         f"{summary['seconds']:.1f} s; masks, overlays and predictions.csv in {options.out}"
     )
+    if summary["num_normal"]:
+        output.line(
+            f"{format_count(summary['num_normal'], 'image')} of class normal. If all images are "
+            "known to show a lesion, `--no-normals` outlines each."
+        )
     output.result(summary)
 
 

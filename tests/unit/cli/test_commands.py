@@ -23,7 +23,7 @@ from mtil.config import Config, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset import shards
 from mtil.data.dataset.manifest import Manifest
-from mtil.run.checkpoint import TrainedModel
+from mtil.run.checkpoint import TrainedModel, model_to_bytes
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import LocalStore
@@ -227,6 +227,23 @@ def test_images_are_predicted(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     told = outcome(capsys, "predict", run.uri, tmp_path / "in", tmp_path / "out")
     assert (told["num_images"], told["num_unreadable"], told["folds"]) == (1, 0, [1])
     assert Path(told["predictions"]).is_file()
+
+
+def test_images_without_a_probable_lesion_are_counted(
+    run: Run,
+    tmp_path: Path,
+    make_model: Callable[..., TrainedModel],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = make_model(fingerprint=run.fingerprint)
+    model.weights["head.output.bias"][1] = -50.0  # sure of no lesion
+    (tmp_path / "model.pt").write_bytes(model_to_bytes(model))
+    Image.fromarray(np.full((40, 50), 90, np.uint8)).save(tmp_path / "a.png")
+    command = ["predict", str(tmp_path / "model.pt"), str(tmp_path / "a.png"), str(tmp_path / "o")]
+    assert main(command) == 0
+    assert "1 image of class normal. If all" in capsys.readouterr().out
+    assert main([*command, "--no-normals"]) == 0
+    assert "of class normal" not in capsys.readouterr().out
 
 
 def test_a_model_that_is_not_the_runs_is_refused(

@@ -361,11 +361,13 @@ def test_without_normal_images_each_gets_an_outline_and_a_class_of_tumours(
     model.weights["head.output.bias"][1] = -50.0  # sure of no lesion
     path = tmp_path / "model.pt"
     path.write_bytes(model_to_bytes(model))
-    go(str(path), images, tmp_path / "out")
+    gated, _ = go(str(path), images, tmp_path / "out")
     rows = table(tmp_path / "out").values()
+    assert gated["num_normal"] == len(rows)
     assert {row["class"] for row in rows} == {"normal"}
     assert {row["lesion_area_px"] for row in rows} == {"0"}
-    go(str(path), images, tmp_path / "all", normals=False)
+    summary, _ = go(str(path), images, tmp_path / "all", normals=False)
+    assert summary["num_normal"] == 0
     outlined = table(tmp_path / "all").values()
     assert {row["class"] for row in outlined} == {"benign", "malignant"}
     assert all(int(row["lesion_area_px"]) > 0 for row in outlined)
