@@ -15,8 +15,8 @@ _AUGMENT = {
     "low_resolution": 0.25,
     "noise": 0.05,
 }
-"""Strong augmentation, for trainings of at least 24 epochs. Equal to the default on images of the
-training's scanner, and better on those of others (docs/results.md)."""
+"""Strong augmentation, for trainings of 800 steps or more (24 epochs of BUSI). Equal to the default
+on images of the training's scanner, and better on those of others (docs/results.md)."""
 
 
 def demo() -> Config:
