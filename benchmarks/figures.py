@@ -360,6 +360,10 @@ def main(
         declaration = read_declaration(path, dict(options.values))
         if options.split is not None:
             declaration = replace(declaration, split=options.split)
+        other = None
+        if options.on is not None:
+            manifest = manifests.load_manifest(open_store(options.on))
+            other = OtherData(options.on, manifest.fingerprint)
         data = options.data
         if data is None:
             data = str(options.to / "data")
@@ -370,10 +374,6 @@ def main(
         cells = list_cells(declaration, options.to, threads)
         budget = Budget(declaration.budget_hours)
         train_cells(cells, declaration, data, options.jobs, budget)
-        other = None
-        if options.on is not None:
-            manifest = manifests.load_manifest(open_store(options.on))
-            other = OtherData(options.on, manifest.fingerprint)
         scored = score_rows(cells, declaration, other)
     except UserError as error:
         sys.exit(f"{error}")
