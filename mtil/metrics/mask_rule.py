@@ -204,7 +204,7 @@ def _gate(
     """
     floor = min(_dice(MaskRule(), tumours).mean(), _dice(rule, tumours).mean())
     best, best_dice = rule, _dice(rule, tumours)
-    # Just above the probability of an image, so that its mask is empty.
+    # A level just above an image's probability empties the image's mask.
     levels = sorted({math.nextafter(image.presence, math.inf) for image in normals})
     for empty_below in (0.0, *levels):
         gated = replace(rule, empty_below=empty_below)

@@ -188,7 +188,7 @@ def predict_location(
         source: a run (an ensemble of all trained folds) or a model file.
         input_uri: an image, or a folder or bucket prefix, searched recursively.
         out_uri: where to write; new, empty, or holding previous results of this function.
-        others: further runs or model files whose predictions are averaged with those of `source`.
+        others: further runs or model files; all predictions are averaged.
         normals: images may be normal; if False, each gets an outline, and the class benign or
             malignant.
         device: device of the networks; by default a GPU if present.
