@@ -57,6 +57,7 @@ def add_evaluate_command(commands: CommandParsers) -> None:
 
 def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Score the selected test folds, store the metrics in the run and print them."""
+    from mtil.cli.views.figures import print_errors, print_figures
     from mtil.library.evaluation import request_evaluation, score_folds, store_figures
 
     if options.on is not None:
@@ -96,9 +97,9 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
                     listen=listen,
                 )
     figures = store_figures(request, predictions, options.run)
-    _print(figures, output)
+    print_figures(figures, output)
     if options.errors:
-        _print_errors(figures["errors"], output)
+        print_errors(figures["errors"], output)
     path = record.predictions_name(request.round_index, folds[0], request.role, request.others)
     if len(folds) > 1:
         path = path.replace(f"fold-{folds[0]}", "fold-*")
@@ -108,6 +109,7 @@ def run_evaluate(options: argparse.Namespace, output: "CommandOutput") -> None:
 
 def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
     """Score all images of another data set and print the metrics."""
+    from mtil.cli.views.figures import print_errors, print_figures
     from mtil.library.external import evaluate_external, request_external
     from mtil.run.names import external_predictions_name
 
@@ -139,9 +141,9 @@ def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
             "The data set has no normal image, so every image gets an outline, as with "
             "`mtil predict --no-normals`."
         )
-    _print(figures, output)
+    print_figures(figures, output)
     if options.errors:
-        _print_errors(figures["errors"], output)
+        print_errors(figures["errors"], output)
     name = external_predictions_name(request.round_index, request.manifest.fingerprint)
     output.line(f"Per image: {request.run.uri}/{name}")
     output.result(figures)
@@ -198,137 +200,3 @@ def _check_same_config(preset: str, overrides: Mapping[str, str], record: "Run")
             f"`--config {preset}` differs from the run's configuration, and scoring needs the "
             "run's. Leave `--config` out."
         )
-
-
-def _print(figures: dict[str, Any], output: "CommandOutput") -> None:
-    """Print the metrics: overall, by pass, class, lesion size and source, and in millimetres."""
-    from mtil.data.dataset.shards import HOLDOUT
-
-    folds, passes = figures["folds"], figures["by_pass"]
-    tested = "the holdout" if folds == [HOLDOUT] else f"folds {', '.join(map(str, folds))}"
-    if figures["split"] == "external":
-        tested = f"{figures['on']}, by the models of {tested} together"
-    split = {"test": "test ", "validation": "inner validation "}.get(figures["split"], "")
-    output.line(
-        f"{figures['num_images']} {split}images of {tested}; 95 % intervals by bootstrap over "
-        "groups"
-    )
-    output.table(
-        ["metric", "value", "low", "high"],
-        [
-            [name, *(_format(interval[key]) for key in ("value", "low", "high"))]
-            for name, interval in figures["metrics"].items()
-        ],
-    )
-    if len(passes) > 1:
-        shown = ("dice", "f1", "auc")
-        output.table(
-            ["by pass", *shown],
-            [
-                [str(entry["pass"]), *(_format(entry["metrics"][name]["value"]) for name in shown)]
-                for entry in passes
-            ],
-        )
-    classes = figures["by_class"]
-    names = ("dice", "dice_median", "iou", "hd95", "miss_rate")
-    output.table(
-        ["by class", "images", *names],
-        [
-            [
-                label,
-                str(classes[label]["count"]),
-                *(_format(classes[label][name]) for name in names),
-            ]
-            for label in ("benign", "malignant")
-        ],
-    )
-    output.table(
-        ["by size", "images", "pixels", *names],
-        [
-            [
-                name,
-                str(part["count"]),
-                "n/a" if part["smallest"] is None else f"{part['smallest']}-{part['largest']}",
-                *(_format(part[column]) for column in names),
-            ]
-            for name, part in figures["by_size"].items()
-        ],
-    )
-    for key in ("source", "objection"):
-        if figures[f"by_{key}"]:
-            columns = ("dice", "miss_rate", "auc", "f1")
-            output.table(
-                [f"by {key}", "images", "tumours", *columns],
-                [
-                    [
-                        name,
-                        str(part["num_images"]),
-                        str(part["num_tumours"]),
-                        *(_format(part["metrics"][column]["value"]) for column in columns),
-                    ]
-                    for name, part in figures[f"by_{key}"].items()
-                ],
-            )
-    millimetres = figures["millimetres"]
-    if millimetres["count"]:
-        output.line(
-            f"In millimetres, where pixel sizes are known ({millimetres['count']} images): hd95 "
-            f"{_format(millimetres['hd95'])}, assd {_format(millimetres['assd'])}"
-        )
-    for name, risk in figures["uncertainty"].items():
-        output.line(
-            f"Spread of the models as uncertainty of {name}: area under the risk-coverage curve "
-            f"{_format(risk['area'])}, without an order {_format(risk['random'])}, at best "
-            f"{_format(risk['ideal'])}"
-        )
-    normal = classes["normal"]
-    if normal["count"]:
-        output.line(
-            f"{normal['count']} normal images; {_format(normal['empty_share'])} of them have no "
-            "predicted pixel"
-        )
-
-
-def _print_errors(errors: dict[str, Any], output: "CommandOutput") -> None:
-    """Print the error budget: loss by range of Dice, by size, and under other decisions."""
-    output.table(
-        ["dice from", "to", "images", "share of lost dice"],
-        [
-            [
-                f"{band['from']:g}",
-                f"{band['to']:g}",
-                str(band["images"]),
-                _format(band["share_of_loss"]),
-            ]
-            for band in errors["bands"]
-        ],
-    )
-    output.table(
-        ["decision", "dice", "gain", "low", "high"],
-        [
-            [
-                name.replace("_", " "),
-                _format(decision["dice"]),
-                *(_format(decision["gain"][key]) for key in ("value", "low", "high")),
-            ]
-            for name, decision in errors["decisions"].items()
-        ],
-    )
-    output.line(
-        f"Dice by quarter of lesion size, smallest first: "
-        f"{', '.join(map(_format, errors['size_quarters']))}"
-    )
-    normal = errors["normal_images"]
-    if normal["count"]:
-        output.line(
-            f"Normal images without a predicted pixel: {_format(normal['empty_share'])}; with the "
-            f"threshold of one half {_format(normal['empty_share_half'])}"
-        )
-    output.line(
-        f"Highest probability inside the lesion: {_format(errors['peak_inside'])} of the tumour "
-        f"images; no predicted pixel: {_format(errors['empty_masks'])}"
-    )
-
-
-def _format(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
