@@ -1,1 +1,1 @@
-"""Programs that measure mtil beside its alternatives, in one run, and print JSON."""
+"""Programs to measure mtil and alternatives side by side in a single run and to print JSON."""

@@ -1,17 +1,17 @@
-"""What a circle costs beside its trainings: maps, decisions, memory, and the time between rounds.
+"""Cost of a circle beyond the trainings: maps, decisions, memory, and time between actions.
 
     python -m benchmarks.circle [--epochs 3] [--phantoms] [--no-ray]
 
-*Map stage*: two rounds of one fold with the `cpu` preset really run on Ray, with a few epochs; the
-events of the ledger say how long each action took. The preset's number of epochs is put in its
-place: a training takes what it takes beside its epochs, and so many times its measured seconds per
-epoch. *Idle*: how long nothing was in flight between the first action's start and the last one's
-end; and from a training's start to its first epoch. *Bytes*: the maps of 256 images that the first
-round's model makes at 256 px. *Decisions*: a plan of 5 folds, 10 rounds of `cross_fit` and 10,000
-shards goes through the rules and a ledger on a local disk, in a process of its own, with results as
-large as real ones; seconds are the processor's. Then the ledger is opened again, and once more from
-an S3 server. The manifest of so many shards is no part of the coordinator; each task that does an
-action reads one.
+*Map stage*: Ray runs two rounds of a fold with the `cpu` preset and a few epochs. The events of the
+ledger give the duration of every action. The training time is extrapolated to the preset's number
+of epochs: the measured time outside the epochs, plus the measured seconds per epoch times the
+number of epochs. *Idle*: the time without an action in flight, from the start of the first action
+to the end of the last action. *Bytes*: maps of 256 images at 256 px by the model of the first
+round. *Decisions*: a plan of 5 folds, 10 rounds of `cross_fit` and 10,000 shards goes through the
+rules and a ledger on a local disk in a separate process, with results of realistic size; seconds
+are CPU seconds. Then the ledger is opened from disk and from an S3 server. The manifest of 10,000
+shards is measured separately: the coordinator holds no manifest, but every task of an action reads
+the file.
 """
 
 import argparse
@@ -64,7 +64,7 @@ _OPENINGS = 5
 
 
 def rounds(data_uri: str, run_uri: str, num_epochs: int) -> dict[str, Any]:
-    """Run two rounds of one fold on Ray, and return what its actions took."""
+    """Run two rounds of a fold on Ray. Return the times of the actions."""
     from mtil.distributed.circle import driver
     from mtil.distributed.runtime import cluster
 
@@ -97,7 +97,7 @@ def rounds(data_uri: str, run_uri: str, num_epochs: int) -> dict[str, Any]:
 
 
 def training(run: Run, of: Train, times: Spans) -> dict[str, float]:
-    """Return a training's seconds per epoch, validation included, and beside its epochs."""
+    """Return the seconds of a training: total, per epoch with validation, outside the epochs."""
     result = run.result(of)
     assert result is not None
     start, end = times["train", of.round]
@@ -109,7 +109,7 @@ def training(run: Run, of: Train, times: Spans) -> dict[str, float]:
 
 
 def spans(store: Store) -> Spans:
-    """Return when each action of the one fold was started and done, in seconds, by its round."""
+    """Return start and end of each action of the single fold in seconds, by kind and round."""
     started, found = {}, {}
     for name in store.names(LEDGER_FOLDER):
         event = json.loads(store.read(name))
@@ -124,7 +124,7 @@ def spans(store: Store) -> Spans:
 
 
 def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Return the gaps in which nothing was in flight, and their share of the whole time."""
+    """Return the gaps without an action in flight, and the share of the gaps in the whole time."""
     gaps, latest = [], min(busy)[0]
     for start, end in sorted(busy):
         if start > latest:
@@ -134,7 +134,7 @@ def idle(busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
-    """Return the bytes of the maps that a run's first model makes of larger images."""
+    """Return the bytes per map of larger images, by the first model of a run."""
     from mtil.data.dataset.shards import read_shard
     from mtil.prediction.predictor import Predictor, map_shard
     from mtil.run import maps
@@ -162,7 +162,7 @@ def map_bytes(data_uri: str, run: Run) -> dict[str, Any]:
 
 
 def plan(folder: str) -> dict[str, Any]:
-    """Take a large plan through rules and ledger; return seconds and the process's memory."""
+    """Run a large plan through rules and ledger. Return CPU seconds and memory."""
     store = open_store(folder)
     ledger = Ledger.open(store)
     ledger.begin(
@@ -205,7 +205,7 @@ def plan(folder: str) -> dict[str, Any]:
 
 
 def result_of(action: Action) -> dict[str, Any]:
-    """Return a result as large as a real one."""
+    """Return a result of realistic size."""
     sha256 = f"{hash(str(action)) % 2**256:064x}"
     figures = dict.fromkeys(METRICS, 0.123456789012345)
     if isinstance(action, WriteMaps):
@@ -246,14 +246,14 @@ def opening(local: Store, far: Store) -> dict[str, Any]:
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds that something takes."""
+    """Return the seconds of a call."""
     start = clock()
     work()
     return clock() - start
 
 
 def held(work: Callable[[], object]) -> dict[str, float]:
-    """Return the MiB that something's result holds, and the most while it is made."""
+    """Return the MiB held by the result of a call, and the peak during the call."""
     tracemalloc.start()
     result = work()
     kept, peak = tracemalloc.get_traced_memory()
@@ -266,8 +266,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--phantoms", action="store_true", help="even where there are real images")
-    parser.add_argument("--no-ray", action="store_true", help="only the plan and its ledger")
+    parser.add_argument("--phantoms", action="store_true", help="ignore real images")
+    parser.add_argument("--no-ray", action="store_true", help="only the plan and the ledger")
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plan:
@@ -277,7 +277,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         scratch = Path(folder)
         if options.phantoms:
-            os.environ["MTIL_DATA"] = folder  # where there are none
+            os.environ["MTIL_DATA"] = folder  # a folder without real images
         source, groups = images(scratch)
         found["images"] = source.name
         small, large = f"{folder}/small", f"{folder}/large"

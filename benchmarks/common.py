@@ -1,4 +1,4 @@
-"""What the benchmarks share: images, data sets of any size, and how a result is printed."""
+"""Shared parts of the benchmarks: images, data sets of any size, and printed results."""
 
 import json
 import os
@@ -29,13 +29,13 @@ _SHARD_BYTES = 64 * 2**20
 
 
 def real_data() -> Path | None:
-    """The folder of real collections, if there is one."""
+    """Return the folder of real collections, or None if the folder has no `busi`."""
     folder = Path(os.environ.get("MTIL_DATA", _ROOT.parent / "shared" / "data"))
     return folder if (folder / "busi").is_dir() else None
 
 
 def images(scratch: Path, num_phantoms: int = 780) -> tuple[Path, Path | None]:
-    """Return a folder of images in the BUSI layout and its group file: BUSI, or phantoms."""
+    """Return a folder in the BUSI layout and a group file: BUSI, else phantoms and None."""
     data = real_data()
     if data is not None:
         return data / "busi", data / "busi" / "pawlowska_groups.csv"
@@ -52,7 +52,7 @@ def prepared(folder: Path, groups: Path | None, uri: str, image_size: int) -> No
 
 
 def multiplied(source_uri: str, target_uri: str, num_rows: int) -> None:
-    """Write a data set of `num_rows` rows, all in fold 0, by repeating another's under new ids."""
+    """Write a data set of `num_rows` rows in fold 0: rows of the source repeated under new ids."""
     source, target = open_store(source_uri), open_store(target_uri)
     manifest = manifests.load_manifest(source)
     base = pa.concat_tables([shards.read_shard(source, shard) for shard in manifest.shards])
@@ -107,12 +107,12 @@ def _renamed(table: pa.Table, rows: range) -> pa.Table:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median of repeated measurements, and their extremes."""
+    """Return the median, minimum and maximum of repeated measurements."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a result with what it was measured on."""
+    """Print a result as JSON, with the machine and the versions of libraries."""
     names = ("torch", "ray", "pyarrow", "numpy")
     machine = {
         "cpus": os.cpu_count(),

@@ -1,11 +1,11 @@
-"""What a GPU makes of a fold of `base`, by precision, `torch.compile` and CUDA graphs.
+"""Training speed of a fold on a GPU, by precision, `torch.compile` and CUDA graphs.
 
     python -m benchmarks.gpu [--data URI] [--epochs 4] [--ways bare resident streaming]
 
-Each variant trains the same fold: the engine alone on batches that lie in memory, then one worker
-through Ray, its rows resident and streamed. Of each are told images per second (the first epoch,
-which compiles, left out), the share of a step that waits for data, the utilisation that the driver
-samples meanwhile, and the seconds of the first epoch. Needs one NVIDIA GPU.
+All variants train fold 0 with the preset `base`: first the engine alone on batches in
+memory, then a single Ray worker with rows resident or streamed. Results are images per second
+without the first epoch (compilation), the share of a step spent waiting for data (with Ray), the
+GPU utilisation sampled by the driver, and the seconds of the first epoch. Needs an NVIDIA GPU.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -26,7 +27,8 @@ import torch
 from benchmarks.common import images, prepared, show, spread
 from benchmarks.step import memory_batches
 from mtil.circle.request import request_trainings
-from mtil.config import Config, config_from_dict
+from mtil.config import Config
+from mtil.presets import base
 from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
@@ -46,13 +48,13 @@ _SAMPLE_MS = 100
 
 
 class Utilisation:
-    """Samples of how busy the GPU is, each with its moment."""
+    """Samples of the GPU utilisation with their times."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, float]] = []
 
     def between(self, start: float, stop: float) -> float | None:
-        """Return the average share of the samples between two moments of `time.time`."""
+        """Return the mean utilisation between two times of `time.time`; None without samples."""
         found = [share for moment, share in self.samples if start <= moment <= stop]
         return mean(found) if found else None
 
@@ -77,22 +79,19 @@ class Utilisation:
 
 
 def configured(variant: str, way: str, num_epochs: int, batch_size: int) -> Config:
-    """Return `base` with a variant's switches."""
-    return config_from_dict(
-        {
-            "data": {"mode": "streaming" if way == "streaming" else "resident"},
-            "train": {
-                "num_epochs": num_epochs,
-                "batch_size": batch_size,
-                "gpus_per_worker": 1,
-                **VARIANTS[variant],
-            },
-        }
+    """Return the preset `base` with the switches of a variant."""
+    config = base()
+    return replace(
+        config,
+        data=replace(config.data, mode="streaming" if way == "streaming" else "resident"),
+        train=replace(
+            config.train, num_epochs=num_epochs, batch_size=batch_size, **VARIANTS[variant]
+        ),
     )
 
 
 def bare(data_uri: str, config: Config, utilisation: Utilisation) -> dict[str, Any]:
-    """Train by the engine alone on batches that lie in memory."""
+    """Train by the engine alone on batches in memory."""
     torch.compiler.reset()
     torch.cuda.reset_peak_memory_stats()
     epochs = range(config.train.num_epochs)
@@ -123,7 +122,7 @@ def bare(data_uri: str, config: Config, utilisation: Utilisation) -> dict[str, A
 def through_ray(
     data_uri: str, run_uri: str, config: Config, utilisation: Utilisation
 ) -> dict[str, Any]:
-    """Train through Ray in a worker of its own."""
+    """Train through Ray in a separate worker process."""
     from mtil.distributed.training import trainer
 
     moments: list[float] = []
@@ -177,8 +176,8 @@ def measure(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a prepared data set; else BUSI or phantoms, prepared here")
-    parser.add_argument("--epochs", type=int, default=4, help="of each training")
+    parser.add_argument("--data", help="a prepared data set; by default BUSI or phantoms")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of a training")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))

@@ -1,11 +1,11 @@
-"""Images per second from storage to batches of 32 at 256 px, by mtil and by its alternatives.
+"""Images per second from storage to batches of 32 at 256 px, by mtil and by alternatives.
 
     python -m benchmarks.ingest [--num-rows 7800] [--repeats 3]
 
-Every way delivers the same batches' contents (uint8 image, bit-packed mask, label) from the same
-images, in a process of its own, and the ways take turns. A real S3 server runs on the loopback;
-only the PNGs lie on the local disk. The first epoch (files, connections, processes) is not
-counted, except for `streaming_first_epoch_s`.
+Every way delivers equal contents (uint8 image, bit-packed mask, label) of the same images in a
+separate process, and the ways take turns. A real S3 server runs on the loopback; only the PNGs are
+on the local disk. The first epoch opens files and connections and starts processes; only
+`streaming_first_epoch_s` counts the first epoch.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Epochs = Generator[Epoch, None, None]
 
 
 class PngFolder(Dataset[tuple[Any, ...]]):
-    """Images in the BUSI layout, decoded and resized when they are asked for."""
+    """Images in the BUSI layout, decoded and resized on access."""
 
     def __init__(self, folder: str) -> None:
         self.paths = sorted(
@@ -74,7 +74,7 @@ class PngFolder(Dataset[tuple[Any, ...]]):
 
 
 def dataloader(folder: str) -> Epochs:
-    """A torch DataLoader with two workers over the PNGs."""
+    """Read the PNGs by a torch DataLoader with two workers."""
     loader = DataLoader(
         PngFolder(folder), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
@@ -83,7 +83,7 @@ def dataloader(folder: str) -> Epochs:
 
 
 def webdataset(num_workers: int) -> Epochs:
-    """WebDataset over tars of raw pixels on the S3 server, fetched by curl."""
+    """Read tars of raw pixels by WebDataset, fetched from the S3 server by curl."""
     import boto3
     import webdataset as wds
 
@@ -119,7 +119,7 @@ def _arrow_batches(tables: Iterator[pa.Table]) -> Epoch:
 
 
 def pyarrow_s3() -> Epochs:
-    """Read the same shards by pyarrow's own S3 client, in order, unverified: a limit."""
+    """Read mtil's shards in order by pyarrow's S3 client, without checks: a limit for mtil."""
     files = pa.fs.S3FileSystem(
         endpoint_override=os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), scheme="http"
     )
@@ -135,7 +135,7 @@ def pyarrow_s3() -> Epochs:
 
 
 def pyarrow_whole() -> Epochs:
-    """Fetch the same shards whole by boto3, parse them with pyarrow, unverified: a limit."""
+    """Fetch whole shards by boto3 and parse the bytes with pyarrow, without checks: a limit."""
     store = open_store(DATA)
     paths = [shard.path for shard in manifests.load_manifest(store).shards]
     columns = list(TRAINING_COLUMNS)
@@ -161,18 +161,18 @@ def _plan() -> EpochPlan:
 
 
 def streaming() -> Epochs:
-    """Stream the shards as mtil does where a data set does not fit in memory."""
+    """Stream the shards like mtil for a data set larger than memory."""
     from mtil.distributed.data import ingest
     from mtil.distributed.runtime import cluster
 
     stream = ingest.iterate_streaming_epochs(DATA, _plan(), range(100))
-    with cluster.connect_ray(), closing(stream):  # reading must end before Ray does
+    with cluster.connect_ray(), closing(stream):  # stop reading before Ray shuts down
         for batches in stream:
             yield (len(batch) for batch in batches)
 
 
 def resident() -> Epochs:
-    """Hold the shards in Ray's object store as mtil does where a data set fits."""
+    """Hold the shards in Ray's object store like mtil for a data set smaller than memory."""
     from mtil.distributed.data import ingest, resident
     from mtil.distributed.runtime import cluster
 
@@ -185,7 +185,7 @@ def resident() -> Epochs:
 
 
 def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:
-    """Return images per second after the first epoch, and how long that one took."""
+    """Return images per second after the first epoch, and the seconds of the first epoch."""
     start = time.monotonic()
     for _ in next(epochs):
         pass
@@ -197,7 +197,7 @@ def measure(epochs: Epochs, num_epochs: int) -> dict[str, float]:
 
 
 def write_tars() -> None:
-    """Write the rows of the data set as tars of raw pixels, one for each shard."""
+    """Write the rows of the data set as tars of raw pixels, a tar per shard."""
     source, target = open_store(DATA), open_store(TARS)
     for number, shard in enumerate(manifests.load_manifest(source).shards):
         sink = io.BytesIO()
@@ -214,7 +214,7 @@ def write_tars() -> None:
 
 
 def main() -> None:
-    """Measure one way, or all of them in turn."""
+    """Measure a single way, or all ways in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-rows", type=int, default=7800)
     parser.add_argument("--repeats", type=int, default=3)
@@ -227,7 +227,7 @@ def main() -> None:
         "webdataset_s3_2_workers": (partial(webdataset, 2), EPOCHS),
         "pyarrow_s3": (pyarrow_s3, EPOCHS),
         "pyarrow_whole_objects": (pyarrow_whole, EPOCHS),
-        "streaming": (streaming, 5 * EPOCHS),  # what was read ahead must not count
+        "streaming": (streaming, 5 * EPOCHS),  # enough to outweigh read-ahead data
         "resident": (resident, 20),
     }
     if options.only:

@@ -1,4 +1,4 @@
-"""Searches whose answer is known, through the searcher that Ray Tune asks, but without Ray."""
+"""Searches of functions with a known optimum, by the searcher for Ray Tune, without Ray."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def make_search(folder: Path, **changes: Any) -> Search:
 
 
 def drive(searcher: StudySearch, figures: Figures) -> None:
-    """Do a searcher's trials one after the other, as Ray Tune does, but here."""
+    """Run the trials of a searcher in sequence, with the calls of Ray Tune but without Ray."""
     for number in range(sys.maxsize):
         point = searcher.suggest(str(number))
         if not isinstance(point, dict):
@@ -57,7 +57,10 @@ def drive(searcher: StudySearch, figures: Figures) -> None:
 
 
 def known(point: Mapping[str, Any]) -> dict[str, float]:
-    """Return Dice that is 1 at `_BEST` with a focal loss of gamma 1.5, and lower elsewhere."""
+    """Return a Dice with the maximum of 1 at `_BEST` with a focal loss of gamma 1.5.
+
+    The weighting is then fixed, with 0.4 for classification and 1 for segmentation.
+    """
     off = sum(((point[key] - _BEST[key]) / _WIDTH[key]) ** 2 for key in _NUMBERS)
     if point["loss.weighting"] == "uncertainty":
         off += 0.1
@@ -70,7 +73,7 @@ def known(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def front(point: Mapping[str, Any]) -> dict[str, float]:
-    """Return two goals whose front is Dice² + AUC² = 1, reached where two keys are 0."""
+    """Return two goals with the front Dice² + AUC² = 1, reached if two keys are 0."""
     along = (point["loss.dice"] - 0.2) / 0.6
     off = 1 + 0.5 * point["loss.boundary"] + 0.5 * point["loss.deep_supervision"]
     angle = along * math.pi / 2
@@ -78,7 +81,7 @@ def front(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def best_of(folder: Path, kind: str, seed: int, num_trials: int) -> float:
-    """Return the best Dice that so many trials find of the known function."""
+    """Return the best Dice found by `num_trials` trials of the known function."""
     search = make_search(folder, sampler=kind, seed=seed)
     searcher = StudySearch(search, num_trials, lambda line: None)
     drive(searcher, known)
@@ -86,7 +89,7 @@ def best_of(folder: Path, kind: str, seed: int, num_trials: int) -> float:
 
 
 def front_share(folder: Path, kind: str, seed: int, num_trials: int) -> float:
-    """Return the share of the hypervolume under the known front that so many trials find."""
+    """Return the share of the hypervolume under the known front found by `num_trials` trials."""
     search = make_search(folder, sampler=kind, seed=seed, objective="dice,auc")
     searcher = StudySearch(search, num_trials, lambda line: None)
     drive(searcher, front)
@@ -101,6 +104,6 @@ def _at_zero() -> dict[str, Any]:
 
 
 def _volume(points: list[dict[str, float]]) -> float:
-    """Return the area that points dominate above (0, 0)."""
+    """Return the area above (0, 0) dominated by the points."""
     losses = np.array([[-one["dice"], -one["auc"]] for one in points])
     return float(compute_hypervolume(losses[(losses < 0).all(axis=1)], np.zeros(2)))

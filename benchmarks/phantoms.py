@@ -1,10 +1,11 @@
-"""What tells the classes of phantoms apart: no single number, but a small network.
+"""Separation of benign and malignant phantoms, by single numbers and by a small network.
 
     python -m benchmarks.phantoms [--num-images 1500] [--image-size 128] [--max-views 1]
 
-Numbers of one threshold (brightness, area, marks ...) are scored by their AUC between benign and
-malignant images; then a network of 34,000 weights learns on 64-pixel crops around the lesions of
-one seed and is scored on those of another. Views of a patient are also searched for near-copies.
+Single numbers of an image (brightness, area, marks ...) are scored by the AUC between benign and
+malignant images: no number should separate the classes, but the network should. The network of
+34,000 weights learns from 64-pixel crops around the lesions of a seed and is scored on the crops of
+a second seed. The audit's search for near-copies shows whether views of a patient are joined.
 """
 
 import argparse
@@ -35,7 +36,7 @@ _NUM_RESAMPLES = 1000
 def drawn(
     num_images: int, seed: int, image_size: int, max_views: int
 ) -> Iterator[tuple[int, phantom.Phantom]]:
-    """Yield the patient and the image of a collection's originals."""
+    """Yield patient and image of all originals of a collection."""
     originals = draw_cohort(num_images, seed, max_views)
     for index, patient in enumerate(originals.patients.tolist()):
         view = None if originals.views is None else int(originals.views[index])
@@ -43,7 +44,7 @@ def drawn(
 
 
 def numbers(drawing: phantom.Phantom) -> dict[str, float]:
-    """Return what a rule with one threshold might look at in an image with a lesion."""
+    """Return numbers of an image with a lesion, as candidates for a rule with a threshold."""
     gray, mask = drawing.gray.astype(np.float64), np.logical_or.reduce(drawing.masks)
     height, width = gray.shape
     top, bottom, left, right = _box(mask)
@@ -80,7 +81,7 @@ def numbers(drawing: phantom.Phantom) -> dict[str, float]:
 
 
 def crop(drawing: phantom.Phantom) -> npt.NDArray[np.float32]:
-    """Return a square (64, 64) around all lesions, in [0, 1]."""
+    """Return a square crop (64, 64) around all lesions, with values in [0, 1]."""
     top, bottom, left, right = _box(np.logical_or.reduce(drawing.masks))
     half = 0.8 * max(bottom - top, right - left) + 4
     row, column = (top + bottom) / 2, (left + right) / 2
@@ -96,7 +97,7 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def collection(num_images: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Draw images; return of the tumours numbers, crops and classes, and of all what was joined."""
+    """Draw images. Return numbers, crops and classes of tumours, and counts of joined pairs."""
     found: dict[str, Any] = {"numbers": [], "crops": [], "malignant": []}
     patients, descriptions = [], []
     for patient, drawing in drawn(num_images, seed, options.image_size, options.max_views):
@@ -155,7 +156,7 @@ def trained(crops: Tensor, malignant: Tensor) -> nn.Module:
 
 
 def network_auc(training: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """Return the AUC of a small network, with its 95 % interval over the test images."""
+    """Return the AUC of a small network, with a 95 % interval over the test images."""
     (crops, malignant), (unseen, truth) = (
         (torch.tensor(np.stack(of["crops"]))[:, None] - 0.3, np.array(of["malignant"]))
         for of in (training, test)

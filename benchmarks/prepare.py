@@ -3,12 +3,12 @@
     python -m benchmarks.prepare [--num-images 1000 10000 100000] [--image-size 128]
                                  [--on-ray 10000] [--append 1000] [--crowd 100000]
 
-Phantoms are drawn, one image in twenty as a near-copy of another; every image of every set is a
-drawing of its own. Each preparation is a process of its own, whose memory is read from the
-outside: proportional set size, of it and all its children together. With `--on-ray` so many are
-prepared on a local Ray as well, and the shards must be the same bytes. With `--append` so many
-others are appended to the largest set. With `--crowd` so many noisy frames of one dark image are
-searched for near-copies, the hardest case that there is.
+The images are phantoms. One image in twenty is a near-copy; all further images are separate
+drawings. Each preparation runs in a separate process. Memory is the proportional set size of the
+process and all descendants, sampled from outside. The options add measurements: `--on-ray` prepares
+the set of the given size on a local Ray, too, and compares the bytes of the shards; `--append`
+appends the given number of new images to the largest set; `--crowd` searches the given number of
+noisy frames of a dark image for near-copies, the hardest case.
 """
 
 import argparse
@@ -45,12 +45,12 @@ from mtil.storage import open_store
 
 _SAMPLE_EVERY_S = 0.5
 _COPIES = 20
-"""One image in so many is a near-copy of another."""
+"""One image in `_COPIES` is a near-copy."""
 _PHASES = ("reading", "audit", "writing")
 
 
 def measured(options: Sequence[str]) -> dict[str, Any]:
-    """Run a part of this program as a process; return what it printed, and its memory."""
+    """Run a part of the benchmark as a process. Return the printed result and the memory."""
     command = [sys.executable, "-m", "benchmarks.prepare", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     samples: list[tuple[float, int]] = []
@@ -80,19 +80,19 @@ def measured(options: Sequence[str]) -> dict[str, Any]:
 
 
 def memory(pid: int) -> int:
-    """Return the proportional set size in bytes of a process and its children."""
+    """Return the proportional set size in bytes of a process and all descendants."""
     total = 0
     try:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
             total += process.memory_full_info().pss
     except psutil.NoSuchProcess:
-        pass  # it has just ended
+        pass  # the process has just ended
     return total
 
 
 def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str, Any]:
-    """Prepare a set and say when its phases began and ended."""
+    """Prepare a set. Return speed, counts, and the times of the phases."""
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -121,7 +121,7 @@ def prepared(source: str, to: str, *, image_size: int, on_ray: bool) -> dict[str
 
 
 def appended(source: str, to: str) -> dict[str, Any]:
-    """Append the images of a table to a set and say when its phases began and ended."""
+    """Append the images of a table to a set. Return counts and the times of the phases."""
     marks: list[tuple[float, float]] = []
     start = time.perf_counter()
     made = append_images(
@@ -139,7 +139,7 @@ def appended(source: str, to: str) -> dict[str, Any]:
 
 
 def timed(runner: JobRunner, marks: list[tuple[float, float]]) -> JobRunner:
-    """Return a runner that marks the time and the processor's when it begins and when it ends."""
+    """Return a runner. Append wall time and CPU time to `marks` before and after each call."""
 
     def run(
         function: JobFunction[Any, Any],
@@ -156,7 +156,7 @@ def timed(runner: JobRunner, marks: list[tuple[float, float]]) -> JobRunner:
 
 
 def phases(marks: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Return when reading, audit and writing began and ended, and their processor time."""
+    """Return start, end and CPU time of reading, audit and writing."""
     return {
         "cpu_seconds_of": {
             name: marks[at + 1][1] - marks[at][1] for at, name in enumerate(_PHASES)
@@ -166,12 +166,12 @@ def phases(marks: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """Return the processor time of this process and of those of its children that have ended."""
+    """Return the CPU time of the process and all finished children."""
     return sum(os.times()[:4])
 
 
 def crowded(num_images: int) -> dict[str, Any]:
-    """Search noisy frames of one dark image, a few gray levels deep, for near-copies."""
+    """Search noisy frames of a dark image with few gray levels for near-copies."""
     dark = draw_phantom(0, 0, 128).gray / 10.0
     hashes, thumbs = [], []
     for index in range(num_images):
@@ -197,7 +197,7 @@ def crowded(num_images: int) -> dict[str, Any]:
 
 
 def planted(source: Path, to: Path) -> dict[str, Any]:
-    """Compare the pairs that were found with the near-copies that were planted."""
+    """Compare the pairs found by the audit with the planted near-copies."""
     with (source / phantom.DUPLICATES_FILE).open(encoding="utf-8") as file:
         original = {row["sample_id"]: row["original"] for row in csv.DictReader(file)}
     store = open_store(str(to))
@@ -219,7 +219,7 @@ def planted(source: Path, to: Path) -> dict[str, Any]:
 
 
 def digests(to: Path) -> dict[str, str]:
-    """Return the sha256 of every shard."""
+    """Return the sha256 of every shard by file name."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((to / "shards").iterdir())
@@ -227,13 +227,13 @@ def digests(to: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure one preparation, or all of them."""
+    """Measure a single preparation, or all preparations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--image-size", type=int, default=128, help="of phantoms and data set")
-    parser.add_argument("--on-ray", type=int, default=0, help="one of the numbers, on Ray as well")
-    parser.add_argument("--append", type=int, default=0, help="others, to the largest set")
-    parser.add_argument("--crowd", type=int, default=0, help="noisy frames of one dark image")
+    parser.add_argument("--on-ray", type=int, default=0, help="one of the sizes, on Ray as well")
+    parser.add_argument("--append", type=int, default=0, help="new images, for the largest set")
+    parser.add_argument("--crowd", type=int, default=0, help="noisy frames of a dark image")
     parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -246,7 +246,7 @@ def main() -> None:
             done = prepared(*values, image_size=options.image_size, on_ray=what == "on-ray")
         print(json.dumps(done))
         return
-    from benchmarks.common import show  # not above: what it imports is no part of `mtil prepare`
+    from benchmarks.common import show  # here, to keep torch out of the measured processes
 
     results: dict[str, Any] = {}
     crowd = measured(["--only", "crowd", str(options.crowd)]) if options.crowd else None

@@ -1,9 +1,9 @@
-"""Size of a report of many images, and the seconds to make and to open it.
+"""Size of a report of many images, and the seconds to make and to open the page.
 
     python -m benchmarks.report [--num-images 2000]
 
-An untrained small network scores phantoms with two passes and a zoom pass. The page is made by
-`mtil report` and opened in Debian's Chromium, if there is one.
+An untrained small network scores phantoms with two passes and a zoom pass. `mtil report` makes the
+page. Debian's Chromium opens the page, if installed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FOLDS = 2
 
 
 def make_run(folder: Path, num_images: int) -> str:
-    """Score all images of a data set with untrained models, and return the run."""
+    """Score all images of a data set with untrained models. Return the run's URI."""
     phantom.write_phantoms(folder / "busi", num_images=num_images, seed=0, image_size=STORED)
     data = str(folder / "data")
     prepare(

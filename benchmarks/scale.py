@@ -1,12 +1,12 @@
-"""Streaming a large data set beside a small one: images per second and memory, which stay the same.
+"""Speed and memory of streaming, for a large data set against a small data set.
 
     python -m benchmarks.scale [--num-rows 2000 100000] [--num-images 100000] [--repeats 3]
 
-Rows are repeated under new ids, at 256 px, in shards of 64 MiB on a real S3 server on the
-loopback. Each measurement is a process of its own, a training worker that streams batches of 32
-and does nothing with them, until it has seen so many images; what it sees first (files,
-connections, processes) does not count for speed. Half a second apart it notes its own memory, but
-for what it shares with others, and how much of Ray's object store is in use.
+The data sets repeat rows under new ids at 256 px, in shards of 64 MiB on a real S3 server on the
+loopback. Each measurement is a separate process. The process streams batches of 32 like a training
+worker until `--num-images` images are seen, without further work. The first tenth of the images
+does not count for speed: files and connections are opened, and processes start. Every half second
+the process records its unshared memory and the used part of Ray's object store.
 """
 
 import argparse
@@ -36,11 +36,11 @@ BATCH, SIDE = 32, 256
 BUCKET = "benchmark"
 _SAMPLE_EVERY_S = 0.5
 _WARM = 0.1
-"""Share of the images that are seen before time is taken."""
+"""Share of the images streamed before the clock starts."""
 
 
 def stream(uri: str, num_images: int) -> dict[str, float]:
-    """Stream a data set's epochs until so many images were seen."""
+    """Stream epochs of a data set until `num_images` images are seen. Return speed and memory."""
     import ray
 
     from mtil.distributed.data import ingest
@@ -58,7 +58,7 @@ def stream(uri: str, num_images: int) -> dict[str, float]:
         streams=DataConfig().streams,
         shuffle_shards=DataConfig().shuffle_shards,
     )
-    epochs = range(num_images // manifest.num_rows + 100)  # reading ahead must not end
+    epochs = range(num_images // manifest.num_rows + 100)  # read-ahead never reaches the end
     batches = ingest.iterate_streaming_epochs(uri, plan, epochs)
     worker, store = [], []
     over = threading.Event()
@@ -73,7 +73,7 @@ def stream(uri: str, num_images: int) -> dict[str, float]:
                 store.append((room - free) / 2**30)
 
         watcher = threading.Thread(target=watch)
-        with closing(batches):  # reading must end before Ray does
+        with closing(batches):  # stop reading before Ray shuts down
             watcher.start()
             seen, first, start = 0, 0, 0.0
             for batch in itertools.chain.from_iterable(batches):
@@ -100,10 +100,10 @@ def _object_store(resources: dict[str, float]) -> float:
 
 
 def main() -> None:
-    """Measure one stream, or all of them in turn."""
+    """Measure a single stream, or all streams in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-rows", type=int, nargs=2, default=[2000, 100_000])
-    parser.add_argument("--num-images", type=int, default=100_000, help="to be streamed each time")
+    parser.add_argument("--num-images", type=int, default=100_000, help="images of a measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()

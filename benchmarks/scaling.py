@@ -2,15 +2,15 @@
 
     python -m benchmarks.scaling [--image-size 160] [--batch-size 16] [--rounds 3]
 
-Workers are processes with one CPU thread or one GPU, as many as the machine has. The engine trains
-fold 0 of BUSI, or of phantoms, from rows in memory, without Ray.
+A worker is a process with one CPU thread or one GPU; the number of workers goes up to the number of
+CPUs or GPUs. The engine trains fold 0 of BUSI, or of phantoms, from rows in memory, without Ray.
 
-* Strong scaling: all workers share a batch of fixed size. Weak scaling: every worker adds as many
-  images to the batch.
-* Efficiency: images per second over the number of workers, divided by those of one worker.
-* Communication: in turn, the same processes train the same images side by side, but each alone,
-  without exchanging anything. The share of a step that the exchange adds is the communication,
-  including the time in which workers wait for each other.
+* Strong scaling: all workers share a batch of fixed size. Weak scaling: the batch grows with the
+  number of workers.
+* Efficiency: images per second per worker, divided by the images per second of a single worker.
+* Communication: the processes alternate between training together and training side by side
+  without exchange, with equal batches per worker. Communication is the share of a step added by
+  the exchange, including the time of waiting for slower workers.
 """
 
 import argparse
@@ -45,7 +45,7 @@ ON_GPU = torch.cuda.is_available()
 
 @dataclass(frozen=True)
 class Job:
-    """The measurement of one number of workers."""
+    """A measurement with a fixed number of workers."""
 
     data_uri: str
     config: Config
@@ -55,7 +55,7 @@ class Job:
 
 
 def plan_rows(job: Job, rank: int) -> EpochPlan:
-    """Return the plan of a worker's rows."""
+    """Return the epoch plan of a worker."""
     manifest = manifests.load_manifest(open_store(job.data_uri))
     return EpochPlan(
         manifest=manifest,
@@ -70,7 +70,7 @@ def plan_rows(job: Job, rank: int) -> EpochPlan:
 
 
 def endless_batches(rows: TableRows, plan: EpochPlan) -> Iterator[Batch]:
-    """Yield the batches of the plan's worker, epoch after epoch."""
+    """Yield the batches of a worker, epoch after epoch."""
     epoch = 0
     while True:
         yield from iterate_resident_epoch(rows, plan, epoch)
@@ -78,7 +78,7 @@ def endless_batches(rows: TableRows, plan: EpochPlan) -> Iterator[Batch]:
 
 
 class Waiting:
-    """Batches, and the seconds for which the training waited for them."""
+    """Iterator over batches. Sums up the seconds of waiting for a batch."""
 
     def __init__(self, batches: Iterator[Batch], count: int) -> None:
         self._batches, self._count = batches, count
@@ -108,7 +108,7 @@ def measure_steps(
 
 
 def run_worker(rank: int, job: Job, url: str, folder: str) -> None:
-    """Measure as one worker: in turn together with all workers, and alone beside them."""
+    """Measure as a worker: in turn with exchange and without exchange between the workers."""
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if ON_GPU else torch.device("cpu")
     if ON_GPU:
@@ -142,7 +142,7 @@ def run_worker(rank: int, job: Job, url: str, folder: str) -> None:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Return images per second and shares of the time for one number of workers."""
+    """Return images per second, and the shares of communication and of waiting for data."""
     with tempfile.TemporaryDirectory(prefix="mtil-benchmark-") as folder:
         url = f"file://{folder}/group"
         spawn(run_worker, (job, url, folder), nprocs=job.num_workers)  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def with_efficiency(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the efficiency against the first result, which has one worker."""
+    """Add the efficiency relative to the first result, with a single worker."""
     single = results[0]["images_per_second"]["median"]
     return [
         result | {"efficiency": result["images_per_second"]["median"] / result["workers"] / single}
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8, help="steps in a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each number of workers")
-    parser.add_argument("--weak", action="store_true", help="weak scaling too")
+    parser.add_argument("--weak", action="store_true", help="also measure weak scaling")
     options = parser.parse_args()
     if not ON_GPU:
         os.environ.update(CPU_MALLOC_SETTINGS)

@@ -1,17 +1,18 @@
-"""What the search itself is worth and costs.
+"""Gain and cost of a hyperparameter search.
 
     python -m benchmarks.search sampler|overhead|tiny|stopping [--num-trials N] [--num-seeds N]
 
-sampler   60 TPE trials against 60 random ones on a known function, and the share of the hypervolume
-          under a known front (2,001 points of it) that 100 trials of two goals find; no cluster
-overhead  one-worker trials of `--trial-seconds` each on BUSI, or phantoms: how much longer they
-          take than they train, and how long the same training takes by itself
-tiny      200 trials of nothing: seconds each, memory and files of all processes of the cluster and
-          the driver (the median of ten readings before a mark), and what is left at the end
-stopping  epochs that each rule saves on made-up learning curves, or on those of a search that was
-          run without stopping (`--search URI`) in other orders, and what becomes of the best trial
+sampler   60 TPE trials against 60 random trials on a known function; and the share of the
+          hypervolume under a known front (2,001 points) found by 100 trials of two goals;
+          no cluster
+overhead  one-worker trials of `--trial-seconds` on BUSI, or phantoms: time of the search beyond
+          the training time, and time of an equal training without a search
+tiny      200 trials without work: seconds per trial, memory and files of all processes of the
+          cluster and the driver (median of the ten readings before a mark), and leftovers
+stopping  epochs saved by each stopping rule, and the best score, on synthetic learning curves or,
+          in random orders, on the curves of a search without stopping (`--search URI`)
 
-The exit code is 1 if a goal is missed or something leaks.
+The exit code is 1 if a goal is missed, or if placement groups, actors, memory or files leak.
 """
 
 import argparse
@@ -42,13 +43,13 @@ _CALIBRATION_EPOCHS = 3
 _MARKS = (20, 50, 100, 200)
 _READINGS = 10
 _PATIENCE_S = 30.0
-"""How long what a search has used may take to go away."""
+"""Most seconds until the placement groups and actors of a search are removed."""
 _GROWTH = 0.1
-"""What memory and files may grow by from the second mark to the last."""
+"""Largest relative growth of memory and open files from the second mark to the last."""
 
 
 def sampler(num_trials: int, num_seeds: int) -> dict[str, Any]:
-    """Compare TPE with random trials, and measure the fronts that each sampler finds."""
+    """Compare TPE with random trials, and measure the fronts found by all samplers."""
     best: dict[str, list[float]] = {"tpe": [], "random": []}
     volumes: dict[str, list[float]] = {"tpe": [], "nsga2": [], "random": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,9 +78,9 @@ def sampler(num_trials: int, num_seeds: int) -> dict[str, Any]:
 def overhead(
     num_trials: int, trial_seconds: float, image_size: int, concurrent: int
 ) -> dict[str, Any]:
-    """Do real trials of one worker, and the same training by itself; return what they take.
+    """Run one-worker trials, and an equal training without a search. Return the times.
 
-    A trial's overhead is what it takes of the search's time beside the seconds of its epochs.
+    The overhead is the search's time beyond the training time, as a share of the training time.
     """
     from mtil.distributed.runtime import cluster
     from tune import search as searches
@@ -122,7 +123,7 @@ def overhead(
 
 
 def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, float]:
-    """Train as `mtil train` does; return the seconds of the epochs, and of everything."""
+    """Train like `mtil train`. Return the training time and the total time in seconds."""
     from mtil.distributed.training import trainer
 
     start = time.monotonic()
@@ -132,7 +133,7 @@ def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, 
 
 
 def tiny(num_trials: int) -> dict[str, Any]:
-    """Do trials of nothing on a cluster of this machine; return what they cost and leave."""
+    """Run trials without work on a local cluster. Return their cost and leftovers."""
     from mtil.distributed.runtime import cluster
     from tune import search as searches
 
@@ -172,14 +173,14 @@ def tiny(num_trials: int) -> dict[str, Any]:
 
 
 def usage() -> dict[str, float]:
-    """Return what this process and all below it hold: the cluster's own processes among them."""
+    """Return memory and open files of the process and all descendants, Ray's included."""
     own = psutil.Process()
     found = {"processes": 0.0, "rss_mib": 0.0, "files": 0.0}
     for process in (own, *own.children(recursive=True)):
         try:
             rss, files = process.memory_info().rss, process.num_fds()
         except psutil.Error:
-            continue  # it has just ended
+            continue  # the process has just ended
         found["processes"] += 1
         found["rss_mib"] += rss / 2**20
         found["files"] += files
@@ -187,7 +188,7 @@ def usage() -> dict[str, float]:
 
 
 def left() -> tuple[int, list[str]]:
-    """Return the placement groups and actors that do not go away."""
+    """Return the number of remaining placement groups, and the classes of remaining actors."""
     import ray
     from ray.util import placement_group_table
 
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument("what", choices=("sampler", "overhead", "tiny", "stopping"))
     parser.add_argument("--num-trials", type=int)
     parser.add_argument("--num-seeds", type=int, default=10)
-    parser.add_argument("--search", metavar="URI", help="whose learning curves `stopping` replays")
+    parser.add_argument("--search", metavar="URI", help="search to replay in `stopping`")
     parser.add_argument("--trial-seconds", type=float, default=120.0)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--concurrent", type=int, default=1, help="trials at a time in `overhead`")

@@ -1,12 +1,12 @@
-"""Seconds of a training step, by network; and an epoch through Ray beside the bare loop.
+"""Seconds of a training step by network, and of an epoch with and without Ray.
 
     python -m benchmarks.step [--image-size 256] [--batch-size 8] [--rounds 5]
 
-The networks take turns on the same batch: mtil's, its baseline (a U-Net with a classifier on the
-same encoder) and, for scale, MONAI's FlexibleUNet with a classifier. All step through mtil's
-losses and optimiser. Then one worker trains through Ray, its rows resident and streamed from an
-S3 server, in turn with the same engine on batches that lie in memory. On a GPU everything is
-measured in fp32 and bf16, the networks also with `torch.compile`.
+Three networks take turns on a batch: mtil's network, the baseline (a U-Net with a classifier on an
+equal encoder) and, for comparison, MONAI's FlexibleUNet with a classifier. All networks train with
+mtil's losses and optimiser. Then three ways of training an epoch take turns: the bare engine with
+batches in memory, and a single Ray worker with rows resident or streamed from an S3 server. On a
+GPU, fp32 and bf16 are measured, and the networks also with `torch.compile`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class FlexibleUNet(nn.Module):
-    """MONAI's FlexibleUNet on ResNet-18, and a linear classifier on its deepest features."""
+    """MONAI's FlexibleUNet on ResNet-18, with a linear classifier on the deepest features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FlexibleUNet(nn.Module):
     def forward(
         self, image: Tensor, prior: Tensor | None = None, draws: Tensor | None = None
     ) -> NetworkOutput:
-        """Predict as mtil's networks do, without side outputs, use for a prior map or dropout."""
+        """Predict like mtil's networks, but ignore prior maps and dropout; no side outputs."""
         features = self.encoder(image.expand(-1, 3, -1, -1))
         decoded = self.network.decoder(features, self.network.skip_connect)
         malignant = self.classifier(features[-1].mean((2, 3)))[:, 0]
@@ -80,7 +80,7 @@ class FlexibleUNet(nn.Module):
 def stepper(
     network: nn.Module, config: Config, batch: tuple[Tensor, Tensor, Tensor], *, bf16: bool
 ) -> Callable[[], float]:
-    """Return a function that takes one training step and returns its seconds."""
+    """Return a function to run a training step and return the seconds."""
     objective = TrainingObjective(config.loss, MALIGNANT_SHARE).to(DEVICE)
     network.to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, objective, config.train)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def stepper(
 
 
 def networks(image_size: int, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Measure the networks' steps, in turn."""
+    """Measure training steps of the networks in turn."""
     generator = torch.Generator().manual_seed(0)
     batch = (
         torch.rand(batch_size, 1, image_size, image_size, generator=generator),
@@ -152,7 +152,7 @@ def networks(image_size: int, batch_size: int, rounds: int) -> dict[str, Any]:
 
 
 def epoch_config(mode: str, precision: str) -> Config:
-    """Return what one worker trains with: the `cpu` preset's sizes, or those of `base`."""
+    """Return the configuration of a worker: image size of the `cpu` preset, on a GPU of `base`."""
     on_gpu = DEVICE.type == "cuda"
     return config_from_dict(
         {
@@ -169,7 +169,7 @@ def epoch_config(mode: str, precision: str) -> Config:
 
 
 def memory_batches(data_uri: str, config: Config, epoch: int) -> list[Batch]:
-    """Return the batches of an epoch of fold 0, in memory."""
+    """Return the training batches of an epoch of fold 0."""
     store = open_store(data_uri)
     manifest = manifests.load_manifest(store)
     plan = EpochPlan(
@@ -187,7 +187,7 @@ def memory_batches(data_uri: str, config: Config, epoch: int) -> list[Batch]:
 
 
 def bare_epochs(config: Config) -> list[float]:
-    """Return the seconds of epochs of the engine on batches that lie in memory."""
+    """Train by the engine alone on batches in memory. Return the seconds of each epoch."""
     epochs = [memory_batches(DATA, config, epoch) for epoch in range(EPOCHS)]
     engine = TrainingEngine(
         config, steps_per_epoch=len(epochs[0]), malignant_share=MALIGNANT_SHARE, device=DEVICE
@@ -204,7 +204,7 @@ def bare_epochs(config: Config) -> list[float]:
 
 
 def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
-    """Return the history of the same epochs through Ray."""
+    """Train the epochs of `bare_epochs` through Ray. Return the history of the run."""
     from mtil.distributed.runtime import cluster
     from mtil.distributed.training import trainer
 
@@ -216,7 +216,7 @@ def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
 
 
 def epochs(rounds: int, ways: tuple[str, ...]) -> dict[str, Any]:
-    """Measure epochs through Ray and without, in turn; the first epoch of each is not counted."""
+    """Measure epochs with and without Ray in turn. The first epoch of a training is not counted."""
     found: dict[str, Any] = {}
     for precision in ("fp32", "bf16") if DEVICE.type == "cuda" else ("fp32",):
         seconds: dict[str, list[float]] = {way: [] for way in ("bare", *ways)}

@@ -1,4 +1,4 @@
-"""What stopping trials early saves, on learning curves that are made up or were measured."""
+"""Epochs saved by early stopping of trials, on synthetic or measured learning curves."""
 
 import math
 import tempfile
@@ -19,9 +19,10 @@ from tune.search.trial import NUMBER_KEY
 
 
 def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str, Any]:
-    """Return, for each rule, the share of epochs that it saves and the best true score found.
+    """Return the share of epochs saved by each rule, and the best true score found.
 
-    A trial rises towards its score of the known function at a speed of its own, with noise.
+    The curve of a trial rises at a random speed towards the score of the known function, with
+    noise.
     """
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +42,7 @@ def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str,
 
 
 class Curves:
-    """Figures of a trial whose epochs the judge hears of."""
+    """Synthetic learning curves, reported to a stopper after every epoch."""
 
     def __init__(
         self, judge: studies.EarlyStopper, num_epochs: int, rng: np.random.Generator
@@ -50,7 +51,7 @@ class Curves:
         self.epochs, self.completed = 0, [0.0]
 
     def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
-        """Go through a trial's epochs as far as the judge lets it."""
+        """Run the epochs of a trial until the last epoch or the stop. Return the figures."""
         score, speed, best = known(point)["dice"], self._rng.uniform(2, 5), 0.0
         for epoch in range(1, self._num_epochs + 1):
             self.epochs += 1
@@ -63,7 +64,7 @@ class Curves:
 
 
 def replaying(uri: str, num_seeds: int) -> dict[str, Any]:
-    """Return what `stopping` does, for the trials of a search that was run without stopping."""
+    """Return the figures of `stopping` for the trials of a search without early stopping."""
     real = curves_of(uri)
     longest = max(len(one) for one in real)
     whole = [one for one in real if len(one) == longest]
@@ -93,7 +94,7 @@ def replaying(uri: str, num_seeds: int) -> dict[str, Any]:
 
 
 def curves_of(uri: str) -> list[list[float]]:
-    """Return what each completed trial of a search was worth after each epoch."""
+    """Return the value after every epoch, for each completed trial of a search."""
     search = Search.open(uri)
     found = []
     for trial in studies.list_trials(studies.load_study(search)):
@@ -116,7 +117,7 @@ def curves_of(uri: str) -> list[list[float]]:
 
 
 class Replay:
-    """Figures of trials whose values after each epoch are known."""
+    """Recorded learning curves, reported to a stopper after every epoch."""
 
     def __init__(self, judge: studies.EarlyStopper, curves: list[list[float]]) -> None:
         self._judge, self._curves = judge, curves
@@ -124,7 +125,7 @@ class Replay:
         self.completed: list[float] = []
 
     def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
-        """Go through a trial's epochs as far as the judge lets it."""
+        """Run the epochs of a trial until the last epoch or the stop. Return the figures."""
         number = int(point[NUMBER_KEY])
         for epoch, value in enumerate(self._curves[number], start=1):
             self.epochs += 1

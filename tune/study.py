@@ -292,7 +292,8 @@ class EarlyStopper:
     def hear(self, number: int, epoch: int, value: float) -> bool:
         """Record the value of a trial after `epoch` epochs; return whether the trial goes on.
 
-        A repeated report gets the first answer again: a restarted training may report all epochs.
+        A restarted training may report all epochs again. A repeated report records nothing, and
+        returns False if the trial has been stopped, else True.
         """
         frozen = self._study.get_trials(deepcopy=False)[number]
         if frozen.state.is_finished() or STOPPED_ATTRIBUTE in frozen.user_attrs:
