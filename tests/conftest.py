@@ -1,4 +1,4 @@
-"""What all tests share: no telemetry, no token in the home folder, no deadlines, real images."""
+"""Setup of all tests: no telemetry, no token in the home folder, no deadlines, real images."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-# A machine that does much else is slow, not wrong.
+# On a busy machine, a test may be slow without being wrong.
 settings.register_profile("mtil", deadline=None)
 settings.load_profile("mtil")
 
@@ -30,7 +30,7 @@ def real_data() -> Path:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the slower tiers alone unless they are asked for: unit tests import no Ray."""
+    """Skip the folder of a tier excluded by `-m "not TIER"`: unit tests import no Ray."""
     tier = collection_path.relative_to(_ROOT / "tests").parts[:1]
     wanted = config.option.markexpr
     return True if tier and f"not {tier[0]}" in wanted else None

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server, through which a share of all requests goes wrong."""
+"""A proxy in front of an S3 server. A chosen share of the requests fails."""
 
 import asyncio
 import random
@@ -14,19 +14,27 @@ from aiohttp import web
 from tests.waiting import PATIENCE_S
 
 KINDS = ("throttled", "error", "reset", "answer lost", "answer cut", "slow")
-"""Of these the server has done its work when an answer is lost, cut or slow."""
+"""Kinds of faults. If an answer is lost, cut or slow, the server has executed the request."""
 _SLOW_S = 2.0
 _OF_A_HOP = {"connection", "expect", "keep-alive", "transfer-encoding", "date", "server"}
 _REFUSALS = {"throttled": (503, "SlowDown"), "error": (500, "InternalError")}
 
 
 class FaultyProxy:
-    """Passes requests on while it is entered, and lets some of them fail, drawn from a seed."""
+    """Forwards requests inside a `with` block. A seeded random share of the requests fails."""
 
     def __init__(
         self, server: str, *, share: float, seed: int, kinds: Sequence[str] = KINDS, port: int = 0
     ) -> None:
-        """Stand before the server of a URL; `share` of the requests go wrong, in one of `kinds`."""
+        """Prepare the proxy.
+
+        Args:
+            server: URL of the server.
+            share: share of failing requests, from 0 to 1.
+            seed: seed of the random faults.
+            kinds: kinds of faults, see `KINDS`.
+            port: port of the proxy; 0 for any free port.
+        """
         self._kinds, self._port = kinds, port
         self._server, self._share = server, share
         self._random = random.Random(seed)
@@ -101,6 +109,6 @@ class FaultyProxy:
 
     @staticmethod
     def _hung_up(request: web.Request) -> web.Response:
-        if request.transport is not None:  # else who has asked is gone
+        if request.transport is not None:  # None: the client has gone
             request.transport.abort()
         return web.Response()

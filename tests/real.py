@@ -1,4 +1,4 @@
-"""Where real collections are, if they are here."""
+"""Location of the real collections, which may be absent."""
 
 import os
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Searches that tests make."""
+"""Create searches in tests."""
 
 from tune.record import Search, SearchRequest
 
 
 def create_search(uri: str, request: SearchRequest) -> Search:
-    """Make a search, or open the one that is there, as `mtil-tune run` does."""
+    """Create a search or open the existing search, as `mtil-tune run` does."""
     search = Search.plan(uri, request)
     search.keep()
     return search

@@ -1,4 +1,4 @@
-"""Read back what trackers hold, with the readers of their libraries."""
+"""Read the contents of trackers, with the readers of the trackers' libraries."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
-"""By name of the node and of the figure: all steps and values, also repeated ones."""
+"""All (step, value) pairs, including repeated pairs, by node name and figure name."""
 
 
 def list_mlflow_runs(uri: str) -> dict[str, Run]:
@@ -39,12 +39,12 @@ def read_mlflow(uri: str) -> Curves:
 
 
 def read_tensorboard(folder: str) -> Curves:
-    """Return all scalars below a folder, by the folder's own name."""
+    """Return all scalars below a folder, by the name of the event files' folder."""
     curves: Curves = {}
     for events in {file.parent for file in Path(folder).rglob("events.out.*")}:
         held = EventAccumulator(str(events), size_guidance={"scalars": 0}).Reload()
         curves[events.name] = {
-            # The order of files that were begun within a second is of no account.
+            # Files begun within a second have no defined order.
             tag: sorted((event.step, event.value) for event in held.Scalars(tag))
             for tag in held.Tags()["scalars"]
         }
@@ -52,7 +52,7 @@ def read_tensorboard(folder: str) -> Curves:
 
 
 def read_wandb(folder: str) -> Curves:
-    """Return history and summary of all offline runs, by the run's name."""
+    """Return history and summary of all offline runs, by run name."""
     curves: Curves = {}
     for file in Path(folder).glob("wandb/offline-run-*/*.wandb"):
         name, figures = "", defaultdict[str, list[tuple[int, float]]](list)
@@ -88,7 +88,7 @@ def _records(data: bytes) -> list[Record]:
         length, kind = struct.unpack("<HB", data[offset + 4 : offset + 7])
         pieces += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
-        if kind in (1, 4):  # the whole record, or its last piece
+        if kind in (1, 4):  # a whole record, or the last piece of a record
             records.append(Record.FromString(pieces))
             pieces = b""
     return records

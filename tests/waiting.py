@@ -1,4 +1,4 @@
-"""Waiting for an event, and never for a time: what holds on a slow machine and on a fast one."""
+"""Wait for events, never for a fixed time: tests pass on slow and fast machines alike."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 PATIENCE_S = 600.0
-"""A safety net: after so long the event does not come any more. No test takes a fraction of it."""
+"""Time limit of a wait: a safety net against hanging, far longer than any test takes."""
 _POLL_S = 0.05
 
 STOP_AT = """
@@ -27,16 +27,20 @@ def stopping(method):
 
 kind.write, kind.create = stopping(kind.write), stopping(kind.create)
 """
-"""Code of a process that stops itself: before its COUNTth write to the store of the second argument
-of a name with PART in it, where the third is PART/COUNT. It can then be killed at that moment, and
-no machine is too fast for it."""
+"""Code for a process that stops itself with SIGSTOP before a chosen write. A test can then kill the
+process at the chosen write, on slow and fast machines alike. Argument 2 is the URI of the store.
+Argument 3 is PART/COUNT: the process stops before the COUNTth write of a name with PART inside."""
 
 
 def until(
     condition: Callable[[], object],
     process: "subprocess.Popen[str] | subprocess.Popen[bytes] | None" = None,
 ) -> None:
-    """Wait until a condition holds; an AssertionError if it does not, or a process ends before."""
+    """Wait until a condition holds.
+
+    Raises:
+        AssertionError: after `PATIENCE_S`, or if `process` ends first.
+    """
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert process is None or process.poll() is None, "the process has ended"
@@ -45,7 +49,7 @@ def until(
 
 
 def until_gone(processes: Iterable[psutil.Process]) -> None:
-    """Wait until processes have ended, whether or not somebody has asked for their exit codes."""
+    """Wait until processes have ended. Zombies count as ended."""
     waited_for = list(processes)
     until(lambda: not any(map(_is_alive, waited_for)))
 
@@ -57,5 +61,5 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def until_stopped(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
-    """Wait until a process has stopped itself."""
+    """Wait until a process is stopped, for example by `STOP_AT`."""
     until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, process)

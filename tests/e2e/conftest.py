@@ -1,4 +1,4 @@
-"""Whole commands in processes of their own."""
+"""Fixtures for whole commands in separate processes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-# Ray's own code raises these, about itself and about sockets that it leaves to the collector.
+# Warnings of Ray about Ray's own code and about sockets left to the garbage collector.
 _RAY_WARNINGS = ("DeprecationWarning", "FutureWarning", "ResourceWarning")
 
 
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of commands: no cluster but their own, and nothing slowed down for the sake of metrics."""
+    """Environment of commands: no existing cluster, fast health checks, no metrics."""
     values = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return values | {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def mtil(environment: dict[str, str]) -> Command:
-    """Run `mtil` with arguments and return what it printed and its exit code."""
+    """Run `mtil` with arguments. Return the exit code, stdout and stderr."""
 
     def run(
         *arguments: str | Path, timeout_s: float = 600, **variables: str

@@ -1,4 +1,4 @@
-"""A gate before the S3 server: it stops a run at one of its own writes, however fast the run is."""
+"""A gate in front of the S3 server: stops a run at a chosen write, on slow and fast machines."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ _WRITES = {"PUT", "POST", "DELETE"}
 
 @dataclass(frozen=True)
 class Moment:
-    """The `count`-th write, from now on, to a file of the run whose name matches a pattern."""
+    """The `count`-th write, from now on, to a file of the run with a name matching `pattern`."""
 
     pattern: str
     count: int = 1
@@ -29,15 +29,15 @@ NEVER = Moment(r"(?!)")
 
 
 class Gate(FaultyProxy):
-    """Passes requests on. At a chosen write it holds that write and all later ones of the run.
+    """Forwards requests. From a chosen write on, the gate holds all writes of the run.
 
-    While the gate is shut a run reads and beats, but cannot go on: no checkpoint, result or event
-    of the ledger is written. So a process that is killed meanwhile dies at that moment, on a fast
-    machine as on a slow one.
+    While the gate is shut, the run reads and sends heartbeats, but writes no checkpoint, result or
+    ledger event. A process killed meanwhile dies at the chosen write, on slow and fast machines
+    alike.
     """
 
     def __init__(self, server: str, bucket: str) -> None:
-        # Of a range that the system gives to nobody: the gate returns there after an outage.
+        # Not an ephemeral port: the gate needs the port again after an outage.
         port = object_store.find_free_ports(None, object_store.HOST)[-1]
         super().__init__(server, share=0, seed=0, port=port)
         self._bucket = bucket
@@ -46,22 +46,22 @@ class Gate(FaultyProxy):
         self._is_shut = self._is_out = False
         self._waiting: list[tuple[asyncio.Future[bool], asyncio.Event]] = []
         self.held = ""
-        """The name, within the run, of the write at which the gate has shut; empty before."""
+        """Name, within the run, of the file at whose write the gate has shut; empty while open."""
 
     def shut(self, run: str, moment: Moment) -> None:
-        """Shut at a moment of the run with this name."""
+        """Shut the gate at a moment of the run with the name `run`."""
         self._run = run
         self.open(deliver=True, until=moment)
 
     def open(self, *, deliver: bool, until: Moment = NEVER) -> None:
-        """Pass on the writes that are held, or hang up on them, and all that come until a moment.
+        """Open the gate until `until`. Forward held writes if `deliver`, else close connections.
 
-        Returns when the server has answered those that were passed on.
+        Returns after the server has answered all forwarded writes.
         """
         self._call(self._open_again(deliver, until))
 
     def refuse(self) -> None:
-        """Until the gate opens: hang up on the writes that are held, and refuse connections."""
+        """Close the connections of held writes. Refuse new connections until the gate opens."""
         self._call(self._stop_listening())
 
     def __exit__(self, *raised: Any) -> None:
@@ -96,7 +96,7 @@ class Gate(FaultyProxy):
             f"/{self._bucket}/{self._run}/"
         )
         if request.method not in _WRITES or name.startswith("/") or name == "coordinator.json":
-            return False  # of another run, or a heartbeat, which says nothing of the progress
+            return False  # not a write of the run, or only a heartbeat
         if not self._is_shut and re.fullmatch(self._moment.pattern, name):
             self._seen += 1
             if self._seen == self._moment.count:
@@ -106,7 +106,7 @@ class Gate(FaultyProxy):
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         answered = asyncio.Event()
         try:
-            await request.read()  # who has sent it may be dead when it is passed on
+            await request.read()  # now: the client may be dead after the hold
             if self._is_held(request):
                 verdict: asyncio.Future[bool] = self._loop.create_future()
                 self._waiting.append((verdict, answered))
@@ -114,6 +114,6 @@ class Gate(FaultyProxy):
                     return self._hung_up(request)
             return await super()._pass_on(request)
         except (aiohttp.ClientError, OSError):
-            return self._hung_up(request)  # the server is dead, or who has asked
+            return self._hung_up(request)  # the server or the client is dead
         finally:
             answered.set()

@@ -1,16 +1,18 @@
-"""Kill what a circle runs on, at seeded writes of its own, and see that it comes out the same.
+"""Kill processes of a circle at seeded writes, and check that the results do not change.
 
     python -m tests.e2e.kills --kills 20 --seed 0 --folder kills
 
-First a run is left alone. Then two clusters do one run, and the first of them dies. Then, run after
-run, a process is killed at a time: a train worker, the train controller, the coordinator, the
-command (which is given again), a node with its raylet (which is replaced), the S3 server (which
-comes back once the command and the coordinator have met the outage). No kill waits for a clock: a
-gate before the storage stops the run at one of its writes, drawn by number, and the write arrives
-after the kill, or never. Each run must end by itself, with what the undisturbed one has committed:
-the same weights, maps, predictions and figures, bit for bit; and its ledger must be one chain in
-which each action is done once. Prints JSON; `kills.json` in the folder has it too, and a second
-call goes on there.
+The first run is undisturbed. In the second run, the working cluster dies and a second cluster takes
+over. All later runs lose processes, a single process at a time: a train worker, the train
+controller, the coordinator, the command (which is started again), a node with the node's raylet
+(which is replaced), the S3 server (which restarts once the command and the coordinator have met the
+outage).
+
+No kill depends on a clock. A gate in front of the storage stops the run at a write with a random
+number. The write arrives after the kill, or never. Every run must finish without help and commit
+the results of the undisturbed run: equal weights, maps, predictions and figures, bit for bit. The
+ledger must be a single chain with every action done once. Prints JSON, also written to `kills.json`
+in the folder. A second call continues from the file.
 """
 
 import argparse
@@ -49,16 +51,16 @@ _TITLES = {
     "coordinator": ("ray::Coordinator",),
     "keepers": ("ray::TrainController", "ray::PlacementGroupCleaner", "ray::Coordinator"),
 }
-"""What is killed of each kind; `keepers` are all at once that would free a training's CPUs."""
+"""Processes to kill, by kind. `keepers`: all processes able to free a training's CPUs, at once."""
 _KILLS_A_RUN = 5
 _MOST_WRITES = 20
-"""Of the run, between a kill and the next: at least one."""
+"""Maximum number of the run's writes between two kills. The minimum is 1."""
 _PROGRESS = r"(rounds|maps)/.*|ledger/(?!00000[12]\.).*"
-"""What the coordinator and its actions write; the first two events come before there are any."""
+"""Files of the coordinator and the actions. The first two ledger events precede all actions."""
 CHECKPOINT = r"rounds/{round}/.*/checkpoints/latest\.json"
 _TRIED_AGAIN = "storage failed, which is tried again"
 _TIMES = {"seconds", "written"}
-"""What a result says of how it came about, not of what it is."""
+"""Keys of a result about the computation. The values may differ between equal results."""
 
 CONFIG: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64},
@@ -67,14 +69,14 @@ CONFIG: dict[str, dict[str, Any]] = {
         "num_epochs": 2,
         "batch_size": 8,
         "warmup_epochs": 0.5,
-        "cpus_per_worker": 0.75,  # of a node's one CPU: two workers are on both nodes
+        "cpus_per_worker": 0.75,  # a node has 1 CPU: two workers need two nodes
     },
 }
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, at which write, and whether that write still arrives."""
+    """A kill: the target, the write, and whether the write still arrives."""
 
     kind: str
     moment: Moment
@@ -82,7 +84,7 @@ class Kill:
 
 
 class Ground:
-    """A storage with a small data set behind a gate, and the commands that work on it."""
+    """A storage with a small data set behind a gate, and the commands started on the data set."""
 
     def __init__(
         self,
@@ -110,11 +112,11 @@ class Ground:
             self._config.write_text(yaml.safe_dump(config))
 
     def uri(self, name: str) -> str:
-        """Return where a run is."""
+        """Return the URI of a run."""
         return f"s3://{BUCKET}/{name}"
 
     def circle(self, name: str, nodes: Nodes, *, log: str | None = None) -> Command:
-        """Return the command that does a run on a cluster."""
+        """Return a command for a run on a cluster."""
         arguments = [
             "circle", "--data", self.data, "--run", self.uri(name), "--config", str(self._config),
             "--fold", self.folds,
@@ -124,23 +126,23 @@ class Ground:
         return self._commands[-1]
 
     def end(self) -> None:
-        """End what was not seen to its end."""
+        """Kill all commands still running."""
         for command in self._commands:
             command.kill()
 
     def state(self, name: str) -> CircleState | None:
-        """Return what the ledger says of a run, after its chain has been verified."""
+        """Verify the chain of a run's ledger, and return the state. None if the ledger is empty."""
         return Ledger.open(open_store(self.uri(name))).state
 
     def running(self, name: str) -> list[str]:
-        """Return what is in flight."""
+        """Return the actions in flight."""
         state = self.state(name)
         return [] if state is None else sorted(map(str, state.running))
 
 
 @contextmanager
 def ground(folder: Path, folds: str, num_rounds: int = 2, num_workers: int = 2) -> Iterator[Ground]:
-    """Set the environment of all that is started, and run the storage."""
+    """Run the storage and the gate. Set the environment of all processes started in the block."""
     folder.mkdir(parents=True, exist_ok=True)
     before = dict(os.environ)
     os.environ.update(SETTINGS)
@@ -159,11 +161,11 @@ def ground(folder: Path, folds: str, num_rounds: int = 2, num_workers: int = 2) 
 
 
 def committed(uri: str) -> dict[str, Any]:
-    """Return what a run has committed, with the digests of its models, maps and predictions.
+    """Return the committed results of a run, with digests of models, maps and predictions.
 
     Raises:
-        AssertionError: if its ledger names no file that is there, has a gap, or an action twice.
-        MtilError: if its chain does not hold.
+        AssertionError: if the ledger has a gap, a repeated action, or a wrong digest of a file.
+        MtilError: if the chain of the ledger is broken, or a file is missing.
     """
     run = Run.open(uri)
     state = Ledger.open(run.store).state
@@ -193,9 +195,9 @@ def _sha256(data: bytes) -> str:
 
 
 def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
-    """Do a run without any kill; return what it commits, and how long it takes.
+    """Run a circle without kills. Return the committed results and the duration in seconds.
 
-    Two workers are on two nodes, which is seen while they train.
+    Checks during the training that every worker has a separate node.
     """
     name = "undisturbed"
     command = ground.circle(name, nodes)
@@ -211,15 +213,15 @@ def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
 
 
 def disturbed(ground: Ground, nodes: Nodes, name: str, plan: Sequence[Kill]) -> dict[str, Any]:
-    """Do a run, kill as planned, and return the kills and what it has committed.
+    """Run a circle with planned kills. Return the kills and the committed results.
 
-    The run may end before the last moments of a plan: then it has fewer kills.
+    A run may end before the last planned moments. The result then has fewer kills.
 
     Args:
-        ground: where.
-        nodes: on which cluster.
-        name: of the run.
-        plan: the kills, each with its moment after the kill before.
+        ground: storage, gate and data set.
+        nodes: cluster of the run.
+        name: name of the run.
+        plan: kills in order. A moment counts writes from the previous kill on.
     """
     command = ground.circle(name, nodes)
     kills: list[dict[str, Any]] = []
@@ -245,7 +247,7 @@ def disturbed(ground: Ground, nodes: Nodes, name: str, plan: Sequence[Kill]) -> 
 
 
 def _is_held(kind: str, ground: Ground, nodes: Nodes, command: Command) -> bool:
-    """Wait until the run is held while the target of a kill is there; False if the run ends."""
+    """Wait until the gate holds the run and the kill's target exists. False if the run ends."""
     titles = _TITLES.get(kind)
     while True:
         until(lambda: ground.gate.held or command.code is not None)
@@ -257,7 +259,7 @@ def _is_held(kind: str, ground: Ground, nodes: Nodes, command: Command) -> bool:
 
 
 def _wait_until_held(ground: Ground, commands: Sequence[Command]) -> None:
-    """Wait until the gate has shut; an AssertionError if a command ends before."""
+    """Wait until the gate has shut. Raises AssertionError if a command ends first."""
     until(lambda: ground.gate.held or any(one.code is not None for one in commands))
     assert ground.gate.held, [one.said() for one in commands]
 
@@ -274,12 +276,12 @@ def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
     else:
         workers = nodes.processes("ray::RayTrainWorker")
         kill(process for title in _TITLES[kind] for process in nodes.processes(title)[:1])
-        if kind == "keepers":  # who would go on with the training if the gate opened before
+        if kind == "keepers":  # before the gate opens: live workers would go on
             until_gone(workers)
 
 
 def _outage(ground: Ground, nodes: Nodes, command: Command) -> None:
-    """Kill the storage, and start it again when the command and the coordinator have met that."""
+    """Kill the storage. Restart after the command and the coordinator have met the outage."""
     coordinators = nodes.processes("ray::Coordinator")
     told = [command.said, *(partial(nodes.said, process) for process in coordinators)]
     before = [said().count(_TRIED_AGAIN) for said in told]
@@ -291,7 +293,7 @@ def _outage(ground: Ground, nodes: Nodes, command: Command) -> None:
 
 
 def planned(random_: random.Random, kinds: Sequence[str]) -> list[Kill]:
-    """Return at which writes to kill what."""
+    """Return a kill at a random write for every kind."""
     return [
         Kill(kind, Moment(_PROGRESS, random_.randint(1, _MOST_WRITES)), random_.random() < 0.5)
         for kind in kinds
@@ -299,9 +301,9 @@ def planned(random_: random.Random, kinds: Sequence[str]) -> list[Kill]:
 
 
 def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
-    """Do a run from two clusters, of which the one that works dies when it trains round 1.
+    """Run a circle from two clusters. The working cluster dies while training round 1.
 
-    The other one, where two commands were given, must say that it follows and then take over.
+    The second cluster has two commands. Both must report that they follow the run, and take over.
     """
     with Nodes() as first, Nodes() as second:
         commands = [ground.circle(name, first, log=f"{name}-a")]
@@ -326,38 +328,41 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
         told = {"takeover_seconds": round(takeover, 1)}
     store = open_store(ground.uri(name))
     boots = [one for one in map(store.read, store.names(LEDGER_FOLDER)) if b'"kind": "boot"' in one]
-    assert len(boots) == 2  # two commands on the second cluster have one coordinator
+    assert len(boots) == 2  # one per cluster: the two commands share a coordinator
     return told | committed(ground.uri(name))
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Say whether two runs have committed the same."""
+    """Return whether two runs have equal committed results."""
     return all(one[key] == other[key] for key in ("done", "failures"))
 
 
 def main() -> int:
-    """Do the long form and return whether anything came out different."""
+    """Run the long form. Return 1 if a run differs from the undisturbed run, else 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.kills")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, required=True, help="where all is kept")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of storage, logs and results"
+    )
     parser.add_argument("--folds", default="0,1")
-    parser.add_argument("--runs", type=int, default=100, help="at most so many in this call")
+    parser.add_argument("--runs", type=int, default=100, help="most runs of this call")
     options = parser.parse_args()
     record = options.folder / "kills.json"
     told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"runs": []}
     with ground(options.folder.absolute(), options.folds) as place:
         for _ in range(options.runs):
-            if not _go_on(place, told, options):
-                break
+            is_unfinished = _go_on(place, told, options)
             record.write_text(json.dumps(told, indent=1) + "\n")
+            if not is_unfinished:
+                break
     brief = _brief(told)
     sys.stdout.write(json.dumps(brief, indent=1) + "\n")
     return 0 if brief["equal"] else 1
 
 
 def _go_on(place: Ground, told: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Do the next run; say whether there was one to do."""
+    """Do the next missing run. Return False only when all runs are done."""
     missing = options.kills - sum(len(run["kills"]) for run in told["runs"])
     if "undisturbed" not in told:
         with Nodes() as nodes:

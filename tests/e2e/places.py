@@ -1,4 +1,4 @@
-"""What a circle runs on, to be killed: an S3 server, clusters of two nodes, and the command."""
+"""Parts of a circle to kill: an S3 server, clusters of two nodes, and the command."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL processes, and see them gone."""
+    """SIGKILL processes, and wait for the end of all."""
     killed = list(processes)
     for process in killed:
         with suppress(psutil.NoSuchProcess):
@@ -40,7 +40,7 @@ def kill(processes: Iterable[psutil.Process]) -> None:
 
 
 class Storage:
-    """An S3 server that can be killed, and comes back with what it had."""
+    """An S3 server to kill and restart. The objects stay."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,7 +61,7 @@ class Storage:
         kill(process for process in mine if f"-dir={self._folder}" in " ".join(process.cmdline()))
 
     def restart(self) -> None:
-        """Start it again where it listened before."""
+        """Start the server again on the previous port."""
         self._running.close()
         self._start(urlsplit(self.environment["AWS_ENDPOINT_URL"]).port)
 
@@ -71,15 +71,15 @@ class Storage:
 
 
 class Nodes:
-    """A cluster of a head and another node on this machine, each with one CPU.
+    """A cluster on this machine: a head and a second node with 1 CPU each.
 
-    It takes what it is started with from this process's environment.
+    The nodes inherit the environment of the present process.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="mtil-")  # short: it holds sockets
+        self._folder = tempfile.mkdtemp(prefix="mtil-")  # a short path, for sockets
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": self._folder}
-        # `Cluster` writes the head's address into this folder, which no head of its own makes.
+        # `Cluster` writes the head's address into a folder, but does not make the folder.
         Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
@@ -93,11 +93,11 @@ class Nodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self) -> None:
-        """Start the other node."""
+        """Start the second node."""
         self._other = self._cluster.add_node(num_cpus=1)
 
     def warn_other(self, seconds: int) -> None:
-        """Have Ray know that the other node will be taken away, as a cloud does of a spot one."""
+        """Announce a preemption of the second node to Ray, as a cloud does for a spot machine."""
         subprocess.run(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
@@ -110,14 +110,14 @@ class Nodes:
         )
 
     def kill_other(self) -> None:
-        """SIGKILL the other node's raylet, with which all that ran there ends."""
+        """SIGKILL the second node's raylet. All processes of the node end."""
         workers = self._below(self._other)
         self._cluster.remove_node(self._other, allow_graceful=False)
         _, left = psutil.wait_procs(workers, timeout=10)
         kill(left)
 
     def kill(self) -> None:
-        """SIGKILL all of the cluster."""
+        """SIGKILL all processes of the cluster."""
         nodes = self._cluster.list_all_nodes()
         workers = [process for node in nodes for process in self._below(node)]
         for node in nodes:
@@ -127,16 +127,16 @@ class Nodes:
         self._cluster.head_node = None
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Return the processes of the cluster whose title begins with a name."""
+        """Return the processes of the cluster with a title beginning with a name."""
         return [one for node in self._cluster.list_all_nodes() for one in self._titled(node, name)]
 
     def said(self, process: psutil.Process) -> str:
-        """Return what a process of the cluster has written to stderr so far."""
+        """Return the stderr of a process of the cluster so far."""
         logs = Path(self._folder).glob(f"session_*/logs/worker-*-{process.pid}.err")
         return "".join(log.read_text() for log in logs if not log.parent.parent.is_symlink())
 
     def hosts(self, name: str) -> int:
-        """Return on how many nodes there are processes whose title begins with a name."""
+        """Return the number of nodes with a process whose title begins with a name."""
         return sum(bool(self._titled(node, name)) for node in self._cluster.list_all_nodes())
 
     def _titled(self, node: object, name: str) -> list[psutil.Process]:
@@ -157,7 +157,7 @@ class Nodes:
 
 
 class Command:
-    """`mtil` with its arguments, again and again."""
+    """An `mtil` command, to be started repeatedly."""
 
     def __init__(self, arguments: Sequence[str], log: Path, **environment: str) -> None:
         self._arguments, self._log = arguments, log
@@ -165,7 +165,7 @@ class Command:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Give the command."""
+        """Start the command."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mtil", *self._arguments],
@@ -176,16 +176,16 @@ class Command:
 
     @property
     def code(self) -> int | None:
-        """The exit code, once it has ended."""
+        """The exit code; None while the command runs."""
         assert self._process is not None
         return self._process.poll()
 
     def kill(self) -> None:
-        """SIGKILL it, if it runs."""
+        """SIGKILL the command, if running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def said(self) -> str:
-        """What it has printed so far."""
+        """Return the output of all starts so far."""
         return self._log.read_text()

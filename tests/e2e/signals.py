@@ -1,12 +1,13 @@
-"""Send signals to commands at seeded random moments, and see that nothing is left of them.
+"""Send signals to commands at seeded random moments, and check that nothing is left behind.
 
     python -m tests.e2e.signals --moments 20 --seed 0 --folder signals
 
-Each command is first left alone. Then, again and again, it is started, a signal is sent to it or to
-its process group after a random part of the time that it takes, and sometimes a second one. It must
-end with exit code 130 and one sentence on stderr, no process may be left that it started, no
-temporary folder, and the same command again must end with the same bytes. Prints JSON;
-`signals.json` in the folder has it too, and a second call goes on there.
+The first run of a command is undisturbed. Every later run gets a signal after a random part of the
+undisturbed duration, and sometimes a second signal. The signal goes to the command or to the
+command's process group. The command must end with exit code 130 and one sentence on stderr, and
+leave no process and no temporary folder. A second start of the command must end with the bytes of
+the undisturbed run. Prints JSON, also written to `signals.json` in the folder. A second call
+continues from the file.
 """
 
 import argparse
@@ -40,18 +41,18 @@ _SMALL = (
 )  # fmt: skip
 _MARK = "MTIL_TEST_MARK"
 _SECOND_S = 2.0
-"""A second signal comes at most so long after the first."""
+"""Longest time between two signals."""
 _END_S = 600.0
 _TIMES = re.compile(
     rb'"(seconds|time|written|images_per_second|data_wait_share|[a-z]+_unix|boot|host|pid)": '
     rb'("[^"]*"|[-+.e0-9]+|null)'
 )
-"""What JSON files say of how long something took, not of what came of it."""
+"""Durations, times, hosts and process ids in JSON files: they differ between equal results."""
 
 
 @dataclass
 class Shot:
-    """A command that is sent signals."""
+    """A running command, to be sent signals."""
 
     arguments: list[str]
     log: Path
@@ -59,7 +60,7 @@ class Shot:
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
-        self.scratch = Path(tempfile.mkdtemp(prefix="s-"))  # a short path: it holds sockets
+        self.scratch = Path(tempfile.mkdtemp(prefix="s-"))  # a short path, for sockets
         self._sink = self.log.open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self.arguments],
@@ -87,11 +88,11 @@ class Shot:
             self.process.send_signal(number)
 
     def left(self) -> list[str]:
-        """Return the processes that carry the command's mark, and the files in its TMPDIR."""
+        """Return processes with the command's mark, and the files in the command's TMPDIR."""
         return [*marked(self.mark), *(path.name for path in self.scratch.iterdir())]
 
     def clean(self) -> None:
-        """Kill what is left."""
+        """Kill all processes left, and delete the command's TMPDIR."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(_MARK) == self.mark:
@@ -100,13 +101,13 @@ class Shot:
 
 
 def _heed() -> None:
-    """Undo what a shell does to commands in its background: they ignore Ctrl-C."""
+    """Restore default signal handlers: background commands of a shell ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def marked(mark: str) -> list[str]:
-    """Return the names of the processes that have a mark in their environment."""
+    """Return the command lines of the processes with a mark in the environment."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -116,7 +117,7 @@ def marked(mark: str) -> list[str]:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """Return the digest of each file below a folder, without its name and times in JSON."""
+    """Return digests of the files below a folder, without times and the folder's name in JSON."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -132,7 +133,7 @@ def written(folder: Path) -> dict[str, str]:
 
 
 class Ground:
-    """A data set and a trained run, and what each command needs."""
+    """A data set and a trained run: the inputs of the commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -156,7 +157,7 @@ class Ground:
         return ["mtil", command, "--data", str(self._data), "--run", str(run), *_SMALL, *extra]
 
     def arguments(self, command: str, target: Path) -> list[str]:
-        """Return a command that writes to a target; make what it works on there."""
+        """Return a command with the output `target`. Copy the run to the target for `evaluate`."""
         if command in ("train", "circle"):
             return self._train(command, target)
         if command == "evaluate":
@@ -167,7 +168,7 @@ class Ground:
         return [*self._prepare(target), *(["--on-ray"] if command.endswith("--on-ray") else [])]
 
     def content(self, command: str, target: Path) -> dict[str, str]:
-        """Return what a command has written; of a circle the results, without its ledger."""
+        """Return digests of the files written by a command, without the ledger of a circle."""
         found = written(target)
         if command == "circle":
             return {name: one for name, one in found.items() if not name.startswith("ledger/")}
@@ -175,7 +176,7 @@ class Ground:
 
 
 def undisturbed(ground: Ground, command: str) -> dict[str, Any]:
-    """Do a command without signals; return what it writes, and the seconds that it takes."""
+    """Run a command without signals. Return the content, the leftovers and the duration."""
     target = ground.folder / f"{command.replace(' ', '')}-undisturbed"
     shot = Shot(ground.arguments(command, target), ground.folder / "undisturbed.log")
     start = time.monotonic()
@@ -189,7 +190,7 @@ def undisturbed(ground: Ground, command: str) -> dict[str, Any]:
 def disturbed(
     ground: Ground, command: str, name: str, send: Callable[[Shot], list[str]]
 ) -> dict[str, Any]:
-    """Start a command, send it signals, and give the same command again."""
+    """Start a command, send signals, and start the command again after the end."""
     target = ground.folder / name
     arguments = ground.arguments(command, target)
     shot = Shot(arguments, ground.folder / f"{name}.log")
@@ -217,7 +218,7 @@ def disturbed(
 
 
 def at_random(draw: random.Random, seconds: float) -> Callable[[Shot], list[str]]:
-    """Return what sends signals at a random moment of the time that a command takes."""
+    """Return a function to send signals at a random moment of a command's duration."""
     delay = draw.uniform(0.1, 0.97) * seconds
     number = draw.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     to_group, twice, gap = draw.random() < 0.4, draw.random() < 0.4, draw.uniform(0, _SECOND_S)
@@ -236,7 +237,7 @@ def at_random(draw: random.Random, seconds: float) -> Callable[[Shot], list[str]
 
 
 def verdict(one: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a command that was sent signals."""
+    """Return the faults of a command after signals, compared with the undisturbed command."""
     wrong = []
     if one["code"] != 130:
         wrong.append(f"exit code {one['code']}")
@@ -253,11 +254,13 @@ def verdict(one: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Do the long form and return whether anything was wrong."""
+    """Run the long form. Return 1 if a command had a fault, else 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.signals")
     parser.add_argument("--moments", type=int, default=20, help="for each command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, required=True, help="where all is kept")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of data, logs and results"
+    )
     parser.add_argument("--commands", default=",".join(COMMANDS))
     options = parser.parse_args()
     folder = options.folder.absolute()

@@ -1,4 +1,4 @@
-"""The main job, one command a step, as a user types it."""
+"""The main workflow, step by step, with the commands of a user."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = (
     "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet10_tiny",
     "--model.encoder.pretrained", "false", "--train.num-epochs", "3",
-    "--train.cpus-per-worker", "0.75",  # one thread, which is faster for so small a network
+    "--train.cpus-per-worker", "0.75",  # a single thread: faster for a small network
 )  # fmt: skip
 
 METRICS = {
@@ -102,7 +102,7 @@ def test_a_driver_that_was_killed_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGKILL the command and all it started in epoch 2; the same command ends the same."""
+    """SIGKILL the command and all children in epoch 2. A second start ends with equal weights."""
     killed = f"s3://{BUCKET}/killed"
     arguments = ["train", "--data", str(data), "--run", killed, "--fold", "0", *SMALL]
     with object_store.run_object_store(tmp_path / "s3", BUCKET) as keys:
@@ -135,7 +135,7 @@ def test_a_driver_that_was_killed_goes_on(
 def test_a_training_that_is_told_to_end_leaves_nothing_and_goes_on(
     mtil: Command, run: Path, data: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM while Ray starts, and to all processes of the command in mid-training."""
+    """SIGTERM to the command while Ray starts, and to the process group during the training."""
     folder = tmp_path / "told"
     arguments = ["mtil", "train", "--data", str(data), "--run", str(folder), "--fold", "0", *SMALL]
     pointer = folder / "rounds" / "0" / "fold-0" / "checkpoints" / "latest.json"
@@ -204,7 +204,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(
 
 
 def test_doctor_knows_the_storage_and_leaves_nothing_behind(mtil: Command, tmp_path: Path) -> None:
-    """Where TMPDIR is too long for sockets, and has letters that ASCII lacks, as HOME has."""
+    """TMPDIR is too long for sockets. TMPDIR and HOME have non-ASCII letters."""
     home, to, temporary = tmp_path / "hömé", tmp_path / "to", tmp_path / ("x y ü" * 20)
     home.mkdir()
     temporary.mkdir()
@@ -217,4 +217,4 @@ def test_doctor_knows_the_storage_and_leaves_nothing_behind(mtil: Command, tmp_p
     assert "Ray's sockets go to /" in details["temporary files"]
     assert not [path for path in to.rglob("*") if path.is_file()]
     assert list(temporary.iterdir()) == []
-    assert not (home / ".ray").exists()  # no token that others could read
+    assert not (home / ".ray").exists()  # no token for other users to read

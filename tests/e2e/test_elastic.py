@@ -1,4 +1,4 @@
-"""A machine is taken away with a warning and another comes: fewer workers go on, then more."""
+"""A node leaves after a warning, and a new node joins: two workers, one worker, two workers."""
 
 import itertools
 import json
@@ -28,14 +28,14 @@ _CONFIG = {
         "batch_size": 4,
         "min_workers": 1,
         "num_workers": 2,
-        "cpus_per_worker": 0.7,  # so that one finds room on each of two nodes
+        "cpus_per_worker": 0.7,  # a node has 1 CPU, room for one worker
     },
 }
 
 
 @pytest.fixture(scope="module")
 def longer(mtil: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set on which an epoch has more steps than go by before Ray Train is asked."""
+    """A data set with more steps per epoch than the 16 between two checks for a warning."""
     folder = tmp_path_factory.mktemp("longer")
     for arguments in (
         ("phantom", folder / "images", "--num-images", "200"),
@@ -48,7 +48,10 @@ def longer(mtil: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _steps_within_epoch(run: Run) -> int:
-    """Return how many steps of an epoch the latest checkpoint has; 0 if it is one between two."""
+    """Return the number of steps of an unfinished epoch in the latest checkpoint.
+
+    0 between epochs, and without a checkpoint.
+    """
     state = run.checkpoints(Train(0, 0)).load()
     return 0 if state is None else int(state["begun"]["steps"])
 
@@ -61,7 +64,7 @@ def _history(run: Run) -> list[dict[str, Any]]:
 def test_two_workers_then_one_then_two(
     longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a warning the steps so far are kept; no epoch is lost, and all are of the same size."""
+    """A warning saves the steps so far. No epoch is lost, and all epochs have equal sizes."""
     watching = {
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",
@@ -81,7 +84,7 @@ def test_two_workers_then_one_then_two(
         open_.callback(command.kill)
 
         def go_on_until(condition: Callable[[], object]) -> None:
-            """Let the training do one write after the other until a condition holds."""
+            """Let the training pass the gate write by write until a condition holds."""
             until(lambda: gate.held or command.code is not None)
             while not condition():
                 assert gate.held, command.said()
@@ -91,7 +94,7 @@ def test_two_workers_then_one_then_two(
         gate.shut("run", Moment(r".*/history\.jsonl", 2))
         command.start()
         go_on_until(lambda: gate.held)
-        nodes.warn_other(3600)  # long before Ray takes the node away itself
+        nodes.warn_other(3600)  # Ray itself would remove the node after an hour
         run = Run.open(uri)
         go_on_until(lambda: _steps_within_epoch(run))
         kill(nodes.processes("ray::RayTrainWorker"))
@@ -112,7 +115,7 @@ def test_two_workers_then_one_then_two(
     assert {line["images"] for line in history} == {4 * history[0]["steps"]}
     workers = [number for number, _ in itertools.groupby(line["num_workers"] for line in history)]
     assert workers == [2, 1, 2]
-    assert kept in (16, 32)  # the first look after the warning
+    assert kept in (16, 32)  # the first check after the warning
     line = history[interrupted]
     trained_again = round(line["seconds"] * line["images_per_second"] / 4)
     assert trained_again == line["steps"] - kept

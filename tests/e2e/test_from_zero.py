@@ -1,4 +1,4 @@
-"""A cluster with a head that takes no work: machines come when a training asks for them."""
+"""A cluster with a head without CPUs: the autoscaler starts machines for a training."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tests.e2e.conftest import Command
 
 _MACHINES = {"most": 2, "kinds": [{"cpus": 1, "gpus": 0, "most": 2}]}
 _PROVIDER = {
-    "type": "fake_multinode",  # Ray's own, for tests: nodes are processes of the autoscaler
-    "disable_node_updaters": True,  # there is nobody to reach by ssh
+    "type": "fake_multinode",  # Ray's provider for tests: nodes are processes of the autoscaler
+    "disable_node_updaters": True,  # nodes have no ssh server
     "disable_launch_config_check": True,
     "foreground_node_launch": True,
     "worker_liveness_check": False,
@@ -30,7 +30,7 @@ _FILE = {
     "max_workers": 2,
     "idle_timeout_minutes": 10,
     "upscaling_speed": 1.0,
-    "head_node_type": "ray.head.default",  # as the provider calls it
+    "head_node_type": "ray.head.default",  # the provider fixes the name
     "available_node_types": {
         "ray.head.default": {
             "resources": {"CPU": 0},
@@ -57,8 +57,8 @@ _FILE = {
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """The address of a head without CPUs, whose autoscaler starts nodes on this machine."""
-    folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # short: it holds sockets
+    """The address of a head without CPUs. The autoscaler starts nodes on this machine."""
+    folder = Path(tempfile.mkdtemp(prefix="mtil-"))  # a short path, for sockets
     port, client, agent = _free_ports(3)
     address = f"{ray.util.get_node_ip_address()}:{port}"
     provider = _PROVIDER | {"gcs_address": address}
@@ -99,7 +99,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _end(folder: Path, before: set[int]) -> None:
-    """End every process that was started for the cluster in a folder, and what these started."""
+    """Kill the processes of the cluster in a folder, and all their descendants."""
     mine = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
@@ -112,7 +112,7 @@ def _end(folder: Path, before: set[int]) -> None:
 
 
 def test_machines_come_for_a_training(mtil: Command, data: Path, tmp_path: Path, head: str) -> None:
-    """Two workers of 0.7 CPUs find no room on less than two machines of one."""
+    """Two workers with 0.7 CPUs need two machines with 1 CPU, declared in `MTIL_MACHINES`."""
     arguments = ["train", "--config", "demo", "--data", data, "--run", tmp_path / "run"]
     arguments += ["--fold", "0", "--train.num-epochs", "1", "--train.num-workers", "2"]
     arguments += ["--model.encoder.name", "resnet10_tiny", "--model.encoder.pretrained", "false"]

@@ -15,7 +15,7 @@ from tests.faults import KINDS, FaultyProxy
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ground]:
-    """A circle of fold 0: one round with one worker, or two rounds with two on two nodes."""
+    """A circle of fold 0: 1 round with 1 worker, or 2 rounds with 2 workers on 2 nodes."""
     many = request.param
     with ground(tmp_path_factory.mktemp("kills"), "0", many, many) as found:
         yield found
@@ -29,7 +29,7 @@ def nodes(place: Ground) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def expected(place: Ground, nodes: Nodes) -> dict[str, Any]:
-    """What a run commits that is left alone."""
+    """Committed results of an undisturbed run."""
     run = undisturbed(place, nodes)
     assert run["failures"] == {}
     return run
@@ -38,10 +38,10 @@ def expected(place: Ground, nodes: Nodes) -> dict[str, Any]:
 def test_killed_workers_coordinators_and_storage_change_nothing(
     place: Ground, nodes: Nodes, expected: dict[str, Any]
 ) -> None:
-    """Each dies at a write of its training, so that no machine is too fast or too slow for it."""
+    """Every kill waits for a write of the training, on slow and fast machines alike."""
     checkpoint = Moment(CHECKPOINT.format(round=0))
     plan = [
-        Kill("keepers", checkpoint, delivered=False),  # of the first epoch, which begins again
+        Kill("keepers", checkpoint, delivered=False),  # the first epoch begins again
         Kill("worker", checkpoint, delivered=True),  # the first epoch is kept
         Kill("storage", Moment(r"rounds/0/.*/model-.*\.pt"), delivered=False),
     ]
@@ -54,7 +54,7 @@ def test_killed_workers_coordinators_and_storage_change_nothing(
 def test_a_storage_that_fails_one_request_in_ten_changes_nothing(
     place: Ground, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Throttled, refused, reset, slow, or answered into the void: the run commits the same."""
+    """Requests are throttled, fail, are reset or slow, or lose the answer. Results stay equal."""
     server = place.storage.environment["AWS_ENDPOINT_URL"]
     proxy = FaultyProxy(server, share=0.1, seed=0)
     with proxy as url:

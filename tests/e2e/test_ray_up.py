@@ -1,7 +1,7 @@
-"""A real `ray up` of two hosts: network namespaces with an sshd each, from the on-prem template.
+"""A real `ray up` of two hosts, made of network namespaces with sshd, from the on-prem template.
 
-Nothing here talks to the machine's own network. The operator is in a namespace too, with a bridge
-to which both hosts are plugged. A host has its own processes, /tmp, /dev/shm and /home.
+The tests do not use the machine's own network. The operator has a third namespace, with a bridge to
+both hosts. A host has separate processes, /tmp, /run, /dev/shm and /home.
 """
 
 import json
@@ -33,8 +33,8 @@ CIRCLE = (
     "mtil", "circle", "--config", "demo", "--data", f"s3://{BUCKET}/set",
     "--train.cpus-per-worker", "1.4",
 )  # fmt: skip
-"""Each of two hosts with two CPUs has room for one process: for a fold, or for half of one. It has
-one thread, since the hosts share the processors of this machine."""
+"""A host with 2 CPUs has room for a single worker: for a fold, or for half of a fold. The worker
+has a single thread, since the hosts share the processors of this machine."""
 SHORT = (
     "--fold", "0", "--circle.num-rounds", "1", "--train.num-epochs", "1",
     "--model.encoder.name", "resnet10_tiny", "--model.encoder.pretrained", "false",
@@ -73,7 +73,7 @@ UsePAM no
 
 
 def _why_not() -> str | None:
-    """Say why hosts cannot be made here, if they cannot."""
+    """Return the reason why hosts cannot be made on this machine; None if possible."""
     missing = [name for name in ("ip", "rsync", "ssh", "unshare") if shutil.which(name) is None]
     missing += [] if Path("/usr/sbin/sshd").exists() else ["sshd"]
     if missing:
@@ -104,7 +104,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def venv(state: Path) -> Path:
-    """What cluster/install.sh makes of the files that the Dockerfile copies, and nothing else."""
+    """Environment installed by cluster/install.sh from only the files copied by the Dockerfile."""
     home = state / "image"
     for words in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
         *sources, target = words.split()
@@ -117,7 +117,7 @@ def venv(state: Path) -> Path:
                 shutil.copy2(ROOT / source, to)
     done = subprocess.run(
         ["unshare", "--mount", "bash", "-c", INSTALL.format(home=home)],
-        # What the hosts load is compiled all the same: as it is loaded, and kept.
+        # Python compiles modules when the hosts load them, and keeps the result.
         env=os.environ | {"PYTHON": os.path.realpath(sys.executable), "PIP_NO_COMPILE": "1"},
         cwd="/",
         capture_output=True,
@@ -131,7 +131,7 @@ def venv(state: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def hosts(state: Path, venv: Path) -> Iterator[list[psutil.Process]]:
-    """Two hosts that are up; yields what each of their processes descends from."""
+    """Start two hosts. Yield the root process of every host."""
     operator, *others = NAMES
     for name in ("id", "hostkey"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(state / name)]
@@ -159,7 +159,7 @@ def hosts(state: Path, venv: Path) -> Iterator[list[psutil.Process]]:
         yield [psutil.Process(process.pid) for process in started]
     finally:
         for process in started:
-            process.kill()  # and with it all that runs on the host
+            process.kill()  # ends all processes on the host
             process.wait()
         for name in NAMES:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
@@ -170,20 +170,20 @@ def _home(state: Path, name: str, address: str) -> Path:
     (home / "venv").mkdir(parents=True)
     shutil.copy2(state / "hostkey", home)
     shutil.copy2(state / "id.pub", home / "authorized_keys")
-    (home / ".bashrc").touch()  # as users have, and Ray reads
+    (home / ".bashrc").touch()  # usual for users, and read by Ray
     (home / "sshd.conf").write_text(SSHD.format(address=address))
-    users = Path("/etc/passwd").read_text()  # ssh takes the first of several names of a user
+    users = Path("/etc/passwd").read_text()  # ssh takes the first name of a user id
     (home / "passwd").write_text(f"mtil:x:0:0::/home/mtil:/bin/bash\n{users}")
     return home
 
 
 @pytest.fixture(scope="module")
 def file(state: Path) -> Path:
-    """The on-prem template, filled in as its comments say."""
+    """The on-prem template, filled in as the comments say."""
     template = yaml.safe_load((ROOT / "cluster" / "templates" / "on-prem.yaml").read_text())
     template["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
     template["auth"]["ssh_private_key"] = str(state / "id")
-    keys = state / "aws"  # as the template says of an object store that takes keys
+    keys = state / "aws"  # as the template says for an object store with keys
     keys.mkdir()
     (keys / "config").write_text(
         f"[default]\nregion = us-east-1\nendpoint_url = http://{GATEWAY}:{S3_PORT}\n"
@@ -194,7 +194,7 @@ def file(state: Path) -> Path:
     )
     template["file_mounts"]["/home/mtil/.aws"] = str(keys)
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        # Both hosts are this machine, whose memory each would take a third of.
+        # Both hosts share this machine. By default, Ray takes a third of the memory per host.
         limits = "ray start --num-cpus=2 --object-store-memory=200000000 "
         template[key][-1] = template[key][-1].replace("ray start ", limits)
     # The first start of the worker fails, as on a busy machine.
@@ -208,7 +208,7 @@ def file(state: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def operate(state: Path, hosts: list[psutil.Process]) -> Operate:
-    """Run `python -m cluster` where the hosts can be reached, with a home folder of its own."""
+    """Run `python -m cluster` in the operator's namespace, with a separate home folder."""
     token = state / "operator" / ".ray" / "auth_token"
     token.parent.mkdir(parents=True)
     token.write_text(TOKEN)
@@ -223,7 +223,7 @@ def operate(state: Path, hosts: list[psutil.Process]) -> Operate:
 def _run(
     module: str, environment: dict[str, str], *words: str | Path, timeout_s: float = 600
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a module where the hosts can be reached."""
+    """Run a module in the operator's namespace."""
     command = ["ip", "netns", "exec", NAMES[0], sys.executable, "-m", module]
     return subprocess.run(
         [*command, *map(str, words)],
@@ -239,7 +239,7 @@ def _run(
 
 @pytest.fixture(scope="module")
 def outside(state: Path, hosts: list[psutil.Process]) -> Iterator[Operate]:
-    """Run `mtil` with an S3 server for the hosts, and a data set there; no part of the cluster."""
+    """Run `mtil` outside the cluster, with a data set on an S3 server for the hosts."""
     keys = {
         "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{S3_PORT}",
         "AWS_ACCESS_KEY_ID": object_store.ACCESS_KEY,
@@ -270,7 +270,7 @@ def _programs(host: psutil.Process) -> set[str]:
 
 
 def _monitor_log(head: psutil.Process) -> str:
-    """Return the last lines that the autoscaler has logged, from the head's own /tmp."""
+    """Return the last lines of the autoscaler's log, from the head's /tmp."""
     inner = head.children(recursive=True)[-1].pid
     (log,) = Path(f"/proc/{inner}/root/tmp/ray").glob("session_2*/logs/monitor.log")
     return "\n".join(log.read_text().splitlines()[-60:])
@@ -279,7 +279,7 @@ def _monitor_log(head: psutil.Process) -> str:
 def _has_cpus(
     file: Path, operate: Operate, hosts: list[psutil.Process], count: int
 ) -> "subprocess.CompletedProcess[str]":
-    """Wait until the cluster has so many CPUs; return what `status` says then."""
+    """Wait until the cluster has `count` CPUs. Return the last answer of `status`."""
     said: list[subprocess.CompletedProcess[str]] = []
 
     def is_so() -> bool:
@@ -298,7 +298,7 @@ def _has_cpus(
 def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     file: Path, operate: Operate, outside: Operate, hosts: list[psutil.Process]
 ) -> None:
-    """They train together, one process each, from and to an S3 server that neither of them is."""
+    """Both hosts train together, with a process per host and an S3 server outside the cluster."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
     status = _has_cpus(file, operate, hosts, 4)
@@ -327,7 +327,7 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
 def test_a_host_that_is_cut_off_costs_nothing_but_time(
     file: Path, operate: Operate, outside: Operate, hosts: list[psutil.Process]
 ) -> None:
-    """While it trains, its link goes down and its raylet dies; it comes back and is used again."""
+    """A training host loses link and raylet. After the return, the cluster uses the host again."""
     up = operate("up", file, "--yes")
     assert up.returncode == 0, up.stdout + up.stderr
     _has_cpus(file, operate, hosts, 4)
@@ -358,7 +358,7 @@ def test_a_host_that_is_cut_off_costs_nothing_but_time(
     assert job.returncode == 0, job.stdout + job.stderr
     assert rounds("cut") == rounds("quiet")
     _has_cpus(file, operate, hosts, 4)
-    wide = circle("wide", *SHORT, *TOGETHER)  # which needs both hosts
+    wide = circle("wide", *SHORT, *TOGETHER)  # needs both hosts
     assert wide.returncode == 0, wide.stdout + wide.stderr
     down = operate("down", file, "--yes")
     assert down.returncode == 0, down.stdout + down.stderr

@@ -1,7 +1,7 @@
 """cluster.yaml through Ray's own AWS provider against a mock EC2, up to the head's machine.
 
-The mock hands out addresses that look public, and `ray up` then dials them; so all of it runs in a
-network namespace that has nothing but loopback.
+The mock returns public-looking addresses, and `ray up` connects to them. The test therefore
+runs in a network namespace with only loopback.
 """
 
 import json
@@ -36,7 +36,7 @@ def machines():
     found = ec2.describe_instances()["Reservations"]
     return [machine for reservation in found for machine in reservation["Instances"]]
 
-# What AWS keeps under names of its own, the mock has not; so the image has one of ours.
+# The mock lacks AWS's public parameters: the test stores an image id under a new name.
 ssm = boto3.client("ssm", region_name="us-east-1")
 ssm.put_parameter(Name="/mtil/latest", Value="ami-11111111111111111", Type="String")
 FILE = os.environ["FILE"]
@@ -60,9 +60,9 @@ told["before"] = len(machines())
 from cluster import launch
 from ray.scripts.scripts import cli
 
-# The launcher in this process rather than in one of its own, where the mock would not be.
+# Run the launcher in the present process: a child process would not see the mock.
 launch._run_ray = lambda name, words: cli(words, standalone_mode=False)
-# The mock is looked at when the machine, its disk and its tags are all there.
+# Inspect the mock only after `run_instances` has returned: machine, disk and tags exist.
 made, run_instances = threading.Event(), InstanceBackend.run_instances
 def noted(*args, **more):
     answer = run_instances(*args, **more)
@@ -153,4 +153,4 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
     assert tags["ray-cluster-name"] == "mtil"
     assert tags["ray-node-type"] == "head"
     assert told["images_later"] == ["ami-11111111111111111"] * 3
-    assert told["addresses"] == ["10.1.2.3/32"]  # Ray adds none of its own
+    assert told["addresses"] == ["10.1.2.3/32"]  # Ray adds no address

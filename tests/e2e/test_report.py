@@ -1,4 +1,4 @@
-"""The report of a circle in a real browser: no request, no error, filters, links, accessible."""
+"""The report in a real browser: requests, errors, filters, links and accessibility."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def page_file(mtil: Command, images: Path, tmp_path_factory: pytest.TempPathFact
 def real_pages(
     mtil: Command, real_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The report of a circle on BUSI, two folds in two rounds, and the page of both collections."""
+    """Report of a circle on BUSI with 2 folds and 2 rounds, and audit page of both collections."""
     folder = tmp_path_factory.mktemp("real")
     for words in (
         ("prepare", real_data / "busi/Dataset_BUSI_with_GT", "--layout", "busi", "--groups",
@@ -71,7 +71,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
-    """Open the report and collect requests and messages; both must stay empty."""
+    """Open pages. A page must request no further file and print no console message."""
     contexts, requests, messages = [], [], []
     files: set[str] = set()
 
@@ -137,7 +137,7 @@ def test_the_report_of_a_real_circle(
 
 
 def check_access(page: Any, width: int) -> None:
-    """Check a page with axe, and that nothing is cut off."""
+    """Check a page with axe, and check that the content fits the width of the window."""
     found = axe.Axe().run(page).response["violations"]
     assert [fault["id"] for fault in found if fault["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -176,7 +176,7 @@ def test_a_choice_of_images_has_an_address(open_page: Any) -> None:
         again.evaluate("document.querySelector('select[name=sort]').options[0].value"),
     )
     assert again.evaluate("location.hash") == ""
-    # An address of another page, or a wrong one, chooses nothing.
+    # Wrong addresses hide no image.
     for wrong in ("#images?label=%3Cimg%20src%3Dx%3E&sort=__proto__", "#images?constructor=1"):
         page = open_page(wrong)
         assert page.locator("article:visible").count() == page.locator("article").count()
@@ -185,7 +185,7 @@ def test_a_choice_of_images_has_an_address(open_page: Any) -> None:
 def test_layers_change_the_pictures(open_page: Any) -> None:
     page = open_page()
     layer = page.locator("article:visible .layer").first
-    layer.scroll_into_view_if_needed()  # the browser decodes only what is in view
+    layer.scroll_into_view_if_needed()  # the browser decodes only images in view
     anchor = page.locator("article:visible").first.get_attribute("id")
     stored = json.loads(page.locator("#layers").text_content())[anchor]
     options = page.locator("select[name=layer] option").all()

@@ -1,4 +1,4 @@
-"""Searches, one command a step, on a cluster of their own and on one of two nodes."""
+"""Searches, step by step with commands, on a local cluster and on a cluster of two nodes."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def tune(environment: dict[str, str]) -> Told:
-    """Run `mtil-tune` with arguments; return the object that it printed."""
+    """Run `mtil-tune` with arguments. Return the printed JSON object."""
 
     def run(*arguments: str | Path, **variables: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -49,7 +49,7 @@ def tune(environment: dict[str, str]) -> Told:
 def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
     tune: Told, mtil: Command, data: Path, tmp_path: Path
 ) -> None:
-    """With two goals; what is exported is taken by `mtil train` as it is."""
+    """The search has two objectives. `mtil train` accepts the exported file unchanged."""
     search, best = tmp_path / "search", tmp_path / "best.yaml"
     told = tune(
         *("run", "--data", data, "--run", search, *SMALL, "--circle", "--circle.num-rounds", "2"),
@@ -77,7 +77,7 @@ def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
 
 @pytest.fixture(scope="session")
 def searched(tune: Told, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search of two folds, by two trials."""
+    """A search on two folds, with two trials."""
     search = tmp_path_factory.mktemp("searched") / "search"
     tune(
         *("run", "--data", data, "--run", search, *SMALL, "--trial-epochs", "1"),
@@ -107,7 +107,7 @@ def test_confirming_compares_on_rows_that_the_search_was_not_judged_by(
 def test_four_trials_at_a_time_on_two_nodes_do_not_wait_for_each_other(
     tune: Told, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight in all, more than there is room for; each streams its rows through Ray Data."""
+    """Eight trials, more than the cluster has room for, stream rows through Ray Data."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     search = tmp_path / "search"

@@ -1,7 +1,7 @@
-"""The `run` of SkyPilot's template on two nodes: it ends on both, and ends no Ray but its own.
+"""The `run` of SkyPilot's template ends on both nodes, and does not end SkyPilot's own Ray.
 
-Both nodes and a Ray as SkyPilot starts one for itself are on one machine, in namespaces of the
-test's own: the ports are fixed, and nothing that is started may outlive it.
+Both nodes, and a Ray like SkyPilot's own, run on this machine in namespaces made by the test: the
+ports are fixed, and no process may outlive the test.
 """
 
 import os
@@ -55,7 +55,7 @@ def _alone(*command: str) -> list[str]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home folder with a token, and programs of which `mtil` fails after a look round."""
+    """A home folder with a token, a `ray`, and an `mtil` that counts the nodes and fails."""
     folder = Path(tempfile.mkdtemp(prefix="y", dir="/tmp"))  # Ray's sockets need short paths
     (folder / ".ray").mkdir()
     (folder / ".ray" / "auth_token").write_text("a-token-of-this-test-alone-0123456789")
@@ -70,7 +70,7 @@ def home() -> Iterator[Path]:
     few = "ray start --num-cpus=1 --object-store-memory=80000000"
     run = run.replace("ray start", few)
     (folder / "head.sh").write_text(run)
-    (folder / "worker.sh").write_text(run.replace("52366", "52367"))  # one machine, two agents
+    (folder / "worker.sh").write_text(run.replace("52366", "52367"))  # both agents run here
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Circles, searches and trainings in a real MLflow server, which may die, and in local files."""
+"""Tracking of circles, searches and trainings: a real MLflow server, which may die, and files."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def _answers(url: str) -> bool:
 
 
 def _kill(server: "subprocess.Popen[bytes]") -> None:
-    """End a server and its workers, without any warning."""
+    """SIGKILL a server and the server's workers."""
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -81,7 +81,7 @@ def test_a_circle_in_all_three(
         "--track", f"mlflow={database_server}", "--track", f"tensorboard={tmp_path}/events",
         "--track", f"wandb={tmp_path}",
     ]  # fmt: skip
-    for _ in range(2):  # the second has nothing left to train
+    for _ in range(2):  # the second command has nothing left to train
         done = mtil(*circle, WANDB_DATA_DIR=str(tmp_path / "staged"))
         assert done.returncode == 0, done.stderr
         assert "Tracking" not in done.stderr
@@ -177,7 +177,7 @@ def test_a_training_outlives_its_tracker(mtil: Command, data: Path, tmp_path: Pa
              "--train.num-epochs", str(NUM_EPOCHS)]  # fmt: skip
     run = str(tmp_path / "tracked")
     with serve(store, tmp_path, port) as server:
-        # The training stops itself before it writes its third epoch.
+        # The training stops itself before writing the third epoch.
         training = subprocess.Popen(
             [
                 sys.executable, "-c",

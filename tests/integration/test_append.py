@@ -1,4 +1,4 @@
-"""Appending on Ray and onto S3: the same bytes, and an append that was killed goes on."""
+"""Append on Ray and to S3: equal bytes, and a killed append continues with the same command."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ def _contents(store: Store) -> dict[str, bytes]:
 
 
 def _images(phantoms: Path, table: Path, part: slice) -> CollectionSource:
-    """Write a table of every second of the phantoms, or of the others."""
+    """Write a table of the phantoms in `part`, and copy the image files beside the table."""
     found = sorted(path for path in phantoms.rglob("*.png") if "_mask" not in path.name)[part]
     table.parent.mkdir()
     with table.open("w", newline="") as file:

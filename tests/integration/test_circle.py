@@ -1,4 +1,4 @@
-"""Rounds through Ray and a real S3 server: coordinator, maps, and what kills and damages them."""
+"""Rounds through Ray and a real S3 server: coordinator, maps, failures and damaged files."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 FOLDS = (0, 1)
 ODD = "kreise/проба 乳腺 #1 100% [/x] 'a'"
-"""What a run may be called: gauges, tasks and actors bear names of it."""
+"""An unusual but valid name of a run. Gauges, tasks and actors are named after the run."""
 
 
 def _config(**values: Any) -> Config:
@@ -50,7 +50,7 @@ def _config(**values: Any) -> Config:
                 "num_epochs": 2,
                 "batch_size": 8,
                 "num_workers": 1,
-                "cpus_per_worker": 0.75,  # so that two folds train side by side on two CPUs
+                "cpus_per_worker": 0.75,  # two folds train side by side on two CPUs
                 "warmup_epochs": 0.5,
             },
             "circle": {"num_rounds": 2, **values},
@@ -130,8 +130,8 @@ def _buffer(run: Run, name: str) -> pa.BufferReader:
 def test_maps_that_are_damaged_between_rounds_are_written_again(
     state: CircleState, run: Run, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of five shards one is cut, one changed, one lost and one another's; the rest stay."""
-    monkeypatch.setattr(map_writing, "_CHECKED_SHARDS", 2)  # several tasks look at them
+    """A shard is cut, a second changed, a third lost, and a fourth has the content of the first."""
+    monkeypatch.setattr(map_writing, "_CHECKED_SHARDS", 2)  # several tasks check the shards
     other = open_store(f"{bucket}/circle-damaged")
     of = Train(1, 0)
     kept = ("run.json", "rounds/0/fold-0/", "maps/0/fold-0/")
@@ -184,7 +184,7 @@ def test_groups_of_dead_actors_of_this_job_are_freed_and_no_others() -> None:
 
 @ray.remote(num_cpus=0)
 class _Holder:
-    """Holds a placement group for as long as its job lives, or until somebody frees it."""
+    """Makes a placement group. The group lives until the job ends or the group is freed."""
 
     def hold(self) -> str:
         group = ray.util.placement_group([{"CPU": 0.01}])
@@ -216,7 +216,7 @@ def _groups() -> dict[str, str]:
 
 
 def _dead(*groups: str) -> list[str]:
-    """Return those of some groups whose actors are dead."""
+    """Return the groups with dead actors."""
     accessor = ray._private.state.state._connect_and_get_accessor()
     found = [cluster._GroupData.FromString(data) for data in accessor.get_placement_group_table()]
     dead = [group.placement_group_id.hex() for group in found if group.creator_actor_dead]
@@ -230,7 +230,7 @@ def _brief(**values: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def chain(dataset: str, bucket: str) -> Run:
-    """A cross-fitted chain that was stopped, went on, and whose fold 1 failed."""
+    """A cross-fitted chain, stopped and continued, with a failed fold 1."""
     config = _brief(maps="cross_fit", num_parts=2, test="chain", warm_start=False, max_attempts=1)
     run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-chain", config, FOLDS))
     _end_by_a_mistake(run)
@@ -243,7 +243,7 @@ def chain(dataset: str, bucket: str) -> Run:
 
     stopped = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_POLL_S", 0.05)  # heard of long before the many actions that follow
+        patch.setattr(driver, "_POLL_S", 0.05)  # hears of a commit long before the last action
         state = driver.follow_circle(run, stop)
     assert state.stopped
     assert not is_finished(state)
@@ -254,7 +254,7 @@ def chain(dataset: str, bucket: str) -> Run:
 
 
 def _end_by_a_mistake(run: Run) -> None:
-    """Have a file of fold 1 damaged: the run ends at once, and the action has not failed."""
+    """Damage a file of fold 1. The run must end at once, without a failed action."""
     name = "rounds/0/fold-1/checkpoints/latest.json"
     run.store.write(name, b"not JSON")
     with pytest.raises(CheckpointError, match=r"latest\.json"):
@@ -268,7 +268,7 @@ def _end_by_a_mistake(run: Run) -> None:
 
 
 def _fail(run: Run, action: Train) -> None:
-    """Have an action fail of an earlier session."""
+    """Record a failed action of an earlier session."""
     ledger = Ledger.open(run.store)
     ledger.boot()
     assert ledger.state is not None
@@ -335,7 +335,7 @@ def test_a_recycled_circle_keeps_no_maps_and_looks_again_in_each_round(
 
 
 def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str) -> None:
-    """As after Ctrl-C: of a detached run that ends, or is stopped, no actor is left."""
+    """As after Ctrl-C: a detached run leaves no actor after a stop or the end of the run."""
     run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-left", _config(), (0,)))
     Ledger.open(run.store).stop()
     coordinator.start_coordinator(run, grace_s=1.0)
@@ -344,7 +344,7 @@ def test_a_coordinator_that_nobody_asks_any_more_ends(dataset: str, bucket: str)
 
 
 class _Broken(Coordinator):
-    """A coordinator that cannot work."""
+    """A coordinator with an error at the start of every session."""
 
     def _open_session(self, run_uri: str, restarts: RestartCounter) -> CoordinatorSession:
         raise UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")

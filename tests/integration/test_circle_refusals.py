@@ -1,4 +1,4 @@
-"""What `mtil circle` refuses: in one sentence, with exit code 2, and with nothing half-written."""
+"""Refusals of `mtil circle`: a single sentence, exit code 2, and no half-written file."""
 
 import re
 import signal
@@ -38,7 +38,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the SIGTERM handler after a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -46,7 +46,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture
 def refused(dataset: str, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run `mtil circle` on a run that it must refuse, and return its one sentence."""
+    """Run `mtil circle` and expect a refusal. Return the sentence on stderr."""
 
     def run(uri: str, *more: str, data: str = dataset) -> str:
         words = [word for pair in OVERRIDES.items() for word in pair]
@@ -63,7 +63,7 @@ def refused(dataset: str, capsys: pytest.CaptureFixture[str]) -> Refused:
 
 @pytest.fixture
 def begun(dataset: str, tmp_path: Path) -> LocalStore:
-    """The store of a run of fold 0 that a coordinator has taken over and died on."""
+    """The store of a run of fold 0. The coordinator has died during the first training."""
     store = LocalStore(str(tmp_path / "run"))
     names = {key.removeprefix("--"): value for key, value in OVERRIDES.items()}
     driver.begin_circle(request_circle(dataset, store.uri, apply_overrides(demo(), names), (0,)))
@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_refused_before_there_is_a_run(
 
 
 def test_a_folder_that_cannot_be_written_is_refused(refused: Refused) -> None:
-    """Nobody, root neither, makes a folder there."""
+    """Not even root can make a folder in /sys."""
     uri = "/sys/mtil-run"
     told = refused(uri)
     assert told.startswith(f"{uri}/ledger-probe/")
@@ -153,15 +153,15 @@ def test_a_storage_that_refuses_for_long_is_believed(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(RefusedError):
         coordinator.retry_storage(read)
-    assert not answers  # what is out of reach is waited for
+    assert not answers  # the storage was tried again after every outage
     assert 60 <= sum(waits[9:]) <= 90
 
 
-# S3 that is not as it must be
+# S3 servers with a fault
 
 
 class Server(ThreadingHTTPServer):
-    """As much of S3 as a circle needs to begin, with a fault."""
+    """The part of S3 needed for the start of a circle, with a fault."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -171,7 +171,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's fault says."""
+    """Answers requests according to the server's fault."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -209,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         return formatdate((timestamp or time()) - behind, usegmt=True)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _refuse(self, status: int, code: str) -> None:
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>"
@@ -225,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Serve S3 with a fault to this process."""
+    """Serve S3 with a fault, and set the server as the endpoint of this process."""
     with Server(fault) as server, monkeypatch.context() as patch:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -239,7 +239,7 @@ def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def on_disk(phantoms: Path, tmp_path: Path) -> str:
-    """A data set in a folder, for a server that holds none; returns its URI."""
+    """URI of a data set in a folder. The server with a fault holds no data set."""
     uri = str(tmp_path / "data")
     prepare([CollectionSource(uri=str(phantoms), layout="busi")], uri, Settings(image_size=64))
     return uri

@@ -1,4 +1,4 @@
-"""Buckets that `python -m cluster check` is to reach, on real servers of both kinds."""
+"""Bucket checks of `python -m cluster check`, on real servers of both kinds."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def test_buckets_that_are_there_are_no_problem(bucket: str, gcs_bucket: str) -> 
     assert buckets.check_bucket(f"{bucket}/some/path") == []
     assert buckets.check_bucket(gcs_bucket) == []
     assert buckets.check_bucket(f"{gcs_bucket}/some/path") == []
-    assert list(buckets.find_plain_endpoints()) == []  # both servers are on this machine
+    assert list(buckets.find_plain_endpoints()) == []  # both servers are local
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

@@ -1,4 +1,4 @@
-"""Templates against the schemas that SkyPilot and Kubernetes publish, from a package index."""
+"""Templates against the published schemas of SkyPilot and Kubernetes, from a package index."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ SKYPILOT, KUBERNETES = "skypilot==0.14.1", "kubernetes-validate==1.37.0"
 
 
 def _fetched(package: str, folder: Path) -> Path:
-    """Unpack a package without what it needs; skip where no index can be reached."""
+    """Unpack a package without dependencies. Skip the test if no index can be reached."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-compile", "--retries=0", "--target", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -30,7 +30,7 @@ def _fetched(package: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def skypilot(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """SkyPilot's own schemas of a task and of its resources."""
+    """SkyPilot's schemas of a task and of the task's resources."""
     folder = _fetched(SKYPILOT, tmp_path_factory.mktemp("skypilot"))
     found = subprocess.run(
         [sys.executable, "-c", _SCHEMAS, str(folder)],
@@ -43,8 +43,8 @@ def skypilot(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return schemas
 
 
-# The module of the schemas imports others for names in them; what is not to be had without all that
-# SkyPilot needs is replaced by any text.
+# SkyPilot's schema module imports many modules for names in the schemas. A placeholder text
+# replaces all names that need SkyPilot's dependencies.
 _SCHEMAS = """
 import ast, enum, importlib, json, sys, types
 from pathlib import Path
@@ -93,7 +93,7 @@ print(json.dumps(told, default=str))
 
 @pytest.fixture(scope="module")
 def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> jsonschema.Draft7Validator:
-    """A validator of pod templates by Kubernetes' schemas, which allow no other fields."""
+    """A validator of pod templates by Kubernetes' strict schemas, which reject unknown fields."""
     folder = _fetched(KUBERNETES, tmp_path_factory.mktemp("kubernetes"))
     (schemas,) = folder.glob("kubernetes_validate/kubernetes-json-schema/v1.37*-local-strict")
     definitions = json.loads((schemas / "_definitions.json").read_text())

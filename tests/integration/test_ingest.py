@@ -1,4 +1,4 @@
-"""Batches through Ray Data, from a real S3 server: resident and streaming are the same."""
+"""Batches through Ray Data from a real S3 server: resident and streaming modes are equal."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def _same(one: Batch, other: Batch) -> bool:
     )
 
 
-@pytest.mark.parametrize("streams", [2, 64])  # fewer and more than there are shards
+@pytest.mark.parametrize("streams", [2, 64])  # fewer and more than the shards
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_resident_and_streaming_give_the_batches_of_one_worker(
     dataset: str, num_workers: int, streams: int
@@ -112,7 +112,7 @@ def test_held_rows_are_those_of_the_shards_however_many_a_task_reads(
 def test_validation_has_the_same_batches_whichever_way_and_with_any_number_of_workers(
     dataset: str,
 ) -> None:
-    """What a network sees together decides the last digits of what it says."""
+    """The last digits of a network's output depend on the composition of the batch."""
     plan = _plan(dataset, role="validation")
     alone = _held(dataset, plan)
     expected = sorted(batch.sample_id for batch in iterate_resident_rows(alone, plan, 4))
@@ -142,7 +142,7 @@ def test_a_damaged_shard_is_one_sentence(dataset: str, tmp_path: Path) -> None:
 
 
 def test_processes_that_read_shards_load_no_network() -> None:
-    """Each of Ray Data's processes imports what its task needs, torch for a second or two."""
+    """Every Ray Data process imports the modules of a task. Importing torch takes 1 to 2 s."""
     code = (
         "import sys, mtil.distributed.data.ingest\nassert not {'torch', 'monai'} & set(sys.modules)"
     )
@@ -150,7 +150,7 @@ def test_processes_that_read_shards_load_no_network() -> None:
 
 
 def test_a_stream_that_is_closed_reads_no_more(dataset: str) -> None:
-    """Else Ray's core ends the process without a word when Ray is shut down."""
+    """With an open stream, Ray's core ends the process silently when Ray shuts down."""
     with closing(iterate_streaming_epochs(dataset, _plan(dataset), range(100))) as stream:
         batches = chain.from_iterable(stream)
         until(lambda: next(batches).sample_id and cluster.list_ray_data_threads())

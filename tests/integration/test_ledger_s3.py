@@ -1,4 +1,4 @@
-"""The ledger on a real S3 server: of many who create the next event, one does."""
+"""The ledger on a real S3 server: a single writer wins among concurrent writers."""
 
 import threading
 from pathlib import Path

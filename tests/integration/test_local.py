@@ -1,4 +1,4 @@
-"""One Ray worker and one process without Ray: the same weights, scores and figures."""
+"""A Ray worker and a process without Ray: equal weights, scores and figures."""
 
 import pytest
 
@@ -38,5 +38,5 @@ def test_a_fold_is_the_same_on_ray_and_in_this_process(
         scoring.predict_folds(Run.open(on_ray), [1], num_workers=2, listen=lambda line: None),
         score_folds(request_evaluation(local), lambda line: None),
     ]
-    # As text: a normal image has no Dice, and NaN equals nothing.
+    # As text: the Dice of a normal image is NaN, and NaN equals nothing.
     assert repr(scored[0].to_pylist()) == repr(scored[1].to_pylist())

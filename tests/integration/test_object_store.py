@@ -1,4 +1,4 @@
-"""The S3 server that `python -m cluster object-store` runs."""
+"""The S3 server of `python -m cluster object-store`."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=heed,  # what a shell starts in its background ignores Ctrl-C
+        preexec_fn=heed,  # a shell's background commands ignore Ctrl-C
     ) as process:
         assert process.stdout is not None
         while not (line := process.stdout.readline()).startswith("# bucket"):

@@ -1,4 +1,4 @@
-"""Object storage over TLS: a client that does not know the certificate is refused."""
+"""Object storage over TLS: a client without the certificate cannot connect."""
 
 import datetime as dt
 import ipaddress
@@ -19,7 +19,7 @@ from mtil.storage import open_store
 
 
 def _self_signed(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate of 127.0.0.1 and its key."""
+    """Write a self-signed certificate of 127.0.0.1, and the key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mtil")])
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))

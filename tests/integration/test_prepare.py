@@ -1,4 +1,4 @@
-"""Preparing on Ray and onto S3: the same bytes, and an interrupted preparation goes on."""
+"""Prepare on Ray and to S3: equal bytes, and an interrupted preparation continues."""
 
 import os
 import signal
@@ -110,8 +110,8 @@ def test_a_job_that_fails_on_ray_ends_the_others(local_ray: None, tmp_path: Path
         if job == 0:
             raise DataError("the first job fails")
         end = time.monotonic() + PATIENCE_S
-        # Short sleeps, since only Python can be interrupted. Ray may lose the interruption of a
-        # task that is just starting, which then would keep a CPU from the tests that follow.
+        # Short sleeps, since Ray interrupts only Python code. Ray may lose the interruption of a
+        # starting task. Without `over`, the task would keep a CPU from later tests.
         while time.monotonic() < end and not over.exists():
             time.sleep(0.1)
         if not over.exists():
@@ -142,7 +142,7 @@ ONE_A_SHARD = Settings(image_size=64, max_shard_bytes=1)
 def _start(
     phantoms: Path, to: str, environment: dict[str, str], stop_at: str = ""
 ) -> "subprocess.Popen[bytes]":
-    """Start a preparation, which stops itself at a write: see `STOP_AT`."""
+    """Start a preparation with a stop at the write `stop_at`, see `STOP_AT`."""
     command = [sys.executable, "-c", _SCRIPT, str(phantoms), to, stop_at]
     return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE)
 
@@ -159,7 +159,7 @@ def _client(environment: dict[str, str]) -> Any:
 
 @pytest.fixture(scope="module")
 def undisturbed(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    """The data set that a preparation makes that nothing happens to."""
+    """The data set of an undisturbed preparation."""
     out = tmp_path_factory.mktemp("undisturbed") / "set"
     prepare([CollectionSource(uri=str(phantoms), layout="busi")], str(out), ONE_A_SHARD)
     return LocalStore(str(out))

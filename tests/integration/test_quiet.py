@@ -1,4 +1,4 @@
-"""What Ray's core tells drivers on stdout, where a command's one JSON object goes."""
+"""Ray's core prints on a driver's stdout, which must hold only a command's JSON object."""
 
 import threading
 from typing import Any
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def test_what_the_core_tells_is_not_printed(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two messages come one after the other; only the second is let through."""
+    """The filter drops the first message. The second message comes without the filter."""
     skip = ray_logging.stdout_deduplicator.skip_re
     assert skip is not None
     has_come = threading.Event()

@@ -1,4 +1,4 @@
-"""Sizes in a bucket, and what a run there needs no more."""
+"""Sizes in a bucket, and superseded files of a run in a bucket."""
 
 from pathlib import Path
 

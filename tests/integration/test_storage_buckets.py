@@ -1,4 +1,4 @@
-"""Stores in buckets against real servers: the same contract as on a disk."""
+"""Stores in buckets on real servers fulfil the contract of a local store."""
 
 import random
 import re
@@ -143,7 +143,7 @@ for child in children:
     child.join()
 assert all(answer == expected for answer in answers)
 """
-"""In a process of its own: this one may be Ray's driver, which must not be forked."""
+"""For a separate process: the test process may be Ray's driver, which must not be forked."""
 
 
 def test_a_fork_does_not_share_a_connection(bucket: str, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_fork_does_not_share_a_connection(bucket: str, tmp_path: Path) -> None
 def test_answers_that_break_off_are_read_to_their_end(
     bucket: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is doubled or left out; one whose every answer breaks off is out of reach."""
+    """No byte is doubled or left out. A server with only broken answers is out of reach."""
     data = random.Random(0).randbytes(5_000_001)
     name = f"{bucket}/broken-off"
     open_store(name).write("object", data)

@@ -1,4 +1,4 @@
-"""Jobs on a small real Ray that asks for a token, through `python -m cluster submit`."""
+"""Jobs through `python -m cluster submit`, on a small real Ray with token authentication."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def _free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Of a cluster of its own: no address of another one, and a token."""
+    """Environment of the test cluster: a token, and no address of an existing cluster."""
     unset = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     values = {name: value for name, value in os.environ.items() if name not in unset}
     return values | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -57,7 +57,7 @@ def ports() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def address(environment: dict[str, str], ports: dict[str, int]) -> Iterator[str]:
-    """Where the dashboard of a head with one CPU answers."""
+    """URL of the dashboard of a head with 1 CPU."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need short paths
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
     command += [f"{name}={port}" for name, port in ports.items()]
@@ -82,7 +82,7 @@ def address(environment: dict[str, str], ports: dict[str, int]) -> Iterator[str]
 
 
 def _jobs(url: str) -> list[dict[str, Any]] | None:
-    """What the cluster keeps of jobs, as anybody with the token can read it."""
+    """Return the cluster's records of jobs, readable with the token; None without an answer."""
     try:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         answer = requests.get(f"{url}/api/jobs/", headers=headers, timeout=10)
@@ -96,14 +96,14 @@ def _jobs(url: str) -> list[dict[str, Any]] | None:
 
 @pytest.fixture
 def submit(address: str, environment: dict[str, str]) -> Submit:
-    """Start `python -m cluster submit` with words, and variables of its own."""
+    """Start `python -m cluster submit` with arguments and extra environment variables."""
 
     def start(*words: str | Path, **variables: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "cluster", "submit"]
         given = environment | variables
         if "--address" not in words:
             command += ["--address", address]
-            given["RAY_ADDRESS"] = "127.0.0.1:9"  # of another cluster, which must not be asked
+            given["RAY_ADDRESS"] = "127.0.0.1:9"  # a wrong cluster, which must not be asked
         return subprocess.Popen(
             [*command, *map(str, words)],
             cwd=ROOT,
@@ -119,7 +119,7 @@ def submit(address: str, environment: dict[str, str]) -> Submit:
 
 
 def _heed_interrupts() -> None:
-    """Undo what a shell does to processes in its background."""
+    """Restore the default handler: background commands of a shell ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
 
 
 class Proxy:
-    """Hands connections on to a port, or ends and refuses them while it is cut."""
+    """Forwards connections to a port. After a cut, connections are refused until `mend`."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -266,7 +266,7 @@ class Proxy:
             return
 
     def cut(self) -> None:
-        """End all connections, and take no more."""
+        """End all connections, and refuse new connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for line in self._lines:
@@ -276,7 +276,7 @@ class Proxy:
         self._lines = []
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._listener = self._listen()
 
 
@@ -308,7 +308,7 @@ def test_a_job_is_followed_over_an_outage(
     last = int(out.split()[-1])
     out += _read_until(job.stdout, f"tick {last + 3}")
     over.touch()
-    out += job.stdout.read()  # `communicate` passes over what is buffered
+    out += job.stdout.read()  # `communicate` skips buffered text
     err += job.stderr.read()
     proxy.cut()
     assert job.wait(PATIENCE_S) == 0, err
@@ -318,7 +318,7 @@ def test_a_job_is_followed_over_an_outage(
 
 
 def _read_until(stream: IO[str], word: str) -> str:
-    """Return what a stream says up to a line with a word."""
+    """Read a stream up to a line with a word. Return the text."""
     said = ""
     while word not in said:
         line = stream.readline()

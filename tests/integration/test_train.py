@@ -1,4 +1,4 @@
-"""Training and evaluation through Ray, to real servers of buckets."""
+"""Training and evaluation through Ray, with buckets on real servers."""
 
 import hashlib
 import os
@@ -71,7 +71,7 @@ def test_a_run_keeps_what_the_contract_says(undisturbed: Run) -> None:
 
 
 def test_no_actor_is_started_for_nothing(undisturbed: Run) -> None:
-    """Ray's own were, and each training waited for them."""
+    """By default, Ray Train starts two useless actors, and every training waits for both."""
     assert not cluster.has_dashboard()
     names = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}
     assert "TrainController" in names
@@ -98,11 +98,11 @@ def test_another_configuration_needs_another_run(undisturbed: Run, dataset: str)
 def test_a_killed_worker_costs_nothing_but_time(
     undisturbed: Run, dataset: str, bucket: str, tmp_path: Path
 ) -> None:
-    """SIGKILL one of two workers before the second epoch: the weights are the undisturbed run's.
+    """SIGKILL one of two workers before the second epoch. The weights equal the undisturbed run's.
 
-    That one's rows were resident, and these are streamed; tests/e2e/test_kills.py has the others.
-    The controller, which only starts workers, does so without PyTorch. The workers wait for their
-    killer, on a fast machine as on a slow one.
+    The undisturbed run had resident rows, and the killed run streams rows. Further kills are in
+    tests/e2e/test_kills.py. The controller only starts workers and loads no PyTorch. The workers
+    wait for the kill, on slow and fast machines alike.
     """
     config = config_from_dict({"data": {"mode": "streaming"}}, _config())
     disturbed = Run.create(
@@ -144,10 +144,10 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 
 def _processes(title: str) -> list[int]:
-    """Processes of Ray Train's that descend from this test's Ray."""
+    """Return the sorted ids of child processes with `title` in the command line."""
     found = []
     for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+        with suppress(psutil.NoSuchProcess):  # the process has just ended
             if title in " ".join(child.cmdline()):
                 found.append(child.pid)
     return sorted(found)
@@ -167,7 +167,7 @@ def _assert_same_weights(one: Run, other: Run) -> None:
 def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
     dataset: str, bucket: str
 ) -> None:
-    """Of two workers that read a damaged checkpoint."""
+    """Two workers read a damaged checkpoint. No worker is started again."""
     uri = f"{bucket}/run-damaged"
     store = open_store(uri)
     store.write("rounds/0/fold-0/checkpoints/latest.json", b"not JSON")
@@ -180,7 +180,7 @@ def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
 
 
 def _num_workers() -> int:
-    """Return how many workers Ray Train has started so far."""
+    """Return the number of workers started by Ray Train so far."""
     actors = ray._private.state.actors().values()
     return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors)
 

@@ -1,4 +1,4 @@
-"""Searches through Ray Tune: what is asked and told, and what trials leave behind."""
+"""Searches through Ray Tune: suggestions, outcomes, and files of trials."""
 
 import json
 import os
@@ -64,13 +64,13 @@ def _search(folder: Path, data: str = "/none", **changes: Any) -> Search:
 
 
 def _figures(point: Mapping[str, Any]) -> dict[str, float]:
-    """Best in the middle of two ranges: 1 at most."""
+    """Return figures with the maximum, 1, in the middle of two ranges."""
     off = (float(point["loss.dice"]) - 0.5) ** 2 + (float(point["loss.boundary"]) - 0.5) ** 2
     return {"dice": 1 - off, "auc": 1 - off, "f1": 0.5, "score": 1 - off}
 
 
 def _drive(searcher: StudySearch, upto: int | None = None) -> int:
-    """Do trials as Tune does, one after the other; return how many came to their end."""
+    """Run trials in sequence, like Tune. Return the number of ended trials."""
     ended = 0
     while upto is None or ended < upto:
         point = searcher.suggest(str(ended))
@@ -96,7 +96,7 @@ def test_the_first_trial_is_the_default(tmp_path: Path) -> None:
     assert second is not None
     assert second["trial"] == 1
     assert {**second, "trial": 0} != first
-    assert searcher.suggest("c") is None  # both may fail yet
+    assert searcher.suggest("c") is None  # both running trials may still fail
 
 
 def test_a_driver_that_died_leaves_trials_that_the_next_takes_up(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_driver_that_died_leaves_trials_that_the_next_takes_up(tmp_path: Path)
     assert studies.count_trials(studies.load_study(killed)) == {
         "completed": 16, "stopped early": 0, "failed": 0, "running": 0, "waiting": 0,
     }  # fmt: skip
-    assert _params(killed) == _params(undisturbed)  # the sampler has lost nothing
+    assert _params(killed) == _params(undisturbed)  # the sampler depends only on the study
     assert _drive(StudySearch(killed, 16, lambda line: None)) == 0
     assert _drive(StudySearch(killed, 18, lambda line: None)) == 2
 
@@ -267,7 +267,7 @@ class TestOnRay:
     def search(
         self, dataset: str, tmp_path_factory: pytest.TempPathFactory, lines: Lines
     ) -> Search:
-        """Two trials of two epochs, side by side."""
+        """A search with two concurrent trials of two epochs."""
         search = _search(tmp_path_factory.mktemp("searches") / "real", dataset)
         searches.run_search(search, 2, lines.append)
         return search
@@ -293,7 +293,7 @@ class TestOnRay:
             assert not run.store.exists(run.model_name(Train(0, 0), result))
 
     def test_no_judge_is_left(self, search: Search) -> None:
-        """Tune keeps what trials are given, a judge too, for as long as the driver lives."""
+        """Tune keeps the arguments of trials, also an `EarlyStopper`, until the driver ends."""
         until(
             lambda: (
                 {
@@ -347,10 +347,10 @@ class TestOnRay:
         search = _search(tmp_path / "s")
         searches.run_search(search, 1, lambda line: None, does=_tells_its_environment(tmp_path))
         assert (tmp_path / "environment").read_text() == "1"
-        assert "MALLOC_ARENA_MAX" not in class_cache.DEFAULT_ENV_VARS  # as it was
+        assert "MALLOC_ARENA_MAX" not in class_cache.DEFAULT_ENV_VARS  # restored
 
     def test_a_trial_that_is_stopped_ends_by_itself(self, dataset: str, tmp_path: Path) -> None:
-        """Halving with the default before it: whatever is worse after an epoch is stopped."""
+        """Halving after an unbeatable default stops a trial with a lower value after an epoch."""
         rule = vars(StoppingRule(kind="halving", first=1, factor=2))
         search = _search(
             tmp_path / "s",
@@ -362,7 +362,7 @@ class TestOnRay:
         first = StudySearch(search, 1, lambda line: None)
         first.suggest("default")
         judge = studies.EarlyStopper(search.storage, search.asked.study, search.rule)
-        assert judge.hear(0, 1, 2.0)  # nobody can be better
+        assert judge.hear(0, 1, 2.0)  # an unbeatable value
         first.on_trial_complete(
             "default",
             {OUTCOME_KEY: json.dumps({"figures": [{"dice": 2.0, "auc": 2.0}], "seconds": 1})},

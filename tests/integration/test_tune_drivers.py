@@ -1,4 +1,4 @@
-"""Drivers of searches: what they find of what is known, and that there is one at a time."""
+"""Drivers of searches: results on known functions, kills, and a single driver at a time."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tune.search import driver_lock
 
 
 def test_what_learns_from_trials_beats_what_does_not(tmp_path: Path) -> None:
-    """As `python -m benchmarks.search sampler` has it: sixty trials of each in ten seeds."""
+    """As in `python -m benchmarks.search sampler`: 60 trials of both samplers, with 10 seeds."""
     best = {
         kind: [best_of(tmp_path / f"{kind}-{seed}", kind, seed, 60) for seed in range(10)]
         for kind in ("tpe", "random")
@@ -63,7 +63,7 @@ with cluster.connect_ray():
 
 
 def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
-    """SIGKILL the driver after trial 7 with another in flight; the same again ends with nine."""
+    """SIGKILL the driver after seven trials, with more in flight. A new driver ends with nine."""
     search = make_search(tmp_path / "s")
     command = [sys.executable, "-c", DRIVER, str(tmp_path), search.uri]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -97,8 +97,8 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
 
 
 def _has_seven_and_more(search: Search) -> bool:
-    """Say whether seven trials are completed, and another runs, which waits to be killed."""
-    with suppress(DataError):  # not yet made
+    """Return whether seven trials are completed, and a further trial waits for the kill."""
+    with suppress(DataError):  # no study yet
         counts = studies.count_trials(studies.load_study(search))
         return counts["completed"] == 7 and counts["running"] > 0
     return False
@@ -137,7 +137,7 @@ def test_a_driver_that_was_killed_does_not_keep_the_next_out(
     store = open_store(str(tmp_path))
     store.write("drivers/0004", b"dead")
     with driver_lock.hold_driver_lock(store):
-        monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # a busy machine is not silent
+        monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # a busy machine is not dead
         assert store.names("drivers") == ["drivers/0004", "drivers/0005"]
         with (
             pytest.raises(RunError, match="Another `mtil-tune run`"),

@@ -1,4 +1,4 @@
-"""Commands, given in this process or in one of their own."""
+"""Run commands in the test process or in a new process."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ import pytest
 from mtil.cli import main
 
 Fails = Callable[..., str]
-"""Runs a command that fails with an exit code, and returns its one sentence."""
+"""Runs a command with an expected exit code, and returns the error sentence."""
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """Run a command with `--json` and return the one object that it prints."""
+    """Run a command with `--json` and return the printed object."""
     assert main([*map(str, arguments), "--json"]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -24,7 +24,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 
 def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run Python in a process of its own."""
+    """Run Python in a new process."""
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=False, **options
     )

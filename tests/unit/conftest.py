@@ -1,4 +1,4 @@
-"""What several unit tests share: a small data set of several shards, a small network, batches."""
+"""Shared fixtures: a small data set of several shards, a small network, batches, runs."""
 
 import hashlib
 import signal
@@ -35,7 +35,7 @@ from mtil.run.folder import Run
 from mtil.run.plan import Action, Evaluate, Summarise, Train, WriteMaps, list_actions
 from mtil.storage import LocalStore
 
-torch.set_num_threads(1)  # small tensors: threads that wait for a busy core take ten times as long
+torch.set_num_threads(1)  # on busy cores, more threads slow small tensors tenfold
 
 NUM_IMAGES = 60
 STORED = 64
@@ -43,7 +43,7 @@ STORED = 64
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 small phantoms in the BUSI layout, which tests must not change."""
+    """A read-only folder of 60 small phantoms in the BUSI layout."""
     folder = tmp_path_factory.mktemp("phantoms") / "busi"
     phantom.write_phantoms(folder, num_images=NUM_IMAGES, seed=3, image_size=STORED)
     return folder
@@ -51,7 +51,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The phantoms in three folds and several shards, two images a group; not to be changed."""
+    """The read-only data set of the phantoms: 3 folds, several shards, 2 images per group."""
     folder = tmp_path_factory.mktemp("data")
     stems = sorted(p.stem for p in phantoms.rglob("*.png") if "_mask" not in p.stem)
     lines = [f"{stem},{stem.split()[0]}-{at // 2}" for at, stem in enumerate(stems)]
@@ -66,13 +66,13 @@ def data_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def manifest(data_uri: str) -> Manifest:
-    """What the data set holds."""
+    """The manifest of the data set."""
     return manifests.load_manifest(LocalStore(data_uri))
 
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
-    """Make configurations whose network takes milliseconds, with some groups of keys changed."""
+    """Make configurations of a network that takes milliseconds; keywords change groups of keys."""
     base = config_from_dict(
         {
             "data": {"image_size": 32},
@@ -89,7 +89,7 @@ def make_config() -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def make_model(make_config: Callable[..., Config]) -> Callable[..., TrainedModel]:
-    """Make untrained models whose masks are neither empty nor full; the seed decides."""
+    """Make untrained models from a seed, with masks between empty and full."""
     config = make_config()
 
     def make(seed: int = 0, **values: Any) -> TrainedModel:
@@ -130,9 +130,9 @@ def circle_run(
     data_uri: str,
     manifest: Manifest,
 ) -> Callable[..., Run]:
-    """Make circle runs whose files and ledger are written by hand, up to an action; see `_act`.
+    """Make circle runs without training, with files and ledger up to an action; see `_act`.
 
-    Their models hold one weight each, unless they are to be whole.
+    A model holds a single weight; with `whole`, all weights of the network.
     """
 
     def make(
@@ -164,10 +164,10 @@ def circle_run(
 
 
 def _act(run: Run, manifest: Manifest, action: Action, model: TrainedModel) -> dict[str, Any]:
-    """Leave the files of an action behind and return what the ledger says of it.
+    """Write the files of an action and return the action's result in the ledger.
 
-    A model is told from others by its epoch. A map's value is 100 times the fold, plus 10 times the
-    round, plus 1 and the part.
+    Models differ in the epoch. A map's value is 100 times the fold, plus 10 times the round, plus
+    the part, plus 1.
     """
     if isinstance(action, Train):
         figures = {"num_epochs": 4, "seconds": 1.0, "metrics": {"dice": 0.75}}
@@ -225,7 +225,7 @@ def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
 
 @pytest.fixture(scope="session")
 def toy_batches() -> Callable[..., list[Batch]]:
-    """Make batches of a task that is easy to learn, see `_toy_batch`."""
+    """Make batches of an easy task, see `_toy_batch`."""
 
     def make(count: int, *, size: int = 4, side: int = 32, seed: int = 0) -> list[Batch]:
         rng = np.random.default_rng(seed)
@@ -235,7 +235,7 @@ def toy_batches() -> Callable[..., list[Batch]]:
 
 
 def _toy_batch(rng: np.random.Generator, name: str, size: int, side: int) -> Batch:
-    """Bright squares are lesions, and the large ones malignant."""
+    """Return a batch with bright squares as lesions; large squares are malignant."""
     label = np.arange(size) % 2
     mask = np.zeros((size, side, side), np.uint8)
     for index, malignant in enumerate(label):
@@ -253,7 +253,7 @@ def _toy_batch(rng: np.random.Generator, name: str, size: int, side: int) -> Bat
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the signal handler after a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -261,7 +261,7 @@ def signals() -> Iterator[None]:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that fails with an exit code, and return its one sentence."""
+    """Run a command with an expected exit code, and return the error sentence."""
 
     def run(*arguments: object, code: int = 2) -> str:
         assert main([str(word) for word in arguments]) == code

@@ -1,4 +1,4 @@
-"""The cluster files that come along, as plain values that a test may change."""
+"""The repository's cluster files, as plain values for tests to change."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ Document = dict[str, Any]
 
 
 class Plain(yaml.SafeDumper):
-    """Writes what is in two places twice."""
+    """Writes an object in two places twice, without an alias."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def read(name: str) -> Document:
-    """Return a file by its name without suffix."""
+    """Return a cluster file by name, without the suffix."""
     path = next(path for path in FILES if path.name == f"{name}.yaml")
-    # YAML anchors give two places one object; a mistake is to be made in one of them.
+    # Two places with a YAML anchor share an object; a test changes a single place.
     plain: Document = yaml.safe_load(
         yaml.dump(yaml.safe_load(path.read_text()), Dumper=Plain, sort_keys=False)
     )
@@ -30,6 +30,6 @@ def read(name: str) -> Document:
 
 
 def node_type(document: Document, name: str) -> Document:
-    """Return one of a file's types of nodes."""
+    """Return a node type of a cluster file."""
     node: Document = document["available_node_types"][name]
     return node

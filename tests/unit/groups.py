@@ -1,4 +1,4 @@
-"""Groups of real processes that exchange tensors by Gloo, without Ray."""
+"""Groups of real processes with tensor exchange by Gloo, without Ray."""
 
 import io
 import multiprocessing
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 def run_group(num_workers: int, work: Callable[[Group], T]) -> list[T]:
-    """Call `work` in each process of a group, and return the results by rank.
+    """Call `work` in every process of a group, and return the results by rank.
 
-    A single worker is the calling process, as in a training with one worker.
+    A single worker runs in the calling process, as in trainings.
     """
     if num_workers == 1:
         return [work(Group())]
-    # Forked, so that `work` may be any function. Tests use one thread, which a fork survives.
+    # A fork accepts any function as `work`, and is safe: tests use a single thread.
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         url = f"file://{Path(folder) / 'group'}"
@@ -65,7 +65,7 @@ def _work(
 
 
 def _send(answer: Connection, result: Any, error: str) -> None:
-    # As bytes: PyTorch would send handles of tensors, which end with this process.
+    # Bytes: PyTorch would send tensor handles, which end with the sending process.
     data = io.BytesIO()
     torch.save((result, error), data)
     answer.send_bytes(data.getvalue())

@@ -1,4 +1,4 @@
-"""Plans of circles for tests: three by name, and any."""
+"""Circle plans for tests: three named plans and random plans."""
 
 import random
 from itertools import product

@@ -1,4 +1,4 @@
-"""An S3 server of one bucket in memory, over HTTP, that refuses what a test asks it to refuse."""
+"""An S3 server over HTTP with a bucket in memory; a test chooses the refused requests."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ _OPERATIONS = {
 
 
 class Server:
-    """Runs while it is entered."""
+    """Runs inside a `with` block."""
 
     def __init__(self) -> None:
         self.reset()
@@ -31,9 +31,9 @@ class Server:
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.refuse: Callable[[str, str], Answer | None] = lambda *_: None
-        """Given the operation and the key."""
+        """Returns the refusal of an operation on a key; None to serve the request."""
         self.page: bytes | None = None
-        """What every request is answered with, if there is one."""
+        """Body of the answer to every request; None to serve requests."""
         self.ignores_conditions = False
         self.skew_s = 0.0
         self.seen: list[str] = []

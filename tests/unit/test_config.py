@@ -1,4 +1,4 @@
-"""Configurations: what is allowed, how they are laid over one another, and what refuses."""
+"""Configurations: accepted values, merging and errors."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def test_values_are_laid_over_the_base_key_by_key() -> None:
     assert (made.seed, made.train.num_epochs, made.train.batch_size) == (3, 7, 4)
     assert made.model.attention == dataclasses.replace(base.model.attention, kind="self")
     assert made.loss == Config().loss
-    assert base.train.batch_size == 16  # the base is as it was
+    assert base.train.batch_size == 16  # the base is unchanged
     assert config_from_dict({}) == Config()
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_named_with_key_and_rule(key: str, value: object, rule:
     with pytest.raises(ConfigError, match=rule) as caught:
         config_from_dict(tree)  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"`{key}")
-    if key != "model.decoder_channels":  # there the input is what is missing
+    if key != "model.decoder_channels":  # a missing element has no value
         assert f"but got {value!r}." in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -93,7 +93,7 @@ _NUMBERS = [name for name, kind, _ in describe_config_keys() if kind.split()[0] 
 @pytest.mark.parametrize("key", [*_NUMBERS, "model.decoder_channels"])
 @pytest.mark.parametrize("value", [1e30, 10**400])
 def test_no_number_is_without_bounds(key: str, value: float) -> None:
-    """Refused when it is read, and not by what it breaks in a training."""
+    """Excessive numbers are refused when read, before a training fails."""
     tree: object = [value] * 4 if key == "model.decoder_channels" else value
     for part in reversed(key.split(".")):
         tree = {part: tree}

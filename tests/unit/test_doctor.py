@@ -1,4 +1,4 @@
-"""`mtil doctor`: what it says where things work, and where they do not."""
+"""`mtil doctor` reports working and failing parts of an installation."""
 
 import re
 import sys
@@ -254,7 +254,7 @@ class Forgetful(LocalStore):
 
 
 class Careless(LocalStore):
-    """As a server that ignores `If-None-Match`."""
+    """Behaves like a server without `If-None-Match`."""
 
     def create(self, name: str, data: bytes) -> bool:
         self.write(name, data)
@@ -267,7 +267,7 @@ class Blind(LocalStore):
 
 
 class Rigid(LocalStore):
-    """As a bucket whose objects cannot be replaced."""
+    """Behaves like a bucket without replacement of objects."""
 
     def write(self, name: str, data: bytes) -> None:
         self.create(name, data)

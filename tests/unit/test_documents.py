@@ -1,4 +1,4 @@
-"""JSON and YAML within bounds: what is read, and the one sentence of what is not."""
+"""JSON and YAML within bounds: accepted documents, and the error sentences of the rest."""
 
 import json
 import math
@@ -32,7 +32,7 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 def test_what_json_writes_is_read(value: Any, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only).encode()
     assert DOCUMENT.json(text) == value
-    assert DOCUMENT.json(b"\xef\xbb\xbf" + text) == value  # as editors of Windows write it
+    assert DOCUMENT.json(b"\xef\xbb\xbf" + text) == value  # as written by Windows editors
 
 
 @pytest.mark.parametrize(

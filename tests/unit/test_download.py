@@ -1,4 +1,4 @@
-"""Fetching collections from a real server on loopback that does what servers do."""
+"""Downloads of collections from a real server on loopback, with common server behaviour."""
 
 import argparse
 import fcntl
@@ -36,19 +36,19 @@ from mtil.errors import DataError, MtilError, NotFoundError, StorageError, UserE
 
 PAGE = "https://doi.org/10.0/page"
 SIZE = 300_000
-"""More than one piece of what is read at once."""
+"""More than a chunk of a download."""
 
 
 @dataclass
 class Shared:
-    """A file on the server, and how the server behaves."""
+    """A file on the server, and the behaviour of the server."""
 
     body: bytes
     etag: str | None = '"1"'
     modified: str | None = None
     ranges: bool = True
     cut_after: int | None = None
-    """How many bytes are sent before the connection is closed."""
+    """Bytes sent before the connection is closed; None for all."""
     status: int | None = None
     framing: str = "length"
     """`length`, `chunked`, or `close`: the body ends with the connection."""
@@ -110,17 +110,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = shared.cut_after is not None or shared.framing == "close"
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Say nothing: the tests look at what was asked."""
+        """Log nothing: tests inspect the recorded requests."""
 
 
 class _Http(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # the client may leave when it likes
+        if not isinstance(sys.exception(), ConnectionError):  # clients may disconnect
             super().handle_error(request, client_address)
 
 
 class Server:
-    """Files on loopback, and collections made of them."""
+    """Files on loopback, and collections of files."""
 
     def __init__(self, http: ThreadingHTTPServer) -> None:
         self.files: dict[str, Shared] = {}
@@ -132,7 +132,7 @@ class Server:
         return self.files[f"/{name}"]
 
     def offer(self, *names: str) -> Offer:
-        """A collection of files as they are now."""
+        """Return a collection of files with the current contents."""
         return Offer(
             name="small",
             title="SMALL",
@@ -397,7 +397,7 @@ def test_a_file_of_another_size_is_refused(
     shared = server.share("a.bin", noise())
     offer = server.offer("a.bin")
     shared.body, shared.framing = noise(num_bytes), framing
-    short = framing == "close" and num_bytes < SIZE  # cannot be told from a broken connection
+    short = framing == "close" and num_bytes < SIZE  # looks like a broken connection
     with pytest.raises(StorageError if short else DataError) as caught:
         fetch(offer, tmp_path / "out")
     if framing == "length" or (framing == "chunked" and num_bytes < SIZE):
@@ -602,7 +602,7 @@ Command = Callable[..., None]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `mtil download` with options; those not given are as the parser leaves them."""
+    """Run `mtil download` with options, and the parser's defaults for the rest."""
     unset = {"name": None, "out": None, "list": False, "accept_licence": False}
 
     def call(*, json: bool = False, **options: Any) -> None:
@@ -613,7 +613,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture
 def small(server: Server, monkeypatch: pytest.MonkeyPatch) -> Shared:
-    """A collection `small` among those on offer."""
+    """A collection `small` among the offered collections."""
     shared = server.share("a.zip", archive({"top/a.png": noise()}))
     monkeypatch.setitem(OFFERS, "small", server.offer("a.zip"))
     return shared

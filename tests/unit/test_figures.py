@@ -133,8 +133,8 @@ def test_figures_are_averaged_over_seeds_and_differences_are_paired(tmp_path: Pa
     row = rows["more classes"]
     assert row["figures"]["dice"]["value"] == pytest.approx(0.675)
     assert row["seed_dice"] == pytest.approx([0.6, 0.75])
-    assert row["figures"]["auc"]["value"] == pytest.approx(0.5)  # 1 and 0
-    # By image: +0.1, +0.1, +0.1 and 0. The groups' own differences bound the interval.
+    assert row["figures"]["auc"]["value"] == pytest.approx(0.5)  # mean of 1 and 0
+    # By image: +0.1, +0.1, +0.1 and 0. The group differences bound the interval.
     gain = row["difference"]["dice"]
     assert gain["value"] == pytest.approx(0.075)
     assert 0 <= gain["low"] < 0.075 < gain["high"] <= 0.1 + 1e-9
@@ -162,7 +162,7 @@ def test_passes_are_compared_and_objections_left_out_beside_all_images(tmp_path:
 
 @pytest.fixture
 def other_uri(tmp_path: Path) -> str:
-    """A data set of phantoms that no model has seen."""
+    """A data set of unseen phantoms."""
     phantom.write_phantoms(tmp_path / "other", num_images=NUM_OTHER, seed=79, image_size=64)
     prepare(
         [CollectionSource(uri=str(tmp_path / "other"), layout="busi")],

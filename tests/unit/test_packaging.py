@@ -1,4 +1,4 @@
-"""What an installation holds: a core that needs no Ray, two commands, versions that agree."""
+"""An installation has a core without Ray, two commands and consistent versions."""
 
 import pkgutil
 import re
@@ -64,7 +64,7 @@ print("compiler:", *compiler)
 
 @pytest.mark.slow
 def test_the_core_imports_and_trains_without_ray() -> None:
-    """And without loading PyTorch's compiler, which takes longer than PyTorch itself."""
+    """PyTorch's compiler is not loaded: the import would take longer than PyTorch's."""
     names = [
         module.name
         for module in pkgutil.walk_packages(mtil.__path__, "mtil.")
@@ -88,7 +88,7 @@ def test_the_ray_layer_does_need_ray() -> None:
 
 def test_the_commands_are_there(project: dict[str, Any]) -> None:
     scripts = project["project"]["scripts"]
-    assert scripts.keys() == {"mtil", "mtil-tune"}  # `tune` is Ray's own command
+    assert scripts.keys() == {"mtil", "mtil-tune"}  # `tune` is Ray's command
     for target in scripts.values():
         module, _, name = target.partition(":")
         assert callable(getattr(import_module(module), name))
@@ -114,7 +114,7 @@ def test_versions_agree(project: dict[str, Any]) -> None:
 
 
 def _lines(project: dict[str, Any]) -> list[str]:
-    """What `make install` asks for by name: the core, its extras, and the groups of `dev`."""
+    """Return the direct requirements of `make install`: core, extras and the groups of `dev`."""
     extras = project["project"]["optional-dependencies"]
     groups = project["dependency-groups"]
     makefile = (ROOT / "Makefile").read_text()

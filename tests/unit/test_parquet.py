@@ -1,4 +1,4 @@
-"""Reading Parquet: columns, and no thread that outlives the read."""
+"""Reading Parquet: columns, bounds, and no thread after the read."""
 
 import io
 import subprocess

@@ -1,4 +1,4 @@
-"""Clocks hours apart: no decision of a run compares times of different machines."""
+"""Clocks hours apart: a run never compares times of different machines."""
 
 import itertools
 import time
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture(autouse=True)
 def _jumping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every query of the time comes from a different machine."""
+    """Answer every query of the time with the clock of a different machine."""
     hours = itertools.cycle(HOURS)
 
     class Clock(datetime):
@@ -39,7 +39,7 @@ def _jumping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: really() + 3600 * next(hours))
     monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
-    monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # a busy machine is not silent
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", PATIENCE_S)  # long enough for a busy machine
 
 
 def test_a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for(
@@ -49,9 +49,9 @@ def test_a_coordinator_at_work_is_seen_and_a_dead_one_is_not_waited_for(
         until(lambda: store.exists(HEARTBEAT_FILE))
         assert is_coordinator_alive(store)
         latest = store.read(HEARTBEAT_FILE)
-    store.write(HEARTBEAT_FILE, latest)  # as if it had died
+    store.write(HEARTBEAT_FILE, latest)  # left by a crashed coordinator
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.6)
-    assert not is_coordinator_alive(store)  # by another clock the silence would take hours
+    assert not is_coordinator_alive(store)  # no hours of waiting despite the clocks
 
 
 def test_events_count_in_the_order_of_their_numbers(store: LocalStore) -> None:
@@ -63,7 +63,7 @@ def test_events_count_in_the_order_of_their_numbers(store: LocalStore) -> None:
     assert _taken_over(second).session == "second"
     with pytest.raises(SessionFenced):
         first.append(ActionDone(action=Train(0, 0), attempt=1, result={}))
-    assert next_actions(_taken(second)) == (Train(0, 0),)  # adopted or begun again, at once
+    assert next_actions(_taken(second)) == (Train(0, 0),)  # adopted or restarted at once
     second.append(ActionStarted(action=Train(0, 0), attempt=1))
     second.append(ActionDone(action=Train(0, 0), attempt=1, result={}))
     read = Ledger.open(store).state

@@ -1,4 +1,4 @@
-"""Heartbeats: a live coordinator is detected, a dead or finished one is not."""
+"""Heartbeats: a live coordinator is detected, a dead or finished coordinator is not."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(heartbeat, "time", found)
     monkeypatch.setattr(
         heartbeat, "HEARTBEAT_INTERVAL_S", 0.03
-    )  # of those who beat, by the real clock
+    )  # for beating threads, in real time
     monkeypatch.setattr(heartbeat, "_SILENCE_S", SILENCE_S)
     return found
 
@@ -76,7 +76,7 @@ def beats_meanwhile(clock: Clock, store: LocalStore) -> None:
 def test_where_nobody_has_begun_nothing_beats(store: LocalStore, clock: Clock) -> None:
     assert read_heartbeat(store) is None
     assert not is_coordinator_alive(store)
-    assert clock.slept == 0.0  # there is nothing to wait for
+    assert clock.slept == 0.0  # no wait without a heartbeat
     assert not Path(store.uri).exists()
 
 
@@ -94,7 +94,7 @@ def test_a_session_at_work_beats_until_it_leaves(store: LocalStore, clock: Clock
 def test_a_session_that_died_is_silent(store: LocalStore, clock: Clock) -> None:
     store.write(HEARTBEAT_FILE, json.dumps({"session": "dead", "count": 7}).encode())
     assert not is_coordinator_alive(store)
-    assert SILENCE_S <= clock.slept < SILENCE_S + heartbeat.HEARTBEAT_INTERVAL_S  # and not longer
+    assert SILENCE_S <= clock.slept < SILENCE_S + heartbeat.HEARTBEAT_INTERVAL_S
     assert read_heartbeat(store) == Heartbeat("dead", 7)
 
 
@@ -119,7 +119,7 @@ def test_a_listener_hears_who_comes_works_and_dies(store: LocalStore, clock: Clo
         wait_for(3, store)
         slept = clock.slept
         assert listener.is_beating()
-        assert clock.slept == slept  # without a wait
+        assert clock.slept == slept  # answered without a wait
     store.write(HEARTBEAT_FILE, json.dumps({"session": "one", "count": 99}).encode())
     assert listener.is_beating()
     clock.now += SILENCE_S - 1

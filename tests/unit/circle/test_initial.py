@@ -1,4 +1,4 @@
-"""Trainings that start from another run's weights, on two data sets of phantoms."""
+"""Trainings with initial weights of an earlier run, on two data sets of phantoms."""
 
 import shutil
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def other_run(
     data_uri: str,
     manifest: Manifest,
 ) -> OtherRun:
-    """Make runs of the same data set, or of another, with a model of each given fold."""
+    """Make a run of a data set, with a trained model of every given fold."""
 
     def make(*folds: int, data: str = data_uri, **config: object) -> Run:
         fingerprint = manifests.load_manifest(LocalStore(data)).fingerprint
@@ -50,7 +50,7 @@ def other_run(
 
 @pytest.fixture(scope="session")
 def unlike_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of other phantoms."""
+    """Return a data set of different phantoms."""
     from mtil.phantom.folder import write_phantoms
 
     folder = tmp_path_factory.mktemp("unlike")
@@ -61,7 +61,7 @@ def unlike_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _start(run: Run, config: Config, data_uri: str, uri: Path, folds: str = "0") -> Run:
-    """Make a run that starts from another."""
+    """Make a run with initial weights of `run`."""
     given = replace(config, train=replace(config.train, init=run.uri))
     return request_trainings(data_uri, str(uri), given, folds).create()
 
@@ -77,7 +77,7 @@ def test_a_fold_starts_from_the_model_that_has_not_seen_its_test_images(
         assert found is not None
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-        # Inner models of the first round start from the same weights.
+        # Inner models of the first round start from equal weights.
         inner = load_initial_weights(run, Train(0, fold, 1))
         assert inner is not None
         assert inner.keys() == expected.keys()
@@ -86,7 +86,7 @@ def test_a_fold_starts_from_the_model_that_has_not_seen_its_test_images(
 def test_the_copy_in_the_run_is_the_file_itself(
     other_run: OtherRun, make_config: MakeConfig, data_uri: str, tmp_path: Path
 ) -> None:
-    """So its digest is that of the other run's result, and the other run may go."""
+    """The copy has the digest of the earlier run's result. The earlier run may be deleted."""
     source = other_run(0)
     name, data = source.model_file(Train(0, 0))
     run = _start(source, make_config(), data_uri, tmp_path / "run")
@@ -116,7 +116,7 @@ def test_images_are_recognised_in_another_data_set(
     manifest: Manifest,
     tmp_path: Path,
 ) -> None:
-    """The same images, dealt otherwise: nearly every model has seen some of a fold's images."""
+    """Equal images in different folds: nearly every model has seen test images of a fold."""
     uri = str(tmp_path / "dealt")
     prepare(
         [CollectionSource(uri=str(phantoms), layout="busi")],

@@ -49,7 +49,7 @@ def ids(tables: list[pa.Table], rows: RowSelection) -> set[str]:
 def by_hand(tables: list[pa.Table], fold: int, *, parts: set[int] | None = None) -> set[str]:
     """Return the training rows of a fold: rows of different folds, outside the validation part.
 
-    Of those parts in order, the first is inner part 0, the next 1, and so on in turn.
+    The remaining parts, in order, belong in turn to inner part 0 and to inner part 1.
     """
     found = set()
     for table in tables:
@@ -149,7 +149,7 @@ def test_a_training_that_cannot_fill_a_batch_is_refused_before_anything_starts(
         config = replace(run.config, train=replace(run.config.train, batch_size=batch_size))
         if batch_size == count and maps == "cross_fit":
             other = len(by_hand(tables, 0, parts={0}))
-            assert other >= count  # part 1 is left out of no fewer
+            assert other >= count  # without part 1, no fewer rows remain
         if batch_size == count:
             check_plan(run.plan([0]), config, manifest)
             continue
@@ -204,7 +204,7 @@ def test_in_sample_every_row_comes_with_the_map_of_the_round_before(
         values = priors(tables, manifest, found)
         assert len(values) == 60
         assert {name for name, of_image in values.items() if of_image == value} == of_fold
-        assert set(values.values()) == {0, value}  # other rows come with none
+        assert set(values.values()) == {0, value}  # further rows have no map
 
 
 def test_cross_fit_every_row_comes_with_the_map_of_the_model_that_has_not_seen_it(
@@ -321,7 +321,7 @@ def test_the_first_pass_is_judged_without_a_map(
 def test_a_training_waits_for_the_models_that_look_at_its_validation_images(
     circle_run: CircleRun, maps: str, test: str
 ) -> None:
-    """The worker reads the chain of models for the same part, with its own model last."""
+    """A worker reads the chain of models of the trained part. The trained model is the last."""
     run = circle_run([2], until=Train(0, 2), maps=maps, test=test, num_parts=2, warm_start=False)
     plan = run.plan([2])
     for of in [action for action in list_actions(plan) if isinstance(action, Train)]:

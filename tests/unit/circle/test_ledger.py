@@ -117,7 +117,7 @@ def assert_chained(store: Store) -> list[dict[str, Any]]:
     return events
 
 
-# What is written
+# Written events
 
 
 def test_events_are_numbered_json_objects_that_name_the_one_before(store: LocalStore) -> None:
@@ -352,7 +352,7 @@ def test_writers_at_random_leave_one_chain_and_commit_everything_once(
 
     events = assert_chained(store)
     coordinator = ""
-    for event in events:  # without the code under test: only the latest to boot has written
+    for event in events:  # only the latest booted session has written actions
         if event["kind"] == "boot":
             coordinator = event["session"]
         elif event["kind"] in ("started", "done"):
@@ -418,7 +418,7 @@ def test_an_event_that_was_not_written_is_appended_again() -> None:
 
 def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> None:
     class Failing(MemoryStore):
-        """Fails from the event after the next."""
+        """Fails to read event 4; the next event is 3."""
 
         def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
             if name == "ledger/000004.json":
@@ -430,9 +430,7 @@ def test_a_stop_that_came_first_is_heard_of_by_a_storage_that_then_fails() -> No
     other = Ledger(store, session="cli")
     other.state, other._digest = ledger.state, ledger._digest
     other.append(RunStopped())
-    with pytest.raises(
-        AppendConflict
-    ):  # and no error of the storage, after which it is tried again
+    with pytest.raises(AppendConflict):  # a StorageError would lead to a retry
         start(ledger)
     assert ledger.state is not None
     assert ledger.state.stopped
@@ -487,7 +485,7 @@ def refused(store: Store) -> str:
 
 
 def rewrite(store: Store, number: int, **changes: object) -> None:
-    """Change an event and update its sha256, as a forger would."""
+    """Change an event and update the sha256, like a forger."""
     values = values_of(store, number) | changes
     del values["sha256"]
     text = json.dumps(values, indent=1) + "\n"

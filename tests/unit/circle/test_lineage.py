@@ -48,7 +48,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pick(data_uri: str, manifest: Manifest) -> Pick:
-    """Find an image of a fold and part, not of the first shard; see `Manifest` on parts."""
+    """Find an image of a fold and part outside the first shard; see `Manifest` on parts."""
     rows = [
         row | {"number": number, "shard": PurePosixPath(shard.path).name}
         for number, shard in enumerate(manifest.shards)
@@ -95,7 +95,7 @@ def test_in_sample_a_map_goes_back_through_every_round_to_the_shard(
     circle_run: CircleRun, pick: Pick, manifest: Manifest, data_uri: str
 ) -> None:
     run = circle_run()
-    image = pick(0, other_than=1)  # fold 1 trains on it, fold 0 is tested with it
+    image = pick(0, other_than=1)  # a training image of fold 1, a test image of fold 0
     found = trace_lineage(run, image["sample_id"])
     assert found.disagreements == ()
     assert found.folds == (1,)
@@ -148,7 +148,7 @@ def test_cross_fit_a_map_is_that_of_the_model_that_has_not_seen_the_image(
     circle_run: CircleRun, pick: Pick
 ) -> None:
     run = circle_run([1], maps="cross_fit", num_parts=2)
-    # of the parts 0, 2, 3, … that fold 1 trains on, the third is in the first division
+    # Fold 1 trains on the parts 0, 2, 3, …; the third, part 3, is in the first division.
     image = pick(2, part=3)
     found = trace_lineage(run, image["sample_id"])
     assert found.disagreements == ()
@@ -225,7 +225,7 @@ def test_a_run_without_a_ledger_has_a_lineage_too(
         in seen
     )
 
-    # a model file of another version: it is the one that was committed, but cannot be looked into
+    # A committed model file of a different version has the right digest but is unreadable.
     other = b"another format"
     name = "rounds/0/fold-0/result.json"
     values = json.loads(run.store.read(name)) | {"model_sha256": hashlib.sha256(other).hexdigest()}
@@ -265,7 +265,7 @@ def test_a_prediction_goes_back_to_the_models_that_judged(
     run = circle_run([0], **circle)
     image = pick(0, other_than=0)["sample_id"]
     found = trace_lineage(run, image)
-    assert (found.folds, found.chain, found.disagreements) == ((), (), ())  # only tested
+    assert (found.folds, found.chain, found.disagreements) == ((), (), ())  # test image: no chain
     prediction = found.prediction
     assert prediction is not None
     last = rounds[-1]
@@ -376,7 +376,7 @@ def claiming(column: str, value: str) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-# What does not agree
+# Disagreements
 
 
 def change_result(run: Run, **changes: Any) -> None:

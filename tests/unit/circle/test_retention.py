@@ -100,9 +100,8 @@ def test_maps_that_every_reader_has_read_are_superseded(
 @pytest.mark.parametrize(
     ("until", "superseded"),
     [
-        (Train(1, 0), set()),  # nobody has read the first round's maps
-        # round 1 of fold 0 is trained, but its maps, for which the model is given those of round 0,
-        # are not written
+        (Train(1, 0), set()),  # no action has read the maps of round 0
+        # Round 1 of fold 0 is trained. Writing the maps of round 1 still reads the maps of round 0.
         (WriteMaps(1, 0), set()),
         (Evaluate(1, 0), {"maps/0/fold-0"}),
         (Train(2, 0), {"maps/0/fold-0", "maps/0/fold-1"}),
@@ -113,7 +112,7 @@ def test_maps_that_an_action_still_reads_are_kept(
     circle_run: CircleRun, until: Train | WriteMaps | Evaluate, superseded: set[str]
 ) -> None:
     run = circle_run(until=until)
-    # in the plan's order Evaluate(2, 0) comes between the trainings of round 2
+    # In the plan's order, Evaluate(2, 0) comes between the trainings of round 2.
     assert {one.folder for one in retention.find_superseded_files(run).superseded} == superseded
     begin(run, until)
     assert {one.folder for one in retention.find_superseded_files(run).superseded} == superseded
@@ -123,10 +122,10 @@ def test_cross_fit_a_part_s_maps_are_kept_while_one_training_reads_them(
     circle_run: CircleRun,
 ) -> None:
     run = circle_run([0], maps="cross_fit", num_parts=2, until=Train(1, 0, 1))
-    # the main training of round 1 is done, and the inner one without part 0, which reads part 1's
+    # Done in round 1: main training, and inner training without part 0 (reads maps of part 1).
     assert found(run) == {}
     run = circle_run([0], name="other", maps="cross_fit", num_parts=2, until=WriteMaps(1, 0, 1))
-    # all trainings are done, and the maps of part 0; those of part 1 are to be written with theirs
+    # All trainings and the maps of part 0 are done. WriteMaps(1, 0, 1) still reads part 1.
     assert {one.folder for one in retention.find_superseded_files(run).superseded} == {
         "maps/0/fold-0/part-0"
     }
@@ -180,15 +179,15 @@ def test_what_interrupted_work_has_left_in_a_circle_is_superseded(
         path = Path(run.uri, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"left")
-    # of a training that has not ended: nothing names another model
+    # The training has not ended: no result names a different model.
     run.store.write("rounds/1/fold-0/model-0123456789ab.pt", b"left")
-    run.checkpoints(Train(1, 0)).save(0, {"weights": 1})  # the training goes on from here
+    run.checkpoints(Train(1, 0)).save(0, {"weights": 1})  # the training resumes from the checkpoint
     run.store.write("coordinator.json", json.dumps({"session": "dead", "count": 3}).encode())
     assert found(run) == left
     finding = retention.find_superseded_files(run)
     assert (finding.num_files, finding.bytes) == (5, 20)
 
-    begin(run, Train(1, 0))  # somebody may be writing now, and be silent for a while
+    begin(run, Train(1, 0))  # a silent writer may still be active
     assert found(run) == {name: why for name, why in left.items() if why != "interrupted write"}
     Ledger.open(run.store).stop()
     assert found(run) == left
@@ -233,7 +232,7 @@ def test_a_tidied_run_works_as_before(
     assert main(["status", "--run", run.uri, "--json"]) == 0
     assert capsys.readouterr().out == told
     assert [model.digest for model in load_model_chains(run, 2, 1)[0]] == digests
-    # a later need is told, and served by writing the same again
+    # A later read reports the missing maps. Writing equal maps again repairs the run.
     priors = find_prior_maps(run, manifest, Train(2, 0))
     assert priors is not None
     source = find_map_source(run, manifest, WriteMaps(1, 0))
@@ -266,7 +265,7 @@ def test_what_is_gone_already_is_no_error(circle_run: CircleRun) -> None:
     assert retention.find_superseded_files(run).superseded == ()
 
 
-# What is not the run's, or in doubt
+# Foreign and doubtful files
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -437,7 +436,7 @@ def test_a_run_with_a_coordinator_at_work_is_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heartbeat, "_SILENCE_S", 60.0)  # a busy machine is not silent
+    monkeypatch.setattr(heartbeat, "_SILENCE_S", 60.0)  # long enough for a busy machine
     run = circle_run(num_rounds=2)
     run.store.write("coordinator.json", json.dumps({"session": "one", "count": -1}).encode())
     with heartbeat.HeartbeatThread(run.store, "one"):

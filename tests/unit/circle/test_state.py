@@ -1,4 +1,4 @@
-"""Scheduling rules of the circle: which actions may run when, and equal results of every order."""
+"""Scheduling rules of the circle: runnable actions, and equal results in every order."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ class Simulated:
 
 
 def made_of(state: CircleState, action: Action) -> str:
-    """Return a result that depends on all inputs of the action."""
+    """Return a result dependent on all inputs of the action."""
     needed = [n for n in find_prerequisites(state.plan, action) if n in state.done]
     parts = [str(action), *(str(state.done[n]["made"]) for n in needed)]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
@@ -163,7 +163,7 @@ def all_events(run: Simulated, kind: type) -> Iterator[Action]:
     return (event.change.action for event in run.events if isinstance(event.change, kind))
 
 
-# What may run
+# Runnable actions
 
 
 def test_what_is_short_and_what_others_wait_for_goes_first() -> None:
@@ -294,7 +294,7 @@ def test_a_stopped_run_starts_nothing_and_goes_on_where_it_was() -> None:
     assert next_actions(run.state) == ()
     assert not is_finished(run.state)
     run.write(RunResumed(), "cli")
-    assert next_actions(run.state) == ()  # it runs under the same session
+    assert next_actions(run.state) == ()  # the action still runs in the session
     run.boot()
     assert next_actions(run.state) == before
 
@@ -307,7 +307,7 @@ def test_an_attempt_may_end_after_a_stop() -> None:
     assert set(run.state.done) == {Train(0, 0)}
 
 
-# Any course of events
+# Random sequences of events
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_what_always_fails_takes_only_what_needs_it_along(
             assert action in run.state.done
     for fold in run.state.failed_folds:
         assert "failed" in {row[fold] for row in compute_stages(run.state).values()}
-    for fold in broken:  # its first exhausted action was reached unless another came before it
+    for fold in broken:  # the first doomed action of a fold is always reached
         assert fold in run.state.failed_folds
     for action, causes in run.state.failures.items():
         assert len(causes) <= plan.circle.max_attempts, action
@@ -361,7 +361,7 @@ def test_a_state_and_what_came_later_make_the_same_as_all_events(
     before = replay_events(run.events[:cut])
     kept = pickle.dumps(before)
     assert replay_events(run.events[cut:], before) == replay_events(run.events) == run.state
-    assert before == pickle.loads(kept)  # folding on leaves an earlier state as it was
+    assert before == pickle.loads(kept)  # replaying changes no earlier state
     assert replay_events([], before) == before
 
 
@@ -371,7 +371,7 @@ def test_states_actions_and_errors_survive_pickling() -> None:
     assert pickle.loads(pickle.dumps(list_actions(CROSS_FIT))) == list_actions(CROSS_FIT)
 
 
-# What cannot follow
+# Refused events
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_events_come_without_gaps_and_open_with_the_plan() -> None:
     assert replay_events([]) is None
 
 
-# What is shown
+# Progress
 
 
 def test_progress_shows_every_fold_in_every_round() -> None:

@@ -1,4 +1,4 @@
-"""The commands: what is understood, what is printed where, and what comes back."""
+"""The commands: arguments, output streams and exit codes."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ HEAVY = (
     "pydantic",
 )
 
-# Help and what it costs
+# Help and import time
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
@@ -82,7 +82,7 @@ _NETWORK = ("torch", "kornia", "scipy", "sklearn")
     ],
 )
 def test_what_tells_or_schedules_loads_no_network(module: str, others: tuple[str, ...]) -> None:
-    """Nor more of Ray than it needs: both take seconds, in each process of a cluster."""
+    """Networks and unused parts of Ray take seconds to import, in every cluster process."""
     code = f"""
 import sys
 import {module}
@@ -109,7 +109,7 @@ def test_the_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == [name for name, _, _ in describe_config_keys()]
 
 
-# What is not understood
+# Wrong arguments
 
 
 def test_a_command_is_needed_and_must_be_known(fails: Fails) -> None:
@@ -132,7 +132,7 @@ def test_a_command_is_needed_and_must_be_known(fails: Fails) -> None:
         (["phantom", "out", "--num-images", "many"], "--num-images: invalid int value: 'many'"),
         (["prepare", "in", "--layout", "busi"], "required: --to"),
         (["prepare", "in", "--to", "x", "--layout", "y"], "invalid choice: 'y'"),
-        (["prepare", "in", "--to", "x", "--lay", "busi"], "required: --layout"),  # no guesses
+        (["prepare", "in", "--to", "x", "--lay", "busi"], "required: --layout"),  # no abbreviations
         (["train", "--run", "r"], "required: --data"),
         (["evaluate"], "required: --run"),
         (["predict", "model.pt"], "required: INPUT, OUT"),
@@ -156,7 +156,7 @@ def test_wrong_options_are_one_sentence(
 
 @pytest.fixture
 def asked(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return what `mtil train` says of overrides; there are no data, so that it always refuses."""
+    """Return the error of `mtil train` with overrides. Without data, the command always fails."""
     monkeypatch.chdir(tmp_path)
     return lambda *words: fails("train", "--data", "d", "--run", "r", *words)
 
@@ -171,7 +171,7 @@ def asked(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         (["--train.num-epochs", "two words"], r"`train\.num_epochs` .* but got 'two words'"),
         (["--model.encoder.name=a=b", "--sed=1"], "`sed` is not a configuration key"),
         (["--train.num_epoch", "3"], r"did you mean `train\.num_epochs`"),
-        (["--seed", "4", "--seed", "-5"], "but got -5"),  # the last one counts
+        (["--seed", "4", "--seed", "-5"], "but got -5"),  # the last value counts
         (["--seed", "-5", "--seed", "4", "--sed=1"], "`sed` is not"),
         (["--train.num-workers", "17"], r"at least .* 16 for 17 workers"),
         (["--config", "cpu", "--train.num-workers", "20"], r"at least .* 16 for 20 workers"),
@@ -198,7 +198,7 @@ def test_good_overrides_get_as_far_as_the_data(asked: Callable[..., str]) -> Non
     assert "must have a dataset.json, but " in sentence
 
 
-# What a command needs
+# Requirements of a command
 
 
 def test_without_ray_one_sentence_names_the_extra(

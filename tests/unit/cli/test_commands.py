@@ -1,4 +1,4 @@
-"""Commands that run without Ray: what they do, print and refuse."""
+"""Commands without Ray: results, output and errors."""
 
 import csv
 import os
@@ -214,7 +214,7 @@ def run(
     make_config: Callable[..., Config],
     make_model: Callable[..., TrainedModel],
 ) -> Run:
-    """A run of which fold 1 is trained."""
+    """A run with a trained fold 1."""
     run = Run.create(str(tmp_path / "run"), make_config(), data_uri, manifest.fingerprint)
     model = make_model(fold=1, fingerprint=manifest.fingerprint)
     run.commit(Train(0, 1), model, **FIGURES)
@@ -236,7 +236,7 @@ def test_images_without_a_probable_lesion_are_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = make_model(fingerprint=run.fingerprint)
-    model.weights["head.output.bias"][1] = -50.0  # sure of no lesion
+    model.weights["head.output.bias"][1] = -50.0  # surely without a lesion
     (tmp_path / "model.pt").write_bytes(model_to_bytes(model))
     Image.fromarray(np.full((40, 50), 90, np.uint8)).save(tmp_path / "a.png")
     command = ["predict", str(tmp_path / "model.pt"), str(tmp_path / "a.png"), str(tmp_path / "o")]
@@ -280,7 +280,7 @@ def test_evaluation_refuses_what_would_change_the_run(
 
 
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `import ray` fail, whatever other tests have imported in this process."""
+    """Make `import ray` fail, even after imports by earlier tests."""
     for name in list(sys.modules):
         if f"{name}.".startswith(("mtil.distributed.", "ray.")):
             monkeypatch.delitem(sys.modules, name)
@@ -292,7 +292,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluation_takes_any_number_of_workers(
     run: Run, words: list[str], fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as Ray, whatever the batch size of the training was."""
+    """The command gets as far as Ray, for any batch size of the training."""
     _without_ray(monkeypatch)
     assert "needs `ray`" in fails("evaluate", "--run", run.uri, *words)
 
@@ -319,7 +319,7 @@ def test_evaluation_needs_a_trained_fold_and_its_own_data(
 
 
 def _heed_interrupts() -> None:
-    """Undo what a shell does to commands in its background: they ignore Ctrl-C, and so do ours."""
+    """Restore SIGINT: background commands of a shell and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

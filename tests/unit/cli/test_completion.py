@@ -1,4 +1,4 @@
-"""Completion in a real bash: commands, options, configuration keys and their words."""
+"""Completion in a real bash: commands, options, configuration keys and values."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ BASH = shutil.which("bash")
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both programs, as an installation has."""
+    """A folder with both programs, as in an installation."""
     folder = tmp_path_factory.mktemp("bin")
     for name, module in zip(PROGRAMS, ("mtil.cli", "tune.cli"), strict=True):
         file = folder / name
@@ -27,7 +27,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _complete(programs: Path, line: str) -> set[str]:
-    """Return what bash offers for the last word of a line."""
+    """Return bash's completions for the last word of a line."""
     words = line.split(" ")
     shell = f"""
 export PATH={programs}:$PATH PYTHONPATH={Path(__file__).parents[3]}

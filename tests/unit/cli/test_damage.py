@@ -1,4 +1,4 @@
-"""Any one value of a data set's or a run's files may be damaged: commands end in one sentence."""
+"""A damaged value in a file of a data set or run ends a command in a single error sentence."""
 
 import copy
 import hashlib
@@ -53,7 +53,7 @@ TEXTS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class ReachedRayError(RunError):
-    """A command has come as far as where it starts Ray."""
+    """Raised when a command would start Ray."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def whole(
     monkeypatch: pytest.MonkeyPatch,
     signals: None,
 ) -> Iterator[tuple[Path, str]]:
-    """A healthy data set and run, an image's id, and a Ray that does not start."""
+    """A healthy data set and run, and an image's id; Ray does not start."""
 
     def start(**_: object) -> None:
         raise ReachedRayError("Ray would start now.")
@@ -106,7 +106,7 @@ def _commands(folder: Path, sample_id: str) -> dict[str, list[str]]:
 
 
 def _paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to each value of a tree, containers included."""
+    """Return the path to every value of a tree, containers included."""
     found = [path] if path else []
     if isinstance(node, list):
         node = dict(enumerate(node))
@@ -128,7 +128,7 @@ def _damaged(values: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def _sealed(event: dict[str, Any]) -> bytes:
-    """Seal an event as somebody would who covers its change up."""
+    """Recompute the digest of a changed event, as an attacker would."""
     event = {key: value for key, value in event.items() if key != "sha256"}
     text = json.dumps(event, indent=1) + "\n"
     event["sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -153,7 +153,7 @@ def _contents(folder: Path) -> dict[Path, bytes]:
 
 
 class Case:
-    """A healthy place to which every example comes back."""
+    """Healthy files, restored after every example."""
 
     def __init__(self, folder: Path, sample_id: str, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capsys = folder, capsys
@@ -168,18 +168,18 @@ class Case:
         self.restore()
 
     def file(self, name: str) -> Path:
-        """Return one of `FILES`."""
+        """Return the path of an entry of `FILES`."""
         return self.last if name == "last" else self.folder / name
 
     def restore(self) -> None:
-        """Put back what an example has changed."""
+        """Restore the files changed by an example."""
         for path, data in self.healthy.items():
             if not path.exists() or path.read_bytes() != data:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
 
     def check(self, path: Path, data: bytes, command: str) -> str:
-        """Write a damaged file and run a command; return what it said."""
+        """Write a damaged file and run a command. Return the text on stderr."""
         path.write_bytes(data)
         try:
             _, told = _said(self.capsys, self.commands[command])
@@ -211,7 +211,7 @@ def test_what_is_whole_is_read_by_every_command(case: Case) -> None:
         if name in ("evaluate", "train", "circle"):
             assert (code, told) == (1, "mtil: Ray would start now.\n")
         elif name == "predict":
-            assert (code, "images" in told) == (2, True)  # there are none
+            assert (code, "images" in told) == (2, True)  # an empty folder
         else:
             assert code == 0, told
 

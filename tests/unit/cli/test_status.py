@@ -1,4 +1,4 @@
-"""`mtil status` and `mtil stop`: what they say of a run, from its files alone."""
+"""`mtil status` and `mtil stop`: reports on a run from files alone."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ Told = tuple[int, dict[str, Any], str]
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the signal handler after a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -41,7 +41,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Do something while `--watch` waits for the first time."""
+    """Call a function while `--watch` waits for the first time."""
 
     def do(something: Callable[[], object]) -> None:
         waits: list[float] = []
@@ -58,7 +58,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
 
 @pytest.fixture
 def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
-    """Run a command with `--json`; return its code, its one object and what a person sees."""
+    """Run a command with `--json`. Return exit code, printed object and text on stderr."""
 
     def run(*arguments: object) -> Told:
         code = main([*map(str, arguments), "--json"])
@@ -71,7 +71,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Run a command and return the lines that a person sees."""
+    """Run a command and return the printed lines."""
 
     def run(*arguments: object) -> list[str]:
         assert main([str(word) for word in arguments]) == 0
@@ -81,7 +81,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
 
 
 def begin(run: Run, *started: Train) -> Ledger:
-    """Let a coordinator take the run over and start some trainings."""
+    """Record a second coordinator and the start of some trainings in the ledger."""
     ledger = Ledger.open(run.store, session="later")
     ledger.boot()
     for action in started:
@@ -113,7 +113,7 @@ def test_rounds_and_folds_are_told_by_their_stage(
         | {"epoch": 2, "epochs": 4, "hosts": ["node-1", "node-2"]}
     ]
     assert values["failed_folds"] == {}
-    # begin, boot, two events for each of 7 actions, a boot and a start
+    # begin, boot, two events for each of 7 actions, boot, start
     assert values["events"] == 2 + 2 * 7 + 2
     (of_round,) = values["rounds"]
     assert of_round.keys() == {"round", "folds", "metrics", "by_pass"}
@@ -197,7 +197,7 @@ def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[...
     assert told("status", "--run", run.uri)[1]["condition"] == "waiting"
 
 
-# What is not as it must be
+# Errors
 
 
 def test_a_changed_event_is_told_and_fails(
@@ -331,7 +331,7 @@ def test_watching_ends_with_the_run(
     meanwhile(end)
     code, values, seen = told("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, how)
-    assert seen.count("round  fold 0") == 2  # at first, and when something had happened
+    assert seen.count("round  fold 0") == 2  # at first, and after the event
     assert "No coordinator runs the circle" in seen
 
 
@@ -408,7 +408,7 @@ def test_being_detached_is_told_as_json_too(
     monkeypatch: pytest.MonkeyPatch,
     told: Callable[..., Told],
 ) -> None:
-    """By Ctrl-C while a run on a cluster is followed; no cluster is needed for that here."""
+    """Ctrl-C detaches from a run on a cluster. The test replaces the cluster."""
     run = circle_run([0], until=Train(0, 0))
 
     def follow(*_: object) -> None:

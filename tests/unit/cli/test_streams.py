@@ -1,4 +1,4 @@
-"""Output on terminals that cannot show a letter, on full disks, and into pipes that are closed."""
+"""Output on terminals without Unicode, on full disks and into closed pipes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Result = subprocess.CompletedProcess[bytes]
 
 
 def python(*arguments: object, **options: Any) -> Result:
-    """Run a module in a process of its own, with some variables, and return what it printed."""
+    """Run a module in a new process with environment variables, and return the output."""
     environment = os.environ | options.pop("variables", {})
     return subprocess.run(
         [sys.executable, "-m", *map(os.fsencode, map(str, arguments))],
@@ -33,7 +33,7 @@ def python(*arguments: object, **options: Any) -> Result:
 
 @pytest.fixture(scope="module")
 def named(data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set whose URI has letters beyond ASCII, and what Rich would take for markup."""
+    """A data set with letters beyond ASCII and Rich markup in the URI."""
     uri = tmp_path_factory.mktemp("named") / "набор [red]ä[/foo] :cat:"
     shutil.copytree(data_uri, uri)
     return str(uri)
@@ -88,7 +88,7 @@ def test_help_on_a_full_disk_or_to_nobody(words: list[str]) -> None:
 
 
 def closed(*words: object) -> tuple[int, bytes]:
-    """Run a module whose stdout is a pipe that nobody reads."""
+    """Run a module with stdout in a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -159,7 +159,7 @@ def test_numbers_that_json_has_not_are_null() -> None:
 
 
 def test_an_error_of_a_command_stays_an_error(refused_open: Callable[[], int]) -> None:
-    """That of a file is not taken for one of the output."""
+    """An error of a file is not reported as an output error."""
     with pytest.raises(PermissionError):
         refused_open()
 

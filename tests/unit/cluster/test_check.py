@@ -356,7 +356,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: d["file_mounts"].update({"/home/ubuntu/.aws": "~/.ray"}),
         "`file_mounts` must not copy keys to the machines, but has ~/.ray",
     ),
-    # Who reaches what.
+    # Network access.
     (
         "cluster",
         lambda d: d["provider"]["security_group"].update(
@@ -423,7 +423,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: d["envs"].update(AWS_ENDPOINT_URL="http://s3.example.com:9000"),
         "must be reached by https://, but http://s3.example.com:9000 is not encrypted",
     ),
-    # What clouds take.
+    # Rules of the clouds.
     ("cluster", lambda d: d["provider"].pop("region"), "`provider.region` must be given"),
     ("cluster", lambda d: d["provider"].update(region="us-esat-1"), "must be a region of AWS"),
     (
@@ -465,7 +465,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     ),
     ("gcp", lambda d: _config(d, "gpu").pop("serviceAccounts"), "gpu must have `serviceAccounts`"),
     ("cluster", lambda d: d.update(cluster_name="my cluster!"), "`cluster_name` must be of lower"),
-    # What is started.
+    # Start commands.
     (
         "cluster",
         lambda d: _in_start(d, "worker", "IP:6379", "IP:6380"),
@@ -499,7 +499,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: d.update(docker={"image": "a/b:1", "container_name": "x"}),
         "`docker` must be left out",
     ),
-    # What programs of this machine would take for options, or run.
+    # Text read as options, or run, by local programs.
     *(
         (name, lambda d, user=user: d["auth"].update(ssh_user=user), "`auth.ssh_user` must be the")
         for name in ("cluster", "gcp")
@@ -541,7 +541,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
         lambda d: d["file_mounts"].update({"/home/ubuntu/$(id)": "./cluster"}),
         "`file_mounts` must name paths on the machines",
     ),
-    # What ends.
+    # Automatic shutdown.
     (
         "kuberay-job",
         lambda d: _spec(d).pop("shutdownAfterJobFinishes"),
@@ -549,7 +549,7 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
     ),
     ("skypilot", lambda d: d["resources"].pop("autostop"), "or fewer, but is missing"),
     ("skypilot", lambda d: d["resources"].update(autostop="5h"), "or fewer, but is 5h"),
-    # Fields that are misspelt.
+    # Misspelt fields.
     (
         "kuberay-cluster",
         lambda d: _spec(d).update(idleTimeoutSeconds=5),
@@ -567,7 +567,7 @@ def test_a_mistake_is_told_and_nothing_else_is(
 ) -> None:
     document = read(name)
     mistake(document)
-    # A mistake shared by both GPU groups is reported for each.
+    # A mistake shared by both GPU groups is reported twice.
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
     assert problems
     assert all(told in problem for problem in problems), problems

@@ -1,4 +1,4 @@
-"""What commands of cluster files start, and with which settings."""
+"""Parsing of commands in cluster files: Ray starts and settings."""
 
 import pytest
 

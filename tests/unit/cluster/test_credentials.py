@@ -1,4 +1,4 @@
-"""What looks like a secret, and what does not."""
+"""Recognition of secrets in names and texts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Objects of KubeRay's as people write them: beside others, and without what has a default."""
+"""KubeRay objects in common forms: beside further objects, and without optional fields."""
 
 from pathlib import Path
 from typing import Any

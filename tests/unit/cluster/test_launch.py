@@ -1,4 +1,4 @@
-"""What `up`, `down` and `status` refuse before Ray's launcher is called."""
+"""Refusals of `up`, `down` and `status` before the call of Ray's launcher."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The on-prem template, filled in; nothing may be run from it."""
+    """The on-prem template, filled in; calls of Ray's launcher fail."""
     for name in (".ray/auth_token", ".ssh/mtil"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("x")
@@ -67,7 +67,7 @@ def test_a_file_for_another_program_is_told_its_program(
 
 
 def test_down_needs_no_more_than_the_hosts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mount that has gone since, or a mistake in a start command, keeps no machine running."""
+    """`down` ignores a missing mount and a mistake in a start command."""
     ended: list[str] = []
     monkeypatch.setattr(
         launch, "_stop_hosts", lambda opened: ended.extend(launch._list_hosts(opened))
@@ -110,7 +110,7 @@ def test_a_user_that_is_an_option_reaches_no_ssh(
 def test_ssh_is_told_where_its_options_end(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a program `ssh` that writes down its words, for each of two hosts."""
+    """A fake `ssh` records the arguments for two hosts."""
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))
     program = tmp_path / "bin" / "ssh"

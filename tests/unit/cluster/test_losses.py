@@ -1,4 +1,4 @@
-"""What counts as a lost process or machine, however Ray wraps it."""
+"""Recognition of lost processes and machines in errors wrapped by Ray."""
 
 import pickle
 
@@ -25,7 +25,7 @@ from mtil.errors import DataError, LostError, NotFoundError, RunError, StorageEr
 
 
 def _killed_worker() -> WorkerGroupError:
-    """What Ray Train raises of a worker that was killed."""
+    """Return the error of Ray Train for a killed worker."""
     health = WorkerHealthCheckFailedError("Worker health check failed", ActorDiedError())
     return WorkerGroupError("[Rank 1] died", {1: health})
 

@@ -1,4 +1,4 @@
-"""What is known of the machines that a file can start: size, price, and how many."""
+"""Size, price and number of the machines in a cluster file."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tests.unit.documents import Document, node_type, read
 
 @pytest.mark.slow
 def test_types_of_machines_have_what_aws_says_of_them() -> None:
-    """Compared with what moto has of EC2's own answers."""
+    """Compare with moto's copy of EC2's answers."""
     from moto.ec2.models.instance_types import INSTANCE_TYPES
 
     ours = {
@@ -44,7 +44,7 @@ def test_every_machine_with_a_price_is_known() -> None:
 def test_the_cost_of_the_aws_file_is_that_of_its_machines() -> None:
     kind, document = load_cluster_file(ROOT / "cluster.yaml")
     found = prices.estimate_cost(parse_cluster_file(ROOT / "cluster.yaml", kind, document))
-    # m6i.large at 0.096; max_workers lets four g6.xlarge at 0.8048 in.
+    # m6i.large at 0.096; `max_workers` allows four g6.xlarge at 0.8048.
     assert found.idle == pytest.approx(0.096)
     assert found.most == pytest.approx(0.096 + 4 * 0.8048)
     assert found.unknown == ()

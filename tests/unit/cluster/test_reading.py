@@ -1,4 +1,4 @@
-"""Small files that would use all memory or take for ever are refused with a message."""
+"""Small files that would need excessive memory or time are refused with a message."""
 
 import os
 import resource
@@ -78,7 +78,7 @@ def test_a_job_s_environment_is_read_with_the_same_bounds() -> None:
 
 
 def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
-    """In a process of its own: what it makes is well below what aliases stand for, 8 GB."""
+    """A new process with 512 MiB refuses a file with 8 GB of expanded aliases."""
     path = tmp_path / "file.yaml"
     path.write_text(BILLION)
     assert path.stat().st_size < 1024

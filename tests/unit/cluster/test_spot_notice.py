@@ -1,4 +1,4 @@
-"""A notice that a spot machine goes reaches Ray with its deadline."""
+"""A spot machine's termination notice reaches Ray with the deadline."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE_S, until
 
 
 class Metadata:
-    """AWS's metadata service, its second version, on loopback."""
+    """AWS's metadata service, version 2, on loopback."""
 
     def __init__(self) -> None:
         self.life_cycle = "spot"
@@ -68,7 +68,7 @@ def metadata() -> Iterator[Metadata]:
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program `ray` that records its arguments and fails the first time."""
+    """A program `ray` that records the arguments and fails on the first call."""
     calls = tmp_path / "calls"
     program = tmp_path / "bin" / "ray"
     program.parent.mkdir()
@@ -89,7 +89,7 @@ def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) 
         daemon=True,
     )
     watching.start()
-    until(lambda: metadata.asked >= 6)  # three looks without a notice
+    until(lambda: metadata.asked >= 6)  # three polls without a notice
     assert not told.exists()
     begin = time.time()
     metadata.goes_in(1000)
@@ -97,11 +97,11 @@ def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) 
     assert not watching.is_alive()
     left = 1000 - (time.time() - begin)
     calls = sorted(told.parent.glob("calls*"))
-    assert len(calls) == 2  # the first failed
+    assert len(calls) == 2  # the first call failed
     words = told.read_text().splitlines()
     assert words[:3] == ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    assert left - 2 <= int(words[-1]) <= 1000  # the notice is of whole seconds, and so is this
-    command = cli.commands["drain-node"]  # Ray takes these words
+    assert left - 2 <= int(words[-1]) <= 1000  # notice and deadline in whole seconds
+    command = cli.commands["drain-node"]  # Ray accepts the arguments
     context = command.make_context("drain-node", words[1:])
     assert context.params["deadline_remaining_seconds"] == int(words[-1])
 

@@ -23,7 +23,7 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collection with a near-copy, an exact copy and a near-copy of a different class."""
+    """Return a collection with a near-copy, an exact copy and a near-copy of a different class."""
     out = tmp_path_factory.mktemp("audit") / "busi"
     phantom.write_phantoms(out, num_images=40, seed=5, image_size=SIZE)
     _copy(out, "benign (1)", "benign (21)", brighter=True)
@@ -79,7 +79,7 @@ def test_an_inspection_counts_what_the_audit_found(prepared: Path) -> None:
     assert found.cross_class == (("benign (3)", "malignant (14)"),)
     assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
-    # six of 35 tumour images have a near-copy, with five even folds in 4 of 5 cases elsewhere
+    # Six of 35 tumour images have a near-copy. Five even folds separate 4 of 5 pairs.
     assert 6 / 35 * 0.7 < found.leak.twins == found.leak.family < 6 / 35 * 0.9
     assert inspection_to_dict(found)["cross_class_pairs"] == [["benign (3)", "malignant (14)"]]
 
@@ -109,7 +109,7 @@ def test_a_published_file_adds_to_what_the_audit_finds(collection: Path, tmp_pat
     assert found.pairs == {"copy dropped": 1, "group dropped: two classes": 1, "joined": 1}
     assert (found.duplicate_groups, found.duplicate_images) == (4, 8)
     assert found.parted == ()
-    # eight of 35 tumour images have a near-copy, with five even folds in 4 of 5 cases elsewhere
+    # Eight of 35 tumour images have a near-copy. Five even folds separate 4 of 5 pairs.
     assert 8 / 35 * 0.7 < found.leak.twins < 8 / 35 * 0.9
 
 
@@ -134,7 +134,7 @@ def test_given_folds_decide_and_what_they_part_is_said(collection: Path, tmp_pat
     assert found.pairs == {"left to the given folds": 3}
     assert (found.duplicate_groups, found.duplicate_images) == (3, 6)
     assert ("benign/benign (1).png", "benign/benign (21).png") in found.parted
-    assert found.leak.twins > 0.05  # of two folds
+    assert found.leak.twins > 0.05  # with two folds
     assert found.leak.family == 0
 
 
@@ -170,7 +170,7 @@ def test_lesion_sizes_are_spread_unless_classes_alone_are_asked_for(
     third = len(tumours) // 3
     for part in (tumours[:third], tumours[-third:]):
         counts = [sum(fold == number for _, fold in part) for number in range(3)]
-        assert max(counts) - min(counts) <= 2  # one for each class, where its number is no multiple
+        assert max(counts) - min(counts) <= 2  # at most an extra image per class
 
 
 def test_a_holdout_is_in_no_fold(collection: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_splits_file_may_part_near_copies_which_is_said(
     found = inspect_dataset(LocalStore(str(tmp_path / "out")))
     assert found.parted == (("benign (1)", "benign (21)"),)
     assert found.pairs["left to the given folds"] == 1
-    assert len(made.dropped) == 3  # the other pairs are not in the file
+    assert len(made.dropped) == 3  # the images of further pairs are not in the file
 
 
 def test_an_audit_that_is_lost_is_said(prepared: Path, tmp_path: Path) -> None:
@@ -254,9 +254,9 @@ def _audit(folder: Path) -> Path:
 
 
 def test_leakage_worked_out_by_hand() -> None:
-    """One pair and two single images of a class in two folds of two images each.
+    """A pair and two single images of a class are in two folds of two images.
 
-    Of the six ways to choose the first fold's images, four part the pair: half of the images leak
+    Four of the six choices of the first fold's images separate the pair: half of the images leak
     in two thirds of the cases.
     """
     group, label = np.array([7, 7, 8, 9]), np.zeros(4, np.int8)

@@ -22,7 +22,7 @@ EQUAL, BRIGHTER = "benign (1)", "benign (2)"
 
 @pytest.fixture(scope="module")
 def other_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of other phantoms, a copy of an image and a brighter version of another."""
+    """Return a data set of new phantoms, a copy of an image and a brighter copy of an image."""
     folder = tmp_path_factory.mktemp("other")
     write_phantoms(folder / "images", num_images=12, seed=91, image_size=64)
     for number, (name, change) in enumerate([(EQUAL, 0), (BRIGHTER, 9)], start=70):

@@ -21,7 +21,7 @@ def test_only_a_few_items_are_taken_ahead_of_the_results() -> None:
 
     results = iter(map_in_threads(lambda item: item, items()))
     assert [next(results) for _ in range(10)] == list(range(10))
-    assert 10 <= len(taken) <= 20  # at most eight threads, and one item more
+    assert 10 <= len(taken) <= 20  # at most eight threads, and an extra item
 
 
 def test_an_error_is_raised_where_its_result_would_come() -> None:

@@ -1,4 +1,4 @@
-"""Handling of lost processes and errors by the coordinator. All other behaviour needs a cluster."""
+"""The coordinator's handling of lost processes and errors. The rest needs a cluster."""
 
 import os
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Exited(BaseException):
 
 
 class Fails:
-    """A session whose work ends in an error."""
+    """A session with failing work."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -74,7 +74,7 @@ def cluster_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def process(
     monkeypatch: pytest.MonkeyPatch, cluster_memory: dict[str, str]
 ) -> Callable[[Exception], Coordinator]:
-    """Return a factory of coordinators whose sessions end in an error."""
+    """Return a factory of coordinators with failing sessions."""
 
     def exit_(code: int) -> None:
         assert code == 1
@@ -99,10 +99,10 @@ def read_restarts(run_uri: str) -> RestartCounter:
 def test_a_restarted_process_answers_its_first_poll_with_the_errors_before(
     cluster_memory: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a client would hear the errors a second time."""
+    """Otherwise a client would report the errors twice."""
 
     class Idle(ThreadPoolExecutor):
-        """A worker that has not begun yet."""
+        """An executor without running work."""
 
         def submit(self, *_: Any, **__: Any) -> "Future[Any]":
             return Future()
@@ -116,7 +116,7 @@ def test_a_restarted_process_answers_its_first_poll_with_the_errors_before(
 def test_an_error_of_its_own_ends_the_process_and_the_third_in_a_row_all_of_it(
     process: Callable[[Exception], Coordinator], cluster_memory: dict[str, str]
 ) -> None:
-    """Ray restarts a dead process, but not a process that only stopped working."""
+    """Ray restarts a dead process, but not a live process without work."""
     for number in (1, 2):
         one = process(ValueError(f"mistake {number}"))
         with pytest.raises(Exited):
@@ -144,7 +144,7 @@ def test_errors_are_in_a_row_until_an_action_ends(
     for _ in range(2):
         with pytest.raises(Exited):
             process(ValueError("a mistake"))._work_until_end("run", read_restarts("run"))
-    RestartCounter(coordinator._actor_name("run")).reset()  # as after each action
+    RestartCounter(coordinator._actor_name("run")).reset()  # as after every action
     for _ in range(2):
         with pytest.raises(Exited):
             process(ValueError("a mistake"))._work_until_end("run", read_restarts("run"))
@@ -155,7 +155,7 @@ def test_processes_that_die_before_they_work_are_counted(
 ) -> None:
     name = coordinator._actor_name("run")
     for _ in range(MAX_COORDINATOR_DEATHS):
-        RestartCounter(name).begin()  # and no more
+        RestartCounter(name).begin()  # dies before any work
     one = process(ValueError("not reached"))
     with pytest.raises(RunError, match=r"process died 8 times in a row before any work"):
         one._work_until_end("run", read_restarts("run"))
@@ -163,7 +163,7 @@ def test_processes_that_die_before_they_work_are_counted(
         restarts = RestartCounter(name)
         assert restarts.verdict() == ""
         restarts.begin()
-        restarts.work()  # and it dies afterwards
+        restarts.work()  # dies after some work
 
 
 def answer(**values: Any) -> dict[str, Any]:

@@ -39,15 +39,15 @@ def test_it_needs_no_ray() -> None:
     [
         (_nodes(2), 1, 1.0),
         (_nodes(2), 2, 0.5),
-        (_nodes(2), 3, 0.33),  # of the one CPU that they share
-        (_nodes(1), 1, 0.5),  # half, where a whole CPU cannot be spared
+        (_nodes(2), 3, 0.33),  # a third of the 1 CPU for workers
+        (_nodes(1), 1, 0.5),  # half of the CPUs, if a whole CPU cannot stay free
         (_nodes(1), 2, 0.25),
-        (_nodes(4), 2, 1.0),  # never more than one
+        (_nodes(4), 2, 1.0),  # at most 1
         (_nodes(64), 2, 1.0),
         (_nodes(4), 4, 0.75),
         (_nodes(8, 8), 15, 1.0),
         (_nodes(8, 8), 16, 0.93),
-        (_nodes(*[1] * 10), 10, 0.75),  # no node would have room for Ray Data beside 0.9
+        (_nodes(*[1] * 10), 10, 0.75),  # 0.9 would leave no node with room for Ray Data
         (_nodes(*[2] * 8), 16, 0.75),
     ],
 )
@@ -142,7 +142,7 @@ NODES = st.lists(
 def test_what_is_accepted_can_be_placed(
     nodes: Nodes, num_workers: int, cpus: float | None, gpus: float
 ) -> None:
-    """Workers are placed greedily, and room is left for Ray Data."""
+    """Workers are placed greedily and leave room for Ray Data."""
     try:
         each = _plan(nodes, num_workers, cpus, gpus)
     except ResourceError:
@@ -177,11 +177,11 @@ def _elastic(
     [
         (_nodes(2), 2, 2, 0, 0.5),  # nothing changes
         (_nodes(2), 1, 2, 0, 0.5),
-        (_nodes(1, 1), 1, 2, 0, 0.37),  # both may run on one
-        (_nodes(1), 1, 2, 0, 0.25),  # of one machine both may run, and it has room for Ray Data
-        (_nodes(4, 4), 1, 4, 0, 0.93),  # of one machine with 4 CPUs four may run
+        (_nodes(1, 1), 1, 2, 0, 0.37),  # both may run on a single node
+        (_nodes(1), 1, 2, 0, 0.25),  # both run on the node, beside Ray Data
+        (_nodes(4, 4), 1, 4, 0, 0.93),  # four may run on a node with 4 CPUs
         (_nodes(8, 8, gpus=4), 2, 8, 1, 1.0),
-        (_nodes(8, gpus=4), 2, 8, 1, 1.0),  # half of the machines are not there yet
+        (_nodes(8, gpus=4), 2, 8, 1, 1.0),  # half of the nodes are not running yet
     ],
 )
 def test_a_changing_number_of_workers_always_leaves_room(
@@ -229,7 +229,7 @@ GPU, CPU, HEAD = (
         ([HEAD, GPU], [GPU, CPU]),
         ([HEAD, CPU, CPU], [GPU]),
         ([HEAD, GPU, GPU, CPU], []),
-        ([HEAD, CPU, CPU, CPU, CPU], []),  # more than it should have
+        ([HEAD, CPU, CPU, CPU, CPU], []),  # more nodes than the limit
     ],
 )
 def test_machines_that_a_cluster_can_still_start(live: Nodes, expected: Nodes) -> None:
@@ -267,11 +267,11 @@ def test_machines_must_be_described(text: str) -> None:
     [
         (_nodes(2), 1, 2),
         (_nodes(2), 2, 1),
-        (_nodes(1), 2, 1),  # never none
-        (_nodes(8, 8), 2, 4),  # both may come to be on one of them
+        (_nodes(1), 2, 1),  # at least 1
+        (_nodes(8, 8), 2, 4),  # both may run on a single node
         (_nodes(1, 1), 2, 1),
-        (_nodes(0, 8), 1, 8),  # a head that no worker fits on does not count
-        (_nodes(4, 16), 4, 1),  # as many on the smaller one as fit
+        (_nodes(0, 8), 1, 8),  # a head without room for workers does not count
+        (_nodes(4, 16), 4, 1),  # four may run on the smaller node
         (_nodes(64), 3, 21),
     ],
 )
@@ -286,16 +286,16 @@ def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
     ("nodes", "num_workers", "cpus", "gpus", "expected"),
     [
         (_nodes(2), 1, 1.0, 0, 1),
-        (_nodes(4), 1, 1.0, 0, 3),  # the fourth would leave nothing to Ray Data
+        (_nodes(4), 1, 1.0, 0, 3),  # a fourth would leave nothing to Ray Data
         (_nodes(1, 1, 1), 1, 0.75, 0, 3),
-        (_nodes(1.9, 1.9, 1.9, 1.9), 2, 1.0, 0, 2),  # by their sum, 7.6 CPUs, there would be three
+        (_nodes(1.9, 1.9, 1.9, 1.9), 2, 1.0, 0, 2),  # 7.6 CPUs in total would allow 3
         (_nodes(3, 3), 2, 1.35, 0, 2),
-        (_nodes(3, 3), 2, 1.4, 0, 1),  # 0.2 CPUs of each are too few for Ray Data
+        (_nodes(3, 3), 2, 1.4, 0, 1),  # 0.2 free CPUs per node are too few for Ray Data
         (_nodes(8), 4, 1.0, 0, 1),
         (_nodes(16, gpus=4), 1, 1.0, 1, 4),
         (_nodes(16, gpus=4), 1, 1.0, 0.5, 8),
         (_nodes(16, 16, gpus=1), 2, 1.0, 1, 1),
-        (_nodes(0.5), 4, 1.0, 0, 1),  # elastic workers, of which fewer fit for now
+        (_nodes(0.5), 4, 1.0, 0, 1),  # elastic workers: fewer fit at present
         ([], 1, 1.0, 0, 1),
     ],
 )

@@ -1,4 +1,4 @@
-"""A model's temperatures, threshold and rule of the masks, from predictions that are made up."""
+"""A model's temperatures, threshold and mask rule, from invented predictions."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def test_the_rule_finds_faint_lesions_and_empties_normal_images(
         for row in ROWS
     ]
     assert empty[:8] == [False] * 8
-    assert sum(empty[8:]) == 4  # at most a fifth of four may keep a mask
+    assert sum(empty[8:]) == 4  # at most a fifth of the 4 may keep a mask
 
 
 def test_a_network_that_was_not_trained_to_tell_normal_images_gates_nothing(

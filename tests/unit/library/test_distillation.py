@@ -1,4 +1,4 @@
-"""One model learns from the outputs of several, by the command and by the functions."""
+"""A model learns from the outputs of several models, by the command and by the functions."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def config(make_config: Callable[..., Config]) -> Config:
 def teachers(
     config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, str]:
-    """Two runs of fold 0 with different seeds; not to be changed."""
+    """Two read-only runs of fold 0 with different seeds."""
     folder = tmp_path_factory.mktemp("teachers")
     for seed in (0, 1):
         mtil.train_fold(replace(config, seed=seed), data_uri, str(folder / f"{seed}"))
@@ -60,7 +60,7 @@ def test_the_command_trains_a_model_on_the_averaged_outputs(
     run = Run.open(str(target))
     assert run.config.loss.teacher == 0.5
     assert run.result(Train(0, 0)) is not None
-    # The same command goes on; other teachers are refused.
+    # Repeating the command resumes the run; different teachers are refused.
     assert main([*command, "--train.num-epochs", "1"]) == 0
     other = ["distil", teachers[0], "--to", str(target), "--train.num-epochs", "1"]
     assert main(other) == 2
@@ -79,7 +79,7 @@ def test_the_command_trains_a_model_on_the_averaged_outputs(
     alone = [Predictor(model, torch.device("cpu"))(images) for model in models]
     lesion, malignant = outputs.select(rows["sample_id"].to_pylist())
     mean = (alone[0].lesion + alone[1].lesion) / 2
-    # Half a level of the stored maps, half a byte, and the rounding of another batch size.
+    # Half a level of the stored maps, half a byte, and the rounding of a different batch size.
     tolerance = 0.5 / (NUM_LEVELS - 1) + 0.5 / 255 + 1e-4
     np.testing.assert_allclose(lesion / 255, mean, rtol=0, atol=tolerance)
     np.testing.assert_allclose(malignant, (alone[0].malignant + alone[1].malignant) / 2, atol=1e-5)

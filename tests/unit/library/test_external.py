@@ -1,4 +1,4 @@
-"""Evaluation on another data set: all models together, without images that they have seen."""
+"""Evaluation of all models together on a second data set, without images seen in training."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ NUM_NEW, NUM_SHARED = 15, 3
 
 @pytest.fixture(scope="module")
 def other_uri(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of new phantoms, and of some that the run's data set holds too."""
+    """A data set of new phantoms and of some phantoms from the run's data set."""
     folder = tmp_path_factory.mktemp("other")
     phantom.write_phantoms(folder / "busi", num_images=NUM_NEW, seed=77, image_size=64)
     for number in range(1, NUM_SHARED + 1):
@@ -105,7 +105,7 @@ def test_a_data_set_without_normal_images_gets_an_outline_in_each(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whether a lesion is there carries over badly to other scanners, and is known here."""
+    """Presence probabilities transfer badly to new scanners; here all images show a lesion."""
     folder = tmp_path / "tumours"
     phantom.write_phantoms(folder, num_images=NUM_NEW, seed=78, image_size=64)
     shutil.rmtree(folder / "normal")

@@ -1,4 +1,4 @@
-"""The public functions: one fold trained, scored and used in this process, without Ray."""
+"""The public functions train, score and use a fold in the calling process, without Ray."""
 
 import csv
 import doctest
@@ -40,13 +40,13 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def config(make_config: MakeConfig) -> Config:
-    # One thread, as the training below that the library does not begin itself.
+    # A single thread, as in the tests below with `FoldTraining`.
     return make_config(train={"num_epochs": 3, "cpus_per_worker": 1.0})
 
 
 @pytest.fixture(scope="module")
 def run_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run whose fold 0 was trained by the library; not to be changed."""
+    """A read-only run with fold 0 trained by the library."""
     uri = str(tmp_path_factory.mktemp("library") / "run")
     mtil.train_fold(config, data_uri, uri)
     return uri
@@ -112,7 +112,7 @@ def test_a_training_begun_again_goes_on_from_its_checkpoint_to_the_same_weights(
 
 
 class _LoggedSamples:
-    """Samples from storage that log every batch, and fail in place of a given batch."""
+    """Samples from storage that log every batch and raise an error at batch `fail_at`."""
 
     def __init__(self, data_uri: str, fail_at: int | None = None) -> None:
         self._samples, self._fail_at = StoredSamples(data_uri), fail_at
@@ -148,7 +148,7 @@ def test_a_training_begun_again_within_an_epoch_goes_on_at_the_next_step(
     def train(run: Run, samples: _LoggedSamples, group: Group) -> None:
         FoldTraining(run, Train(0, 0), manifest, samples, torch.device("cpu"), group=group).finish()
 
-    # A warning at every step of an epoch saves after the first step.
+    # With a constant preemption warning, the training saves after the first step of an epoch.
     cut = _LoggedSamples(data_uri, fail_at=3)
     with pytest.raises(ConnectionError):
         train(run, cut, Group(is_leaving=lambda: True))
@@ -327,7 +327,7 @@ def test_a_preset_is_named_by_its_name(data_uri: str, tmp_path: Path) -> None:
 def test_commands_train_score_and_predict_where_ray_cannot_be_imported(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.mkdir()
-    for library in ("ray", "psutil"):  # of the extra `ray`
+    for library in ("ray", "psutil"):  # both come with the extra `ray`
         text = f"raise ModuleNotFoundError('No module named {library}', name={library!r})\n"
         (blocked / f"{library}.py").write_text(text)
     small = ["--data.image-size", "32", "--model.encoder.name", "resnet10_tiny",
@@ -363,14 +363,14 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def other_uri(config: Config, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run of the same configuration with another seed; not to be changed."""
+    """A read-only run; the configuration differs only in the seed."""
     uri = str(tmp_path_factory.mktemp("other") / "run")
     mtil.train_fold(replace(config, seed=5), data_uri, uri)
     return uri
 
 
 def test_runs_form_an_ensemble(run_uri: str, other_uri: str, tmp_path: Path) -> None:
-    """The figures of two runs are of their averaged predictions, in files of their own."""
+    """The figures of two runs come from averaged predictions, in separate files."""
     run = tmp_path / "run"
     shutil.copytree(run_uri, run)
     before = (run / "evaluation.json").exists()

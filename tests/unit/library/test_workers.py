@@ -1,4 +1,4 @@
-"""Whole trainings by groups of several processes, without Ray: the same model for any number."""
+"""Complete trainings by any number of processes, without Ray, give equal models."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ EPOCHS = 2
 
 
 class _LoggedSamples:
-    """Samples that note the ids of each step, and are taken away before one step."""
+    """Samples from storage that record ids by step and raise an error at step `lost_before`."""
 
     def __init__(self, data_uri: str, lost_before: Step | None) -> None:
         self._samples, self._lost_before = StoredSamples(data_uri), lost_before
@@ -58,7 +58,7 @@ def _train(
     *,
     lost_before: Step | None = None,
 ) -> dict[Step, list[str]]:
-    """Train until the end or a loss. Return the ids of each step, in order of the workers."""
+    """Train to the end or to the error of the samples. Return the ids by step, in worker order."""
 
     def work(group: Group) -> dict[Step, list[str]]:
         logging.disable(logging.CRITICAL)
@@ -111,7 +111,7 @@ def make_run(
 def test_several_workers_train_the_weights_of_one(
     make_run: Callable[..., str], data_uri: str, num_workers: int, micro_batch_size: int | None
 ) -> None:
-    """With augmentation, dropout and uneven shares of each step."""
+    """Trainings have augmentation, dropout and uneven shares of a step."""
     train = {"precision": "fp64", "batch_size": 7, "micro_batch_size": micro_batch_size}
     alone, together = make_run("alone", **train), make_run("together", **train)
     expected = _train(alone, data_uri, 1)
@@ -133,7 +133,7 @@ def test_a_run_that_loses_and_gains_a_worker_goes_on_in_the_global_order(
     precision: str,
     tolerance: float,
 ) -> None:
-    """Two workers, one, and two again, all in epoch 1."""
+    """Epoch 1 runs with 2 workers, then 1, then 2."""
     monkeypatch.setattr(fold, "_PREEMPTION_CHECK_STEPS", 2)
     alone, changing = (make_run(name, precision=precision) for name in ("alone", "changing"))
     expected = _train(alone, data_uri, 2)

@@ -18,7 +18,7 @@ def sample(n, seed, *, ties):
 
 
 def assert_equals_repetition(many, plain, probability, label, weights):
-    """Check that the figure of every row equals the plain figure of the repeated cases."""
+    """Compare the figure of every row with the plain figure of the repeated cases."""
     assert many.shape == (len(weights),)
     for figure, row in zip(many, weights.astype(int), strict=True):
         expected = plain(np.repeat(probability, row), np.repeat(label, row).astype(int))
@@ -34,7 +34,7 @@ def caught_at_90(probability, label):
 
 
 def gap_of_bins(probability, label):
-    """Put the cases into 15 bins one by one."""
+    """Return the calibration error over 15 bins from a loop over the cases."""
     inside = {}
     for value, malignant in zip(probability, label, strict=True):
         below, as_much = (probability < value).sum(), (probability == value).sum()
@@ -137,7 +137,7 @@ def test_the_interval_of_a_mean_is_that_of_theory():
 
 
 def test_images_of_a_group_count_once():
-    # 400 images that are 40 patients' 10 equal ones: the interval is that of 40.
+    # 40 patients have 10 equal images: the interval is as wide as with 40 images.
     patient = np.random.default_rng(0).normal(size=40)
     values, groups = np.repeat(patient, 10), np.repeat(np.arange(40), 10)
     grouped = bootstrap(groups, lambda w: {"mean": weighted.weighted_mean(values, w)})["mean"]

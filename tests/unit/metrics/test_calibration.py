@@ -15,7 +15,7 @@ def nll(logits, labels, temperature):
 
 
 def drawn(temperature, n=20_000):
-    """Return logits that are `temperature` times too large, and labels."""
+    """Return logits, `temperature` times too large, and labels."""
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 2, n)
     return temperature * honest, (rng.random(n) < 1 / (1 + np.exp(-honest))).astype(int)
@@ -34,7 +34,7 @@ def test_no_temperature_of_a_grid_fits_better():
 
 
 def test_two_cases_by_hand():
-    # One of three cases with logit 2 is benign: sigmoid(2 / T) = 2 / 3, so T = 2 / ln 2.
+    # A third of the cases with logit 2 is benign: sigmoid(2 / T) = 2 / 3 gives T = 2 / ln 2.
     assert fit_temperature([2, 2, 2], [1, 1, 0]) == pytest.approx(2 / np.log(2), rel=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_huge_and_misleading_logits_stay_finite():
 def test_the_threshold_lies_midway_between_neighbours():
     assert find_best_threshold([0.1, 0.3, 0.7, 0.8], [0, 0, 1, 1]) == 0.5
     assert find_best_threshold([0.1, 0.2, 0.3, 0.9], [0, 0, 1, 1]) == 0.25
-    assert find_best_threshold([0.5, 0.8], [1, 0]) == 0.25  # all called malignant is best
+    assert find_best_threshold([0.5, 0.8], [1, 0]) == 0.25  # calling all malignant is best
 
 
 def test_of_equally_good_thresholds_the_nearest_to_a_half_wins():
@@ -100,11 +100,11 @@ def test_no_threshold_has_a_higher_f1(cases):
 
 
 def test_few_cases_do_not_move_the_steady_threshold_far():
-    # One benign case at 0.9 is all that speaks for a threshold above it.
+    # Only the benign case at 0.9 favours a threshold above 0.9.
     probability = [0.1, 0.2, 0.3, 0.9, 0.6, 0.95, 0.96, 0.97]
     labels = [0, 0, 0, 0, 1, 1, 1, 1]
     assert find_best_threshold(probability, labels) == pytest.approx(0.45)
-    probability[4] = 0.3  # now the best is above the benign case, by one case
+    probability[4] = 0.3  # moves the best threshold above the benign case
     assert find_best_threshold(probability, labels) == pytest.approx(0.925)
     assert find_steady_threshold(probability, labels) == pytest.approx(0.6)
 

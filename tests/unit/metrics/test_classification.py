@@ -64,7 +64,7 @@ def test_ranking_by_hand():
 
 
 def test_sensitivity_at_exactly_90_percent_specificity():
-    # Ten benign cases: one false alarm leaves a specificity of exactly 0.9, which counts.
+    # Ten benign cases: a single false alarm leaves a specificity of exactly 0.9, which counts.
     score = np.array([9, 7, 5, 8, 4, 4, 3, 3, 2, 2, 1, 1, 0.0])
     label = np.array([1, 1, 1] + [0] * 10)
     assert cl.sensitivity_at_90_specificity(score, label) == 1.0

@@ -10,16 +10,16 @@ from mtil.metrics import MapResults, Results, budget_errors, score_map
 
 
 def test_a_map_is_scored_at_other_thresholds() -> None:
-    """Four lesion pixels of eight; at one half, two of them and a false one are predicted."""
+    """Four of eight pixels show a lesion; the threshold 0.5 finds two, and a false pixel."""
     probability = np.array([[0.9, 0.6, 0.35, 0.3], [0.7, 0.2, 0.1, 0.05]], np.float32)
     target = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], bool)
     scores = score_map(probability, target)
     assert scores.peak == pytest.approx(0.9)
     assert scores.peak_inside
-    # from 0.21 to 0.30: all four, and one false pixel: 8 / 9
+    # thresholds 0.21 to 0.30: 4 true and 1 false pixel, Dice 8 / 9
     assert scores.best_dice == pytest.approx(8 / 9)
     assert 0.2 < scores.best_threshold <= 0.3
-    # at least 0.45: two of four, and one false pixel: 4 / 7; the same at one half
+    # thresholds 0.45 and 0.5: 2 true and 1 false pixel, Dice 4 / 7
     assert scores.half_peak_dice == pytest.approx(4 / 7)
     assert scores.half_dice == pytest.approx(4 / 7)
     assert not scores.half_empty
@@ -46,7 +46,7 @@ def test_map_and_target_must_have_one_size() -> None:
 
 
 def _results(dice: list[float], labels: list[int], areas: list[int]) -> Results:
-    """Return results of lesions of `areas` pixels; half of each is found, or nothing."""
+    """Return results of lesions of `areas` pixels; with a positive Dice, 1 pixel is found."""
     size, tumour = len(dice), np.array(labels) != 2
     score = np.where(tumour, dice, np.nan)
     tp = np.where(tumour & (np.array(dice) > 0), 1, 0)
@@ -81,7 +81,7 @@ def test_the_budget_says_where_dice_is_lost() -> None:
     )
     budget = budget_errors(results, maps)
     assert budget["num_images"] == 5
-    # lost: 1, 0.6, 0.4, 0.2 and 0, in all 2.2
+    # lost Dice: 1, 0.6, 0.4, 0.2 and 0, in total 2.2
     assert [band["images"] for band in budget["bands"]] == [1, 1, 1, 2]
     assert [band["share_of_loss"] for band in budget["bands"]] == pytest.approx(
         [1 / 2.2, 0.6 / 2.2, 0.4 / 2.2, 0.2 / 2.2]

@@ -52,7 +52,7 @@ def test_an_empty_map_has_an_empty_mask() -> None:
     [(0.1, "...."), (0.5, "...."), (0.8, "##.."), (math.nan, "....")],
 )
 def test_presence_empties_and_fills(presence: float, expected: str) -> None:
-    """Half of the highest probability is 0.2: the right region is as high, but not connected."""
+    """Half of the peak is 0.2: the right region reaches 0.2, but is not connected to the peak."""
     rule = MaskRule(filled_from=0.7)
     assert np.array_equal(rule(FAINT, presence), _mask(expected))
     emptied = MaskRule(threshold=0.2, empty_below=0.3)
@@ -71,14 +71,14 @@ def test_presence_empties_and_fills(presence: float, expected: str) -> None:
 def test_without_normal_images_every_image_gets_a_mask(
     rule: MaskRule, presence: float, expected: str
 ) -> None:
-    """Where the rule alone leaves the mask empty: the region with at least half of the peak."""
+    """If the rule leaves the mask empty, the mask is the region with at least half of the peak."""
     assert np.array_equal(rule.without_normals()(FAINT, presence), _mask(expected))
 
 
 @pytest.mark.parametrize(
     ("lesion", "mask"),
     [
-        # 2 S / (N + T): 0.62, 0.9, 0.76, 0.67 for the first one to four pixels
+        # 2 S / (N + T): 0.62, 0.9, 0.76, 0.67 for the first 1 to 4 pixels
         ([0.9, 0.9, 0.1, 0.1], "##.."),
         # 0.44, 0.57, 0.42: an unsure map gets a low threshold
         ([0.4, 0.4, 0.0, 0.0], "##.."),
@@ -97,7 +97,7 @@ def test_the_threshold_of_the_highest_expected_dice(lesion: list[float], mask: s
 def test_no_other_threshold_has_a_higher_expected_dice() -> None:
     rng = np.random.default_rng(0)
     for power in (1, 2, 4, 8):
-        # Values in the middle of 256 levels, so that no level holds two values.
+        # Values lie in the middle of 256 levels: no level mixes different values.
         lesion = (np.floor(rng.random(5000) ** power * 256) + 0.5) / 256
         dice = {
             level / 256: 2 * lesion[lesion >= level / 256].sum()
@@ -119,7 +119,7 @@ def test_several_rules_share_the_expected_threshold_in_part() -> None:
 
 
 def test_a_rule_is_chosen_that_finds_more() -> None:
-    """All lesions are outlined at 0.4 and only in part at one half."""
+    """The threshold 0.4 outlines all lesions, 0.5 only parts."""
     target = _mask("###.")
     lesions = [np.array([[0.9, 0.45 + step, 0.45, 0.0]], np.float32) for step in (0, 0.01, 0.02)]
     images = [MappedImage(lesion, target, math.nan) for lesion in lesions]
@@ -141,12 +141,12 @@ def test_normal_images_are_emptied_up_to_the_bound_and_tumours_are_filled() -> N
     normals = [MappedImage(spurious, NOTHING, presence) for presence in (0.1, 0.2, 0.3, 0.6)]
     found = [MappedImage(np.array([[0.9, 0.9, 0.0, 0.0]], np.float32), _mask("##.."), 0.9)] * 3
     faint = [
-        # A rule relative to the peak would take the first pixel, too.
+        # A rule relative to the peak would also take the first pixel.
         MappedImage(np.array([[0.2, 0.0, 0.28, 0.2 + step]], np.float32), _mask("..##"), 0.8)
         for step in (0.0, 0.01, 0.02)
     ]
     rule = choose_rule([*normals, *found, *faint], 0.25)
-    assert 0.3 < rule.empty_below <= 0.6  # one of the four normal images keeps its mask
+    assert 0.3 < rule.empty_below <= 0.6  # a quarter of the normal images keeps a mask
     assert rule.empty_below <= rule.filled_from <= 0.8
     masks = [rule(image.lesion, image.presence) for image in (*normals, *found, *faint)]
     assert [mask.any() for mask in masks] == [False, False, False, True] + [True] * 6
@@ -159,13 +159,13 @@ def test_several_models_share_the_mean_of_their_rules() -> None:
     assert mean.threshold == pytest.approx(0.45)
     assert mean.seed == pytest.approx(0.4)
     assert mean.empty_below == pytest.approx(0.1)
-    assert mean.filled_from > 1  # one of them never fills
+    assert mean.filled_from > 1  # the second rule never fills
 
 
 def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
-    """Every lesion is outlined at half of its own peak, and by no common threshold.
+    """Half of the image's peak outlines every lesion; no common threshold does.
 
-    The highest expected Dice would take the first pixel only: the probabilities are too low.
+    The highest expected Dice would take only the first pixel: the probabilities are too low.
     """
     target = _mask("##..")
     images = [
@@ -179,7 +179,7 @@ def test_a_rule_relative_to_the_peak_is_chosen_where_peaks_differ() -> None:
 
 
 def test_a_gate_that_costs_dice_is_not_used() -> None:
-    """Presence does not tell: the gate that empties both normal images would lose two lesions."""
+    """Presence separates badly: a gate above both normal images would also empty two tumours."""
     found = np.array([[0.9, 0.9, 0.0, 0.0]], np.float32)
     spurious = np.array([[0.0, 0.7, 0.0, 0.0]], np.float32)
     tumours = [MappedImage(found, _mask("##.."), presence) for presence in (0.3, 0.4, 0.9, 0.95)]

@@ -150,13 +150,13 @@ def test_distances_equal_those_of_all_pairs(prediction, target, spacing):
     assert (scores.hd95, scores.assd) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI, of itself
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # inside MONAI
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
 @pytest.mark.parametrize(("prediction", "target"), CASES)
 def test_distances_equal_those_of_monai(prediction, target, spacing):
     a, b = torch.from_numpy(prediction)[None, None], torch.from_numpy(target)[None, None]
     both = {"include_background": True}
-    if spacing != (1.0, 1.0):  # with a spacing, MONAI keeps these outlines but scales distances
+    if spacing != (1.0, 1.0):  # a spacing scales MONAI's distances, not the outlines
         both["spacing"] = list(spacing)
     scores = score_mask(prediction, target, spacing=spacing)
     hd95 = compute_hausdorff_distance(a, b, percentile=95, **both).item()

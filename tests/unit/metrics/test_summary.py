@@ -23,7 +23,7 @@ COLUMNS = [field.name for field in dataclasses.fields(Results)]
 
 
 def table(n=60, seed=0, **changes):
-    """Return scored squares on 12 x 16 images, every third one normal, two images per group."""
+    """Return scored squares on 12 x 16 images: every third image normal, two images per group."""
     rng = np.random.default_rng(seed)
     label = np.arange(n) % 3
     probability = np.round(1 / (1 + np.exp(-rng.normal(2.0 * (label == 1) - 1, 1.5))), 2)
@@ -62,7 +62,7 @@ def test_every_figure_has_a_name_a_value_and_an_interval():
     for name, figure in SUMMARY.items():
         assert set(figure) == {"value", "low", "high"}
         assert figure["low"] <= figure["high"], name
-        if name != "ece":  # its resamples lie above it, see `summarise`
+        if name != "ece":  # resamples lie above the value, see `summarise`
             assert figure["low"] < figure["value"] < figure["high"], name
 
 

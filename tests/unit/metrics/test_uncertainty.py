@@ -9,12 +9,12 @@ RISK = np.array([0.0, 0.2, 0.4, 1.0])
 
 
 def test_the_ideal_order_worked_by_hand() -> None:
-    """Means of the first 1, 2, 3 and 4: 0, 0.1, 0.2 and 0.4."""
+    """Mean risks of the first 1, 2, 3 and 4 images: 0, 0.1, 0.2 and 0.4."""
     assert area_under_risk_coverage(RISK, RISK) == pytest.approx(0.7 / 4)
 
 
 def test_the_worst_order_worked_by_hand() -> None:
-    """1, 0.7, 1.6 / 3 and 0.4."""
+    """Mean risks of the first 1, 2, 3 and 4 images: 1, 0.7, 1.6 / 3 and 0.4."""
     assert area_under_risk_coverage(RISK, -RISK) == pytest.approx((1 + 0.7 + 1.6 / 3 + 0.4) / 4)
 
 
@@ -30,7 +30,7 @@ def test_ties_are_the_mean_over_their_orders() -> None:
 
 
 def test_the_summary_says_how_much_of_the_way_is_gained() -> None:
-    found = summarise_risk(RISK, np.array([0.1, 0.3, 0.2, 0.9]))  # two images change places
+    found = summarise_risk(RISK, np.array([0.1, 0.3, 0.2, 0.9]))  # two images swap places
     area = (0 + 0.2 + 0.2 + 0.4) / 4
     assert found["area"] == pytest.approx(area)
     assert found["ideal"] == pytest.approx(0.175)

@@ -64,7 +64,7 @@ def test_the_shortcut_is_the_sum_of_the_sources():
 
 @pytest.mark.parametrize("kind", ["fab", "se", "eca"])
 def test_the_gate_does_not_depend_on_the_magnitude_of_the_features(kind):
-    """Large features would otherwise drive the gate to its ends (seen: logits of 10 to 40)."""
+    """Large features would otherwise saturate the gate (seen: logits of 10 to 40)."""
     aggregation = block(kind)
     with torch.no_grad():
         for parameter in aggregation.gate.parameters():

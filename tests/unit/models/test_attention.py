@@ -40,7 +40,7 @@ def test_heads_split_and_merge_back():
 
 
 def test_location_attention_worked_by_hand():
-    """One query against two keys: logits 0 and ln 3 give weights 1/4 and 3/4."""
+    """A query against two keys: logits 0 and ln 3 give weights 1/4 and 3/4."""
     query = torch.tensor([[[[1.0]]]])
     key = torch.tensor([[[[0.0], [math.log(3)]]]])
     value = torch.tensor([[[[8.0], [4.0]]]])
@@ -55,7 +55,7 @@ def test_the_bias_is_added_to_the_logits():
 
 
 def test_semantic_attention_worked_by_hand():
-    """Two channels over two positions; query channel 0 is key channel 1 and the other way round."""
+    """Two channels over two positions: query channel 0 matches key channel 1, and vice versa."""
     query = torch.tensor([[[[2.0, 0.0], [0.0, 5.0]]]])
     key = torch.tensor([[[[0.0, 3.0], [7.0, 0.0]]]])
     value = torch.tensor([[[[1.0, 10.0], [2.0, 20.0]]]])

@@ -80,7 +80,7 @@ def test_the_untrained_head_is_undecided():
 
 
 def test_dropout_takes_a_number_of_every_image_and_channel():
-    """By hand: hidden channels below the rate of 1/4 are 0, others 4/3 as large."""
+    """Worked by hand: a number below the rate of 1/4 zeroes a channel; else the factor is 4/3."""
     dropping, mask = head(dropout=0.25), torch.randn(2, 1, 32, 32)
     assert dropping.num_draws == 8
     assert head(dropout=0.0).num_draws == 0

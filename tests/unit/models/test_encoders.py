@@ -40,7 +40,7 @@ class FakeBackbone(nn.Module):
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """A stand-in for the package; `calls` records all calls."""
+    """A replacement for the package; `calls` records all calls."""
     module = ModuleType("transformers")
     module.calls = []
     module.backbone = FakeBackbone()
@@ -175,7 +175,7 @@ class TestHuggingFace(EncoderContract):
 def test_the_pretrained_weights_recognise_photographs(name):
     """The packaged heads recognise a palace: structure, padding, epsilon and scale are right.
 
-    Lite0 also recognises a flower that is no daisy by its nearest class.
+    Lite0 also assigns a flower to the nearest class, daisy.
     """
     state = load_verified(LITE_VARIANTS[name])
     encoder = EfficientNetLite(name, pretrained=True).eval()
@@ -243,7 +243,7 @@ def test_weights_of_a_package_that_is_missing_name_the_extra(monkeypatch):
 
 
 def test_the_sizes_of_the_variants():
-    """Published without the head: 4.65, 5.42 and 6.09 million less head and classes."""
+    """The published sizes, 4.65, 5.42 and 6.09 million parameters, include the head."""
     sizes = {
         name: sum(value.numel() for value in EfficientNetLite(name, pretrained=False).parameters())
         for name in LITE_VARIANTS
@@ -277,7 +277,7 @@ def test_an_unknown_encoder_lists_the_names():
 
 
 def test_drop_path_skips_the_blocks_of_images_with_low_numbers() -> None:
-    """By hand: below the rate of 1/4 the update is 0, else 4/3 of the plain update."""
+    """Worked by hand: below the rate of 1/4 the update is 0, else 4/3 of the plain update."""
     torch.manual_seed(0)
     block = InvertedResidual(8, 8, 2, 1, 3, drop_path=0.25).eval()
     x = torch.randn(5, 8, 4, 4)
@@ -291,7 +291,7 @@ def test_drop_path_skips_the_blocks_of_images_with_low_numbers() -> None:
 
 
 def test_every_block_with_a_drop_rate_has_a_number_of_its_own() -> None:
-    """Nine blocks have a shortcut; without their updates, a block passes its input on."""
+    """Nine blocks have a shortcut. Without the update, a block returns the input."""
     encoder = EfficientNetLite(pretrained=False, drop_path=0.2).eval()
     random = [block for block in encoder.blocks if block.shortcut]
     assert encoder.num_draws == len(random) == 9

@@ -97,7 +97,7 @@ def test_output_has_the_promised_shapes(height, width):
 def test_every_parameter_gets_a_gradient(config, with_prior):
     """Distributed training needs a gradient of every parameter, with and without prior maps.
 
-    Without prior maps, the images are not enlarged either.
+    Without prior maps, the images are not enlarged.
     """
     model = network(config, noise=0.02)
     image, prior = batch()
@@ -126,7 +126,7 @@ def test_no_enlargement_is_an_enlargement_of_zero_and_another_counts(config):
 
 @some_variants
 def test_contributions_add_up_to_the_logit(config):
-    """Without biases the head is homogeneous, so gradient times activation gives its value."""
+    """Without biases the head is homogeneous: gradient times activation sums to the logit."""
     model = network(config, noise=0.02).eval()
     with torch.no_grad():
         model.head.hidden.bias.zero_()
@@ -186,7 +186,7 @@ def test_interaction_is_the_identity_at_initialisation(kind):
 
 
 def test_the_untrained_network_says_sane_things():
-    """In training, where batches normalise the features."""
+    """Check in training mode: batch statistics normalise the features."""
     image, _ = batch()
     output = network()(image)
     for logits in (output.mask, *output.side):

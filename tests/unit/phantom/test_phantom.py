@@ -33,7 +33,7 @@ NUM_VIEWS, MAX_VIEWS, NUM_COPIES = 61, 4, 30
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back the handler that a command sets."""
+    """Restore the signal handler after a command."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -90,7 +90,7 @@ def _mask(planted: Path, sample_id: str) -> npt.NDArray[np.bool_]:
 
 
 def _similarity(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Correlation of two images shrunk to 16 x 16."""
+    """Return the correlation of two images shrunk to 16 x 16."""
     shrunk = [
         np.asarray(Image.fromarray(gray.astype(np.float32)).resize((16, 16), Image.Resampling.BOX))
         for gray in (a, b)
@@ -98,7 +98,7 @@ def _similarity(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float
     return float(np.corrcoef(shrunk[0].ravel(), shrunk[1].ravel())[0, 1])
 
 
-# What is written
+# Files
 
 
 def test_same_seed_same_bytes_and_more_images_only_add(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_patients_have_one_to_so_many_views_of_one_class(tmp_path: Path) -> None
     views = [(of, list(ids)) for of, ids in itertools.groupby(patients, key=patients.__getitem__)]
     assert [of for of, _ in views] == [f"patient {number + 1}" for number in range(len(views))]
     numbers = [len(ids) for _, ids in views[:-1]]
-    # About 100 patients; three standard errors of a share of a third among them are 0.14.
+    # For about 100 patients, three standard errors of a share of 1/3 are 0.14.
     assert np.bincount(numbers, minlength=4) / len(numbers) == pytest.approx(
         [0, 1 / 3, 1 / 3, 1 / 3], abs=0.14
     )
@@ -297,7 +297,7 @@ def test_a_near_duplicate_of_a_view_is_its_patients_and_like_that_view(viewed: P
 
 
 def test_views_are_of_one_lesion_but_no_near_copies() -> None:
-    """Of 60 patients, two views each: their lesions agree, and the audit joins no two images."""
+    """Two views of a patient show similar lesions, and the audit joins no images of 60 patients."""
     views = [
         [phantom.draw_phantom(5, patient, 96, view) for view in range(2)] for patient in range(60)
     ]
@@ -328,7 +328,7 @@ def test_views_are_of_one_lesion_but_no_near_copies() -> None:
 
 
 def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path) -> None:
-    """61 images around 65 pixels, and copies; a patient with a copy of the other class goes."""
+    """61 images of about 65 pixels, and copies. Patients of two classes are dropped."""
     to = tmp_path / "data"
     command = ["prepare", viewed, "--layout", "busi", "--groups", viewed / "patients.csv"]
     command += ["--to", to, "--image-size", "64", "--num-folds", "3", "--allow-drops", "0.1"]
@@ -357,7 +357,7 @@ def test_prepare_takes_the_patients_of_odd_phantoms(viewed: Path, tmp_path: Path
     assert kept | set().union(*exact) >= whole >= kept
 
 
-# What is drawn
+# Drawings
 
 
 def test_masks_are_black_only_for_normals_and_lie_on_darker_pixels() -> None:
@@ -403,10 +403,10 @@ def test_any_size_is_drawn(image_size: int) -> None:
 
 
 def test_speckle_has_the_contrast_of_averaged_looks() -> None:
-    """Power averaged over n looks is gamma-distributed; its logarithm has variance trigamma(n).
+    """Power averaged over n looks is gamma-distributed; the logarithm has variance trigamma(n).
 
-    That is pi^2/6 for one look, less 1 for two, less 5/4 for three; in dB, 10 / ln(10) times the
-    roots.
+    trigamma(n) is pi^2/6 for n = 1, less 1 for n = 2, less 5/4 for n = 3. The standard deviation in
+    dB is 10 / ln(10) times the root.
     """
     flat = np.zeros((200, 200), np.float32)
     for looks, expected in ((1, 5.57), (2, 3.49), (3, 2.73)):
@@ -438,7 +438,7 @@ def test_there_are_shadows_and_enhancements_several_lesions_and_marks() -> None:
 
 
 def _below(drawn: list[phantom.Phantom], label: int) -> npt.NDArray[np.float64]:
-    """How much brighter it is below single lesions than beside that."""
+    """Return how much brighter images are below single lesions than beside."""
     differences = []
     for drawing in drawn:
         if drawing.label == label and len(drawing.masks) == 1:
@@ -451,7 +451,7 @@ def _below(drawn: list[phantom.Phantom], label: int) -> npt.NDArray[np.float64]:
 
 
 def _numbers(drawing: phantom.Phantom) -> dict[str, float]:
-    """What a rule with one threshold might look at."""
+    """Return candidate features for a rule with a single threshold."""
     gray, mask = drawing.gray, np.logical_or.reduce(drawing.masks)
     rows, columns = (np.nonzero(mask.any(axis=axis))[0] for axis in (1, 0))
     height, width = gray.shape
@@ -492,7 +492,7 @@ def test_no_single_number_tells_the_class(image_size: int, view: int | None) -> 
 
 @pytest.mark.slow
 def test_outline_tells_the_class_but_not_always() -> None:
-    """The shape is what a network can learn: irregular outlines are long for their area."""
+    """A network can learn the shape: irregular outlines are long for the area."""
     roughness, malignant = [], []
     for index in range(300):
         drawing = phantom.draw_phantom(2, index, 128)
@@ -505,7 +505,7 @@ def test_outline_tells_the_class_but_not_always() -> None:
     assert 0.8 < roc_auc_score(malignant, roughness) < 0.98
 
 
-# What is refused, and what is left behind
+# Refusals and leftovers
 
 
 def test_a_filled_target_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -573,12 +573,12 @@ if __name__ == "__main__":
 
 
 def _heed_interrupts() -> None:
-    """Undo what a shell does to commands in its background: they ignore Ctrl-C, and so do ours."""
+    """Restore SIGINT: background commands of a shell and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start a long write; return it and the processes that draw for it."""
+    """Start a long write. Return the process and all descendants."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -625,7 +625,7 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million jobs must not be queued at once: at most three tasks a worker are under way."""
+    """A million jobs must not be queued at once: at most three tasks per worker are open."""
     made, most = 0, 0
     (tmp_path / "benign").mkdir()
 
@@ -634,7 +634,7 @@ def test_tasks_are_made_only_as_others_end(tmp_path: Path, monkeypatch: pytest.M
         for _ in range(40):
             made += 1
             done = len(list(tmp_path.rglob("*).png")))
-            most = max(most, made - done)  # images, one a task
+            most = max(most, made - done)  # a task draws a single image
             yield [folder._Job(f"benign ({made})", phantom.BENIGN, 0, None)]
 
     folder._draw_parallel(tmp_path, 0, 64, tasks(), 2)

@@ -177,7 +177,7 @@ def test_calibration_divides_the_logit() -> None:
     expected = [0.5, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-15))]
     np.testing.assert_allclose(calibrate_logits(logits, 2.0), expected, rtol=1e-12)
     assert calibrate_logits(logits, 2.0).dtype == np.float64
-    assert calibrate_logits(np.array([-1e4, 1e4]), 0.1).tolist() == [0, 1]  # and no overflow
+    assert calibrate_logits(np.array([-1e4, 1e4]), 0.1).tolist() == [0, 1]  # no overflow
 
 
 def test_a_map_is_resized_about_the_centres_of_its_pixels() -> None:
@@ -276,7 +276,7 @@ def test_the_threshold_decides_what_is_called_malignant(
     moved = TrainedModel(**vars(model) | {"threshold": at})
     called = score(some, Predictor(moved, CPU))["predicted"].to_pylist()
     assert called == [probability >= at for probability in probabilities]
-    assert sum(called) == 4  # the one that is at the threshold as well
+    assert sum(called) == 4  # including the image at the threshold
 
 
 def test_the_same_rows_give_the_same_figures_whoever_has_them(
@@ -367,7 +367,7 @@ def test_each_source_has_its_own_figures(predictions: pa.Table) -> None:
 
 
 def test_images_with_an_objection_are_told_apart(model: TrainedModel, rows: pa.Table) -> None:
-    """A third of the rows has an objection in `meta`; the column of the scores says so."""
+    """A third of the rows has an objection in `meta`, copied to a column of the scores."""
     given = ["axilla" if index % 3 == 0 else "" for index in range(rows.num_rows)]
     meta = [[("age", "40"), *([("objection", text)] if text else [])] for text in given]
     at = rows.schema.get_field_index("meta")

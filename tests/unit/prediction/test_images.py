@@ -136,7 +136,7 @@ def images(tmp_path: Path) -> Path:
 
 
 class Heard(list[dict[str, Any]]):
-    """Listener that stores the lines of a prediction."""
+    """Listener with a record of a prediction's lines."""
 
     def __call__(self, line: dict[str, Any]) -> None:
         self.append(line)
@@ -294,7 +294,7 @@ def test_a_run_votes_with_all_its_folds(run: str, images: Path, tmp_path: Path) 
 
 
 def test_further_runs_join_the_ensemble(run: str, images: Path, tmp_path: Path) -> None:
-    """Two folds of a run and a model of another: the mean of three, and their spread."""
+    """Two folds of a run and a further model form an ensemble: mean and spread of three."""
     other = tmp_path / "other.pt"
     other.write_bytes(model_to_bytes(tiny_model(5)))
     parts = []
@@ -325,7 +325,7 @@ def test_models_of_unequal_passes_form_no_ensemble(tmp_path: Path) -> None:
 
 
 def test_the_spread_of_masks_worked_by_hand() -> None:
-    """Three masks of an image: two equal, one half of them; then all empty; then one empty."""
+    """Three masks per image: two full and a half mask; all empty; two full and an empty mask."""
     full, half, empty = np.ones((2, 2), bool), np.array([[1, 1], [0, 0]], bool), np.zeros((2, 2))
     masks = np.stack([[full, empty, full], [full, empty, full], [half, empty, empty]]).astype(bool)
     # Pairs of the first image: Dice 1, 4 / 6 and 4 / 6; of the third: 1, 0 and 0.
@@ -358,7 +358,7 @@ def test_without_normal_images_each_gets_an_outline_and_a_class_of_tumours(
     images: Path, tmp_path: Path
 ) -> None:
     model = replace(tiny_model(), mask_rule=MaskRule(empty_below=NEVER))
-    model.weights["head.output.bias"][1] = -50.0  # sure of no lesion
+    model.weights["head.output.bias"][1] = -50.0  # surely without a lesion
     path = tmp_path / "model.pt"
     path.write_bytes(model_to_bytes(model))
     gated, _ = go(str(path), images, tmp_path / "out")
@@ -397,7 +397,7 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
 
 
 def heeding_model(seed: int, num_passes: int) -> TrainedModel:
-    """A model sensitive to the map of the previous pass."""
+    """Return a model sensitive to the map of the previous pass."""
     values = CONFIG | {"model": CONFIG["model"] | {"baseline": False}}
     config = config_from_dict(values)
     torch.manual_seed(seed)
@@ -536,7 +536,7 @@ def test_output_names_that_are_too_long_are_cut_and_differ(tmp_path: Path) -> No
     assert all(name.endswith(".png") for name in found.values())
     for target in found.values():
         (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / target).write_bytes(b"")  # a file system takes them
+        (tmp_path / target).write_bytes(b"")  # the file system accepts the name
     assert name_outputs(long) == found
 
 
@@ -717,7 +717,7 @@ def test_images_of_one_stem_keep_apart(checkpoint: str, tmp_path: Path) -> None:
 
 
 class Bucket:
-    """A store in memory, with names as hostile as in a bucket."""
+    """An in-memory store for hostile names, as in a bucket."""
 
     uri = "s3://bucket"
     local_folder = None
@@ -866,7 +866,7 @@ def test_a_place_that_is_a_file_is_refused(checkpoint: str, images: Path, tmp_pa
 
 
 def test_a_former_result_is_replaced(checkpoint: str, images: Path, tmp_path: Path) -> None:
-    out = images / "out"  # below the input: its pictures are not predicted again
+    out = images / "out"  # below the input: result pictures are no input
     go(checkpoint, images, out)
     first = table(out)
     (images / "z.png").unlink()
@@ -929,7 +929,7 @@ def test_a_lesion_is_described() -> None:
 def test_an_outline_is_the_edge_of_the_mask() -> None:
     mask = np.zeros((6, 7), np.bool_)
     assert not overlay.extract_outline(mask).any()
-    mask[1:5, 0:4] = True  # reaches the border, where its edge is drawn too
+    mask[1:5, 0:4] = True  # reaches the border: the edge includes the border
     expected = mask.copy()
     expected[2:4, 1:3] = False
     assert (overlay.extract_outline(mask) == expected).all()

@@ -160,7 +160,7 @@ def test_every_image_has_a_row_for_each_pass(
         ]
         assert of_pass["logit"].to_pylist() == expected
     first = scored.filter(pa.compute.equal(scored["pass"], 0))
-    # Contributions to the class are those of the last pass.
+    # Contributions to the class come from the last pass.
     alone = score(some, predictor).drop_columns("evidence_png")
     assert repr(first.drop_columns("evidence_png").to_pylist()) == repr(alone.to_pylist())
     assert scored["dice"].to_pylist()[:32] != scored["dice"].to_pylist()[32:64]

@@ -1,4 +1,4 @@
-"""Windows that a map proposes, and maps pasted from windows; values by hand."""
+"""Windows proposed by a map, and maps pasted from windows; values worked by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,7 +109,7 @@ STORED = 64
 def predictor(
     make_model: Callable[..., TrainedModel], make_config: Callable[..., Config]
 ) -> Predictor:
-    """A model with a zoom pass of every region, whose network reads enlargement and prior map."""
+    """A model with a zoom pass for every region; the network reads enlargement and prior map."""
     config = make_config(
         zoom={"num_windows": 2, "least_peak": 0.0, "max_edge": 1.0, "margin": 1.0},
         predict={"views": "flip"},
@@ -141,9 +141,9 @@ def _enlarge(values: np.ndarray, size: int) -> np.ndarray:
 def test_a_zoom_pass_follows_the_others(
     predictor: Predictor, images: np.ndarray, num_passes: int, weight: float
 ) -> None:
-    """Worked again with the bare network: both mirror images of each window, and the averages.
+    """Compare with plain network calls on both mirror images of every window, averaged.
 
-    The network reads a map in the window only if it read one in an earlier pass.
+    The network reads a map in the window only if an earlier pass has read a map.
     """
     config = predictor.model.config
     config = replace(config, zoom=replace(config.zoom, logit_weight=weight))
@@ -172,7 +172,7 @@ def test_a_zoom_pass_follows_the_others(
             total[window.cut] += _enlarge(look, window.side)
             count[window.cut] += 1
             logits.append(float((plain.malignant + mirrored.malignant) / 2))
-        # The prior map is given in bytes.
+        # The prior map is rounded to bytes.
         np.testing.assert_allclose(zoomed.lesion[index], total / count, atol=2e-3)
         expected = (1 - weight) * passes[-1].logit[index] + weight * logits[0]
         assert zoomed.logit[index] == pytest.approx(expected, abs=2e-3)

@@ -1,4 +1,4 @@
-"""The CPUs and the memory that a process may use."""
+"""CPU and memory limits of a process."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Log lines are valid JSON and carry the fields of their run."""
+"""Log lines are valid JSON and carry the fields of the run."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever a message or an error holds."""
+    """Line breaks in messages and errors do not split a log line."""
     logs.log_json_to_stderr(run="a\nb")
     try:
         raise ValueError("two\nlines")

@@ -15,7 +15,7 @@ from mtil.process import machine
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a short path, the only possible folder for sockets."""
+    """A folder with a short path, the only candidate for sockets."""
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as path:
         monkeypatch.setattr(machine, "_SHORT_FOLDERS", (path,))
         yield Path(path)
@@ -34,12 +34,12 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 
 def test_the_longest_socket_fits() -> None:
-    """Ray 2.60 names `session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store` below its folder."""
+    """Ray 2.60 appends `session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store` to the folder."""
     base = "/" + "b" * (machine.MAX_FOLDER_PATH_BYTES - 1)
     path = f"{base}/mtil-abcdefgh/r/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
     assert len(path) == 107
     sock = socket.socket(socket.AF_UNIX)
-    with pytest.raises(FileNotFoundError):  # not: AF_UNIX path too long
+    with pytest.raises(FileNotFoundError):  # not "AF_UNIX path too long"
         sock.bind(path)
     with pytest.raises(OSError, match="too long"):
         sock.bind(path + "x")

@@ -1,4 +1,4 @@
-"""Temporary folders are removed with their own process only."""
+"""A temporary folder is removed only with the owning process."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ with scratch.create_scratch_folder(Path(sys.argv[1])) as path:
 
 
 def abandon(base: Path) -> Path:
-    """Kill a process that owns a folder in `base`. Return the folder."""
+    """Kill a process with a folder in `base`. Return the folder."""
     before = set(base.iterdir())
     subprocess.run([sys.executable, "-c", KILLED, str(base)], check=False)
     (path,) = set(base.iterdir()) - before

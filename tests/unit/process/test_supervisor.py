@@ -34,7 +34,7 @@ def start(
     """Start a watched process in a new session, and wait until the process prints `ready`."""
 
     def heed() -> None:
-        """Restore signal handling: background commands of a shell ignore Ctrl-C."""
+        """Restore signal handlers: background commands of a shell ignore Ctrl-C."""
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
 
@@ -203,7 +203,7 @@ sys.exit(0)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    """`nohup` has a command ignore SIGHUP."""
+    """`nohup` makes a command ignore SIGHUP."""
     code = "ready()\nsys.stdin.read(1)\nsys.exit(5)"
     with start(code, ignored=signal.SIGHUP, stdin=subprocess.PIPE) as process:
         os.killpg(process.pid, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""A small run whose test images are scored, and its report."""
+"""A small run with scored test images, and the report of the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def make_scored(
     data_uri: str,
     manifest: Manifest,
 ) -> Callable[..., str]:
-    """Make runs of untrained models, with histories, and score their test images."""
+    """Make runs of untrained models, with histories, and score the test images."""
 
     def make(name: str, *, folds: tuple[int, ...] = (0, 1), seed: int = 0) -> str:
         config = make_config(circle={"maps": "recycle"}, zoom={"num_windows": 1}, seed=seed)
@@ -70,13 +70,13 @@ def scored_uri(make_scored: Callable[..., str]) -> str:
 
 @pytest.fixture(scope="session")
 def scored(scored_uri: str) -> ScoredRun:
-    """The run, read."""
+    """The scored run, loaded."""
     return read_run(scored_uri)
 
 
 @pytest.fixture(scope="session")
 def report(scored: ScoredRun) -> Report:
-    """The run's report."""
+    """The report of the scored run."""
     return build_report(scored)
 
 
@@ -84,7 +84,7 @@ def report(scored: ScoredRun) -> Report:
 def unscored_uri(
     tmp_path: Path, make_config: Callable[..., Config], data_uri: str, manifest: Manifest
 ) -> str:
-    """A run whose first epoch has ended."""
+    """A run after the first epoch, without scores."""
     run = Run.create(str(tmp_path / "new"), make_config(), data_uri, manifest.fingerprint)
     run.write_history(Train(0, 0), [{"epoch": 0, "fold": 0, "loss_segmentation": 0.5}])
     return run.uri

@@ -33,7 +33,7 @@ HOSTILE = (
 
 
 class _Reader(html.parser.HTMLParser):
-    """Collect the tags of a page with their attributes, and its text."""
+    """Collect the tags, attributes and text of a page."""
 
     def __init__(self) -> None:
         super().__init__()

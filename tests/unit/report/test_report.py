@@ -1,4 +1,4 @@
-"""The report of a run: its numbers are those of `mtil evaluate`, its tables right by hand."""
+"""The report of a run: figures match `mtil evaluate`, tables match values worked by hand."""
 
 import json
 from collections.abc import Callable
@@ -240,7 +240,7 @@ def test_the_command_writes_page_figures_and_images(
     assert head == "figure,value,95 % low,95 % high"
     assert float(rows[0].split(",")[1]) == mtil.evaluate(scored_uri)["metrics"]["dice"]["value"]
     text = page.read_text()
-    assert "http://www.w3.org" in text  # the name of SVG, and no other address
+    assert "http://www.w3.org" in text  # the SVG namespace is the only address
     assert text.count("http") == text.count("http://www.w3.org") + text.count("http-equiv")
 
 

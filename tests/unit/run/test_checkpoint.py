@@ -33,7 +33,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def model(make_config: MakeConfig) -> TrainedModel:
-    """A network with weights and statistics that all differ from a new network."""
+    """Return a model. All weights and statistics differ from a new network."""
     config = make_config()
     torch.manual_seed(0)
     network = TwoTaskNetwork(config.model)
@@ -109,7 +109,7 @@ def test_a_network_needs_no_pretrained_weights(
 
 
 class _Malicious:
-    """Runs a command when it is unpickled."""
+    """Runs a command on unpickling."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,11 +131,11 @@ def test_code_in_a_model_file_is_refused_and_not_run(tmp_path: Path, data: bytes
             model_from_bytes(attack, "evil.pt")
     assert not trap.exists()
     torch.load(io.BytesIO(_saved(values)), weights_only=False)
-    assert trap.exists()  # the trap would have worked
+    assert trap.exists()  # the trap works with an unsafe load
 
 
 def test_code_in_a_training_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
-    """Even if the sha256 in the pointer is changed as well."""
+    """A matching sha256 in the pointer makes no difference."""
     store, trap = LocalStore(str(tmp_path / "run")), tmp_path / "trap"
     data = _saved({"state": _Malicious(trap)})
     pointer = {"file": "evil.pt", "epoch": 0, "sha256": hashlib.sha256(data).hexdigest()}
@@ -277,7 +277,7 @@ def test_two_processes_at_one_epoch_do_not_write_over_each_other(store: LocalSto
     class Slow(LocalStore):
         def write(self, name: str, data: bytes) -> None:
             super().write(name, data)
-            if not name.endswith("latest.json"):  # the other one is faster
+            if not name.endswith("latest.json"):  # a second process is faster
                 TrainingCheckpoints(store, "fold-0/checkpoints").save(1, _state(7))
 
     TrainingCheckpoints(store, "fold-0/checkpoints").save(0, _state(0))
@@ -378,7 +378,7 @@ def test_cleared_checkpoints_are_gone_and_nothing_else(
         _file(store, 0, "fold-1"),
         "fold-1/checkpoints/latest.json",
     ]
-    checkpoints.clear()  # nothing is there: no error
+    checkpoints.clear()  # no error without checkpoints
 
 
 @pytest.mark.parametrize("link", ["fold-0", "fold-0/checkpoints"])
@@ -489,7 +489,7 @@ def test_weights_that_are_no_tensors_are_refused(data: bytes, weights: object) -
 
 
 def test_a_tensor_larger_than_the_file_is_refused(data: bytes) -> None:
-    wide = torch.zeros(1).expand(10**6, 10**6)  # one number in the file
+    wide = torch.zeros(1).expand(10**6, 10**6)  # a single number in the file
     with pytest.raises(CheckpointError, match="'a' is larger than the file"):
         model_from_bytes(_changed(data, weights={"a": wide}), "x.pt")
 

@@ -61,7 +61,7 @@ def test_the_same_again_takes_the_run_up(run: Run, uri: str, config: Config) -> 
     )
     assert again.config == run.config
     assert (Path(uri) / names.RUN).read_bytes() == before
-    moved = Run.create(uri, config, "/elsewhere/data", FINGERPRINT)  # the same data, copied
+    moved = Run.create(uri, config, "/elsewhere/data", FINGERPRINT)  # a copy of the data set
     assert moved.fingerprint == FINGERPRINT
 
 

@@ -63,7 +63,7 @@ def _read(store: LocalStore, num_rows: int = 20, **changes: Any) -> pa.Table:
 
 def test_probabilities_are_rounded_to_the_nearest_level() -> None:
     given = np.array([0, 1, 1 / 127, 0.25, 0.0039, 0.0040, 0.999])
-    # 127 steps: 0.25 is 31.75 of them, so 32, which is 64.25 of 255
+    # 127 steps: 0.25 is 31.75 steps, rounded to 32, or 64.25 of 255.
     assert quantise_probabilities(given).tolist() == [0, 255, 2, 64, 0, 2, 255]
     every = quantise_probabilities(np.linspace(0, 1, 5001))
     assert len(np.unique(every)) == NUM_LEVELS
@@ -129,7 +129,7 @@ def test_a_truncated_map_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_flipped_bit_changes_what_is_read() -> None:
-    """A bit without meaning, such as in the name of the writing library, may flip unnoticed."""
+    """A bit without meaning, for example in the writing library's name, may flip unnoticed."""
     data = encode_maps(_ids(20), _maps(20), ORIGIN)
     origin, whole = decode_maps(data)
     noticed = 0
@@ -187,7 +187,7 @@ def test_a_map_shard_that_holds_an_image_twice_is_refused(tmp_path: Path) -> Non
 def test_other_files_are_not_map_shards(tmp_path: Path) -> None:
     store = _written(tmp_path)
     table = _read(store)
-    pq.write_table(table, tmp_path / PATH)  # the same columns, and no word of their origin
+    pq.write_table(table, tmp_path / PATH)  # equal columns, but no origin
     with pytest.raises(MapError, match="is damaged"):
         _read(store)
     for text in ("{}", "[]", "null", '{"format": 2}', "{"):
@@ -213,7 +213,7 @@ def test_a_map_shard_s_error_keeps_its_path_on_the_way_between_processes(tmp_pat
 
 
 def _shards(num_shards: int, num_rows: int = 12) -> list[pa.Table]:
-    """Tables of rows with unordered ids; the label numbers the rows."""
+    """Return tables of rows with unordered ids. The label numbers the rows."""
     ids = np.random.default_rng(num_shards).permutation(num_shards * num_rows)
     return [
         pa.table(
@@ -238,7 +238,7 @@ def _mapped(ids: list[str]) -> pa.Table:
 @pytest.mark.parametrize("num_shards", [1, 7, 100])
 @pytest.mark.parametrize("num_parts", [1, 3])
 def test_joining_neither_moves_nor_drops_a_row(num_shards: int, num_parts: int) -> None:
-    """Every fourth row, say of the test fold, has no map."""
+    """Every fourth row has no map, like rows of the test fold."""
     seen = []
     for table in _shards(num_shards):
         needed = np.flatnonzero(np.arange(table.num_rows) % 4)

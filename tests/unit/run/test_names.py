@@ -10,7 +10,7 @@ TRAININGS = [Train(0, 0), Train(12, 3), Train(1, 4, 7), Train(1, 4, 0)]
 
 
 def test_names_are_these() -> None:
-    """Runs of earlier versions have files with these names."""
+    """Runs of earlier versions contain files with the names below."""
     of = Train(1, 4, 7)
     assert names.training_folder(of) == "rounds/1/fold-4/part-7"
     assert names.history_name(of) == "rounds/1/fold-4/part-7/history.jsonl"

@@ -20,11 +20,11 @@ from mtil.run.plan import (
 )
 from tests.unit.plans import CROSS_FIT, IN_SAMPLE, RECYCLE, a_plan, plans
 
-# What there is to do
+# Listed actions
 
 
 def _find_seen_parts(plan: CirclePlan, action: Action) -> frozenset[int | None]:
-    """Return the parts of the fold's training rows seen by the weights of an action.
+    """Return the parts of the training rows seen by the weights of an action.
 
     Includes the trained model, all models run by the action, and all ancestors by warm start. A
     part of `None` stands for all rows.
@@ -154,11 +154,11 @@ def test_actions_are_listed_after_what_they_need_and_each_once(plan: CirclePlan)
         assert all(place[other] < place[action] for other in find_prerequisites(plan, action))
 
 
-# Who may map whom
+# Models and mapped rows
 
 
 def rows_seen(plan: CirclePlan) -> tuple[dict[Train, set[int]], dict[WriteMaps, set[int]]]:
-    """Simulate training and mapping three images a part; return images seen and mapped."""
+    """Simulate a plan with three images per part. Return the images seen and mapped."""
     num_parts = plan.circle.num_parts if plan.circle.maps == "cross_fit" else 1
     rows = set(range(3 * num_parts))
     seen: dict[Train, set[int]] = {}
@@ -170,7 +170,7 @@ def rows_seen(plan: CirclePlan) -> tuple[dict[Train, set[int]], dict[WriteMaps, 
             seen[action] = own | (seen[ancestor] if ancestor else set())
             if action.round > 0 and plan.circle.stores_maps:
                 maps = [row for read in find_map_writers(plan, action) for row in mapped[read]]
-                assert sorted(maps) == sorted(own)  # each row has one map, and no other has
+                assert sorted(maps) == sorted(own)  # a map for every training row only
         elif isinstance(action, WriteMaps):
             mapped[action] = {row for row in rows if action.part is None or row // 3 == action.part}
             for prior in find_map_writers(plan, action):
@@ -189,7 +189,7 @@ def test_in_cross_fit_no_map_comes_from_a_model_that_has_ever_seen_the_image(
             assert not rows & seen[model]
             assert action.part not in _find_seen_parts(plan, action)
         else:
-            assert rows <= seen[model]  # in_sample: that is its point
+            assert rows <= seen[model]  # in_sample maps training rows
             assert _find_seen_parts(plan, action) == {None}
 
 
@@ -201,7 +201,7 @@ def test_weights_have_seen_what_they_were_trained_on_and_started_from(plan: Circ
         assert _find_seen_parts(plan, model) == parts
 
 
-# Plans and their configuration
+# Plans and configuration
 
 
 def test_the_settings_of_the_circle_are_configuration_keys() -> None:

@@ -121,7 +121,7 @@ def test_a_run_that_is_trained_is_over_at_once(
 def test_watching_ends_when_no_fold_follows(
     run: Run, told: Told, commit: Callable[[Train], None], pauses: list[Callable[[], object]]
 ) -> None:
-    """A fold that starts after the previous fold has ended belongs to the same command."""
+    """A fold started after the end of the previous fold belongs to the watched command."""
     run.write_history(Train(0, 0), [{"epoch": 0, **FIGURES}])
     pauses += [
         *[lambda: None] * 11,
@@ -133,7 +133,7 @@ def test_watching_ends_when_no_fold_follows(
     ]
     values, seen = told("--watch")
     assert (values["condition"], values["trained"]) == ("over", [0, 1])
-    assert seen.count("A training is running.") == 1  # while fold 1 was at work
+    assert seen.count("A training is running.") == 1  # during the training of fold 1
     assert seen.count("No file changed for") == 2
     assert seen.splitlines()[-1].startswith("All started folds are trained")
 

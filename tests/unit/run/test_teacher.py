@@ -1,4 +1,4 @@
-"""A teacher's outputs in a run."""
+"""Teacher outputs are stored in a run and read back."""
 
 from collections.abc import Callable
 from pathlib import Path

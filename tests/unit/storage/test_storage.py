@@ -1,4 +1,4 @@
-"""The local store: atomic writes, and names that stay inside the root."""
+"""The local store: atomic writes, and no names outside the root."""
 
 import contextlib
 import errno
@@ -248,7 +248,7 @@ def test_nothing_is_written_or_deleted_through_a_link_to_a_folder(
     store.clear("", ANY)
     assert link.is_symlink()
     assert _contents(victim) == before[0]
-    assert not (store.root / "sibling").exists()  # the file itself, deleted by its own name
+    assert not (store.root / "sibling").exists()  # deleted under the regular name
 
 
 def test_a_link_to_a_file_is_deleted_or_replaced_itself(store: LocalStore, tmp_path: Path) -> None:

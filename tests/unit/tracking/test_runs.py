@@ -46,7 +46,7 @@ def test_rounds_folds_and_parts_grow_with_the_files(
 ) -> None:
     follower = RunFollower(str(tmp_path / "run"))
     assert follower.read(False) == []
-    assert follower.read(True) == []  # the command failed before it made the run
+    assert follower.read(True) == []  # the command failed before creating the run
 
     config = make_config(seed=7)
     run = Run.create(str(tmp_path / "run"), config, data_uri, manifest.fingerprint)
@@ -90,7 +90,7 @@ def test_rounds_folds_and_parts_grow_with_the_files(
         True,
         False,
     ]
-    # Another process knows the nodes again; another run has others.
+    # A second reader finds equal keys; a second run has different keys.
     again = RunReader(Run.open(run.uri)).read()
     assert [node.key for node in again] == [node.key for node in nodes.values()]
     other = Run.create(str(tmp_path / "other"), make_config(seed=7), data_uri, manifest.fingerprint)

@@ -1,4 +1,4 @@
-"""Trackers against their own readers: everything once, whatever ends a process."""
+"""Trackers, read back: every value occurs once, even after crashes."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from tests.trackers import (
     read_wandb,
 )
 
-# MLflow and wandb use what their own dependencies have deprecated.
+# MLflow and wandb use deprecated features of dependencies.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
 )
@@ -63,7 +63,7 @@ def make_tree(
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Target, Callable[[], Curves]]:
-    """A tracker, and a function that reads it back."""
+    """A tracker, and a function to read the tracker back."""
     monkeypatch.chdir(tmp_path)  # MLflow keeps files of a database in the current folder
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -127,7 +127,7 @@ def test_a_death_in_the_middle_of_an_update(place: tuple[Target, Callable[[], Cu
     def fail() -> bytes:
         raise StorageError("The run's storage is down.")
 
-    if target.kind != "tensorboard":  # which keeps no files
+    if target.kind != "tensorboard":  # TensorBoard keeps no files
         nodes = make_tree(3, is_finished=True, artefact=Artefact(version="1", read=fail))
         with pytest.raises(StorageError):
             update(target, nodes, is_last=True)
@@ -194,7 +194,7 @@ def test_mlflow_nests_runs_and_keeps_files(tmp_path: Path, monkeypatch: pytest.M
     assert reads == ["once"]
     assert [file.read_bytes() for file in tmp_path.rglob("model.pt")] == [b"weights"]
 
-    # A training that resumes opens its runs again.
+    # A resumed training reopens the runs.
     update(Target("mlflow", uri), make_tree(2))
     assert {run.info.status for run in list_mlflow_runs(uri).values()} == {"RUNNING"}
 
@@ -211,7 +211,7 @@ def test_wandb_files_of_a_changed_run_are_replaced(
 
 
 class Outage:
-    """A tree of nodes whose tracker is at first not to be reached."""
+    """A tracker with failures in the first updates."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
         self.calls = 0
@@ -220,13 +220,13 @@ class Outage:
         monkeypatch.setattr("mtil.tracking.follower._FIRST_RETRY_S", 0.0)
 
     def update(self, nodes: Sequence[Node], *, is_last: bool) -> None:
-        """Fail the first times."""
+        """Raise an error in the first `failures` calls."""
         self.calls += 1
         if self.calls <= self._failures:
             raise TrackingError("It is full.")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def test_an_outage_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,13 @@ def batch(size=4, height=32, width=48):
 
 
 def numbers(size=4, *, first=0, seed=0):
-    """Random numbers of `size` images, whose ids start at `first`."""
+    """Return the random numbers of `size` images with ids from `first`."""
     ids = [f"image-{index}" for index in range(first, first + size)]
     return EpochRandomness(seed, 0, torch.device("cpu")).for_images(ids)
 
 
 def augmentation(config, prior=KEEP):
-    """Return a function that augments a batch with the random numbers of its images."""
+    """Return a function to augment a batch with the random numbers of the images."""
     change = BatchAugmentation(config, prior)
     return lambda image, *others: change(image, *others, numbers(len(image)))
 
@@ -136,7 +136,7 @@ def test_the_seed_decides():
     change = BatchAugmentation(AugmentConfig(), PriorConfig())
 
     def run(seed):
-        torch.rand(3)  # torch's own generator does not matter
+        torch.rand(3)  # torch's generator has no influence
         return change(*batch(), numbers(seed=seed))
 
     assert all(torch.equal(a, b) for a, b in zip(run(3), run(3), strict=True))
@@ -145,7 +145,7 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize("sizes", [(8, 8), (1, 15), (5, 5, 6)])
 def test_a_batch_is_augmented_as_its_slices_are(sizes):
-    """Every change is on. The images are equal bit for bit."""
+    """All augmentations are on. The images are equal bit for bit."""
     strong = AugmentConfig(
         rotation=30, scale=0.2, translation=0.1, speckle=0.5, vertical_flip=0.5, noise=0.1,
         blur=0.5, low_resolution=0.5, aspect=0.3,
@@ -201,7 +201,7 @@ def test_speckle_is_multiplicative():
 
 
 def test_noise_is_additive_and_bounded():
-    """Of a constant image, the standard deviation is that of the noise: uniform from 0 to 0.1."""
+    """On a constant image, the standard deviation of the noise is uniform from 0 to 0.1."""
     image, mask, _ = batch(size=64)
     got = augment(noise=0.1)(torch.full_like(image, 0.5), mask, None)[0] - 0.5
     deviations = got.flatten(1).std(dim=1)
@@ -221,7 +221,7 @@ def test_a_share_of_the_images_loses_quality(key):
 
 @pytest.mark.parametrize("key", ["blur", "low_resolution"])
 def test_lower_quality_takes_away_fine_structure(key):
-    """A chessboard of single pixels gets flatter, its mean stays."""
+    """A chessboard of single pixels loses contrast and keeps the mean."""
     board = ((torch.arange(32)[:, None] + torch.arange(48)) % 2).float().expand(16, 1, -1, -1)
     got = augment(**{key: 1.0})(board, torch.zeros_like(board), None)[0][..., 4:-4, 4:-4]
     assert got.flatten(1).std(dim=1).max() < 0.47  # 0.5 before

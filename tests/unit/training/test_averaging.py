@@ -29,15 +29,15 @@ def _state(average: MovingAverage) -> tuple[list[float], float, int]:
 def test_an_average_worked_by_hand() -> None:
     average = MovingAverage(_Network(), 0.5)
     average.update(_Network().holding([1.0, 2.0], 0.0, 3))
-    assert _state(average) == ([1.0, 2.0], 0.0, 3)  # the first step takes them as they are
+    assert _state(average) == ([1.0, 2.0], 0.0, 3)  # the first step copies the values
     average.update(_Network().holding([3.0, 2.0], 11.0, 8))
     weight, mean, count = _state(average)
-    assert weight == pytest.approx([1 + 2 * 9 / 11, 2.0])  # 2 / 11 of the old: (1 + 1) / (10 + 1)
+    assert weight == pytest.approx([1 + 2 * 9 / 11, 2.0])  # old share (1 + 1) / (10 + 1) = 2 / 11
     assert mean == pytest.approx(9.0)
     assert count == 8
     average.load_state_dict({**average.state_dict(), "n_averaged": torch.tensor(1000)})
     average.update(_Network().holding([0.0, 2.0], 0.0, 9))
-    assert _state(average)[0] == pytest.approx([(1 + 18 / 11) / 2, 2.0])  # half of the old
+    assert _state(average)[0] == pytest.approx([(1 + 18 / 11) / 2, 2.0])  # old share 1 / 2
     assert int(average.n_averaged) == 1001
 
 

@@ -81,12 +81,12 @@ def test_workers_together_compute_what_one_process_does(
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
-    """The derivative of the loss of both workers by each pixel of each worker."""
+    """Compare with the derivative of both workers' loss by every pixel of every worker."""
     image, _ = _images(torch.float64, 0.0)
 
     def work(group: Group) -> bool:
         layer = _synchronised(torch.float64)
-        # Both processes take part in each call, so both have as many pixels.
+        # Both processes take part in every call and need equal numbers of pixels.
         base = image.split((3, 4))[group.rank][:3, :, :2, :2].clone().requires_grad_()
 
         def loss(x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def test_names_and_values_stay_and_evaluation_is_pytorch_s() -> None:
         synchronize_batch_norm(network, CPU)
         assert isinstance(network[1], GlobalBatchNorm2d)
         assert list(network.state_dict()) == list(before.state_dict())
-        image = torch.rand(group.rank + 1, 1, 8, 8)  # no exchange: other sizes do not matter
+        image = torch.rand(group.rank + 1, 1, 8, 8)  # no exchange: sizes may differ
         return torch.equal(network.eval()(image), before.eval()(image))
 
     assert run_group(2, work) == [True, True]

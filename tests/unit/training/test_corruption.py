@@ -23,7 +23,7 @@ def _lesions(num: int = NUM) -> Tensor:
 
 
 def test_maps_are_as_wrong_as_maps_of_new_images() -> None:
-    """Of the maps with the lesion alone, Dice at half of the peak lies round 0.75."""
+    """In maps overlapping the lesion, the median Dice at half of the peak is about 0.75."""
     maps = corrupt_masks(_lesions(), _numbers(NUM))
     assert maps.shape == (NUM, 1, SIDE, SIDE)
     assert 0 <= maps.min() <= maps.max() <= 1
@@ -48,7 +48,7 @@ def test_some_maps_lack_the_lesion_and_some_have_a_false_region() -> None:
 
 
 def test_a_lesion_moves_about_its_own_centre() -> None:
-    """The mean map of many lies where the lesion lies: rows 40 to 55, columns 30 to 59."""
+    """The mean map is centred on the lesion: rows 40 to 55, columns 30 to 59."""
     mean = corrupt_masks(_lesions(), _numbers(NUM)).mean(dim=(0, 1))
     mean = mean * (mean > 0.2)
     axis = torch.arange(SIDE, dtype=torch.float32)

@@ -44,7 +44,7 @@ def _engine(config: Config, steps: int = STEPS) -> TrainingEngine:
 
 
 def _train(engine: TrainingEngine, batches: list[Batch], epochs: range) -> list[StepResult]:
-    """Take different batches every epoch, as from a data set."""
+    """Train on different batches in every epoch, as with a data set."""
     steps: list[StepResult] = []
     for epoch in epochs:
         mine = batches[STEPS * epoch : STEPS * (epoch + 1)]
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_weights(
     assert _equal(first.weights(), again.weights())
     assert not _equal(first.weights(), other.weights())
     _train(first, batches, range(1))
-    torch.rand(5)  # what others draw meanwhile does not matter
+    torch.rand(5)  # draws in between have no influence
     _train(again, batches, range(1))
     assert _equal(first.weights(), again.weights())
     assert _equal(first.network.state_dict(), again.network.state_dict())
@@ -200,7 +200,7 @@ def test_the_averaged_weights_are_kept_unless_they_are_switched_off(
 ) -> None:
     batches = toy_batches(STEPS)
     averaged = _engine(make_config(train={"ema_decay": 0.9}))
-    assert averaged.averaged() is averaged.network  # before the first step there is none
+    assert averaged.averaged() is averaged.network  # no average before the first step
     _train(averaged, batches, range(1))
     assert not _equal(averaged.weights(), averaged.network.state_dict())
     plain = _engine(make_config(train={"ema_decay": 0.0}))
@@ -242,7 +242,7 @@ def test_the_averaged_weights_follow_the_network_s(
         (12, 2, 10, 0.01),
         (0, 0, 4, 1.0),
         (2, 0, 4, 0.505),
-        (5, 5, 5, 1.0),  # nothing but warm-up
+        (5, 5, 5, 1.0),  # warm-up only
         (1, 3, 2, 1.001 / 3.001),
     ],
 )
@@ -375,7 +375,7 @@ class _Seen:
     def __init__(self, engine: TrainingEngine) -> None:
         self.norms: list[float] = []
         self._parameters = [*engine.network.parameters()]
-        optimizer = engine._optimizer  # the one place where clipped gradients can be seen
+        optimizer = engine._optimizer  # only the optimiser sees clipped gradients
         optimizer.register_step_pre_hook(lambda *_: self.norms.append(self._norm()))
 
     def _norm(self) -> float:
@@ -396,7 +396,7 @@ def test_gradients_are_bounded_before_the_step(
     seen = _Seen(engine)
     steps = _train(engine, toy_batches(STEPS), range(1))
     for step, norm in zip(steps, seen.norms, strict=True):
-        before = float(step.gradient_norm)  # as it was before it was clipped
+        before = float(step.gradient_norm)  # before clipping
         assert before > 0.01
         assert norm == pytest.approx(min(before, clip_norm), rel=1e-3)
 

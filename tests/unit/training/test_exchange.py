@@ -63,7 +63,7 @@ def test_who_does_not_know_the_secret_is_turned_away() -> None:
             with socket.create_connection((LOOPBACK, port)) as stranger:
                 stranger.sendall(greeting)
                 stranger.shutdown(socket.SHUT_WR)
-                assert stranger.recv(1) == b""  # closed by the other end
+                assert stranger.recv(1) == b""  # the server has closed the connection
         with socket.create_connection((LOOPBACK, port)) as worker:
             worker.sendall(token + rank)
             accepting.join()

@@ -1,4 +1,4 @@
-"""One step of a training by several processes, against the same step in one process."""
+"""A training step by several processes, compared with the step in a single process."""
 
 from collections.abc import Callable
 from typing import Any

@@ -47,9 +47,9 @@ def test_dice_worked_by_hand():
 
 @pytest.mark.parametrize(("recall", "index"), [(0.5, 1 / 2.5), (0.8, 1 / 2.8)])
 def test_missed_pixels_count_by_their_weight(recall, index):
-    """One pixel is found, two are missed, and one is found falsely.
+    """The prediction has 1 true, 2 missed and 1 false pixel.
 
-    With 0.5 the divisor is 1 + 0.5 * 1 + 0.5 * 2, with 0.8 it is 1 + 0.2 * 1 + 0.8 * 2.
+    The divisor is 1 + 0.5 * 1 + 0.5 * 2 with `recall` 0.5, and 1 + 0.2 * 1 + 0.8 * 2 with 0.8.
     """
     logits = torch.tensor([[[[SURE, -SURE, -SURE, SURE, -SURE]]]])
     target = torch.tensor([[[[1.0, 1.0, 1.0, 0.0, 0.0]]]])
@@ -157,7 +157,7 @@ def test_terms_are_weighed_once():
 
 
 def test_classification_worked_by_hand():
-    """All probabilities 1/2: every loss is ln 2, weighed 2, 2/3, 2/3 at a share of 1/4."""
+    """All probabilities are 1/2: losses are ln 2, weighted 2, 2/3 and 2/3 at a share of 1/4."""
     output, mask, label = batch()
     output = output._replace(malignant=torch.zeros(3))
     config = LossConfig(classification=1.0, label_smoothing=0.0)
@@ -166,7 +166,7 @@ def test_classification_worked_by_hand():
 
 
 def test_presence_worked_by_hand():
-    """A tumour with probability 3/4 of a lesion, another with 1/2, and a normal image with 1/4."""
+    """Lesion probabilities are 3/4 and 1/2 for two tumours, and 1/4 for a normal image."""
     output, mask, _ = batch()
     output = output._replace(presence=torch.tensor([math.log(3), 0.0, -math.log(3)]))
     term = TrainingObjective(LossConfig(presence=2.0))(output, mask, torch.tensor([0, 1, 2]))
@@ -197,7 +197,7 @@ def test_a_normal_image_adds_no_dice_but_cross_entropy():
 
 
 def test_segmentation_mixes_the_outputs_by_their_weights():
-    """Only the finest output differs, so only the weight of the finest output counts."""
+    """Only the finest output differs: only the weight of the finest output counts."""
     output, mask, label = batch()
     objective = TrainingObjective(LossConfig(dice=0.0, deep_supervision=0.4))
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
@@ -259,7 +259,7 @@ def test_uncertainty_worked_by_hand():
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
 def test_the_terms_of_the_parts_of_a_step_add_up(weighting):
-    """One part is normals alone."""
+    """A part of the step has only normal images."""
     output, mask, label = batch()
     objective = TrainingObjective(LossConfig(weighting=weighting, boundary=0.2), 0.3)
     whole = objective(output, mask, label)

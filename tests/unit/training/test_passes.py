@@ -68,7 +68,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _priors_given(engine: TrainingEngine) -> list[Tensor | None]:
-    """Keep the prior map of every call of the network."""
+    """Record the prior map of every network call."""
     given: list[Tensor | None] = []
     engine.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
     return given
@@ -77,7 +77,7 @@ def _priors_given(engine: TrainingEngine) -> list[Tensor | None]:
 def test_a_zero_map_trains_the_same_weights_as_no_map(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """With every augmentation on, and maps dropped and roughened at random."""
+    """All augmentations are on, and maps are dropped and roughened at random."""
     batches = toy_batches(2)
     without, zeros, maps = (_engine(make_config()) for _ in range(3))
     _train(without, batches)
@@ -124,7 +124,7 @@ def test_the_first_round_of_a_circle_is_an_ordinary_training(
     assert _equal(plain.weights(), first.weights())
     for one, row in zip(plain.validate(batches), first.validate(batches), strict=True):
         assert one.earlier == ()
-        assert row.earlier == ((row.dice, row.logit),) * 2  # what has learned no map heeds none
+        assert row.earlier == ((row.dice, row.logit),) * 2  # untrained paths ignore the map
         assert dataclasses.replace(row, earlier=()) == one
 
 
@@ -206,10 +206,10 @@ class _MeanLogit(nn.Module):
 
 
 def test_no_gradient_flows_from_pass_to_pass() -> None:
-    """By hand: the first pass says 0 everywhere, so that the second is given one half.
+    """Worked by hand: the first pass predicts logits of 0; the second pass reads a map of 1/2.
 
-    Then the logits are 0 and 4 / 2 = 2. The slope by the image's weight is 1 in either pass; it
-    would be 1 + 4 / 4 in the second if it went through the sigmoid of the first.
+    The logits are then 0 and 4 / 2 = 2. The gradient of the image's weight is 1 in both passes. A
+    gradient through the sigmoid of the first pass would be 1 + 4 / 4 in the second pass.
     """
     network = _Weighted()
     step = TrainingStep(network, _MeanLogit())
@@ -223,7 +223,7 @@ def test_no_gradient_flows_from_pass_to_pass() -> None:
 
 
 def test_each_pass_is_given_the_map_of_the_one_before() -> None:
-    """By hand, three passes from a given map of 1: logits 4, 4 s(4), 4 s(4 s(4))."""
+    """Worked by hand: three passes from a map of 1 have logits 4, 4 s(4), 4 s(4 s(4))."""
     step = TrainingStep(_Weighted(), _MeanLogit())
     image = torch.ones(1, 1, 4, 4)
 
@@ -243,7 +243,7 @@ def test_each_pass_is_given_the_map_of_the_one_before() -> None:
 
 
 class _Drawn(_Weighted):
-    """A network that keeps the random numbers of every call."""
+    """A network with a record of the random numbers of every call."""
 
     num_draws = 3
 
@@ -275,7 +275,7 @@ def test_each_pass_has_its_own_random_numbers() -> None:
 def test_the_random_numbers_of_a_pass_belong_to_the_image(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """The images of a batch in another order have the same numbers, in every pass."""
+    """Images of a reordered batch keep the random numbers, in every pass."""
     config = make_config(circle={"maps": "recycle", "num_passes": 3})
     batches = toy_batches(6, size=4)
     turned = [
@@ -440,13 +440,13 @@ def test_a_round_starts_from_the_weights_that_it_is_given(
     assert [(row.dice, row.logit) for row in warm.validate(batches)] == expected
     _train(warm, batches)
     assert not _equal(warm.weights(), kept)
-    assert _equal(initial, kept)  # what was given is not trained itself
+    assert _equal(initial, kept)  # training leaves the initial weights unchanged
 
 
 def test_a_later_round_changes_images_in_other_ways_and_the_first_as_ever(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """From equal weights and batches. The first round has the random numbers of the seed."""
+    """Weights and batches are equal. The first round has the random numbers of the seed."""
     batches, config = toy_batches(2), make_config()
     initial = _engine(config).weights()
     ends = []
@@ -483,7 +483,7 @@ def test_the_first_round_has_the_seed_of_the_run_and_each_later_one_another() ->
 def test_corrupted_references_teach_to_read_a_map(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
-    """A step has one pass, whose map is not empty; a validation image has all passes."""
+    """A training step has a single pass, always with a map; validation has all passes."""
     batches = toy_batches(3, size=2)
     config = make_config(circle={"maps": "corrupted", "num_passes": 2})
     reading = _engine(config, num_passes=2)

@@ -77,9 +77,9 @@ def test_every_epoch_is_a_record_with_its_validation(engine: TrainingEngine) -> 
     ("scores", "kept"),
     [
         ([0.3, 0.6, 0.5], 1),
-        ([0.3, 0.6, 0.6, 0.5], 2),  # of equals the last
+        ([0.3, 0.6, 0.6, 0.5], 2),  # ties: the last
         ([0.3, 0.6, 0.585, 0.575], 2),  # within 0.02 of the highest
-        ([0.6, 0.585, 0.61, 0.58], 2),  # which has risen meanwhile
+        ([0.6, 0.585, 0.61, 0.58], 2),  # the highest has risen meanwhile
     ],
 )
 def test_the_last_epoch_that_is_as_good_as_the_best_keeps_its_own_weights(
@@ -108,7 +108,7 @@ def test_a_first_epoch_of_score_zero_is_the_best_so_far(engine: TrainingEngine) 
         ([0.1], 1, False),
         ([0.1, 0.2, 0.3], 1, False),
         ([0.3, 0.2], 1, True),
-        ([0.3, 0.3], 1, True),  # as good is not better
+        ([0.3, 0.3], 1, True),  # an equal score is no improvement
         ([0.3, 0.2], 2, False),
         ([0.3, 0.2, 0.1], 2, True),
         ([0.3, 0.2, 0.4], 2, False),
@@ -153,7 +153,7 @@ def test_a_checkpoint_brings_everything_back(
     assert _same(other.weights(), engine.weights())
     assert not _same(other.weights(), taken.best.weights)
 
-    for one in (engine, other):  # and both go on alike
+    for one in (engine, other):  # both continue identically
         list(one.train_epoch(batches[3:], epoch=3))
     assert _same(other.weights(), engine.weights())
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_brings_everything_back(
 def test_a_checkpoint_within_an_epoch(
     checkpoints: TrainingCheckpoints, make_engine: MakeEngine, engine: TrainingEngine
 ) -> None:
-    """Also within the first epoch, before a best epoch exists. The next epoch starts at step 0."""
+    """The first epoch is incomplete, without a best epoch. The next epoch starts at step 0."""
     progress = TrainingProgress()
     begun = PartialEpoch(3, {"loss_segmentation": [2.0, 1.5, 1.25]})
     progress.save(checkpoints, engine, begun)
@@ -196,7 +196,7 @@ def test_time_adds_up_over_processes(
     _add(progress, engine, 0.5)
     now = 107.0
     progress.save(checkpoints, engine)
-    now = 5000.0  # what comes between two processes does not count
+    now = 5000.0  # time between two processes does not count
     taken = TrainingProgress.load(checkpoints, engine)
     now = 5003.0
     assert taken.seconds == 10.0

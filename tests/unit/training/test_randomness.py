@@ -1,4 +1,4 @@
-"""Random numbers by image: what they depend on, and their distribution."""
+"""Random numbers per image: dependence on image, epoch, seed and purpose; distribution."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_dtypes_agree_up_to_rounding() -> None:
 
 
 def test_uniforms_and_normals_have_their_distribution() -> None:
-    """Kolmogorov-Smirnov and moments; fixed numbers, so the test cannot fail by chance."""
+    """Check Kolmogorov-Smirnov and moments. Fixed numbers exclude failures by chance."""
     ids = [f"{number}" for number in range(500)]
     images = _images(ids)
     uniforms = images.uniforms(Purpose.AFFINE, 100)
@@ -73,7 +73,7 @@ def test_uniforms_and_normals_have_their_distribution() -> None:
     assert stats.kstest(uniforms.flatten().numpy(), "uniform").pvalue > 0.01
     assert stats.kstest(normals.flatten().numpy(), "norm").pvalue > 0.01
     num, values = normals.numel(), normals.flatten()
-    # Standard errors of the moments of a normal distribution: 1, 2, 15 and 96 by number.
+    # Powers 1 to 4 of a standard normal variable have variances 1, 2, 15 and 96.
     for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(float((values**power).mean()) - mean) < 4 * math.sqrt(variance / num)
 

@@ -76,7 +76,7 @@ def test_masks_are_read_as_they_are_stored() -> None:
 
 
 def test_halving_averages_in_a_triangle_of_twice_the_width() -> None:
-    """With antialiasing, an output pixel weighs its 4 nearest columns as 1, 3, 3 and 1 eighths."""
+    """With antialiasing, the 4 nearest columns weigh 1, 3, 3 and 1 eighths in an output pixel."""
     columns = np.zeros((1, 8, 8))
     columns[0, :, 2] = 255
     made = to_tensors(_batch(columns, columns * 0), 4, CPU).image[0, 0]
@@ -89,7 +89,7 @@ def test_a_resized_mask_is_where_half_a_pixel_is_lesion() -> None:
     mask[0, :, :3] = 1
     made = to_tensors(_batch(mask, mask), 4, CPU).mask[0, 0]
     assert made.unique().tolist() == [0, 1]
-    assert made[0].tolist() == [1, 1, 0, 0]  # the second column is 1/8 + 3/8: half, which counts
+    assert made[0].tolist() == [1, 1, 0, 0]  # the second column is 1/8 + 3/8: half counts
     mask[0, :, 2] = 0
     assert to_tensors(_batch(mask, mask), 4, CPU).mask[0, 0, 0].tolist() == [1, 0, 0, 0]
 
@@ -129,7 +129,7 @@ def _with_prior(batch: Batch, prior: np.ndarray) -> Batch:
 
 
 def test_a_prior_map_becomes_probabilities_at_the_input_size() -> None:
-    """Doubled, an output column is three quarters of the nearer and one of the farther column."""
+    """At double size, a column mixes 3/4 of the nearer and 1/4 of the farther column."""
     columns = np.zeros((2, 4, 4))
     columns[1, :, 2] = 255
     batch = _with_prior(_example(), columns)
@@ -153,13 +153,13 @@ def test_every_byte_of_a_prior_map_is_its_share_of_255() -> None:
 
 
 def test_a_window_is_cut_before_it_is_resized() -> None:
-    """Of four by four pixels, a quarter of the image is enlarged to twice its size by doubling."""
+    """A window of 4 x 4 pixels, a quarter of the image, is enlarged to double size."""
     columns = np.zeros((2, 8, 8))
     columns[:, :, 4:] = 255
     batch = _with_prior(_batch(columns, columns > 0, [1, 1]), columns)
     made = to_tensors(batch, 8, CPU, windows=[None, Window(2, 3, 4)])
     assert torch.equal(made.image[0], to_tensors(batch, 8, CPU).image[0])
-    # The window has one dark column and three bright ones; doubled, 0, 1/4, 3/4, 1, …
+    # The window has 1 dark and 3 bright columns, at double size 0, 1/4, 3/4, 1, …
     expected = torch.tensor([0, 0.25, 0.75, 1, 1, 1, 1, 1])
     torch.testing.assert_close(made.image[1, 0], expected.expand(8, 8))
     torch.testing.assert_close(made.prior[1, 0], expected.expand(8, 8))
@@ -187,7 +187,7 @@ def test_a_smaller_prior_map_is_cut_at_the_same_place() -> None:
 
 
 def test_a_teacher_is_mixed_into_the_targets() -> None:
-    """A quarter of the teacher: the mask's pixels are 0.75 or 0 plus a quarter of the map."""
+    """With a teacher weight of 1/4, mask pixels are 0.75 or 0, plus a quarter of the map."""
     stored = _example()  # a normal image, and a malignant one with a lesion at the lower left
     batch = to_tensors(stored, 8, CPU)
     lesion = np.full((2, 8, 8), 51, np.uint8)  # a fifth

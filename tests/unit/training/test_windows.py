@@ -32,7 +32,7 @@ def _draw(
 
 
 def _centred_on(window: Window, row: float, column: float) -> bool:
-    """Whether a window may have been drawn round a centre; half a pixel for rounding."""
+    """Return whether a window may lie round a centre, with a tolerance of 1 pixel."""
     reach = SHIFT * window.side + 1
     middle = window.top + window.side / 2, window.left + window.side / 2
     return abs(middle[0] - row) <= reach and abs(middle[1] - column) <= reach
@@ -92,7 +92,7 @@ def test_half_of_the_windows_follow_the_prior_map() -> None:
     priors[:, 100:110, 100:110] = 200
     priors[:, 50:60, 50:60] = 90  # less than half of the peak
     windows = _draw(masks, priors)
-    # Only a window of less than half the image can tell the two places apart.
+    # Only windows of less than half the image can distinguish the two places.
     small = [window for window in windows if window.side < 40]
     proposed = [window for window in small if _centred_on(window, 105, 105)]
     assert len(proposed) / len(small) == pytest.approx(

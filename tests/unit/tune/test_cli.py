@@ -118,7 +118,7 @@ def _search(folder: Path, objective: str) -> Search:
 
 @pytest.fixture(params=["dice", "dice,auc"])
 def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
-    """A search with twelve completed trials and one failed trial."""
+    """A search with 12 completed trials and a failed trial."""
     search = _search(tmp_path / "s", request.param)
     study = optuna.create_study(
         study_name="of-a-test",
@@ -161,7 +161,7 @@ def test_show_has_the_best_and_what_mattered(
     two = len(search.objective.goals) == 2
     dices = [trial["overrides"]["loss.dice"] for trial in told["best"]]
     assert dices == sorted(dices, reverse=True)
-    assert len(dices) == (12 if two else 3)  # each of them is on the front
+    assert len(dices) == (12 if two else 3)  # every trial is on the front
     for shares in told["importances"].values():
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["loss.dice"] > 0

@@ -6,7 +6,7 @@ from tune.comparison import compare_with_default, describe_verdict, pool_seeds
 
 
 def _results(dice: list[float], probability: list[float]) -> Results:
-    """Two images a group, the first half benign."""
+    """Return results with two images per group, the first half benign."""
     n = len(dice)
     tp = np.round(np.array(dice) * 100).astype(int)
     return Results(

@@ -41,7 +41,7 @@ def test_trials_have_the_budget_and_the_winner_the_whole_schedule(tmp_path: Path
     assert (trial.train.num_epochs, whole.train.num_epochs) == (6, 24)
     assert (trial.data.image_size, whole.data.image_size) == (96, 160)
     assert (trial.train.num_workers, whole.train.num_workers) == (1, 2)
-    assert trial.train.warmup_epochs == pytest.approx(0.25)  # of 1 in 24 epochs
+    assert trial.train.warmup_epochs == pytest.approx(0.25)  # 6 / 24 of 1 epoch
     assert whole.train.warmup_epochs == 1.0
     for config in (trial, whole):
         assert config.loss.dice == 0.3
@@ -102,7 +102,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`--objective`"):
         Search.plan(str(tmp_path / "s"), _asked(objective="auc"))
     other = Search.plan(str(tmp_path / "o"), _asked(objective="auc"))
-    create_search(str(tmp_path / "o"), _asked())  # by another command meanwhile
+    create_search(str(tmp_path / "o"), _asked())  # by a concurrent command
     with pytest.raises(ConfigError, match="`--objective`"):
         other.keep()
 

@@ -159,7 +159,7 @@ def test_narrowing_leaves_less_and_fixing_leaves_nothing() -> None:
 
 def test_numbers_are_narrowed_by_their_value() -> None:
     narrowing = yaml.safe_load("train: {learning_rate: [1e-4, 1e-3], ema_decay: [0, 0.99, 0.99]}")
-    assert narrowing["train"]["learning_rate"] == ["1e-4", "1e-3"]  # as PyYAML has it
+    assert narrowing["train"]["learning_rate"] == ["1e-4", "1e-3"]  # PyYAML reads text
     trial = Scripted()
     make_space(Config(), ["optimiser"], narrowing).suggest(trial)
     assert trial.asked["train.learning_rate"] == (1e-4, 1e-3, True)
@@ -168,7 +168,7 @@ def test_numbers_are_narrowed_by_their_value() -> None:
     assert (fixed.base.train.ema_decay, fixed.base.train.weight_decay) == (0.0, 1e-3)
     assert fixed.fixed == {"train.ema_decay": "0.0", "train.weight_decay": "0.001"}
     with pytest.raises(ConfigError, match="but got 0"):
-        make_space(Config(), ["prior"], {"model.prior.stem": 0})  # which is not false
+        make_space(Config(), ["prior"], {"model.prior.stem": 0})  # 0 is not false
 
 
 def test_lists_of_levels_can_be_narrowed() -> None:

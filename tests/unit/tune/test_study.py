@@ -84,7 +84,7 @@ def test_a_line_that_was_cut_off_is_forgotten(journal: Path) -> None:
     journal.write_bytes(whole + piece)
     read = optuna.load_study(study_name="s", storage=studies.open_storage(str(journal)))
     assert [trial.value for trial in read.trials] == [0.5]
-    assert journal.read_bytes() == whole + piece  # who only reads it changes nothing
+    assert journal.read_bytes() == whole + piece  # reading changes nothing
     studies.repair_journal(str(journal))
     assert journal.read_bytes() == whole
     _add(_study(journal), 0.6)
@@ -197,7 +197,7 @@ def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.S
 def _told(
     study: optuna.Study, journal: Path, rule: StoppingRule, values: list[float]
 ) -> list[bool]:
-    """Report epochs of a new trial to the judge; return the answers."""
+    """Report the epochs of a new trial to an early stopper. Return the answers."""
     trial = study.ask()
     judge = EarlyStopper(str(journal), "s", rule)
     return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
@@ -215,7 +215,7 @@ def test_the_median_stops_at_declared_epochs_only(journal: Path) -> None:
     rule = StoppingRule(kind="median", first=2, factor=2)
     assert _told(study, journal, rule, [0.0, 0.31, 0.31, 0.31]) == [True, True, True, True]
     assert _told(study, journal, rule, [0.0, 0.29]) == [True, False]
-    assert _told(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4  # its best counts
+    assert _told(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4  # the best value counts
     stopped = study.trials[6]
     assert stopped.user_attrs == {studies.STOPPED_ATTRIBUTE: 2}
     assert stopped.intermediate_values == {1: 0.0, 2: 0.29}
@@ -232,7 +232,7 @@ def test_halving_lets_the_best_share_go_on(journal: Path) -> None:
     study = _study(journal)
     rule = StoppingRule(kind="halving", first=1, factor=2)
     answers = [_told(study, journal, rule, [value])[0] for value in (0.5, 0.4, 0.6, 0.55, 0.3)]
-    # of 1: the best; of 2 and 3: the best one; of 4 and 5: the best two
+    # trials that go on: the best of 1, of 2 and of 3; the best two of 4 and of 5
     assert answers == [True, False, True, True, False]
 
 
@@ -245,7 +245,7 @@ def test_the_judge_gives_the_same_answer_again(journal: Path) -> None:
     judge = EarlyStopper(str(journal), "s", rule)
     assert not judge.has_stopped(number)
     assert [judge.hear(number, 1, 0.1), judge.hear(number, 1, 0.9)] == [False, False]
-    another = EarlyStopper(str(journal), "s", rule)  # after its process died
+    another = EarlyStopper(str(journal), "s", rule)  # as after a crash
     assert not another.hear(number, 1, 0.1)
     assert not another.hear(number, 2, 0.9)
     assert another.has_stopped(number)

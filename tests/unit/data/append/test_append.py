@@ -173,7 +173,7 @@ def test_near_copies_and_new_views_join_what_they_show(base: Path, to: Path, add
     made = add(
         Line("z1", "benign (3)", patient="new", edit=_brighter),
         Line("z2", "benign (21)", patient="pb7"),
-        Line("z3", "benign (22)", patient="new"),  # of the patient of a near-copy
+        Line("z3", "benign (22)", patient="new"),  # patient of a near-copy
     )
     assert (made.num_added, made.num_known, made.dropped) == (3, 0, ())
     rows = _rows(to)
@@ -273,7 +273,7 @@ def test_images_that_would_bridge_folds_are_dropped(base: Path, to: Path, add: A
     assert {name: after[name] for name in before} == before
     again = add(
         Line("z4", "benign (26)", patient="of both")
-    )  # its patient has images in two places
+    )  # the patient has images in two places
     assert again.num_added == 0
     (item,) = again.dropped
     assert "its group would join" in item.why
@@ -417,7 +417,7 @@ def test_a_kill_before_the_manifest_is_replaced_rolls_forward(
 def test_versions_follow_one_another(base: Path, to: Path, add: Add) -> None:
     first = manifests.load_manifest(LocalStore(str(base)))
     second, third = add(*NEW[:2]).manifest, add(*NEW[2:]).manifest
-    near = add(Line("z1", "benign (21)", edit=_brighter)).manifest  # of an image of version 2
+    near = add(Line("z1", "benign (21)", edit=_brighter)).manifest  # copy of an image of version 2
     store = LocalStore(str(to))
     for made, version in ((first, 1), (second, 2), (third, 3), (near, 4)):
         assert made.version == version

@@ -272,8 +272,8 @@ def test_of_too_many_others_the_nearest_are_compared(
 ) -> None:
     monkeypatch.setattr(candidates, "MAX_COMPARED_IMAGES", 1)
     hashes = np.repeat(describe_image(images[0]).hashes[None], 7, axis=0)
-    hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first, equal otherwise
-    hashes[6] ^= np.uint64(1 << 50)  # one bit from the first, six from the rest
+    hashes[1:6] ^= np.uint64(0b11111 << 40)  # five bits from the first image, mutually equal
+    hashes[6] ^= np.uint64(1 << 50)  # 1 bit from the first image, 6 from the rest
     found = candidates.find_candidates(hashes)
     pairs = dict(zip(found.i.tolist(), found.j.tolist(), strict=True))
     assert pairs == {0: 6, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
@@ -293,7 +293,7 @@ def test_candidates_do_not_depend_on_how_many_are_worked_on_at_once(
     monkeypatch.setattr(candidates, "_IMAGES_PER_ARRAY", 3)
     monkeypatch.setattr(
         candidates, "MAX_NEIGHBOURS", 14
-    )  # the whole crowd, so batches repeat little work
+    )  # the whole crowd: batches repeat little work
     parts = candidates.find_candidates(hashes)
     assert len(whole.i) >= 19
     for field in fields(candidates.Candidates):
@@ -319,7 +319,7 @@ def test_a_hash_is_the_signs_of_the_lowest_cosine_coefficients(images: list[Gray
     expected = dctn(flatten_contrast(described.thumb[None])[0])[:8, :8] > 0
     bits = [bool(int(described.hashes[0]) >> bit & 1) for bit in range(64)]
     assert bits[1:] == expected.ravel().tolist()[1:]
-    assert not bits[0]  # the place of the mean is always 0
+    assert not bits[0]  # the bit of the mean is always 0
 
 
 def test_mirrored_hashes_are_those_of_the_mirrored_image(images: list[Gray]) -> None:
@@ -328,7 +328,7 @@ def test_mirrored_hashes_are_those_of_the_mirrored_image(images: list[Gray]) -> 
     ]
     plain, _ = _stacked(small)
     turned, _ = _stacked([np.ascontiguousarray(gray[:, ::-1]) for gray in small])
-    assert np.bitwise_count(mirror_hashes(plain) ^ turned).mean() < 0.1  # rounding at zero
+    assert np.bitwise_count(mirror_hashes(plain) ^ turned).mean() < 0.1  # rounding near zero
     assert np.bitwise_count(plain ^ turned).mean() > 15
 
 
@@ -340,8 +340,8 @@ def test_evened_out_thumbs_do_not_depend_on_gain(images: list[Gray]) -> None:
 
 
 def test_fit_finds_the_map_of_a_crop() -> None:
-    # The second image shows the first from a tenth on: u = 0.1 + 0.9 v. With x = 2u - 1 and
-    # x' = 2v - 1, x' = (x - 0.1) / 0.9.
+    # The second image starts at a tenth of the first image: u = 0.1 + 0.9 v. With x = 2u - 1
+    # and x' = 2v - 1, x' = (x - 0.1) / 0.9.
     y, x = np.mgrid[:THUMB_SIDE, :THUMB_SIDE] / THUMB_SIDE
     wavy = [np.sin(9 * a) * np.cos(11 * y) + np.cos(17 * a + 5 * y) for a in (x, 0.1 + 0.9 * x)]
     fixed, moving = (np.asarray(image[None], np.float32) for image in wavy)

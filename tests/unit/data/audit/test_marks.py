@@ -34,7 +34,7 @@ def speckle(seed: int = 0, height: int = 300, width: int = 400, level: float = 9
 
 
 def drawn(gray: Gray, *marks: tuple[str, tuple[int, int], int], width: int = 1) -> Gray:
-    """Draw text, + and x of an arm length at (x, y); the last value is a font size or a length."""
+    """Draw text, + and x at (x, y). The last value is the font size of text or the arm length."""
     image = Image.fromarray(gray)
     draw = ImageDraw.Draw(image)
     for what, (x, y), size in marks:
@@ -133,9 +133,9 @@ def test_a_plain_lesion_has_no_flags() -> None:
 def test_parts_and_holes_are_counted() -> None:
     mask = np.zeros((60, 60), np.bool_)
     mask[5:25, 5:25] = True
-    mask[10:12, 10:12] = False  # a hole,
-    mask[15:17, 15:17] = False  # another,
-    mask[5:9, 24] = False  # and a notch
+    mask[10:12, 10:12] = False  # first hole
+    mask[15:17, 15:17] = False  # second hole
+    mask[5:9, 24] = False  # notch
     mask[40:50, 40:50] = True
     mask[50:52, 50:52] = True  # touches at a corner
     flags = flag_mask(mask)

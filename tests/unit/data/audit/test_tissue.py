@@ -121,7 +121,7 @@ def test_the_box_is_that_of_the_tissue(
         for shown in (screen, _furnished(screen, box, number)):
             found = find_tissue_box(change(shown))
             assert found is not None
-            assert np.abs(np.subtract(found, box)).max() <= 8  # of a screen of 640 x 480
+            assert np.abs(np.subtract(found, box)).max() <= 8  # pixels, on a screen of 640 x 480
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows to batches: resident and streaming workers get the same bytes in the same order."""
+"""Rows to batches: resident and streaming workers get equal bytes in equal order."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def tables(data_uri: str, manifest: Manifest) -> list[pa.Table]:
 
 @pytest.fixture(scope="module")
 def stored(tables: list[pa.Table]) -> dict[str, dict[str, Any]]:
-    """All rows as plain values, by id."""
+    """Return all rows as plain values, by sample id."""
     return {row["sample_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -71,7 +71,7 @@ def make_plan(manifest: Manifest) -> MakePlan:
 
 
 def _held(tables: list[pa.Table], plan: EpochPlan, epoch: int, first: int = 0) -> list[Batch]:
-    """Return an epoch of a resident data set."""
+    """Return the batches of an epoch of a resident data set."""
     return list(iterate_resident_epoch(TableRows(tables, plan.selection), plan, epoch, first))
 
 
@@ -104,7 +104,7 @@ def _ids(batches: list[Batch]) -> list[str]:
     return [name for batch in batches for name in batch.sample_id]
 
 
-@pytest.mark.parametrize("streams", [1, 3, 64])  # fewer and more than there are shards
+@pytest.mark.parametrize("streams", [1, 3, 64])  # fewer and more streams than shards
 @pytest.mark.parametrize("shuffle_shards", [1, 2, 99])
 @pytest.mark.parametrize(
     ("num_workers", "batch_size", "num_micro_batches"), [(1, 4, 1), (2, 5, 2), (3, 3, 1), (4, 9, 2)]
@@ -145,7 +145,7 @@ def test_held_and_streamed_batches_are_the_same_to_the_bit(
 
 
 def _numbered(counts: list[int]) -> list[pa.Table]:
-    """Make a table per shard; every second row is of the test fold and has the next number."""
+    """Make a table per shard. A number belongs to a training row and the following test row."""
     tables, number = [], 0
     for shard, count in enumerate(counts):
         numbers = np.arange(number, number + count).repeat(2)
@@ -363,7 +363,7 @@ def test_a_batch_is_the_reader_s_own(tables: list[pa.Table]) -> None:
 def test_tables_may_come_in_pieces_and_may_be_empty(
     tables: list[pa.Table], make_plan: MakePlan
 ) -> None:
-    """Tables as Ray passes them: several blocks, slices, and blocks without rows."""
+    """Ray passes tables as several blocks, slices, and blocks without rows."""
     selection = make_plan().selection
     pieces = [
         pa.concat_tables([table.slice(0, 2), table.slice(2, 0), table.slice(2, 3), table.slice(5)])
@@ -405,7 +405,7 @@ def test_shards_without_selected_rows_are_not_read(
     assert {int(batch.label[0]) for batch in batches} == {0, 1}
 
 
-# Shards that are not what the manifest says
+# Shards that contradict the manifest
 
 
 def _spoiled(data: bytes, how: str) -> bytes:

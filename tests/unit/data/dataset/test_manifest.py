@@ -44,7 +44,7 @@ def test_what_was_written_is_read(
 ) -> None:
     assert _read(tmp_path, values) == manifest
     for later in ("version", "audit", "facts", "files", "dropped", "invalid"):
-        values.pop(later, None)  # keys that an early version did not write
+        values.pop(later, None)  # keys missing in early versions
     assert _read(tmp_path, values).shards == manifest.shards
     assert _read(tmp_path, values | {"novelty": 3}).version == 1
 

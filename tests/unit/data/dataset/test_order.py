@@ -1,4 +1,4 @@
-"""The order of an epoch, for any sizes: equal for any number of workers, no row twice."""
+"""The order of an epoch of any size: equal for any number of workers, no row twice."""
 
 from collections import Counter
 from itertools import chain, groupby
@@ -54,7 +54,7 @@ def _all(counts: list[int]) -> set[Row]:
 def _reference(
     counts: list[int], batch_size: int, streams: int, shuffle_shards: int, seed: int, epoch: int
 ) -> list[list[Row]]:
-    """List the whole epoch, cut the list into streams, mix each stream, fill steps row by row."""
+    """List the epoch, cut the list into streams, mix every stream, fill steps row by row."""
     sequence: list[Row] = []
     for shard in np.random.default_rng((seed, epoch, 0)).permutation(len(counts)).tolist():
         rows = np.random.default_rng((seed, epoch, 1, shard)).permutation(counts[shard])
@@ -132,7 +132,7 @@ def test_positions_are_dealt_once_and_evenly(
         for rank in range(num_workers)
     ]
     assert {len(parts) for parts in ranks} == {num_micro_batches}
-    # By micro-batch, then by rank, the positions follow each other without a gap.
+    # Sorted by micro-batch, then by rank, the positions have no gap.
     by_micro_batch = list(zip(*ranks, strict=True))
     assert [place for parts in by_micro_batch for part in parts for place in part] == list(
         range(batch_size)
@@ -163,7 +163,7 @@ def test_seed_and_epoch_decide_everything(
         )
 
     once = order()
-    np.random.default_rng().random()  # other random numbers do not matter
+    np.random.default_rng().random()  # unrelated random numbers have no effect
     assert np.array_equal(order(), once)
 
 
@@ -171,7 +171,7 @@ def test_seed_and_epoch_decide_everything(
 def test_another_epoch_or_seed_is_another_order(
     counts: list[int], seed: int, epoch: int, shuffle_shards: int
 ) -> None:
-    assume(sum(counts) >= 30)  # one in 30! orders is the same by chance
+    assume(sum(counts) >= 30)  # two random orders are equal with probability 1 / 30!
     once, later, other = (
         _rows(_order(counts, 1, shuffle_shards=shuffle_shards, seed=seed + s, epoch=epoch + e))
         for s, e in ((0, 0), (0, 1), (1, 0))
@@ -182,7 +182,7 @@ def test_another_epoch_or_seed_is_another_order(
 
 
 def test_every_row_is_left_out_of_some_epoch_and_seen_in_most() -> None:
-    counts, num_epochs = [3, 5, 4, 2], 300  # 14 rows: 4 are left out each time
+    counts, num_epochs = [3, 5, 4, 2], 300  # 14 rows; an epoch omits 4 rows
     missed = Counter[Row]()
     for epoch in range(num_epochs):
         missed.update(_all(counts) - set(_rows(_order(counts, 5, epoch=epoch))))
@@ -202,7 +202,7 @@ def test_a_row_may_come_in_any_step(streams: int) -> None:
 
 
 def test_a_batch_holds_rows_of_every_stream() -> None:
-    """Eight shards in eight streams of a shard each: every step has a row of each shard."""
+    """With a shard per stream and eight streams, every step has a row of every shard."""
     for step in _order([25] * 8, 8, 8):
         assert sorted(step[:, 0].tolist()) == list(range(8))
 
@@ -267,7 +267,7 @@ def test_reads_name_each_shard_once_with_the_steps_that_need_the_shard(
 def test_workers_with_whole_streams_read_a_shard_twice_at_their_borders_only(
     counts: list[int], num_workers: int, images_per_stream: int, seed: int
 ) -> None:
-    """Together at most one read per shard with rows, and one more per border of two workers."""
+    """All workers together need at most one read per shard with rows, plus one per border."""
     batch_size = 8 * images_per_stream
     num_reads = sum(
         len(
@@ -290,7 +290,7 @@ def test_workers_with_whole_streams_read_a_shard_twice_at_their_borders_only(
 def test_a_worker_holds_few_shards_at_a_time(
     num_shards: int, rows: int, seed: int, shuffle_shards: int
 ) -> None:
-    """A window per stream; two windows of a stream meet in at most one step."""
+    """A worker holds a window per stream. Two windows of a stream meet in at most one step."""
     streams = 8
     reads = list_shard_reads(
         _order([rows] * num_shards, 16, streams, seed=seed, shuffle_shards=shuffle_shards)
@@ -302,7 +302,7 @@ def test_a_worker_holds_few_shards_at_a_time(
 
 
 def test_streams_that_share_a_cut_shard_need_the_shard_at_the_same_end() -> None:
-    """Two streams over three shards of equal size: the second shard is cut in its middle."""
+    """Two streams over three shards of equal size: the second shard is cut in the middle."""
     for seed in range(20):
         order = _order([10, 10, 10], 2, 2, seed=seed)
         cut = set(order[:, 0, 0].tolist()) & set(order[:, 1, 0].tolist())
@@ -312,7 +312,7 @@ def test_streams_that_share_a_cut_shard_need_the_shard_at_the_same_end() -> None
 
 
 def test_the_order_is_the_same_in_every_version() -> None:
-    """A run resumed by a later version of mtil continues the same epoch."""
+    """A later version of mtil resumes a run without a change of the order."""
     order = _order([3, 0, 2, 4], 3, 2, seed=7, epoch=3, shuffle_shards=2)
     assert [_rows(step) for step in order] == [
         [(0, 1), (2, 1), (3, 1)],

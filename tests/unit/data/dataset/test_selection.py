@@ -245,7 +245,7 @@ def test_divisions_share_out_the_training_rows_group_by_group(
 def test_divisions_follow_from_the_parts_by_hand() -> None:
     part = np.array([0, 1, 2, 3, 4, 5, 6, 7], np.int8)
     held = [InnerDivision(number, 3).holds(part, 2).tolist() for number in range(3)]
-    # without part 2 the parts rank 0, 1, -, 2, 3, 4, 5, 6
+    # Without part 2, the ranks of the parts are 0, 1, -, 2, 3, 4, 5, 6.
     assert held[0] == [True, False, False, False, True, False, False, True]
     assert held[1] == [False, True, False, False, False, True, False, False]
     assert held[2] == [False, False, False, True, False, False, True, False]

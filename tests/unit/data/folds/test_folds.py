@@ -148,7 +148,7 @@ def test_folds_and_parts_keep_groups_whole_and_classes_even(seed: int) -> None:
 
 
 def test_patients_of_several_classes_are_spread_by_the_images_of_each() -> None:
-    """As in BUS-UCLM: 38 patients with about 18 images each, most patients with normal images."""
+    """Like BUS-UCLM: 38 patients with about 18 images, most patients with normal images."""
     rng = np.random.default_rng(3)
     records, group = [], {}
     for patient in range(38):
@@ -244,7 +244,7 @@ def test_small_collections_get_fewer_parts_that_serve(num_groups: int) -> None:
 
 
 def _sized(num_images: int) -> tuple[list[Record], dict[str, str], dict[str, float]]:
-    """Return images of two classes, with lesions growing with the number of the image."""
+    """Return images of two classes. The lesion area grows with the image number."""
     records = [_record(f"{i:03d}", label=i % 2) for i in range(num_images)]
     group = {record.sample_id: record.sample_id for record in records}
     area = {record.sample_id: 0.001 * (i + 1) for i, record in enumerate(records)}

@@ -1,4 +1,4 @@
-"""DICOM single frames: what a viewer shows, without the text around the image."""
+"""DICOM single frames are read as shown by a viewer, without the text around the image."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ Pixels = npt.NDArray[np.generic]
 
 
 def header(pixels: Pixels, photometric: str = "MONOCHROME2", bits: int = 0) -> Dataset:
-    """Return an ultrasound image's header with its pixels (h, w) or (h, w, 3)."""
+    """Return the header of an ultrasound image with pixels (h, w) or (h, w, 3)."""
     ds = Dataset()
     ds.SOPClassUID = UltrasoundImageStorage
     ds.SOPInstanceUID = "1.2.3"
@@ -73,7 +73,7 @@ def file(ds: Dataset, syntax: UID = ExplicitVRLittleEndian) -> bytes:
 
 
 def region(box: tuple[int, int, int, int], data_type: int = 1, spatial: int = 1) -> Dataset:
-    """Return an ultrasound region; `box` is x0, y0, x1, y1, all inside of it."""
+    """Return an ultrasound region. `box` is (x0, y0, x1, y1); both corners are inclusive."""
     item = Dataset()
     item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = spatial, data_type, 0
     item.RegionLocationMinX0, item.RegionLocationMinY0 = box[:2]
@@ -84,7 +84,7 @@ def region(box: tuple[int, int, int, int], data_type: int = 1, spatial: int = 1)
 
 
 def gray_of(ds: Dataset, syntax: UID = ExplicitVRLittleEndian) -> npt.NDArray[np.uint8]:
-    return read_gray(file(ds, syntax), "scan.png")  # whatever the suffix
+    return read_gray(file(ds, syntax), "scan.png")  # the suffix has no effect
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
@@ -139,7 +139,7 @@ def test_a_window_without_a_width_is_passed_over() -> None:
 def test_the_rescale_slope_comes_before_the_window(slope: int) -> None:
     ds = header(np.array([[0, 100, 200]], np.uint8))
     ds.RescaleSlope, ds.RescaleIntercept = slope, -50
-    assert gray_of(ds).tolist() == [[0, 100, 200]]  # scaled back from its range
+    assert gray_of(ds).tolist() == [[0, 100, 200]]  # without a window, the full range
     ds.WindowCenter, ds.WindowWidth = 100 * slope - 50, 200 * slope
     ds.VOILUTFunction = "LINEAR_EXACT"
     assert gray_of(ds).tolist() == [[0, 128, 255]]
@@ -200,7 +200,7 @@ def test_colours_become_luminance() -> None:
 
 def test_ybr_is_read_with_and_without_subsampling() -> None:
     full = np.full((4, 6, 3), 128, np.uint8)
-    full[..., 0] = np.arange(24).reshape(4, 6) * 10  # luminance; 128 is no colour
+    full[..., 0] = np.arange(24).reshape(4, 6) * 10  # luminance; a chroma of 128 is gray
     np.testing.assert_array_equal(gray_of(header(full, "YBR_FULL")), full[..., 0])
     halved = header(full, "YBR_FULL_422")
     luminance = full[..., 0].reshape(-1, 2)
@@ -297,7 +297,7 @@ def test_changed_bytes_never_end_in_a_traceback() -> None:
         changed[position] ^= 0x41
         with contextlib.suppress(DataError):
             num_read += read_gray(bytes(changed), "x.dcm").ndim == 2
-    assert num_read > 16  # those whose pixels alone have changed
+    assert num_read > 16  # a changed pixel is no error
 
 
 def test_whatever_is_outside_of_the_tissue_regions_is_black() -> None:
@@ -409,7 +409,7 @@ def test_regions_of_another_frame_are_not_used(
     frame = dicom.open_frame(file(ds), "x", max_pixels=10**6)
     assert (frame.stray_regions, frame.pixel_size) == (True, None)
     np.testing.assert_array_equal(frame.gray(), GRAY)
-    ds.PixelSpacing = [0.08, 0.08]  # the region's own, as little worth
+    ds.PixelSpacing = [0.08, 0.08]  # equal to the region's size, so equally unreliable
     assert dicom.pixel_size(file(ds)) is None
     ds.PixelSpacing = [0.16, 0.16]
     assert dicom.pixel_size(file(ds)) == pytest.approx(0.16)
@@ -420,7 +420,7 @@ def test_regions_that_say_no_place_hide_nothing(box: tuple[int, int, int, int] |
     item = region(box or (0, 0, 35, 23))
     if box is None:
         del item.RegionLocationMaxX1
-    tiny = box == (7, 7, 8, 8)  # beside others it may be one of several
+    tiny = box == (7, 7, 8, 8)  # valid beside a larger region
     for others in ([],) if tiny else ([], [region((5, 2, 14, 11))]):
         ds = header(GRAY)
         ds.SequenceOfUltrasoundRegions = Sequence([*others, item])
@@ -483,12 +483,12 @@ def test_a_window_that_is_none_is_passed_over(center: str, width: str) -> None:
 def test_of_several_windows_the_first_that_is_one_counts() -> None:
     values = np.array([[0, 50, 100, 150, 200]], np.uint8)
     data = file(with_text(values, "10\\100\\150", "0\\100\\10"))
-    # (value - 99.5) / 99 + 0.5, of 255
+    # (value - 99.5) / 99 + 0.5, scaled to 255 and clipped
     assert read_gray(data, "x").tolist() == [[0, 0, 129, 255, 255]]
 
 
 def with_text(pixels: Pixels, center: str, width: str) -> Dataset:
-    """Return a header whose window is any text."""
+    """Return a header with any text as window."""
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag
 
@@ -551,7 +551,7 @@ def test_frames_that_the_header_does_not_count_are_refused() -> None:
 
 
 def deflated(ds: Dataset, more: bytes = b"") -> bytes:
-    """Return the bytes of a deflated file, with bytes behind its pixels."""
+    """Return the bytes of a deflated file, with `more` after the pixels."""
     import zlib
 
     plain = file(ds, ExplicitVRLittleEndian)

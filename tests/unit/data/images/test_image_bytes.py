@@ -1,4 +1,4 @@
-"""What a process reads and decodes at once has a bound."""
+"""Bounds on the bytes and pixels held at once by a process."""
 
 import os
 import socket
@@ -48,7 +48,7 @@ def test_a_budget_never_lends_more_than_it_has_and_serves_in_order() -> None:
     threads += [threading.Thread(target=take, args=(amount,)) for amount in (10**9, 3, 5, 7)]
     for thread in threads[1:]:
         thread.start()
-    assert not order or order[0] != 10**9  # the whole is lent only when nobody else holds any
+    assert not order or order[0] != 10**9  # the whole budget is lent only without other holders
     may_leave.set()
     for thread in threads:
         thread.join(60)
@@ -102,7 +102,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 def _png(path: Path, side: int) -> None:
-    """Write a gray PNG of zeros without holding its pixels."""
+    """Write a gray PNG of zeros without holding the pixels."""
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
 
@@ -140,11 +140,11 @@ def test_large_images_are_decoded_one_after_the_other(tmp_path: Path) -> None:
         int(subprocess.run(
             [sys.executable, "-c", code, str(tmp_path), str(number)],
             check=True, capture_output=True, text=True,
-            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed goes back
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed memory is returned
         ).stdout)
         for number in (1, 6)
     ]  # fmt: skip
-    assert peaks[0] > side * side  # one image, at a byte a pixel
+    assert peaks[0] > side * side  # an image has a byte per pixel
     assert peaks[1] < 2 * peaks[0]
 
 

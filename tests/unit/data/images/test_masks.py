@@ -1,4 +1,4 @@
-"""Masks of two levels, of many, of numbers and of colours: which pixels are lesion."""
+"""Lesion pixels of masks with two levels, many levels, numbers or colours."""
 
 import io
 
@@ -75,7 +75,7 @@ def test_a_blurred_and_enlarged_mask_keeps_its_area() -> None:
     half = Image.fromarray(MASK.astype(np.uint8) * 255).resize((40, 30), Image.Resampling.BILINEAR)
     soft = half.resize((80, 60), Image.Resampling.BICUBIC).convert("RGB")
     got = read.read_mask(file(soft), "m")
-    assert (np.asarray(soft)[..., 0] > 0).sum() > 1.1 * MASK.sum()  # what it had grown to
+    assert (np.asarray(soft)[..., 0] > 0).sum() > 1.1 * MASK.sum()  # the nonzero area has grown
     assert abs(int(got.sum()) - int(MASK.sum())) <= 0.03 * MASK.sum()
 
 
@@ -103,7 +103,7 @@ def test_a_darker_lesion_beside_a_bright_one_is_kept() -> None:
     np.testing.assert_array_equal(find_lesion(levels).mask, levels > 0)
     speck = levels.copy()
     speck[3:10, 20:30] = 0
-    speck[15, 35] = 85  # without an even inside
+    speck[15, 35] = 85  # a single pixel has no even inside
     np.testing.assert_array_equal(find_lesion(speck).mask, speck == 255)
 
 

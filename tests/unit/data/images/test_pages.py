@@ -1,4 +1,4 @@
-"""Files of several pages or frames, and files that are to be turned upright."""
+"""Files of several pages or frames, and files with an EXIF orientation."""
 
 import io
 
@@ -21,7 +21,7 @@ INVERSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""What was done to an upright image that carries the orientation."""
+"""Transposition of an upright image for each EXIF orientation."""
 
 
 def file(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -81,7 +81,7 @@ def test_images_and_masks_are_turned_upright(kind: str, orientation: int) -> Non
     mask = Image.fromarray(GRAY > 128)
     if orientation > 1:
         mask = mask.transpose(INVERSE[orientation])
-    if kind != "WEBP":  # which has no masks of one bit
+    if kind != "WEBP":  # WEBP has no masks of one bit
         data = file(mask, kind, exif=tags.tobytes() if kind != "TIFF" else tags)
         np.testing.assert_array_equal(read.read_mask(data, "x"), GRAY > 128)
 

@@ -42,7 +42,7 @@ def test_of_a_mask_of_two_colours_one_is_taken() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
 def test_gray_survives_every_lossless_mode(mode: str, kind: str) -> None:
     if (mode, kind) == ("LA", "BMP"):
-        kind = "PNG"  # BMP has no such mode
+        kind = "PNG"  # BMP lacks the mode
     data = _file(Image.fromarray(GRAY).convert(mode), kind)
     np.testing.assert_array_equal(read.read_gray(data, "x"), GRAY)
 
@@ -132,7 +132,7 @@ def test_whatever_is_not_black_is_mask(mode: str, value: int) -> None:
 def test_one_bit_and_pure_blue_masks_are_read() -> None:
     np.testing.assert_array_equal(read.read_mask(_file(Image.fromarray(MASK)), "x"), MASK)
     blue = np.zeros((*MASK.shape, 3), np.uint8)
-    blue[..., 2] = MASK  # luminance 0.114, which rounds to black
+    blue[..., 2] = MASK  # luminance 0.114 rounds to black
     np.testing.assert_array_equal(read.read_mask(_file(Image.fromarray(blue)), "x"), MASK)
 
 

@@ -40,7 +40,7 @@ class Expected:
 
 
 def _drawn(number: int) -> tuple[Gray, Mask]:
-    """Return gray pixels (h, w) and a lesion mask (h, w), different for every number."""
+    """Return gray pixels (h, w) and a lesion mask (h, w), both different for every number."""
     rng = np.random.default_rng(number)
     height, width = rng.integers(64, 101, 2)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7), dtype=np.uint8))

@@ -284,7 +284,7 @@ def test_names_that_are_no_text_are_refused_by_their_bytes(tmp_path: Path, layou
     stray = folder + b"/" + name
     with open(stray, "wb"):  # noqa: PTH123
         pass
-    if layout == "breast":  # no image of the collection by its name
+    if layout == "breast":  # the name matches no image
         files = scan_collection(str(tmp_path), layout).files
         assert files is not None
         assert files.skipped[0].examples == ("case003_\\xc1\\xbc.png",)

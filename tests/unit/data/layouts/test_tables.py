@@ -26,7 +26,7 @@ ROWS = [
 ]
 MERGED = ["A2:A3", "A4:A5"]
 MOST_S = 60.0
-"""Far more than a refusal takes, far less than reading the refused file."""
+"""Seconds: far more than for a refusal, far less than for reading the refused file."""
 
 
 def _workbook(path: Path, rows: Sequence[Sequence[object]], merged: Sequence[str] = ()) -> Path:

@@ -1,4 +1,4 @@
-"""The account of a preparation: every file and image is in it once, and it adds up."""
+"""The account of a preparation counts every file and image once, and the sums agree."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def busi(phantoms: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Prepare a source and return its JSON; the account must be that which `inspect` shows."""
+    """Prepare a source and return the JSON. Check sums, and the account against `inspect`."""
 
     def run(source: Path, layout: str, *more: object, to: str = "out") -> dict[str, Any]:
         target = str(tmp_path / to)
@@ -84,7 +84,7 @@ def test_every_file_beside_a_collection_is_in_its_account(busi: Path, prepared: 
         "folders that archivers add": 1,
         "unfinished downloads": 1,
         "backup copies": 1,
-        "a table that the layout does not read": 2,  # and that of the phantoms
+        "a table that the layout does not read": 2,  # scores.csv and a table of the phantoms
     }.items():
         assert ignored[why] == number
     assert _numbers(files["skipped"]) == {
@@ -100,7 +100,7 @@ def test_a_second_run_that_finds_the_data_set_accounts_for_the_source(
 ) -> None:
     first = prepared(busi, "busi", to="busi/set")
     again = prepared(busi, "busi", to="busi/set")
-    assert again == first  # what the data set holds is no part of the source
+    assert again == first  # files of the data set do not count
     _touch(busi, "more.txt")
     command = ["prepare", str(busi), "--layout", "busi", "--to", str(busi / "set")]
     assert main(command) == 0

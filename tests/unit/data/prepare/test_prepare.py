@@ -1,4 +1,4 @@
-"""Collections to data sets: what is written, what is refused, and that nothing is left behind."""
+"""Preparation of collections: written files, refused sources, and no leftovers."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ _OF_SOURCE = ("layout", "groups", "official_folds", "columns", "classes")
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a BUSI collection that tests must not change."""
+    """Return a BUSI collection. Tests must not change the files."""
     out = tmp_path_factory.mktemp("phantoms") / "busi"
     phantom.write_phantoms(out, num_images=NUM_IMAGES, seed=0, image_size=SIZE)
     return out
@@ -42,7 +42,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mine(collection: Path, tmp_path: Path) -> Path:
-    """Return a BUSI collection to spoil."""
+    """Return a copy of the BUSI collection. Tests may change the files."""
     return Path(shutil.copytree(collection, tmp_path / "mine"))
 
 
@@ -167,7 +167,7 @@ def test_shard_size_changes_neither_rows_nor_fingerprint(collection: Path, tmp_p
 
 def test_the_same_source_gives_the_same_bytes(collection: Path, tmp_path: Path) -> None:
     _prepare(collection, tmp_path / "a")
-    _prepare(collection.parent, tmp_path / "b")  # by its parent
+    _prepare(collection.parent, tmp_path / "b")  # the parent folder as source
     assert _files(tmp_path / "a") == _files(tmp_path / "b")
 
 
@@ -340,7 +340,7 @@ def test_bad_collections_are_refused_and_leave_nothing(
     mine: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(mine)
-    # Shards of one row: those before the bad one were written, and must be gone.
+    # With staged files of a single row, files of earlier rows must be deleted, too.
     _refused(mine, tmp_path / "out", message, max_shard_bytes=1)
 
 
@@ -383,7 +383,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_p
     assert len(staged) == 29
     before = {path: path.stat().st_mtime_ns for path in staged}
     with pytest.raises(DataError, match="must have a dataset"):
-        manifest.load_manifest(LocalStore(str(out)))  # what is half-written is no data set
+        manifest.load_manifest(LocalStore(str(out)))  # an unfinished data set
     at_the_end: dict[Path, int] = {}
 
     def look(what: str, done: int, of: int) -> None:
@@ -391,7 +391,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(collection: Path, tmp_p
             at_the_end.update({path: path.stat().st_mtime_ns for path in staged})
 
     made = _prepare(collection, out, max_shard_bytes=1, progress=look)
-    assert at_the_end == before  # they were not made again
+    assert at_the_end == before  # staged files are not rewritten
     assert made == _prepare(collection, tmp_path / "undisturbed", max_shard_bytes=1)
     assert _files(out) == _files(tmp_path / "undisturbed")
 
@@ -427,7 +427,7 @@ def test_official_folds_of_a_table_are_recorded_and_asked_for_again(
     table = _table(tmp_path, mine, fold=lambda index, _: str(index % 2))
     made = _prepare(table, tmp_path / "out", layout="table", official_folds=5)
     assert (made.protocol, made.fold_rule, made.num_folds) == ("official", "given", 2)
-    # a data set of an earlier version, which does not say so, is the same data
+    # Earlier versions recorded a different protocol for equal data.
     path = tmp_path / "out" / "dataset.json"
     path.write_text(path.read_text().replace('"official"', '"grouped"'))
     again = _prepare(table, tmp_path / "out", layout="table", official_folds=5)
@@ -456,7 +456,7 @@ def test_an_unfinished_preparation_is_not_taken_for_another(
     _remove_image(mine)
     with pytest.raises(DataError, match="unfinished preparation of other data"):
         _prepare(mine, tmp_path / "out")
-    other_folds = _prepare(collection, tmp_path / "out", num_folds=3)  # the same pixels
+    other_folds = _prepare(collection, tmp_path / "out", num_folds=3)  # equal pixels
     assert other_folds.num_folds == 3
     assert len(other_folds.shards) == len(list((tmp_path / "out" / "shards").iterdir()))
 
@@ -473,7 +473,7 @@ def test_a_data_set_that_appears_meanwhile_is_kept(collection: Path, tmp_path: P
 
 
 def _table(folder: Path, collection: Path, **columns: Callable[[int, str], str]) -> Path:
-    """Write a table of a BUSI collection, with a column for each function of line and image."""
+    """Write a table of a BUSI collection. Functions of row number and label fill more columns."""
     path = folder / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

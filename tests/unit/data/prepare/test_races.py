@@ -1,4 +1,4 @@
-"""Two preparations of one target at a time: one data set comes of them, whole, or one sentence."""
+"""Concurrent preparations of a target: the target holds a single, complete data set."""
 
 import json
 import multiprocessing
@@ -30,7 +30,7 @@ _CHANGES = ("write", "create", "delete")
 
 @pytest.fixture(scope="module")
 def collections(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return two collections of other images."""
+    """Return two collections of different images."""
     made = []
     for seed in (0, 1):
         out = tmp_path_factory.mktemp("phantoms") / f"busi-{seed}"
@@ -58,13 +58,13 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 @dataclass
 class Paused:
-    """A preparation in a process of its own that waits before one of its changes to the target."""
+    """A separate process, waiting before a change to the target."""
 
     process: BaseProcess
     pipe: Connection
 
     def go_on(self) -> tuple[str, str]:
-        """Let it go on; return how it ended and with what fingerprint or message."""
+        """Continue the process. Return "done" and the fingerprint, or error class and message."""
         self.pipe.send("go")
         ended: tuple[str, str] = self.pipe.recv()
         self.process.join()
@@ -73,12 +73,12 @@ class Paused:
 
 @pytest.fixture
 def paused() -> Iterator[Callable[..., Paused | None]]:
-    """Start a preparation that waits before its so-manieth change; None if it makes fewer."""
+    """Start work and pause before change `number`. None if the work ends with fewer changes."""
     processes = []
 
     def start(number: int, work: Callable[[], Any]) -> Paused | None:
         ours, theirs = multiprocessing.Pipe()
-        # a fork, so that a process costs no import
+        # a fork saves the imports
         process = multiprocessing.get_context("fork").Process(
             target=_work, args=(number, work, theirs)
         )
@@ -120,7 +120,7 @@ def _work(number: int, work: Callable[[], Any], pipe: Connection) -> None:
 
 
 def _check_whole(to: Path, expected: dict[str, bytes]) -> None:
-    """Make sure that a target holds exactly the files of one data set, and that they agree."""
+    """Check that a target holds exactly the expected files, and that shards match the manifest."""
     assert _files(to) == expected
     store = LocalStore(str(to))
     made = inspect_dataset(store).manifest
@@ -134,7 +134,7 @@ def _every_change(
     work: Callable[[Path], Any],
     meanwhile: Callable[[Path], Any],
 ) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Interrupt some work before each of its changes by other work; yield how it ended."""
+    """Run `meanwhile` before every change of `work`. Yield the target and the end of `work`."""
     for number in range(1000):
         to = tmp_path / str(number)
         waiting = paused(number, lambda to=to: work(to))
@@ -178,7 +178,7 @@ def test_of_two_preparations_of_other_images_one_counts(
 def test_a_preparation_between_staging_and_its_manifest_is_overtaken_without_harm(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
-    """Both have begun before either had staged anything."""
+    """Both preparations start with an empty target."""
     mine, theirs = collections
     _prepare(theirs, tmp_path / "alone")
     alone = _files(tmp_path / "alone")
@@ -236,7 +236,7 @@ def test_other_settings_for_the_same_images_are_refused_by_the_first_data_set(
 def test_an_append_meanwhile_is_kept(
     collections: tuple[Path, Path], tmp_path: Path, paused: Callable[..., Paused | None]
 ) -> None:
-    """The append begins as soon as there is a manifest, before the splits are written."""
+    """The append starts once the manifest exists, even before the splits are written."""
     source, more = collections
     renamed = tmp_path / "more"
     for path in sorted(more.rglob("*.png")):

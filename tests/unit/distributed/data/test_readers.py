@@ -16,7 +16,7 @@ from mtil.distributed.data.readers import ReadingTime, measure_reading
         (1.0, 1.0, 64.0, 8),
         (1.0, 1.0, 0.25, 2),  # a small share of a full machine
         (0.5, 1.0, 4.0, 4),  # several threads computed
-        (1.0, 0.0, 1.0, 8),  # too short for the clock of the CPU
+        (1.0, 0.0, 1.0, 8),  # too short for the CPU clock
     ],
 )
 def test_slow_storage_and_many_cpus_get_more_readers(
