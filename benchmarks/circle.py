@@ -213,12 +213,12 @@ def result_of(action: Action) -> dict[str, Any]:
     if isinstance(action, Train):
         return {"folder": str(action), "model_sha256": sha256, "config_digest": sha256,
                 "fingerprint": sha256, "metrics": figures}  # fmt: skip
-    told: dict[str, Any] = figures
+    metrics: dict[str, Any] = figures
     if isinstance(action, Summarise):
-        told = {name: {"value": v, "low": v, "high": v} for name, v in figures.items()}
+        metrics = {name: {"value": v, "low": v, "high": v} for name, v in figures.items()}
     else:
         assert isinstance(action, Evaluate)
-    by_pass = [{"pass": number, "metrics": told} for number in range(2)]
+    by_pass = [{"pass": number, "metrics": metrics} for number in range(2)]
     return {"file": str(action), "sha256": sha256, "by_pass": by_pass}
 
 

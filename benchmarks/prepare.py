@@ -62,12 +62,12 @@ def measured(options: Sequence[str]) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    said, _ = process.communicate()
+    stdout, _ = process.communicate()
     over.set()
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     times: dict[str, list[float]] = found.pop("phases", {})
     return found | {
         "peak_memory_gib": max(size for _, size in samples) / 2**30,

@@ -95,7 +95,7 @@ def measure(num_images: int) -> dict[str, Any]:
         folder = Path(name)
         uri, page = make_run(folder, num_images), folder / "report.html"
         start = time.perf_counter()
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "mtil", "report", uri, "--to", str(page), "--json"],
             check=True,
             stdout=subprocess.PIPE,
@@ -104,8 +104,8 @@ def measure(num_images: int) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         opened = [open_in_browser(page) for _ in range(3)]
     return {
-        "images": json.loads(said.stdout)["images"],
-        "megabytes": {"value": json.loads(said.stdout)["bytes"] / 1e6, "goal": 30},
+        "images": json.loads(done.stdout)["images"],
+        "megabytes": {"value": json.loads(done.stdout)["bytes"] / 1e6, "goal": 30},
         "seconds_to_make": {"value": seconds, "goal": 120},
         "seconds_to_open": {"values": opened, "goal": 2},
     }

@@ -93,12 +93,14 @@ class FaultyProxy:
             request.method, url, headers=headers, data=body, allow_redirects=False
         ) as answer:
             content = await answer.read()
-            told = [(k, v) for k, v in answer.headers.items() if k.lower() not in _OF_A_HOP]
+            response_headers = [
+                (k, v) for k, v in answer.headers.items() if k.lower() not in _OF_A_HOP
+            ]
         if fault == "answer lost":
             return self._hung_up(request)
         if fault == "slow":
             await asyncio.sleep(_SLOW_S)
-        response = web.StreamResponse(status=answer.status, headers=dict(told))
+        response = web.StreamResponse(status=answer.status, headers=dict(response_headers))
         await response.prepare(request)
         if fault == "answer cut":
             await response.write(content[: len(content) // 2])

@@ -208,7 +208,7 @@ def undisturbed(ground: Ground, nodes: Nodes) -> dict[str, Any]:
     assert nodes.hosts("ray::RayTrainWorker") == ground.num_workers
     ground.gate.open(deliver=True)
     until(lambda: command.code is not None)
-    assert command.code == 0, command.said()
+    assert command.code == 0, command.read_output()
     return committed(ground.uri(name)) | {"seconds": time.monotonic() - start}
 
 
@@ -240,7 +240,7 @@ def disturbed(ground: Ground, nodes: Nodes, name: str, plan: Sequence[Kill]) -> 
         ground.gate.open(deliver=one.delivered, until=after)
     until(lambda: command.code is not None)
     end = time.monotonic() - start
-    assert command.code == 0, command.said()
+    assert command.code == 0, command.read_output()
     for entry in kills:
         entry["seconds_to_the_end"] = round(end - entry["at"], 1)
     return {"kills": kills, "seconds": round(end, 1)} | committed(ground.uri(name))
@@ -261,7 +261,7 @@ def _is_held(kind: str, ground: Ground, nodes: Nodes, command: Command) -> bool:
 def _wait_until_held(ground: Ground, commands: Sequence[Command]) -> None:
     """Wait until the gate has shut. Raises AssertionError if a command ends first."""
     until(lambda: ground.gate.held or any(one.code is not None for one in commands))
-    assert ground.gate.held, [one.said() for one in commands]
+    assert ground.gate.held, [one.read_output() for one in commands]
 
 
 def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
@@ -283,12 +283,15 @@ def _kill(kind: str, ground: Ground, nodes: Nodes, command: Command) -> None:
 def _outage(ground: Ground, nodes: Nodes, command: Command) -> None:
     """Kill the storage. Restart after the command and the coordinator have met the outage."""
     coordinators = nodes.processes("ray::Coordinator")
-    told = [command.said, *(partial(nodes.said, process) for process in coordinators)]
-    before = [said().count(_TRIED_AGAIN) for said in told]
+    readers = [
+        command.read_output,
+        *(partial(nodes.read_stderr, process) for process in coordinators),
+    ]
+    before = [read().count(_TRIED_AGAIN) for read in readers]
     ground.storage.kill()
     ground.gate.refuse()
-    for said, count in zip(told, before, strict=True):
-        until(lambda said=said, count=count: said().count(_TRIED_AGAIN) > count)  # type: ignore[misc]
+    for read, count in zip(readers, before, strict=True):
+        until(lambda read=read, count=count: read().count(_TRIED_AGAIN) > count)  # type: ignore[misc]
     ground.storage.restart()
 
 
@@ -313,7 +316,7 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
         commands += [ground.circle(name, second, log=f"{name}-{which}") for which in "bc"]
         for command in commands[1:]:
             command.start()
-        until(lambda: all("following it" in one.said() for one in commands[1:]))
+        until(lambda: all("following it" in one.read_output() for one in commands[1:]))
         assert not second.processes("ray::Coordinator")
         ground.gate.open(deliver=True, until=Moment(CHECKPOINT.format(round=1)))
         _wait_until_held(ground, commands)
@@ -324,12 +327,14 @@ def two_clusters(ground: Ground, name: str = "two-clusters") -> dict[str, Any]:
         until(lambda: second.processes("ray::Coordinator"))
         takeover = time.monotonic() - start
         until(lambda: all(one.code is not None for one in commands[1:]))
-        assert [one.code for one in commands[1:]] == [0, 0], [one.said() for one in commands[1:]]
-        told = {"takeover_seconds": round(takeover, 1)}
+        assert [one.code for one in commands[1:]] == [0, 0], [
+            one.read_output() for one in commands[1:]
+        ]
+        figures = {"takeover_seconds": round(takeover, 1)}
     store = open_store(ground.uri(name))
     boots = [one for one in map(store.read, store.names(LEDGER_FOLDER)) if b'"kind": "boot"' in one]
     assert len(boots) == 2  # one per cluster: the two commands share a coordinator
-    return told | committed(ground.uri(name))
+    return figures | committed(ground.uri(name))
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -349,48 +354,48 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="most runs of this call")
     options = parser.parse_args()
     record = options.folder / "kills.json"
-    told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"runs": []}
+    results: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"runs": []}
     with ground(options.folder.absolute(), options.folds) as place:
         for _ in range(options.runs):
-            is_unfinished = _go_on(place, told, options)
-            record.write_text(json.dumps(told, indent=1) + "\n")
+            is_unfinished = _go_on(place, results, options)
+            record.write_text(json.dumps(results, indent=1) + "\n")
             if not is_unfinished:
                 break
-    brief = _brief(told)
+    brief = _brief(results)
     sys.stdout.write(json.dumps(brief, indent=1) + "\n")
     return 0 if brief["equal"] else 1
 
 
-def _go_on(place: Ground, told: dict[str, Any], options: argparse.Namespace) -> bool:
+def _go_on(place: Ground, results: dict[str, Any], options: argparse.Namespace) -> bool:
     """Do the next missing run. Return False only when all runs are done."""
-    missing = options.kills - sum(len(run["kills"]) for run in told["runs"])
-    if "undisturbed" not in told:
+    missing = options.kills - sum(len(run["kills"]) for run in results["runs"])
+    if "undisturbed" not in results:
         with Nodes() as nodes:
-            told["undisturbed"] = undisturbed(place, nodes)
-    elif "two_clusters" not in told:
+            results["undisturbed"] = undisturbed(place, nodes)
+    elif "two_clusters" not in results:
         run = two_clusters(place)
-        told["two_clusters"] = run | {"equal": same(run, told["undisturbed"])}
+        results["two_clusters"] = run | {"equal": same(run, results["undisturbed"])}
     elif missing > 0:
-        number, first = len(told["runs"]), options.kills - missing
+        number, first = len(results["runs"]), options.kills - missing
         draw = random.Random(f"{options.seed} {number}")
         count = min(_KILLS_A_RUN, missing)
         kinds = [KINDS[index % len(KINDS)] for index in range(first, first + count)]
         draw.shuffle(kinds)
         with Nodes() as nodes:
             run = disturbed(place, nodes, f"killed-{number}", planned(draw, kinds))
-        told["runs"].append(run | {"equal": same(run, told["undisturbed"])})
-    return "two_clusters" not in told or missing > 0
+        results["runs"].append(run | {"equal": same(run, results["undisturbed"])})
+    return "two_clusters" not in results or missing > 0
 
 
-def _brief(told: dict[str, Any]) -> dict[str, Any]:
-    kills = [one | {"equal": run["equal"]} for run in told["runs"] for one in run["kills"]]
-    runs = [*told["runs"], *([told["two_clusters"]] if "two_clusters" in told else [])]
+def _brief(results: dict[str, Any]) -> dict[str, Any]:
+    kills = [one | {"equal": run["equal"]} for run in results["runs"] for one in run["kills"]]
+    runs = [*results["runs"], *([results["two_clusters"]] if "two_clusters" in results else [])]
     return {
-        "undisturbed_seconds": round(told["undisturbed"]["seconds"], 1),
+        "undisturbed_seconds": round(results["undisturbed"]["seconds"], 1),
         "kills": kills,
         "by_kind": Counter(one["kind"] for one in kills),
-        "run_seconds": [run["seconds"] for run in told["runs"]],
-        "takeover_seconds": told.get("two_clusters", {}).get("takeover_seconds"),
+        "run_seconds": [run["seconds"] for run in results["runs"]],
+        "takeover_seconds": results.get("two_clusters", {}).get("takeover_seconds"),
         "equal": all(run["equal"] for run in runs),
     }
 

@@ -130,7 +130,7 @@ class Nodes:
         """Return the processes of the cluster with a title beginning with a name."""
         return [one for node in self._cluster.list_all_nodes() for one in self._titled(node, name)]
 
-    def said(self, process: psutil.Process) -> str:
+    def read_stderr(self, process: psutil.Process) -> str:
         """Return the stderr of a process of the cluster so far."""
         logs = Path(self._folder).glob(f"session_*/logs/worker-*-{process.pid}.err")
         return "".join(log.read_text() for log in logs if not log.parent.parent.is_symlink())
@@ -186,6 +186,6 @@ class Command:
             self._process.kill()
             self._process.wait()
 
-    def said(self) -> str:
+    def read_output(self) -> str:
         """Return the output of all starts so far."""
         return self._log.read_text()

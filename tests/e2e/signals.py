@@ -69,7 +69,7 @@ class Shot:
             stdout=subprocess.DEVNULL,
             stderr=self._sink,
             start_new_session=True,
-            preexec_fn=_heed,
+            preexec_fn=_restore_signals,
         )
 
     def wait(self) -> int:
@@ -100,7 +100,7 @@ class Shot:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _heed() -> None:
+def _restore_signals() -> None:
     """Restore default signal handlers: background commands of a shell ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -202,7 +202,7 @@ def disturbed(
         left = shot.left()
     finally:
         shot.clean()
-    told = shot.log.read_text()
+    stderr = shot.log.read_text()
     again = Shot(arguments, ground.folder / f"{name}.log")
     try:
         assert again.wait() == 0, again.log.read_text()
@@ -213,7 +213,7 @@ def disturbed(
     shutil.rmtree(target)
     return {
         "command": command, "sent": sent, "code": code, "seconds": round(seconds, 2),
-        "left": left, "told": told, "content": content,
+        "left": left, "told": stderr, "content": content,
     }  # fmt: skip
 
 
@@ -266,10 +266,10 @@ def main() -> int:
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "signals.json"
-    told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    results: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     ground = Ground(folder)
     for command in options.commands.split(","):
-        of = told.setdefault(command, {"shots": []})
+        of = results.setdefault(command, {"shots": []})
         if "undisturbed" not in of:
             of["undisturbed"] = undisturbed(ground, command)
         while len(of["shots"]) < options.moments:
@@ -281,7 +281,7 @@ def main() -> int:
             shot = disturbed(ground, command, name, send)
             shot["wrong"] = verdict(shot, of["undisturbed"])
             of["shots"].append({key: shot[key] for key in shot.keys() - {"content"}})
-            record.write_text(json.dumps(told, indent=1) + "\n")
+            record.write_text(json.dumps(results, indent=1) + "\n")
             sys.stderr.write(f"{name}: {shot['sent']} {shot['seconds']} s {shot['wrong']}\n")
     brief = {
         command: {
@@ -289,7 +289,7 @@ def main() -> int:
             "wrong": [shot["wrong"] for shot in of["shots"] if shot["wrong"]],
             "seconds_to_the_end": sorted(shot["seconds"] for shot in of["shots"]),
         }
-        for command, of in told.items()
+        for command, of in results.items()
     }
     sys.stdout.write(json.dumps(brief, indent=1) + "\n")
     return int(any(of["wrong"] for of in brief.values()))

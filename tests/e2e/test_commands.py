@@ -43,11 +43,11 @@ def run(mtil: Command, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("run") / "run"
     done = mtil("train", "--data", data, "--run", folder, "--fold", "0", *SMALL, "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["run"] == str(folder)
-    assert told["fold"] == 0
-    assert told["seconds"] > 0
-    assert {"dice", "auc"} <= told["metrics"].keys()
+    result = json.loads(done.stdout)
+    assert result["run"] == str(folder)
+    assert result["fold"] == 0
+    assert result["seconds"] > 0
+    assert {"dice", "auc"} <= result["metrics"].keys()
     assert "epoch 3/3" in done.stderr
     return folder
 
@@ -55,14 +55,14 @@ def run(mtil: Command, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_evaluate_prints_one_object(mtil: Command, run: Path, data: Path) -> None:
     done = mtil("evaluate", "--run", run, "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["folds"] == [0]
-    assert set(told["metrics"]) == METRICS
-    assert set(told["metrics"]["dice"]) == {"value", "low", "high"}
-    assert told["by_class"].keys() == {"benign", "malignant", "normal"}
-    assert len(told["by_pass"]) == 1
+    result = json.loads(done.stdout)
+    assert result["folds"] == [0]
+    assert set(result["metrics"]) == METRICS
+    assert set(result["metrics"]["dice"]) == {"value", "low", "high"}
+    assert result["by_class"].keys() == {"benign", "malignant", "normal"}
+    assert len(result["by_pass"]) == 1
     counts = json.loads((data / "dataset.json").read_text())["folds"]["0"]
-    assert told["num_images"] == sum(counts.values())
+    assert result["num_images"] == sum(counts.values())
 
 
 def test_predict_writes_masks_overlays_and_a_table(
@@ -77,8 +77,8 @@ def test_predict_writes_masks_overlays_and_a_table(
     (inputs / "broken.png").write_bytes((inputs / "small.png").read_bytes()[:200])
     done = mtil("predict", run, inputs, tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["num_images"], told["num_unreadable"]) == (2, 1)
+    result = json.loads(done.stdout)
+    assert (result["num_images"], result["num_unreadable"]) == (2, 1)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {"small.png", "large.jpg", "broken.png"}
@@ -211,9 +211,9 @@ def test_doctor_knows_the_storage_and_leaves_nothing_behind(mtil: Command, tmp_p
     variables = {"HOME": str(home), "TMPDIR": str(temporary), "RAY_AUTH_MODE": "token"}
     done = mtil("doctor", "--to", to, "--json", **variables)
     assert done.returncode == 0, done.stderr + done.stdout
-    told = json.loads(done.stdout)
-    assert told["ok"]
-    details = {check["name"]: check["detail"] for check in told["checks"]}
+    result = json.loads(done.stdout)
+    assert result["ok"]
+    details = {check["name"]: check["detail"] for check in result["checks"]}
     assert "Ray's sockets go to /" in details["temporary files"]
     assert not [path for path in to.rglob("*") if path.is_file()]
     assert list(temporary.iterdir()) == []

@@ -87,7 +87,7 @@ def test_two_workers_then_one_then_two(
             """Let the training pass the gate write by write until a condition holds."""
             until(lambda: gate.held or command.code is not None)
             while not condition():
-                assert gate.held, command.said()
+                assert gate.held, command.read_output()
                 gate.open(deliver=True, until=Moment(".*"))
                 until(lambda: gate.held or command.code is not None)
 
@@ -108,7 +108,7 @@ def test_two_workers_then_one_then_two(
         until(lambda: nodes.hosts("ray::RayTrainWorker") == 2)
         gate.open(deliver=False)
         until(lambda: command.code is not None)
-    assert command.code == 0, command.said()
+    assert command.code == 0, command.read_output()
     history = _history(run)
     assert [line["epoch"] for line in history] == list(range(_EPOCHS))
     assert {line["steps"] for line in history} == {history[0]["steps"]}

@@ -280,19 +280,19 @@ def _has_cpus(
     file: Path, operate: Operate, hosts: list[psutil.Process], count: int
 ) -> "subprocess.CompletedProcess[str]":
     """Wait until the cluster has `count` CPUs. Return the last answer of `status`."""
-    said: list[subprocess.CompletedProcess[str]] = []
+    answers: list[subprocess.CompletedProcess[str]] = []
 
     def is_so() -> bool:
-        said[:] = [operate("status", file)]
-        return f"/{count}.0 CPU" in said[0].stdout
+        answers[:] = [operate("status", file)]
+        return f"/{count}.0 CPU" in answers[0].stdout
 
     try:
         until(is_so)
     except AssertionError as error:
         raise AssertionError(
-            f"{count} CPUs did not come: {said[0].stdout}\n{_monitor_log(hosts[0])}"
+            f"{count} CPUs did not come: {answers[0].stdout}\n{_monitor_log(hosts[0])}"
         ) from error
-    return said[0]
+    return answers[0]
 
 
 def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
@@ -311,9 +311,9 @@ def test_two_hosts_come_up_run_a_circle_and_are_left_empty(
     run = f"s3://{BUCKET}/run"
     job = operate("submit", "--cluster", file, "--", *CIRCLE, *SHORT, *TOGETHER, "--run", run)
     assert job.returncode == 0, job.stdout + job.stderr
-    told = json.loads(outside("status", "--run", run, "--json").stdout)
-    assert told["verified"] is True
-    assert told["stages"] == {"0": {"0": "done"}}, told
+    result = json.loads(outside("status", "--run", run, "--json").stdout)
+    assert result["verified"] is True
+    assert result["stages"] == {"0": {"0": "done"}}, result
     failed = operate("submit", "--cluster", file, "--", "bash", "-c", "hostname; exit 7")
     assert failed.returncode == 7, failed.stdout + failed.stderr
     assert NAMES[1] in failed.stdout

@@ -43,7 +43,7 @@ FILE = os.environ["FILE"]
 text = Path("cluster.yaml").read_text()
 Path(FILE).write_text(re.sub(r"resolve:ssm:\\S+", "resolve:ssm:/mtil/latest", text))
 
-told = {"without_group": main(["up", FILE, "--yes"])}
+results = {"without_group": main(["up", FILE, "--yes"])}
 (vpc,) = ec2.describe_vpcs()["Vpcs"]
 made = ec2.create_security_group(GroupName="mtil", Description="mtil", VpcId=vpc["VpcId"])
 group = made["GroupId"]
@@ -52,10 +52,10 @@ def allow(address, **more):
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
     return rule
 wide = allow("0.0.0.0/0")
-told["open_group"] = main(["up", FILE, "--yes"])
+results["open_group"] = main(["up", FILE, "--yes"])
 ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[wide])
 allow("10.1.2.3/32")
-told["before"] = len(machines())
+results["before"] = len(machines())
 
 from cluster import launch
 from ray.scripts.scripts import cli
@@ -73,7 +73,7 @@ threading.Thread(target=main, args=(["up", FILE, "--yes"],), daemon=True).start(
 assert made.wait(120)
 (head,) = machines()
 (volume,) = ec2.describe_volumes()["Volumes"]
-told["head"] = {
+results["head"] = {
     "type": head["InstanceType"],
     "image": head["ImageId"],
     "profile": head["IamInstanceProfile"]["Arn"].rpartition("/")[2],
@@ -88,10 +88,10 @@ from cluster import files, machine_images
 ssm.put_parameter(Name="/mtil/latest", Value="ami-22222222222222222", Type="String", Overwrite=True)
 file = files.parse_cluster_file(Path(FILE), *files.load_cluster_file(Path(FILE)))
 types = machine_images.fix_image_ids(file)["available_node_types"].values()
-told["images_later"] = [kind["node_config"]["ImageId"] for kind in types]
+results["images_later"] = [kind["node_config"]["ImageId"] for kind in types]
 rules = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
-told["addresses"] = [found["CidrIp"] for rule in rules for found in rule["IpRanges"]]
-Path(os.environ["TOLD"]).write_text(json.dumps(told))
+results["addresses"] = [found["CidrIp"] for rule in rules for found in rule["IpRanges"]]
+Path(os.environ["TOLD"]).write_text(json.dumps(results))
 os._exit(0)
 """
 
@@ -133,12 +133,12 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert told["without_group"] == told["open_group"] == 2
+    results = json.loads((tmp_path / "told.json").read_text())
+    assert results["without_group"] == results["open_group"] == 2
     assert "The security group mtil must exist in us-east-1" in done.stderr
     assert "The security group mtil must not be open to everybody" in done.stderr
-    assert told["before"] == 0
-    head = told["head"]
+    assert results["before"] == 0
+    head = results["head"]
     tags = head.pop("tags")
     assert head == {
         "type": "m6i.large",
@@ -152,5 +152,5 @@ def test_the_aws_file_asks_for_the_head_that_it_describes(
     assert tags["project"] == "mtil"
     assert tags["ray-cluster-name"] == "mtil"
     assert tags["ray-node-type"] == "head"
-    assert told["images_later"] == ["ami-11111111111111111"] * 3
-    assert told["addresses"] == ["10.1.2.3/32"]  # Ray adds no address
+    assert results["images_later"] == ["ami-11111111111111111"] * 3
+    assert results["addresses"] == ["10.1.2.3/32"]  # Ray adds no address

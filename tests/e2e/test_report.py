@@ -31,8 +31,8 @@ def page_file(mtil: Command, images: Path, tmp_path_factory: pytest.TempPathFact
         ("evaluate", "--local", "--run", folder / "run"),
         ("report", folder / "run", "--to", folder / "report.html"),
     ):  # fmt: skip
-        said = mtil(*words)
-        assert said.returncode == 0, said.stderr
+        done = mtil(*words)
+        assert done.returncode == 0, done.stderr
     return folder / "report.html"
 
 
@@ -54,8 +54,8 @@ def real_pages(
          "--to", folder / "data"),
         ("inspect", folder / "data", "--to", folder / "audit.html"),
     ):  # fmt: skip
-        said = mtil(*words)
-        assert said.returncode == 0, said.stderr
+        done = mtil(*words)
+        assert done.returncode == 0, done.stderr
     return {"circle": folder / "report.html", "audit": folder / "audit.html"}
 
 
@@ -119,12 +119,12 @@ def test_the_report_of_a_real_circle(
     mtil: Command, open_page: Any, real_pages: dict[str, Path]
 ) -> None:
     file = real_pages["circle"]
-    said = mtil("evaluate", "--run", file.parent / "run", "--json")
-    told = json.loads(said.stdout)
+    done = mtil("evaluate", "--run", file.parent / "run", "--json")
+    result = json.loads(done.stdout)
     page = open_page(file=file)
-    assert page.locator("article").count() == told["num_images"]
+    assert page.locator("article").count() == result["num_images"]
     page.select_option("select[name=label]", "normal")
-    assert page.locator("article:visible").count() == told["by_class"]["normal"]["count"]
+    assert page.locator("article:visible").count() == result["by_class"]["normal"]["count"]
     malignant = page.locator("article[data-label=malignant]").first
     link = page.evaluate(
         "href => new URL(href, location.href).hash", f"#{malignant.get_attribute('id')}"

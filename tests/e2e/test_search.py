@@ -17,7 +17,7 @@ from tests.e2e.places import SETTINGS, Nodes
 from tune import study as studies
 from tune.record import Search
 
-Told = Callable[..., dict[str, Any]]
+TuneCommand = Callable[..., dict[str, Any]]
 
 SMALL = (
     "--config", "demo", "--data.image-size", "64", "--model.encoder.name", "resnet10_tiny",
@@ -26,7 +26,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def tune(environment: dict[str, str]) -> Told:
+def tune(environment: dict[str, str]) -> TuneCommand:
     """Run `mtil-tune` with arguments. Return the printed JSON object."""
 
     def run(*arguments: str | Path, **variables: str) -> dict[str, Any]:
@@ -39,26 +39,26 @@ def tune(environment: dict[str, str]) -> Told:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
 
     return run
 
 
 @pytest.mark.long
 def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
-    tune: Told, mtil: Command, data: Path, tmp_path: Path
+    tune: TuneCommand, mtil: Command, data: Path, tmp_path: Path
 ) -> None:
     """The search has two objectives. `mtil train` accepts the exported file unchanged."""
     search, best = tmp_path / "search", tmp_path / "best.yaml"
-    told = tune(
+    result = tune(
         *("run", "--data", data, "--run", search, *SMALL, "--circle", "--circle.num-rounds", "2"),
         *("--space", "loss,prior,circle", "--objective", "dice,auc", "--num-trials", "1"),
         *("--trial-epochs", "1", "--trial-workers", "2"),
     )
-    assert (told["ended"], told["failed"], len(told["front"])) == (1, 0, 1)
-    assert told["front"][0]["value"] == pytest.approx(
-        [told["front"][0]["figures"][0][name] for name in ("dice", "auc")]
+    assert (result["ended"], result["failed"], len(result["front"])) == (1, 0, 1)
+    assert result["front"][0]["value"] == pytest.approx(
+        [result["front"][0]["figures"][0][name] for name in ("dice", "auc")]
     )
     trial = Run.open(f"{search}/trials/0000")
     assert trial.config.train.num_workers == 2
@@ -76,7 +76,7 @@ def test_a_whole_circle_of_two_workers_is_a_trial_and_then_a_training(
 
 
 @pytest.fixture(scope="session")
-def searched(tune: Told, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(tune: TuneCommand, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search on two folds, with two trials."""
     search = tmp_path_factory.mktemp("searched") / "search"
     tune(
@@ -89,36 +89,36 @@ def searched(tune: Told, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.long
 def test_confirming_compares_on_rows_that_the_search_was_not_judged_by(
-    tune: Told, searched: Path
+    tune: TuneCommand, searched: Path
 ) -> None:
     search = Search.open(str(searched))
-    told = tune("confirm", "--run", searched, "--top", "2", "--seeds", "1")
-    assert told["same_as_default"] == [0]
-    (contender,) = told["contenders"]
+    result = tune("confirm", "--run", searched, "--top", "2", "--seeds", "1")
+    assert result["same_as_default"] == [0]
+    (contender,) = result["contenders"]
     assert contender["name"] == "trial 1"
     fresh, left_out = search.find_fresh_rows([0, 1])
     assert left_out > 0
-    assert told["rows"] == {"compared": len(fresh), "left_out": left_out}
-    assert told["rows"] == json.loads(search.store.read("confirm.json"))["rows"]
+    assert result["rows"] == {"compared": len(fresh), "left_out": left_out}
+    assert result["rows"] == json.loads(search.store.read("confirm.json"))["rows"]
     assert contender["verdict"].startswith("trial 1 ")
 
 
 @pytest.mark.long
 def test_four_trials_at_a_time_on_two_nodes_do_not_wait_for_each_other(
-    tune: Told, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: TuneCommand, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight trials, more than the cluster has room for, stream rows through Ray Data."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     search = tmp_path / "search"
     with Nodes() as nodes:
-        told = tune(
+        result = tune(
             *("run", "--data", data, "--run", search, *SMALL, "--data.mode", "streaming"),
             *("--train.cpus-per-worker", "0.3", "--max-concurrent", "4", "--num-trials", "8"),
             *("--space", "loss", "--objective", "dice", "--trial-epochs", "1"),
             RAY_ADDRESS=nodes.address,
         )
-    assert (told["ended"], told["failed"]) == (8, 0)
+    assert (result["ended"], result["failed"]) == (8, 0)
     frozen = studies.load_study(Search.open(str(search))).trials
     begun = [one.datetime_start for one in frozen]
     ended = [one.datetime_complete for one in frozen]

@@ -94,7 +94,7 @@ def test_run_ends_on_all_nodes_when_it_fails_and_leaves_skypilots_ray_alone(
         check=False,
     )
     logs = {name: (home / f"{name}.log").read_text()[-3000:] for name in ("head", "worker", "sky")}
-    told = done.stdout.splitlines()
-    assert told == ["head: 3", "worker: 0", "sky: alive", "1"], (done.stdout, done.stderr, logs)
+    lines = done.stdout.splitlines()
+    assert lines == ["head: 3", "worker: 0", "sky: alive", "1"], (done.stdout, done.stderr, logs)
     words = ["circle", "--config", "base", "--data", "s3://b/data", "--run", "s3://b/run"]
     assert f"{words} 2" in logs["head"]

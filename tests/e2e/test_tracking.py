@@ -99,8 +99,8 @@ def test_a_circle_in_all_three(
     assert client.get_run(top).data.params["circle.num_rounds"] == "2"
     assert {file.path for file in client.list_artifacts(top)} == {"run.json", "report.html"}
     for number, one in rounds.items():
-        told = json.loads((tmp_path / f"circle/rounds/{number}/evaluation.json").read_text())
-        dice = told["by_pass"][-1]["metrics"]["dice"]["value"]
+        evaluation = json.loads((tmp_path / f"circle/rounds/{number}/evaluation.json").read_text())
+        dice = evaluation["by_pass"][-1]["metrics"]["dice"]["value"]
         assert one.data.metrics["test/dice"] == pytest.approx(dice)
         for fold in (0, 1):
             below = runs[f"round {number}, fold {fold}"]
@@ -142,7 +142,7 @@ def test_a_search(
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     client = MlflowClient(tracking_uri=database_server)
     (experiment,) = [one for one in client.search_experiments() if one.name == "mtil"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -153,11 +153,11 @@ def test_a_search(
     assert [run.info.run_name for run in trials] == ["trial 0000", "trial 0001"]
     top = client.get_run(trials[0].data.tags["mlflow.parentRunId"])
     assert {file.path for file in client.list_artifacts(top.info.run_id)} == {"report.html"}
-    best = trials[told["best"]["trial"]]
+    best = trials[result["best"]["trial"]]
     # MLflow allows no `*` and no `+` in a name.
     objective = best.data.metrics["objective/0.5_dice_0.5_auc"]
-    assert objective == pytest.approx(told["best"]["value"])
-    for key, value in told["best"]["overrides"].items():
+    assert objective == pytest.approx(result["best"]["value"])
+    for key, value in result["best"]["overrides"].items():
         assert best.data.params[key] == str(value) or float(best.data.params[key]) == value
     (fold,) = [
         run
@@ -190,9 +190,9 @@ def test_a_training_outlives_its_tracker(mtil: Command, data: Path, tmp_path: Pa
         until(lambda: _count_epochs(url) == 2)
         _kill(server)
         training.send_signal(signal.SIGCONT)
-        _, said = training.communicate()
-    assert training.returncode == 0, said
-    assert said.count("Tracking in mlflow") == 1
+        _, stderr = training.communicate()
+    assert training.returncode == 0, stderr
+    assert stderr.count("Tracking in mlflow") == 1
 
     untracked = str(tmp_path / "untracked")
     assert mtil(*train, "--run", untracked).returncode == 0

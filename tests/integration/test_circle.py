@@ -356,13 +356,13 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     monkeypatch.setattr(coordinator, "Coordinator", _Broken)
     run = driver.begin_circle(request_circle(dataset, f"{bucket}/circle-broken", _config(), (0,)))
     before = Ledger.open(run.store).state
-    told: dict[str, list[str]] = {"first": [], "second": []}
+    messages: dict[str, list[str]] = {"first": [], "second": []}
     ended: dict[str, str] = {}
 
     def follow(name: str) -> None:
         def listen(line: dict[str, Any]) -> None:
             if line["kind"] == "trouble":
-                told[name].append(line["text"])
+                messages[name].append(line["text"])
                 begun.set()
 
         with pytest.raises(RunError) as caught:
@@ -376,11 +376,11 @@ def test_a_coordinator_that_cannot_work_says_so_to_everyone_and_ends(
     follow("second")
     first.join()
     cause = "UnicodeEncodeError: 'ascii' codec can't encode character '\\xe4' in position 0: "
-    for name in told:
+    for name in messages:
         assert ended[name].startswith(
             f"The coordinator failed {MAX_COORDINATOR_ERRORS} times in a row: {cause}"
         )
-        assert [text.partition(": ")[0] for text in told[name]] == [
+        assert [text.partition(": ")[0] for text in messages[name]] == [
             f"The coordinator failed ({number} of {MAX_COORDINATOR_ERRORS})"
             for number in range(1, MAX_COORDINATOR_ERRORS + 1)
         ]

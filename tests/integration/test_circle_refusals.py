@@ -52,9 +52,9 @@ def refused(dataset: str, capsys: pytest.CaptureFixture[str]) -> Refused:
         words = [word for pair in OVERRIDES.items() for word in pair]
         words = ["circle", "--config", "demo", "--data", data, "--run", uri, *words, *more]
         assert main(words) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        (line,) = told.err.splitlines()
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
         assert line.startswith("mtil: ")
         return line.removeprefix("mtil: ")
 
@@ -79,8 +79,8 @@ def contents(store: LocalStore) -> dict[str, bytes]:
 
 def test_another_configuration_is_refused(refused: Refused, begun: LocalStore) -> None:
     before = contents(begun)
-    told = refused(begun.uri, "--train.num-epochs", "7")
-    assert told == (
+    message = refused(begun.uri, "--train.num-epochs", "7")
+    assert message == (
         f"A run must keep its configuration, but {begun.uri} has `train.num_epochs` = "
         f"{demo().train.num_epochs} and 7 was asked for; name another --run."
     )
@@ -95,17 +95,17 @@ def test_another_data_set_is_refused(
     other = str(tmp_path / "other")
     prepare([CollectionSource(uri=str(phantoms), layout="busi")], other, Settings(image_size=96))
     theirs = load_manifest(open_store(other)).fingerprint[:12]
-    told = refused(begun.uri, data=other)
-    assert told.startswith("A run must stay with its data set, but ")
-    assert f"{other} has {theirs}…; name another --run." in told
+    message = refused(begun.uri, data=other)
+    assert message.startswith("A run must stay with its data set, but ")
+    assert f"{other} has {theirs}…; name another --run." in message
     assert contents(begun) == before
 
 
 def test_a_gap_in_the_ledger_is_refused(refused: Refused, begun: LocalStore) -> None:
     begun.delete("ledger/000002.json")
     before = contents(begun)
-    told = refused(begun.uri)
-    assert told.startswith(f"A ledger must have no gap, but event 2 of {begun.uri}/ledger is ")
+    message = refused(begun.uri)
+    assert message.startswith(f"A ledger must have no gap, but event 2 of {begun.uri}/ledger is ")
     assert contents(begun) == before
 
 
@@ -113,8 +113,8 @@ def test_a_changed_event_is_refused(refused: Refused, begun: LocalStore) -> None
     name = "ledger/000002.json"
     begun.write(name, begun.read(name).replace(b'"at": "2', b'"at": "3'))
     before = contents(begun)
-    told = refused(begun.uri)
-    assert told.startswith(f"Event 2 of {begun.uri}/ledger was changed after writing: ")
+    message = refused(begun.uri)
+    assert message.startswith(f"Event 2 of {begun.uri}/ledger was changed after writing: ")
     assert contents(begun) == before
 
 
@@ -137,9 +137,9 @@ def test_what_cannot_be_done_is_refused_before_there_is_a_run(
 def test_a_folder_that_cannot_be_written_is_refused(refused: Refused) -> None:
     """Not even root can make a folder in /sys."""
     uri = "/sys/mtil-run"
-    told = refused(uri)
-    assert told.startswith(f"{uri}/ledger-probe/")
-    assert " cannot be written: " in told
+    message = refused(uri)
+    assert message.startswith(f"{uri}/ledger-probe/")
+    assert " cannot be written: " in message
     assert not Path(uri).exists()
 
 
@@ -271,7 +271,7 @@ def test_a_bucket_that_cannot_hold_a_run_is_refused(
     written: int,
 ) -> None:
     with serving(fault, monkeypatch) as server:
-        told = refused("s3://b/run", data=on_disk)
-        assert re.fullmatch(f".*{why}", told)
+        message = refused("s3://b/run", data=on_disk)
+        assert re.fullmatch(f".*{why}", message)
         assert server.objects == {}
         assert len(server.written) == written

@@ -86,8 +86,8 @@ for node in tree.body:
 sys.modules["sky.skylet.constants"].ALL_CLOUDS = ("aws", "gcp", "kubernetes")
 schemas = importlib.import_module("sky.utils.schemas")
 schemas._task_config_schema = dict  # of SkyPilot's own settings, which the template has none of
-told = {"task": schemas.get_task_schema(), "resources": schemas.get_resources_schema()}
-print(json.dumps(told, default=str))
+json_schemas = {"task": schemas.get_task_schema(), "resources": schemas.get_resources_schema()}
+print(json.dumps(json_schemas, default=str))
 """
 
 

@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 def test_the_server_ends_with_the_command(tmp_path: Path, end: signal.Signals) -> None:
     port = find_free_ports(None, "127.0.0.1")[-1]
     command = [sys.executable, "-m", "cluster", "object-store", "--dir", str(tmp_path / "store")]
-    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    restore_sigint = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     with subprocess.Popen(
         [*command, "--port", str(port)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=heed,  # a shell's background commands ignore Ctrl-C
+        preexec_fn=restore_sigint,  # a shell's background commands ignore Ctrl-C
     ) as process:
         assert process.stdout is not None
         while not (line := process.stdout.readline()).startswith("# bucket"):

@@ -38,7 +38,7 @@ def test_ray_and_one_process_write_the_same_bytes(
         f"{bucket}/prepared-on-ray",
         SETTINGS,
         runner=run_ray_tasks,
-        progress=lambda *said: seen.append(said),
+        progress=lambda *event: seen.append(event),
     )
     here = prepare([source], str(tmp_path / "here"), SETTINGS)
     assert on_ray == here
@@ -200,9 +200,9 @@ def test_a_full_disk_is_said_and_the_same_command_finishes_on_a_larger_one(
         pytest.skip("a file system of limited size takes the rights to mount one")
     try:
         process = _start(phantoms, str(disk / "set"), {})
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 1
-        assert b"cannot be written: No space left on device" in said
+        assert b"cannot be written: No space left on device" in stderr
         assert not (disk / "set" / manifests.FILE_NAME).exists()
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         assert _start(phantoms, str(disk / "set"), {}).wait(PATIENCE_S) == 0
@@ -218,13 +218,13 @@ def test_a_server_that_stops_is_said_and_the_same_command_finishes_later(
         process = _start(phantoms, "s3://bucket/set", environment, stop_at="facts-/20")
         until_stopped(process)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert b"out of reach" in said
+    assert b"out of reach" in stderr
     with object_store.run_object_store(tmp_path / "s3", "bucket") as environment:
         again = _start(phantoms, "s3://bucket/set", environment)
-        _, said = again.communicate(timeout=PATIENCE_S)
-        assert again.returncode == 0, said
+        _, stderr = again.communicate(timeout=PATIENCE_S)
+        assert again.returncode == 0, stderr
         client = _client(environment)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix="set/")
         found = {

@@ -32,12 +32,12 @@ def test_what_the_core_tells_is_not_printed(
     assert has_come.wait(PATIENCE_S)
     monkeypatch.setattr(ray_logging.stdout_deduplicator, "skip_re", None)
     push_error_to_driver(global_worker, "kind", "let through")
-    told = ""
+    stdout = ""
 
     def is_let_through() -> bool:
-        nonlocal told
-        told += capfd.readouterr().out
-        return "let through" in told
+        nonlocal stdout
+        stdout += capfd.readouterr().out
+        return "let through" in stdout
 
     until(is_let_through)
-    assert "kept back" not in told
+    assert "kept back" not in stdout

@@ -112,13 +112,13 @@ def submit(address: str, environment: dict[str, str]) -> Submit:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_heed_interrupts,
+            preexec_fn=_restore_sigint,
         )
 
     return start
 
 
-def _heed_interrupts() -> None:
+def _restore_sigint() -> None:
     """Restore the default handler: background commands of a shell ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -182,23 +182,23 @@ def test_prometheus_is_told_what_the_dashboard_shows(
     url = f"http://127.0.0.1:{ports['--metrics-export-port']}/metrics"
     text = ""
 
-    def is_told() -> bool:
+    def is_exported() -> bool:
         nonlocal text
         text = requests.get(url, timeout=PATIENCE_S).text
         return "ray_mtil_round{" in text
 
     try:
-        until(is_told, job)
+        until(is_exported, job)
     finally:
         name = next(one["submission_id"] for one in _jobs(address) or []
                     if one["entrypoint"].endswith("gauges.py"))  # fmt: skip
         submit("--stop", name).communicate(timeout=PATIENCE_S)
         job.communicate(timeout=PATIENCE_S)
-    told = dict(re.findall(r"^ray_(mtil_\w+){([^}]*)}", text, re.MULTILINE))
+    labels = dict(re.findall(r"^ray_(mtil_\w+){([^}]*)}", text, re.MULTILINE))
     dashboard = (ROOT / "cluster" / "grafana.json").read_text()
-    assert told.keys() == set(re.findall(r"ray_(mtil_\w+)", dashboard))
+    assert labels.keys() == set(re.findall(r"ray_(mtil_\w+)", dashboard))
     for tag in ('run="s3://bucket/run"', 'round="1"', 'fold="0"'):
-        assert tag in told["mtil_loss"]
+        assert tag in labels["mtil_loss"]
 
 
 def test_ctrl_c_leaves_the_job_which_can_be_attached_to_and_stopped(
@@ -319,12 +319,12 @@ def test_a_job_is_followed_over_an_outage(
 
 def _read_until(stream: IO[str], word: str) -> str:
     """Read a stream up to a line with a word. Return the text."""
-    said = ""
-    while word not in said:
+    text = ""
+    while word not in text:
         line = stream.readline()
-        assert line, f"the stream has ended without {word!r}: {said}"
-        said += line
-    return said
+        assert line, f"the stream has ended without {word!r}: {text}"
+        text += line
+    return text
 
 
 def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder
 
 
 @pytest.mark.parametrize(
-    ("words", "variables", "code", "told"),
+    ("words", "variables", "code", "message"),
     [
         (("--", "true"), {"RAY_AUTH_TOKEN": "another-token-0123456789"}, 2, "requires a token"),
         (("--address", "http://127.0.0.1:9", "--", "true"), {}, 1, "A cluster must answer at"),
@@ -343,11 +343,11 @@ def test_a_job_that_was_killed_has_the_code_of_its_signal(submit: Submit, folder
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    submit: Submit, words: tuple[str, ...], variables: dict[str, str], code: int, told: str
+    submit: Submit, words: tuple[str, ...], variables: dict[str, str], code: int, message: str
 ) -> None:
     job = submit(*words, **variables)
     _, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == code, err
     (line,) = [line for line in err.splitlines() if line.startswith("cluster: ")]
-    assert told in line
+    assert message in line
     assert "Traceback" not in err

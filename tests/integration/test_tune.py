@@ -313,23 +313,23 @@ class TestOnRay:
     def test_commands_tell_what_was_found(
         self, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def told(*arguments: str) -> dict[str, Any]:
+        def run_json(*arguments: str) -> dict[str, Any]:
             assert main([*arguments, "--run", search.uri, "--json"]) == 0
             answer: dict[str, Any] = json.loads(capsys.readouterr().out)
             return answer
 
-        shown = told("show", "--top", "2")
+        shown = run_json("show", "--top", "2")
         assert len(shown["best"]) == 2
         assert shown["best"][0]["value"] >= shown["best"][1]["value"]
-        status = told("status")
+        status = run_json("status")
         assert status["counts"]["completed"] == 2
         assert status["trials"][0]["overrides"] == search.space.default()
         to = str(tmp_path / "best.yaml")
-        assert told("export", "--to", to)["trial"] == shown["best"][0]["trial"]
+        assert run_json("export", "--to", to)["trial"] == shown["best"][0]["trial"]
         config = presets.load_config(to)
         assert config == search.full_config(shown["best"][0]["overrides"])
         assert config.train.num_epochs == 40
-        told("report", "--to", str(tmp_path / "report.html"))
+        run_json("report", "--to", str(tmp_path / "report.html"))
         page = (tmp_path / "report.html").read_text()
         assert "<figcaption>Epochs</figcaption>" in page
         assert page.count("<svg") >= 2
@@ -345,7 +345,7 @@ class TestOnRay:
 
     def test_trials_have_the_memory_settings_of_workers(self, tmp_path: Path) -> None:
         search = _search(tmp_path / "s")
-        searches.run_search(search, 1, lambda line: None, does=_tells_its_environment(tmp_path))
+        searches.run_search(search, 1, lambda line: None, does=_make_environment_recorder(tmp_path))
         assert (tmp_path / "environment").read_text() == "1"
         assert "MALLOC_ARENA_MAX" not in class_cache.DEFAULT_ENV_VARS  # restored
 
@@ -375,7 +375,7 @@ class TestOnRay:
         assert run.result(Train(0, 0)) is not None
 
 
-def _tells_its_environment(folder: Path) -> TrialFunction:
+def _make_environment_recorder(folder: Path) -> TrialFunction:
     def work(
         uri: str, number: int, point: Mapping[str, Any], means: TrialContext
     ) -> dict[str, Any]:

@@ -45,15 +45,15 @@ from tune.record import Search
 
 folder = Path(sys.argv[1])
 
-def tell(word, number):
+def record_event(word, number):
     with (folder / "told.txt").open("a") as file:
         file.write(f"{word} {number}\\n")
 
 def work(uri, number, point, means):
-    tell("begun", number)
+    record_event("begun", number)
     while number >= 7 and not (folder / "go").exists():
         time.sleep(0.05)  # until the driver has been killed
-    tell("ended", number)
+    record_event("ended", number)
     dice = 1 - (float(point["loss.dice"]) - 0.5) ** 2
     return {"figures": [{"dice": dice}], "seconds": 1.0}
 
@@ -87,12 +87,14 @@ def test_a_killed_driver_ends_with_what_was_asked(tmp_path: Path) -> None:
     }  # fmt: skip
     trials = studies.list_trials(study)
     assert len({tuple(sorted(trial.point.items())) for trial in trials}) == 9
-    told = (tmp_path / "told.txt").read_text().splitlines()
+    events = (tmp_path / "told.txt").read_text().splitlines()
     for trial in killed:
         if trial.state == "completed":
             assert trials[trial.number] == trial
-            assert told.count(f"begun {trial.number}") == told.count(f"ended {trial.number}") == 1
-    assert {line for line in told if line.startswith("ended")} == {f"ended {n}" for n in range(9)}
+            assert (
+                events.count(f"begun {trial.number}") == events.count(f"ended {trial.number}") == 1
+            )
+    assert {line for line in events if line.startswith("ended")} == {f"ended {n}" for n in range(9)}
     assert search.store.names("drivers") == []
 
 

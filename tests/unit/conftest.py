@@ -103,8 +103,8 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., TrainedModel
             network.eval()
             for parameter in network.head.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
-            said = network(torch.rand(8, 1, 32, 32))
-            network.logits["2"].weight *= 2 / said.mask.std()
+            output = network(torch.rand(8, 1, 32, 32))
+            network.logits["2"].weight *= 2 / output.mask.std()
             network.logits["2"].bias -= network(torch.rand(8, 1, 32, 32)).mask.median()
         usual = {
             "config": config,
@@ -207,11 +207,11 @@ def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
     known = {
         name: tested.column(name) for name in ("sample_id", "group", "source", "label", "fold")
     }
-    said = []
+    predictions = []
     for number, judge in enumerate(list_test_models(run, action.round, action.fold)):
         result = run.result(judge)
         assert result is not None
-        said += [
+        predictions += [
             row
             | {"pass": number, "probability": 0.25 + 0.5 * number}
             | {"model_sha256": result.model_sha256, "fingerprint": result.fingerprint}
@@ -219,7 +219,7 @@ def _predictions(run: Run, manifest: Manifest, action: Evaluate) -> bytes:
             for row in pa.table(known).to_pylist()
         ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(said, schema=PREDICTIONS_SCHEMA), sink)
+    pq.write_table(pa.Table.from_pylist(predictions, schema=PREDICTIONS_SCHEMA), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -265,10 +265,10 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(*arguments: object, code: int = 2) -> str:
         assert main([str(word) for word in arguments]) == code
-        told = capsys.readouterr()
-        (line,) = told.err.strip().splitlines()[-1:]
-        assert "Traceback" not in told.err
-        assert told.out == ""
+        captured = capsys.readouterr()
+        (line,) = captured.err.strip().splitlines()[-1:]
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
         assert line.startswith("mtil: ")
         return line.removeprefix("mtil: ")
 

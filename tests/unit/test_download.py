@@ -189,17 +189,17 @@ def test_a_collection_is_fetched_and_unpacked_without_its_top_folder(
     images = {"TOP/Images/a.png": noise(SIZE), "TOP/data.csv": b"ID\na\n", "__MACOSX/._a": b"fork"}
     server.share("images.zip", archive(images))
     server.share("clinical.xlsx", b"sheet")
-    told: list[tuple[str, int, int]] = []
+    events: list[tuple[str, int, int]] = []
     offer = server.offer("images.zip", "clinical.xlsx")
     num_files = download_collection(
-        offer, tmp_path / "new" / "out", progress=lambda *args: told.append(args)
+        offer, tmp_path / "new" / "out", progress=lambda *args: events.append(args)
     )
     expected = {"Images/a.png": noise(SIZE), "data.csv": b"ID\na\n", "clinical.xlsx": b"sheet"}
     assert contents(tmp_path / "new" / "out") == expected
     assert num_files == 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
-    assert told[0] == ("images.zip", 2**18, offer.files[0].num_bytes)
-    assert told[-1] == ("clinical.xlsx", 5, 5)
+    assert events[0] == ("images.zip", 2**18, offer.files[0].num_bytes)
+    assert events[-1] == ("clinical.xlsx", 5, 5)
 
 
 def test_an_archive_without_a_top_folder_stays_as_it_is(server: Server, tmp_path: Path) -> None:
@@ -641,8 +641,8 @@ def test_an_accepted_licence_fetches_and_says_what_comes_next(
 ) -> None:
     out = str(tmp_path / "out")
     command(name="small", out=out, accept_licence=True)
-    told = capsys.readouterr().out.splitlines()
-    assert told[2:] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
         f"1 file(s) in {out}, as published.",
         f"Next: mtil prepare {out} --layout busi --to URI",
     ]
@@ -653,21 +653,21 @@ def test_json_is_one_object_and_the_licence_still_shows(
     command: Command, small: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(name="small", out=str(tmp_path / "out"), accept_licence=True, json=True)
-    told = capsys.readouterr()
-    result = json.loads(told.out)
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
     assert (result["name"], result["layout"], result["num_files"]) == ("small", "busi", 1)
     assert result["files"][0]["sha256"] == hashlib.sha256(small.body).hexdigest()
-    assert "Cite: Doe J." in told.err
+    assert "Cite: Doe J." in captured.err
 
 
 def test_the_list_names_all_collections(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(list=True)
-    told = capsys.readouterr().out
-    assert "bus_bra: BUS-BRA, 134 MB, CC BY 4.0 (https" in told
-    assert "breast: BrEaST, 70 MB, CC BY 4.0 (https" in told
-    assert all(f"{name}: {how}" in told for name, how in MANUAL_DOWNLOADS.items())
+    stdout = capsys.readouterr().out
+    assert "bus_bra: BUS-BRA, 134 MB, CC BY 4.0 (https" in stdout
+    assert "breast: BrEaST, 70 MB, CC BY 4.0 (https" in stdout
+    assert all(f"{name}: {how}" in stdout for name, how in MANUAL_DOWNLOADS.items())
     command(list=True, json=True)
     listed = json.loads(capsys.readouterr().out)
     assert [offer["name"] for offer in listed["download"]] == ["bus_bra", "breast"]

@@ -501,14 +501,14 @@ def test_what_does_not_agree_is_a_sentence_each(
     assert captured.out.count("\n") == 1
     values = json.loads(captured.out)
     assert values["verified"] is False
-    told = values["disagreements"]
-    assert len(told) == len(sentences), told
-    for sentence, pattern in zip(told, sentences, strict=True):
+    disagreements = values["disagreements"]
+    assert len(disagreements) == len(sentences), disagreements
+    for sentence, pattern in zip(disagreements, sentences, strict=True):
         assert re.search(pattern, sentence), sentence
         assert f"Contradiction: {sentence}" in captured.err
     assert captured.err.endswith(
-        f"mtil: The run's files contradict in {len(told)} points about "
-        f"{image['sample_id']!r}: {told[0]}\n"
+        f"mtil: The run's files contradict in {len(disagreements)} points about "
+        f"{image['sample_id']!r}: {disagreements[0]}\n"
     )
 
 
@@ -519,11 +519,11 @@ def test_a_ledger_that_names_other_models_does_not_agree(
     run.store.delete("rounds/0/fold-1/result.json")
     model = make_model(config=run.config, fingerprint=run.fingerprint, fold=1)
     run.commit(Train(0, 1), model, **FIGURES)
-    told = trace_lineage(run, pick(0, other_than=1)["sample_id"]).disagreements
-    assert len(told) == 3
-    assert "The model differs: ledger on the maps of round 0, fold 1" in told[1]
-    assert "must have the model_sha256" in told[0]
-    assert "The model differs: ledger has" in told[2]
+    disagreements = trace_lineage(run, pick(0, other_than=1)["sample_id"]).disagreements
+    assert len(disagreements) == 3
+    assert "The model differs: ledger on the maps of round 0, fold 1" in disagreements[1]
+    assert "must have the model_sha256" in disagreements[0]
+    assert "The model differs: ledger has" in disagreements[2]
 
 
 # The command

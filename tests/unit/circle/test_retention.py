@@ -224,13 +224,13 @@ def test_a_tidied_run_works_as_before(
     before = files(run)
     digests = [model.digest for model in load_model_chains(run, 2, 1)[0]]
     assert main(["status", "--run", run.uri, "--json"]) == 0
-    told = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert main(["gc", "--run", run.uri, "--yes"]) == 0
     capsys.readouterr()
     kept = {name: data for name, data in before.items() if not name.startswith("maps/")}
     assert files(run) == kept
     assert main(["status", "--run", run.uri, "--json"]) == 0
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == stdout
     assert [model.digest for model in load_model_chains(run, 2, 1)[0]] == digests
     # A later read reports the missing maps. Writing equal maps again repairs the run.
     priors = find_prior_maps(run, manifest, Train(2, 0))
@@ -356,8 +356,8 @@ def test_no_model_is_deleted_where_the_named_one_is_not_there(
     _damage(run, result.model_sha256[:digit] + other + result.model_sha256[digit + 1 :])
     before = files(run)
     assert main(["gc", "--run", run.uri, "--yes", "--json"]) == 0
-    (said,) = json.loads(capsys.readouterr().out)["left"]
-    assert "is missing or has not the sha256 named in the run" in said
+    (reason,) = json.loads(capsys.readouterr().out)["left"]
+    assert "is missing or has not the sha256 named in the run" in reason
     assert files(run) == before
 
 

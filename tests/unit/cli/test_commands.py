@@ -35,8 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("signals")]
 
 def test_phantoms_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "images"
-    told = outcome(capsys, "phantom", out, "--num-images", 3, "--seed", 5)
-    assert told == {"out": str(out), "num_images": 3, "num_duplicates": 0, "seed": 5}
+    result = outcome(capsys, "phantom", out, "--num-images", 3, "--seed", 5)
+    assert result == {"out": str(out), "num_images": 3, "num_duplicates": 0, "seed": 5}
     images = [path for path in out.rglob("*.png") if "_mask" not in path.name]
     assert len(images) == 3
     assert main(["phantom", str(out)]) == 2
@@ -48,9 +48,9 @@ def test_data_are_prepared(
 ) -> None:
     to = tmp_path / "data"
     command = ["prepare", phantoms, "--layout", "busi", "--to", to, "--image-size", "32"]
-    told = outcome(capsys, *command, "--num-folds", 4)
+    result = outcome(capsys, *command, "--num-folds", 4)
     made = manifests.load_manifest(LocalStore(str(to)))
-    assert told == {
+    assert result == {
         "uri": str(to),
         "version": 1,
         "fingerprint": made.fingerprint,
@@ -60,18 +60,18 @@ def test_data_are_prepared(
         "groups": 60,
         "dropped": [],
         "invalid": [],
-        "folds": told["folds"],
+        "folds": result["folds"],
         "holdout": {"benign": 0, "malignant": 0, "normal": 0},
         "image_level_leakage": 0.0,
         "notes": {"soft_mask": 0, "numbered_mask": 0, "stray_regions": 0},
         "odd_masks": [],
-        "account": told["account"],
+        "account": result["account"],
     }
-    account = told["account"]["images"]
+    account = result["account"]["images"]
     assert (account["read"], account["kept"], account["dropped"]) == (60, 60, [])
-    assert told["folds"].keys() == {"0", "1", "2", "3"}
-    for name, number in told["kept"].items():
-        assert sum(fold[name] for fold in told["folds"].values()) == number
+    assert result["folds"].keys() == {"0", "1", "2", "3"}
+    for name, number in result["kept"].items():
+        assert sum(fold[name] for fold in result["folds"].values()) == number
     assert main([*map(str, command), "--num-folds", "3"]) == 2
     assert "num_folds is 4, not the requested 3" in capsys.readouterr().err
 
@@ -83,13 +83,13 @@ def test_dropped_images_are_told_with_the_reason(
     group = {stem: "x" if stem in ("benign (1)", "malignant (1)") else stem for stem in stems}
     with (tmp_path / "groups.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image_id", "group"), *group.items()])
-    told = outcome(
+    result = outcome(
         capsys, "prepare", phantoms, "--layout", "busi", "--to", tmp_path / "data",
         "--image-size", "32", "--groups", tmp_path / "groups.csv",
     )  # fmt: skip
-    assert [entry["sample_id"] for entry in told["dropped"]] == ["benign (1)", "malignant (1)"]
-    assert all("benign and malignant" in entry["why"] for entry in told["dropped"])
-    assert (told["read"], sum(told["kept"].values()), told["groups"]) == (60, 58, 58)
+    assert [entry["sample_id"] for entry in result["dropped"]] == ["benign (1)", "malignant (1)"]
+    assert all("benign and malignant" in entry["why"] for entry in result["dropped"])
+    assert (result["read"], sum(result["kept"].values()), result["groups"]) == (60, 58, 58)
 
 
 def test_without_json_a_person_is_told(
@@ -98,12 +98,12 @@ def test_without_json_a_person_is_told(
     to = tmp_path / "data"
     command = ["prepare", str(phantoms), "--layout", "busi", "--to", str(to), "--image-size", "32"]
     assert main(command) == 0
-    told = capsys.readouterr()
-    assert "60 images read, 0 dropped; kept 30 benign, 18 malignant, 12 normal" in told.out
-    assert "Folds of single images would leak: 0.0%" in told.out
-    assert str(to) in told.out
-    assert "{" not in told.out
-    assert told.err == ""
+    captured = capsys.readouterr()
+    assert "60 images read, 0 dropped; kept 30 benign, 18 malignant, 12 normal" in captured.out
+    assert "Folds of single images would leak: 0.0%" in captured.out
+    assert str(to) in captured.out
+    assert "{" not in captured.out
+    assert captured.err == ""
 
 
 def test_two_sources_make_one_data_set(
@@ -120,13 +120,13 @@ def test_two_sources_make_one_data_set(
         lines.append(f"{image.relative_to(tmp_path)},{joined},{kind},probe {kind}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     capsys.readouterr()
-    told = outcome(
+    result = outcome(
         capsys, "prepare", phantoms, "--layout", "busi", "--and", tmp_path / "table.csv",
         "--layout", "table", "--columns", "image=path,label=diagnosis",
         "--classes", "0=benign,1=malignant,-=normal", "--to", tmp_path / "data",
         "--image-size", "32",
     )  # fmt: skip
-    assert told["read"] == 100
+    assert result["read"] == 100
     made = manifests.load_manifest(LocalStore(str(tmp_path / "data")))
     assert [(source.prefix, source.read) for source in made.sources] == [
         ("busi", 60),
@@ -141,7 +141,7 @@ def test_two_sources_make_one_data_set(
         "probe 0", "probe 1", "probe -",
     }  # fmt: skip
     inspected = outcome(capsys, "inspect", tmp_path / "data")
-    assert (inspected["read"], inspected["kept"]) == (100, told["kept"])
+    assert (inspected["read"], inspected["kept"]) == (100, result["kept"])
     assert main(["inspect", str(tmp_path / "data")]) == 0
     assert "100 images read, 0 skipped" in capsys.readouterr().out
 
@@ -155,20 +155,20 @@ def test_images_that_are_skipped_are_listed_with_the_reason(
     command = ["prepare", mine, "--layout", "busi", "--to", tmp_path / "d", "--image-size", 32,
                "--num-folds", 2]  # fmt: skip
     assert main([str(word) for word in command]) == 2
-    said = capsys.readouterr().err
-    assert "25 of 60 images cannot be used; correct them or add --skip-invalid:" in said
-    assert said.count("\n- benign/benign (") == 25
+    stderr = capsys.readouterr().err
+    assert "25 of 60 images cannot be used; correct them or add --skip-invalid:" in stderr
+    assert stderr.count("\n- benign/benign (") == 25
     assert not (tmp_path / "d").exists()
     command.append("--skip-invalid")
     assert main([*map(str, command)]) == 2
-    said = capsys.readouterr().err
-    assert "BUSI would lose 25 of 60: 25 that cannot be used, such as 'benign (1)'" in said
-    assert said.rstrip().endswith("--allow-drops 0.42.")
+    stderr = capsys.readouterr().err
+    assert "BUSI would lose 25 of 60: 25 that cannot be used, such as 'benign (1)'" in stderr
+    assert stderr.rstrip().endswith("--allow-drops 0.42.")
     assert not (tmp_path / "d").exists()
     assert main([*map(str, command), "--allow-drops", "0.42"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("skipped benign (") == 25
-    assert "skipped benign (7): benign/benign (7).png cannot be read" in told
+    stdout = capsys.readouterr().out
+    assert stdout.count("skipped benign (") == 25
+    assert "skipped benign (7): benign/benign (7).png cannot be read" in stdout
 
 
 def test_every_source_needs_its_layout(phantoms: Path, tmp_path: Path, capsys: Any) -> None:
@@ -224,9 +224,9 @@ def run(
 def test_images_are_predicted(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(np.full((40, 50), 90, np.uint8)).save(tmp_path / "in" / "a.png")
-    told = outcome(capsys, "predict", run.uri, tmp_path / "in", tmp_path / "out")
-    assert (told["num_images"], told["num_unreadable"], told["folds"]) == (1, 0, [1])
-    assert Path(told["predictions"]).is_file()
+    result = outcome(capsys, "predict", run.uri, tmp_path / "in", tmp_path / "out")
+    assert (result["num_images"], result["num_unreadable"], result["folds"]) == (1, 0, [1])
+    assert Path(result["predictions"]).is_file()
 
 
 def test_images_without_a_probable_lesion_are_counted(
@@ -318,7 +318,7 @@ def test_evaluation_needs_a_trained_fold_and_its_own_data(
     assert "must have a run.json" in fails("evaluate", "--run", tmp_path / "nowhere")
 
 
-def _heed_interrupts() -> None:
+def _restore_sigint() -> None:
     """Restore SIGINT: background commands of a shell and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -333,16 +333,16 @@ def test_an_interrupted_command_leaves_nothing_half_done(
         command,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_interrupts,
+        preexec_fn=_restore_sigint,
     ) as process:
         try:
             until(lambda: any(tmp_path.rglob("*.png")), process)
             os.kill(process.pid, number)
-            _, told = process.communicate(timeout=PATIENCE_S)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert process.returncode == 130
-    assert told == "mtil: Interrupted; run the same command again to resume.\n"
+    assert stderr == "mtil: Interrupted; run the same command again to resume.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -354,8 +354,8 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        told = process.stderr.read()
-    assert (process.returncode, told) == (1, "")
+        stderr = process.stderr.read()
+    assert (process.returncode, stderr) == (1, "")
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(

@@ -37,10 +37,10 @@ COMP_WORDS=({" ".join(repr(word) for word in words)}) COMP_CWORD={len(words) - 1
 _python_argcomplete {words[0]} {words[-1]!r} {words[-2]!r}
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    said = subprocess.run(
+    done = subprocess.run(
         [str(BASH), "--norc", "-c", shell], capture_output=True, text=True, check=False
     )
-    return {word.strip() for word in said.stdout.splitlines()}
+    return {word.strip() for word in done.stdout.splitlines()}
 
 
 @pytest.mark.slow

@@ -135,17 +135,17 @@ def _sealed(event: dict[str, Any]) -> bytes:
     return (json.dumps(event, indent=1) + "\n").encode()
 
 
-def _said(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
+def _run_command(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
     capsys.readouterr()
     code = main(arguments)
-    told = capsys.readouterr()
-    assert code in (0, 1, 2), told.err
+    captured = capsys.readouterr()
+    assert code in (0, 1, 2), captured.err
     if code:
-        (line,) = told.err.strip().splitlines()[-1:]
+        (line,) = captured.err.strip().splitlines()[-1:]
         assert line.startswith("mtil: ")
         assert len(line) < 3000
-    assert "Traceback" not in told.err
-    return code, told.err
+    assert "Traceback" not in captured.err
+    return code, captured.err
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:
@@ -163,7 +163,7 @@ class Case:
         self.commands = _commands(folder, sample_id)
         self.last = sorted((folder / "run/ledger").iterdir())[-1]
         self.healthy = _contents(folder)
-        assert _said(capsys, self.commands["delete"])[0] == 0
+        assert _run_command(capsys, self.commands["delete"])[0] == 0
         self.kept = _contents(folder)
         self.restore()
 
@@ -182,11 +182,11 @@ class Case:
         """Write a damaged file and run a command. Return the text on stderr."""
         path.write_bytes(data)
         try:
-            _, told = _said(self.capsys, self.commands[command])
+            _, stderr = _run_command(self.capsys, self.commands[command])
             there = _contents(self.folder)
             lost = [name for name in self.kept if name not in there]
             assert not lost, lost
-            return told
+            return stderr
         finally:
             self.restore()
 
@@ -206,14 +206,14 @@ MANY = settings(
 
 def test_what_is_whole_is_read_by_every_command(case: Case) -> None:
     for name, arguments in case.commands.items():
-        code, told = _said(case.capsys, arguments)
+        code, stderr = _run_command(case.capsys, arguments)
         case.restore()
         if name in ("evaluate", "train", "circle"):
-            assert (code, told) == (1, "mtil: Ray would start now.\n")
+            assert (code, stderr) == (1, "mtil: Ray would start now.\n")
         elif name == "predict":
-            assert (code, "images" in told) == (2, True)  # an empty folder
+            assert (code, "images" in stderr) == (2, True)  # an empty folder
         else:
-            assert code == 0, told
+            assert code == 0, stderr
 
 
 @MANY
@@ -232,9 +232,9 @@ def test_a_file_that_is_no_document_is_one_sentence(case: Case) -> None:
     for name, (how, change) in itertools.product(FILES, TEXTS.items()):
         path = case.file(name)
         command = "inspect" if "data" in name else "evaluate" if RESULT in name else "circle"
-        told = case.check(path, change(path.read_bytes()), command)
+        stderr = case.check(path, change(path.read_bytes()), command)
         number = int(path.stem) if path.parent.name == "ledger" else None
-        assert (path.name if number is None else f"Event {number} of ") in told, (name, how)
+        assert (path.name if number is None else f"Event {number} of ") in stderr, (name, how)
 
 
 @MANY

@@ -55,12 +55,12 @@ def test_status_says_speed_and_time_left(
     run.write_history(Train(0, 0), records)
     monkeypatch.setattr("mtil.run.status.ProgressWatcher.wait_for_progress", lambda *_: False)
     assert main(["status", "--run", run.uri, "--json"]) == 0
-    said = capsys.readouterr()
-    (training,) = json.loads(said.out)["trainings"]
+    captured = capsys.readouterr()
+    (training,) = json.loads(captured.out)["trainings"]
     assert training["images_per_second"] == 7.25
     assert training["seconds_left"] == 2 * 89.0  # two of four epochs remain
-    assert "3 min" in said.err
-    assert "7.2" in said.err
+    assert "3 min" in captured.err
+    assert "7.2" in captured.err
 
 
 @pytest.mark.parametrize(

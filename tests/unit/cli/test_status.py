@@ -28,7 +28,7 @@ from tests.waiting import until
 
 CircleRun = Callable[..., Run]
 Meanwhile = Callable[[Callable[[], object]], None]
-Told = tuple[int, dict[str, Any], str]
+CommandResult = tuple[int, dict[str, Any], str]
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +57,10 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """Run a command with `--json`. Return exit code, printed object and text on stderr."""
 
-    def run(*arguments: object) -> Told:
+    def run(*arguments: object) -> CommandResult:
         code = main([*map(str, arguments), "--json"])
         captured = capsys.readouterr()
         assert captured.out.count("\n") == 1
@@ -90,13 +90,13 @@ def begin(run: Run, *started: Train) -> Ledger:
 
 
 def test_rounds_and_folds_are_told_by_their_stage(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run(until=Train(1, 0))
     begin(run, Train(1, 1))
     where = {"epoch": 2, "step": 3, "steps": 9, "hosts": ["node-1", "node-2"]}
     run.write_step(Train(1, 1), where)
-    code, values, seen = told("status", "--run", run.uri)
+    code, values, seen = run_command("status", "--run", run.uri)
     assert code == 0
     assert values.keys() == {
         "run", "verified", "events", "condition", "host", "waits", "stages", "running",
@@ -173,12 +173,12 @@ def test_many_folds_fit_the_page(circle_run: CircleRun, lines: Callable[..., lis
 
 
 def test_a_failed_fold_is_told_with_its_cause(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run(until=Train(0, 0), max_attempts=1)
     ledger = begin(run, Train(0, 1))
     ledger.append(ActionFailed(action=Train(0, 1), attempt=1, cause="No memory."))
-    code, values, seen = told("status", "--run", run.uri)
+    code, values, seen = run_command("status", "--run", run.uri)
     assert code == 0
     cause = "training of round 0, fold 1: No memory."
     assert values["failed_folds"] == {"1": cause}
@@ -187,26 +187,28 @@ def test_a_failed_fold_is_told_with_its_cause(
 
 
 @pytest.mark.slow
-def test_a_coordinator_at_work_is_seen(circle_run: CircleRun, told: Callable[..., Told]) -> None:
+def test_a_coordinator_at_work_is_seen(
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
+) -> None:
     run = circle_run(until=Train(0, 0))
     with heartbeat.HeartbeatThread(run.store, "later"):
         until(lambda: heartbeat.read_heartbeat(run.store))
-        _, values, seen = told("status", "--run", run.uri)
+        _, values, seen = run_command("status", "--run", run.uri)
         assert (values["condition"], values["host"]) == ("running", socket.gethostname())
         assert f"A coordinator on {socket.gethostname()} runs the circle." in seen
-    assert told("status", "--run", run.uri)[1]["condition"] == "waiting"
+    assert run_command("status", "--run", run.uri)[1]["condition"] == "waiting"
 
 
 # Errors
 
 
 def test_a_changed_event_is_told_and_fails(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run(until=Evaluate(0, 0))
     name = "ledger/000003.json"
     run.store.write(name, run.store.read(name).replace(b'"at": "2', b'"at": "3'))
-    code, values, seen = told("status", "--run", run.uri)
+    code, values, seen = run_command("status", "--run", run.uri)
     assert code == 2
     error = (
         f"Event 3 of {run.uri}/ledger was changed after writing: the sha256 of the text differs "
@@ -218,11 +220,11 @@ def test_a_changed_event_is_told_and_fails(
 
 
 def test_an_event_that_is_changed_while_it_is_watched_is_told(
-    circle_run: CircleRun, told: Callable[..., Told], meanwhile: Meanwhile
+    circle_run: CircleRun, run_command: Callable[..., CommandResult], meanwhile: Meanwhile
 ) -> None:
     run = circle_run(until=Train(0, 0))
     meanwhile(lambda: run.store.write("ledger/000003.json", b"{"))
-    code, values, _ = told("status", "--run", run.uri, "--watch")
+    code, values, _ = run_command("status", "--run", run.uri, "--watch")
     assert (code, values["verified"]) == (2, False)
     assert "Event 3 of" in values["error"]
 
@@ -245,11 +247,11 @@ def test_a_run_without_a_ledger_is_not_stopped_from_elsewhere(
 
 
 def test_a_foreign_sign_of_life_is_one_sentence(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run(until=Train(0, 0))
     run.store.write("coordinator.json", b"[]")
-    code, values, seen = told("status", "--run", run.uri)
+    code, values, seen = run_command("status", "--run", run.uri)
     assert code == 1
     assert values["error"] == (
         f"{run.uri}/coordinator.json must be a JSON object, but is an array; delete it."
@@ -279,18 +281,18 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_a_run_is_stopped_once_however_often_it_is_asked(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run(until=Train(1, 0))
     begin(run, Train(1, 0))
     before = len(run.store.names("ledger"))
     for _ in range(2):
-        code, values, seen = told("stop", "--run", run.uri)
+        code, values, seen = run_command("stop", "--run", run.uri)
         assert code == 0
         assert values == {"run": run.uri, "stopped": True}
         assert "Repeat the `mtil circle` command to resume from the committed results." in seen
     assert len(run.store.names("ledger")) == before + 1
-    code, values, seen = told("status", "--run", run.uri)
+    code, values, seen = run_command("status", "--run", run.uri)
     assert (code, values["condition"]) == (0, "stopped")
     assert values["stages"]["1"] == {"0": "waiting", "1": "waiting"}
     assert values["running"] == []
@@ -312,7 +314,7 @@ def test_an_ended_run_cannot_be_stopped(
 
 @pytest.mark.parametrize("how", ["over", "stopped"])
 def test_watching_ends_with_the_run(
-    circle_run: CircleRun, told: Callable[..., Told], meanwhile: Meanwhile, how: str
+    circle_run: CircleRun, run_command: Callable[..., CommandResult], meanwhile: Meanwhile, how: str
 ) -> None:
     run = circle_run([0], num_rounds=1, until=Summarise(0))
     ledger = begin(run)
@@ -329,25 +331,29 @@ def test_watching_ends_with_the_run(
         ledger.append(ActionDone(action=Summarise(0), attempt=1, result=result))
 
     meanwhile(end)
-    code, values, seen = told("status", "--run", run.uri, "--watch")
+    code, values, seen = run_command("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, how)
     assert seen.count("round  fold 0") == 2  # at first, and after the event
     assert "No coordinator runs the circle" in seen
 
 
 def test_a_coordinator_that_died_with_everything_is_not_at_work(
-    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+    circle_run: CircleRun,
+    run_command: Callable[..., CommandResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     monkeypatch.setattr(heartbeat, "_SILENCE_S", 0.3)
     run = circle_run(until=Train(0, 0))
     run.store.write("coordinator.json", b'{"session": "dead", "count": 7}')
-    _, values, _ = told("status", "--run", run.uri)
+    _, values, _ = run_command("status", "--run", run.uri)
     assert (values["condition"], values["host"]) == ("waiting", "")
 
 
 def test_what_a_coordinator_waits_for_is_told(
-    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+    circle_run: CircleRun,
+    run_command: Callable[..., CommandResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_S", 0.03)
     run = circle_run(until=Train(0, 0))
@@ -355,13 +361,15 @@ def test_what_a_coordinator_waits_for_is_told(
     heart.waits = "The coordinator waits for machines: none are left."
     with heart:
         until(lambda: heartbeat.read_heartbeat(run.store))
-        _, values, seen = told("status", "--run", run.uri)
+        _, values, seen = run_command("status", "--run", run.uri)
     assert values["waits"] == heart.waits
     assert f"{heart.waits}\n" in seen
 
 
 def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
-    circle_run: CircleRun, told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
+    circle_run: CircleRun,
+    run_command: Callable[..., CommandResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = circle_run([0], num_rounds=1, until=Train(0, 0))
     ledger = begin(run, Train(0, 0))
@@ -385,7 +393,7 @@ def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
     monkeypatch.setattr(Ledger, "refresh", moody)
     sleep = SimpleNamespace(sleep=lambda seconds: happens.pop(0)())
     monkeypatch.setattr(circles, "time", sleep)
-    code, values, seen = told("status", "--run", run.uri, "--watch")
+    code, values, seen = run_command("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, "stopped")
     assert seen.count("epoch 1 of 4") == 1
     assert seen.count("epoch 2 of 4") == 1
@@ -393,10 +401,10 @@ def test_watching_tells_of_epochs_and_outlasts_a_storage_that_fails(
 
 
 def test_watching_an_ended_run_says_so_and_leaves(
-    circle_run: CircleRun, told: Callable[..., Told]
+    circle_run: CircleRun, run_command: Callable[..., CommandResult]
 ) -> None:
     run = circle_run([0], num_rounds=1)
-    code, values, seen = told("status", "--run", run.uri, "--watch")
+    code, values, seen = run_command("status", "--run", run.uri, "--watch")
     assert (code, values["condition"]) == (0, "over")
     assert seen.count("round  fold 0") == 1
 
@@ -406,7 +414,7 @@ def test_being_detached_is_told_as_json_too(
     data_uri: str,
     circle_run: CircleRun,
     monkeypatch: pytest.MonkeyPatch,
-    told: Callable[..., Told],
+    run_command: Callable[..., CommandResult],
 ) -> None:
     """Ctrl-C detaches from a run on a cluster. The test replaces the cluster."""
     run = circle_run([0], until=Train(0, 0))
@@ -421,7 +429,7 @@ def test_being_detached_is_told_as_json_too(
     config = Path(f"{run.uri}.json")
     config.write_text(json.dumps(config_to_dict(run.config)))
     words = ("circle", "--data", data_uri, "--run", run.uri, "--config", str(config))
-    code, values, seen = told(*words, "--fold", "0")
+    code, values, seen = run_command(*words, "--fold", "0")
     assert (code, values) == (0, {"run": run.uri, "detached": True})
     assert "Detached; the run continues." in seen
 
@@ -452,9 +460,9 @@ def test_what_a_circle_is_at_is_told_line_by_line(
     ]
     output = CommandOutput(as_json=False)
     with output.progress() as bar:
-        tell = circle.CircleEventPrinter(run, bar, output)
+        printer = circle.CircleEventPrinter(run, bar, output)
         for line in lines:
-            tell(line)
+            printer(line)
     assert capsys.readouterr().out.splitlines() == [
         "A coordinator on another cluster owns this run; following it.",
         "The coordinator waits for machines.",

@@ -100,10 +100,10 @@ def closed(*words: object) -> tuple[int, bytes]:
 
 def test_a_reader_that_has_left_is_told_nothing(named: str) -> None:
     assert closed("mtil", "inspect", named) == (1, b"")
-    code, told = closed("mtil", "inspect", named, "--json")
+    code, stderr = closed("mtil", "inspect", named, "--json")
     assert code == 1
-    assert b"cannot be written" not in told
-    assert b"Traceback" not in told
+    assert b"cannot be written" not in stderr
+    assert b"Traceback" not in stderr
 
 
 def test_a_closed_stdout_is_no_traceback(named: str) -> None:

@@ -561,16 +561,18 @@ MISTAKES: list[tuple[str, Mistake, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mistake", "told"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+@pytest.mark.parametrize(
+    ("name", "mistake", "message"), MISTAKES, ids=[m[2][:40] for m in MISTAKES]
+)
 def test_a_mistake_is_told_and_nothing_else_is(
-    name: str, mistake: Mistake, told: str, tmp_path: Path
+    name: str, mistake: Mistake, message: str, tmp_path: Path
 ) -> None:
     document = read(name)
     mistake(document)
     # A mistake shared by both GPU groups is reported twice.
     problems = [problem.replace("gpu-spot", "gpu") for problem in _problems(document, tmp_path)]
     assert problems
-    assert all(told in problem for problem in problems), problems
+    assert all(message in problem for problem in problems), problems
 
 
 LEGITIMATE: list[tuple[str, Mistake]] = [
@@ -675,7 +677,7 @@ def test_a_missing_token_is_told_how_to_make(home: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "must be readable"),
         ("a: [", "must be YAML"),
@@ -686,14 +688,14 @@ def test_a_missing_token_is_told_how_to_make(home: Path, tmp_path: Path) -> None
     ],
 )
 def test_what_is_no_cluster_file_is_refused(
-    text: str | bytes | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str | bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file.yaml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["check", str(path)]) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert message in err
     assert err.startswith("cluster: ")
     assert err.count("\n") == 1
 
@@ -709,9 +711,9 @@ def test_check_prints_what_to_fill_in_and_what_is_wrong(
     path = tmp_path / "file.yaml"
     path.write_text(yaml.dump(read("on-prem") | {"max_workers": 3}))
     assert main(["check", str(path)]) == 2
-    told = capsys.readouterr()
-    assert told.out.startswith("NO  `max_workers` must be 1")
-    assert "must pass every rule, but has 1 problem(s)" in told.err
+    captured = capsys.readouterr()
+    assert captured.out.startswith("NO  `max_workers` must be 1")
+    assert "must pass every rule, but has 1 problem(s)" in captured.err
 
 
 def test_only_whole_files_are_launched(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("documents", "told"),
+    ("documents", "message"),
     [
         ([CONFIG, SERVICE], "SkyPilot's, but {path} has none of these"),
         ([CONFIG], "SkyPilot's, but {path} is none of these"),
@@ -111,12 +111,12 @@ def test_a_job_on_a_schedule_and_a_service_have_a_cluster_too(tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_checked_is_one_sentence(
-    documents: list[Document], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    documents: list[Document], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _write(tmp_path / "file.yaml", *documents)
     assert main(["check", str(path)]) == 2
     err = capsys.readouterr().err
-    assert told.format(path=path) in err
+    assert message.format(path=path) in err
     assert err.count("\n") == 1
 
 

@@ -42,9 +42,9 @@ def test_hosts_are_left_alone_unless_that_is_confirmed(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
     assert main(["down", str(file)]) == 2
-    told = capsys.readouterr()
-    assert "End Ray on 10.0.0.1, 10.0.0.2?" in told.out
-    assert "must be confirmed, but was not" in told.err
+    captured = capsys.readouterr()
+    assert "End Ray on 10.0.0.1, 10.0.0.2?" in captured.out
+    assert "must be confirmed, but was not" in captured.err
 
 
 @pytest.mark.parametrize("command", ["up", "status"])

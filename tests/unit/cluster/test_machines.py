@@ -88,9 +88,9 @@ def test_every_price_has_a_source_with_a_page_and_a_day() -> None:
 
 def test_what_a_file_can_start_is_told_to_its_jobs() -> None:
     gpu = {"cpus": 4, "gpus": 1, "most": 2}
-    told = describe_workers(ROOT / "cluster.yaml")
-    assert told is not None
-    assert json.loads(told) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
+    description = describe_workers(ROOT / "cluster.yaml")
+    assert description is not None
+    assert json.loads(description) == {"most": 4, "kinds": [gpu, gpu | {"most": 4}]}
     assert (
         describe_workers(ROOT / "cluster" / "templates" / "on-prem.yaml") is None
     )  # all machines already exist

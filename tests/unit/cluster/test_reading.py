@@ -58,17 +58,17 @@ TEXTS = {
 def test_a_text_beyond_reason_is_one_sentence(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, told = TEXTS[name]
+    text, message = TEXTS[name]
     path = tmp_path / "file.yaml"
     path.write_text(text)
     for command in ("check", "up", "down", "status"):
         assert main([command, str(path)]) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith(f"cluster: A cluster file must be YAML, but {path} is not: ")
-        assert told in said.err
-        assert said.err.count("\n") == 1
-        assert len(said.err) < 600
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"cluster: A cluster file must be YAML, but {path} is not: ")
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+        assert len(captured.err) < 600
 
 
 def test_a_job_s_environment_is_read_with_the_same_bounds() -> None:

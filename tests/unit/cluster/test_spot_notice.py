@@ -67,7 +67,7 @@ def metadata() -> Iterator[Metadata]:
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ray_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program `ray` that records the arguments and fails on the first call."""
     calls = tmp_path / "calls"
     program = tmp_path / "bin" / "ray"
@@ -81,7 +81,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
-def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) -> None:
+def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, ray_calls: Path) -> None:
     watching = threading.Thread(
         target=spot_notice.watch_spot_notice,
         args=(metadata.url,),
@@ -90,15 +90,15 @@ def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) 
     )
     watching.start()
     until(lambda: metadata.asked >= 6)  # three polls without a notice
-    assert not told.exists()
+    assert not ray_calls.exists()
     begin = time.time()
     metadata.goes_in(1000)
     watching.join(PATIENCE_S)
     assert not watching.is_alive()
     left = 1000 - (time.time() - begin)
-    calls = sorted(told.parent.glob("calls*"))
+    calls = sorted(ray_calls.parent.glob("calls*"))
     assert len(calls) == 2  # the first call failed
-    words = told.read_text().splitlines()
+    words = ray_calls.read_text().splitlines()
     assert words[:3] == ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     assert left - 2 <= int(words[-1]) <= 1000  # notice and deadline in whole seconds
     command = cli.commands["drain-node"]  # Ray accepts the arguments
@@ -106,14 +106,14 @@ def test_a_notice_is_handed_on_until_ray_has_it(metadata: Metadata, told: Path) 
     assert context.params["deadline_remaining_seconds"] == int(words[-1])
 
 
-def test_a_machine_on_demand_is_not_watched(metadata: Metadata, told: Path) -> None:
+def test_a_machine_on_demand_is_not_watched(metadata: Metadata, ray_calls: Path) -> None:
     metadata.life_cycle = "on-demand"
     metadata.goes_in(120)
     spot_notice.watch_spot_notice(metadata.url)
-    assert not told.exists()
+    assert not ray_calls.exists()
 
 
-def test_only_one_watches(metadata: Metadata, told: Path, tmp_path: Path) -> None:
+def test_only_one_watches(metadata: Metadata, ray_calls: Path, tmp_path: Path) -> None:
     """Every `ray up` starts the program again."""
     given = os.environ | {
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url,

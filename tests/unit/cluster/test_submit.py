@@ -26,7 +26,7 @@ def test_variables_go_along_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("OTHER", "--env must name a variable that is set, but OTHER is not."),
         ("RUN=x", "--env must name a variable of this environment, but got RUN=x"),
@@ -39,10 +39,10 @@ def test_variables_go_along_by_name() -> None:
         ("LOGIN", "--env must name no secret, but LOGIN holds an apparent secret (ghp_Ab"),
     ],
 )
-def test_other_variables_do_not(name: str, told: str) -> None:
+def test_other_variables_do_not(name: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         submit.select_environment([name], GIVEN)
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
 
 
 def test_a_command_reaches_the_shell_word_by_word() -> None:
@@ -198,9 +198,9 @@ def test_a_log_goes_on_after_an_outage(
 ) -> None:
     monkeypatch.setattr(submit, "_RECONNECT_S", 0)
     asyncio.run(submit._print_logs(Cluster(refusals=3), "job"))
-    told = capsys.readouterr()
-    assert told.out == "one\ntwo\nthree\n"
-    assert told.err == "the cluster does not answer; trying again\n"
+    captured = capsys.readouterr()
+    assert captured.out == "one\ntwo\nthree\n"
+    assert captured.err == "the cluster does not answer; trying again\n"
 
 
 def test_an_outage_that_does_not_end_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,13 +70,13 @@ def test_all_models_score_the_images_that_none_has_seen(
     run: Run, other_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "--run", run.uri, "--on", other_uri, "--json"]) == 0
-    said = capsys.readouterr()
-    assert "gets an outline" not in said.err
-    figures = json.loads(said.out)
+    captured = capsys.readouterr()
+    assert "gets an outline" not in captured.err
+    figures = json.loads(captured.out)
     other = manifests.load_manifest(LocalStore(other_uri))
     assert (figures["seen"], figures["num_images"]) == (NUM_SHARED, NUM_NEW)
-    assert f"{NUM_SHARED} images are left out" in said.err
-    assert "by the models of folds 0, 1 together" in said.err
+    assert f"{NUM_SHARED} images are left out" in captured.err
+    assert "by the models of folds 0, 1 together" in captured.err
     name = f"external-{other.fingerprint[:12]}"
     scores = pq.read_table(f"{run.uri}/rounds/0/{name}/predictions.parquet")
     drawn = pq.read_table(f"{run.uri}/rounds/0/{name}/predictions-pictures.parquet")
@@ -121,9 +121,9 @@ def test_a_data_set_without_normal_images_gets_an_outline_in_each(
     other = Run.create(str(tmp_path / "gated"), gated.config, run.data_uri, manifest.fingerprint)
     other.commit(Train(0, 0), gated, num_epochs=1, seconds=1.0, metrics={"dice": 0.5})
     assert main(["evaluate", "--run", other.uri, "--on", str(tmp_path / "set"), "--json"]) == 0
-    said = capsys.readouterr()
-    assert "no normal image, so every image gets an outline" in said.err
-    figures = json.loads(said.out)
+    captured = capsys.readouterr()
+    assert "no normal image, so every image gets an outline" in captured.err
+    figures = json.loads(captured.out)
     assert figures["normals"] is False
     (scores,) = Path(other.uri).glob("rounds/0/external-*/predictions.parquet")
     rows = pq.read_table(scores).to_pylist()

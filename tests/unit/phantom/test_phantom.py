@@ -572,7 +572,7 @@ if __name__ == "__main__":
 """
 
 
-def _heed_interrupts() -> None:
+def _restore_sigint() -> None:
     """Restore SIGINT: background commands of a shell and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -585,7 +585,7 @@ def _start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]
         [sys.executable, str(script), str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_interrupts,
+        preexec_fn=_restore_sigint,
     )
     until(lambda: any(tmp_path.rglob("*.png")), process)
     return process, psutil.Process(process.pid).children(recursive=True)
@@ -613,10 +613,10 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
         drawing = [worker for worker in workers if worker.ppid() != process.pid]  # forkserver's
         try:
             drawing[0].kill()
-            _, told = process.communicate(timeout=PATIENCE_S)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
-    assert told.strip().splitlines()[-1] == (
+    assert stderr.strip().splitlines()[-1] == (
         f"{RunError.__module__}.RunError: A worker process died while 2 drew phantoms; "
         "ask for fewer workers if memory is short."
     )
@@ -650,7 +650,7 @@ def test_the_list_has_three_columns_and_unix_line_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--num-images", "0"], "The number of images must be 1 to 10,000,000, but got 0."),
         (["--num-images", "-5"], "The number of images must be 1 to 10,000,000, but got -5."),
@@ -665,10 +665,10 @@ def test_the_list_has_three_columns_and_unix_line_ends(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_refuses_senseless_numbers_in_one_sentence(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["phantom", str(tmp_path / "out"), *words]) == 2
-    assert capsys.readouterr().err == f"mtil: {told}\n"
+    assert capsys.readouterr().err == f"mtil: {message}\n"
     assert not any(tmp_path.iterdir())
 
 

@@ -80,22 +80,24 @@ def test_a_predictor_says_what_the_network_says(
 ) -> None:
     model = make_model(config=make_config(predict={"views": "plain"}))
     images = _images(rows)[:5]
-    said = Predictor(model, CPU)(images)
+    prediction = Predictor(model, CPU)(images)
     small = torch.nn.functional.interpolate(
         torch.from_numpy(images / 255).float()[:, None], (32, 32), mode="bilinear", antialias=True
     )
     with torch.no_grad():
         expected = model.network()(small)
-    np.testing.assert_allclose(said.lesion, expected.mask[:, 0].sigmoid(), atol=1e-5)
-    np.testing.assert_allclose(said.logit, expected.malignant, atol=1e-4)
+    np.testing.assert_allclose(prediction.lesion, expected.mask[:, 0].sigmoid(), atol=1e-5)
+    np.testing.assert_allclose(prediction.logit, expected.malignant, atol=1e-4)
     np.testing.assert_allclose(
-        said.malignant, 1 / (1 + np.exp(-expected.malignant.double().numpy() / 1.5)), atol=1e-4
+        prediction.malignant,
+        1 / (1 + np.exp(-expected.malignant.double().numpy() / 1.5)),
+        atol=1e-4,
     )
-    assert said.lesion.shape == (5, 32, 32)
-    assert (said.lesion.dtype, said.logit.dtype, said.malignant.dtype) == (
+    assert prediction.lesion.shape == (5, 32, 32)
+    assert (prediction.lesion.dtype, prediction.logit.dtype, prediction.malignant.dtype) == (
         np.float32, np.float32, np.float64,
     )  # fmt: skip
-    assert 0.05 < (said.lesion > 0.5).mean() < 0.95
+    assert 0.05 < (prediction.lesion > 0.5).mean() < 0.95
 
 
 @pytest.mark.parametrize(
@@ -119,10 +121,10 @@ def test_a_predictor_averages_its_views(
             antialias=True,
         )  # fmt: skip
         with torch.no_grad():
-            said = model.network()(torch.flip(seen, [3]) if mirrored else seen)
-        lesion = said.mask.sigmoid()
+            output = model.network()(torch.flip(seen, [3]) if mirrored else seen)
+        lesion = output.mask.sigmoid()
         lesion = torch.flip(lesion, [3]) if mirrored else lesion
-        logits.append(said.malignant)
+        logits.append(output.malignant)
         lesions.append(
             torch.nn.functional.interpolate(lesion, (32, 32), mode="bilinear", antialias=True)
         )
@@ -197,46 +199,46 @@ def test_every_row_is_scored_at_its_original_size(
     """Compare with a plain computation on masks decoded by Pillow."""
     assert predictions.schema == SCORED_SCHEMA
     assert predictions.num_rows == rows.num_rows == 60
-    said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
-    for index, (row, told) in enumerate(
+    prediction = Predictor(model, CPU)(_images(rows.slice(0, 32)))
+    for index, (row, scored_row) in enumerate(
         zip(rows.slice(0, 32).to_pylist(), predictions.to_pylist(), strict=False)
     ):
         for name in ("sample_id", "group", "label", "fold"):
-            assert told[name] == row[name]
+            assert scored_row[name] == row[name]
         mask = np.array(Image.open(io.BytesIO(row["mask_png"]))).astype(bool)
         assert mask.shape == (row["height"], row["width"])
-        found = resize_map(said.lesion[index], *mask.shape) >= 0.5
+        found = resize_map(prediction.lesion[index], *mask.shape) >= 0.5
         tp, fp, fn = (int(part.sum()) for part in (found & mask, found & ~mask, mask & ~found))
-        assert (told["tp"], told["fp"], told["fn"]) == (tp, fp, fn)
-        assert told["false_positive_area"] == fp / mask.size
-        lesion = resize_map(said.lesion[index], *mask.shape)
-        assert told["peak"] == float(lesion.max())
-        assert told["peak_inside"] == bool(mask.flat[lesion.argmax()])
+        assert (scored_row["tp"], scored_row["fp"], scored_row["fn"]) == (tp, fp, fn)
+        assert scored_row["false_positive_area"] == fp / mask.size
+        lesion = resize_map(prediction.lesion[index], *mask.shape)
+        assert scored_row["peak"] == float(lesion.max())
+        assert scored_row["peak_inside"] == bool(mask.flat[lesion.argmax()])
         if row["label"] == 2:
-            assert math.isnan(told["dice"])
+            assert math.isnan(scored_row["dice"])
         else:
-            assert told["dice"] == 2 * tp / (2 * tp + fp + fn)
-        assert told["pass"] == 0
-        assert told["logit"] == said.logit[index]
-        assert told["probability"] == said.malignant[index]
-        assert told["predicted"] == (told["probability"] >= model.threshold)
+            assert scored_row["dice"] == 2 * tp / (2 * tp + fp + fn)
+        assert scored_row["pass"] == 0
+        assert scored_row["logit"] == prediction.logit[index]
+        assert scored_row["probability"] == prediction.malignant[index]
+        assert scored_row["predicted"] == (scored_row["probability"] >= model.threshold)
 
 
 def test_pictures_show_mask_map_and_contributions(
     model: TrainedModel, rows: pa.Table, predictions: pa.Table
 ) -> None:
-    said = Predictor(model, CPU)(_images(rows.slice(0, 32)))
+    prediction = Predictor(model, CPU)(_images(rows.slice(0, 32)))
     evidence = explain_chain([Predictor(model, CPU)], _images(rows.slice(0, 32)))
-    for index, told in enumerate(predictions.slice(0, 32).to_pylist()):
+    for index, scored_row in enumerate(predictions.slice(0, 32).to_pylist()):
         height, width = rows["height"][index].as_py(), rows["width"][index].as_py()
-        found = resize_map(said.lesion[index], height, width) >= 0.5
-        mask = pictures.decode(told["mask_png"]) > 0
+        found = resize_map(prediction.lesion[index], height, width) >= 0.5
+        mask = pictures.decode(scored_row["mask_png"]) > 0
         assert mask.shape == (256, 256)
         assert mask.mean() == pytest.approx(found.mean(), abs=0.02)
-        lesion = pictures.decode(told["map_png"])
+        lesion = pictures.decode(scored_row["map_png"])
         assert lesion.shape == (96, 96)
-        assert lesion.mean() / 255 == pytest.approx(said.lesion[index].mean(), abs=0.02)
-        shown = pictures.decode(told["evidence_png"]).astype(float) - 128
+        assert lesion.mean() / 255 == pytest.approx(prediction.lesion[index].mean(), abs=0.02)
+        shown = pictures.decode(scored_row["evidence_png"]).astype(float) - 128
         assert shown.shape == evidence[index].shape
         largest = np.abs(evidence[index]).max()
         np.testing.assert_allclose(shown / 127 * largest, evidence[index], atol=largest / 200)
@@ -257,14 +259,17 @@ def test_masks_follow_the_rule_of_the_model(model: TrainedModel, rows: pa.Table)
     rule = MaskRule(threshold=0.4, seed=0.7, empty_below=0.5)
     ruled = model_from_bytes(model_to_bytes(replace(model, mask_rule=rule)), "model.pt")
     assert ruled.mask_rule == rule
-    said = Predictor(model, CPU)(_images(some))
+    prediction = Predictor(model, CPU)(_images(some))
     plain = score(some, Predictor(model, CPU)).to_pylist()
-    for index, told in enumerate(score(some, Predictor(ruled, CPU)).to_pylist()):
+    for index, scored_row in enumerate(score(some, Predictor(ruled, CPU)).to_pylist()):
         mask = np.array(Image.open(io.BytesIO(some["mask_png"][index].as_py()))).astype(bool)
-        found = rule(resize_map(said.lesion[index], *mask.shape), said.presence[index])
-        assert (told["tp"], told["fp"]) == (int((found & mask).sum()), int((found & ~mask).sum()))
-        assert told["half_dice"] == pytest.approx(plain[index]["dice"], nan_ok=True)
-        assert told["half_empty"] == (plain[index]["tp"] + plain[index]["fp"] == 0)
+        found = rule(resize_map(prediction.lesion[index], *mask.shape), prediction.presence[index])
+        assert (scored_row["tp"], scored_row["fp"]) == (
+            int((found & mask).sum()),
+            int((found & ~mask).sum()),
+        )
+        assert scored_row["half_dice"] == pytest.approx(plain[index]["dice"], nan_ok=True)
+        assert scored_row["half_empty"] == (plain[index]["tp"] + plain[index]["fp"] == 0)
 
 
 def test_the_threshold_decides_what_is_called_malignant(
@@ -462,10 +467,10 @@ def test_the_figures_are_those_that_are_promised(predictions: pa.Table) -> None:
 
 def test_figures_do_not_depend_on_the_order_of_rows(predictions: pa.Table) -> None:
     shuffled = predictions.take(pa.array(np.random.default_rng(1).permutation(60)))
-    told = [
+    figures = [
         evaluate_predictions(table, run_uri="r", folds=[0]) for table in (predictions, shuffled)
     ]
-    assert told[0] == told[1]
+    assert figures[0] == figures[1]
 
 
 def _with(table: pa.Table, **columns: Sequence[Any]) -> pa.Table:

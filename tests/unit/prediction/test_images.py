@@ -222,14 +222,16 @@ def test_figures_are_those_of_the_predictor(checkpoint: str, images: Path, tmp_p
     predictor = Predictor(tiny_model(), torch.device("cpu"))
     for name, row in table(tmp_path / "out").items():
         gray = read_gray((images / name).read_bytes(), name)
-        said = predictor(resize_image(gray, SIDE)[None])
-        assert float(row["malignant_probability"]) == pytest.approx(said.malignant[0], abs=1e-6)
-        assert row["malignant"] == str(int(said.malignant[0] >= 0.56))
-        assert float(row["lesion_probability"]) == pytest.approx(said.presence[0], abs=1e-6)
+        prediction = predictor(resize_image(gray, SIDE)[None])
+        assert float(row["malignant_probability"]) == pytest.approx(
+            prediction.malignant[0], abs=1e-6
+        )
+        assert row["malignant"] == str(int(prediction.malignant[0] >= 0.56))
+        assert float(row["lesion_probability"]) == pytest.approx(prediction.presence[0], abs=1e-6)
         lesion_class = "malignant" if row["malignant"] == "1" else "benign"
-        assert row["class"] == ("normal" if said.presence[0] < 0.5 else lesion_class)
+        assert row["class"] == ("normal" if prediction.presence[0] < 0.5 else lesion_class)
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
-            assert (np.array(mask) == (resize_map(said.lesion[0], *gray.shape) >= 0.5)).all()
+            assert (np.array(mask) == (resize_map(prediction.lesion[0], *gray.shape) >= 0.5)).all()
 
 
 def test_masks_follow_the_rule_of_the_model(images: Path, tmp_path: Path) -> None:
@@ -240,8 +242,8 @@ def test_masks_follow_the_rule_of_the_model(images: Path, tmp_path: Path) -> Non
     predictor = Predictor(tiny_model(), torch.device("cpu"))
     for name, row in table(tmp_path / "out").items():
         gray = read_gray((images / name).read_bytes(), name)
-        said = predictor(resize_image(gray, SIDE)[None])
-        expected = rule(resize_map(said.lesion[0], *gray.shape), said.presence[0])
+        prediction = predictor(resize_image(gray, SIDE)[None])
+        expected = rule(resize_map(prediction.lesion[0], *gray.shape), prediction.presence[0])
         with Image.open(tmp_path / "out" / row["mask"]) as mask:
             assert (np.array(mask) == expected).all()
         assert row["lesion_area_px"] == str(int(expected.sum()))
@@ -396,7 +398,7 @@ def test_an_ensemble_averages_lesion_maps_and_thresholds() -> None:
     assert both.threshold == pytest.approx(0.54)
 
 
-def heeding_model(seed: int, num_passes: int) -> TrainedModel:
+def make_map_reader(seed: int, num_passes: int) -> TrainedModel:
     """Return a model sensitive to the map of the previous pass."""
     values = CONFIG | {"model": CONFIG["model"] | {"baseline": False}}
     config = config_from_dict(values)
@@ -411,7 +413,7 @@ def heeding_model(seed: int, num_passes: int) -> TrainedModel:
 
 def test_a_model_file_says_how_often_it_looks(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    path.write_bytes(model_to_bytes(heeding_model(0, num_passes=3)))
+    path.write_bytes(model_to_bytes(make_map_reader(0, num_passes=3)))
     (chain,) = load_chains(str(path))
     assert len(chain) == 3
     cpu, gray = torch.device("cpu"), speckle(1)
@@ -671,9 +673,9 @@ def test_regions_of_another_frame_are_said_once(checkpoint: str, tmp_path: Path)
         save_dicom(tmp_path / "in" / f"{number}.dcm", speckle(number))
     summary, heard = go(checkpoint, tmp_path / "in", tmp_path / "out")
     assert summary["num_stray_regions"] == 2
-    said = [text for text in heard.texts("skipped") if "regions" in text]
-    assert said[0].startswith("2 images have ultrasound regions that do not fit")
-    assert len(said) == 1
+    messages = [text for text in heard.texts("skipped") if "regions" in text]
+    assert messages[0].startswith("2 images have ultrasound regions that do not fit")
+    assert len(messages) == 1
     plain = tmp_path / "plain"
     for number in (1, 2):
         save_dicom(plain / f"{number}.dcm", speckle(number), region=False)

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def make_heeding(make_model: MakeModel) -> MakeModel:
+def make_map_reader(make_model: MakeModel) -> MakeModel:
     """Return models sensitive to prior maps, as read from a file."""
 
     def make(seed: int = 0, **values: object) -> TrainedModel:
@@ -68,9 +68,9 @@ def _same(one: Prediction, other: Prediction) -> bool:
 
 
 def test_the_first_pass_is_what_a_predictor_says_without_passes(
-    make_heeding: MakeModel, images: np.ndarray
+    make_map_reader: MakeModel, images: np.ndarray
 ) -> None:
-    predictor = Predictor(make_heeding(), CPU)
+    predictor = Predictor(make_map_reader(), CPU)
     for num_passes in (1, 3):
         passes = predict_passes([predictor] * num_passes, images)
         assert len(passes) == num_passes
@@ -94,12 +94,12 @@ def test_a_network_that_has_learned_no_map_says_the_same_in_every_pass(
     ],
 )
 def test_a_view_is_given_its_own_map_of_the_pass_before(
-    make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray,
+    make_map_reader: MakeModel, make_config: Callable[..., Config], images: np.ndarray,
     name: str, looks: list[tuple[int, bool]],
 ) -> None:  # fmt: skip
     """Compare with plain calls of two networks; the second reads the first's map, per view."""
     config = make_config(predict={"views": name})
-    chain = [make_heeding(0, config=config), make_heeding(1, config=config, temperature=3.0)]
+    chain = [make_map_reader(0, config=config), make_map_reader(1, config=config, temperature=3.0)]
     networks = [model.network() for model in chain]
     lesions: list[list[Tensor]] = [[], []]
     logits: list[list[Tensor]] = [[], []]
@@ -108,13 +108,13 @@ def test_a_view_is_given_its_own_map_of_the_pass_before(
         prior = torch.zeros_like(seen)
         for number, network in enumerate(networks):
             with torch.no_grad():
-                said = network(torch.flip(seen, [3]) if mirrored else seen, prior)
-            prior = said.mask.sigmoid()
+                output = network(torch.flip(seen, [3]) if mirrored else seen, prior)
+            prior = output.mask.sigmoid()
             lesion = torch.flip(prior, [3]) if mirrored else prior
             lesions[number].append(F.interpolate(lesion, (32, 32), mode="bilinear", antialias=True))
-            logits[number].append(said.malignant)
-    told = predict_passes([Predictor(model, CPU) for model in chain], images)
-    for number, (prediction, temperature) in enumerate(zip(told, (1.5, 3.0), strict=True)):
+            logits[number].append(output.malignant)
+    predictions = predict_passes([Predictor(model, CPU) for model in chain], images)
+    for number, (prediction, temperature) in enumerate(zip(predictions, (1.5, 3.0), strict=True)):
         lesion = torch.stack(lesions[number]).mean(dim=0)[:, 0]
         logit = torch.stack(logits[number]).mean(dim=0).double().numpy()
         np.testing.assert_allclose(prediction.lesion, lesion, atol=2e-5)
@@ -125,11 +125,11 @@ def test_a_view_is_given_its_own_map_of_the_pass_before(
 
 
 def test_the_map_is_the_view_s_own_and_not_the_average(
-    make_heeding: MakeModel, make_config: Callable[..., Config], images: np.ndarray
+    make_map_reader: MakeModel, make_config: Callable[..., Config], images: np.ndarray
 ) -> None:
     """The mirrored view of an image is the plain view of the mirror image."""
     config = make_config(predict={"views": "flip"})
-    predictor = Predictor(make_heeding(config=config), CPU)
+    predictor = Predictor(make_map_reader(config=config), CPU)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])
     for one, other in zip(
         predict_passes([predictor] * 3, images),
@@ -141,9 +141,9 @@ def test_the_map_is_the_view_s_own_and_not_the_average(
 
 
 def test_every_image_has_a_row_for_each_pass(
-    make_heeding: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+    make_map_reader: MakeModel, make_config: Callable[..., Config], rows: pa.Table
 ) -> None:
-    predictor = Predictor(make_heeding(config=make_config(predict={"views": "plain"})), CPU)
+    predictor = Predictor(make_map_reader(config=make_config(predict={"views": "plain"})), CPU)
     some = rows.slice(0, 40)
     scored = score(some, predictor, num_passes=3)
     assert scored.num_rows == 120
@@ -167,12 +167,12 @@ def test_every_image_has_a_row_for_each_pass(
 
 
 def test_a_chain_s_passes_name_the_model_of_their_round(
-    make_heeding: MakeModel, rows: pa.Table
+    make_map_reader: MakeModel, rows: pa.Table
 ) -> None:
     """An ensemble of two folds' chains: predictions of a round are averaged, models listed."""
     some = rows.slice(0, 5)
     models = [
-        [make_heeding(2 * f + r, threshold=0.2 * r + 0.1) for r in range(2)] for f in range(2)
+        [make_map_reader(2 * f + r, threshold=0.2 * r + 0.1) for r in range(2)] for f in range(2)
     ]
     chains = [[Predictor(model, CPU) for model in chain] for chain in models]
     together = score_chains(some, chains).to_pylist()
@@ -188,8 +188,8 @@ def test_a_chain_s_passes_name_the_model_of_their_round(
         assert row["predicted"] == (row["probability"] >= 0.2 * number + 0.1)
 
 
-def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa.Table) -> None:
-    scored = score(rows.slice(0, 4), Predictor(make_heeding(), CPU), num_passes=2)
+def test_a_pass_that_lacks_an_image_is_noticed(make_map_reader: MakeModel, rows: pa.Table) -> None:
+    scored = score(rows.slice(0, 4), Predictor(make_map_reader(), CPU), num_passes=2)
     check_predictions_complete(scored, 4, 2)
     with pytest.raises(DataError, match=r"of fold 2 .* pass 1 has 3 rows of 3 images"):
         check_predictions_complete(scored.slice(0, 7), 4, 2)
@@ -198,13 +198,13 @@ def test_a_pass_that_lacks_an_image_is_noticed(make_heeding: MakeModel, rows: pa
 
 
 def test_figures_beside_the_passes_are_those_of_the_last(
-    make_heeding: MakeModel, rows: pa.Table
+    make_map_reader: MakeModel, rows: pa.Table
 ) -> None:
     at = rows.schema.get_field_index("pixel_size")
     known = rows.set_column(at, "pixel_size", pa.array([0.1] * 60, pa.float32()))
     names = pa.array(["one", "two"] * 30)
     known = known.set_column(known.schema.get_field_index("source"), "source", names)
-    scored = score(known, Predictor(make_heeding(), CPU), num_passes=2)
+    scored = score(known, Predictor(make_map_reader(), CPU), num_passes=2)
     last = scored.filter(pa.compute.equal(scored["pass"], 1))
     figures = evaluate_predictions(scored, run_uri="r", folds=[0])
     alone = evaluate_predictions(last, run_uri="r", folds=[0])
@@ -223,17 +223,17 @@ def _origin(model: TrainedModel, size: int = 16) -> MapOrigin:
 
 
 def test_a_map_is_what_the_network_says_of_the_plain_view(
-    make_heeding: MakeModel, images: np.ndarray
+    make_map_reader: MakeModel, images: np.ndarray
 ) -> None:
     """Maps ignore the configured views. At half size, a pixel is the mean of four pixels."""
-    model = make_heeding()
+    model = make_map_reader()
     assert model.config.predict.views != "plain"
     prior = np.random.default_rng(0).integers(0, 256, (6, 16, 16), np.uint8)
     given = F.interpolate(torch.from_numpy(prior / 255).float()[:, None], (32, 32), mode="bilinear")
     for stored, shown in ((None, None), (prior, given)):
         with torch.no_grad():
-            said = model.network()(_shown(images, 32), shown).mask.sigmoid()[:, 0].numpy()
-        expected = said.reshape(6, 16, 2, 16, 2).mean(axis=(2, 4))
+            probabilities = model.network()(_shown(images, 32), shown).mask.sigmoid()[:, 0].numpy()
+        expected = probabilities.reshape(6, 16, 2, 16, 2).mean(axis=(2, 4))
         maps = Predictor(model, CPU).maps(images, stored, 16)
         assert maps.dtype == np.uint8
         assert np.abs(maps.astype(int) - quantise_probabilities(expected)).max() <= 3  # a level
@@ -241,8 +241,8 @@ def test_a_map_is_what_the_network_says_of_the_plain_view(
         assert 0.05 < np.mean(maps > 127) < 0.95
 
 
-def test_a_map_shard_has_the_map_of_every_row(make_heeding: MakeModel, rows: pa.Table) -> None:
-    model = make_heeding()
+def test_a_map_shard_has_the_map_of_every_row(make_map_reader: MakeModel, rows: pa.Table) -> None:
+    model = make_map_reader()
     predictor = Predictor(model, CPU)
     some = rows.slice(7, 40)
     origin, table = decode_maps(map_shard(some, predictor, _origin(model)))
@@ -257,9 +257,9 @@ def test_a_map_shard_has_the_map_of_every_row(make_heeding: MakeModel, rows: pa.
 
 
 def test_the_same_rows_give_the_same_map_shard_whoever_maps_them(
-    make_heeding: MakeModel, rows: pa.Table
+    make_map_reader: MakeModel, rows: pa.Table
 ) -> None:
-    model = make_heeding()
+    model = make_map_reader()
     copied = rows.slice(3, 37).take(pa.array(range(37)))
     first = map_shard(copied, Predictor(model, CPU), _origin(model))
     busy = Predictor(model, CPU)
@@ -267,18 +267,18 @@ def test_the_same_rows_give_the_same_map_shard_whoever_maps_them(
     assert map_shard(rows.slice(3, 37), busy, _origin(model)) == first
 
 
-def test_a_map_shard_cannot_name_another_model(make_heeding: MakeModel, rows: pa.Table) -> None:
-    model, other = make_heeding(), make_heeding(1)
+def test_a_map_shard_cannot_name_another_model(make_map_reader: MakeModel, rows: pa.Table) -> None:
+    model, other = make_map_reader(), make_map_reader(1)
     with pytest.raises(AssertionError):
         map_shard(rows.slice(0, 1), Predictor(model, CPU), _origin(other))
 
 
 def test_a_later_round_maps_given_the_maps_of_the_round_before(
-    make_heeding: MakeModel, make_config: Callable[..., Config], rows: pa.Table
+    make_map_reader: MakeModel, make_config: Callable[..., Config], rows: pa.Table
 ) -> None:
     """Compare with a chain on test images: storing maps as bytes at half size costs little."""
     config = make_config(predict={"views": "plain"})
-    first, second = make_heeding(0, config=config), make_heeding(1, config=config)
+    first, second = make_map_reader(0, config=config), make_map_reader(1, config=config)
     some = rows.slice(0, 30)
     _, before = decode_maps(map_shard(some, Predictor(first, CPU), _origin(first)))
     joined = join_maps(some, [before], np.arange(30))

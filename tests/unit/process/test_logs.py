@@ -25,9 +25,9 @@ def test_a_line_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
     logger.info("epoch done", extra={"fields": {"epoch": 3, "loss": 0.25}})
     logger.debug("nobody reads this")
     (line,) = capsys.readouterr().err.splitlines()
-    told = json.loads(line)
-    assert told.pop("time").endswith("+00:00")
-    assert told == {
+    record = json.loads(line)
+    assert record.pop("time").endswith("+00:00")
+    assert record == {
         "level": "INFO", "message": "epoch done", "run": "s3://bucket/run", "round": 1, "fold": 0,
         "part": None, "rank": 2, "epoch": 3, "loss": 0.25,
     }  # fmt: skip
@@ -41,9 +41,9 @@ def test_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     except ValueError:
         logging.getLogger("mtil").exception("%s", "what\nhappened")
     (line,) = capsys.readouterr().err.splitlines()
-    told = json.loads(line)
-    assert told["message"] == "what\nhappened"
-    assert told["exception"].endswith("ValueError: two\nlines")
+    record = json.loads(line)
+    assert record["message"] == "what\nhappened"
+    assert record["exception"].endswith("ValueError: two\nlines")
 
 
 def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +59,9 @@ def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) 
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
-    told = json.loads(line, parse_constant=refuse)
-    assert [told["auc"], told["loss"], told["all"]] == [None, {"seg": None, "cls": 0.5}, [None]]
+    record = json.loads(line, parse_constant=refuse)
+    values = [record["auc"], record["loss"], record["all"]]
+    assert values == [None, {"seg": None, "cls": 0.5}, [None]]
 
 
 def test_a_second_training_in_a_process_replaces_the_first(

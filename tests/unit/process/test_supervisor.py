@@ -15,7 +15,7 @@ from mtil.process import supervisor
 pytestmark = pytest.mark.slow
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TOLD = f"mtil: {supervisor.INTERRUPTED_MESSAGE}\n"
+INTERRUPTED_LINE = f"mtil: {supervisor.INTERRUPTED_MESSAGE}\n"
 
 BEGIN = """
 import os, signal, subprocess, sys, time
@@ -33,7 +33,7 @@ def start(
 ) -> "subprocess.Popen[str]":
     """Start a watched process in a new session, and wait until the process prints `ready`."""
 
-    def heed() -> None:
+    def restore_handlers() -> None:
         """Restore signal handlers: background commands of a shell ignore Ctrl-C."""
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
@@ -44,7 +44,7 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=heed,
+        preexec_fn=restore_handlers,
         **options,
     )
     assert process.stdout is not None
@@ -70,8 +70,8 @@ time.sleep(600)
         started = below(process)
         assert len(started) == 3
         (os.killpg if to_group else os.kill)(process.pid, number)
-        _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
     assert not any(one.is_running() for one in started)
 
 
@@ -95,8 +95,8 @@ time.sleep(600)
         started = below(process)
         assert any("SIG_IGN" in " ".join(one.cmdline()) for one in started)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
     assert not any(one.is_running() for one in started)
 
 
@@ -119,8 +119,8 @@ except KeyboardInterrupt:
 """
     with start(code, cwd=tmp_path) as process:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
 
 
 def test_a_second_signal_does_not_stop_the_cleanup(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ finally:
         assert process.stdout.readline() == "ready\n"
         for number in NUMBERS:
             os.killpg(process.pid, number)
-        _, told = process.communicate("x", timeout=120)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate("x", timeout=120)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
     assert (tmp_path / "cleaned").exists()
 
 
@@ -159,8 +159,8 @@ finally:
     ) as process:
         started = below(process)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=300)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate(timeout=300)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
     assert not any(one.is_running() for one in started)
 
 
@@ -180,8 +180,8 @@ finally:
 """
     ) as process:
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (130, TOLD)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, INTERRUPTED_LINE)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
@@ -198,8 +198,8 @@ sys.exit(0)
 """
     ) as process:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
-    assert (process.returncode, told) == (0, "detached\n")
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (0, "detached\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -212,7 +212,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected", "told"),
+    ("code", "expected", "message"),
     [
         ("sys.exit(0)", 0, ""),
         ("sys.exit(2)", 2, ""),
@@ -224,10 +224,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
         ),
     ],
 )
-def test_other_ends(code: str, expected: int, told: str) -> None:
+def test_other_ends(code: str, expected: int, message: str) -> None:
     with start(f"ready()\n{code}") as process:
-        _, said = process.communicate(timeout=120)
-    assert (process.returncode, said) == (expected, told)
+        _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (expected, message)
 
 
 def test_a_killed_watcher_takes_the_command_with_it() -> None:

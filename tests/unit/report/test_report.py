@@ -232,9 +232,9 @@ def test_the_command_writes_page_figures_and_images(
     figures = tmp_path / "figures"
     words = ["report", scored_uri, "--to", str(page), "--figures", str(figures), "--originals"]
     assert main([*words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["bytes"] == page.stat().st_size
-    assert len(list((page.parent / "r-images").iterdir())) == said["images"] > 30
+    result = json.loads(capsys.readouterr().out)
+    assert result["bytes"] == page.stat().st_size
+    assert len(list((page.parent / "r-images").iterdir())) == result["images"] > 30
     assert (figures / "roc.svg").exists()
     head, *rows = (figures / "figures.csv").read_text().splitlines()
     assert head == "figure,value,95 % low,95 % high"

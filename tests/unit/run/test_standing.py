@@ -49,7 +49,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 
 
 @pytest.fixture
-def told(
+def show_status(
     run: Run, pauses: list[Callable[[], object]], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[dict[str, Any], str]]:
     """Run `mtil status`; return the JSON object and the text output."""
@@ -62,11 +62,11 @@ def told(
     return ask
 
 
-Told = Callable[..., tuple[dict[str, Any], str]]
+ShowStatus = Callable[..., tuple[dict[str, Any], str]]
 
 
-def test_a_run_that_has_not_begun_to_train(run: Run, told: Told) -> None:
-    values, seen = told()
+def test_a_run_that_has_not_begun_to_train(run: Run, show_status: ShowStatus) -> None:
+    values, seen = show_status()
     assert values == {
         "run": run.uri, "verified": True, "kind": "training", "condition": "waiting", "epochs": 4,
         "trained": [], "trainings": [],
@@ -75,14 +75,17 @@ def test_a_run_that_has_not_begun_to_train(run: Run, told: Told) -> None:
 
 
 def test_epoch_step_and_figures_are_told_of_each_fold(
-    run: Run, told: Told, commit: Callable[[Train], None], pauses: list[Callable[[], object]]
+    run: Run,
+    show_status: ShowStatus,
+    commit: Callable[[Train], None],
+    pauses: list[Callable[[], object]],
 ) -> None:
     commit(Train(0, 0))
     run.write_history(Train(0, 2), [{"epoch": 0}, {"epoch": 1, **FIGURES}])
     where = {"epoch": 2, "steps": 9, "hosts": ["node-1"]}
     run.write_step(Train(0, 2), where | {"step": 3})
     pauses += [lambda: None, lambda: run.write_step(Train(0, 2), where | {"step": 5})]
-    values, seen = told()
+    values, seen = show_status()
     assert (values["condition"], values["trained"]) == ("running", [0])
     done, now = values["trainings"]
     assert done == {
@@ -100,26 +103,32 @@ def test_epoch_step_and_figures_are_told_of_each_fold(
     assert seen.splitlines()[-1] == "A training is running on node-1."
 
 
-def test_a_step_of_an_epoch_that_is_over_is_not_told(run: Run, told: Told) -> None:
+def test_a_step_of_an_epoch_that_is_over_is_not_told(run: Run, show_status: ShowStatus) -> None:
     run.write_history(Train(0, 0), [{"epoch": 0, **FIGURES}])
     run.write_step(Train(0, 0), {"epoch": 0, "step": 8, "steps": 9, "hosts": ["node-1"]})
-    values, _ = told()
+    values, _ = show_status()
     assert values["condition"] == "waiting"
     assert "step" not in values["trainings"][0]
 
 
 def test_a_run_that_is_trained_is_over_at_once(
-    run: Run, told: Told, commit: Callable[[Train], None], pauses: list[Callable[[], object]]
+    run: Run,
+    show_status: ShowStatus,
+    commit: Callable[[Train], None],
+    pauses: list[Callable[[], object]],
 ) -> None:
     commit(Train(0, 0))
     pauses.append(lambda: pytest.fail("it waits"))
-    values, seen = told()
+    values, seen = show_status()
     assert values["condition"] == "over"
     assert f"next: mtil evaluate --run {run.uri}" in seen
 
 
 def test_watching_ends_when_no_fold_follows(
-    run: Run, told: Told, commit: Callable[[Train], None], pauses: list[Callable[[], object]]
+    run: Run,
+    show_status: ShowStatus,
+    commit: Callable[[Train], None],
+    pauses: list[Callable[[], object]],
 ) -> None:
     """A fold started after the end of the previous fold belongs to the watched command."""
     run.write_history(Train(0, 0), [{"epoch": 0, **FIGURES}])
@@ -131,7 +140,7 @@ def test_watching_ends_when_no_fold_follows(
         *[lambda: None] * 20,
         lambda: commit(Train(0, 1)),
     ]
-    values, seen = told("--watch")
+    values, seen = show_status("--watch")
     assert (values["condition"], values["trained"]) == ("over", [0, 1])
     assert seen.count("A training is running.") == 1  # during the training of fold 1
     assert seen.count("No file changed for") == 2
@@ -139,11 +148,11 @@ def test_watching_ends_when_no_fold_follows(
 
 
 def test_inner_trainings_of_a_search_are_told_apart(
-    run: Run, told: Told, commit: Callable[[Train], None]
+    run: Run, show_status: ShowStatus, commit: Callable[[Train], None]
 ) -> None:
     for of in (Train(0, 0, 1), Train(0, 0, 0), Train(1, 0)):
         commit(of)
-    values, seen = told()
+    values, seen = show_status()
     assert [(one["round"], one["fold"], one["part"]) for one in values["trainings"]] == [
         (0, 0, 0), (0, 0, 1), (1, 0, None),
     ]  # fmt: skip

@@ -416,21 +416,21 @@ def test_a_step_in_bf16_is_near_one_in_fp32(
     make_config: MakeConfig, toy_batches: ToyBatches
 ) -> None:
     batches = toy_batches(1)
-    told, logits = {}, {}
+    steps, logits = {}, {}
     for precision in ("fp32", "bf16"):
         engine = _engine(make_config(train={"precision": precision}))
         kinds: set[torch.dtype] = set()
         layer = engine.network.logits["2"]
         layer.register_forward_hook(lambda *call, kinds=kinds: kinds.add(call[2].dtype))
         logits[precision] = engine.validate(batches)[0].logit
-        (told[precision],) = engine.train_epoch(batches, epoch=0)
+        (steps[precision],) = engine.train_epoch(batches, epoch=0)
         assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
         assert {value.dtype for value in engine.weights().values()} == {torch.float32, torch.int64}
     assert logits["bf16"] == pytest.approx(logits["fp32"], abs=0.05)
-    for name, value in told["fp32"].terms.items():
-        assert told["bf16"].terms[name].dtype == torch.float32
-        assert float(told["bf16"].terms[name]) == pytest.approx(float(value), rel=0.1)
-        assert float(told["bf16"].terms[name]) != float(value)
+    for name, value in steps["fp32"].terms.items():
+        assert steps["bf16"].terms[name].dtype == torch.float32
+        assert float(steps["bf16"].terms[name]) == pytest.approx(float(value), rel=0.1)
+        assert float(steps["bf16"].terms[name]) != float(value)
 
 
 def test_validation_leaves_everything_as_it_was(

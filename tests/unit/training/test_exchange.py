@@ -45,8 +45,8 @@ def test_a_worker_that_has_ended_is_an_error_of_the_others(lost: int) -> None:
             workers.add(torch.ones(3, dtype=torch.float64))
         return str(caught.value)
 
-    told = run_group(2, work)[1 - lost]
-    assert "ended" in told or "reset" in told
+    message = run_group(2, work)[1 - lost]
+    assert "ended" in message or "reset" in message
 
 
 def test_who_does_not_know_the_secret_is_turned_away() -> None:

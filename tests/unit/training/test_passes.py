@@ -382,7 +382,7 @@ def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
         for name, parameter in network.named_parameters():
             if "prior" in name or name.startswith(("head", "logits.2")):
                 nn.init.normal_(parameter)
-    told = engine.validate(batches)
+    results = engine.validate(batches)
     for start, batch in zip((0, 4), batches, strict=True):
         image = torch.from_numpy(batch.image / np.float32(255))[:, None]
         bits = np.unpackbits(batch.mask, axis=1).reshape(-1, 1, 32, 32)
@@ -394,7 +394,7 @@ def test_validation_goes_over_the_images_in_passes_from_a_zero_map(
                 dices.append(dice_per_image(output.mask > 0, torch.from_numpy(bits) > 0))
                 logits.append(output.malignant)
         assert (logits[0] - logits[2]).abs().max() > 1e-3
-        for index, row in enumerate(told[start : start + 4]):
+        for index, row in enumerate(results[start : start + 4]):
             assert row.sample_id == batch.sample_id[index]
             passes = [*row.earlier, (row.dice, row.logit)]
             expected = [

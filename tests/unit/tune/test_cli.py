@@ -83,10 +83,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     command = ["run", "--data", data_uri, "--run", str(run), "--config", "demo", *given]
     assert main(command) == 2
-    told = capsys.readouterr()
-    assert says in told.err
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert told.err.startswith("mtil-tune: ")
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert captured.err.startswith("mtil-tune: ")
     assert not run.exists()
 
 
@@ -140,16 +140,16 @@ def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
     return search
 
 
-def _told(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -> Any:
+def _run_json(capsys: pytest.CaptureFixture[str], search: Search, *arguments: str) -> Any:
     assert main([*arguments, "--run", search.uri, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
-    told = _told(capsys, search, "status")
-    assert (told["counts"]["completed"], told["counts"]["failed"]) == (12, 1)
-    assert told["ended"] == 12
-    assert told["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
+    result = _run_json(capsys, search, "status")
+    assert (result["counts"]["completed"], result["counts"]["failed"]) == (12, 1)
+    assert result["ended"] == 12
+    assert result["trials"][12]["cause"] == "It does not fit in <memory>: 9 GiB"
     main(["status", "--run", search.uri])
     assert "trial 12 failed: It does not fit in <memory>: 9 GiB" in capsys.readouterr().out
 
@@ -157,27 +157,27 @@ def test_status_names_the_causes(search: Search, capsys: pytest.CaptureFixture[s
 def test_show_has_the_best_and_what_mattered(
     search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = _told(capsys, search, "show", "--top", "3")
+    result = _run_json(capsys, search, "show", "--top", "3")
     two = len(search.objective.goals) == 2
-    dices = [trial["overrides"]["loss.dice"] for trial in told["best"]]
+    dices = [trial["overrides"]["loss.dice"] for trial in result["best"]]
     assert dices == sorted(dices, reverse=True)
     assert len(dices) == (12 if two else 3)  # every trial is on the front
-    for shares in told["importances"].values():
+    for shares in result["importances"].values():
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["loss.dice"] > 0
-    assert set(told["importances"]) == set(search.objective.names)
+    assert set(result["importances"]) == set(search.objective.names)
 
 
 def test_an_exported_configuration_is_taken_by_config(
     search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "out" / "best.yaml"
-    told = _told(capsys, search, "export", "--to", str(to))
+    result = _run_json(capsys, search, "export", "--to", str(to))
     config = presets.load_config(str(to))
-    assert config == search.full_config(told["overrides"])
-    assert config.loss.dice == told["overrides"]["loss.dice"]
+    assert config == search.full_config(result["overrides"])
+    assert config.loss.dice == result["overrides"]["loss.dice"]
     assert config.train.num_epochs == presets.cpu().train.num_epochs
-    other = _told(capsys, search, "export", "--to", str(to), "--trial", "3")
+    other = _run_json(capsys, search, "export", "--to", str(to), "--trial", "3")
     assert other["trial"] == 3
     assert presets.load_config(str(to)).loss.dice == other["overrides"]["loss.dice"]
     assert main(["export", "--run", search.uri, "--to", str(to), "--trial", "12"]) == 2
@@ -187,7 +187,7 @@ def test_an_exported_configuration_is_taken_by_config(
 def test_the_report_needs_no_network_and_escapes_what_it_quotes(
     search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _told(capsys, search, "report")
+    _run_json(capsys, search, "report")
     page = search.store.read("report.html").decode()
     assert "<figcaption>Importance: dice</figcaption>" in page
     assert ("<figcaption>Pareto front</figcaption>" in page) == (len(search.objective.goals) == 2)

@@ -194,7 +194,7 @@ def test_other_seeds_and_numbers_ask_otherwise(make_study: Callable[[], optuna.S
     assert len({point["train.learning_rate"] for point in points}) == 5
 
 
-def _told(
+def _report_epochs(
     study: optuna.Study, journal: Path, rule: StoppingRule, values: list[float]
 ) -> list[bool]:
     """Report the epochs of a new trial to an early stopper. Return the answers."""
@@ -204,7 +204,7 @@ def _told(
 
 
 def _finish(study: optuna.Study, journal: Path, values: list[float]) -> None:
-    assert all(_told(study, journal, StoppingRule(), values))
+    assert all(_report_epochs(study, journal, StoppingRule(), values))
     study.tell(len(study.trials) - 1, values[-1])
 
 
@@ -213,9 +213,10 @@ def test_the_median_stops_at_declared_epochs_only(journal: Path) -> None:
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         _finish(study, journal, [value] * 4)
     rule = StoppingRule(kind="median", first=2, factor=2)
-    assert _told(study, journal, rule, [0.0, 0.31, 0.31, 0.31]) == [True, True, True, True]
-    assert _told(study, journal, rule, [0.0, 0.29]) == [True, False]
-    assert _told(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4  # the best value counts
+    assert _report_epochs(study, journal, rule, [0.0, 0.31, 0.31, 0.31]) == [True, True, True, True]
+    assert _report_epochs(study, journal, rule, [0.0, 0.29]) == [True, False]
+    # The best value counts.
+    assert _report_epochs(study, journal, rule, [0.9, 0.9, 0.0, 0.0]) == [True] * 4
     stopped = study.trials[6]
     assert stopped.user_attrs == {studies.STOPPED_ATTRIBUTE: 2}
     assert stopped.intermediate_values == {1: 0.0, 2: 0.29}
@@ -225,13 +226,16 @@ def test_the_first_five_trials_are_not_stopped_by_the_median(journal: Path) -> N
     study = _study(journal)
     for value in (0.5, 0.5, 0.5, 0.5):
         _finish(study, journal, [value] * 2)
-    assert _told(study, journal, StoppingRule(kind="median", first=1), [0.0, 0.0]) == [True, True]
+    rule = StoppingRule(kind="median", first=1)
+    assert _report_epochs(study, journal, rule, [0.0, 0.0]) == [True, True]
 
 
 def test_halving_lets_the_best_share_go_on(journal: Path) -> None:
     study = _study(journal)
     rule = StoppingRule(kind="halving", first=1, factor=2)
-    answers = [_told(study, journal, rule, [value])[0] for value in (0.5, 0.4, 0.6, 0.55, 0.3)]
+    answers = [
+        _report_epochs(study, journal, rule, [value])[0] for value in (0.5, 0.4, 0.6, 0.55, 0.3)
+    ]
     # trials that go on: the best of 1, of 2 and of 3; the best two of 4 and of 5
     assert answers == [True, False, True, True, False]
 

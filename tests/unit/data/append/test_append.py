@@ -680,27 +680,27 @@ def test_the_command_appends_and_says_what_came_of_it(
     table = _table(pool, tmp_path / "more", [*NEW[:2], Line("z1", "benign (4)")])
     command = ["prepare", table, "--layout", "table", "--to", str(to), "--append", "--json"]
     assert main(command) == 0
-    said = capsys.readouterr()
-    result = json.loads(said.out)
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
     assert (result["version"], result["appended"], result["read"]) == (2, 2, 43)
     assert [item["sample_id"] for item in result["dropped"]] == ["z1.png"]
-    assert "dropped z1.png: its pixels are those of b04.png" in said.err
-    assert "2 images appended." in said.err
+    assert "dropped z1.png: its pixels are those of b04.png" in captured.err
+    assert "2 images appended." in captured.err
     assert main(command) == 0
-    said = capsys.readouterr()
-    again = json.loads(said.out)
+    captured = capsys.readouterr()
+    again = json.loads(captured.out)
     assert (again["version"], again["appended"]) == (2, 0)
     assert again["fingerprint"] == result["fingerprint"]
-    assert "Nothing to append; 3 images exist already." in said.err
+    assert "Nothing to append; 3 images exist already." in captured.err
     for version, read in ((None, 43), (1, 40)):
         which = [] if version is None else ["--data-version", str(version)]
         assert main(["inspect", str(to), "--json", *which]) == 0
         assert json.loads(capsys.readouterr().out)["read"] == read
     for option in (["--holdout", "0.1"], ["--splits", "splits.json"], ["--num-folds", "3"]):
         assert main([*command, *option]) == 2
-        said = capsys.readouterr()
-        assert option[0] in said.err
-        assert len(said.err.splitlines()) == 1
+        captured = capsys.readouterr()
+        assert option[0] in captured.err
+        assert len(captured.err.splitlines()) == 1
     nowhere = [*command[:5], str(tmp_path / "nowhere"), *command[6:]]
     assert main(nowhere) == 2
     assert "make one with `mtil prepare`" in capsys.readouterr().err

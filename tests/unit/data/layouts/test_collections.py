@@ -302,10 +302,10 @@ def test_a_collection_with_all_its_oddities_comes_out_as_it_is(
     source.mkdir(parents=True)
     expected = MAKERS[layout](source)
     assert _prepare(source.parent, layout, tmp_path / "out") == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["read"], said["dropped"], said["invalid"]) == (len(expected), [], [])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["read"], result["dropped"], result["invalid"]) == (len(expected), [], [])
     labels = [item.label for item in expected.values()]
-    assert said["kept"] == {name: labels.count(name) for name in LABELS}
+    assert result["kept"] == {name: labels.count(name) for name in LABELS}
     rows = _rows(tmp_path / "out")
     assert rows.keys() == expected.keys()
     for sample_id, row in rows.items():
@@ -413,15 +413,15 @@ def test_an_image_that_cannot_be_used_is_refused_in_a_sentence_or_skipped(
     MAKERS[layout](source)
     spoil(source)
     assert _prepare(source, layout, tmp_path / "out") == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"mtil: {why}")
-    assert said.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"mtil: {why}")
+    assert captured.err.count("\n") == 1
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert _prepare(source, layout, tmp_path / "out", "--skip-invalid") == 0
     found = json.loads(capsys.readouterr().out)
     assert [item["sample_id"] for item in found["invalid"]] == [sample_id]
-    assert found["invalid"][0]["why"] == said.err.removeprefix("mtil: ").rstrip()
+    assert found["invalid"][0]["why"] == captured.err.removeprefix("mtil: ").rstrip()
     assert sum(found["kept"].values()) == found["read"] - 1
     assert sample_id not in _rows(tmp_path / "out")
 
@@ -432,11 +432,11 @@ def test_the_first_hundred_reasons_are_named(
     lines = "".join(f"{number}.png,,benign\n" for number in range(120))
     (tmp_path / "t.csv").write_text("image,masks,label\n" + lines)
     assert _prepare(tmp_path / "t.csv", "table", tmp_path / "out") == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("mtil: 120 of 120 images cannot be used")
-    assert len(said) == 102
-    assert all(line.startswith("- Line ") for line in said[1:-1])
-    assert said[-1] == "- and 20 more"
+    stderr_lines = capsys.readouterr().err.splitlines()
+    assert stderr_lines[0].startswith("mtil: 120 of 120 images cannot be used")
+    assert len(stderr_lines) == 102
+    assert all(line.startswith("- Line ") for line in stderr_lines[1:-1])
+    assert stderr_lines[-1] == "- and 20 more"
 
 
 def test_reasons_of_all_sources_and_of_table_and_pixels_are_named_at_once(
@@ -450,12 +450,12 @@ def test_reasons_of_all_sources_and_of_table_and_pixels_are_named_at_once(
     (tmp_path / "bus_bra" / "Images" / "bus_0001-l.png").unlink()
     more = ("--and", str(tmp_path / "bus_bra"), "--layout", "bus_bra")
     assert _prepare(tmp_path / "udiat", "udiat", tmp_path / "out", *more) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == (
+    stderr_lines = capsys.readouterr().err.splitlines()
+    assert stderr_lines[0] == (
         f"mtil: 3 of {2 * NUM_IMAGES} images cannot be used; correct them or add --skip-invalid:"
     )
     starts = ("- GT/000002.png cannot", "- Row 6 of DatasetB.xlsx must", "- Line 4 of bus_data")
-    assert all(line.startswith(start) for line, start in zip(said[1:], starts, strict=True))
+    assert all(line.startswith(start) for line, start in zip(stderr_lines[1:], starts, strict=True))
 
 
 def test_skipped_images_of_two_sources_keep_their_prefix(

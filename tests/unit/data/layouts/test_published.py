@@ -318,12 +318,12 @@ def test_a_breast_case_that_is_there_twice_can_be_skipped(tmp_path: Path) -> Non
 
 
 def test_a_breast_sheet_may_leave_suffixes_out_and_have_decimal_commas(tmp_path: Path) -> None:
-    def said(value: object) -> object:
+    def rewrite_cell(value: object) -> object:
         text = str(value)
         return text.replace(".png", "").replace("0.0", "0,0") if isinstance(value, str) else value
 
     plain = _scan_of(tmp_path / "plain", BREAST)
-    rows = [BREAST[0], *([said(value) for value in row] for row in BREAST[1:])]
+    rows = [BREAST[0], *([rewrite_cell(value) for value in row] for row in BREAST[1:])]
     assert _scan_of(tmp_path / "short", rows) == plain
     commas = _scan_of(tmp_path / "commas", _breast_rows("Pixel_size", ["0,0078", "0,009", "0,01"]))
     assert [record.pixel_size for record in commas] == pytest.approx([0.078, 0.09, 0.1])

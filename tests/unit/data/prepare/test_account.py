@@ -176,11 +176,11 @@ def test_a_person_reads_the_account_and_the_last_lines_add_up(
 ) -> None:
     _touch(busi, "a\nb.txt", "plots/\x1b[31m.png")
     assert main(["prepare", str(busi), "--layout", "busi", "--to", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "BUSI: 60 images read = 60 kept + 0 dropped + 0 invalid." in said
-    assert "1 skipped, beside the class folders: plots/\\x1b[31m.png" in said
-    assert "a\\nb.txt" in said
-    assert "\x1b" not in said
+    stdout = capsys.readouterr().out
+    assert "BUSI: 60 images read = 60 kept + 0 dropped + 0 invalid." in stdout
+    assert "1 skipped, beside the class folders: plots/\\x1b[31m.png" in stdout
+    assert "a\\nb.txt" in stdout
+    assert "\x1b" not in stdout
 
 
 def test_an_account_that_does_not_add_up_cannot_be_made() -> None:

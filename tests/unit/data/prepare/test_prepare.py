@@ -86,7 +86,7 @@ def test_the_manifest_counts_what_the_shards_hold(collection: Path, tmp_path: Pa
         collection,
         tmp_path / "out",
         max_shard_bytes=8 * shards.row_bytes(SIZE),
-        progress=lambda *said: seen.append(said),
+        progress=lambda *event: seen.append(event),
     )
     assert made == manifest.load_manifest(LocalStore(str(tmp_path / "out")))
     assert (made.read, made.num_rows, made.num_groups) == (NUM_IMAGES,) * 3
@@ -591,7 +591,7 @@ def test_a_file_that_is_missing_is_refused_before_images_are_read(
         tmp_path / "out",
         f"The {what} file must exist, but .*nowhere.x does not",
         **{what: str(tmp_path / "nowhere.x")},
-        progress=lambda *said: seen.append(said),
+        progress=lambda *event: seen.append(event),
     )
     assert seen == []
 

@@ -163,14 +163,14 @@ def test_of_two_preparations_of_other_images_one_counts(
         with pytest.raises(DataError, match="must be empty"):
             _prepare(theirs, to)
 
-    for to, (kind, said) in _every_change(
+    for to, (kind, message) in _every_change(
         tmp_path, paused, lambda to: _prepare(mine, to), meanwhile
     ):
         outcomes.add(kind)
         if kind == "done":
             _check_whole(to, alone[mine])
         else:
-            assert (kind, "choose another target" in said) == ("DataError", True)
+            assert (kind, "choose another target" in message) == ("DataError", True)
             _check_whole(to, alone[theirs])
     assert outcomes == {"done", "DataError"}
 
@@ -192,10 +192,10 @@ def test_a_preparation_between_staging_and_its_manifest_is_overtaken_without_har
             other.go_on()
             break
         assert other.go_on()[0] in ("done", "DataError")
-        kind, said = first.go_on()
+        kind, message = first.go_on()
         ended.append(kind)
         if kind == "DataError":
-            assert "choose another target" in said
+            assert "choose another target" in message
             _check_whole(to, alone)
     assert set(ended) == {"done", "DataError"}
 
@@ -222,13 +222,13 @@ def test_other_settings_for_the_same_images_are_refused_by_the_first_data_set(
     _prepare(source, tmp_path / "alone", other)
     alone = _files(tmp_path / "alone")
     kinds = []
-    for to, (kind, said) in _every_change(
+    for to, (kind, message) in _every_change(
         tmp_path, paused, lambda to: _prepare(source, to), lambda to: _prepare(source, to, other)
         if not (to / "dataset.json").exists() else None,
     ):  # fmt: skip
         kinds.append(kind)
         if kind == "DataError":
-            assert "seed is 7, not the requested 0" in said
+            assert "seed is 7, not the requested 0" in message
             _check_whole(to, alone)
     assert set(kinds) == {"done", "DataError"}
 
