@@ -26,7 +26,7 @@ from mtil.data.images.budget import PIXEL_BUDGET
 from mtil.data.images.image_bytes import read_image_bytes, reserve_file_bytes
 from mtil.data.images.read import Gray, Mask, encode_mask_png, open_image, resize_image
 from mtil.errors import DataError, NotFoundError, StorageError
-from mtil.metrics.mask_rule import average_rules
+from mtil.metrics.mask_rule import HALF_OF_PEAK, average_rules
 from mtil.prediction import overlay
 from mtil.prediction.image_files import (
     describe_left_out,
@@ -105,8 +105,8 @@ class Ensemble:
         """
         self._chains = [build_predictors(chain, device) for chain in chains]
         self.threshold = float(np.mean([chain[-1].threshold for chain in chains]))
-        rule = average_rules([chain[-1].mask_rule for chain in chains])
-        self.mask_rule = rule if normals else rule.without_normals()
+        fitted = average_rules([chain[-1].mask_rule for chain in chains])
+        self.mask_rule = fitted if normals else HALF_OF_PEAK
         self._normals = normals
         models = [model for chain in chains for model in chain]
         self.lineage = {

@@ -14,7 +14,7 @@ from mtil.data.dataset.shards import OBJECTION, pixels
 from mtil.data.images.read import decode_mask_png
 from mtil.errors import CheckpointError
 from mtil.metrics import score_map, score_mask
-from mtil.metrics.mask_rule import average_rules
+from mtil.metrics.mask_rule import HALF_OF_PEAK, average_rules
 from mtil.prediction.predictor import (
     Prediction,
     Predictor,
@@ -125,9 +125,7 @@ def _score_batch(
     """
     _check_finite(rows, prediction, models)
     threshold = float(np.mean([model.threshold for model in models]))
-    rule = average_rules([model.mask_rule for model in models])
-    if not normals:
-        rule = rule.without_normals()
+    rule = average_rules([model.mask_rule for model in models]) if normals else HALF_OF_PEAK
     origin = describe_origin(models)
     kept_rows = rows.drop_columns(
         ["image", "mask_png", "height", "width", "part", "pixel_size", "meta"]

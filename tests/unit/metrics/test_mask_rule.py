@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtil.metrics.mask_rule import (
+    HALF_OF_PEAK,
     NEVER,
     MappedImage,
     MaskRule,
@@ -60,19 +61,9 @@ def test_presence_empties_and_fills(presence: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize("presence", [0.0, 0.1, 0.9, math.nan])
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        (MaskRule(empty_below=0.3), "##.."),
-        (MaskRule(threshold=0.2, empty_below=NEVER), "##.#"),
-        (MaskRule(threshold=0.2, seed=0.9), "##.."),
-    ],
-)
-def test_without_normal_images_every_image_gets_a_mask(
-    rule: MaskRule, presence: float, expected: str
-) -> None:
-    """If the rule leaves the mask empty, the mask is the region with at least half of the peak."""
-    assert np.array_equal(rule.without_normals()(FAINT, presence), _mask(expected))
+def test_half_of_the_peak_outlines_every_image(presence: float) -> None:
+    assert np.array_equal(HALF_OF_PEAK(FAINT, presence), _mask("##.#"))
+    assert np.array_equal(HALF_OF_PEAK(FAINT / 100, presence), _mask("##.#"))
 
 
 @pytest.mark.parametrize(
