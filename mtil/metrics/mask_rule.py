@@ -36,20 +36,18 @@ class MaskRule:
     threshold: Share = 0.5
     """Least probability of a pixel in the mask."""
     relative: Share = 0.0
-    """How far `threshold` is relative to the map's highest probability: 0 not at all, 1 fully. With
-    1 and a threshold of one half, the mask holds all pixels of at least half the highest
-    probability."""
+    """From 0, where `threshold` is absolute, to 1, where `threshold` is a share of the map's
+    highest probability, as in `HALF_OF_PEAK`."""
     expected: Share = 0.0
-    """How far the least probability is that of the highest expected Dice, see
-    `find_expected_threshold`: 0 not at all, 1 fully; `threshold` and `relative` count for the
-    rest."""
+    """Weight of `find_expected_threshold` in the threshold of a map: 0 to 1. `threshold` and
+    `relative` have the remaining weight."""
     seed: Share = 0.0
     """A connected region needs a pixel of at least this probability (hysteresis)."""
     empty_below: _Gate = 0.0
     """The mask is empty if the probability of a lesion in the image is lower."""
     filled_from: _Gate = NEVER
-    """An empty mask is filled if the probability of a lesion in the image is at least this: by the
-    region round the highest pixel with at least half of its probability. 0 always, above 1
+    """Least probability of a lesion in the image at which an empty mask is filled, by the region
+    round the highest pixel with at least half of the highest probability. 0 always, above 1
     never."""
 
     def __call__(self, lesion: Map, presence: float = math.nan) -> Mask:

@@ -150,7 +150,7 @@ def _run_external(options: argparse.Namespace, output: "CommandOutput") -> None:
 
 
 def _resources(record: "Run", options: argparse.Namespace) -> tuple[int | None, float]:
-    """Return the number of workers (None: one per CPU) and the GPUs of each worker.
+    """Return the number of workers and the GPUs per worker. None workers: a worker per CPU.
 
     Raises:
         ConfigError: if an override changes more than resources, or a value is out of range.

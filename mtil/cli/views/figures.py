@@ -110,7 +110,7 @@ def _describe_images(figures: Mapping[str, Any]) -> str:
 
 
 def _print_passes(passes: Sequence[Mapping[str, Any]], output: CommandOutput) -> None:
-    """Print the metrics of each pass, if there are several."""
+    """Print the metrics of each pass, unless the run has a single pass."""
     if len(passes) < 2:
         return
     names = ("dice", "f1", "auc")
@@ -151,7 +151,7 @@ def _print_sizes(sizes: Mapping[str, Any], output: CommandOutput) -> None:
 
 
 def _print_parts(key: str, parts: Mapping[str, Any], output: CommandOutput) -> None:
-    """Print the metrics of parts of the images: one source or one objection each."""
+    """Print the metrics by source or by objection."""
     if not parts:
         return
     names = ("dice", "miss_rate", "auc", "f1")
