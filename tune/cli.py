@@ -70,7 +70,7 @@ def _add_run(commands: CommandParsers) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--config", default="base", metavar="PRESET|FILE",
-        help="base configuration of the search: demo, cpu, base or a YAML file (base)",
+        help="base configuration of the search: demo, cpu, best, base or a YAML file (base)",
     )  # fmt: skip
     parser.add_argument(
         "--num-trials", type=int, default=24, metavar="N", help="total number of trials (24)"

@@ -66,7 +66,10 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_data_version_flag(parser, "version of the data set (default: the run's, else the newest)")
     parser.add_argument("--run", required=True, metavar="URI", help="folder for results")
     parser.add_argument(
-        "--config", default="base", metavar="PRESET|FILE", help="demo, cpu, base or a YAML file"
+        "--config",
+        default="base",
+        metavar="PRESET|FILE",
+        help="demo, cpu, best, base or a YAML file",
     )
     parser.add_argument("--fold", "--folds", default="0", help="`0`, `0,2` or `all` (0)")
     parser.add_argument(

@@ -39,8 +39,8 @@ def train_fold(
     with the same number of CPU threads, equal weights.
 
     Args:
-        config: a configuration, the name of a preset (`demo`, `cpu`, `base`) or the path of a YAML
-            file. `train.num_workers` is set to 1.
+        config: a configuration, the name of a preset (`demo`, `cpu`, `best`, `base`) or the path of
+            a YAML file. `train.num_workers` is set to 1.
         data: path or URI of a prepared data set.
         run: path or URI of the run; created if missing.
         fold: the fold to hold out for testing, from 0.

@@ -349,11 +349,13 @@ def test_every_key_can_be_overridden_with_its_own_value() -> None:
 def test_presets_are_valid_and_differ_only_as_they_say(name: str) -> None:
     config = presets.load_config(name)
     assert config == config_from_dict(config_to_dict(config))
-    assert config.data.image_size == {"demo": 96, "cpu": 160, "base": 256}[name]
-    assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "base": 1}[name]
-    assert config.zoom.num_windows == {"demo": 0, "cpu": 1, "base": 0}[name]
+    assert config.data.image_size == {"demo": 96, "cpu": 160, "best": 160, "base": 256}[name]
+    assert config.train.gpus_per_worker == {"demo": 0, "cpu": 0, "best": 0, "base": 1}[name]
+    assert config.zoom.num_windows == {"demo": 0, "cpu": 1, "best": 1, "base": 0}[name]
     assert config.loss == Config().loss
-    assert config.model == Config().model
+    assert config.model.encoder.name == f"efficientnet_lite{2 if name == 'best' else 0}"
+    same_encoder = dataclasses.replace(config.model.encoder, name=Config().model.encoder.name)
+    assert dataclasses.replace(config.model, encoder=same_encoder) == Config().model
 
 
 def test_a_file_is_laid_over_the_defaults(tmp_path: Path) -> None:
@@ -376,7 +378,8 @@ def test_a_file_in_the_working_folder_needs_no_path(
 
 @pytest.mark.parametrize("name", ["Demo", "", "configs", "demo.toml"])
 def test_another_name_is_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"demo, cpu, base or a YAML file, but got '{name}'"):
+    expected = f"demo, cpu, best, base or a YAML file, but got '{name}'"
+    with pytest.raises(ConfigError, match=expected):
         presets.load_config(name)
 
 

@@ -180,7 +180,7 @@ def asked(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         (["seed", "3"], "must look like `--train.num-epochs 5`, but got 'seed'"),
         (["-seed", "3"], "must look like `--train.num-epochs 5`, but got '-seed'"),
         (["--seed", "3", "4"], "must look like `--train.num-epochs 5`, but got '4'"),
-        (["--config", "nonsense"], "demo, cpu, base or a YAML file, but got 'nonsense'"),
+        (["--config", "nonsense"], "demo, cpu, best, base or a YAML file, but got 'nonsense'"),
         (["--config", "none.yaml"], r"none\.yaml does not exist"),
     ],
 )

@@ -320,7 +320,7 @@ def test_the_torch_data_set_holds_the_same_rows(data_uri: str) -> None:
 
 
 def test_a_preset_is_named_by_its_name(data_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must be one of demo, cpu, base"):
+    with pytest.raises(ConfigError, match="must be one of demo, cpu, best, base"):
         mtil.train_fold("other", data_uri, str(tmp_path / "run"))
 
 

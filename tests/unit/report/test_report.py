@@ -107,7 +107,7 @@ def test_marks_divide_the_images(scored: ScoredRun) -> None:
 
 def test_the_nearest_preset_is_named_with_all_differences(scored: ScoredRun) -> None:
     preset, differences = find_preset(scored)
-    assert preset in ("demo", "cpu", "base")
+    assert preset in ("demo", "cpu", "best", "base")
     assert differences["circle.maps"] == ("in_sample", "recycle")
     assert differences["data.image_size"][1] == 32
 
