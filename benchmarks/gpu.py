@@ -1,11 +1,12 @@
 """Training speed of a fold on a GPU, by precision, `torch.compile` and CUDA graphs.
 
-    python -m benchmarks.gpu [--data URI] [--epochs 4] [--ways bare resident streaming]
+    python -m benchmarks.gpu [--data URI] [--epochs 4] [--ways bare resident streaming side_by_side]
 
-All variants train fold 0 with the preset `base`: first the engine alone on batches in
-memory, then a single Ray worker with rows resident or streamed. Results are images per second
-without the first epoch (compilation), the share of a step spent waiting for data (with Ray), the
-GPU utilisation sampled by the driver, and the seconds of the first epoch. Needs an NVIDIA GPU.
+All variants train with the preset `base`: first the engine alone on batches in memory, then a
+single Ray worker with rows resident or streamed, all of fold 0; then folds 0 to 2 side by side,
+each with a third of the GPU. Results are images per second without the first epoch (compilation),
+summed over folds; the share of a step spent waiting for data (with Ray); the GPU utilisation
+sampled by the driver; and the seconds of the first epoch. Needs an NVIDIA GPU.
 """
 
 import argparse
@@ -29,12 +30,12 @@ from benchmarks.step import memory_batches
 from mtil.circle.request import request_trainings
 from mtil.config import Config
 from mtil.presets import base
-from mtil.run import names
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.training.engine import TrainingEngine
 
-WAYS = ("bare", "resident", "streaming")
+WAYS = ("bare", "resident", "streaming", "side_by_side")
+NUM_SIDE_BY_SIDE = 3
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
@@ -85,7 +86,11 @@ def configured(variant: str, way: str, num_epochs: int, batch_size: int) -> Conf
         config,
         data=replace(config.data, mode="streaming" if way == "streaming" else "resident"),
         train=replace(
-            config.train, num_epochs=num_epochs, batch_size=batch_size, **VARIANTS[variant]
+            config.train,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            gpus_per_worker=1 / NUM_SIDE_BY_SIDE if way == "side_by_side" else 1.0,
+            **VARIANTS[variant],
         ),
     )
 
@@ -120,10 +125,10 @@ def bare(data_uri: str, config: Config, utilisation: Utilisation) -> dict[str, A
 
 
 def through_ray(
-    data_uri: str, run_uri: str, config: Config, utilisation: Utilisation
+    data_uri: str, run_uri: str, config: Config, folds: Sequence[int], utilisation: Utilisation
 ) -> dict[str, Any]:
-    """Train through Ray in a separate worker process."""
-    from mtil.distributed.training import trainer
+    """Train folds through Ray, each in a worker process."""
+    from mtil.distributed.training.folds import run_trainings
 
     moments: list[float] = []
 
@@ -132,18 +137,24 @@ def through_ray(
             moments.append(time.time())
 
     start = time.time()
-    trainer.run_trainings(request_trainings(data_uri, run_uri, config, [0]), listen)
+    run_trainings(request_trainings(data_uri, run_uri, config, folds), listen)
     stop = time.time()
     run = Run.open(run_uri)
-    lines = run.store.read(names.history_name(Train(0, 0))).splitlines()
-    first, *history = [json.loads(line) for line in lines]
+    histories = [run.history(Train(0, fold)) for fold in folds]
+    # One entry per epoch, with that epoch of each fold.
+    first, *epochs = zip(*histories, strict=True)
+    began = len(folds) - 1
     return {
-        "images_per_second": spread([epoch["images_per_second"] for epoch in history]),
-        "data_wait_share": spread([epoch["data_wait_share"] for epoch in history]),
-        "first_epoch_seconds": first["seconds"],
-        "utilisation": utilisation.between(moments[0], moments[-1]) if moments else None,
+        "images_per_second": spread(
+            [sum(fold["images_per_second"] for fold in epoch) for epoch in epochs]
+        ),
+        "data_wait_share": spread([fold["data_wait_share"] for epoch in epochs for fold in epoch]),
+        "first_epoch_seconds": max(fold["seconds"] for fold in first),
+        "utilisation": utilisation.between(moments[began], moments[-1]) if moments else None,
         "seconds": stop - start,
-        "last_loss": history[-1]["loss_segmentation"] + history[-1]["loss_classification"],
+        "last_loss": mean(
+            fold["loss_segmentation"] + fold["loss_classification"] for fold in epochs[-1]
+        ),
     }
 
 
@@ -168,7 +179,10 @@ def measure(
                     for way in ways:
                         config = configured(variant, way, options.epochs, options.batch_size)
                         run_uri = str(scratch / f"run-{variant}-{way}")
-                        found[variant][way] = through_ray(data_uri, run_uri, config, utilisation)
+                        folds = range(NUM_SIDE_BY_SIDE if way == "side_by_side" else 1)
+                        found[variant][way] = through_ray(
+                            data_uri, run_uri, config, folds, utilisation
+                        )
                         print(variant, way, json.dumps(found[variant][way]), flush=True)
     return found
 

@@ -124,11 +124,11 @@ def overhead(
 
 def plain(data: str, uri: str, config: Config, num_epochs: int) -> tuple[float, float]:
     """Train like `mtil train`. Return the training time and the total time in seconds."""
-    from mtil.distributed.training import trainer
+    from mtil.distributed.training.folds import run_trainings
 
     start = time.monotonic()
     whole = TrialBudget(num_epochs=num_epochs).apply_to(config)
-    (result,) = trainer.run_trainings(request_trainings(data, uri, whole, [0]), lambda line: None)
+    (result,) = run_trainings(request_trainings(data, uri, whole, [0]), lambda line: None)
     return result.seconds, time.monotonic() - start
 
 

@@ -206,10 +206,10 @@ def bare_epochs(config: Config) -> list[float]:
 def ray_epochs(config: Config, run_uri: str) -> list[dict[str, float]]:
     """Train the epochs of `bare_epochs` through Ray. Return the history of the run."""
     from mtil.distributed.runtime import cluster
-    from mtil.distributed.training import trainer
+    from mtil.distributed.training.folds import run_trainings
 
     with cluster.connect_ray():
-        trainer.run_trainings(request_trainings(DATA, run_uri, config, [0]), lambda line: None)
+        run_trainings(request_trainings(DATA, run_uri, config, [0]), lambda line: None)
     run = Run.open(run_uri)
     lines = run.store.read(names.history_name(Train(0, 0))).splitlines()
     return [json.loads(line) for line in lines]

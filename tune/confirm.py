@@ -11,7 +11,7 @@ from mtil.config import Config, compute_config_digest, config_from_dict
 from mtil.data.dataset.shards import HOLDOUT
 from mtil.distributed.circle import driver
 from mtil.distributed.prediction import scoring
-from mtil.distributed.training import trainer
+from mtil.distributed.training.folds import run_trainings
 from mtil.errors import RunError
 from mtil.metrics import Results, summarise
 from mtil.prediction.evaluation import to_metric_results
@@ -112,7 +112,7 @@ def _predict_test_rows(search: Search, name: str, config: Config, folds: Sequenc
         if state.failed_folds:
             raise RunError(f"The circle in {uri} failed: {next(iter(state.failed_folds.values()))}")
     else:
-        trainer.run_trainings(request_trainings(data, uri, config, train_folds), lambda _: None)
+        run_trainings(request_trainings(data, uri, config, train_folds), lambda _: None)
     table_names = [run.predictions_name(round_index, fold) for fold in folds]
     if not all(run.store.exists(table_name) for table_name in table_names):
         scoring.predict_folds(

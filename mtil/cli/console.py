@@ -130,7 +130,8 @@ class ProgressBar:
         self._progress, self._print_line, self._shown = progress, print_line, shown
         self._task = progress.add_task("", total=None, speed="")
         self._last_line, self._last_s = "", time.monotonic()
-        self._text, self._first, self._start_s = "", 0, 0.0
+        self._starts: dict[str, tuple[int, float]] = {}
+        """Units done at the first call with a text, and its time."""
 
     def show(self, text: str, done: int, total: int, unit: str = "") -> None:
         """Show `done` of `total` units of the work named by `text`, with speed and time left.
@@ -138,12 +139,11 @@ class ProgressBar:
         The speed is the mean since the first call with this text.
         """
         now_s = time.monotonic()
-        if text != self._text or done < self._first:
-            self._text, self._first, self._start_s = text, done, now_s
-        per_second = (done - self._first) / max(now_s - self._start_s, 1e-9)
-        speed = (
-            f"{_format_speed(per_second)} {unit}/s".replace(" /", "/") if done > self._first else ""
-        )
+        first, start_s = self._starts.get(text, (done, now_s))
+        if done <= first:
+            first, start_s = self._starts[text] = done, now_s
+        per_second = (done - first) / max(now_s - start_s, 1e-9)
+        speed = f"{_format_speed(per_second)} {unit}/s".replace(" /", "/") if done > first else ""
         self._progress.update(
             self._task, description=self._shown(text), completed=done, total=total, speed=speed
         )

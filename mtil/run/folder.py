@@ -443,5 +443,5 @@ class TrainingProgressReader:
         self._epochs = max(self._epochs, len(history))
         if step is not None and step != self._step and step["epoch"] >= self._epochs:
             self._step = step
-            lines.append({"kind": "step", **step})
+            lines.append({"kind": "step", "fold": self._training.fold, **step})
         return lines

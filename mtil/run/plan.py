@@ -9,6 +9,7 @@ source of the maps (`circle.maps`) determines the actions:
     corrupted   no stored maps: the network reads reference masks with random errors
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import field
 from functools import lru_cache
@@ -124,6 +125,12 @@ class CirclePlan:
     @property
     def _cross_fit(self) -> bool:
         return self.circle.maps == "cross_fit"
+
+
+def max_parallel_trainings(plan: CirclePlan) -> int:
+    """Return the largest number of trainings in a round, which may run side by side."""
+    trainings = Counter(action.round for action in list_actions(plan) if isinstance(action, Train))
+    return max(trainings.values())
 
 
 def find_warm_start(plan: CirclePlan, action: Train) -> Train | None:

@@ -148,7 +148,7 @@ def test_maps_that_are_damaged_between_rounds_are_written_again(
     other.write(shards[1], bytes(changed))
     other.delete(shards[2])
     other.write(shards[3], before[shards[0]])
-    run_action(other.uri, of, ())
+    run_action(other.uri, of, (), 1)
     assert {name: other.read(name) for name in shards} == before
     assert _same_weights(Run.open(other.uri), run, of)
 

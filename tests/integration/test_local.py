@@ -6,7 +6,7 @@ import mtil
 from mtil.circle.request import request_trainings
 from mtil.config import config_from_dict
 from mtil.distributed.prediction import scoring
-from mtil.distributed.training import trainer
+from mtil.distributed.training.folds import run_trainings
 from mtil.library.evaluation import request_evaluation, score_folds
 from mtil.run.folder import Run
 from mtil.run.plan import Train
@@ -27,7 +27,7 @@ def test_a_fold_is_the_same_on_ray_and_in_this_process(
     )
     on_ray, local = f"{bucket}/local/{mode}-ray", f"{bucket}/local/{mode}-here"
     request = request_trainings(dataset, on_ray, config, [1])
-    (expected,) = trainer.run_trainings(request, lambda line: None)
+    (expected,) = run_trainings(request, lambda line: None)
     result = mtil.train_fold(config, dataset, local, fold=1)
     assert result.model_sha256 == expected.model_sha256
     assert result.metrics == expected.metrics

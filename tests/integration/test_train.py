@@ -23,7 +23,8 @@ from mtil.data.prepare.pipeline import Settings, prepare
 from mtil.data.prepare.sources import CollectionSource
 from mtil.distributed.prediction import scoring
 from mtil.distributed.runtime import cluster, resources
-from mtil.distributed.training import trainer
+from mtil.distributed.training import folds, trainer
+from mtil.distributed.training.folds import run_trainings
 from mtil.distributed.training.job import FoldJob
 from mtil.errors import CheckpointError, ConfigError, DataError, ResourceError
 from mtil.prediction.evaluation import evaluate_predictions
@@ -52,7 +53,7 @@ def _ignore(line: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, bucket: str) -> Run:
     uri = f"{bucket}/läufe/проба 乳腺 #1 100% '{'l' * 200}'"
-    trainer.run_trainings(request_trainings(dataset, uri, _config(), [0]), _ignore)
+    run_trainings(request_trainings(dataset, uri, _config(), [0]), _ignore)
     return Run.open(uri)
 
 
@@ -81,7 +82,7 @@ def test_no_actor_is_started_for_nothing(undisturbed: Run) -> None:
 def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) -> None:
     before = undisturbed.result(Train(0, 0))
     lines: list[dict[str, Any]] = []
-    (after,) = trainer.run_trainings(
+    (after,) = run_trainings(
         request_trainings(dataset, undisturbed.uri, _config(), [0]), lines.append
     )
     assert after == before
@@ -90,7 +91,7 @@ def test_a_finished_fold_is_not_trained_again(undisturbed: Run, dataset: str) ->
 
 def test_another_configuration_needs_another_run(undisturbed: Run, dataset: str) -> None:
     with pytest.raises(ConfigError, match="num_epochs"):
-        trainer.run_trainings(
+        run_trainings(
             request_trainings(dataset, undisturbed.uri, _config(num_epochs=4), [0]), _ignore
         )
 
@@ -164,6 +165,61 @@ def _assert_same_weights(one: Run, other: Run) -> None:
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
+def test_folds_train_side_by_side_where_the_cluster_has_room(
+    dataset: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two folds waits for the other to start. A fold alone has the same weights."""
+    config = _config(num_workers=1, cpus_per_worker=0.75)
+    run_job = folds._run_job
+
+    def run_with_the_other(run_uri: str, job: FoldJob, cpus: float) -> None:
+        (tmp_path / f"fold-{job.train.fold}").touch()
+        until(lambda: len(list(tmp_path.iterdir())) == 2)
+        run_job(run_uri, job, cpus)
+
+    lines: list[dict[str, Any]] = []
+    alone = request_trainings(dataset, f"{bucket}/run-alone", config, [2])
+    (expected,) = run_trainings(alone, _ignore)
+    monkeypatch.setattr(folds, "_run_job", run_with_the_other)
+    both = request_trainings(dataset, f"{bucket}/run-both", config, [2, 0])
+    second, first = run_trainings(both, lines.append)
+    assert (first.fold, second.fold) == (0, 2)
+    assert second.model_sha256 == expected.model_sha256
+    epochs = [(line["fold"], line["epoch"]) for line in lines if line["kind"] == "epoch"]
+    assert sorted(epochs) == [(fold, epoch) for fold in (0, 2) for epoch in range(3)]
+    assert sorted(line["fold"] for line in lines if line["kind"] == "done") == [0, 2]
+
+
+def test_the_first_error_ends_the_folds_beside_it(
+    dataset: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+
+    def fail_beside_another(run_uri: str, job: FoldJob, cpus: float) -> None:
+        if job.train.fold == 1:
+            until(pid_file.exists)
+            raise DataError("The shard is damaged.")
+        (tmp_path / "part").write_text(str(os.getpid()))
+        (tmp_path / "part").rename(pid_file)
+        until(lambda: False)
+
+    monkeypatch.setattr(folds, "_run_job", fail_beside_another)
+    config = _config(num_workers=1, cpus_per_worker=0.75)
+    request = request_trainings(dataset, f"{bucket}/run-failed", config, [0, 1])
+    with pytest.raises(DataError, match=r"^The shard is damaged\.$"):
+        run_trainings(request, _ignore)
+    until(lambda: not psutil.pid_exists(int(pid_file.read_text())))
+
+
+def test_a_task_keeps_its_files_in_rays_folder() -> None:
+    """A cancelled task cannot remove its files, but the end of the cluster does."""
+    task: Any = ray.remote(num_cpus=0)(cluster.find_session_folder)
+    folder = ray.get(task.remote())
+    assert folder.is_dir()
+    assert folder.name.startswith("session_")
+    assert cluster.find_session_folder() is None
+
+
 def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
     dataset: str, bucket: str
 ) -> None:
@@ -173,9 +229,7 @@ def test_a_users_mistake_that_only_a_worker_finds_is_not_tried_again(
     store.write("rounds/0/fold-0/checkpoints/latest.json", b"not JSON")
     before = _num_workers()
     with pytest.raises(CheckpointError, match=r"latest\.json"):
-        trainer.run_trainings(
-            request_trainings(dataset, uri, _config(max_failures=3), [0]), _ignore
-        )
+        run_trainings(request_trainings(dataset, uri, _config(max_failures=3), [0]), _ignore)
     assert _num_workers() == before + 2
 
 
@@ -207,7 +261,7 @@ def test_an_untrained_fold_cannot_be_evaluated(undisturbed: Run) -> None:
 
 def test_a_plan_that_would_hang_is_refused(dataset: str, bucket: str) -> None:
     with pytest.raises(ResourceError, match="leave"):
-        trainer.run_trainings(
+        run_trainings(
             request_trainings(dataset, f"{bucket}/run-big", _config(cpus_per_worker=1.0), [0]),
             _ignore,
         )
@@ -221,7 +275,7 @@ def test_a_run_of_another_data_set_is_refused(
     source = CollectionSource(uri=str(phantoms), layout="busi")
     prepare([source], other, Settings(image_size=32, num_folds=3))
     with pytest.raises(DataError, match="fingerprint"):
-        trainer.run_trainings(request_trainings(other, undisturbed.uri, _config(), [0]), _ignore)
+        run_trainings(request_trainings(other, undisturbed.uri, _config(), [0]), _ignore)
 
 
 def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
@@ -237,7 +291,7 @@ def test_a_training_from_and_to_google_cloud_tells_of_its_epochs(
         lines.append(line)
         heard.set()
 
-    trainer.run_trainings(
+    run_trainings(
         request_trainings(
             data, run, _config(num_epochs=1, num_workers=1, cpus_per_worker=0.75), [1]
         ),

@@ -54,10 +54,10 @@ def run_train(options: argparse.Namespace, output: "CommandOutput") -> None:
             results = train_folds(request, listen)
         else:
             from mtil.distributed.runtime import cluster
-            from mtil.distributed.training import trainer
+            from mtil.distributed.training.folds import run_trainings
 
             with cluster.connect_ray(verbose=options.verbose):
-                results = trainer.run_trainings(request, listen)
+                results = run_trainings(request, listen)
     print_results(results, options.run, "--local " if options.local else "", output)
 
 
@@ -109,7 +109,8 @@ def show_training(
 ) -> None:
     """Show a training event: a step on the bar, an epoch as a line of losses and metrics."""
     if line["kind"] == "step":
-        bar.show(f"epoch {line['epoch'] + 1}/{num_epochs}", line["step"], line["steps"], "steps")
+        text = f"fold {line['fold']} epoch {line['epoch'] + 1}/{num_epochs}"
+        bar.show(text, line["step"], line["steps"], "steps")
     elif line["kind"] == "epoch":
         losses = " ".join(
             f"{name.removeprefix('loss_')} {value:.3f}"

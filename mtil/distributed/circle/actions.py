@@ -20,17 +20,20 @@ _PROGRESS_METRICS = ("dice", "auc", "f1")
 """Figures repeated in the ledger, for progress displays."""
 
 
-def run_action(run_uri: str, action: Action, folds: Sequence[int]) -> ActionResult:
+def run_action(
+    run_uri: str, action: Action, folds: Sequence[int], num_parallel: int
+) -> ActionResult:
     """Execute an action. Return its result for the ledger.
 
     Args:
         run_uri: the run.
         action: the action to execute.
         folds: for a summary, the evaluated folds.
+        num_parallel: for a training, the trainings that run side by side.
     """
     run = Run.open(run_uri)
     if isinstance(action, Train):
-        return _train(run, action)
+        return _train(run, action, num_parallel)
     if isinstance(action, WriteMaps):
         return _write_maps(run, action)
     if isinstance(action, Evaluate):
@@ -38,14 +41,14 @@ def run_action(run_uri: str, action: Action, folds: Sequence[int]) -> ActionResu
     return _summarise(run, action, folds)
 
 
-def _train(run: Run, action: Train) -> ActionResult:
+def _train(run: Run, action: Train, num_parallel: int) -> ActionResult:
     from mtil.distributed.prediction.map_writing import write_maps
     from mtil.distributed.training.trainer import train_action
 
     # Maps may have been damaged or deleted since their own action: write them again.
     for writer in find_map_writers(run.plan([action.fold]), action):
         write_maps(run, writer)
-    result = train_action(run, action, lambda line: None)
+    result = train_action(run, action, num_parallel)
     return {"folder": run.folder(action), **asdict(result)}
 
 

@@ -30,9 +30,9 @@ from mtil.circle.state import (
 )
 from mtil.distributed.circle.actions import run_action
 from mtil.distributed.circle.restarts import RestartCounter
-from mtil.distributed.runtime import cluster, failures, preflight
+from mtil.distributed.runtime import cluster, failures
 from mtil.distributed.runtime.gauges import COORDINATOR_GAUGES, Gauges
-from mtil.distributed.runtime.resources import plan_reserved_cpus
+from mtil.distributed.runtime.resources import count_parallel_trainings, plan_reserved_cpus
 from mtil.errors import (
     MtilError,
     NotFoundError,
@@ -44,7 +44,7 @@ from mtil.errors import (
 from mtil.process.logs import log_json_to_stderr
 from mtil.run import names
 from mtil.run.folder import Run
-from mtil.run.plan import Action, Evaluate, Train, WriteMaps
+from mtil.run.plan import Action, Evaluate, Train, WriteMaps, max_parallel_trainings
 
 COORDINATOR_NAMESPACE = "mtil"
 _POLL_S = 1.0
@@ -260,7 +260,7 @@ class CoordinatorSession:
         room = self._count_room()
         for task in due[: max(0, room - len(self._tasks))]:
             self._lost.remove(task)
-            self._launch_task(task, state)
+            self._launch_task(task, state, room)
         for action in ready:
             if len(self._tasks) + len(self._lost) >= room:
                 break
@@ -270,17 +270,18 @@ class CoordinatorSession:
                 # A different writer came first, perhaps with a stop: decide again.
                 break
             state = started
-            self._launch_task(_Task(action, state.attempts[action]), state)
+            self._launch_task(_Task(action, state.attempts[action]), state, room)
         return state
 
-    def _launch_task(self, task: _Task, state: CircleState) -> None:
+    def _launch_task(self, task: _Task, state: CircleState, room: int) -> None:
         action = task.action
+        num_parallel = min(room, max_parallel_trainings(state.plan))
         evaluated = (other for other in state.done if isinstance(other, Evaluate))
         folds = sorted(other.fold for other in evaluated if other.round == action.round)
         # The task itself reserves no CPUs: its workers and actors do. No retries by Ray, since the
         # coordinator counts losses and retries after a pause.
         remote: Any = ray.remote(num_cpus=0, max_retries=0)(run_action)
-        ref = remote.options(name=str(action)).remote(self._run.uri, action, folds)
+        ref = remote.options(name=str(action)).remote(self._run.uri, action, folds, num_parallel)
         self._tasks[ref] = task
         _log.info("started", extra={"fields": asdict(action) | {"attempt": task.attempt}})
 
@@ -350,7 +351,6 @@ class CoordinatorSession:
 
     def _count_room(self) -> int:
         """Return the number of actions with room on the cluster at once."""
-        config = self._run.config.train
         try:
             cpus = plan_reserved_cpus(self._run.config)
         except ResourceError as error:
@@ -358,12 +358,7 @@ class CoordinatorSession:
             self._set_waiting(f"The coordinator waits for machines: {error}")
             return 0
         self._set_waiting("")
-        return preflight.count_parallel_trainings(
-            cluster.list_nodes(),
-            num_workers=config.num_workers,
-            cpus=cpus,
-            gpus=config.gpus_per_worker,
-        )
+        return count_parallel_trainings(self._run.config, cpus)
 
     def _set_waiting(self, reason: str) -> None:
         """Set the reason for waiting, for the log and `mtil status`. Empty if not waiting."""

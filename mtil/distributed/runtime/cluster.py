@@ -310,6 +310,17 @@ def has_dashboard() -> bool:
     return bool(get_webui_url_from_internal_kv())  # type: ignore[no-untyped-call]
 
 
+def find_session_folder() -> Path | None:
+    """Return Ray's session folder in a task or actor, None in a command.
+
+    A cancelled task cannot remove its files. Those in the session folder go with the cluster.
+    """
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return None
+    return Path(context.get_temp_dir()) / context.get_session_name()
+
+
 def free_orphaned_groups() -> None:
     """Remove placement groups left behind by dead actors of the current job.
 

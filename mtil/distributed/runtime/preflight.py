@@ -215,30 +215,34 @@ def count_parallel_trainings(
 
 
 def plan_threads_per_worker(
-    nodes: Sequence[NodeResources], *, num_workers: int, cpus: float, gpus: float
+    nodes: Sequence[NodeResources],
+    *,
+    num_workers: int,
+    cpus: float,
+    gpus: float,
+    num_trainings: int = 1,
 ) -> int:
-    """Return the CPU threads per worker that no placement of the workers overcommits; at least 1.
+    """Return the CPU threads per worker; at least 1.
+
+    No placement of a training's workers overcommits a node, and all trainings together have at
+    most one thread per CPU of the cluster.
 
     Args:
         nodes: the cluster's nodes.
-        num_workers: workers that run side by side.
+        num_workers: workers per training.
         cpus: CPUs reserved by each worker.
         gpus: GPUs reserved by each worker.
+        num_trainings: trainings that run side by side.
     """
-    cpus_and_workers = [
-        (node.cpus, min(_count_places(node, cpus, gpus), num_workers)) for node in nodes
+    cpus_and_places = [
+        (node.cpus, places) for node in nodes if (places := _count_places(node, cpus, gpus))
     ]
-    return max(
-        1,
-        min(
-            (
-                int(node_cpus / num_on_node)
-                for node_cpus, num_on_node in cpus_and_workers
-                if num_on_node
-            ),
-            default=1,
-        ),
-    )
+    if not cpus_and_places:
+        return 1
+    total_cpus, total_places = map(sum, zip(*cpus_and_places, strict=True))
+    own_share = min(node_cpus / min(places, num_workers) for node_cpus, places in cpus_and_places)
+    common_share = total_cpus / min(total_places, num_trainings * num_workers)
+    return max(1, int(min(own_share, common_share)))
 
 
 def _every_node_has_room(

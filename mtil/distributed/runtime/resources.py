@@ -38,17 +38,37 @@ def _reserved_cpus_on(config: Config, nodes: Sequence[preflight.NodeResources]) 
     )
 
 
-def propose_num_threads(config: Config, cpus: float) -> int:
-    """Return the number of CPU threads of each worker.
+def count_parallel_trainings(config: Config, cpus: float) -> int:
+    """Return the number of trainings with room on the cluster at once; at least 1.
 
     Args:
         config: the run's configuration.
         cpus: CPUs reserved by each worker.
     """
+    return preflight.count_parallel_trainings(
+        cluster.list_nodes(),
+        num_workers=config.train.num_workers,
+        cpus=cpus,
+        gpus=config.train.gpus_per_worker,
+    )
+
+
+def propose_num_threads(config: Config, cpus: float, num_parallel: int) -> int:
+    """Return the number of CPU threads of each worker.
+
+    Args:
+        config: the run's configuration.
+        cpus: CPUs reserved by each worker.
+        num_parallel: trainings that run side by side.
+    """
     num_workers, gpus = config.train.num_workers, config.train.gpus_per_worker
     return choose_num_threads(
         config,
         lambda: preflight.plan_threads_per_worker(
-            cluster.list_nodes(), num_workers=num_workers, cpus=cpus, gpus=gpus
+            cluster.list_nodes(),
+            num_workers=num_workers,
+            cpus=cpus,
+            gpus=gpus,
+            num_trainings=num_parallel,
         ),
     )

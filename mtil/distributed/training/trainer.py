@@ -1,4 +1,4 @@
-"""Train folds with Ray Train: any number of workers, restarted from the latest checkpoint."""
+"""Run a training with Ray Train: any number of workers, restarted from the latest checkpoint."""
 
 import tempfile
 from contextlib import suppress
@@ -22,7 +22,6 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mtil.circle.inputs import find_prior_maps
-from mtil.circle.request import TrainingRequest
 from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.distributed.data.resident import load_resident_tables
@@ -45,37 +44,13 @@ _RESIZE_S = 10.0
 """Seconds between two checks for room to add workers to an elastic group."""
 
 
-def run_trainings(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
-    """Train folds one after the other. Folds with a result are skipped.
+def train_action(run: Run, training: Train, num_parallel: int) -> FoldResult:
+    """Run one training of a circle with Ray Train, or return the existing result.
 
     Args:
-        request: the folds, from `request_trainings`.
-        listen: called with `step`, `epoch` and `done` lines of the progress.
-
-    Returns:
-        the results of all folds, in the order of the request.
-
-    Raises:
-        UserError: if the data set or run is unusable, or the cluster lacks the resources.
-        RunError: if the workers fail more than `train.max_failures` times.
-    """
-    config, data_uri = request.config, request.data_uri
-    # Before the run is created: a request too large for the cluster leaves no run behind.
-    cpus = resources.plan_reserved_cpus(config)
-    resources.report_missing_resources(config)
-    run = request.create()
-    trainings = [Train(0, fold) for fold in request.folds]
-    pending = [training for training in trainings if run.result(training) is None]
-    # All folds read the same rows, so the tables are loaded once.
-    tables = load_if_resident(data_uri, request.manifest, config) if pending else None
-    for training in pending:
-        _fit(run, FoldJob(run.uri, data_uri, training, tables), cpus, listen)
-    results = [run.result(training) for training in trainings]
-    return [result for result in results if result is not None]
-
-
-def train_action(run: Run, training: Train, listen: ProgressListener) -> FoldResult:
-    """Run one training of a circle with Ray Train, or return the existing result.
+        run: holds configuration, checkpoints and results.
+        training: the training of the circle.
+        num_parallel: trainings that run side by side and share the CPUs of the cluster.
 
     Raises:
         UserError: if the data set or run is unusable, or the cluster lacks the resources.
@@ -90,10 +65,12 @@ def train_action(run: Run, training: Train, listen: ProgressListener) -> FoldRes
     priors = find_prior_maps(run, manifest, training)
     tables = load_if_resident(run.data_uri, manifest, run.config, priors)
     job = FoldJob(run.uri, run.data_uri, training, tables, priors)
-    return run_training_job(run, job, cpus, listen)
+    return run_training_job(run, job, cpus, lambda line: None, num_parallel)
 
 
-def run_training_job(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> FoldResult:
+def run_training_job(
+    run: Run, job: FoldJob, cpus: float, listen: ProgressListener, num_parallel: int = 1
+) -> FoldResult:
     """Run one training with Ray Train, or return the existing result.
 
     Args:
@@ -101,6 +78,7 @@ def run_training_job(run: Run, job: FoldJob, cpus: float, listen: ProgressListen
         job: the training and its inputs.
         cpus: CPUs reserved by each worker.
         listen: called with `step`, `epoch` and `done` lines of the progress.
+        num_parallel: trainings that run side by side and share the CPUs of the cluster.
 
     Raises:
         UserError: if the data set or run is unusable, or the cluster lacks the resources.
@@ -108,7 +86,7 @@ def run_training_job(run: Run, job: FoldJob, cpus: float, listen: ProgressListen
         RunError: if the workers fail more than `train.max_failures` times.
     """
     if run.result(job.train) is None:
-        _fit(run, job, cpus, listen)
+        _fit(run, job, cpus, listen, num_parallel)
     result = run.result(job.train)
     assert result is not None
     return result
@@ -202,16 +180,18 @@ def _train_in_group(job: FoldJob) -> None:
     worker.train_in_group(job)
 
 
-def _fit(run: Run, job: FoldJob, cpus: float, listen: ProgressListener) -> None:
+def _fit(run: Run, job: FoldJob, cpus: float, listen: ProgressListener, num_parallel: int) -> None:
     """Run Ray Train until the training has a result, and relay progress to the listener."""
     workers = run.config.train
     if job.num_threads is None and not workers.gpus_per_worker:
-        proposed = resources.propose_num_threads(run.config, cpus)
+        proposed = resources.propose_num_threads(run.config, cpus, num_parallel)
         job = replace(job, num_threads=settle_num_threads(run, proposed))
     reserved = {"CPU": cpus} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
     with (
         relay_progress(run, job.train, listen),
-        tempfile.TemporaryDirectory(prefix="mtil-train-") as scratch,
+        tempfile.TemporaryDirectory(
+            prefix="mtil-train-", dir=cluster.find_session_folder()
+        ) as scratch,
     ):
         supervisor.remove_at_end(Path(scratch))
         trainer = _Trainer(

@@ -283,6 +283,27 @@ def test_workers_compute_with_as_many_threads_wherever_they_come_to_be(
 
 
 @pytest.mark.parametrize(
+    ("nodes", "num_workers", "num_trainings", "expected"),
+    [
+        (_nodes(16), 1, 5, 3),  # a single training has 16 threads
+        (_nodes(16), 2, 5, 1),
+        (_nodes(8, 8, 8, 8, 8), 1, 5, 8),  # one on each node
+        (_nodes(8, 8), 1, 3, 5),
+        (_nodes(8, 8), 2, 2, 4),
+        (_nodes(0, 8), 1, 2, 4),  # a head without room for workers does not count
+        (_nodes(2), 1, 5, 1),  # at least 1
+        ([], 1, 2, 1),
+    ],
+)
+def test_trainings_side_by_side_share_the_cpus(
+    nodes: Nodes, num_workers: int, num_trainings: int, expected: int
+) -> None:
+    assert expected == plan_threads_per_worker(
+        nodes, num_workers=num_workers, cpus=1.0, gpus=0, num_trainings=num_trainings
+    )
+
+
+@pytest.mark.parametrize(
     ("nodes", "num_workers", "cpus", "gpus", "expected"),
     [
         (_nodes(2), 1, 1.0, 0, 1),

@@ -260,7 +260,9 @@ def test_news_is_what_was_not_told_before(run: Run) -> None:
     news = TrainingProgressReader(run, Train(0, 0))
     assert news.lines() == []
     run.write_step(Train(0, 0), {"epoch": 1, "step": 4, "steps": 9})
-    assert news.lines() == [{"kind": "step", "epoch": 1, "step": 4, "steps": 9, "hosts": []}]
+    assert news.lines() == [
+        {"kind": "step", "fold": 0, "epoch": 1, "step": 4, "steps": 9, "hosts": []}
+    ]
     assert news.lines() == []
     run.write_history(Train(0, 0), [epoch(0), epoch(1), epoch(2)])
     assert news.lines() == [{"kind": "epoch", **epoch(1)}, {"kind": "epoch", **epoch(2)}]

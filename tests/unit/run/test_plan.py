@@ -1,5 +1,7 @@
 """The plan of a circle: actions, prerequisites, and the models allowed to map a row."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 
@@ -17,6 +19,7 @@ from mtil.run.plan import (
     find_prerequisites,
     find_warm_start,
     list_actions,
+    max_parallel_trainings,
 )
 from tests.unit.plans import CROSS_FIT, IN_SAMPLE, RECYCLE, a_plan, plans
 
@@ -67,6 +70,20 @@ def test_cross_fit_has_inner_models_in_all_rounds_but_the_last() -> None:
         Evaluate(1, 0),
         Summarise(1),
     )
+
+
+@pytest.mark.parametrize(
+    ("folds", "circle", "expected"),
+    [
+        ((0, 3), {"num_rounds": 2}, 2),
+        ((0, 3), {"num_rounds": 2, "maps": "cross_fit", "num_parts": 4}, 10),
+        ((0, 3), {"num_rounds": 1, "maps": "cross_fit", "num_parts": 4}, 2),
+    ],
+)
+def test_the_trainings_of_a_round_may_run_side_by_side(
+    folds: tuple[int, ...], circle: dict[str, Any], expected: int
+) -> None:
+    assert max_parallel_trainings(a_plan(*folds, **circle)) == expected
 
 
 @pytest.mark.parametrize("maps", ["recycle", "corrupted"])

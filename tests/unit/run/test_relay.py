@@ -54,7 +54,9 @@ def test_a_damaged_step_says_nothing(circle_run: CircleRun, damaged: bytes) -> N
     assert run.step(of) is None
     run.write_step(of, {"epoch": 1, "step": 2, "steps": 3, "hosts": ["node"]})
     relay.send_news()
-    assert lines == [{"kind": "step", "epoch": 1, "step": 2, "steps": 3, "hosts": ["node"]}]
+    assert lines == [
+        {"kind": "step", "fold": of.fold, "epoch": 1, "step": 2, "steps": 3, "hosts": ["node"]}
+    ]
 
 
 def test_a_damaged_history_is_logged_once_and_read_again(
