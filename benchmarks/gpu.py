@@ -141,7 +141,7 @@ def through_ray(
     stop = time.time()
     run = Run.open(run_uri)
     histories = [run.history(Train(0, fold)) for fold in folds]
-    # One entry per epoch, with that epoch of each fold.
+    # Each element holds the same epoch of all folds.
     first, *epochs = zip(*histories, strict=True)
     began = len(folds) - 1
     return {
