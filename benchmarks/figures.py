@@ -1,6 +1,6 @@
 """Figures of a declared table: configurations, folds and seeds, with paired differences.
 
-    python -m benchmarks.figures interaction --to FOLDER [--data URI] [--jobs 2]
+    python -m benchmarks.figures busi --to FOLDER [--data URI] [--jobs 2]
     python -m benchmarks.figures busi_with_bus_bra --to FOLDER --set train.init=RUNS/{row}/seed-0
 
 A table is a file in `benchmarks/figures/`. It declares rows (differences from a preset), folds,
