@@ -32,8 +32,8 @@ def stopping(num_trials: int, num_seeds: int, num_epochs: int = 16) -> dict[str,
             for seed in range(num_seeds):
                 search = make_search(Path(folder) / f"{kind}-{seed}", seed=seed, rule=vars(rule))
                 searcher = StudySearch(search, num_trials, lambda line: None)
-                judge = studies.EarlyStopper(search.storage, search.asked.study, rule)
-                curves = Curves(judge, num_epochs, np.random.default_rng(seed))
+                early_stopper = studies.EarlyStopper(search.storage, search.asked.study, rule)
+                curves = Curves(early_stopper, num_epochs, np.random.default_rng(seed))
                 drive(searcher, curves)
                 shares.append(1 - curves.epochs / (num_epochs * num_trials))
                 scores.append(max(curves.completed))
@@ -45,9 +45,9 @@ class Curves:
     """Synthetic learning curves, reported to a stopper after every epoch."""
 
     def __init__(
-        self, judge: studies.EarlyStopper, num_epochs: int, rng: np.random.Generator
+        self, early_stopper: studies.EarlyStopper, num_epochs: int, rng: np.random.Generator
     ) -> None:
-        self._judge, self._num_epochs, self._rng = judge, num_epochs, rng
+        self._early_stopper, self._num_epochs, self._rng = early_stopper, num_epochs, rng
         self.epochs, self.completed = 0, [0.0]
 
     def __call__(self, point: Mapping[str, Any]) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Curves:
             self.epochs += 1
             value = score * (1 - math.exp(-epoch / speed)) + self._rng.normal(0, 0.01)
             best = max(best, value)
-            if not self._judge.hear(int(point[NUMBER_KEY]), epoch, best):
+            if not self._early_stopper.record(int(point[NUMBER_KEY]), epoch, best):
                 return {"dice": best}
         self.completed.append(score)
         return {"dice": best}
@@ -79,9 +79,9 @@ def replaying(uri: str, num_seeds: int) -> dict[str, Any]:
                     Path(folder) / f"{kind}-{seed}", sampler="random", rule=vars(rule)
                 )
                 searcher = StudySearch(search, len(whole), lambda line: None)
-                judge = studies.EarlyStopper(search.storage, search.asked.study, rule)
+                early_stopper = studies.EarlyStopper(search.storage, search.asked.study, rule)
                 order = np.random.default_rng(seed).permutation(len(whole))
-                replay = Replay(judge, [whole[index] for index in order])
+                replay = Replay(early_stopper, [whole[index] for index in order])
                 drive(searcher, replay)
                 shares.append(1 - replay.epochs / (longest * len(whole)))
                 scores.append(max(replay.completed, default=0.0))
@@ -119,8 +119,8 @@ def curves_of(uri: str) -> list[list[float]]:
 class Replay:
     """Recorded learning curves, reported to a stopper after every epoch."""
 
-    def __init__(self, judge: studies.EarlyStopper, curves: list[list[float]]) -> None:
-        self._judge, self._curves = judge, curves
+    def __init__(self, early_stopper: studies.EarlyStopper, curves: list[list[float]]) -> None:
+        self._early_stopper, self._curves = early_stopper, curves
         self.epochs = 0
         self.completed: list[float] = []
 
@@ -129,7 +129,7 @@ class Replay:
         number = int(point[NUMBER_KEY])
         for epoch, value in enumerate(self._curves[number], start=1):
             self.epochs += 1
-            if not self._judge.hear(number, epoch, value):
+            if not self._early_stopper.record(number, epoch, value):
                 return {"dice": value}
         self.completed.append(value)
         return {"dice": value}

@@ -289,7 +289,7 @@ class EarlyStopper:
             pruner=make_pruner(rule),
         )
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def record(self, number: int, epoch: int, value: float) -> bool:
         """Record the value of a trial after `epoch` epochs; return whether the trial goes on.
 
         A restarted training may report all epochs again. A repeated report records nothing, and

@@ -292,7 +292,7 @@ class TestOnRay:
             assert frozen.intermediate_values[2] == frozen.value
             assert not run.store.exists(run.model_name(Train(0, 0), result))
 
-    def test_no_judge_is_left(self, search: Search) -> None:
+    def test_no_early_stopper_is_left(self, search: Search) -> None:
         """Tune keeps the arguments of trials, also an `EarlyStopper`, until the driver ends."""
         until(
             lambda: (
@@ -361,8 +361,8 @@ class TestOnRay:
         )
         first = StudySearch(search, 1, lambda line: None)
         first.suggest("default")
-        judge = studies.EarlyStopper(search.storage, search.asked.study, search.rule)
-        assert judge.hear(0, 1, 2.0)  # an unbeatable value
+        early_stopper = studies.EarlyStopper(search.storage, search.asked.study, search.rule)
+        assert early_stopper.record(0, 1, 2.0)  # an unbeatable value
         first.on_trial_complete(
             "default",
             {OUTCOME_KEY: json.dumps({"figures": [{"dice": 2.0, "auc": 2.0}], "seconds": 1})},

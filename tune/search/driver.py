@@ -119,7 +119,7 @@ def _run_missing(
     searcher.begin(concurrent)
     means = TrialContext(
         held=_hold_dataset(search) if does is run_trial else None,
-        judge=_start_judge(search) if len(search.objective.goals) == 1 else None,
+        early_stopper=_start_early_stopper(search) if len(search.objective.goals) == 1 else None,
         cpus=cpus,
         num_threads=count_worker_threads(nodes, config, concurrent),
         keep_models=keep_models,
@@ -127,9 +127,9 @@ def _run_missing(
     try:
         _run_tuner(search, searcher, concurrent, means, does)
     finally:
-        if means.judge is not None:
+        if means.early_stopper is not None:
             # Tune keeps references to its trials, which would keep the actor alive.
-            ray.kill(means.judge)
+            ray.kill(means.early_stopper)
 
 
 def _run_tuner(
@@ -430,7 +430,7 @@ def _hold_dataset(search: Search) -> list[ray.ObjectRef[Any]] | None:
     return trainer.load_if_resident(search.asked.data, search.manifest(), search.space.base)
 
 
-def _start_judge(search: Search) -> Any:
+def _start_early_stopper(search: Search) -> Any:
     node_id = ray.get_runtime_context().get_node_id()
     # On the driver's node: the study may be a journal file on the driver's disk.
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(studies.EarlyStopper)

@@ -20,7 +20,7 @@ from tune.objective import SearchObjective, compute_running_value
 from tune.record import Search
 from tune.space import KeyValue
 
-NUMBER_KEY, OUTCOME_KEY = "trial", "told"
+NUMBER_KEY, OUTCOME_KEY = "trial", "outcome"
 """Keys of the trial number in Tune's configuration, and of the outcome in Tune's result."""
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "outofmemory", "can't allocate memory", "low on memory")
@@ -32,7 +32,7 @@ class TrialContext:
 
     held: list[ray.ObjectRef[Any]] | None = None
     """Tables of the data set in the object store, or None for a streamed data set."""
-    judge: Any = None
+    early_stopper: Any = None
     """`Judge` actor, which receives epochs and decides on early stopping; None with two goals."""
     cpus: float = 1.0
     """CPUs reserved by each worker of a trial."""
@@ -54,7 +54,7 @@ TrialFunction = Callable[[str, int, Mapping[str, KeyValue], TrialContext], Trial
 class StoppingCallback:
     """Callback after each epoch of a training: asks the `Judge` whether to go on."""
 
-    judge: Any
+    early_stopper: Any
     number: int
     objective: SearchObjective
     finished: tuple[Mapping[str, float], ...]
@@ -67,7 +67,7 @@ class StoppingCallback:
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Report the value of the trial so far. Return whether to go on."""
         value = compute_running_value(self.objective, self.finished, history, self.tolerance)
-        decision = self.judge.hear.remote(self.number, self.before + len(history), value)
+        decision = self.early_stopper.record.remote(self.number, self.before + len(history), value)
         return bool(ray.get(decision))
 
 
@@ -182,15 +182,17 @@ def _run_actions(
     """Run trainings and maps of a trial until all are done or the rule stops the trial."""
     done: dict[Train, FoldResult] = {}
     for action in trial_actions:
-        if means.judge is not None and ray.get(means.judge.has_stopped.remote(number)):
+        if means.early_stopper is not None and ray.get(
+            means.early_stopper.has_stopped.remote(number)
+        ):
             break
         if isinstance(action, WriteMaps):
             write_maps(run, action)
             continue
         asks = None
-        if means.judge is not None and action.part is None:
+        if means.early_stopper is not None and action.part is None:
             asks = StoppingCallback(
-                means.judge,
+                means.early_stopper,
                 number,
                 search.objective,
                 tuple(

@@ -100,8 +100,8 @@ class Coordinator:
     def __init__(self, run_uri: str, grace_s: float = _GRACE_S) -> None:
         log_json_to_stderr(run=run_uri)
         self._last_poll = time.monotonic()
-        # Read before the first poll: a client counts the errors it has heard, and must not hear of
-        # fewer errors after a restart.
+        # Read before the first poll: a client counts the reported errors, and the count must not
+        # fall after a restart.
         restarts = RestartCounter(_actor_name(run_uri))
         self._errors, self._deaths = list(restarts.errors), restarts.deaths
         self._worker = ThreadPoolExecutor(1, "mtil-circle").submit(

@@ -98,7 +98,7 @@ def follow_circle(run: Run, listen: ProgressListener) -> CircleState:
         assert state is not None
         _report_news(run, before, state, listen)
         waits = _report_waiting(run, waits, listen)
-        troubles.hear(answer)
+        troubles.report(answer)
         is_new = is_new or (answer["answered"] and not answer["over"])
         # An ended coordinator stays for a while, so all clients can read the error. An error from
         # before this call is ignored, and a new coordinator is started below.
@@ -123,7 +123,7 @@ class TroubleReporter:
         self._errors = self._deaths = self._starts = 0
         self._is_silent = False
 
-    def hear(self, answer: Mapping[str, Any]) -> None:
+    def report(self, answer: Mapping[str, Any]) -> None:
         """Report news in a coordinator's status.
 
         Raises:

@@ -174,9 +174,9 @@ def test_a_client_hears_each_error_once() -> None:
     lines: list[dict[str, Any]] = []
     troubles = driver.TroubleReporter(lines.append)
     for errors, deaths in ([], 0), (["one"], 0), (["one"], 0), (["one", "two"], 1), ([], 0):
-        troubles.hear(answer(answered=True, errors=errors, deaths=deaths))
-    troubles.hear(answer(silent=True))
-    troubles.hear(answer(silent=True))
+        troubles.report(answer(answered=True, errors=errors, deaths=deaths))
+    troubles.report(answer(silent=True))
+    troubles.report(answer(silent=True))
     assert [line["text"] for line in lines] == [
         "The coordinator failed (1 of 3): one",
         "The coordinator failed (2 of 3): two",
@@ -199,9 +199,9 @@ def test_a_coordinator_that_cannot_be_made_ends_the_command(
     lines: list[dict[str, Any]] = []
     troubles = driver.TroubleReporter(lines.append)
     for _ in range(2):
-        troubles.hear(answer(over=True, cannot_start=error))
+        troubles.report(answer(over=True, cannot_start=error))
     with pytest.raises(kind, match=message):
-        troubles.hear(answer(over=True, cannot_start=error))
+        troubles.report(answer(over=True, cannot_start=error))
     assert len(lines) == 3
 
 

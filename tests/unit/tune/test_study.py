@@ -199,8 +199,10 @@ def _report_epochs(
 ) -> list[bool]:
     """Report the epochs of a new trial to an early stopper. Return the answers."""
     trial = study.ask()
-    judge = EarlyStopper(str(journal), "s", rule)
-    return [judge.hear(trial.number, epoch + 1, value) for epoch, value in enumerate(values)]
+    early_stopper = EarlyStopper(str(journal), "s", rule)
+    return [
+        early_stopper.record(trial.number, epoch + 1, value) for epoch, value in enumerate(values)
+    ]
 
 
 def _finish(study: optuna.Study, journal: Path, values: list[float]) -> None:
@@ -240,25 +242,28 @@ def test_halving_lets_the_best_share_go_on(journal: Path) -> None:
     assert answers == [True, False, True, True, False]
 
 
-def test_the_judge_gives_the_same_answer_again(journal: Path) -> None:
+def test_the_early_stopper_gives_the_same_answer_again(journal: Path) -> None:
     study = _study(journal)
     for value in (0.5,) * 5:
         _finish(study, journal, [value])
     rule = StoppingRule(kind="median", first=1)
     number = study.ask().number
-    judge = EarlyStopper(str(journal), "s", rule)
-    assert not judge.has_stopped(number)
-    assert [judge.hear(number, 1, 0.1), judge.hear(number, 1, 0.9)] == [False, False]
+    early_stopper = EarlyStopper(str(journal), "s", rule)
+    assert not early_stopper.has_stopped(number)
+    assert [early_stopper.record(number, 1, 0.1), early_stopper.record(number, 1, 0.9)] == [
+        False,
+        False,
+    ]
     another = EarlyStopper(str(journal), "s", rule)  # as after a crash
-    assert not another.hear(number, 1, 0.1)
-    assert not another.hear(number, 2, 0.9)
+    assert not another.record(number, 1, 0.1)
+    assert not another.record(number, 2, 0.9)
     assert another.has_stopped(number)
 
 
 def test_a_trial_that_is_over_is_told_to_end(journal: Path) -> None:
     study = _study(journal)
     _add(study, 0.5)
-    assert not EarlyStopper(str(journal), "s", StoppingRule()).hear(0, 1, 0.9)
+    assert not EarlyStopper(str(journal), "s", StoppingRule()).record(0, 1, 0.9)
 
 
 def test_the_best_come_first_and_each_point_once(journal: Path) -> None:
