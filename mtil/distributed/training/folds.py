@@ -26,8 +26,8 @@ _CANCEL_S = 20.0
 def run_trainings(request: TrainingRequest, listen: ProgressListener) -> list[FoldResult]:
     """Train folds. Folds with a result are skipped.
 
-    Folds train side by side, as far as the cluster has room, if the configuration gives the GPUs
-    or the CPUs of a worker. Otherwise a fold computes on all CPUs, and one fold follows the other.
+    If the configuration gives the GPUs or the CPUs of a worker, folds train side by side as far as
+    the cluster has room. Otherwise each fold computes on all CPUs, after the fold before.
 
     Args:
         request: the folds, from `request_trainings`.
@@ -68,7 +68,7 @@ def _may_share(train: TrainConfig) -> bool:
 def _run_side_by_side(
     run: Run, jobs: Sequence[FoldJob], cpus: float, room: int, listen: ProgressListener
 ) -> None:
-    """Run each training in a Ray task, at most `room` at once. The first error ends all."""
+    """Run each training in a Ray task, at most `room` at once. An error ends all trainings."""
     # The tasks only wait, on the node of this command; their workers hold the resources.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(_run_job)
