@@ -4,6 +4,7 @@ Ray workers and `mtil train --local` run the same loop, so both write the same f
 """
 
 import logging
+import math
 import socket
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from mtil.circle.inputs import (
     make_source_weights,
     select_training_rows,
 )
+from mtil.config import Config
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.selection import NORMAL, Role, count_rows, select_rows
@@ -31,6 +33,7 @@ from mtil.library.calibration import (
 )
 from mtil.library.samples import Samples
 from mtil.models.devices import describe_device
+from mtil.models.memory import explain_lack_of_memory
 from mtil.prediction.predictor import Predictor
 from mtil.run.checkpoint import TrainedModel
 from mtil.run.folder import Run
@@ -108,10 +111,14 @@ class FoldTraining:
         Raises:
             DataError: if the samples differ from the rows of the plan.
             CheckpointError: if the latest checkpoint is damaged or of another training.
+            UserError: if the memory is too small for the network and a step's images.
         """
         # A worker may die after the result is written, and Ray then restarts the group.
-        if self.run.result(self.training) is not None:
-            return
+        if self.run.result(self.training) is None:
+            with explain_lack_of_memory(self.device, *_describe_memory(self.config)):
+                self._train()
+
+    def _train(self) -> None:
         engine = self._make_engine()
         progress = TrainingProgress.load(self.checkpoints, engine)
         validation = self.samples.validation(self._make_plan("validation"), _VALIDATION_BATCH)
@@ -336,6 +343,21 @@ def _join_terms(partial: PartialEpoch, steps: Sequence[StepResult]) -> dict[str,
     terms = {f"loss_{name}": [float(step.terms[name]) for step in steps] for name in steps[0].terms}
     terms["gradient_norm"] = [float(step.gradient_norm) for step in steps]
     return {name: [*partial.terms.get(name, ()), *values] for name, values in terms.items()}
+
+
+def _describe_memory(config: Config) -> tuple[str, str]:
+    """Return the use of the memory, and ways to need less, as parts of a sentence."""
+    train, side = config.train, config.data.image_size
+    num_images = math.ceil(train.batch_size / train.num_micro_batches)
+    ways = []
+    if num_images > train.num_workers:
+        ways.append(f"`train.micro_batch_size` {max(num_images // 2, train.num_workers)}")
+    if 0 < train.gpus_per_worker < 1:
+        ways.append(f"`train.gpus_per_worker` above {train.gpus_per_worker:g}")
+    ways.append(f"`data.image_size` below {side}")
+    images = f"{num_images} image{'s' * (num_images > 1)}"
+    purpose = f"for a forward pass over {images} of {side} pixels"
+    return purpose, f"begin a new run with {' or '.join(ways)}"
 
 
 class _TimedBatches(Iterator[Batch]):

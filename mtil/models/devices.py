@@ -6,13 +6,18 @@ from pathlib import Path
 import torch
 
 from mtil.config import TrainConfig
+from mtil.models.memory import limit_gpu_memory
 
 
 def prepare_device(gpus: float) -> torch.device:
-    """Return the device of an actor with `gpus` reserved GPUs; on a CPU, use one thread."""
+    """Return the device of an actor with `gpus` reserved GPUs.
+
+    On a GPU, use at most the reserved share of its memory; on a CPU, use one thread.
+    """
     # The reservation decides, not `torch.cuda.is_available`: an actor without a reservation may see
     # the GPUs of other actors.
     if gpus:
+        limit_gpu_memory(gpus)
         return torch.device("cuda")
     # One thread: as many actors as CPUs run at once, and every actor sums in the same order.
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """Apply trained models to images. No Ray."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.shards import pixels
 from mtil.metrics import calibrate_logits
 from mtil.models.devices import should_use_bf16
+from mtil.models.memory import explain_lack_of_memory
 from mtil.models.windows import Window, measure_zoom
 from mtil.prediction.zoom import paste_windows, propose_windows
 from mtil.run.checkpoint import TrainedModel
@@ -115,11 +117,15 @@ class Predictor:
             prior: (b, 1, n, n) lesion probability in the view's size and orientation; None equals
                 all zeros.
             windows: window of each image; by default the whole image.
+
+        Raises:
+            UserError: if the memory is too small for the images.
         """
         image, zoom = resize_images(stored, view.size, windows), None
         if windows is not None:
             zoom = measure_zoom(windows, stored.shape[-1]).to(self.device)
         with (
+            self._explain_lack_of_memory(view, len(stored)),
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast),
         ):
@@ -133,9 +139,18 @@ class Predictor:
             stored: gray bytes (b, 1, s, s) on the device.
             view: size and orientation of the network's input.
             prior: (b, 1, n, n) lesion probability, as for `look`.
+
+        Raises:
+            UserError: if the memory is too small for the images.
         """
         image = resize_images(stored, view.size)
-        return self._network.explain(image.flip(-1) if view.mirrored else image, prior).cpu()
+        with self._explain_lack_of_memory(view, len(stored)):
+            return self._network.explain(image.flip(-1) if view.mirrored else image, prior).cpu()
+
+    def _explain_lack_of_memory(self, view: View, num_images: int) -> AbstractContextManager[None]:
+        images = "an image" if num_images == 1 else f"{num_images} images"
+        purpose = f"to predict {images} of {view.size} pixels"
+        return explain_lack_of_memory(self.device, purpose, "end other programs that use it")
 
     def maps(
         self, images: npt.NDArray[np.uint8], prior: npt.NDArray[np.uint8] | None, size: int

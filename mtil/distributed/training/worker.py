@@ -20,6 +20,7 @@ from mtil.distributed.runtime.gauges import TRAINING_GAUGES, Gauges
 from mtil.distributed.training.job import FoldJob
 from mtil.library.fold import FoldTraining
 from mtil.library.samples import Epochs, ResidentSamples, Samples
+from mtil.models.memory import limit_gpu_memory
 from mtil.process.logs import log_json_to_stderr
 from mtil.run.folder import Run
 from mtil.run.priors import PriorMaps
@@ -74,7 +75,9 @@ class StreamedSamples:
 def _run_training(job: FoldJob, group: Group, device: torch.device) -> None:
     set_normal_scheduling()
     run = Run.open(job.run_uri)
-    if device.type == "cpu" and job.num_threads is not None:
+    if device.type == "cuda":
+        limit_gpu_memory(run.config.train.gpus_per_worker)
+    elif job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
     manifest = run.manifest(job.data_uri)
     labels = {"run": job.run_uri, **asdict(job.train)}

@@ -4,6 +4,7 @@ import csv
 import doctest
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,13 @@ from mtil.cli import main
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
-from mtil.errors import ConfigError, DataError, ResourceError
+from mtil.errors import ConfigError, DataError, ResourceError, UserError
 from mtil.library import dataset, evaluation, predictor, training
 from mtil.library.fold import FoldTraining
 from mtil.library.samples import Epochs, StoredSamples
 from mtil.run.folder import Run
 from mtil.run.plan import Train
+from mtil.training.engine import TrainingEngine
 from mtil.training.group import Group
 
 pytestmark = pytest.mark.slow
@@ -109,6 +111,39 @@ def test_a_training_begun_again_goes_on_from_its_checkpoint_to_the_same_weights(
     assert lines[-1] == {"kind": "done", "fold": 0}
     again = mtil.train_fold(config, data_uri, str(tmp_path))
     assert again == result
+
+
+@pytest.mark.parametrize(
+    ("train", "images", "remedy"),
+    [
+        ({}, "4 images", "`train.micro_batch_size` 2 or `data.image_size` below 32"),
+        ({"micro_batch_size": 1}, "1 image", "`data.image_size` below 32"),
+        (
+            {"micro_batch_size": 1, "gpus_per_worker": 0.5},
+            "1 image",
+            "`train.gpus_per_worker` above 0.5 or `data.image_size` below 32",
+        ),
+    ],
+)
+def test_a_training_that_needs_too_much_memory_says_what_to_change(
+    train: dict[str, Any],
+    images: str,
+    remedy: str,
+    make_config: MakeConfig,
+    data_uri: str,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(train=train)
+    run = Run.create(str(tmp_path), config, data_uri, manifest.fingerprint)
+    # No machine has memory for 2**50 numbers.
+    monkeypatch.setattr(TrainingEngine, "train_epoch", lambda *_, **__: torch.empty(2**50))
+    samples = StoredSamples(data_uri)
+    sentence = f"for a forward pass over {images} of 32 pixels; begin a new run with {remedy}."
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        FoldTraining(run, Train(0, 0), manifest, samples, torch.device("cpu")).finish()
+    assert run.result(Train(0, 0)) is None
 
 
 class _LoggedSamples:

@@ -36,7 +36,7 @@ def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_actor_computes_on_a_gpu_only_if_it_has_reserved_one(foreign_gpu: None) -> None:
     assert prepare_device(0.0) == CPU
     assert torch.get_num_threads() == 1
-    assert prepare_device(0.5) == torch.device("cuda")
+    assert prepare_device(1.0) == torch.device("cuda")
 
 
 def test_only_the_wanted_processor_computes_in_bf16() -> None:

@@ -14,7 +14,7 @@ from mtil.config import Config
 from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import pixels, read_shard
-from mtil.errors import DataError
+from mtil.errors import DataError, UserError
 from mtil.prediction.evaluation import check_predictions_complete, evaluate_predictions
 from mtil.prediction.predictor import Prediction, Predictor, map_shard, predict_passes
 from mtil.prediction.scoring import EVALUATION_COLUMNS, score, score_chains
@@ -76,6 +76,17 @@ def test_the_first_pass_is_what_a_predictor_says_without_passes(
         assert len(passes) == num_passes
         assert _same(passes[0], predictor(images))
         assert all(not _same(passes[0], later) for later in passes[1:])
+
+
+def test_a_prediction_that_needs_too_much_memory_says_so(
+    make_model: MakeModel, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(make_model(), CPU)
+    # No machine has memory for 2**50 numbers.
+    monkeypatch.setattr(predictor, "_network", lambda *_, **__: torch.empty(2**50))
+    sentence = f"too small to predict {len(images)} images of 32 pixels; end other programs"
+    with pytest.raises(UserError, match=sentence):
+        predictor(images)
 
 
 def test_a_network_that_has_learned_no_map_says_the_same_in_every_pass(

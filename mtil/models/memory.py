@@ -1,0 +1,51 @@
+"""The memory of a device: the part that a process may use, and an error if it is too small."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mtil.errors import UserError
+
+_SIGNS = ("can't allocate memory", "_ALLOC_FAILED")
+"""Parts of the messages of PyTorch, cuBLAS and cuDNN for a failed allocation. Only PyTorch's
+failures on a GPU have a class of their own."""
+
+
+def limit_gpu_memory(gpus: float) -> None:
+    """Limit this process to its share of the current GPU's memory.
+
+    A process above its share then fails by itself, and not its neighbours on the GPU.
+
+    Args:
+        gpus: reserved GPUs. Only values between 0 and 1 are a share.
+    """
+    if 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+@contextmanager
+def explain_lack_of_memory(device: torch.device, purpose: str, remedy: str) -> Iterator[None]:
+    """Raise `UserError` in place of PyTorch's errors about memory.
+
+    Args:
+        device: device of the computation in the block.
+        purpose: use of the memory, as in "for 16 images of 256 pixels at once".
+        remedy: advice to the user, as in "train on fewer images at once".
+
+    Raises:
+        UserError: if the device has too little memory for the computation in the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_about_memory(error):
+            raise
+        place = "the GPU" if device.type == "cuda" else "this machine"
+        raise UserError(f"The memory of {place} is too small {purpose}; {remedy}.") from error
+
+
+def _is_about_memory(error: RuntimeError | MemoryError) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
