@@ -14,6 +14,7 @@ MtilError
 │   └── ResourceError    plan too large for the cluster
 └── RunError             failure during a run; exit code 1
     ├── LostError        death of a process or machine
+    ├── OutOfMemoryError  too little memory for the network and its images
     └── MapError         map shard to be written again
 
 A message is one or two short sentences: the rule, the value found, the remedy. The message is the
@@ -75,6 +76,10 @@ class RunError(MtilError, RuntimeError):
 
 class LostError(RunError):
     """A process or a machine died. A retry may succeed."""
+
+
+class OutOfMemoryError(RunError):
+    """A machine or a GPU has too little memory for the network and its images."""
 
 
 class MapError(RunError):

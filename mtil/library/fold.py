@@ -111,7 +111,7 @@ class FoldTraining:
         Raises:
             DataError: if the samples differ from the rows of the plan.
             CheckpointError: if the latest checkpoint is damaged or of another training.
-            UserError: if the memory is too small for the network and a step's images.
+            OutOfMemoryError: if the memory is too small for the network and a step's images.
         """
         # A worker may die after the result is written, and Ray then restarts the group.
         if self.run.result(self.training) is None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mtil.errors import UserError
+from mtil.errors import OutOfMemoryError
 
 _SIGNS = ("can't allocate memory", "_ALLOC_FAILED")
 """Parts of the messages of PyTorch, cuBLAS and cuDNN for a failed allocation. Only PyTorch's
@@ -26,7 +26,7 @@ def limit_gpu_memory(gpus: float) -> None:
 
 @contextmanager
 def explain_lack_of_memory(device: torch.device, purpose: str, remedy: str) -> Iterator[None]:
-    """Raise `UserError` in place of PyTorch's errors about memory.
+    """Raise mtil's error in place of PyTorch's errors about memory.
 
     Args:
         device: device of the computation in the block.
@@ -34,7 +34,7 @@ def explain_lack_of_memory(device: torch.device, purpose: str, remedy: str) -> I
         remedy: advice to the user, as in "train on fewer images at once".
 
     Raises:
-        UserError: if the device has too little memory for the computation in the block.
+        OutOfMemoryError: if the device has too little memory for the computation in the block.
     """
     try:
         yield
@@ -42,7 +42,8 @@ def explain_lack_of_memory(device: torch.device, purpose: str, remedy: str) -> I
         if not _is_about_memory(error):
             raise
         place = "the GPU" if device.type == "cuda" else "this machine"
-        raise UserError(f"The memory of {place} is too small {purpose}; {remedy}.") from error
+        message = f"The memory of {place} is too small {purpose}; {remedy}."
+        raise OutOfMemoryError(message) from error
 
 
 def _is_about_memory(error: RuntimeError | MemoryError) -> bool:

@@ -119,7 +119,7 @@ class Predictor:
             windows: window of each image; by default the whole image.
 
         Raises:
-            UserError: if the memory is too small for the images.
+            OutOfMemoryError: if the memory is too small for the images.
         """
         image, zoom = resize_images(stored, view.size, windows), None
         if windows is not None:
@@ -141,7 +141,7 @@ class Predictor:
             prior: (b, 1, n, n) lesion probability, as for `look`.
 
         Raises:
-            UserError: if the memory is too small for the images.
+            OutOfMemoryError: if the memory is too small for the images.
         """
         image = resize_images(stored, view.size)
         with self._explain_lack_of_memory(view, len(stored)):

@@ -17,7 +17,7 @@ from mtil.config import config_from_dict, config_to_dict
 from mtil.data.dataset import manifest as manifests
 from mtil.data.dataset.shards import row_bytes
 from mtil.distributed.runtime.preflight import NodeResources
-from mtil.errors import ConfigError, DataError, ResourceError, RunError
+from mtil.errors import ConfigError, DataError, OutOfMemoryError, ResourceError, RunError
 from mtil.run.folder import Run
 from mtil.run.plan import Train
 from mtil.storage import open_store
@@ -245,6 +245,9 @@ def test_want_of_memory_is_named() -> None:
         RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"),
     ):
         assert describe_cause(error).startswith("It does not fit in memory: ")
+    assert describe_cause(OutOfMemoryError("The memory of the GPU is too small.")) == (
+        "The memory of the GPU is too small."
+    )
     assert describe_cause(ZeroDivisionError("division by zero")) == (
         "ZeroDivisionError: division by zero"
     )

@@ -14,6 +14,7 @@ from mtil.distributed.prediction.map_writing import write_maps
 from mtil.distributed.runtime import failures
 from mtil.distributed.training import trainer
 from mtil.distributed.training.job import FoldJob
+from mtil.errors import OutOfMemoryError
 from mtil.run.folder import FoldResult, Run
 from mtil.run.plan import CirclePlan, Train, WriteMaps, list_actions
 from tune.objective import SearchObjective, compute_running_value
@@ -113,6 +114,8 @@ def describe_cause(error: BaseException) -> str:
     last_line = lines[-1] if lines else type(error).__name__
     text = str(known_cause or last_line)
     full_text = f"{type(error).__name__} {error}".lower()
+    if isinstance(known_cause, OutOfMemoryError):
+        return text
     if isinstance(error, MemoryError) or any(word in full_text for word in _OUT_OF_MEMORY_TEXTS):
         return f"It does not fit in memory: {text}"
     if isinstance(error, ray.exceptions.RayActorError):

@@ -21,6 +21,7 @@ from mtil.errors import (
     LostError,
     MtilError,
     NotFoundError,
+    OutOfMemoryError,
     ResourceError,
     RunError,
     StorageError,
@@ -96,6 +97,12 @@ def find_user_error(error: BaseException) -> UserError | None:
     """
     mtil_error = find_mtil_error(error)
     return mtil_error if isinstance(mtil_error, UserError) and not is_loss(mtil_error) else None
+
+
+def would_fail_again(error: BaseException) -> bool:
+    """Return True for a user error and for a lack of memory: a repeated training fails again."""
+    lacks_memory = isinstance(find_mtil_error(error), OutOfMemoryError)
+    return lacks_memory or find_user_error(error) is not None
 
 
 def is_loss(error: BaseException) -> bool:

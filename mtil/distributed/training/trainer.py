@@ -26,7 +26,7 @@ from mtil.config import Config
 from mtil.data.dataset.manifest import Manifest
 from mtil.distributed.data.resident import load_resident_tables
 from mtil.distributed.runtime import cluster, resources
-from mtil.distributed.runtime.failures import find_user_error, unwrap_errors
+from mtil.distributed.runtime.failures import unwrap_errors, would_fail_again
 from mtil.distributed.training.job import FoldJob
 from mtil.distributed.training.process_group import ProcessGroupConfig
 from mtil.library.samples import fits_in_memory
@@ -130,11 +130,11 @@ def load_if_resident(
 
 
 class _FailurePolicy(DefaultFailurePolicy):
-    """Ray's failure policy, without restarts after user errors: a restart would fail again."""
+    """Ray's failure policy, without restarts that would fail again."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return whether to restart the workers or to raise the error."""
-        if find_user_error(training_failed_error) is not None:
+        if would_fail_again(training_failed_error):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 

@@ -20,8 +20,20 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from mtil.distributed.runtime.failures import find_mtil_error, is_loss, unwrap_errors
-from mtil.errors import DataError, LostError, NotFoundError, RunError, StorageError
+from mtil.distributed.runtime.failures import (
+    find_mtil_error,
+    is_loss,
+    unwrap_errors,
+    would_fail_again,
+)
+from mtil.errors import (
+    DataError,
+    LostError,
+    NotFoundError,
+    OutOfMemoryError,
+    RunError,
+    StorageError,
+)
 
 
 def _killed_worker() -> WorkerGroupError:
@@ -74,6 +86,22 @@ def test_an_error_of_ours_decides_even_where_a_process_died_with_it() -> None:
     found = find_mtil_error(error)
     assert isinstance(found, DataError)
     assert not is_loss(error)
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (DataError("no rows"), True),
+        (OutOfMemoryError("too little memory"), True),
+        (StorageError("no answer"), False),
+        (ValueError("a mistake"), False),
+    ],
+)
+def test_a_training_is_repeated_unless_it_would_fail_again(
+    failure: Exception, expected: bool
+) -> None:
+    assert would_fail_again(WorkerGroupError("[Rank 0] failed", {0: failure})) == expected
+    assert not would_fail_again(_killed_worker())
 
 
 def test_a_training_whose_worker_was_killed_too_often_is_lost_and_not_failed() -> None:

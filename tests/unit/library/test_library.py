@@ -26,7 +26,7 @@ from mtil.cli import main
 from mtil.config import Config
 from mtil.data.dataset.batches import Batch, EpochPlan
 from mtil.data.dataset.manifest import Manifest
-from mtil.errors import ConfigError, DataError, ResourceError, UserError
+from mtil.errors import ConfigError, DataError, OutOfMemoryError, ResourceError
 from mtil.library import dataset, evaluation, predictor, training
 from mtil.library.fold import FoldTraining
 from mtil.library.samples import Epochs, StoredSamples
@@ -141,7 +141,7 @@ def test_a_training_that_needs_too_much_memory_says_what_to_change(
     monkeypatch.setattr(TrainingEngine, "train_epoch", lambda *_, **__: torch.empty(2**50))
     samples = StoredSamples(data_uri)
     sentence = f"for a forward pass over {images} of 32 pixels; begin a new run with {remedy}."
-    with pytest.raises(UserError, match=re.escape(sentence)):
+    with pytest.raises(OutOfMemoryError, match=re.escape(sentence)):
         FoldTraining(run, Train(0, 0), manifest, samples, torch.device("cpu")).finish()
     assert run.result(Train(0, 0)) is None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtil.errors import UserError
+from mtil.errors import OutOfMemoryError
 from mtil.models.devices import prepare_device
 from mtil.models.memory import explain_lack_of_memory, limit_gpu_memory
 
@@ -35,7 +35,7 @@ def _fail_in_cublas() -> None:
 def test_a_failed_allocation_says_what_to_do(fail: Callable[[], None]) -> None:
     with (
         pytest.raises(
-            UserError, match=r"^The memory of this machine is too small for all; use less\.$"
+            OutOfMemoryError, match=r"^The memory of this machine is too small for all; use less\.$"
         ),
         explain_lack_of_memory(CPU, "for all", "use less"),
     ):
@@ -45,7 +45,9 @@ def test_a_failed_allocation_says_what_to_do(fail: Callable[[], None]) -> None:
 @pytest.mark.parametrize("fail", [_fail_on_gpu, _fail_in_cublas])
 def test_a_failed_allocation_on_a_gpu_names_the_gpu(fail: Callable[[], None]) -> None:
     with (
-        pytest.raises(UserError, match=r"^The memory of the GPU is too small for all; use less\.$"),
+        pytest.raises(
+            OutOfMemoryError, match=r"^The memory of the GPU is too small for all; use less\.$"
+        ),
         explain_lack_of_memory(GPU, "for all", "use less"),
     ):
         fail()

@@ -14,7 +14,7 @@ from mtil.config import Config
 from mtil.data.dataset.batches import to_squares
 from mtil.data.dataset.manifest import Manifest
 from mtil.data.dataset.shards import pixels, read_shard
-from mtil.errors import DataError, UserError
+from mtil.errors import DataError, OutOfMemoryError
 from mtil.prediction.evaluation import check_predictions_complete, evaluate_predictions
 from mtil.prediction.predictor import Prediction, Predictor, map_shard, predict_passes
 from mtil.prediction.scoring import EVALUATION_COLUMNS, score, score_chains
@@ -85,7 +85,7 @@ def test_a_prediction_that_needs_too_much_memory_says_so(
     # No machine has memory for 2**50 numbers.
     monkeypatch.setattr(predictor, "_network", lambda *_, **__: torch.empty(2**50))
     sentence = f"too small to predict {len(images)} images of 32 pixels; end other programs"
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(OutOfMemoryError, match=sentence):
         predictor(images)
 
 
