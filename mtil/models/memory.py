@@ -1,4 +1,4 @@
-"""The memory of a device: the part that a process may use, and an error if it is too small."""
+"""Memory of machines and GPUs: a limit for shared GPUs, and a plain error about a lack of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ failures on a GPU have a class of their own."""
 def limit_gpu_memory(gpus: float) -> None:
     """Limit this process to its share of the current GPU's memory.
 
-    A process above its share then fails by itself, and not its neighbours on the GPU.
+    A process that needs more fails. Without the limit, another process on the GPU might fail.
 
     Args:
         gpus: reserved GPUs. Only values between 0 and 1 are a share.
@@ -30,8 +30,8 @@ def explain_lack_of_memory(device: torch.device, purpose: str, remedy: str) -> I
 
     Args:
         device: device of the computation in the block.
-        purpose: use of the memory, as in "for 16 images of 256 pixels at once".
-        remedy: advice to the user, as in "train on fewer images at once".
+        purpose: use of the memory, as in "for a forward pass over 16 images".
+        remedy: advice to the user, as in "begin a new run with `data.image_size` below 256".
 
     Raises:
         OutOfMemoryError: if the device has too little memory for the computation in the block.

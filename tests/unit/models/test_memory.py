@@ -1,4 +1,4 @@
-"""A lack of memory becomes a sentence, and a process keeps to its share of a GPU."""
+"""Errors about a lack of memory, and the limit of a process on a shared GPU."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from mtil.models.memory import explain_lack_of_memory, limit_gpu_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 _TOO_MANY = 2**50
-"""Numbers that no machine has memory for."""
+"""More numbers than any machine can store."""
 
 
 def _allocate_tensor() -> None:
