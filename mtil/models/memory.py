@@ -1,4 +1,4 @@
-"""Memory of machines and GPUs: a limit for shared GPUs, and a plain error about a lack of memory."""
+"""Memory of machines and GPUs: a limit for shared GPUs, and a plain error when memory is short."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
