@@ -14,8 +14,7 @@ def prepare_device(gpus: float) -> torch.device:
 
     On a GPU, use at most the reserved share of its memory; on a CPU, use one thread.
     """
-    # The reservation decides, not `torch.cuda.is_available`: an actor without a reservation may see
-    # the GPUs of other actors.
+    # The reservation decides: an actor without reserved GPUs may see the GPUs of other actors.
     if gpus:
         limit_gpu_memory(gpus)
         return torch.device("cuda")

@@ -31,24 +31,22 @@ def _fail_in_cublas() -> None:
     raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
-@pytest.mark.parametrize("fail", [_allocate_tensor, _allocate_array])
-def test_a_failed_allocation_says_what_to_do(fail: Callable[[], None]) -> None:
+@pytest.mark.parametrize(
+    ("device", "fail", "place"),
+    [
+        (CPU, _allocate_tensor, "this machine"),
+        (CPU, _allocate_array, "this machine"),
+        (GPU, _fail_on_gpu, "the GPU"),
+        (GPU, _fail_in_cublas, "the GPU"),
+    ],
+)
+def test_a_failed_allocation_names_the_place_and_the_remedy(
+    device: torch.device, fail: Callable[[], None], place: str
+) -> None:
+    sentence = rf"^The memory of {place} is too small for all; use less\.$"
     with (
-        pytest.raises(
-            OutOfMemoryError, match=r"^The memory of this machine is too small for all; use less\.$"
-        ),
-        explain_lack_of_memory(CPU, "for all", "use less"),
-    ):
-        fail()
-
-
-@pytest.mark.parametrize("fail", [_fail_on_gpu, _fail_in_cublas])
-def test_a_failed_allocation_on_a_gpu_names_the_gpu(fail: Callable[[], None]) -> None:
-    with (
-        pytest.raises(
-            OutOfMemoryError, match=r"^The memory of the GPU is too small for all; use less\.$"
-        ),
-        explain_lack_of_memory(GPU, "for all", "use less"),
+        pytest.raises(OutOfMemoryError, match=sentence),
+        explain_lack_of_memory(device, "for all", "use less"),
     ):
         fail()
 
